@@ -1,0 +1,35 @@
+# `make test`, `make demo`, `make lint`: each sets up its own .venv first, when missing or out of date.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+# mlx's Linux wheel links a slow reference BLAS; Debian's OpenBLAS, preloaded, is 13 times faster.
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
+RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
+
+.PHONY: test demo lint format clean
+
+test: .venv/ready
+	$(RUN)/python -m pytest
+
+demo: .venv/ready
+	$(RUN)/python benchmarks/demo.py
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv .venv || \
+		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[langchain,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

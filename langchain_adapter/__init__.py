@@ -1,0 +1,1 @@
+"""LangChain's chat model over llm_mlx_promptcache."""

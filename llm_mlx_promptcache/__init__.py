@@ -1,0 +1,1 @@
+"""Run language models with MLX and never compute the same prefix twice."""

@@ -1,0 +1,1 @@
+"""Tokens and tensors; this room knows nothing of chat, llm or LangChain."""

@@ -1,0 +1,1 @@
+"""Text, templates and grammars; this room knows nothing of tensors."""

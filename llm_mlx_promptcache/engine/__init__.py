@@ -1,0 +1,1 @@
+"""The model and the one thread that may touch MLX."""
