@@ -1,0 +1,175 @@
+"""DiskStore: what is on the disk is whole, private, and never a wrong byte."""
+
+import os
+import stat
+from array import array
+
+import mlx.core as mx
+import pytest
+import safetensors
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.layers import QuantizedRows, Rows
+from llm_mlx_promptcache.cache.span_file import DamagedSpan, SpanFile, read_span, write_span
+
+LAYOUT = (Rows(), QuantizedRows(32, 4))
+DTYPES = [mx.float32, mx.float16, mx.bfloat16]
+
+
+def pieces(count, dtype=mx.float32):
+    rows = tuple(mx.random.normal((1, 2, count, 4)).astype(dtype) for _ in range(2))
+    packed = tuple(
+        mx.random.randint(0, 9, (1, 1, count, 4)).astype(t)
+        for t in (mx.uint32, dtype, dtype, mx.uint32, dtype, dtype)
+    )
+    return [rows, packed]
+
+
+def span(count=3, dtype=mx.float32):
+    tokens = array("I", range(10, 10 + count))
+    return SpanFile("name", "", 0, "user", LAYOUT, tokens, pieces(count, dtype))
+
+
+def same(a, b):
+    flat = zip((x for p in a for x in p), (x for p in b for x in p), strict=True)
+    return all(x.dtype == y.dtype and bool(mx.array_equal(x, y)) for x, y in flat)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = DiskStore(tmp_path / "cache")
+    yield made
+    assert made.check() == []
+
+
+def save(store, tokens, start=0, **more):
+    ids = array("I", tokens)
+    return store.save("name", LAYOUT, ids, start, "user", pieces(len(ids) - start), **more)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_span_comes_back_as_it_was_written(tmp_path, dtype):
+    written = span(5, dtype)
+    stem, size = write_span(tmp_path, written)
+    path = tmp_path / f"{stem}.safetensors"
+    read = read_span(path)
+    assert path.stat().st_size == size
+    assert read._replace(pieces=[]) == written._replace(pieces=[])
+    assert same(read.pieces, written.pieces)
+
+
+def test_other_readers_of_safetensors_open_the_file(tmp_path):
+    stem, _ = write_span(tmp_path, span())
+    with safetensors.safe_open(tmp_path / f"{stem}.safetensors", "np") as file:
+        assert file.get_tensor("tokens").tolist() == [10, 11, 12]
+        assert file.metadata()["tier"] == "user"
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    stem, size = write_span(tmp_path, span())
+    path = tmp_path / f"{stem}.safetensors"
+    whole = path.read_bytes()
+    for place in range(size):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(DamagedSpan):
+            read_span(path)
+
+
+def test_every_shorter_file_is_noticed(tmp_path):
+    stem, size = write_span(tmp_path, span(1))
+    path = tmp_path / f"{stem}.safetensors"
+    whole = path.read_bytes()
+    for length in range(size):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedSpan):
+            read_span(path)
+
+
+def test_law_12_only_the_owner_can_read(store):
+    old = os.umask(0)
+    try:
+        assert save(store, [1, 2, 3])
+    finally:
+        os.umask(old)
+    for path in [store.folder, *store.folder.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_file_that_others_can_read_is_left_out(store):
+    save(store, [1, 2, 3])
+    (found,) = store.lookup("name", array("I", [1, 2, 3]))
+    next(store.spans_folder.glob("*.safetensors")).chmod(0o644)
+    assert store.read("name", found) is None
+
+
+def test_paths_part_inside_a_file_without_rewriting_it(store):
+    assert save(store, [1, 2, 3, 4, 5])
+    assert save(store, [1, 2, 9, 9], start=2)
+    assert save(store, [1, 2, 9, 7], start=3)
+    found = store.lookup("name", array("I", [1, 2, 9, 7, 8]))
+    assert [(s.start, s.end) for s in found] == [(0, 2), (2, 3), (3, 4)]
+    assert store.stats()["tokens"] == 5 + 2 + 1
+
+
+def test_a_span_that_is_there_or_hangs_on_nothing_is_not_written(store):
+    assert save(store, [1, 2, 3])
+    assert not save(store, [1, 2, 3])
+    assert not save(store, [5, 6, 7, 8], start=2)
+    assert store.stats()["spans"] == 1
+
+
+def test_a_damaged_span_is_a_miss_and_goes_with_what_hangs_on_it(store):
+    save(store, [1, 2, 3])
+    save(store, [1, 2, 3, 4], start=3)
+    first, _ = store.lookup("name", array("I", [1, 2, 3, 4]))
+    path = store.spans_folder / f"{first.stem}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.read("name", first) is None
+    assert store.lookup("name", array("I", [1, 2, 3, 4])) == []
+    assert store.stats()["spans"] == 0
+
+
+def test_the_budget_is_kept_and_leaves_go_first(tmp_path):
+    store = DiskStore(tmp_path)
+    save(store, [1, 2, 3])
+    one = store.stats()["bytes"]
+    store = DiskStore(tmp_path, max_bytes=int(one * 3.5))
+    for last in range(10):
+        save(store, [1, 2, 3, 10 + last], start=3)
+        assert store.stats()["bytes"] <= one * 3.5
+    assert store.lookup("name", array("I", [1, 2, 3]))[0].end == 3
+    assert store.check() == []
+
+
+def test_clear_removes_what_is_ours_and_nothing_else(store):
+    save(store, [1, 2, 3])
+    foreign = store.spans_folder / "notes.txt"
+    foreign.write_text("mine")
+    assert store.clear() > 0
+    assert [p.name for p in store.spans_folder.iterdir()] == ["notes.txt"]
+    assert store.stats()["spans"] == 0
+
+
+def test_a_second_process_sees_what_the_first_one_stored(store):
+    save(store, [1, 2, 3])
+    other = DiskStore(store.folder)
+    (found,) = other.lookup("name", array("I", [1, 2, 3]))
+    assert other.read("name", found) is not None
+    assert other.layout("name") == LAYOUT
+
+
+def test_law_7_a_folder_that_is_a_file_is_one_warning_and_no_store(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    store = DiskStore(tmp_path / "file")
+    assert store.lookup("name", array("I", [1])) == []
+    assert not save(store, [1])
+    assert store.stats()["spans"] == 0
+    assert len(caplog.records) == 1
+
+
+def test_law_7_an_index_of_rubbish_is_one_warning_and_no_store(tmp_path, caplog):
+    (tmp_path / "index.sqlite").write_bytes(b"rubbish" * 1000)
+    store = DiskStore(tmp_path)
+    assert not save(store, [1])
+    assert len(caplog.records) == 1
