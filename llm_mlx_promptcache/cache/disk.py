@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from .layers import Layout, Piece, layout_from_json, layout_to_json
+from .layer_kinds import Piece
+from .layers import Layout, layout_from_json, layout_to_json
 from .sizes import parse_size
 from .span_file import SUFFIX, TEMPORARY, DamagedSpan, SpanFile, read_span, write_span
 from .trie import Tokens, common_prefix

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Reason = Literal["whole", "cold", "diverged", "evicted", "unreadable", "layers", "off"]
+Reason = Literal["whole", "cold", "diverged", "checkpoint", "unreadable", "layers", "off"]
 
 _TEXT: dict[Reason, str] = {
     "whole": "everything but the last token was cached",
     "cold": "nothing that starts like this was stored",
     "diverged": "no stored path goes on like this after token {position}",
-    "evicted": "what was stored after token {position} has been evicted",
+    "checkpoint": "token {position} is the last at which this model's layers can resume",
     "unreadable": "what was stored after token {position} could not be read",
     "layers": "{detail}",
     "off": "the cache is switched off",

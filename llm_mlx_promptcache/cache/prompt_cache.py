@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import layers as kinds
-from .disk import NullStore, Store, StoredSpan
+from .disk import NullStore, Store
 from .explain import Why
-from .layers import Layout, Part, Piece
+from .layer_kinds import Piece
+from .layers import Layout, Part
 from .sizes import parse_size
 from .trie import Node, PromptTrie, Tokens, as_tokens, common_prefix
 
@@ -23,11 +24,16 @@ TIERS = ("assistant", "user", "system")
 
 
 class Lease(NamedTuple):
-    """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens."""
+    """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens.
+
+    Stored tokens agree with the prompt's up to `matched`: more than `cached` where the layers
+    can't resume there, so that a checkpoint left there would serve the next prompt.
+    """
 
     layers: list[Any] | None
     cached: int
     why: Why
+    matched: int = 0
 
 
 @dataclass(slots=True)
@@ -68,14 +74,17 @@ class PromptCache:
         ids = _checked(tokens)
         with self._lock:
             self._tick += 1
-            parts, why = self._find(namespace, ids[:-1])
-            layout = self._layouts.get(namespace)
-            count = kinds.resumable(layout, parts, len(ids) - 1) if layout else 0
-            if layout is None or count == 0:
-                return Lease(None, 0, why)
+            layout = self._layout(namespace)
+            if layout is None:
+                return Lease(None, 0, Why("cold"))
+            parts, matched, unreadable = self._find(namespace, layout, ids[:-1])
+            count = kinds.resumable(layout, parts, matched)
+            why = _why(count, matched, len(ids) - 1, unreadable)
+            if count == 0:
+                return Lease(None, 0, why, matched)
             layers = kinds.join(layout, parts, count, len(ids) - count + room)
             self._leased[layers[0]] = (namespace, ids[:count])
-            return Lease(layers, count, why)
+            return Lease(layers, count, why, matched)
 
     def insert(
         self, namespace: str, tokens: Iterable[int], layers: Sequence[Any], tier: str = "assistant"
@@ -88,25 +97,19 @@ class PromptCache:
         if tier not in TIERS:
             raise ValueError(f"tier is {tier!r}; it is one of {', '.join(TIERS)}")
         layout = kinds.layout_of(layers)
-        if isinstance(layout, str):
-            raise ValueError(f"layers can't be kept: {layout}")
         with self._lock:
             known = self._layout(namespace) or layout
-            ids = ids[: kinds.position_of(known, layers)]
-            self._check_lease(namespace, ids, layers)
+            at = kinds.position_of(known, layers)
+            at = len(ids) if at is None else at
+            ids = ids[:at]
             if not len(ids):
                 raise ValueError("layers hold no token yet; run the model before inserting them")
+            self._check_lease(namespace, ids, layers)
             self._tick += 1
             self._layouts[namespace] = known
-            node = self._place(namespace, ids, layers, TIERS.index(tier))
+            node = self._place(namespace, ids, layers, at, TIERS.index(tier))
             self._evict(keep=node)
             return len(ids)
-
-    @staticmethod
-    def covered(layers: Sequence[Any]) -> int:
-        """How many tokens `layers` hold; 0 where they are of kinds that can't be kept."""
-        layout = kinds.layout_of(layers)
-        return 0 if isinstance(layout, str) else kinds.position_of(layout, layers)
 
     def flush(self) -> int:
         """Write what the store does not have yet; returns how many spans were written."""
@@ -155,35 +158,21 @@ class PromptCache:
                 self._layouts[namespace] = stored
         return self._layouts.get(namespace)
 
-    def _find(self, namespace: str, ids: Tokens[int]) -> tuple[list[Part], Why]:
-        """What memory and store hold along `ids`, and why no more."""
-        layout = self._layout(namespace)
-        if layout is None:
-            return [], Why("cold")
+    def _find(
+        self, namespace: str, layout: Layout, ids: Tokens[int]
+    ) -> tuple[list[Part], int, bool]:
+        """What memory and store hold along `ids`, up to which token, and if a read failed."""
         nodes, length = self._trie.walk(namespace, ids)
         parts = []
         for node in nodes:
             node.value.last_use = self._tick
-            end = min(node.end, length)
-            parts.append(Part(node.start, end, node.end, node.value.pieces))
+            parts.append(Part(node.start, min(node.end, length), node.end, node.value.pieces))
         reached = kinds.resumable(layout, parts, length)
         if reached == len(ids):
-            return parts, Why("whole")
+            return parts, length, False
         stored = self._store.lookup(namespace, ids)
-        if stored and stored[-1].end > reached:
-            return self._find_stored(namespace, layout, ids, stored, parts, reached)
-        return parts, Why("diverged", length) if length else Why("cold")
-
-    def _find_stored(
-        self,
-        namespace: str,
-        layout: Layout,
-        ids: Tokens[int],
-        stored: list[StoredSpan],
-        parts: list[Part],
-        reached: int,
-    ) -> tuple[list[Part], Why]:
-        """Memory's parts up to `reached`, and the store's from there on."""
+        if not stored or stored[-1].end <= reached:
+            return parts, length, False
         parts = [
             part._replace(end=min(part.end, reached)) for part in parts if part.start < reached
         ]
@@ -191,15 +180,12 @@ class PromptCache:
             if span.end <= reached:
                 continue
             read = self._store.read(namespace, span)
-            if (
-                read is None
-                or common_prefix(read.tokens, ids, 0, span.start) < span.end - span.start
-            ):
-                return parts, Why("unreadable", max(span.start, reached))
-            whole = Part(span.start, span.end, span.start + len(read.tokens), read.pieces)
-            parts.append(kinds.after(layout, whole, reached))
-        end = stored[-1].end
-        return parts, Why("whole") if end == len(ids) else Why("diverged", end)
+            used = span.end - span.start
+            if read is None or common_prefix(read.tokens, ids, 0, span.start) < used:
+                return parts, max(length, parts[-1].end if parts else 0), True
+            end = span.start + len(read.tokens)
+            parts.append(Part(max(span.start, reached), span.end, end, read.pieces))
+        return parts, max(length, stored[-1].end), False
 
     def _check_lease(self, namespace: str, ids: Tokens[int], layers: Sequence[Any]) -> None:
         leased = self._leased.get(layers[0])
@@ -212,30 +198,43 @@ class PromptCache:
             )
 
     def _place(
-        self, namespace: str, ids: Tokens[int], layers: Sequence[Any], tier: int
+        self, namespace: str, ids: Tokens[int], layers: Sequence[Any], at: int, tier: int
     ) -> Node[Span]:
-        """The node that ends at the end of `ids`, with what the layers hold, made when missing."""
+        """The node at the end of `ids`, made when missing; all that pass get what they lacked."""
         layout = self._layouts[namespace]
         nodes, length = self._trie.walk(namespace, ids)
-        if nodes and length < nodes[-1].end:
+        inside = bool(nodes) and length < nodes[-1].end
+        dearer = inside and tier > nodes[-1].value.tier
+        if inside and (length < len(ids) or dearer or not kinds.cut_anywhere(layout)):
             nodes[-1] = self._split(nodes[-1], length, layout)
+        for node in nodes:
+            node.value.last_use = self._tick
+            self._fill(node, layout, layers, at)
         node = nodes[-1] if nodes else self._trie.root(namespace)
         if length < len(ids):
             node = self._trie.extend(node, ids[length:])
-            pieces = kinds.cut(layout, layers, length, len(ids))
+            pieces = kinds.cut(layout, layers, at, length, len(ids))
             node.value = Span(pieces, tier, kinds.nbytes(pieces), self._tick)
             self._nbytes += node.value.nbytes
             self._unsaved[node] = None
         node.value.tier = max(node.value.tier, tier)
-        for passed in [*nodes, node]:
-            passed.value.last_use = self._tick
         return node
+
+    def _fill(self, node: Node[Span], layout: Layout, layers: Sequence[Any], at: int) -> None:
+        span = node.value
+        if node.end <= at:
+            filled = kinds.fill(layout, layers, at, node.start, node.end, span.pieces)
+            if filled is not None:
+                self._nbytes -= span.nbytes
+                span.pieces, span.nbytes = filled, kinds.nbytes(filled)
+                self._nbytes += span.nbytes
 
     def _split(self, node: Node[Span], at: int, layout: Layout) -> Node[Span]:
         span = node.value
-        left, right = kinds.split(layout, span.pieces, at - node.start)
+        left, right = kinds.split(layout, span.pieces, len(node.tokens), at - node.start)
         upper = self._trie.split(node, at)
         upper.value = Span(left, span.tier, kinds.nbytes(left), span.last_use)
+        self._nbytes += kinds.nbytes(left) + kinds.nbytes(right) - span.nbytes
         span.pieces, span.nbytes = right, kinds.nbytes(right)
         if node in self._unsaved:  # the store needs parents before children
             del self._unsaved[node]
@@ -265,14 +264,26 @@ class PromptCache:
             if passed.end <= held:
                 continue
             start = max(held, passed.start)
-            part = Part(passed.start, passed.end, passed.end, passed.value.pieces)
-            pieces = kinds.after(layout, part, start).pieces
+            pieces = passed.value.pieces
+            if start > passed.start:
+                length = len(passed.tokens)
+                _, pieces = kinds.split(layout, pieces, length, start - passed.start)
             tier = TIERS[passed.value.tier]
             path = ids[: passed.end]
             if not self._store.save(str(node.model), layout, path, start, tier, pieces):
                 break
             held, written = passed.end, written + 1
         return written
+
+
+def _why(count: int, matched: int, wanted: int, unreadable: bool) -> Why:
+    if count == wanted:
+        return Why("whole")
+    if unreadable:
+        return Why("unreadable", count)
+    if count < matched:
+        return Why("checkpoint", count)
+    return Why("diverged", count) if count else Why("cold")
 
 
 def _chain(node: Node[Span]) -> list[Node[Span]]:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import xxhash
 
-from .layers import Layout, Piece, layout_from_json, layout_to_json
+from .layer_kinds import Piece
+from .layers import Layout, layout_from_json, layout_to_json
 
 FORMAT = "llm-mlx-promptcache/1"
 SUFFIX = ".safetensors"
@@ -103,7 +104,8 @@ def _write_body(file: Any, span: SpanFile) -> int:
     tensors = {"tokens": mx.array(cast("Any", memoryview(span.tokens)))}
     for layer, piece in enumerate(span.pieces):
         for index, values in enumerate(piece or ()):
-            tensors[f"layer.{layer}.{index}"] = values
+            if values is not None:
+                tensors[f"layer.{layer}.{index}"] = values
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
@@ -170,9 +172,8 @@ def _decode(body: memoryview) -> SpanFile:
 
 
 def _piece(arrays: dict[str, mx.array], layer: int, arity: int) -> Piece | None:
-    if f"layer.{layer}.0" not in arrays:
-        return None
-    return tuple(arrays[f"layer.{layer}.{index}"] for index in range(arity))
+    piece = tuple(arrays.get(f"layer.{layer}.{index}") for index in range(arity))
+    return piece if any(values is not None for values in piece) else None
 
 
 def _array(data: memoryview, entry: dict[str, Any]) -> mx.array:

@@ -9,7 +9,7 @@ import pytest
 import safetensors
 
 from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.layers import QuantizedRows, Rows
+from llm_mlx_promptcache.cache.layer_kinds import QuantizedRows, Rows
 from llm_mlx_promptcache.cache.span_file import DamagedSpan, SpanFile, read_span, write_span
 
 LAYOUT = (Rows(), QuantizedRows(32, 4))

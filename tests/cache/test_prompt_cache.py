@@ -4,7 +4,7 @@ import random
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -116,7 +116,7 @@ def test_eviction_keeps_to_the_budget_and_spares_the_system_prompt(run):
         cache.insert("m", path, layers)
         assert cache.stats()["memory"]["bytes"] <= row * 80
         assert cache.check() == []
-    assert cache.fetch("m", IDS[:30] + [99]).cached == 30
+    assert cache.fetch("m", [*IDS[:30], 99]).cached == 30
 
 
 def test_what_leaves_memory_is_on_the_disk(tmp_path, run):
@@ -164,7 +164,8 @@ def test_a_wrong_call_is_refused_by_name_and_changes_nothing(cache, run):
         ([1.5], layers, "tokens must be integers"),
         ([-1], layers, "tokens must be integers"),
         (IDS, others, "another model"),
-        (IDS, windows, "can't be kept"),
+        (IDS, windows, "another model"),
+        (IDS, [object()] * 3, "class object can't be kept"),
         (IDS, uneven, "different numbers of tokens"),
         (FORK[::-1], lease.layers, "leased for"),
         (IDS, [KVCache() for _ in range(3)], "hold no token"),

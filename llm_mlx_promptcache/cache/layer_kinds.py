@@ -1,0 +1,427 @@
+"""The kinds of layer: what a span keeps of one layer, and where a path of spans can resume.
+
+Each kind is a small value; equal kinds are cut, split and joined alike. The shapes of mlx-lm's
+cache objects are known here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import mlx.core as mx
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+Piece = tuple[mx.array | None, ...]
+Layer = Any  # one of mlx-lm's cache objects; mlx-lm has no common type for them
+
+
+class View(NamedTuple):
+    """One layer's piece where a path uses it.
+
+    The path follows the span over [start, end); the span itself, and so its piece, ends at
+    `span_end`. The piece is None where the span does not hold this layer.
+    """
+
+    start: int
+    end: int
+    span_end: int
+    piece: Piece | None
+
+
+class LayerKind(Protocol):
+    """How one kind of layer is kept. Implementations are frozen dataclasses of plain settings."""
+
+    name: ClassVar[str]
+    anywhere: ClassVar[bool]  # whether a path can resume at any token that is held
+
+    @property
+    def arity(self) -> int:
+        """How many arrays a piece has."""
+
+    def position(self, layer: Layer) -> int | None:
+        """How many tokens the layer has seen; None where it does not count."""
+
+    def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
+        """What a span [start, end) keeps of a layer that has seen `at` tokens, if it is there."""
+
+    def missing(self, piece: Piece | None, length: int) -> bool:
+        """Whether a span of `length` tokens could hold more of this layer than the piece does."""
+
+    def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
+        """The piece of a span of `length` tokens, cut after `at` of them; no memory is shared."""
+
+    def resumable(self, views: Sequence[View], limit: int) -> int:
+        """The longest prefix, at most `limit`, at which the layer can resume."""
+
+    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+        """A new layer at token `count`, evaluated, with room for `room` more; 0 < count."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keys and values a token, [1, heads, tokens, width] each: `KVCache`, also latent attention."""
+
+    name: ClassVar[str] = "rows"
+    anywhere: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
+    arity: ClassVar[int] = 2
+
+    def position(self, layer: Layer) -> int | None:
+        """How many tokens the layer has seen."""
+        return int(layer.offset)
+
+    def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
+        """The rows [start, end), copied out of the layer's buffer."""
+        if layer.keys is None or end > at:
+            return None
+        return tuple(mx.contiguous(a[..., start:end, :]) for a in self.arrays(layer))
+
+    def missing(self, piece: Piece | None, length: int) -> bool:
+        """Rows are there or not."""
+        return piece is None
+
+    def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
+        """Both sides of row `at`."""
+        return _rows(piece, 0, at), _rows(piece, at, length)
+
+    def resumable(self, views: Sequence[View], limit: int) -> int:
+        """As far as the views hold rows without a gap."""
+        held = 0
+        for view in views:
+            if view.piece is None or view.start > held:
+                break
+            held = view.end
+        return min(held, limit)
+
+    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+        """All rows of the path, in one buffer."""
+        parts = [_used(v, v.start, min(v.end, count)) for v in views if v.start < count]
+        # Array by array, so that only one of them is held twice at a time.
+        arrays = [_joined(list(same), room * self.grows) for same in zip(*parts, strict=True)]
+        layer = self.empty()
+        self.fill(layer, arrays, count)
+        return layer
+
+    def empty(self) -> Layer:
+        """A fresh layer of mlx-lm's class."""
+        return KVCache()
+
+    def arrays(self, layer: Layer) -> Iterable[mx.array]:
+        """The layer's buffers, rows on axis -2."""
+        return layer.keys, layer.values
+
+    def fill(self, layer: Layer, arrays: Sequence[mx.array], count: int) -> None:
+        """Put buffers that hold `count` rows into a fresh layer."""
+        layer.keys, layer.values = arrays
+        layer.offset = count
+
+
+@dataclass(frozen=True)
+class PlainRows(Rows):
+    """`ConcatenateKVCache`: rows in a buffer that has no room."""
+
+    name: ClassVar[str] = "plain_rows"
+    grows: ClassVar[bool] = False
+
+    def empty(self) -> Layer:
+        """A fresh layer of mlx-lm's class."""
+        return ConcatenateKVCache()
+
+
+@dataclass(frozen=True)
+class QuantizedRows(Rows):
+    """`QuantizedKVCache`; a piece is (weights, scales, biases) of the keys, then of the values."""
+
+    group_size: int
+    bits: int
+
+    name: ClassVar[str] = "quantized_rows"
+    arity: ClassVar[int] = 6
+
+    def empty(self) -> Layer:
+        """A fresh layer of mlx-lm's class."""
+        return QuantizedKVCache(self.group_size, self.bits)
+
+    def arrays(self, layer: Layer) -> Iterable[mx.array]:
+        """The layer's six buffers, rows on axis -2."""
+        return *layer.keys, *layer.values
+
+    def fill(self, layer: Layer, arrays: Sequence[mx.array], count: int) -> None:
+        """Put six buffers that hold `count` rows into a fresh layer."""
+        layer.keys, layer.values = tuple(arrays[:3]), tuple(arrays[3:])
+        layer.offset = count
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows of which the last `size` matter: `RotatingKVCache`.
+
+    A span holds the last min(length, size) of its rows that the layer still had, so a path can
+    resume where the last `size` rows before a token are all there. With `keep` > 0 mlx-lm's own
+    answer depends on where chunks end once the buffer has wrapped, so only the part before is kept.
+    """
+
+    size: int
+    keep: int = 0
+
+    name: ClassVar[str] = "window"
+    anywhere: ClassVar[bool] = False
+    arity: ClassVar[int] = 2
+
+    def position(self, layer: Layer) -> int | None:
+        """How many tokens the layer has seen."""
+        return int(layer.offset)
+
+    def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
+        """The last rows of [start, end) that matter and that the layer still holds."""
+        if layer.keys is None or end > at or (self.keep and at > self.size):
+            return None
+        arrays = self.ordered(layer)
+        oldest = at - _count(arrays)
+        first = max(start, end - self.size, oldest)
+        return _rows(arrays, first - oldest, end - oldest)
+
+    def missing(self, piece: Piece | None, length: int) -> bool:
+        """Whether the last rows that matter are not all there."""
+        return piece is None or _count(piece) < min(length, self.size)
+
+    def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
+        """Each side keeps its last rows, as far as the piece had them."""
+        held = _count(piece)
+        border = max(0, held - (length - at))
+        return _rows(piece, 0, border), _rows(piece, border, held)
+
+    def resumable(self, views: Sequence[View], limit: int) -> int:
+        """The last token before which a whole window of rows is held."""
+        limit = min(limit, self.size) if self.keep else limit
+        for first, last in reversed(_runs(views)):
+            end = min(last, limit)
+            if end > first and (first == 0 or end - first >= self.size):
+                return end
+        return 0
+
+    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+        """The window before token `count`, in temporal order, exactly as long as it must be."""
+        first = max(0, count - self.size)
+        parts = [
+            _used(view, max(first, view.start), min(view.end, count))
+            for view in views
+            if view.start < count and view.end > first
+        ]
+        # Headroom would be taken for rows: mlx-lm reads a window's length off its buffer.
+        arrays = [_joined(list(same), 0) for same in zip(*parts, strict=True)]
+        layer = self.empty()
+        self.fill(layer, arrays, count)
+        return layer
+
+    def empty(self) -> Layer:
+        """A fresh layer of mlx-lm's class."""
+        return RotatingKVCache(self.size, self.keep)
+
+    def ordered(self, layer: Layer) -> Piece:
+        """The layer's rows in temporal order; the last one is that of the last token seen."""
+        return tuple(layer._temporal_order(a) for a in (layer.keys, layer.values))
+
+    def fill(self, layer: Layer, arrays: Sequence[mx.array], count: int) -> None:
+        """Put the rows of a window into a fresh layer."""
+        layer.keys, layer.values = arrays
+        layer.offset, layer._idx = count, arrays[0].shape[-2]
+
+
+@dataclass(frozen=True)
+class Chunked(Window):
+    """`ChunkedKVCache`: attention within chunks, which never needs more than one chunk of rows."""
+
+    name: ClassVar[str] = "chunked"
+
+    def empty(self) -> Layer:
+        """A fresh layer of mlx-lm's class."""
+        return ChunkedKVCache(self.size)
+
+    def ordered(self, layer: Layer) -> Piece:
+        """The layer's rows without the buffer's slack."""
+        held = layer.offset - layer.start_position
+        return layer.keys[..., :held, :], layer.values[..., :held, :]
+
+    def fill(self, layer: Layer, arrays: Sequence[mx.array], count: int) -> None:
+        """Put rows into a fresh layer, which is told at which token they start."""
+        layer.keys, layer.values = arrays
+        layer.offset, layer.start_position = count, count - arrays[0].shape[-2]
+
+
+@dataclass(frozen=True)
+class State:
+    """What can't be cut: `ArraysCache` with `arity` arrays, kept whole where it was taken."""
+
+    arity: int
+
+    name: ClassVar[str] = "state"
+    anywhere: ClassVar[bool] = False
+
+    def position(self, layer: Layer) -> int | None:
+        """Recurrent state does not count tokens; its place is kept with the checkpoint."""
+        return None
+
+    def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
+        """The whole state, if the layer stands at the span's end."""
+        if end != at or layer.lengths is not None or layer.left_padding is not None:
+            return None
+        return _owned(layer.cache)
+
+    def missing(self, piece: Piece | None, length: int) -> bool:
+        """State is there or not."""
+        return piece is None
+
+    def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
+        """State stays at the end."""
+        return None, piece
+
+    def resumable(self, views: Sequence[View], limit: int) -> int:
+        """The last end of a span that holds state."""
+        ends = (v.end for v in reversed(views) if v.piece is not None and v.end == v.span_end)
+        return next((end for end in ends if end <= limit), 0)
+
+    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+        """The state at `count`; arrays are shared, since models replace them and never write."""
+        layer = ArraysCache(self.arity)
+        piece = next(v.piece for v in views if v.end == count == v.span_end)
+        layer.cache = [a if a is None else a[...] for a in piece or ()]
+        return layer
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """`CacheList`: several layers in one, each by its own kind; a piece is theirs in a row."""
+
+    parts: tuple[LayerKind, ...]
+
+    name: ClassVar[str] = "list"
+    anywhere: ClassVar[bool] = False
+
+    @property
+    def arity(self) -> int:
+        """The arrays of all parts."""
+        return sum(part.arity for part in self.parts)
+
+    def position(self, layer: Layer) -> int | None:
+        """What the parts that count agree on; -1 where they don't."""
+        pairs = zip(self.parts, layer.caches, strict=True)
+        counts = {part.position(sub) for part, sub in pairs} - {None}
+        return counts.pop() if len(counts) == 1 else -1 if counts else None
+
+    def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
+        """The parts' pieces."""
+        pairs = zip(self.parts, layer.caches, strict=True)
+        return self._flat([part.cut(sub, at, start, end) for part, sub in pairs])
+
+    def missing(self, piece: Piece | None, length: int) -> bool:
+        """Whether any part could hold more."""
+        pairs = zip(self.parts, self._parted(piece), strict=True)
+        return any(part.missing(sub, length) for part, sub in pairs)
+
+    def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
+        """Each part split in its way."""
+        halves = [
+            (None, None) if sub is None else part.split(sub, length, at)
+            for part, sub in zip(self.parts, self._parted(piece), strict=True)
+        ]
+        return self._flat([h[0] for h in halves]), self._flat([h[1] for h in halves])
+
+    def resumable(self, views: Sequence[View], limit: int) -> int:
+        """The longest prefix at which all parts can resume."""
+        columns = self._columns(views)
+        pairs = list(zip(self.parts, columns, strict=True))
+        while limit > 0:
+            reached = min(part.resumable(column, limit) for part, column in pairs)
+            if reached == limit:
+                break
+            limit = reached
+        return limit
+
+    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+        """Each part joined in its way."""
+        columns = self._columns(views)
+        pairs = zip(self.parts, columns, strict=True)
+        return CacheList(*(part.join(column, count, room) for part, column in pairs))
+
+    def _columns(self, views: Sequence[View]) -> list[list[View]]:
+        rows = [(view, self._parted(view.piece)) for view in views]
+        indices = range(len(self.parts))
+        return [[view._replace(piece=subs[i]) for view, subs in rows] for i in indices]
+
+    def _parted(self, piece: Piece | None) -> list[Piece | None]:
+        found: list[Piece | None] = []
+        start = 0
+        for part in self.parts:
+            sub = piece[start : start + part.arity] if piece is not None else ()
+            found.append(sub if any(a is not None for a in sub) else None)
+            start += part.arity
+        return found
+
+    def _flat(self, pieces: Sequence[Piece | None]) -> Piece | None:
+        if all(piece is None for piece in pieces):
+            return None
+        pairs = zip(self.parts, pieces, strict=True)
+        return tuple(a for part, piece in pairs for a in (piece or (None,) * part.arity))
+
+
+def _rows(piece: Piece, first: int, last: int) -> Piece | None:
+    """Rows [first, last) of each array, in memory of their own; None where there are none."""
+    if last <= first:
+        return None
+    return tuple(a if a is None else mx.contiguous(a[..., first:last, :]) for a in piece)
+
+
+def _owned(arrays: Iterable[mx.array | None]) -> Piece | None:
+    """Copies that keep no larger array alive (mamba2's state is a view of a whole chunk)."""
+    piece = tuple(a if a is None else mx.contiguous(a) for a in arrays)
+    return piece if any(a is not None for a in piece) else None
+
+
+def _count(piece: Piece) -> int:
+    return next(int(a.shape[-2]) for a in piece if a is not None)
+
+
+def _runs(views: Sequence[View]) -> list[tuple[int, int]]:
+    """Runs of tokens [first, last) whose rows are held, neighbours joined."""
+    runs: list[tuple[int, int]] = []
+    for view in views:
+        if view.piece is None:
+            continue
+        first = max(view.start, view.span_end - _count(view.piece))
+        if first >= view.end:
+            continue
+        if runs and runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], view.end)
+        else:
+            runs.append((first, view.end))
+    return runs
+
+
+def _used(view: View, first: int, last: int) -> Sequence[mx.array]:
+    """The rows [first, last) of a path out of one view's piece, which ends at its span's end."""
+    arrays = [a for a in view.piece or () if a is not None]
+    oldest = view.span_end - arrays[0].shape[-2]
+    if first == oldest and last == view.span_end:
+        return arrays
+    return [a[..., first - oldest : last - oldest, :] for a in arrays]
+
+
+def _joined(parts: list[mx.array], room: int) -> mx.array:
+    if room > 0:
+        shape = (*parts[0].shape[:-2], room, parts[0].shape[-1])
+        parts = [*parts, mx.zeros(shape, parts[0].dtype)]
+    # Never the stored array object itself: the model writes into its layers in place (law 9).
+    whole = mx.concatenate(parts, axis=-2)
+    mx.eval(whole)
+    return whole
