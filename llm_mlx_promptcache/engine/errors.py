@@ -1,0 +1,13 @@
+"""Errors of the engine that a user can act on; each message is one line."""
+
+from __future__ import annotations
+
+
+class ModelLoadError(ValueError):
+    """A model can't be found, fetched or loaded; the message names it, and what to do."""
+
+
+def one_line(error: BaseException | str, limit: int = 200) -> str:
+    """The message of an error without its line breaks, at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

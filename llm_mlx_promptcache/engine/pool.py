@@ -1,0 +1,65 @@
+"""The engines and the cache of this process: one engine a model, one cache for all of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..config import cache_folder
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from ..cache.prompt_cache import PromptCache
+    from .running import Running
+
+# llm makes a new model object for each lookup, so what is dear to make can't live in one.
+_engines: dict[str, Engine] = {}
+_cache: PromptCache | None = None
+_lock = threading.Lock()
+
+DISK_SWITCH = "LLM_MLX_CACHED_DISK"
+
+
+def engine_for(reference: str) -> Engine:
+    """The engine of a model: "default", a folder, or a hub id. Loads nothing yet."""
+    with _lock:
+        if reference not in _engines:
+            _engines[reference] = Engine(partial(_load, reference))
+        return _engines[reference]
+
+
+def shared_cache() -> PromptCache:
+    """The cache of this process, with the disk behind it unless LLM_MLX_CACHED_DISK is 0."""
+    global _cache
+    from ..cache.disk import DiskStore
+    from ..cache.prompt_cache import PromptCache
+
+    with _lock:
+        if _cache is None:
+            on_disk = os.environ.get(DISK_SWITCH, "1") != "0"
+            _cache = PromptCache(disk=DiskStore(cache_folder()) if on_disk else None)
+        return _cache
+
+
+def close_engines() -> None:
+    """End every engine's thread, once what it promised to the disk is there."""
+    with _lock:
+        engines = list(_engines.values())
+        _engines.clear()
+    for engine in engines:
+        engine.close()
+
+
+def _load(reference: str) -> Running:
+    started = time.perf_counter()
+    from ..cache.identity import fingerprint
+    from .loading import describe, load
+    from .running import Running
+
+    loaded = load(reference)
+    memo = cache_folder() / "digests.json"
+    identity = fingerprint([loaded.folder], describe(loaded), memo)
+    return Running(loaded, identity, shared_cache(), time.perf_counter() - started)

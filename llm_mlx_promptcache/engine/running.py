@@ -1,0 +1,188 @@
+"""A loaded model at work: fetch from the cache, prefill the rest, decode, give back."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..cache.explain import Why
+from ..cache.identity import namespace_of
+from ..cache.layers import NotCached, cut_anywhere, layout_of
+from ..cache.prompt_cache import Lease, PromptCache
+from ..chat.messages import check_messages
+from ..chat.transcript import Transcript, render
+from .chat_tokenizer import TemplateTokenizer
+from .decoding import decode, make_layers, prefill, wired
+from .loading import LoadedModel
+from .request import (
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Progress,
+    TextDelta,
+    Timings,
+    Usage,
+)
+from .sampling import make_sampler
+
+# Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
+_ROOM = 256
+# Layers that can't be cut are kept at least this often in a long prefill.
+_CHECKPOINT = 4096
+
+
+class Running:
+    """One loaded model and the cache that it fills; used on the engine's thread only.
+
+    `identity` is the model's fingerprint, `load_seconds` what the first answer had to wait for.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, identity: str, cache: PromptCache, load_seconds: float = 0.0
+    ) -> None:
+        self._loaded = loaded
+        self._identity = identity
+        self._cache = cache
+        self._load_seconds = load_seconds
+        self._tokenizer = TemplateTokenizer(loaded.tokenizer)
+        self._uncached: str | None = None
+        self._stops = False
+        try:
+            self._stops = not cut_anywhere(layout_of(make_layers(loaded.model)))
+        except NotCached as reason:
+            self._uncached = str(reason)
+
+    def answer(
+        self, request: GenerationRequest, abandoned: Callable[[], bool] = lambda: False
+    ) -> Iterator[Event]:
+        """The events of one answer; what was computed goes into the cache behind the last one."""
+        started = time.perf_counter()
+        transcript = self._transcript(request)
+        ids = transcript.ids
+        limit = self._limit(request, len(ids))
+        namespace = namespace_of(self._identity, request.salt)
+        lease = self._lease(request, namespace, ids, limit)
+        layers = lease.layers or make_layers(self._loaded.model)
+        work = _Work(request, namespace, transcript, lease, layers)
+        places = self._places(work)
+        held = lease.cached
+        with wired(self._loaded.model):
+            for held in prefill(self._loaded.model, layers, ids, lease.cached, places):
+                yield Progress(held, len(ids), lease.cached)
+                if held in places:
+                    self._keep(work, held)
+                if abandoned():
+                    break
+            else:
+                sampler = make_sampler(request.sampling)
+                tokens = decode(self._loaded.model, layers, ids[-1], sampler, limit)
+                yield from self._decode(work, tokens, started, abandoned)
+                held = len(ids) + len(work.generated)
+        self._keep(work, held)
+
+    def settle(self) -> None:
+        """Write to the disk what this model's answers left to write."""
+        self._cache.flush()
+
+    def _decode(
+        self,
+        work: _Work,
+        tokens: Iterator[int],
+        started: float,
+        abandoned: Callable[[], bool],
+    ) -> Iterator[Event]:
+        """Text as its tokens come, then `Finished`; the tokens are left in `work`."""
+        detokenizer = self._loaded.tokenizer.detokenizer
+        first = 0.0
+        reason: FinishReason = "length"
+        texts: list[str] = []
+        for token in tokens:
+            first = first or time.perf_counter()
+            work.generated.append(token)
+            if token in self._tokenizer.stop_ids:
+                reason = "stop"
+                break
+            detokenizer.add_token(token)
+            if segment := detokenizer.last_segment:
+                texts.append(segment)
+                yield TextDelta(segment)
+            if abandoned():
+                return
+        detokenizer.finalize()
+        if segment := detokenizer.last_segment:
+            texts.append(segment)
+            yield TextDelta(segment)
+        load, self._load_seconds = self._load_seconds, 0.0
+        lease, prompt = work.lease, len(work.transcript.ids)
+        yield Finished(
+            ids=tuple(work.generated),
+            text="".join(texts),
+            reason=reason,
+            usage=Usage(prompt, lease.cached, prompt - lease.cached, len(work.generated)),
+            timings=Timings(load, first - started, time.perf_counter() - first),
+            why=str(lease.why),
+            fingerprint=self._identity,
+        )
+
+    def _transcript(self, request: GenerationRequest) -> Transcript:
+        check_messages(request.messages)
+        return render(request.messages, self._tokenizer, fingerprint=self._identity)
+
+    def _limit(self, request: GenerationRequest, prompt: int) -> int:
+        """How many tokens the answer may have; ValueError where the prompt leaves none."""
+        context = self._loaded.context_length
+        if context is None:
+            return request.max_tokens
+        if prompt >= context:
+            raise ValueError(
+                f"the prompt has {prompt} tokens and the model's context holds {context};"
+                " shorten the prompt or use a model with a longer context"
+            )
+        return min(request.max_tokens, context - prompt)
+
+    def _lease(
+        self, request: GenerationRequest, namespace: str, ids: array[int], limit: int
+    ) -> Lease:
+        if not request.use_cache:
+            return Lease(None, 0, Why("off"))
+        if self._uncached is not None:
+            return Lease(None, 0, Why("layers", detail=self._uncached))
+        return self._cache.fetch(namespace, ids, room=min(limit, _ROOM))
+
+    def _places(self, work: _Work) -> set[int]:
+        """Where prefill must stop: layers that can't be cut are kept where they were taken."""
+        if not self._stops or not work.request.use_cache:
+            return set()
+        places = {boundary.position for boundary in work.transcript.boundaries}
+        every = range(_CHECKPOINT, len(work.transcript.ids), _CHECKPOINT)
+        return places | {work.lease.matched} | set(every)
+
+    def _keep(self, work: _Work, done: int) -> None:
+        """Insert what `done` tokens of the path made complete, each message under its tier."""
+        if not work.request.use_cache or self._uncached is not None or done <= work.lease.cached:
+            return
+        path = work.transcript.ids + array("I", work.generated)
+        passed = [b for b in work.transcript.boundaries if work.kept < b.position <= done]
+        for boundary in passed:
+            tier = boundary.tier
+            self._cache.insert(work.namespace, path[: boundary.position], work.layers, tier)
+        if not passed or passed[-1].position < done:
+            self._cache.insert(work.namespace, path[:done], work.layers, "assistant")
+        work.kept = done
+
+
+@dataclass
+class _Work:
+    """One answer on its way."""
+
+    request: GenerationRequest
+    namespace: str
+    transcript: Transcript
+    lease: Lease
+    layers: list[Any]
+    generated: list[int] = field(default_factory=list)
+    kept: int = 0
