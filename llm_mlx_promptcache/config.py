@@ -44,11 +44,16 @@ def make_private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
+def create_private(path: Path | str) -> int:
+    """A descriptor to write the new file `path`, mode 0600; FileExistsError where it is there."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
 def write_private_file(path: Path, text: str) -> None:
     """Replace the file `path` by `text`, whole or not at all, mode 0600 from the first byte."""
     make_private_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = create_private(temporary)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)

@@ -127,5 +127,6 @@ def _report(event: Finished, response: llm.Response) -> None:
         "cache": event.why,
         "load_seconds": round(timings.load, 3),
         "first_token_seconds": round(timings.first_token, 3),
+        "decode_seconds": round(timings.decode, 3),
         "generation_tps": round(usage.generated / timings.decode, 1) if timings.decode else None,
     }

@@ -203,7 +203,8 @@ class Window:
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The last token before which a whole window of rows is held."""
-        limit = min(limit, self.size) if self.keep else limit
+        # One row before the wrap: there mlx-lm's next chunk drops the first row that is not kept.
+        limit = min(limit, self.size - 1) if self.keep else limit
         for first, last in reversed(_runs(views)):
             end = min(last, limit)
             if end > first and (first == 0 or end - first >= self.size):
@@ -276,7 +277,7 @@ class State:
         """The whole state, if the layer stands at the span's end."""
         if end != at or layer.lengths is not None or layer.left_padding is not None:
             return None
-        return _owned(layer.cache)
+        return owned(layer.cache)
 
     def missing(self, piece: Piece | None, length: int) -> bool:
         """State is there or not."""
@@ -382,7 +383,7 @@ def _rows(piece: Piece, first: int, last: int) -> Piece | None:
     return tuple(a if a is None else _copied(a[..., first:last, :]) for a in piece)
 
 
-def _owned(arrays: Iterable[mx.array | None]) -> Piece | None:
+def owned(arrays: Iterable[mx.array | None]) -> Piece | None:
     """Copies that keep no larger array alive (mamba2's state is a view of a whole chunk)."""
     piece = tuple(a if a is None else _copied(a) for a in arrays)
     return piece if any(a is not None for a in piece) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
+from .hooks import call_plugins
 from .layer_kinds import (
     Chunked,
     Layer,
@@ -34,13 +36,22 @@ from .layer_kinds import (
     View,
     Window,
 )
+from .own_state import NoRoundTrip, OwnState, own_state
 
 Layout = tuple[LayerKind, ...]
 
 # Evaluating piece by piece costs a synchronisation each, all at once costs their transient memory.
 _EVAL_BYTES = 64 << 20
 
-_SIMPLE: tuple[type[Any], ...] = (Rows, PlainRows, QuantizedRows, Window, Chunked, State)
+_SIMPLE: tuple[type[Any], ...] = (
+    Rows,
+    PlainRows,
+    QuantizedRows,
+    Window,
+    Chunked,
+    State,
+    OwnState,
+)
 _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _SIMPLE}
 _KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {
     KVCache: lambda layer: Rows(),
@@ -54,7 +65,7 @@ _KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {
 
 
 class NotCached(ValueError):
-    """A model has layers that can't be represented faithfully; the message names their class."""
+    """A model has layers that can't be represented faithfully; the message says which and why."""
 
 
 class Part(NamedTuple):
@@ -70,8 +81,35 @@ def kind_of(layer: Layer) -> LayerKind:
     """The kind of one layer, by its very class (a subclass may behave otherwise); or NotCached."""
     make = _KIND_OF.get(type(layer))
     if make is None:
-        raise NotCached(f"layers of class {type(layer).__name__} can't be kept")
-    return make(layer)
+        load_layer_kinds()
+        make = _KIND_OF.get(type(layer), own_state)
+    try:
+        return make(layer)
+    except NoRoundTrip as error:
+        reason = f"layers of class {type(layer).__name__} can't be kept: {error}"
+        raise NotCached(reason) from None
+
+
+def register_layer_kind(
+    layer_class: type, kind_class: type[Any], make: Callable[[Any], LayerKind]
+) -> None:
+    """Teach the cache a class of layers: `make` gives the kind, a `kind_class`, of one of them.
+
+    ValueError where the class or the kind's name is taken: what is stored must keep its meaning.
+    """
+    if _KIND_OF.get(layer_class, make) is not make:
+        raise ValueError(f"layers of class {layer_class.__name__} have a kind already")
+    taken = {ListOf.name: ListOf, **_KINDS}.get(kind_class.name, kind_class)
+    if taken is not kind_class:
+        raise ValueError(f"a kind of layer named {kind_class.name!r} is there already")
+    _KIND_OF[layer_class] = make
+    _KINDS[kind_class.name] = kind_class
+
+
+@cache
+def load_layer_kinds() -> None:
+    """Ask the installed plugins for their kinds, once; one that fails is told of and left out."""
+    call_plugins(register_layer_kind)
 
 
 def layout_of(layers: Sequence[Layer]) -> Layout:
@@ -211,6 +249,8 @@ def _kind_from_json(described: Any) -> LayerKind:
     name, settings = described
     if name == ListOf.name:
         return ListOf(tuple(_kind_from_json(part) for part in settings))
+    if name not in _KINDS:
+        load_layer_kinds()
     kind: LayerKind = _KINDS[name](**settings)
     return kind
 

@@ -25,16 +25,6 @@ def wired(model: nn.Module) -> AbstractContextManager[None]:
     return limit
 
 
-def leave_thread() -> None:
-    """Give back the calling thread's streams, which must be its last call to MLX.
-
-    A thread that ends with streams of its own makes the process abort at its exit, more often
-    than not (ml-explore/mlx#3395).
-    """
-    mx.synchronize()
-    mx.clear_streams()
-
-
 def prefill_step() -> int:
     """Tokens a chunk: on the CPU attention over a chunk is materialised, so it is smaller there."""
     return 256 if mx.default_device().type == mx.DeviceType.cpu else 2048

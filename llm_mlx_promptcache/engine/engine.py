@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -87,10 +88,11 @@ class Engine:
             job.events.put(None)
             if running is not None:
                 self._settle(running)
-        from .decoding import leave_thread
-
         del running
-        leave_thread()
+        if "mlx.core" in sys.modules:  # where loading failed early there is nothing to leave
+            from .threads import leave_thread
+
+            leave_thread()
 
     @staticmethod
     def _settle(running: Running) -> None:

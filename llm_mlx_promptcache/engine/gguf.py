@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from ..config import create_private
+
 GROUP_SIZE = 32
 BITS = 4
 _CONTROL = 3  # GGUF's token type of special tokens
@@ -38,7 +40,8 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
 
     ValueError where the file holds something else. `folder` is made, its files are 0600.
     """
-    tensors, metadata = mx.load(str(source), return_metadata=True)
+    loaded: Any = mx.load(str(source), return_metadata=True)
+    tensors, metadata = loaded
     if metadata.get("general.architecture") != "llama":
         raise ValueError(f"{source.name} is no llama model; only that architecture is converted")
     config = _config(metadata, tied="output.weight" not in tensors)
@@ -169,7 +172,7 @@ def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
 
     def token(kind: str) -> str:
-        return tokens[metadata[f"tokenizer.ggml.{kind}_token_id"].item()]
+        return tokens[int(metadata[f"tokenizer.ggml.{kind}_token_id"].item())]
 
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -196,8 +199,7 @@ def _write_weights(path: Path, weights: dict[str, mx.array]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(create_private(path), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

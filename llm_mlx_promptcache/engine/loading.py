@@ -1,129 +1,207 @@
-"""A model by its reference: the embedded default, a folder, or a model hub's id.
+"""A model from the hub, a folder, or the embedded default.
 
-All that is asked of mlx-lm, transformers and the hub to load one goes through this file.
+All that touches the moving parts of mlx-lm, transformers and huggingface_hub for loading is here.
+Code that comes with a model is never run.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+import os
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm import __version__ as mlx_lm_version
-from mlx_lm.utils import _download, load_model, load_tokenizer
 
-from ..cache.layers import NotCached, layout_of, layout_to_json
-from ..config import data_folder
-from .decoding import make_layers
+from ..config import DEFAULT_MODEL, data_folder
 from .default_model import ensure_default_model
-from .errors import ModelLoadError
+from .errors import ModelLoadError, one_line
 
-DEFAULT = "default"
+# transformers says on stderr that it found no PyTorch, unless told before its import.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-_CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "max_sequence_length",
-    "n_positions",
-    "model_max_length",
-)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
+_CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
+# Tokenizers without a limit of their own say 10^30.
+_LONGEST_CONTEXT = 1 << 30
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run; `context_length` is in tokens, None where its config has none."""
+    """A model ready to run; `context_length` in tokens, None where the model doesn't say."""
 
-    model: nn.Module
-    tokenizer: Any  # mlx-lm's TokenizerWrapper
-    config: Mapping[str, Any]
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
     folder: Path
     context_length: int | None
 
 
-def load(reference: str) -> LoadedModel:
-    """Load "default", a folder, or a hub id; ModelLoadError, in one line, where that fails."""
-    with _quiet():
-        folder = _folder_of(reference)
-        if not (folder / "config.json").is_file():
-            raise ModelLoadError(f"{folder} has no config.json; it is not a model's folder")
-        try:
-            model, config = load_model(folder)
-            # Weights are read when they are evaluated: a damaged file must show here.
-            mx.eval(model.parameters())
-        except Exception as error:
-            raise ModelLoadError(_damaged(folder, "model", error)) from error
-        try:
-            tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
-        except Exception as error:
-            raise ModelLoadError(_damaged(folder, "tokenizer", error)) from error
-    return LoadedModel(model, tokenizer, config, folder, _context_length(config))
+def load_model(reference: str) -> LoadedModel:
+    """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
+
+    ModelLoadError, in one line, where there is no such model or it is damaged.
+    """
+    _hush()
+    folder = model_folder(reference)
+    _check_files(folder)
+    model, config = _load_weights(folder)
+    tokenizer = _load_tokenizer(folder, config)
+    return LoadedModel(model, tokenizer, config, folder, _context_length(config, tokenizer))
 
 
-def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """What beside the files of a model must be equal for its rows to be."""
-    try:
-        layout: Any = layout_to_json(layout_of(make_layers(loaded.model)))
-    except NotCached as reason:
-        layout = str(reason)
-    return {"mlx_lm": mlx_lm_version, "layers": layout}
-
-
-def _folder_of(reference: str) -> Path:
-    if reference == DEFAULT:
+def model_folder(reference: str) -> Path:
+    """The folder of a model, fetched first where it is named but not here; ModelLoadError."""
+    if reference == DEFAULT_MODEL:
         return ensure_default_model(data_folder())
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or reference.count("/") != 1 or reference.startswith((".", "/", "~")):
-        raise ModelLoadError(
-            f"no model {reference!r}: give a folder that holds one, a hub id such as"
-            f' mlx-community/NAME, or "{DEFAULT}"'
-        )
-    try:
-        return Path(_download(reference))
-    except Exception as error:
-        raise ModelLoadError(
-            f"the model {reference!r} can't be had from the hub ({_first_line(error)});"
-            " check its name and the network, or give a folder that holds a model"
-        ) from error
-
-
-def _damaged(folder: Path, what: str, error: Exception) -> str:
-    return (
-        f"the {what} in {folder} can't be loaded ({type(error).__name__}: {_first_line(error)});"
-        " download or convert it again"
+    folder = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
+    if reference and folder.is_dir():
+        return folder.resolve()
+    if _HUB_ID.fullmatch(reference):
+        return _from_hub(reference)
+    raise ModelLoadError(
+        f"unknown model {reference!r}: no such folder and no hub id; give a folder,"
+        f" a hub id such as mlx-community/Qwen3-0.6B-4bit, or {DEFAULT_MODEL!r}"
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+def describe(loaded: LoadedModel) -> dict[str, str]:
+    """What besides the folder's files decides the numbers that a model computes, for its identity.
+
+    A CPU's rows differ from a GPU's, and another mlx-lm may run the same weights otherwise.
+    """
+    dtypes = {str(array.dtype) for _, array in _parameters(loaded.model)}
+    return {
+        "device": "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu",
+        "dtypes": " ".join(sorted(dtypes)),
+        "mlx-lm": version("mlx-lm"),
+    }
 
 
-def _context_length(config: Mapping[str, Any]) -> int | None:
-    for part in (config, config.get("text_config") or {}):
-        for key in _CONTEXT_KEYS:
-            # Some configs say "no limit" by a number larger than any context.
-            if isinstance(part.get(key), int) and 0 < part[key] < 1 << 30:
-                return int(part[key])
-    return None
+def _parameters(model: Any) -> list[tuple[str, mx.array]]:
+    from mlx.utils import tree_flatten
+
+    flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
+    return flat
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what libraries print and log while loading off the user's output."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _hush() -> None:
+    """Keep the libraries' remarks to developers out of the user's terminal; errors stay."""
+    for name in ("transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _from_hub(reference: str) -> Path:
+    """A hub model's folder: as it was fetched before, without asking the hub again, or fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        kept = Path(snapshot_download(reference, allow_patterns=_HUB_FILES, local_files_only=True))
+        if (kept / "config.json").exists() and not _missing_weights(kept):
+            return kept
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass  # not here, or not whole: it is fetched
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise ModelLoadError(
+            f"model {reference!r} can't be fetched from the hub ({_hub_reason(error)}); check its"
+            " name and your connection, or give the folder of a model that is here"
+        ) from error
+
+
+def _hub_reason(error: Exception) -> str:
+    """The first sentence of what the hub's client says, which can be a page long."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[0] if lines else type(error).__name__, limit=120)
+
+
+def _check_files(folder: Path) -> None:
+    """ModelLoadError where a file that every model needs is missing or can't be read."""
+    config = _read_json(folder, "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise _damaged(folder, "config.json has no model_type")
+    if missing := _missing_weights(folder):
+        raise _damaged(folder, f"{missing} is missing")
+    if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
+        raise _damaged(folder, "it has no tokenizer (tokenizer.json)")
+
+
+def _missing_weights(folder: Path) -> str | None:
+    """The name of a weights file that should be there and isn't."""
+    if (folder / "model.safetensors.index.json").exists():
+        shards = _read_json(folder, "model.safetensors.index.json").get("weight_map")
+        if not isinstance(shards, dict):
+            raise _damaged(folder, "model.safetensors.index.json has no weight_map")
+        names = sorted({str(name) for name in shards.values()})
+        return next((name for name in names if not (folder / name).exists()), None)
+    if next(folder.glob("model*.safetensors"), None):
+        return None
+    return "model.safetensors"
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"{name} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{name} can't be read: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, f"{name} holds no JSON object")
+    return found
+
+
+def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        from mlx_lm.utils import load_model as load
+
+        # Not lazy: what is wrong with a file must show here, and not in the middle of an answer.
+        model, config = load(folder, lazy=False, strict=True, trust_remote_code=False)
+        mx.eval(model.state)
+    except Exception as error:
+        # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
+        raise _damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
+    return model, config
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    try:
+        from mlx_lm.utils import load_tokenizer as load
+
+        # Without these, transformers asks on the terminal whether to run a model's own code.
+        options = {"trust_remote_code": False, "local_files_only": True}
+        return load(folder, options, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:
+        raise _damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    # The text of a KeyError is the key alone.
+    text = one_line(error)
+    return f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
+
+
+def _damaged(folder: Path, why: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"the model in {folder} can't be used: {why};"
+        " remove that folder and fetch it again, or use another model"
+    )
+
+
+def _context_length(config: dict[str, Any], tokenizer: Any) -> int | None:
+    """Tokens that the model's context holds: from its config, else from its tokenizer."""
+    inner = config.get("text_config")
+    places = [config, inner if isinstance(inner, dict) else {}]
+    found = [place.get(key) for place in places for key in _CONTEXT_KEYS]
+    for length in [*found, getattr(tokenizer, "model_max_length", None)]:
+        if isinstance(length, int | float) and 0 < length < _LONGEST_CONTEXT:
+            return int(length)
+    return None

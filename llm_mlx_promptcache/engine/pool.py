@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..config import cache_folder
+from ..config import cache_folder, write_private_file
 from .engine import Engine
 
 if TYPE_CHECKING:
     from ..cache.prompt_cache import PromptCache
+    from .loading import LoadedModel
     from .running import Running
 
 # llm makes a new model object for each lookup, so what is dear to make can't live in one.
@@ -55,11 +58,26 @@ def close_engines() -> None:
 
 def _load(reference: str) -> Running:
     started = time.perf_counter()
-    from ..cache.identity import fingerprint
-    from .loading import describe, load
+    from .loading import load_model
     from .running import Running
 
-    loaded = load(reference)
-    memo = cache_folder() / "digests.json"
-    identity = fingerprint([loaded.folder], describe(loaded), memo)
+    loaded = load_model(reference)
+    identity = _identity(loaded)
     return Running(loaded, identity, shared_cache(), time.perf_counter() - started)
+
+
+def _identity(loaded: LoadedModel) -> str:
+    """The model's fingerprint; digests of its large files are remembered beside the cache."""
+    from ..cache.identity import fingerprint
+    from .loading import describe
+
+    memo = cache_folder() / "digests.json"
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        known = {str(k): str(v) for k, v in json.loads(memo.read_text()).items()}
+    before = dict(known)
+    identity = fingerprint([loaded.folder], describe(loaded), known)
+    if known != before:
+        with suppress(OSError):  # the next process reads the files again, and that is all
+            write_private_file(memo, json.dumps(known))
+    return identity

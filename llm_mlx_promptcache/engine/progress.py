@@ -6,7 +6,8 @@ import sys
 from types import TracebackType
 from typing import Self
 
-_WIDTH = 24
+# With a stage of 40 characters the line still fits a terminal of 80, where alone it can be erased.
+_WIDTH = 16
 
 
 class ProgressLine:

@@ -67,6 +67,9 @@ TEMPLATES = {
     )
     + _PROMPT,
     "twice": _LOOP.replace("CONTENT", "m['content'] + '|' + m['content']") + _PROMPT,
+    # The text behind an answer depends on it, and so does the text before all of them on each.
+    "echo": _LOOP.replace("CONTENT", "m['content'] + '<|im_end|>' + m['content'][0]") + _PROMPT,
+    "counting": "{{ messages | length }}" + _LOOP.replace("CONTENT", "m['content']") + _PROMPT,
     "no_turn_end": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
     "json": _LOOP.replace("CONTENT", "m['content'] | tojson") + _PROMPT,

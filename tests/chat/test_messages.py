@@ -69,11 +69,12 @@ def test_any_field_of_any_kind_gives_none_or_a_record(name, value):
         "é",
         "not base64!",
         base64.b64encode(b"not zlib").decode(),
+        pack(bytes(8)) + "\n",
         pack(b""),
         pack(b"123"),
         pack(bytes(8))[:-8],
         base64.b64encode(zlib.compress(bytes(8)) + b"more").decode(),
-        "A" * 8_000_000,
+        pack(bytes(4 * 2**20 + 4)),
     ],
 )
 def test_damaged_ids_give_none(ids):

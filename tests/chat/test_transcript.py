@@ -62,6 +62,15 @@ def test_the_system_boundary_ends_where_the_user_speaks(chat, template, system, 
     assert other.boundaries[0] == boundary
 
 
+def test_a_system_prompt_that_moves_to_the_last_turn_is_not_where_it_was(chat):
+    tokenizer = chat("mistral")
+    transcript = made(tokenizer, SYSTEM, ASK, Message("assistant", SAID), AGAIN)
+    assert SYSTEM.content in tokenizer.decode(transcript.ids)
+    system = transcript.boundaries[0]
+    assert system.tier == "system"
+    assert tokenizer.decode(transcript.ids[: system.position]) == "[INST]"
+
+
 def test_system_and_developer_messages_in_front_are_one_system_prompt(chat):
     tokenizer = chat()
     transcript = made(tokenizer, SYSTEM, Message("developer", "Be short."), ASK)
@@ -214,7 +223,10 @@ def test_a_template_that_drops_thinking_wins(chat):
     assert first.ids[:shared] == second.ids[:shared]
 
 
-@pytest.mark.parametrize("template", ["empty_think", "late_think", "twice", "json", "suspicious"])
+@pytest.mark.parametrize(
+    "template",
+    ["empty_think", "late_think", "twice", "echo", "counting", "json", "suspicious"],
+)
 def test_no_replay_where_the_template_shows_another_thing(chat, template):
     tokenizer = chat(template)
     messages = [SYSTEM, ASK, tokenizer.answer(SAID), AGAIN]
@@ -252,6 +264,51 @@ def test_text_behind_a_stop_token_is_encoded_as_in_the_whole(chat, variant):
     assert transcript.ids[transcript.ids.index(stop) :].tolist() == whole[whole.index(stop) :]
 
 
+def test_a_stop_token_that_merges_with_what_follows_is_no_anchor(chat):
+    tokenizer = chat(
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}capital{% else %}|{% endif %}{% endfor %}"
+    )
+    (stop,) = tokenizer.drifted("c")
+    assert tokenizer.encode("capital")[0][0] != stop
+    tokenizer.stop_ids = frozenset([stop])
+    answer = tokenizer.answer(SAID)
+    transcript = made(tokenizer, ASK, answer, AGAIN)
+    assert transcript.replayed == 1
+    assert tokenizer.decode(transcript.ids) == tokenizer.whole([ASK, answer, AGAIN])
+    assert extends(transcript, made(tokenizer, ASK), answer)
+
+
+def test_only_answers_are_replayed(chat):
+    tokenizer = chat("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    kept = tokenizer.answer(SAID, stop=False)
+    assert made(tokenizer, ASK, kept, AGAIN).replayed == 1
+    asked = Message("user", SAID, kept.generated)
+    assert made(tokenizer, ASK, asked, AGAIN).replayed == 0
+
+
+def test_replays_never_overlap(chat):
+    # The stop token stands between messages, so a prompt right behind an answer lacks it.
+    tokenizer = chat("{{ messages | join(' ', attribute='content') }}")
+    tokenizer.stop_ids = frozenset(tokenizer.drifted(" "))
+    messages = [ASK, tokenizer.answer(SAID), tokenizer.answer("Rome."), AGAIN]
+    transcript = made(tokenizer, *messages)
+    assert transcript.replayed == 1
+    assert extends(transcript, made(tokenizer, ASK), messages[1])
+    shown = tokenizer.decode(transcript.ids).replace(" ", "")
+    assert shown == tokenizer.whole(messages).replace(" ", "")
+
+
+def test_where_two_boundaries_fall_together_the_more_persistent_stands(chat):
+    tokenizer = chat(
+        "{% for m in messages %}{% if loop.first or loop.last %}{{ m['content'] + '<|im_end|>' }}"
+        "{% endif %}{% endfor %}!"
+    )
+    transcript = made(tokenizer, SYSTEM, ASK, Message("assistant", SAID), Message("user", "Go"))
+    expected = tokenizer.encode(SYSTEM.content + "<|im_end|>")[0]
+    assert transcript.boundaries[0] == Boundary(len(expected), "system")
+
+
 def test_probes_that_are_refused_leave_their_boundary_out(chat):
     tokenizer = chat("suspicious")
     system = Message("system", "You know each capital.")
@@ -268,6 +325,7 @@ def test_a_refused_conversation_names_the_roles_and_the_reason(chat):
     assert "Conversation roles must alternate" in error
     assert "\n" not in error
     assert isinstance(refused.value, ValueError)
+    assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
 
 

@@ -1,0 +1,187 @@
+"""Law 1 over mlx-lm's families: a warm answer equals the cold one, or it is a miss."""
+
+import dataclasses
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
+from llm_mlx_promptcache.cache.layers import NotCached
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+
+_spec = importlib.util.spec_from_file_location("trials", Path(__file__).with_name("trials.py"))
+trials = sys.modules["trials"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(trials)
+families = trials.families
+
+NS = trials.NAMESPACE
+PATH = trials.PATH
+KEPT = [family.name for family in families.FAMILIES if family.name != "deepseek_v41"]
+# Every kind of layer, alone and mixed; the others are held to fewer points.
+THOROUGH = """
+    llama qwen3 glm4 deepseek_v3
+    gemma3_text gemma4_text gpt_oss ministral3 cohere2 olmo3 exaone4
+    mamba2 jamba qwen3_next qwen3_5 falcon_h1 lfm2 nemotron_h granitemoehybrid recurrent_gemma
+    rwkv7 kimi_linear
+    deepseek_v32 llama4 longcat_flash baichuan_m1
+""".split()
+FEW = (1, 8, 13, 22, 45, 52)  # a token; a window's edge; inside a long span; ends of spans
+SOME = (7, 9, 12, 14, 20, 29, 30, 31, 38, 59, 60)
+
+
+@functools.cache
+def trial_of(name):
+    return trials.Trial(families.BY_NAME[name])
+
+
+@pytest.fixture
+def trial(name):
+    return trial_of(name)
+
+
+@pytest.fixture
+def cache(store):
+    """What is stored is never changed, and never more than it says."""
+    made = PromptCache("100MB", store)
+    yield made
+    assert made.check() == []
+    assert not isinstance(store, DiskStore) or store.check() == []
+    if made.stats()["memory"]["bytes"]:
+        assert trials.excess(made) < 1.25
+
+
+@pytest.mark.parametrize("store", [NullStore()], ids=["memory"])
+@pytest.mark.parametrize("name", KEPT)
+def test_law_1_every_family(cache, trial):
+    trial.keep(cache, PATH)
+    before = trials.stored(cache)
+    trials.points_hold(trial, cache, FEW)
+    assert trials.unchanged(before)
+
+
+@pytest.mark.parametrize("name", THOROUGH)
+def test_law_1_at_many_points_after_a_restart(trial, tmp_path):
+    store = DiskStore(tmp_path)
+    first = PromptCache("100MB", store)
+    trial.keep(first, PATH)
+    first.flush()
+    cache = PromptCache("100MB", store)
+    trials.points_hold(trial, cache, SOME)
+    assert cache.check() + store.check() == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", KEPT)
+def test_law_1_at_every_point_of_both_stores(cache, trial, store):
+    trial.keep(cache, PATH)
+    before = trials.stored(cache)
+    trials.points_hold(trial, cache, range(1, 61), 16)
+    assert trials.unchanged(before)
+    cache.flush()
+    if isinstance(store, DiskStore):
+        trials.points_hold(trial, PromptCache("100MB", store), range(1, 61), 16)
+
+
+def turn(trial, cache, prompt, count=10):
+    """One request, as an engine serves it; the whole path with its answer."""
+    trial.keep(cache, prompt, [*trials.STOPS[:2], len(prompt) - 1])
+    lease = cache.fetch(NS, prompt, room=count)
+    assert lease.cached == len(prompt) - 1
+    answer, layers = trial.check(lease, prompt, count)
+    cache.insert(NS, [*prompt, *answer], layers)
+    return [*prompt, *answer]
+
+
+@pytest.mark.parametrize("store", [NullStore()], ids=["memory"])
+@pytest.mark.parametrize("name", THOROUGH)
+def test_law_1_through_a_conversation(cache, trial):
+    whole = turn(trial, cache, PATH[:45])
+    before = trials.stored(cache)
+    extended = turn(trial, cache, [*whole, *trials.words(31, 7)])
+    turn(trial, cache, extended)
+    regenerated = [*PATH[:45], (whole[45] + 1) % families.WORDS, *trials.words(32, 3)]
+    turn(trial, cache, regenerated)
+    turn(trial, cache, PATH[:22])
+    for seed in (33, 34, 35):
+        turn(trial, cache, [*PATH[:37], *trials.words(seed, 6)])
+    for prompt in ([*PATH[:45], 1, 2], [*whole, 3], [*extended, 4], [*regenerated, 5]):
+        lease = cache.fetch(NS, prompt)
+        assert lease.cached >= 30
+        trial.check(lease, prompt, 8)
+    assert trials.unchanged(before)
+
+
+@pytest.mark.parametrize("name", THOROUGH)
+def test_law_1_while_half_of_it_is_evicted(trial, store):
+    full = PromptCache("100MB")
+    trial.keep(full, PATH)
+    budget = int(full.stats()["memory"]["bytes"] * 0.6)
+    cache = PromptCache(budget, store)
+    forked = [*PATH[:30], *trials.words(41, 20)]
+    for path in (PATH, forked):
+        trial.keep(cache, path)
+        assert cache.stats()["memory"]["bytes"] <= budget
+    for prompt in ([*PATH, 1], [*forked, 2], [*PATH[:38], 3]):
+        trial.check(cache.fetch(NS, prompt), prompt, 8)
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("store", [NullStore()], ids=["memory"])
+@pytest.mark.parametrize("name", THOROUGH)
+def test_law_1_for_leases_that_run_side_by_side(cache, trial):
+    trial.keep(cache, PATH)
+    before = trials.stored(cache)
+    prompts = [[*PATH[:45], *trials.words(seed, 5)] for seed in (51, 52, 53)]
+    leases = [cache.fetch(NS, prompt) for prompt in prompts]
+    warm = [None] * 3
+    for step in range(45, 50):
+        for index, (prompt, lease) in enumerate(zip(prompts, leases, strict=True)):
+            first = lease.cached if step == 45 else step
+            warm[index] = trial.run(prompt[first : step + 1], lease.layers)[-1]
+    for prompt, logits in zip(prompts, warm, strict=True):
+        cold = trial.cold(prompt, [50])[-1]
+        assert mx.abs(logits - cold).max().item() < 1e-4
+    assert trials.unchanged(before)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_law_1_quantised_rows(cache, bits):
+    wide = dataclasses.replace(families.BY_NAME["llama"], own={"head_dim": 32})
+    trial = trials.Trial(wide, quantized=bits)
+    trial.keep(cache, PATH)
+    before = trials.stored(cache)
+    trials.points_hold(trial, cache, FEW)
+    assert trial.worst > 0
+    same = trials.Trial(dataclasses.replace(wide, chunked="quantised"), quantized=bits)
+    trials.points_hold(same, cache, trials.STOPS)  # inside a span, the rows' chunks are others
+    assert same.worst == 0
+    assert trials.unchanged(before)
+
+
+@pytest.mark.parametrize("at", [5, 15, 16, 17, 40])
+def test_law_1_a_window_that_keeps_its_first_rows_is_cached_up_to_its_wrap(cache, at):
+    trial = trials.Trial(families.BY_NAME["qwen3"], max_kv_size=16)
+    layers = trial.layers()
+    trial.run(PATH[:at], layers)
+    cache.insert(NS, PATH[:at], layers)
+    for point in (3, 14, 15, 16, 17, 40):
+        prompt = [*PATH[:point], *trials.words(60 + point, 5)]
+        lease = cache.fetch(NS, prompt)
+        assert lease.cached == (min(at, point, 15) if at <= 16 else 0)
+        cold = trial.cold(prompt, [len(prompt)])
+        warm = trial.run(prompt[lease.cached :], lease.layers or trial.layers())
+        assert mx.abs(warm[-1] - cold[-1]).max().item() < 1e-4
+
+
+def test_a_class_whose_state_does_not_round_trip_is_not_cached():
+    trial = trial_of("deepseek_v41")
+    layers = trial.layers()
+    trial.run(PATH, layers)
+    cache = PromptCache("100MB")
+    with pytest.raises(NotCached, match="class LayerCache can't be kept: its state can't be set"):
+        cache.insert(NS, PATH, layers)
+    assert cache.stats()["memory"]["spans"] == 0

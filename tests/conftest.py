@@ -1,0 +1,37 @@
+"""Models for the tests of all rooms: tiny random ones, and the real default one."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _tiny_models():
+    # Tests are imported one by one and are no package, so a helper is loaded by its path.
+    path = Path(__file__).parent / "engine" / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """`tiny_llama(layers=2, vocab=None, seed=0, context=2048)` -> a new folder with that model."""
+    helper = _tiny_models()
+
+    def write(**sizes):
+        return helper.write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), **sizes)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def real_model_folder():
+    """The default model in float32, fetched once into LLM_MLX_TEST_DATA or the user's data."""
+    from llm_mlx_promptcache.config import data_folder
+    from llm_mlx_promptcache.engine.default_model import ensure_default_model
+
+    kept = os.environ.get("LLM_MLX_TEST_DATA")
+    return ensure_default_model(Path(kept) if kept else data_folder(), variant="f32")

@@ -1,0 +1,189 @@
+"""Loading: what is whole runs, and what is damaged is named in one line."""
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+
+import mlx.core as mx
+import pytest
+
+from llm_mlx_promptcache.engine.errors import ModelLoadError
+from llm_mlx_promptcache.engine.loading import describe, load_model
+
+
+@pytest.fixture
+def folder(tiny_llama):
+    return tiny_llama()
+
+
+def refused(reference):
+    """The one-line message with which a model is refused."""
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(str(reference))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
+
+
+def edit_json(path, **changes):
+    kept = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in kept.items() if value is not None}))
+
+
+def test_a_folder_is_loaded_with_all_that_an_engine_needs(folder):
+    loaded = load_model(str(folder))
+    assert loaded.folder == folder
+    assert loaded.context_length == 2048
+    assert loaded.config["model_type"] == "llama"
+    assert loaded.tokenizer.eos_token_ids == {2}
+    text = "Hello the capital\n  naïve 日本 🎉 <|im_end|>"
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    assert loaded.tokenizer.decode(ids) == text
+    assert loaded.model(mx.array([ids])).shape == (1, len(ids), loaded.config["vocab_size"])
+    assert json.loads(json.dumps(describe(loaded))) == describe(loaded)
+
+
+def test_tiny_models_are_the_same_for_a_seed_and_no_ties(tiny_llama):
+    prompt = mx.array([[1, 50, 60, 70, 2]])
+
+    def logits(seed):
+        return load_model(str(tiny_llama(seed=seed))).model(prompt)[0, -1]
+
+    first = logits(0)
+    assert mx.array_equal(first, logits(0))
+    assert not mx.allclose(first, logits(1))
+    best = mx.sort(first)[-2:].tolist()
+    assert best[1] - best[0] > 1e-2
+
+
+def test_the_chat_template_comes_along(folder):
+    tokenizer = load_model(str(folder)).tokenizer
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    message = refused(folder)
+    assert name in message
+    assert str(folder) in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\x00"])
+def test_a_config_that_is_no_object_is_named(folder, text):
+    (folder / "config.json").write_text(text)
+    assert "config.json" in refused(folder)
+
+
+@pytest.mark.parametrize("model_type", [None, 7, "no_such_model", "../../evil", "base", ""])
+def test_a_model_type_that_cannot_be_is_refused(folder, model_type):
+    edit_json(folder / "config.json", model_type=model_type)
+    assert str(folder) in refused(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 50, 5000, -1000])
+def test_truncated_weights_are_refused(folder, kept):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert "weights" in refused(folder)
+
+
+def test_garbage_for_weights_is_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+    assert "weights" in refused(folder)
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"hidden_size": 32}])
+def test_weights_that_do_not_match_are_refused(folder, changes):
+    edit_json(folder / "config.json", **changes)
+    assert "weights" in refused(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert "model-00002-of-00002.safetensors is missing" in refused(folder)
+
+
+def test_a_broken_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").write_text('{"model": 1}')
+    assert "tokenizer" in refused(folder)
+
+
+def test_code_of_a_model_is_never_run(folder, tmp_path):
+    trap = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    (folder / "evil.py").write_text(trap)
+    edit_json(folder / "config.json", model_file="evil.py")
+    assert "evil.py" in refused(folder)
+    edit_json(folder / "config.json", model_file=None)
+    edit_json(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
+        tokenizer_class="Tokenizer",
+    )
+    # Whether the tokenizer loads without its code is the library's choice; the code stays unread.
+    with suppress(ModelLoadError):
+        load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "nothing", "/no/such/folder", "~/no/such", "a/b/c", "\0"]
+)
+def test_what_is_no_model_is_named(reference):
+    message = refused(reference)
+    assert repr(reference) in message
+    assert "hub id" in message
+
+
+def test_an_unreachable_hub_says_so(monkeypatch):
+    def offline(*_, **options):
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert "'nobody/no-such-model' can't be fetched from the hub (no route)" in refused(
+        "nobody/no-such-model"
+    )
+
+
+def test_a_hub_model_that_is_here_is_not_asked_for_again(folder, monkeypatch):
+    def kept(reference, *, allow_patterns, local_files_only=False):
+        assert local_files_only
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", kept)
+    assert load_model("someone/model").folder == folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({"max_position_embeddings": None, "text_config": {"max_position_embeddings": 77}}, 77),
+        ({"max_position_embeddings": None}, 2048),
+        ({"max_position_embeddings": -1}, 2048),
+    ],
+)
+def test_the_context_is_found_where_a_model_tells_it(folder, changes, length):
+    edit_json(folder / "config.json", **changes)
+    assert load_model(str(folder)).context_length == length
+
+
+def test_no_limit_is_none(folder):
+    edit_json(folder / "config.json", max_position_embeddings=None)
+    edit_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert load_model(str(folder)).context_length is None
+
+
+def test_loading_says_nothing_on_the_terminal(folder):
+    script = (
+        "import sys; from llm_mlx_promptcache.engine.loading import load_model as l; l(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -1,0 +1,62 @@
+"""Paths and settings: private, movable, and never a traceback."""
+
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from llm_mlx_promptcache import config
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv(config.HOME_VARIABLE, str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_folders_are_made_for_their_owner_only(home):
+    assert config.data_folder() == home / "data"
+    assert config.cache_folder() == home / "cache"
+    for folder in (home, home / "data", home / "cache"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_there_keeps_its_mode(home):
+    home.mkdir(mode=0o755)
+    before = home.stat().st_mode
+    config.data_folder()
+    assert home.stat().st_mode == before
+
+
+def test_a_place_that_cannot_be_made_is_left_to_who_writes_there(home):
+    home.write_text("a file")
+    assert config.cache_folder() == home / "cache"
+    with pytest.raises(ValueError, match=r"can't be written to .*settings.json"):
+        config.save_settings(config.Settings("x"))
+
+
+def test_settings_are_kept(home):
+    assert config.load_settings() == config.Settings("default")
+    config.save_settings(config.Settings("some/model"))
+    assert config.load_settings().default_model == "some/model"
+    path = home / "data" / "settings.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"default_model": 3}', "[" * 100_000, "\udcff"])
+def test_settings_that_cannot_be_read_are_named(home, text):
+    path = config.data_folder() / "settings.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"settings.json can't be read .* correct or remove"):
+        config.load_settings()
+
+
+def test_the_config_imports_nothing_heavy():
+    script = (
+        "import sys, llm_mlx_promptcache.config\n"
+        "print([m for m in ('mlx', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n"

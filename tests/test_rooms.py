@@ -1,0 +1,47 @@
+"""The rule of arrows: front ends -> engine -> cache, chat; nobody imports a front end."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "llm_mlx_promptcache"
+FRONT_ENDS = {"plugin", "llm_models", "commands", "langchain_adapter"}
+FORBIDDEN = {
+    "cache": FRONT_ENDS | {"engine", "chat", "config", "llm", "langchain_core", "transformers"},
+    "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
+    "engine": FRONT_ENDS | {"llm", "langchain_core"},
+}
+TENSORS = {"layers.py", "layer_kinds.py", "span_file.py"}
+
+
+def imported(path):
+    """The names of rooms and packages that a file imports, at its top or anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
+            parts = (node.module or "").split(".")
+            yield parts[1] if parts[0] == PACKAGE and len(parts) > 1 else parts[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or node.names[0].name).split(".")[0]
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_arrows_between_rooms_run_one_way(room):
+    files = list((ROOT / PACKAGE / room).glob("*.py"))
+    assert len(files) > 2
+    for path in files:
+        assert FORBIDDEN[room].isdisjoint(imported(path)), path
+
+
+def test_only_three_files_of_the_cache_know_tensors():
+    files = (ROOT / PACKAGE / "cache").glob("*.py")
+    assert {p.name for p in files if {"mlx", "mlx_lm"} & set(imported(p))} == TENSORS
+
+
+def test_nobody_imports_a_front_end():
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        if path.stem not in FRONT_ENDS:
+            assert FRONT_ENDS.isdisjoint(imported(path)), path
