@@ -17,7 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..cache.layers import NotCached, layout_of, layout_to_json
 from ..config import DEFAULT_MODEL, data_folder
+from .decoding import make_layers
 from .default_model import ensure_default_model
 from .errors import ModelLoadError, one_line
 
@@ -71,24 +73,20 @@ def model_folder(reference: str) -> Path:
     )
 
 
-def describe(loaded: LoadedModel) -> dict[str, str]:
-    """What besides the folder's files decides the numbers that a model computes, for its identity.
+def describe(loaded: LoadedModel) -> dict[str, Any]:
+    """What besides the folder's files decides the rows that a model computes, for its identity.
 
     A CPU's rows differ from a GPU's, and another mlx-lm may run the same weights otherwise.
     """
-    dtypes = {str(array.dtype) for _, array in _parameters(loaded.model)}
+    try:
+        layout: Any = layout_to_json(layout_of(make_layers(loaded.model)))
+    except NotCached as reason:
+        layout = str(reason)
     return {
         "device": "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu",
-        "dtypes": " ".join(sorted(dtypes)),
+        "layers": layout,
         "mlx-lm": version("mlx-lm"),
     }
-
-
-def _parameters(model: Any) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-
-    flat: list[tuple[str, mx.array]] = tree_flatten(model.parameters())
-    return flat
 
 
 def _hush() -> None:

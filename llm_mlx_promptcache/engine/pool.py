@@ -48,10 +48,12 @@ def shared_cache() -> PromptCache:
 
 
 def close_engines() -> None:
-    """End every engine's thread, once what it promised to the disk is there."""
+    """End every engine's thread, once what it promised to the disk is there, and the cache."""
+    global _cache
     with _lock:
         engines = list(_engines.values())
         _engines.clear()
+        _cache = None
     for engine in engines:
         engine.close()
 

@@ -63,6 +63,16 @@ def home(tmp_path, real_data_folder):
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache for what this process runs, and engines that end with the test."""
+    from llm_mlx_promptcache.engine.pool import close_engines
+
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
+    yield tmp_path / "own"
+    close_engines()
+
+
+@pytest.fixture
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)

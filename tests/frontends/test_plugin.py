@@ -55,3 +55,52 @@ def test_a_default_model_that_is_nowhere_is_one_line_and_status_1(bare_home):
     (line,) = error.splitlines()
     assert line.startswith("Error: ")
     assert "/nowhere/at/all" in line
+
+
+@pytest.fixture
+def damaged(tiny_llama):
+    folder = tiny_llama()
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+def one_line(error):
+    (line,) = error.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_a_damaged_model_folder_is_one_line_and_status_1(bare_home, damaged):
+    bare_home.llm("mlx-cached", "default", str(damaged))
+    assert str(damaged) in one_line(bare_home.llm("-m", "mlx-cached", "hi", status=1)[1])
+
+
+def test_bad_prompts_are_one_line_and_status_1_and_lose_nothing(bare_home, tiny_llama):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()))
+    limit = ("-o", "max_tokens", "4")
+    bare_home.llm("-m", "mlx-cached", "Hello", *limit)
+    kept = bare_home.llm("mlx-cached", "stats")
+    assert "empty" in one_line(bare_home.llm("-m", "mlx-cached", "", *limit, status=1)[1])
+    long = one_line(bare_home.llm("-m", "mlx-cached", "word " * 3000, *limit, status=1)[1])
+    assert "context" in long
+    assert bare_home.llm("mlx-cached", "stats") == kept
+    bare_home.llm("-m", "mlx-cached", "Hello", *limit)
+    assert bare_home.last()["details"]["prefilled"] == 1
+
+
+def test_a_truncated_answer_is_replayed_too(bare_home, tiny_llama):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()))
+    bare_home.llm("-m", "mlx-cached", "Hello", "-o", "max_tokens", "4")
+    first = bare_home.last()
+    bare_home.llm("-c", "Again", "-o", "max_tokens", "4")
+    second = bare_home.last()
+    assert second["details"]["cached"] == first["input_tokens"] + first["output_tokens"]
+
+
+def test_the_disk_can_be_switched_off(bare_home, tiny_llama, monkeypatch):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()))
+    monkeypatch.setenv("LLM_MLX_CACHED_DISK", "0")
+    bare_home.llm("-m", "mlx-cached", "Hello", "-o", "max_tokens", "4")
+    monkeypatch.delenv("LLM_MLX_CACHED_DISK")
+    assert bare_home.llm("mlx-cached", "stats")[0].startswith("0 spans")
