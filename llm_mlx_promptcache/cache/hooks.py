@@ -40,7 +40,7 @@ def call_plugins(register: Register) -> None:
     """Let every plugin register its kinds; one that fails must not take the others down."""
     for implementation in plugin_manager().hook.register_layer_kinds.get_hookimpls():
         try:
-            implementation.function(register)
+            implementation.function(*(register for _ in implementation.argnames))
         except Exception as error:  # foreign code: a kind that is missing is a miss, no more
             name = implementation.plugin_name
             _log.warning("the layer kinds of plugin %s are left out: %s", name, error)

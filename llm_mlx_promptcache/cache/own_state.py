@@ -81,27 +81,25 @@ def _is_leaf(leaf: Any) -> bool:
 
 
 def _made(cls: type[Any], state: Any) -> Layer:
-    layer = cls.__new__(cls)
+    layer = object.__new__(cls)
     layer.state = tuple(state)
     return layer
 
 
 def _lost(layer: Layer, twin: Layer) -> list[str]:
     """Attributes that a twin made from the state alone has not, or has otherwise."""
-    lost = []
-    theirs = getattr(twin, "__dict__", {})
-    for name, value in getattr(layer, "__dict__", {"its slots": None}).items():
-        other = theirs.get(name, theirs)
-        same = (
-            isinstance(other, mx.array)
-            and other.shape == value.shape
-            and other.dtype == value.dtype
-            if isinstance(value, mx.array)
-            else type(other) is type(value) and other == value
-        )
-        if not same:
-            lost.append(name)
-    return lost
+    if not hasattr(layer, "__dict__"):
+        return ["its slots"]
+    theirs = vars(twin)
+    return [n for n, v in vars(layer).items() if n not in theirs or not _same(v, theirs[n])]
+
+
+def _same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if isinstance(value, mx.array) and isinstance(other, mx.array):
+        return value.dtype == other.dtype and bool(mx.array_equal(value, other))
+    return type(value) is type(other) and bool(value == other)
 
 
 def _ends_at(view: View, count: int) -> bool:

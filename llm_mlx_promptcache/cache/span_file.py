@@ -32,14 +32,18 @@ _DTYPES: dict[mx.Dtype, tuple[str, str]] = {
     mx.float32: ("F32", "I"),
     mx.float16: ("F16", "H"),
     mx.bfloat16: ("BF16", "H"),
+    mx.uint64: ("U64", "Q"),
+    mx.int64: ("I64", "Q"),
     mx.uint32: ("U32", "I"),
     mx.int32: ("I32", "I"),
+    mx.uint16: ("U16", "H"),
+    mx.int16: ("I16", "H"),
     mx.uint8: ("U8", "B"),
     mx.int8: ("I8", "B"),
     mx.bool_: ("BOOL", "B"),
 }
 _BY_NAME = {name: (dtype, letter) for dtype, (name, letter) in _DTYPES.items()}
-_UNSIGNED = {"I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
+_UNSIGNED = {"Q": mx.uint64, "I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
 _OWNER_ONLY = 0o600
 
 
