@@ -7,10 +7,13 @@ BIN := .venv/bin
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 
-.PHONY: test demo lint format clean
+.PHONY: test soak demo lint format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
+
+soak: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -m soak
 
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py

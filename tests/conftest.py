@@ -7,6 +7,13 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(config, items):
+    if not os.environ.get("SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="long; make soak runs it"))
+
+
 def _tiny_models():
     # Tests are imported one by one and are no package, so a helper is loaded by its path.
     path = Path(__file__).parent / "engine" / "tiny_models.py"

@@ -1,28 +1,74 @@
-"""Why a prompt hit the cache as far as it did, and no further."""
+"""Why a prompt hit the cache as far as it did and no further, and how often prompts do."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-Reason = Literal["whole", "cold", "diverged", "checkpoint", "unreadable", "layers", "off"]
+Reason = Literal[
+    "whole", "cold", "diverged", "evicted", "checkpoint", "unreadable", "namespace", "layers", "off"
+]
 
 _TEXT: dict[Reason, str] = {
     "whole": "everything but the last token was cached",
     "cold": "nothing that starts like this was stored",
     "diverged": "no stored path goes on like this after token {position}",
+    "evicted": "what was stored after token {position} has been evicted",
     "checkpoint": "token {position} is the last at which this model's layers can resume",
     "unreadable": "what was stored after token {position} could not be read",
+    "namespace": "another namespace holds the first {position} tokens; this one does not",
     "layers": "{detail}",
     "off": "the cache is switched off",
 }
 
 
 class Why(NamedTuple):
-    """Why not more was reused, and from which token on."""
+    """Why not more was reused, and from which token on.
+
+    Where paths part, `wanted` is the prompt's next id and `stored` are those that are kept there.
+    """
 
     reason: Reason
     position: int = 0
     detail: str = ""
+    wanted: int | None = None
+    stored: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        # Ids are text to who has the tokenizer, so they are in no message (law 12).
         return _TEXT[self.reason].format(position=self.position, detail=self.detail)
+
+
+@dataclass
+class Counters:
+    """What fetches found: each is a hit, whole or in part, or a miss."""
+
+    hits: int = 0
+    misses: int = 0
+    tokens_reused: int = 0
+    tokens_prefilled: int = 0
+    misses_by_reason: dict[str, int] = field(default_factory=dict)
+
+    def count(self, tokens: int, cached: int, why: Why) -> None:
+        """One fetch of `tokens` tokens, `cached` of them found."""
+        self.tokens_reused += cached
+        self.tokens_prefilled += tokens - cached
+        if cached:
+            self.hits += 1
+        else:
+            self.misses += 1
+            found = self.misses_by_reason
+            found[why.reason] = found.get(why.reason, 0) + 1
+
+
+def summary(stats: dict[str, Any]) -> str:
+    """One line for a log out of `PromptCache.stats()`."""
+    memory = stats["memory"]
+    asked = stats["tokens_reused"] + stats["tokens_prefilled"]
+    share = stats["tokens_reused"] / asked if asked else 0.0
+    return (
+        f"prompt cache: {stats['hits']} hits, {stats['misses']} misses,"
+        f" {stats['tokens_reused']} of {asked} tokens reused ({share:.0%}),"
+        f" {memory['spans']} spans, {memory['bytes']} of {memory['budget']} bytes,"
+        f" {sum(stats['evicted'].values())} evicted"
+    )

@@ -60,11 +60,17 @@ class LayerKind(Protocol):
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
         """The piece of a span of `length` tokens, cut after `at` of them; no memory is shared."""
 
+    def thinned(self, piece: Piece) -> Piece | None:
+        """What stays of a piece when nobody is to resume at its span's end any more."""
+
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The longest prefix, at most `limit`, at which the layer can resume."""
 
-    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
-        """A new layer at token `count`, evaluated, with room for `room` more; 0 < count."""
+    def join(self, views: list[View], count: int, room: int) -> Layer:
+        """A new layer at token `count`, evaluated, with room for `room` more; 0 < count.
+
+        The list of views may be emptied on the way, to let go of what nobody else holds.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class Rows:
         """Both sides of row `at`."""
         return _rows(piece, 0, at), _rows(piece, at, length)
 
+    def thinned(self, piece: Piece) -> Piece | None:
+        """Rows serve all that comes after them."""
+        return piece
+
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """As far as the views hold rows without a gap."""
         held = 0
@@ -103,13 +113,12 @@ class Rows:
             held = view.end
         return min(held, limit)
 
-    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, room: int) -> Layer:
         """All rows of the path, in one buffer."""
         parts = [_used(v, v.start, min(v.end, count)) for v in views if v.start < count]
-        # Array by array, so that only one of them is held twice at a time.
-        arrays = [_joined(list(same), room * self.grows) for same in zip(*parts, strict=True)]
+        views.clear()
         layer = self.empty()
-        self.fill(layer, arrays, count)
+        self.fill(layer, _joined(parts, room * self.grows), count)
         return layer
 
     def empty(self) -> Layer:
@@ -201,6 +210,10 @@ class Window:
         border = max(0, held - (length - at))
         return _rows(piece, 0, border), _rows(piece, border, held)
 
+    def thinned(self, piece: Piece) -> Piece | None:
+        """Rows are never held twice along a path, so thinning would gain little."""
+        return piece
+
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The last token before which a whole window of rows is held."""
         # One row before the wrap: there mlx-lm's next chunk drops the first row that is not kept.
@@ -211,7 +224,7 @@ class Window:
                 return end
         return 0
 
-    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, room: int) -> Layer:
         """The window before token `count`, in temporal order, exactly as long as it must be."""
         first = max(0, count - self.size)
         parts = [
@@ -220,9 +233,8 @@ class Window:
             if view.start < count and view.end > first
         ]
         # Headroom would be taken for rows: mlx-lm reads a window's length off its buffer.
-        arrays = [_joined(list(same), 0) for same in zip(*parts, strict=True)]
         layer = self.empty()
-        self.fill(layer, arrays, count)
+        self.fill(layer, _joined(parts, 0), count)
         return layer
 
     def empty(self) -> Layer:
@@ -287,12 +299,16 @@ class State:
         """State stays at the end."""
         return None, piece
 
+    def thinned(self, piece: Piece) -> Piece | None:
+        """State serves nothing but resuming where it was taken."""
+        return None
+
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The last end of a span that holds state."""
         ends = (v.end for v in reversed(views) if v.piece is not None and v.end == v.span_end)
         return next((end for end in ends if end <= limit), 0)
 
-    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, room: int) -> Layer:
         """The state at `count`; arrays are shared, since models replace them and never write."""
         layer = ArraysCache(self.arity)
         piece = next(v.piece for v in views if v.end == count == v.span_end)
@@ -338,6 +354,11 @@ class ListOf:
         ]
         return self._flat([h[0] for h in halves]), self._flat([h[1] for h in halves])
 
+    def thinned(self, piece: Piece) -> Piece | None:
+        """What stays of each part."""
+        pairs = zip(self.parts, self._parted(piece), strict=True)
+        return self._flat([None if sub is None else part.thinned(sub) for part, sub in pairs])
+
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The longest prefix at which all parts can resume."""
         columns = self._columns(views)
@@ -349,7 +370,7 @@ class ListOf:
             limit = reached
         return limit
 
-    def join(self, views: Sequence[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, room: int) -> Layer:
         """Each part joined in its way."""
         columns = self._columns(views)
         pairs = zip(self.parts, columns, strict=True)
@@ -421,7 +442,7 @@ def _runs(views: Sequence[View]) -> list[tuple[int, int]]:
     return runs
 
 
-def _used(view: View, first: int, last: int) -> Sequence[mx.array]:
+def _used(view: View, first: int, last: int) -> list[mx.array]:
     """The rows [first, last) of a path out of one view's piece, which ends at its span's end."""
     arrays = [a for a in view.piece or () if a is not None]
     oldest = view.span_end - arrays[0].shape[-2]
@@ -430,11 +451,16 @@ def _used(view: View, first: int, last: int) -> Sequence[mx.array]:
     return [a[..., first - oldest : last - oldest, :] for a in arrays]
 
 
-def _joined(parts: list[mx.array], room: int) -> mx.array:
-    if room > 0:
-        shape = (*parts[0].shape[:-2], room, parts[0].shape[-1])
-        parts = [*parts, mx.zeros(shape, parts[0].dtype)]
-    # Never the stored array object itself: the model writes into its layers in place (law 9).
-    whole = mx.concatenate(parts, axis=-2)
-    mx.eval(whole)
-    return whole
+def _joined(parts: list[list[mx.array]], room: int) -> list[mx.array]:
+    """Arrays of all parts' rows, and room; each is let go of before the next one is made."""
+    joined = []
+    for _ in range(len(parts[0])):
+        rows = [arrays.pop(0) for arrays in parts]
+        if room > 0:
+            shape = (*rows[0].shape[:-2], room, rows[0].shape[-1])
+            rows.append(mx.zeros(shape, rows[0].dtype))
+        # Never the stored array object itself: the model writes into its layers in place (law 9).
+        joined.append(mx.concatenate(rows, axis=-2))
+        del rows
+        mx.eval(joined[-1])
+    return joined

@@ -6,7 +6,7 @@ are taken together, verified and evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple
@@ -161,39 +161,49 @@ def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
     return positions.pop() if positions else None
 
 
-def cut(
-    layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int
-) -> list[Piece | None]:
-    """What a span [start, end) keeps of layers that have seen `at` tokens; it owns its memory."""
-    pairs = zip(layout, layers, strict=True)
-    return _evaluated(kind.cut(layer, at, start, end) for kind, layer in pairs)
+class Wanted(NamedTuple):
+    """A span [start, end) and its pieces, a list to be completed in place."""
+
+    start: int
+    end: int
+    pieces: list[Piece | None]
 
 
-def fill(
-    layout: Layout,
-    layers: Sequence[Layer],
-    at: int,
-    start: int,
-    end: int,
-    pieces: Sequence[Piece | None],
-) -> list[Piece | None] | None:
-    """The pieces of a span, with what it lacks taken from layers that pass it; None: nothing.
+def collect(
+    layout: Layout, layers: Sequence[Layer], at: int, spans: Sequence[Wanted], consume: bool = False
+) -> None:
+    """Complete the pieces of spans in place from layers that have seen `at` tokens.
 
-    A split leaves holes in windows, and state exists only where it was taken (DESIGN, "What a
-    layer keeps"), so a later prefill over the same tokens completes the spans that stand there.
+    What is collected owns its memory. A split leaves holes in windows, and state exists only where
+    it was taken (DESIGN, "What a layer keeps"), so spans that stand already are completed by what
+    passes them. With `consume` the layers, a list, are given up one by one, so that at most one
+    array of one layer is held twice.
     """
-    length = end - start
-    lacking = [kind.missing(p, length) for kind, p in zip(layout, pieces, strict=True)]
-    if not any(lacking):
-        return None
-    found = [
-        kind.cut(layer, at, start, end) if lacks else None
-        for kind, layer, lacks in zip(layout, layers, lacking, strict=True)
-    ]
-    filled = [new if _more(new, old) else old for new, old in zip(found, pieces, strict=True)]
-    if all(new is old for new, old in zip(filled, pieces, strict=True)):
-        return None
-    return _evaluated(filled)
+    found: list[tuple[list[Piece | None], int, Piece]] = []
+    for index, kind in enumerate(layout):
+        for start, end, pieces in spans:
+            if end <= at and kind.missing(pieces[index], end - start):
+                piece = kind.cut(layers[index], at, start, end)
+                if piece is not None and _more(piece, pieces[index]):
+                    found.append((pieces, index, piece))
+        if consume:
+            assert isinstance(layers, list)
+            layers[index] = None
+        if consume or nbytes(piece for _, _, piece in found) > _EVAL_BYTES:
+            _settle(found)
+    _settle(found)
+
+
+def needed(layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int) -> int:
+    """Bytes that a span [start, end) of these layers would take; copies nothing."""
+    pairs = zip(layout, layers, strict=True)
+    return nbytes(kind.cut(layer, at, start, end) for kind, layer in pairs)
+
+
+def thinned(layout: Layout, pieces: Sequence[Piece | None]) -> list[Piece | None]:
+    """A span's pieces without those that only serve to resume at its end."""
+    pairs = zip(layout, pieces, strict=True)
+    return [None if piece is None else kind.thinned(piece) for kind, piece in pairs]
 
 
 def split(
@@ -204,7 +214,9 @@ def split(
         (None, None) if piece is None else kind.split(piece, length, at)
         for kind, piece in zip(layout, pieces, strict=True)
     ]
-    return _evaluated(half[0] for half in halves), _evaluated(half[1] for half in halves)
+    left, right = [half[0] for half in halves], [half[1] for half in halves]
+    mx.eval([a for piece in (*left, *right) if piece is not None for a in piece if a is not None])
+    return left, right
 
 
 def resumable(layout: Layout, parts: Sequence[Part], limit: int) -> int:
@@ -223,11 +235,24 @@ def resumable(layout: Layout, parts: Sequence[Part], limit: int) -> int:
     return limit
 
 
-def join(layout: Layout, parts: Sequence[Part], count: int, room: int) -> list[Layer]:
-    """New layers that hold the first `count` tokens of a path, verified, with room for more."""
-    layers = [kind.join(_views(parts, i), count, room) for i, kind in enumerate(layout)]
-    for index, (kind, layer) in enumerate(zip(layout, layers, strict=True)):
-        seen = kind.position(layer)
+def join(
+    layout: Layout, parts: Sequence[Part], count: int, room: int, moving: Collection[int] = ()
+) -> list[Layer]:
+    """New layers that hold the first `count` tokens of a path, verified, with room for more.
+
+    Rows of the parts that are `moving`, by index, leave their pieces (a list) for the layers:
+    array by array, so that only one of them is held twice at a time.
+    """
+    layers = []
+    for index, kind in enumerate(layout):
+        views = _views(parts, index)
+        for part in moving:
+            if kind.anywhere:
+                pieces = parts[part].pieces
+                assert isinstance(pieces, list)
+                pieces[index] = None
+        layers.append(kind.join(views, count, room))
+        seen = kind.position(layers[-1])
         if seen not in (None, count):
             raise ValueError(f"layer {index} holds {seen} tokens where {count} are claimed")
     return layers
@@ -263,19 +288,14 @@ def _views(parts: Sequence[Part], layer: int) -> list[View]:
     return [View(p.start, p.end, p.span_end, p.pieces[layer]) for p in parts]
 
 
-def _evaluated(pieces: Iterable[Piece | None]) -> list[Piece | None]:
-    done: list[Piece | None] = []
-    waiting: list[mx.array] = []
-    size = 0
-    for piece in pieces:
-        done.append(piece)
-        waiting.extend(a for a in piece or () if a is not None)
-        size += nbytes([piece])
-        if size > _EVAL_BYTES:
-            mx.eval(waiting)
-            waiting, size = [], 0
-    mx.eval(waiting)
-    return done
+def _settle(found: list[tuple[list[Piece | None], int, Piece]]) -> None:
+    """Evaluate collected pieces array by array and put them in their places."""
+    for column in range(max((len(piece) for _, _, piece in found), default=0)):
+        same = [piece[column] for _, _, piece in found if column < len(piece)]
+        mx.eval([values for values in same if values is not None])
+    for pieces, index, piece in found:
+        pieces[index] = piece
+    found.clear()
 
 
 def _brief(layout: Layout) -> str:

@@ -7,95 +7,99 @@ tokens and for no others, so a prefix that many conversations share is kept once
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 from . import layers as kinds
 from .disk import NullStore, Store
-from .explain import Why
-from .layer_kinds import Piece
+from .explain import Counters, Why
 from .layers import Layout, Part
+from .leases import Lease, Loans
+from .persistence import read_beyond, save_path
+from .policies import Policy
 from .sizes import parse_size
-from .trie import Node, PromptTrie, Tokens, as_tokens, common_prefix
+from .span_tree import SpanNode, SpanTree, parts_of
+from .tiers import TIERS
+from .trie import Tokens, as_tokens
 
-TIERS = ("assistant", "user", "system")
-
-
-class Lease(NamedTuple):
-    """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens.
-
-    Stored tokens agree with the prompt's up to `matched`: more than `cached` where the layers
-    can't resume there, so that a checkpoint left there would serve the next prompt.
-    """
-
-    layers: list[Any] | None
-    cached: int
-    why: Why
-    matched: int = 0
-
-
-@dataclass(slots=True)
-class Span:
-    """What the cache keeps at a node of the trie: a piece a layer, and how dear it is."""
-
-    pieces: list[Piece | None]
-    tier: int
-    nbytes: int
-    last_use: int
+__all__ = ["Lease", "PromptCache"]
 
 
 class PromptCache:
     """Keeps what models computed for prefixes of prompts, and hands it to who needs it again.
 
-    `memory_bytes` bounds the spans in memory; `disk` is a `Store`, or None for none. All calls
-    are safe from several threads.
+    `memory_bytes` bounds the spans in memory, `spans` their number if given; `disk` is a `Store`,
+    or None for none. `tiers` run from least to most persistent. Calls are safe from any thread.
     """
 
-    def __init__(self, memory_bytes: int | str = "4GB", disk: Store | None = None) -> None:
+    def __init__(
+        self,
+        memory_bytes: int | str = "4GB",
+        disk: Store | None = None,
+        *,
+        spans: int | None = None,
+        tiers: Sequence[str] = TIERS,
+        policy: str | Policy = "default",
+    ) -> None:
         self._max_bytes = parse_size(memory_bytes, "memory_bytes")
+        self._max_spans = _checked_count(spans)
         self._store: Store = disk if disk is not None else NullStore()
+        self._saving = not isinstance(self._store, NullStore)
         self._lock = threading.RLock()
-        self._trie: PromptTrie[Span] = PromptTrie()
+        self._tree = SpanTree(tiers, policy, self._saving)
         self._layouts: dict[str, Layout] = {}
-        self._nbytes = 0
-        self._tick = 0
-        self._unsaved: dict[Node[Span], None] = {}
-        # Which tokens a lease's layers cover, found by its first layer; gone when they are.
-        self._leased: weakref.WeakKeyDictionary[Any, tuple[str, Tokens[int]]]
-        self._leased = weakref.WeakKeyDictionary()
+        self._counters = Counters()
+        self._loans = Loans()
 
-    def fetch(self, namespace: str, tokens: Iterable[int], room: int = 0) -> Lease:
+    def fetch(
+        self, namespace: str, tokens: Iterable[int], room: int = 0, *, take: bool = False
+    ) -> Lease:
         """The longest stored prefix of `tokens`, never all of them, as layers ready to run.
 
         The layers have room for the rest of the prompt and `room` tokens more before they grow.
+        With `take`, rows that nobody else needs move into them instead of being copied; they come
+        back with `insert`, and who lets go of the layers without it loses what no store holds.
         """
         ids = _checked(tokens)
         with self._lock:
-            self._tick += 1
+            self._begin()
             layout = self._layout(namespace)
             if layout is None:
-                return Lease(None, 0, Why("cold"))
-            parts, matched, unreadable = self._find(namespace, layout, ids[:-1])
+                return self._counted(ids, Lease(None, 0, Why("cold")))
+            nodes, length = self._tree.walk(namespace, ids[:-1])
+            parts, matched, unreadable = self._find(namespace, layout, ids[:-1], nodes, length)
             count = kinds.resumable(layout, parts, matched)
-            why = _why(count, matched, len(ids) - 1, unreadable)
+            why = self._why(namespace, ids, count, matched, unreadable)
+            self._tree.use(nodes, count)
             if count == 0:
-                return Lease(None, 0, why, matched)
-            layers = kinds.join(layout, parts, count, len(ids) - count + room)
-            self._leased[layers[0]] = (namespace, ids[:count])
-            return Lease(layers, count, why, matched)
+                return self._counted(ids, Lease(None, 0, why, matched))
+            moving = self._tree.exclusive(nodes, min(count, length)) if take else []
+            try:
+                layers = kinds.join(layout, parts, count, len(ids) - count + room, moving)
+            finally:
+                self._tree.resized(nodes[index] for index in moving)
+            whole = [node for node in nodes if node.end <= count]
+            held = self._tree.hold(whole[-1]) if whole else None
+            self._loans.lend(namespace, ids[:count], layers, held)
+            return self._counted(ids, Lease(layers, count, why, matched))
 
     def insert(
-        self, namespace: str, tokens: Iterable[int], layers: Sequence[Any], tier: str = "assistant"
+        self,
+        namespace: str,
+        tokens: Iterable[int],
+        layers: Sequence[Any],
+        tier: str = "assistant",
+        *,
+        consume: bool = False,
     ) -> int:
         """Keep what `layers` hold for `tokens`; returns for how many, at most what they cover.
 
-        Only what is not stored yet is copied; the layers stay the caller's.
+        Only what is not stored yet is copied. With `consume` the list of layers is emptied, one
+        by one, so that a long conversation is never held twice; otherwise they stay the caller's.
         """
         ids = _checked(tokens)
-        if tier not in TIERS:
-            raise ValueError(f"tier is {tier!r}; it is one of {', '.join(TIERS)}")
+        self._tree.check_tier(tier)
         layout = kinds.layout_of(layers)
         with self._lock:
             known = self._layout(namespace) or layout
@@ -104,52 +108,115 @@ class PromptCache:
             ids = ids[:at]
             if not len(ids):
                 raise ValueError("layers hold no token yet; run the model before inserting them")
-            self._check_lease(namespace, ids, layers)
-            self._tick += 1
+            self._loans.check(namespace, ids, layers)
+            self._begin()
             self._layouts[namespace] = known
-            node = self._place(namespace, ids, layers, at, TIERS.index(tier))
-            self._evict(keep=node)
+            ids = ids[: self._fitting(namespace, known, ids, layers, at)]
+            if len(ids):
+                node = self._tree.add(namespace, known, ids, layers, at, tier, consume)
+                if not kinds.cut_anywhere(known):
+                    self._tree.thin(known, node)
+                held = self._tree.hold(node)  # what has just come is not what goes
+                self._evict()
+                self._tree.release(held)
+                self._evict()
+            if consume and isinstance(layers, list):
+                layers.clear()
             return len(ids)
+
+    def pin(self, namespace: str, tokens: Iterable[int]) -> None:
+        """Keep a stored prefix whatever happens; ValueError where it is not all in memory."""
+        ids = _checked(tokens)
+        with self._lock:
+            node = self._end_of(namespace, ids)
+            if not node.value.pinned:
+                self._tree.hold(node)
+                node.value.pinned = True
+
+    def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
+        """Undo `pin`; ValueError where nothing is pinned that ends there."""
+        ids = _checked(tokens)
+        with self._lock:
+            nodes, length = self._tree.walk(namespace, ids)
+            node = nodes[-1] if nodes and nodes[-1].end == length == len(ids) else None
+            if node is None or not node.value.pinned:
+                raise ValueError(f"nothing is pinned that ends after these {len(ids)} tokens")
+            node.value.pinned = False
+            self._tree.release(node.value.entry)
+
+    def trim_to(self, *, memory_bytes: int | str | None = None, spans: int | None = None) -> None:
+        """Evict until no more is in memory than this; what is pinned or leased stays."""
+        limit = (
+            self._max_bytes if memory_bytes is None else parse_size(memory_bytes, "memory_bytes")
+        )
+        with self._lock:
+            self._begin()
+            self._tree.evict(limit, _checked_count(spans), self._leaving)
+
+    def discard(self, namespace: str, tokens: Iterable[int]) -> int:
+        """Forget, in memory, what only this path needs; returns the bytes freed."""
+        ids = _checked(tokens)
+        with self._lock:
+            self._begin()
+            before = self._tree.nbytes
+            nodes, length = self._tree.walk(namespace, ids)
+            for node in reversed([node for node in nodes if node.end <= length]):
+                if node.children or node.value.pinned or node.value.entry.holds:
+                    break
+                self._tree.discard(node)
+            return before - self._tree.nbytes
 
     def flush(self) -> int:
         """Write what the store does not have yet; returns how many spans were written."""
         with self._lock:
-            waiting, self._unsaved = list(self._unsaved), {}
-            return sum(self._save(node) for node in waiting if node.parent is not None)
+            self._begin()
+            waiting, self._tree.unsaved = list(self._tree.unsaved), {}
+            return sum(self._save(node) for node in waiting)
+
+    def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
+        """Why a prompt would reuse what it would; for who may see all namespaces.
+
+        A lease never tells one namespace what another one holds.
+        """
+        ids = _checked(tokens)
+        with self._lock:
+            layout = self._layout(namespace)
+            nodes, length = self._tree.walk(namespace, ids[:-1])
+            parts = parts_of(nodes, length)
+            count = kinds.resumable(layout, parts, length) if layout is not None else 0
+            why = self._why(namespace, ids, count, length, False)
+            if why.reason != "cold":
+                return why
+            others = {str(node.model) for node in self._tree.nodes()} - {namespace}
+            found = max((self._tree.walk(other, ids).length for other in others), default=0)
+            return Why("namespace", found) if found else why
 
     def stats(self) -> dict[str, Any]:
-        """Spans, tokens and bytes in memory, and what the store says of itself."""
+        """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier."""
         with self._lock:
-            nodes = list(self._trie.nodes())
-            memory = {
-                "spans": len(nodes),
-                "tokens": sum(len(node.tokens) for node in nodes),
-                "bytes": self._nbytes,
-                "budget": self._max_bytes,
+            tiers = {tier: held._asdict() for tier, held in self._tree.held().items()}
+            names = ("spans", "tokens", "bytes")
+            total = {name: sum(held[name] for held in tiers.values()) for name in names}
+            return {
+                **asdict(self._counters),
+                "evicted": dict(self._tree.evicted),
+                "memory": {**total, "budget": self._max_bytes, "tiers": tiers},
+                "disk": self._store.stats(),
             }
-            return {"memory": memory, "disk": self._store.stats()}
 
     def check(self) -> list[str]:
         """What is wrong with what is in memory, a line each (law 3)."""
         with self._lock:
-            found = []
-            for node in self._trie.nodes():
-                if kinds.nbytes(node.value.pieces) != node.value.nbytes:
-                    found.append(f"{node!r} holds other bytes than it says")
-                if node.parent is None or node.parent.children.get(node.tokens[0]) is not node:
-                    found.append(f"{node!r} is not its parent's child")
-            total = sum(node.value.nbytes for node in self._trie.nodes())
-            if total != self._nbytes:
-                found.append(f"spans hold {total} bytes, the counter says {self._nbytes}")
-            return found
+            self._begin()
+            return list(self._tree.check())
 
     def clear(self) -> None:
-        """Forget everything in memory; the store has its own `clear`."""
+        """Forget everything in memory, pinned or not; the store has its own `clear`."""
         with self._lock:
-            self._trie.clear()
-            self._unsaved.clear()
+            self._tree.clear()
             self._layouts.clear()
-            self._nbytes = 0
+
+    # Finding.
 
     def _layout(self, namespace: str) -> Layout | None:
         if namespace not in self._layouts:
@@ -159,140 +226,88 @@ class PromptCache:
         return self._layouts.get(namespace)
 
     def _find(
-        self, namespace: str, layout: Layout, ids: Tokens[int]
+        self, namespace: str, layout: Layout, ids: Tokens[int], nodes: list[SpanNode], length: int
     ) -> tuple[list[Part], int, bool]:
         """What memory and store hold along `ids`, up to which token, and if a read failed."""
-        nodes, length = self._trie.walk(namespace, ids)
-        parts = []
-        for node in nodes:
-            node.value.last_use = self._tick
-            parts.append(Part(node.start, min(node.end, length), node.end, node.value.pieces))
+        parts = parts_of(nodes, length)
         reached = kinds.resumable(layout, parts, length)
         if reached == len(ids):
             return parts, length, False
         stored = self._store.lookup(namespace, ids)
         if not stored or stored[-1].end <= reached:
             return parts, length, False
-        parts = [
-            part._replace(end=min(part.end, reached)) for part in parts if part.start < reached
-        ]
-        for span in stored:
-            if span.end <= reached:
-                continue
-            read = self._store.read(namespace, span)
-            used = span.end - span.start
-            if read is None or common_prefix(read.tokens, ids, 0, span.start) < used:
-                return parts, max(length, parts[-1].end if parts else 0), True
-            end = span.start + len(read.tokens)
-            parts.append(Part(max(span.start, reached), span.end, end, read.pieces))
-        return parts, max(length, stored[-1].end), False
+        parts = [p._replace(end=min(p.end, reached)) for p in parts if p.start < reached]
+        more, unreadable = read_beyond(self._store, namespace, ids, stored, reached)
+        end = (more or parts)[-1].end if more or parts else 0
+        return parts + more, max(length, end), unreadable
 
-    def _check_lease(self, namespace: str, ids: Tokens[int], layers: Sequence[Any]) -> None:
-        leased = self._leased.get(layers[0])
-        if leased is None:
-            return
-        own_namespace, prefix = leased
-        if own_namespace != namespace or common_prefix(prefix, ids) < min(len(prefix), len(ids)):
+    def _why(
+        self, namespace: str, ids: Tokens[int], count: int, matched: int, unreadable: bool
+    ) -> Why:
+        if count == len(ids) - 1:
+            return Why("whole")
+        if unreadable:
+            return Why("unreadable", count)
+        if count < matched:
+            return Why("checkpoint", count)
+        if self._tree.was_evicted(namespace, ids, count):
+            return Why("evicted", count)
+        if not count:
+            return Why("cold")
+        return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
+
+    def _counted(self, ids: Tokens[int], lease: Lease) -> Lease:
+        self._counters.count(len(ids), lease.cached, lease.why)
+        return lease
+
+    def _begin(self) -> None:
+        """A new request: leases that ended since the last one let go of their spans."""
+        self._tree.advance()
+        for entry in self._loans.ended():
+            self._tree.release(entry)
+            self._tree.drop_hollow(entry.item)
+
+    # Keeping.
+
+    def _fitting(
+        self, namespace: str, layout: Layout, ids: Tokens[int], layers: Sequence[Any], at: int
+    ) -> int:
+        """How many of the tokens can be kept within the whole budget (law 10)."""
+        nodes, length = self._tree.walk(namespace, ids)
+        more = kinds.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
+        held = sum(node.value.entry.nbytes for node in nodes)
+        if held + more <= self._max_bytes or not more:
+            return len(ids)
+        if kinds.cut_anywhere(layout):
+            fit = (self._max_bytes - held) * (len(ids) - length) // more
+            return length + max(0, fit)
+        if nodes:  # the newest checkpoint alone
+            self._tree.thin(layout, nodes[-1], only_end=True)
+        held = sum(node.value.entry.nbytes for node in nodes)
+        return len(ids) if held + more <= self._max_bytes else length
+
+    def _end_of(self, namespace: str, ids: Tokens[int]) -> SpanNode:
+        """The span that ends after `ids`, split out when needed; ValueError where none can."""
+        layout = self._layout(namespace)
+        nodes, length = self._tree.walk(namespace, ids)
+        held = kinds.resumable(layout, parts_of(nodes, length), length) if layout else 0
+        if layout is None or held < len(ids):
             raise ValueError(
-                f"tokens do not start like the {len(prefix)} that these layers were leased for"
+                f"only {held} of these {len(ids)} tokens are in memory; insert them before pinning"
             )
+        node = nodes[-1]
+        return node if node.end == length else self._tree.split(layout, node, length)
 
-    def _place(
-        self, namespace: str, ids: Tokens[int], layers: Sequence[Any], at: int, tier: int
-    ) -> Node[Span]:
-        """The node at the end of `ids`, made when missing; all that pass get what they lacked."""
-        layout = self._layouts[namespace]
-        nodes, length = self._trie.walk(namespace, ids)
-        inside = bool(nodes) and length < nodes[-1].end
-        dearer = inside and tier > nodes[-1].value.tier
-        if inside and (length < len(ids) or dearer or not kinds.cut_anywhere(layout)):
-            nodes[-1] = self._split(nodes[-1], length, layout)
-        for node in nodes:
-            node.value.last_use = self._tick
-            self._fill(node, layout, layers, at)
-        node = nodes[-1] if nodes else self._trie.root(namespace)
-        if length < len(ids):
-            node = self._trie.extend(node, ids[length:])
-            pieces = kinds.cut(layout, layers, at, length, len(ids))
-            node.value = Span(pieces, tier, kinds.nbytes(pieces), self._tick)
-            self._nbytes += node.value.nbytes
-            self._unsaved[node] = None
-        node.value.tier = max(node.value.tier, tier)
-        return node
+    def _evict(self) -> None:
+        self._tree.evict(self._max_bytes, self._max_spans, self._leaving)
 
-    def _fill(self, node: Node[Span], layout: Layout, layers: Sequence[Any], at: int) -> None:
-        span = node.value
-        if node.end <= at:
-            filled = kinds.fill(layout, layers, at, node.start, node.end, span.pieces)
-            if filled is not None:
-                self._nbytes -= span.nbytes
-                span.pieces, span.nbytes = filled, kinds.nbytes(filled)
-                self._nbytes += span.nbytes
+    def _leaving(self, node: SpanNode) -> None:
+        """What leaves memory goes to the store first, where it is not there yet."""
+        if node in self._tree.unsaved:
+            self._save(node)
 
-    def _split(self, node: Node[Span], at: int, layout: Layout) -> Node[Span]:
-        span = node.value
-        left, right = kinds.split(layout, span.pieces, len(node.tokens), at - node.start)
-        upper = self._trie.split(node, at)
-        upper.value = Span(left, span.tier, kinds.nbytes(left), span.last_use)
-        self._nbytes += kinds.nbytes(left) + kinds.nbytes(right) - span.nbytes
-        span.pieces, span.nbytes = right, kinds.nbytes(right)
-        if node in self._unsaved:  # the store needs parents before children
-            del self._unsaved[node]
-            self._unsaved |= {upper: None, node: None}
-        return upper
-
-    def _evict(self, keep: Node[Span]) -> None:
-        """Leaves go, the least persistent and least recently used first, down to the budget."""
-        while self._nbytes > self._max_bytes:
-            leaves = (node for node in self._trie.nodes() if not node.children)
-            victim = min(leaves, key=lambda n: (n is keep, n.value.tier, n.value.last_use))
-            if victim in self._unsaved:
-                del self._unsaved[victim]
-                self._save(victim)
-            self._nbytes -= victim.value.nbytes
-            self._trie.prune(victim)
-
-    def _save(self, node: Node[Span]) -> int:
-        """Write a node's path to the store as far as it is not there; returns spans written."""
-        if isinstance(self._store, NullStore):
-            return 0
-        layout, ids = self._layouts[str(node.model)], node.path()
-        stored = self._store.lookup(str(node.model), ids)
-        held = stored[-1].end if stored else 0
-        written = 0
-        for passed in _chain(node):
-            if passed.end <= held:
-                continue
-            start = max(held, passed.start)
-            pieces = passed.value.pieces
-            if start > passed.start:
-                length = len(passed.tokens)
-                _, pieces = kinds.split(layout, pieces, length, start - passed.start)
-            tier = TIERS[passed.value.tier]
-            path = ids[: passed.end]
-            if not self._store.save(str(node.model), layout, path, start, tier, pieces):
-                break
-            held, written = passed.end, written + 1
-        return written
-
-
-def _why(count: int, matched: int, wanted: int, unreadable: bool) -> Why:
-    if count == wanted:
-        return Why("whole")
-    if unreadable:
-        return Why("unreadable", count)
-    if count < matched:
-        return Why("checkpoint", count)
-    return Why("diverged", count) if count else Why("cold")
-
-
-def _chain(node: Node[Span]) -> list[Node[Span]]:
-    chain = []
-    current: Node[Span] | None = node
-    while current is not None and current.parent is not None:
-        chain.append(current)
-        current = current.parent
-    return chain[::-1]
+    def _save(self, node: SpanNode) -> int:
+        return save_path(self._store, self._layouts[str(node.model)], self._tree.tiers, node)
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:
@@ -300,3 +315,9 @@ def _checked(tokens: Iterable[int]) -> Tokens[int]:
     if not len(ids):
         raise ValueError("tokens is empty; a path has at least one token")
     return ids
+
+
+def _checked_count(spans: int | None) -> int | None:
+    if spans is not None and (isinstance(spans, bool) or not isinstance(spans, int) or spans < 0):
+        raise ValueError(f"spans is {spans!r}; give a number of spans, or None for any")
+    return spans

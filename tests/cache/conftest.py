@@ -11,17 +11,6 @@ from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
 WORDS = 100
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "soak: every point of every family (minutes): -m soak")
-
-
-def pytest_collection_modifyitems(config, items):
-    if "soak" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip(reason="long; asked for with -m soak"))
-
-
 @pytest.fixture(scope="session")
 def model():
     """Three layers, float32; weights doubled, so that greedy choices are no near ties."""

@@ -91,7 +91,7 @@ def test_law_4_a_shared_prefix_is_stored_once(cache, run, store):
 
 def test_law_9_stored_rows_never_change(cache, run):
     cache.insert("m", IDS, run(IDS)[1])
-    nodes = list(cache._trie.nodes())
+    nodes = list(cache._tree.nodes())
     before = [mx.array(a) for n in nodes for piece in n.value.pieces for a in piece]
     mx.eval(before)
     for room in (0, 5, 300):
@@ -103,7 +103,7 @@ def test_law_9_stored_rows_never_change(cache, run):
 
 def test_a_span_holds_its_own_rows_and_not_the_buffer(cache, run):
     cache.insert("m", IDS[:3], run(IDS)[1])
-    assert all(a.shape[-2] == 3 for n in cache._trie.nodes() for p in n.value.pieces for a in p)
+    assert all(a.shape[-2] == 3 for n in cache._tree.nodes() for p in n.value.pieces for a in p)
 
 
 def test_eviction_keeps_to_the_budget_and_spares_the_system_prompt(run):
@@ -153,8 +153,8 @@ def test_each_span_is_written_once(tmp_path, run):
 def test_a_wrong_call_is_refused_by_name_and_changes_nothing(cache, run):
     layers = run(IDS)[1]
     cache.insert("m", IDS[:30], layers)
-    before = cache.stats()
     lease = cache.fetch("m", IDS)
+    before = cache.stats()
     others = [KVCache() for _ in range(2)]
     windows = [RotatingKVCache(8) for _ in range(3)]
     uneven = run(IDS)[1]

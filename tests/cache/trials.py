@@ -124,7 +124,7 @@ class Trial:
         return mx.concatenate(logits)
 
     def _compare(self, warm: mx.array, cold: mx.array, lease: Lease, prompt: Sequence[int]) -> None:
-        # Equal infinities (tokens that a model forbids) don't differ; their difference is no number.
+        # Equal infinities (tokens that a model forbids) are no difference, though theirs is NaN.
         worst = mx.where(warm == cold, 0.0, mx.abs(warm - cold)).max().item()
         self.worst = max(self.worst, worst)
         where = f"{self.family.name}, {lease.cached} of {len(prompt)} tokens cached"
@@ -155,7 +155,7 @@ def _other(point: int) -> list[int]:
 
 def stored(cache: PromptCache) -> list[tuple[mx.array, bytes]]:
     """Every array that is kept, with its bytes as they are now."""
-    spans = [node.value for node in cache._trie.nodes()]
+    spans = [node.value for node in cache._tree.nodes()]
     arrays = [a for span in spans for piece in span.pieces for a in piece or () if a is not None]
     return [(array, np.array(array).tobytes()) for array in arrays]
 

@@ -1,0 +1,143 @@
+"""Block hit ratio of every eviction policy on a trace, beside the clairvoyant optimum.
+
+    python benchmarks/eviction.py TRACE [--capacities 500,1000,...] [--half first|second]
+    python benchmarks/eviction.py --synthetic chats [--seed 1]
+
+TRACE is in Mooncake's format (one JSON object a line, `hash_ids` an id for each block of a
+prompt). A request hits its longest run of blocks that are there, and the rest is stored; its own
+path stays while it runs, and a block goes only after all that hang on it. The orders are the
+project's own `CacheOrder`, driven as the cache drives it; LFU and the optimum (Belady) are
+policies for that same order. The optimum alone may drop what it has just stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eviction_traces import SYNTHETIC, Request, mooncake
+
+from llm_mlx_promptcache.cache.policies import POLICIES, Entry, Policy
+from llm_mlx_promptcache.cache.tiers import TIERS, CacheOrder
+
+NEVER = 1 << 60
+CAPACITIES = "500,1000,2000,5000,10000,20000"
+SYNTHETIC_CAPACITIES = "300,1000,3000,10000"
+
+
+class Lfu(Policy):
+    """Least used since it was stored, then least recently."""
+
+    def rank(self, entry: Entry[Any]) -> float:
+        """Uses, then recency as a fraction."""
+        return entry.uses + entry.last_used / NEVER
+
+
+class Belady(Policy):
+    """The optimum: the block whose next use is furthest away goes."""
+
+    def __init__(self, trace: list[Request]) -> None:
+        self._next: list[dict[int, int]] = [{} for _ in trace]
+        seen: dict[int, int] = {}
+        for at in range(len(trace) - 1, -1, -1):
+            self._next[at] = {block: seen.get(block, NEVER) for block in trace[at].blocks}
+            seen |= dict.fromkeys(trace[at].blocks, at)
+
+    def rank(self, entry: Entry[Any]) -> float:
+        """The sooner it is used again, the later it goes."""
+        return -self._next[entry.last_used][entry.item]
+
+
+def simulate(trace: list[Request], capacity: int, order: CacheOrder[int], spare_own: bool) -> float:
+    """The part of all blocks that was there when asked for."""
+    resident: dict[int, Entry[int]] = {}
+    hits = 0
+    for at, request in enumerate(trace):
+        order.now = at
+        path = _hit(request, resident)
+        hits += len(path)
+        order.use(path)
+        order.touch(path)  # the insert after the answer passes over them
+        parent = path[-1] if path else None
+        for block, tier in list(zip(*request, strict=True))[len(path) :]:
+            parent = resident[block] = order.push(block, tier, 1, 1, parent, key=block)
+        if parent is not None and spare_own:
+            order.hold(parent)
+            _evict(order, resident, capacity)
+            order.release(parent)
+        _evict(order, resident, capacity)  # a path that is longer than the cache
+    assert len(order) == len(resident) <= capacity
+    return hits / sum(len(request.blocks) for request in trace)
+
+
+def _hit(request: Request, resident: dict[int, Entry[int]]) -> list[Entry[int]]:
+    path = []
+    for block in request.blocks:
+        entry = resident.get(block)
+        if entry is None:
+            break
+        path.append(entry)
+    return path
+
+
+def _evict(order: CacheOrder[int], resident: dict[int, Entry[int]], capacity: int) -> None:
+    while len(order) > capacity and (victim := order.pop()) is not None:
+        del resident[victim.item]
+
+
+def measure(trace: list[Request], capacities: list[int]) -> dict[str, list[float]]:
+    """Hit ratios by policy, one for each capacity."""
+    tiers = [tier for tier in TIERS if any(tier in request.tiers for request in trace)]
+    makers: dict[str, Callable[[], Policy]] = {name: POLICIES[name] for name in sorted(POLICIES)}
+    makers |= {"lfu": Lfu}
+    optimum = Belady(trace)
+    ratios: dict[str, list[float]] = {}
+    for name, make in makers.items():
+        ratios[name] = [simulate(trace, c, CacheOrder(tiers, make()), True) for c in capacities]
+    ratios["belady"] = [simulate(trace, c, CacheOrder(tiers, optimum), False) for c in capacities]
+    return ratios
+
+
+def table(ratios: dict[str, list[float]], capacities: list[int]) -> str:
+    """A Markdown table, a line for each capacity: hit ratios, and the default's beside LRU's."""
+    names = [*ratios, "default / lru", "default / mlx-lm"]
+    lines = [f"| blocks | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for at, capacity in enumerate(capacities):
+        row = [f"{ratios[name][at]:.4f}" for name in ratios]
+        for other in ("lru", "mlx-lm"):
+            row.append(f"{ratios['default'][at] / max(ratios[other][at], 1e-9):.3f}")
+        lines.append(f"| {capacity:,} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the arguments, print the table."""
+    parser = argparse.ArgumentParser(description="Block hit ratios of the eviction policies.")
+    parser.add_argument("trace", nargs="?", type=Path, help="a trace in Mooncake's format")
+    parser.add_argument("--synthetic", choices=SYNTHETIC, help="a generated trace instead")
+    parser.add_argument("--requests", type=int, default=6000, help="of the generated trace")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated trace")
+    parser.add_argument("--half", choices=("first", "second"), help="only this half of the trace")
+    parser.add_argument("--capacities", help=f"in blocks (default {CAPACITIES})")
+    options = parser.parse_args()
+    if (options.trace is None) == (options.synthetic is None):
+        parser.error("give a TRACE or --synthetic")
+    if options.synthetic:
+        trace = SYNTHETIC[options.synthetic](options.requests, options.seed)
+        capacities = options.capacities or SYNTHETIC_CAPACITIES
+    else:
+        trace, capacities = mooncake(options.trace), options.capacities or CAPACITIES
+    middle = len(trace) // 2
+    trace = {"first": trace[:middle], "second": trace[middle:]}.get(options.half, trace)
+    start, sizes = time.perf_counter(), [int(size) for size in capacities.split(",")]
+    blocks = [block for request in trace for block in request.blocks]
+    print(f"{len(trace):,} requests, {len(blocks):,} blocks, {len(set(blocks)):,} distinct\n")
+    print(table(measure(trace, sizes), sizes))
+    print(f"\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Leases: layers that a request writes to, and the spans that stay in memory while it does."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from .explain import Why
+from .policies import Entry
+from .span_tree import SpanNode
+from .trie import Tokens, common_prefix
+
+
+class Lease(NamedTuple):
+    """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens.
+
+    Stored tokens agree with the prompt's up to `matched`: more than `cached` where the layers
+    can't resume there, so that a checkpoint left there would serve the next prompt.
+    """
+
+    layers: list[Any] | None
+    cached: int
+    why: Why
+    matched: int = 0
+
+
+class _Loan(NamedTuple):
+    namespace: str
+    prefix: Tokens[int]
+
+
+class Loans:
+    """What is out, found by a lease's first layer: a lease ends when that layer dies."""
+
+    def __init__(self) -> None:
+        self._loans: weakref.WeakKeyDictionary[Any, _Loan] = weakref.WeakKeyDictionary()
+        # A layer can die inside any call, in any thread: its span's hold waits here meanwhile.
+        self._ended: deque[Entry[SpanNode]] = deque()
+
+    def lend(
+        self, namespace: str, prefix: Tokens[int], layers: list[Any], held: Entry[SpanNode] | None
+    ) -> None:
+        """Remember which tokens the layers cover, and which span is held for them."""
+        self._loans[layers[0]] = _Loan(namespace, prefix)
+        if held is not None:
+            weakref.finalize(layers[0], self._ended.append, held)
+
+    def ended(self) -> Iterator[Entry[SpanNode]]:
+        """The holds of leases that ended since this was last asked."""
+        while self._ended:
+            yield self._ended.popleft()
+
+    def check(self, namespace: str, ids: Tokens[int], layers: Sequence[Any]) -> None:
+        """ValueError where leased layers come back under tokens that they don't cover."""
+        loan = self._loans.get(layers[0])
+        if loan is None:
+            return
+        shared = min(len(loan.prefix), len(ids))
+        if loan.namespace != namespace or common_prefix(loan.prefix, ids) < shared:
+            raise ValueError(
+                f"tokens do not start like the {len(loan.prefix)} that these layers were leased for"
+            )
