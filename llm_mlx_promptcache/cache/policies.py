@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-TIER_FACTOR: Final = 2.0  # how much longer a span stays than its equal one tier below
+TIER_FACTOR: Final = 4.0  # how much longer a span stays than its equal one tier below
 
 
 @dataclass(slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from .request import (
     Usage,
 )
 from .sampling import make_sampler
+
+_log = logging.getLogger(__name__)
 
 # Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
 _ROOM = 256
@@ -70,19 +73,23 @@ class Running:
         work = _Work(request, namespace, transcript, lease, layers)
         places = self._places(work)
         held = lease.cached
-        with wired(self._loaded.model):
-            for held in prefill(self._loaded.model, layers, ids, lease.cached, places):
-                yield Progress(held, len(ids), lease.cached)
-                if held in places:
-                    self._keep(work, held)
-                if abandoned():
-                    break
-            else:
-                sampler = make_sampler(request.sampling)
-                tokens = decode(self._loaded.model, layers, ids[-1], sampler, limit)
-                yield from self._decode(work, tokens, started, abandoned)
-                held = len(ids) + len(work.generated)
-        self._keep(work, held)
+        try:
+            with wired(self._loaded.model):
+                for held in prefill(self._loaded.model, layers, ids, lease.cached, places):
+                    yield Progress(held, len(ids), lease.cached)
+                    if held in places:
+                        self._keep(work, held)
+                    if abandoned():
+                        break
+                else:
+                    sampler = make_sampler(request.sampling)
+                    tokens = decode(self._loaded.model, layers, ids[-1], sampler, limit)
+                    yield from self._decode(work, tokens, started, abandoned)
+                    held = len(ids) + len(work.generated)
+        except BaseException:
+            self._rescue(work, held)
+            raise
+        self._keep(work, held, last=True)
 
     def settle(self) -> None:
         """Write to the disk what this model's answers left to write."""
@@ -151,7 +158,8 @@ class Running:
             return Lease(None, 0, Why("off"))
         if self._uncached is not None:
             return Lease(None, 0, Why("layers", detail=self._uncached))
-        return self._cache.fetch(namespace, ids, room=min(limit, _ROOM))
+        # One request at a time runs here, so nobody else needs what this one takes.
+        return self._cache.fetch(namespace, ids, room=min(limit, _ROOM), take=True)
 
     def _places(self, work: _Work) -> set[int]:
         """Where prefill must stop: layers that can't be cut are kept where they were taken."""
@@ -161,18 +169,26 @@ class Running:
         every = range(_CHECKPOINT, len(work.transcript.ids), _CHECKPOINT)
         return places | {work.lease.matched} | set(every)
 
-    def _keep(self, work: _Work, done: int) -> None:
+    def _keep(self, work: _Work, done: int, last: bool = False) -> None:
         """Insert what `done` tokens of the path made complete, each message under its tier."""
-        if not work.request.use_cache or self._uncached is not None or done <= work.lease.cached:
+        if not work.request.use_cache or self._uncached is not None or not done:
             return
         path = work.transcript.ids + array("I", work.generated)
         passed = [b for b in work.transcript.boundaries if work.kept < b.position <= done]
-        for boundary in passed:
-            tier = boundary.tier
-            self._cache.insert(work.namespace, path[: boundary.position], work.layers, tier)
-        if not passed or passed[-1].position < done:
-            self._cache.insert(work.namespace, path[:done], work.layers, "assistant")
+        ends = [(boundary.position, boundary.tier) for boundary in passed]
+        if not ends or ends[-1][0] < done:
+            ends.append((done, "assistant"))
+        for number, (end, tier) in enumerate(ends, 1):
+            consume = last and number == len(ends)
+            self._cache.insert(work.namespace, path[:end], work.layers, tier, consume=consume)
         work.kept = done
+
+    def _rescue(self, work: _Work, held: int) -> None:
+        """After an error: bring home what the lease took from the cache, as far as it is whole."""
+        try:
+            self._keep(work, held, last=True)
+        except Exception as error:
+            _log.warning("what a failed request had taken from the cache is lost: %s", error)
 
 
 @dataclass
