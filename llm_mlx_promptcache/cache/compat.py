@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
@@ -172,6 +173,9 @@ class LRUPromptCache:
                 lease = self._cache.fetch(name, ids) if match.length else None
                 if lease is not None and lease.layers is not None:
                     self._touch(name, match)
+                    # A lease ends with its first layer, and what is leased can't be evicted; here
+                    # `max_bytes` must hold while requests run, and the layers are copies anyway.
+                    lease.layers[0] = copy(lease.layers[0])
                     return lease.layers, tokens[lease.cached :]
             return None, tokens
 
@@ -247,6 +251,8 @@ class LRUPromptCache:
         at = kinds.position_of(layout, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
+        if not len(ids):
+            raise ValueError("layers hold no token yet")
         size = kinds.needed(layout, layers, at, 0, len(ids))
         if size <= self.max_bytes:
             return ids
@@ -274,7 +280,7 @@ class LRUPromptCache:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Drop all that no path needs; what is leased goes when the lease has ended."""
+        """Drop all that no path needs."""
         self._cache.trim_to(memory_bytes=0)
 
     def _touch(self, name: str, match: Match[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import layers as kinds
 from .disk import NullStore, Store
@@ -24,6 +24,15 @@ from .tiers import TIERS
 from .trie import Tokens, as_tokens
 
 __all__ = ["Lease", "PromptCache"]
+
+
+class _Found(NamedTuple):
+    """Parts of a path, up to which token it is known, and up to which its spans are in memory."""
+
+    parts: list[Part]
+    matched: int
+    in_memory: int
+    unreadable: bool
 
 
 class PromptCache:
@@ -68,13 +77,14 @@ class PromptCache:
             if layout is None:
                 return self._counted(ids, Lease(None, 0, Why("cold")))
             nodes, length = self._tree.walk(namespace, ids[:-1])
-            parts, matched, unreadable = self._find(namespace, layout, ids[:-1], nodes, length)
+            found = self._find(namespace, layout, ids[:-1], nodes, length)
+            parts, matched = found.parts, found.matched
             count = kinds.resumable(layout, parts, matched)
-            why = self._why(namespace, ids, count, matched, unreadable)
+            why = self._why(namespace, ids, count, matched, found.unreadable)
             self._tree.use(nodes, count)
             if count == 0:
                 return self._counted(ids, Lease(None, 0, why, matched))
-            moving = self._tree.exclusive(nodes, min(count, length)) if take else []
+            moving = self._tree.exclusive(nodes, min(count, found.in_memory)) if take else []
             try:
                 layers = kinds.join(layout, parts, count, len(ids) - count + room, moving)
             finally:
@@ -227,19 +237,17 @@ class PromptCache:
 
     def _find(
         self, namespace: str, layout: Layout, ids: Tokens[int], nodes: list[SpanNode], length: int
-    ) -> tuple[list[Part], int, bool]:
-        """What memory and store hold along `ids`, up to which token, and if a read failed."""
+    ) -> _Found:
+        """What memory and store hold along `ids`."""
         parts = parts_of(nodes, length)
         reached = kinds.resumable(layout, parts, length)
-        if reached == len(ids):
-            return parts, length, False
-        stored = self._store.lookup(namespace, ids)
+        stored = self._store.lookup(namespace, ids) if reached < len(ids) else []
         if not stored or stored[-1].end <= reached:
-            return parts, length, False
+            return _Found(parts, length, length, False)
         parts = [p._replace(end=min(p.end, reached)) for p in parts if p.start < reached]
         more, unreadable = read_beyond(self._store, namespace, ids, stored, reached)
         end = (more or parts)[-1].end if more or parts else 0
-        return parts + more, max(length, end), unreadable
+        return _Found(parts + more, max(length, end), reached, unreadable)
 
     def _why(
         self, namespace: str, ids: Tokens[int], count: int, matched: int, unreadable: bool

@@ -77,7 +77,6 @@ class CacheOrder(Generic[T]):
         self.policy: Final = POLICIES[policy]() if isinstance(policy, str) else policy
         self.now = 0
         self.ghosts = GhostList()
-        self._rank = {name: rank for rank, name in enumerate(self.tiers)}
         self._serial = self._stamp = 0
         self._reset()
 
@@ -101,9 +100,9 @@ class CacheOrder(Generic[T]):
 
     def rank(self, tier: str) -> int:
         """A tier's place, 0 for the least persistent; ValueError for one that is unknown."""
-        if tier not in self._rank:
+        if tier not in self.tiers:
             raise ValueError(f"tier is {tier!r}; it is one of {', '.join(self.tiers)}")
-        return self._rank[tier]
+        return self.tiers.index(tier)
 
     def push(
         self,
@@ -116,6 +115,8 @@ class CacheOrder(Generic[T]):
     ) -> Entry[T]:
         """A span is stored under `parent`; `key` (its path's hash) finds what is remembered."""
         rank = self.rank(tier)
+        if parent is not None:
+            self._check(parent)
         ghost = self.ghosts.take(key) if key is not None else None
         # The first continuation of a path that came back is a conversation going on; a second
         # one is a new question on an old text, and most of these are never asked again.
@@ -134,10 +135,15 @@ class CacheOrder(Generic[T]):
     def split(
         self, entry: Entry[T], item: T, nbytes: int, tokens: int, key: Hashable = None
     ) -> Entry[T]:
-        """A span's first part becomes a span of its own, `item`; `resize` the rest, `entry`."""
+        """A span's first part becomes a span of its own, `item`; `resize` the rest, `entry`.
+
+        A path parts or ends there, so the first part came back, and the rest did not.
+        """
+        self._check(entry)
+        self.ghosts.take(key)
         upper = self._add(item, entry.tier, nbytes, tokens, entry.parent, key)
         upper.last_used, upper.inserted = entry.last_used, entry.inserted
-        upper.uses, upper.returned = entry.uses, entry.returned
+        upper.uses, upper.returned = entry.uses + 1, True
         upper.children, upper.extended = 1, True
         entry.parent = upper
         return upper
@@ -158,6 +164,7 @@ class CacheOrder(Generic[T]):
 
     def promote(self, entry: Entry[T], tier: str) -> None:
         """The span also ends what is of `tier`; it keeps the more persistent of both."""
+        self._check(entry)
         rank = max(entry.tier, self.rank(tier))
         self._counts[entry.tier] -= 1
         self._counts[rank] += 1
@@ -166,6 +173,7 @@ class CacheOrder(Generic[T]):
 
     def resize(self, entry: Entry[T], nbytes: int, tokens: int) -> None:
         """The span holds more or less than it did."""
+        self._check(entry)
         self.nbytes += nbytes - entry.nbytes
         entry.nbytes, entry.tokens = nbytes, tokens
         self._place(entry)
@@ -184,8 +192,7 @@ class CacheOrder(Generic[T]):
 
     def remove(self, entry: Entry[T]) -> None:
         """The owner took a leaf out; it is not remembered."""
-        if entry not in self:
-            raise ValueError("the entry is not in this order")
+        self._check(entry)
         if entry.children:
             raise ValueError(f"{entry.children} entries hang on this one; remove them first")
         del self._entries[entry.serial]
@@ -221,6 +228,10 @@ class CacheOrder(Generic[T]):
         self.nbytes += nbytes
         return entry
 
+    def _check(self, entry: Entry[T]) -> None:
+        if entry not in self:
+            raise ValueError("the entry is not in this order, or not any more")
+
     def _learn(self, entry: Entry[T], ghost: Ghost) -> None:
         entry.uses, entry.extended = ghost.uses + 1, ghost.extended
         # One evicted long ago would not have been saved by a somewhat larger share of the room.
@@ -231,7 +242,7 @@ class CacheOrder(Generic[T]):
     def _place(self, entry: Entry[T]) -> None:
         """Give an entry its one valid place, or none; older ones are skipped when met."""
         entry.stamp = -1
-        if not entry.evictable:
+        if not entry.evictable or entry not in self:
             return
         self._stamp += 1
         entry.stamp = self._stamp

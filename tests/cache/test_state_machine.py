@@ -1,0 +1,153 @@
+"""Random inserts, fetches, pins and evictions against a plain dictionary of paths (laws 1 to 4).
+
+The layers are mlx-lm's own `KVCache`, filled with rows that spell their tokens, so that every row
+that comes back can be read: it must be the prompt's.
+"""
+
+import itertools
+
+import hypothesis.strategies as st
+import mlx.core as mx
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
+from mlx_lm.models.cache import KVCache
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+
+ROW = 2 * 2 * 1 * 4 * 4  # layers x keys and values x heads x width x bytes
+BUDGET = ROW * 40
+TIERS = ("assistant", "user", "system")
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+namespaces = st.sampled_from(["a", "b"])
+
+
+def spell(layers, ids):
+    """Run a model whose rows are the tokens that they stand for."""
+    rows = mx.broadcast_to(mx.array(ids, mx.float32)[None, None, :, None], (1, 1, len(ids), 4))
+    for number, layer in enumerate(layers):
+        layer.update_and_fetch(rows + number, -rows)
+    mx.eval([layer.state for layer in layers])
+    return layers
+
+
+def read(layers):
+    """The tokens that the rows of the layers spell; all layers must agree."""
+    spelled = set()
+    for number, layer in enumerate(layers):
+        keys = layer.keys[0, 0, : layer.offset, 0] - number
+        spelled.add(tuple(int(k) for k in keys.tolist()))
+        values = layer.values[0, 0, : layer.offset, 0]
+        assert bool(mx.array_equal(keys, -values))
+    (path,) = spelled
+    return list(path)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """What is stored is a set of prefixes; what is fetched must be one of them."""
+
+    leases = Bundle("leases")
+
+    def __init__(self):
+        super().__init__()
+        self.cache = PromptCache(BUDGET)
+        self.stored = {"a": set(), "b": set()}
+        self.pinned = set()
+
+    @rule(namespace=namespaces, ids=tokens, tier=st.sampled_from(TIERS), consume=st.booleans())
+    def insert(self, namespace, ids, tier, consume):
+        layers = spell([KVCache(), KVCache()], ids)
+        kept = self.cache.insert(namespace, ids, layers, tier, consume=consume)
+        assert kept <= len(ids)
+        assert (layers == []) == consume
+        self.stored[namespace].add(tuple(ids))
+
+    @rule(target=leases, namespace=namespaces, ids=tokens, room=st.sampled_from([0, 3]))
+    def fetch(self, namespace, ids, room, take=False):
+        lease = self.cache.fetch(namespace, ids, room, take=take)
+        assert lease.cached < len(ids)
+        if lease.layers is None:
+            return multiple()
+        assert read(lease.layers) == ids[: lease.cached]
+        prefix = tuple(ids[: lease.cached])
+        assert any(path[: lease.cached] == prefix for path in self.stored[namespace])
+        return namespace, ids, lease
+
+    @rule(target=leases, namespace=namespaces, ids=tokens)
+    def take(self, namespace, ids):
+        return self.fetch(namespace, ids, 0, take=True)
+
+    @rule(lease=consumes(leases), more=tokens, consume=st.booleans())
+    def go_on_and_come_home(self, lease, more, consume):
+        namespace, ids, (layers, cached, *_) = lease
+        path = [*ids[:cached], *more]
+        self.cache.insert(namespace, path, spell(layers, more), consume=consume)
+        self.stored[namespace].add(tuple(path))
+
+    @rule(lease=consumes(leases))
+    def let_go(self, lease):
+        del lease
+
+    @rule(namespace=namespaces, ids=tokens)
+    def pin(self, namespace, ids):
+        if len(self.pinned) < 2:
+            if self.cache.fetch(namespace, [*ids, 9]).cached < len(ids):
+                with pytest.raises(ValueError, match="in memory"):
+                    self.cache.pin(namespace, ids)
+            else:
+                self.cache.pin(namespace, ids)
+                self.pinned.add((namespace, tuple(ids)))
+
+    @rule(data=st.data())
+    def unpin(self, data):
+        if self.pinned:
+            chosen = data.draw(st.sampled_from(sorted(self.pinned)))
+            self.cache.unpin(*chosen)
+            self.pinned.remove(chosen)
+
+    @rule(rows=st.integers(0, 40))
+    def trim(self, rows):
+        self.cache.trim_to(memory_bytes=rows * ROW)
+
+    @invariant()
+    def nothing_is_lost_or_counted_twice(self):
+        assert self.cache.check() == []
+        for namespace, ids in self.pinned:
+            assert self.cache.fetch(namespace, [*ids, 9]).cached >= len(ids)
+
+    @invariant()
+    def distinct_prefixes_are_held_once(self):
+        prefixes = {
+            (namespace, path[:end])
+            for namespace, paths in self.stored.items()
+            for path in paths
+            for end in range(1, len(path) + 1)
+        }
+        assert self.cache.stats()["memory"]["bytes"] <= ROW * len(prefixes)
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.soak
+def test_the_same_for_much_longer():
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        CacheMachine, settings=settings(max_examples=1500, stateful_step_count=60, deadline=None)
+    )
+
+
+def test_the_rows_do_spell_the_tokens():
+    layers = spell([KVCache(), KVCache()], [2, 0, 1])
+    assert read(layers) == [2, 0, 1]
+    assert list(itertools.islice(read(layers), 1)) == [2]
