@@ -1,1 +1,27 @@
 """Run language models with MLX and never compute the same prefix twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cache.disk import DiskStore, NullStore
+    from .cache.prompt_cache import Lease, PromptCache
+
+__all__ = ["DiskStore", "Lease", "NullStore", "PromptCache"]
+
+_HOMES = {
+    "DiskStore": "disk",
+    "Lease": "prompt_cache",
+    "NullStore": "disk",
+    "PromptCache": "prompt_cache",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # llm imports every plugin for each of its commands, so MLX waits until somebody asks.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".cache.{_HOMES[name]}", __name__), name)
