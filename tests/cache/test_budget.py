@@ -13,9 +13,18 @@ from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.explain import summary
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
-_spec = importlib.util.spec_from_file_location("families", Path(__file__).with_name("families.py"))
-families = sys.modules["families"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
+HERE = Path(__file__).parent
+
+
+def _module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+families = _module(HERE / "families.py")
+memory = _module(HERE.parent.parent / "benchmarks" / "memory.py")
 
 ROW = 3 * 2 * 2 * 8 * 4  # layers x keys and values x heads x width x bytes: conftest's model
 
@@ -247,3 +256,13 @@ def test_thirty_turns_of_a_model_of_state_hold_a_small_multiple_of_one():
     assert held(cache)["bytes"] <= 12 * one
     assert cache.fetch("m", [*tokens, 1]).cached == len(tokens)
     assert cache.check() == []
+
+
+def test_one_turn_on_the_longest_conversation_peaks_near_once_its_size():
+    peaks = {row["cache"]: row["peak"] for row in memory.long_turn(8, 4000)}
+    assert peaks["ours"] <= 1.15 < peaks["mlx-lm"]
+
+
+def test_a_shared_prefix_is_held_once_however_many_go_on_from_it():
+    held = {row["cache"]: row["ratio"] for row in memory.shared_prefix(20, 1000, 50)}
+    assert held["ours"] <= 1.05 < held["mlx-lm"]
