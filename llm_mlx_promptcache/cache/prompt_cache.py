@@ -289,10 +289,10 @@ class PromptCache:
         if kinds.cut_anywhere(layout):
             fit = (self._max_bytes - held) * (len(ids) - length) // more
             return length + max(0, fit)
-        if nodes:  # the newest checkpoint alone
-            self._tree.thin(layout, nodes[-1], only_end=True)
-        held = sum(node.value.entry.nbytes for node in nodes)
-        return len(ids) if held + more <= self._max_bytes else length
+        if held - self._tree.strippable(layout, nodes) + more > self._max_bytes:
+            return length
+        self._tree.strip(layout, nodes)  # the newest checkpoint alone
+        return len(ids)
 
     def _end_of(self, namespace: str, ids: Tokens[int]) -> SpanNode:
         """The span that ends after `ids`, split out when needed; ValueError where none can."""

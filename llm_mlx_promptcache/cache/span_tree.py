@@ -189,30 +189,44 @@ class SpanTree:
             self.unsaved |= {upper: None, node: None}
         return upper
 
-    def thin(self, layout: Layout, node: SpanNode, only_end: bool = False) -> None:
+    def thin(self, layout: Layout, node: SpanNode) -> None:
         """Give up checkpoints on the way to `node` that later ones make unlikely to be needed.
 
         The newest stay, older ones at distances that double, so there are few on the longest path;
-        those of the most persistent tier, of pinned spans and where paths part stay as well. With
-        `only_end` all but the pinned ones go.
+        those of the most persistent tier, of pinned spans and where paths part stay as well.
         """
         kept = spared = 0
-        changed = []
+        superseded = []
         current = node.parent
         while current is not None and current.parent is not None:
-            pieces = kinds.thinned(layout, current.value.pieces)
-            if self._is_checkpoint(current, pieces) and (only_end or self._is_plain(current)):
+            if self._is_plain(current) and self._is_checkpoint(layout, current):
                 distance = node.end - current.end
-                if only_end or (kept >= _NEWEST and distance < 2 * spared):
-                    current.value.pieces = pieces
-                    changed.append(current)
+                if kept >= _NEWEST and distance < 2 * spared:
+                    superseded.append(current)
                 else:
                     kept, spared = kept + 1, distance
             current = current.parent
-        self.resized(changed)
+        self.strip(layout, superseded)
 
-    def _is_checkpoint(self, node: SpanNode, thinned: list[Piece | None]) -> bool:
-        differ = any(a is not b for a, b in zip(thinned, node.value.pieces, strict=True))
+    def strip(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
+        """Give up the checkpoints of these spans, but of pinned ones."""
+        stripped = [node for node in nodes if self._is_checkpoint(layout, node)]
+        for node in stripped:
+            node.value.pieces = kinds.thinned(layout, node.value.pieces)
+        self.resized(stripped)
+
+    def strippable(self, layout: Layout, nodes: Iterable[SpanNode]) -> int:
+        """Bytes that `strip` would free."""
+        return sum(
+            node.value.entry.nbytes - kinds.nbytes(kinds.thinned(layout, node.value.pieces))
+            for node in nodes
+            if not node.value.pinned
+        )
+
+    def _is_checkpoint(self, layout: Layout, node: SpanNode) -> bool:
+        pieces = node.value.pieces
+        thinned = kinds.thinned(layout, pieces)
+        differ = any(a is not b for a, b in zip(thinned, pieces, strict=True))
         return differ and not node.value.pinned
 
     def _is_plain(self, node: SpanNode) -> bool:

@@ -266,3 +266,23 @@ def test_one_turn_on_the_longest_conversation_peaks_near_once_its_size():
 def test_a_shared_prefix_is_held_once_however_many_go_on_from_it():
     held = {row["cache"]: row["ratio"] for row in memory.shared_prefix(20, 1000, 50)}
     assert held["ours"] <= 1.05 < held["mlx-lm"]
+
+
+def test_law_10_of_state_the_newest_checkpoint_stays_where_more_do_not_fit():
+    model = families.BY_NAME["mamba2"].build()
+    layers, tokens = make_prompt_cache(model), path(1, 10)
+    mx.eval(model(mx.array([tokens]), cache=layers))
+    one = PromptCache("1GB")
+    one.insert("m", tokens, layers)
+    size = held(one)["bytes"]
+    cache = PromptCache(size * 3 // 2)
+    for step in range(4):
+        more = path(step + 2, 10)
+        tokens += more
+        mx.eval(model(mx.array([more]), cache=layers))
+        assert cache.insert("m", tokens, layers, "user") == len(tokens)
+        assert held(cache)["bytes"] == size
+        assert cache.fetch("m", [*tokens, 1]).cached == len(tokens)
+    nothing = PromptCache(size // 2)
+    assert nothing.insert("m", tokens, layers) == 0
+    assert cache.check() == nothing.check() == []

@@ -90,3 +90,16 @@ def test_a_restart_goes_on_from_the_disk(name, engine_of_kind, tmp_path):
     second = ask(engine_of_kind(name, PromptCache("500MB", DiskStore(tmp_path))), history)
     assert second.usage.cached == first.usage.prompt + first.usage.generated
     assert store.check() == []
+
+
+@pytest.mark.parametrize("name", ["mamba2", "jamba", "gemma3_text"])
+def test_where_two_prompts_part_a_third_one_goes_on(name, engine_of_kind):
+    cache = PromptCache("500MB")
+    engine = engine_of_kind(name, cache)
+    text = "A rather long question that three people ask, and which ends with "
+    ask(engine, [SYSTEM, Message("user", text + "X")])
+    second = ask(engine, [SYSTEM, Message("user", text + "Y")])
+    third = ask(engine, [SYSTEM, Message("user", text + "Z")])
+    assert third.usage.cached >= second.usage.cached + len(text.split())
+    assert third.usage.prefilled < 40
+    assert cache.check() == []

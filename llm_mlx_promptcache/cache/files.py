@@ -1,0 +1,96 @@
+"""What the disk tier asks of the operating system, in one place, so that tests can make it fail."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OWNER_ONLY = 0o600
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+
+
+class Files:
+    """The calls that can fail: make, publish, remove, list, and look at the clock and the room."""
+
+    def create(self, path: Path) -> IO[bytes]:
+        """A new file of its owner's alone, to write; an error where anything is there already."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINKS
+        return os.fdopen(os.open(path, flags, _OWNER_ONLY), "wb", buffering=0)
+
+    def open(self, path: Path) -> int:
+        """A descriptor to read; never through a link, and never waiting for a pipe's writer."""
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Publish a file under its final name."""
+        source.replace(target)
+
+    def unlink(self, path: Path) -> bool:
+        """Remove a file; False where it was gone already."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: Path) -> list[str]:
+        """What lies in a folder; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            return os.listdir(folder)
+        return []
+
+    def now(self) -> float:
+        """Seconds by the wall clock; it may jump, so nothing but ages is ever told by it."""
+        return time.time()
+
+    def room(self, folder: Path) -> tuple[int, int]:
+        """Bytes that are free on the folder's disk for this user, and its size."""
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
+def make_own_folder(folder: Path, through_link: bool = False) -> None:
+    """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat() if through_link else folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{folder} is no folder; remove it")
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to user {status.st_uid}; use a folder of your own")
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock against other processes; yields False where one holds it already.
+
+    The lock is on the folder itself, since a lock file could be removed under its holder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:  # held, or a file system without locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def same_file(descriptor_or_path: int | Path, known: tuple[int, int] | None) -> bool:
+    """Whether a path still is the file with this device and inode."""
+    try:
+        found = os.stat(descriptor_or_path)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == known

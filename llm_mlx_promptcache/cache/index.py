@@ -1,0 +1,312 @@
+"""The index of stored spans: one SQLite file that several processes read and write at once.
+
+Rows are found by their parent and the token that comes next, so a lookup reads its own path and
+nothing else. Totals and counts of children are kept by triggers: no writer can forget them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from .policies import Worth, density, worth
+from .store import Found, StoredSpan
+from .trie import Tokens, common_prefix
+
+VERSION: Final = 2
+_BUSY_SECONDS = 5.0
+_CHECKPOINT = -1  # the `first` token of a span that has none
+_SCHEMA = """
+CREATE TABLE namespaces (name TEXT PRIMARY KEY, layout TEXT NOT NULL, label TEXT NOT NULL);
+CREATE TABLE spans (
+    stem TEXT PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    parent TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    tokens BLOB NOT NULL,
+    count INTEGER NOT NULL,
+    resumes INTEGER NOT NULL,
+    tier INTEGER NOT NULL,
+    octave INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    hits INTEGER NOT NULL DEFAULT 0,
+    last_use INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    children INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (namespace, parent, start, first)
+);
+CREATE INDEX by_parent ON spans (parent, start);
+CREATE INDEX by_worth ON spans (children, pinned, tier, hits > 0, octave, last_use);
+CREATE TABLE totals (spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER);
+INSERT INTO totals VALUES (0, 0, 0, 0, 0);
+CREATE TRIGGER added AFTER INSERT ON spans BEGIN
+    UPDATE totals SET spans = spans + 1, tokens = tokens + NEW.count, bytes = bytes + NEW.bytes;
+    UPDATE spans SET children = children + 1 WHERE stem = NEW.parent;
+END;
+CREATE TRIGGER removed AFTER DELETE ON spans BEGIN
+    UPDATE totals SET spans = spans - 1, tokens = tokens - OLD.count, bytes = bytes - OLD.bytes;
+    UPDATE spans SET children = children - 1 WHERE stem = OLD.parent;
+END;
+"""
+# Another process may have evicted the parent since it was looked up.
+_INSERT = """
+INSERT OR IGNORE INTO spans (stem, namespace, parent, start, first, tokens, count, resumes, tier,
+    octave, bytes, last_use, used_at)
+SELECT :stem, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier, :octave,
+    :bytes, (SELECT tick FROM totals), :used_at
+WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = :parent)
+"""
+_STEP = """
+SELECT stem, tokens, resumes FROM spans
+WHERE namespace = ? AND parent = ? AND start = ? AND first = ?
+"""
+_CHECKPOINTS = """
+SELECT stem, start FROM spans WHERE parent = ? AND start <= ? AND first = -1 AND namespace = ?
+"""
+_SUBTREE = """
+WITH RECURSIVE below (stem) AS (
+    SELECT stem FROM spans WHERE stem = ?
+    UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem
+)
+SELECT stem FROM below
+"""
+_LEAVES = """
+SELECT tier, hits > 0, octave, min(last_use) FROM spans WHERE children = 0 AND pinned = 0
+GROUP BY tier, hits > 0, octave
+"""
+_LEAF = """
+SELECT stem FROM spans WHERE children = 0 AND pinned = 0
+AND tier = ? AND (hits > 0) = ? AND octave = ? AND last_use = ? ORDER BY stem LIMIT 1
+"""
+
+
+class Row(NamedTuple):
+    """A span as it enters the index."""
+
+    stem: str
+    namespace: str
+    parent: str
+    start: int
+    tokens: Tokens[int]
+    resumes: bool
+    tier: int
+    bytes: int
+    used_at: int
+
+
+class Totals(NamedTuple):
+    """What the index holds in all, the tick of the last use, and when it was last swept."""
+
+    spans: int
+    tokens: int
+    bytes: int
+    tick: int
+    swept: int
+
+
+class Index:
+    """One connection to a folder's index; not locked, the owner is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found.
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(path, flags, 0o600))
+        self.inode = (path.stat().st_dev, path.stat().st_ino)
+        self.db = sqlite3.connect(
+            path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
+        )
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        self.db.execute("PRAGMA secure_delete=ON")
+
+    @property
+    def version(self) -> int:
+        """The schema's version; 0 where there is none yet."""
+        (found,) = self.db.execute("PRAGMA user_version").fetchone()
+        return int(found)
+
+    def create(self) -> None:
+        """Make the tables, inside a transaction of the caller's."""
+        # `executescript` would commit the caller's transaction first.
+        for statement in _statements(_SCHEMA):
+            self.db.execute(statement)
+        self.db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One writer at a time across processes; all of it or nothing."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    # Looking up.
+
+    def layout(self, namespace: str) -> Any:
+        """A namespace's layout as JSON data; None where it is unknown."""
+        query = "SELECT layout FROM namespaces WHERE name = ?"
+        row = self.db.execute(query, (namespace,)).fetchone()
+        return json.loads(row[0]) if row is not None else None
+
+    def walk(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """What is stored along `tokens`: below each span, only a child that starts where they part.
+
+        The tokens decide, not a hash (law 5).
+        """
+        found = Found([], [])
+        stem, end = "", 0
+        while end < len(tokens):
+            row = self.db.execute(_STEP, (namespace, stem, end, tokens[end])).fetchone()
+            if row is None:
+                break
+            stored = array("I")
+            stored.frombytes(row[1])
+            same = common_prefix(stored, tokens, 0, end)
+            whole = same == len(stored)
+            found.spans.append(StoredSpan(row[0], end, end + same, bool(row[2]) and whole))
+            stem, end = row[0], end + same
+            checkpoints = self.db.execute(_CHECKPOINTS, (stem, end, namespace))
+            found.checkpoints.extend(StoredSpan(s, at, at) for s, at in checkpoints)
+        return found
+
+    def stem_at(self, namespace: str, parent: str, start: int, first: int) -> bool:
+        """Whether a span stands at this place."""
+        return self.db.execute(_STEP, (namespace, parent, start, first)).fetchone() is not None
+
+    def totals(self) -> Totals:
+        """Counted by the triggers."""
+        return Totals(*self.db.execute("SELECT * FROM totals").fetchone())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Every span's stem and parent."""
+        return self.db.execute("SELECT stem, parent FROM spans").fetchall()
+
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """A label, and the spans and bytes under it."""
+        query = """SELECT coalesce(label, ''), count(*), sum(bytes) FROM spans
+            LEFT JOIN namespaces ON name = namespace GROUP BY 1 ORDER BY 3 DESC"""
+        return self.db.execute(query).fetchall()
+
+    # Changing; each of these inside a transaction.
+
+    def add(self, row: Row, layout: str, label: str = "") -> bool:
+        """Enter a span; False where its place is taken, or its parent gone."""
+        self.db.execute(
+            "INSERT INTO namespaces VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET label = excluded.label WHERE excluded.label != ''",
+            (row.namespace, layout, label),
+        )
+        self.db.execute("UPDATE totals SET tick = tick + 1")
+        values = row._asdict() | {
+            "tokens": row.tokens.tobytes(),
+            "count": len(row.tokens),
+            "first": row.tokens[0] if len(row.tokens) else _CHECKPOINT,
+            "octave": density(len(row.tokens), row.bytes),
+        }
+        return self.db.execute(_INSERT, values).rowcount == 1
+
+    def touch(self, stems: Sequence[str], now: int) -> None:
+        """Count a use of each."""
+        self.db.execute("UPDATE totals SET tick = tick + 1")
+        self.db.executemany(
+            "UPDATE spans SET hits = hits + 1, last_use = (SELECT tick FROM totals), used_at = ?"
+            " WHERE stem = ?",
+            [(now, stem) for stem in stems],
+        )
+
+    def pin(self, stem: str, pinned: bool) -> None:
+        """Keep a span, and so all it hangs on, from being evicted; or no longer."""
+        self.db.execute("UPDATE spans SET pinned = ? WHERE stem = ?", (int(pinned), stem))
+
+    def drop(self, stem: str) -> list[str]:
+        """Take a span out with all that hangs on it; returns their stems."""
+        stems = [row[0] for row in self.db.execute(_SUBTREE, (stem,))]
+        # Children first: the trigger counts at their parents.
+        self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
+        return stems
+
+    def next_victim(self) -> str | None:
+        """The leaf that is worth least, by memory's own comparison; pinned ones only last."""
+        tick = self.totals().tick
+        heads = self.db.execute(_LEAVES).fetchall()
+        if not heads:
+            row = self.db.execute(
+                "SELECT stem FROM spans WHERE children = 0 ORDER BY last_use, stem LIMIT 1"
+            ).fetchone()
+            return row[0] if row is not None else None
+        bias = 2.0**Worth.START
+        least = min(heads, key=lambda h: (worth(tick - h[3], h[0], bool(h[1]), h[2], bias), h))
+        row = self.db.execute(_LEAF, least).fetchone()
+        return row[0] if row is not None else None
+
+    def older_than(self, used_at: int) -> list[str]:
+        """Spans last used before a time, by the wall clock, whose every child is as old."""
+        query = """SELECT stem FROM spans WHERE used_at < ? AND pinned = 0 AND NOT EXISTS (
+            WITH RECURSIVE below (stem) AS (VALUES (spans.stem)
+                UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem)
+            SELECT 1 FROM below JOIN spans AS b ON b.stem = below.stem
+            WHERE b.used_at >= ? OR b.pinned)"""
+        return [row[0] for row in self.db.execute(query, (used_at, used_at))]
+
+    def of_model(self, label: str) -> list[str]:
+        """First spans of all paths under a label or a namespace that starts like it."""
+        query = """SELECT stem FROM spans JOIN namespaces ON name = namespace
+            WHERE parent = '' AND (label = ? OR (length(?) >= 8 AND substr(name, 1, length(?)) = ?))
+            """
+        return [row[0] for row in self.db.execute(query, (label,) * 4)]
+
+    def swept(self, now: int) -> None:
+        """Remember when the folder was swept."""
+        self.db.execute("UPDATE totals SET swept = ?", (now,))
+
+    def wipe(self) -> None:
+        """Forget all rows."""
+        self.db.execute("DELETE FROM spans")
+        self.db.execute("DELETE FROM namespaces")
+
+    def shrink(self) -> None:
+        """Leave no token in free pages or the log: they are conversation. Not in a transaction."""
+        self.db.execute("VACUUM")
+        self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def check(self) -> Iterator[str]:
+        """What is wrong with the index itself, a line each."""
+        held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
+        counted = tuple(value or 0 for value in held)
+        if counted != self.totals()[:3]:
+            yield f"spans, tokens, bytes are {counted}, the counters say {self.totals()[:3]}"
+        query = """SELECT stem, children FROM spans AS s WHERE children !=
+            (SELECT count(*) FROM spans WHERE parent = s.stem)"""
+        for stem, children in self.db.execute(query):
+            yield f"span {stem} is said to have {children} children and has not"
+        query = """SELECT stem, parent FROM spans AS s WHERE parent != '' AND NOT EXISTS
+            (SELECT 1 FROM spans WHERE stem = s.parent)"""
+        for stem, parent in self.db.execute(query):
+            yield f"span {stem} hangs on {parent}, which is gone"
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, triggers whole."""
+    statement = ""
+    for line in script.strip().splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

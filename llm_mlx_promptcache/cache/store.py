@@ -1,0 +1,118 @@
+"""What PromptCache asks of a store, and NullStore, which keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .layer_kinds import Piece
+    from .layers import Layout
+    from .span_file import Draft, OpenSpan
+    from .trie import Tokens
+
+
+class StoredSpan(NamedTuple):
+    """A span on a path: the path follows its tokens from `start` to `end`.
+
+    One without tokens is a checkpoint: it holds only what it takes to resume at its place.
+    `resumes`: all that a path needs to resume at the span's last token is stored.
+    """
+
+    stem: str
+    start: int
+    end: int
+    resumes: bool = True
+
+
+class Found(NamedTuple):
+    """What is stored along a path: spans without gaps, and checkpoints inside or between them."""
+
+    spans: list[StoredSpan]
+    checkpoints: list[StoredSpan]
+
+    @property
+    def end(self) -> int:
+        """Up to which token the path is stored."""
+        return self.spans[-1].end if self.spans else 0
+
+    def resumes_at(self, place: int) -> bool:
+        """Whether the store is known to hold what it takes to resume at `place`."""
+        return any(span.end == place and span.resumes for span in (*self.spans, *self.checkpoints))
+
+
+NOTHING = Found([], [])
+
+
+class Store(Protocol):
+    """Where spans outlive the process."""
+
+    def layout(self, namespace: str) -> Layout | None:
+        """The kinds of layer that a namespace's spans hold, where it has any."""
+
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """What is stored along `tokens`, from the path's start."""
+
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
+        """A span's file, checked as far as its head goes; None where it is gone or not whole."""
+
+    def damaged(self, span: StoredSpan, error: Exception) -> None:
+        """A span turned out not to be what was written: it goes, with all that hangs on it."""
+
+    def used(self, spans: Sequence[StoredSpan]) -> None:
+        """A fetch went on from these."""
+
+    def save(self, draft: Draft) -> bool:
+        """Store a span whose path is stored up to its start; any thread may call this."""
+
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> None:
+        """Keep what is stored along a path from being evicted, or no longer."""
+
+    def label(self, namespace: str, name: str) -> None:
+        """What people call the model of a namespace."""
+
+    def stats(self) -> dict[str, int]:
+        """Spans, tokens and bytes held, bytes written by this process, and the budget."""
+
+    def clear(self) -> int:
+        """Remove everything that was stored; returns the bytes freed."""
+
+
+class NullStore:
+    """Stores nothing: the off switch."""
+
+    def layout(self, namespace: str) -> Layout | None:
+        """Nothing is known of any namespace."""
+        return None
+
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """Nothing is found."""
+        return NOTHING
+
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
+        """Nothing is there."""
+        return None
+
+    def damaged(self, span: StoredSpan, error: Exception) -> None:
+        """Nothing can be."""
+
+    def used(self, spans: Sequence[StoredSpan]) -> None:
+        """Nothing is counted."""
+
+    def save(self, draft: Draft) -> bool:
+        """Nothing is written."""
+        return False
+
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> None:
+        """Nothing is kept."""
+
+    def label(self, namespace: str, name: str) -> None:
+        """Nothing is named."""
+
+    def stats(self) -> dict[str, int]:
+        """All zero."""
+        return dict.fromkeys(("spans", "tokens", "bytes", "written", "budget"), 0)
+
+    def clear(self) -> int:
+        """Nothing is there."""
+        return 0
