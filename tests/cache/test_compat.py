@@ -148,13 +148,11 @@ def test_prompt_trie_finds_what_mlx_lms_finds(stored, wanted):
         assert ours.pop("m", wanted) == theirs.pop("m", wanted)
 
 
-@pytest.mark.parametrize("name", ["push", "insert"])
-def test_a_tier_that_is_none_is_refused_by_name(cache, name):
+def test_a_tier_that_is_none_is_refused_by_name(cache):
     with pytest.raises(ValueError, match="cache_type is 'nobody'"):
-        if name == "push":
-            CacheOrder().push("m", [1], "nobody")
-        else:
-            put(cache, [1], "nobody")
+        CacheOrder().push("m", [1], "nobody")
+    with pytest.raises(ValueError, match="cache_type is 'nobody'"):
+        put(cache, [1], "nobody")
 
 
 def test_a_path_stored_again_moves_to_its_new_tier(cache):
@@ -236,7 +234,7 @@ def test_d2_a_miss_does_not_read_what_is_stored():
     found = trie.search("m", [0, *[7] * 200_000])
     assert found.common_prefix == 1
     assert found.longer == long
-    assert time.perf_counter() - started < 1  # mlx-lm: 40 s
+    assert time.perf_counter() - started < 1  # mlx-lm: 7 s for half as many
 
 
 @pytest.mark.parametrize("kind", [lambda: ChunkedKVCache(8), mlx_lm.ConcatenateKVCache])

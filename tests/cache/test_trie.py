@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_mlx_promptcache.cache import trie as trie_module
 from llm_mlx_promptcache.cache.trie import PromptTrie, as_tokens, common_prefix
 
 paths = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -42,6 +43,40 @@ def test_search_agrees_with_a_dictionary(stored, wanted):
         if beyond:
             assert tuple(found.longer) in beyond
             assert len(found.longer) == min(map(len, beyond))
+
+
+@given(st.lists(paths, max_size=12), st.lists(st.integers(0, 2), max_size=40))
+def test_a_long_list_is_found_piece_by_piece(stored, wanted):
+    trie = PromptTrie()
+    for path in stored:
+        trie.add("m", path * 3, path)
+    whole, in_array = trie.search("m", wanted), array("I", wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trie_module, "_HEAD", 1)  # 16 times more, while the list is 8 times that
+        found = trie.search("m", wanted)
+        assert trie.walk("m", wanted) == trie.walk("m", in_array)
+    assert found == whole
+    assert found.longer == whole.longer
+
+
+@pytest.mark.parametrize("at", [0, 1_023, 1_024, 1_025, 16_384, 16_385, 150_000, 199_999])
+def test_of_a_long_list_only_the_start_is_looked_at(at):
+    trie, long = PromptTrie(), list(range(200_000))
+    trie.add("m", long, "long")
+    looked_at = 1_024 if at < 1_024 else 16_384 if at < 16_384 else 200_000
+    wanted = [*long[:at], 7_000_000, *long[at + 1 :]]
+    wanted[looked_at:] = ["no id"] * (200_000 - looked_at)
+    assert trie.search("m", wanted).common_prefix == at
+    assert trie.walk("m", wanted).length == at
+
+
+def test_an_exact_path_is_the_callers_own_list():
+    trie, wanted = PromptTrie(), [1, 2, 3]
+    trie.add("m", (1, 2, 3), "three")
+    assert trie.search("m", wanted).exact is wanted
+    for other in (tuple(wanted), array("I", wanted), iter(wanted)):
+        assert trie.search("m", other).exact == wanted
+    assert "2" not in repr(trie.search("m", wanted)).split("object")[0]
 
 
 @given(st.lists(paths, min_size=1, max_size=12), st.randoms())
