@@ -39,6 +39,7 @@ class ChatMLXCached(BaseChatModel):
     min_p: float = 0.0
     max_tokens: int = DEFAULT_MAX_TOKENS
     seed: int | None = None
+    stop: list[str] | None = None
     use_cache: bool = True
     namespace: str = ""
 
@@ -81,8 +82,6 @@ class ChatMLXCached(BaseChatModel):
     def _events(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> Iterator[Event]:
-        if stop:
-            raise ValueError(f"stop is {stop!r}; stop strings are not supported yet")
         settings = self.model_copy(update={k: v for k, v in kwargs.items() if hasattr(self, k)})
         request = GenerationRequest(
             messages=tuple(from_langchain(messages)),
@@ -94,6 +93,7 @@ class ChatMLXCached(BaseChatModel):
                 min_p=settings.min_p,
                 seed=settings.seed,
             ),
+            stop=tuple(stop or settings.stop or ()),
             use_cache=settings.use_cache,
             salt=settings.namespace,
         )

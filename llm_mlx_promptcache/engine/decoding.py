@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.generate import wired_limit
 from mlx_lm.models.cache import make_prompt_cache
 
-from .sampling import Sampler
+from .sampling import Chooser
 
 
 def make_layers(model: nn.Module) -> list[Any]:
@@ -55,17 +55,17 @@ def prefill(
 
 
 def decode(
-    model: nn.Module, layers: Sequence[Any], last: int, sampler: Sampler, limit: int
+    model: nn.Module, layers: Sequence[Any], last: int, chooser: Chooser, limit: int
 ) -> Iterator[int]:
     """Yield up to `limit` tokens that follow `last`.
 
     The next step is on its way before a token is handed out, so when the n-th is yielded the
     layers hold `last` and all n tokens.
     """
-    token = _step(model, layers, mx.array([last]), sampler)
+    token = _step(model, layers, mx.array([last]), chooser)
     mx.async_eval(token)  # type: ignore[no-untyped-call]
     for count in range(limit):
-        following = _step(model, layers, token, sampler)
+        following = _step(model, layers, token, chooser)
         mx.async_eval(following)  # type: ignore[no-untyped-call]
         yield cast("int", token.item())
         token = following
@@ -73,6 +73,6 @@ def decode(
             mx.clear_cache()
 
 
-def _step(model: nn.Module, layers: Sequence[Any], token: mx.array, sampler: Sampler) -> mx.array:
+def _step(model: nn.Module, layers: Sequence[Any], token: mx.array, chooser: Chooser) -> mx.array:
     logits = model(token[None], cache=layers)
-    return sampler(logits[:, -1, :])
+    return chooser.choose(logits[:, -1, :])

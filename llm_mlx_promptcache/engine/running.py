@@ -28,7 +28,8 @@ from .request import (
     Timings,
     Usage,
 )
-from .sampling import make_sampler
+from .sampling import Chooser
+from .stopping import StopText
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class Running:
                     if abandoned():
                         break
                 else:
-                    sampler = make_sampler(request.sampling)
-                    tokens = decode(self._loaded.model, layers, ids[-1], sampler, limit)
+                    chooser = Chooser(request.sampling, ids, list(self._tokenizer.stop_ids))
+                    tokens = decode(self._loaded.model, layers, ids[-1], chooser, limit)
                     yield from self._decode(work, tokens, started, abandoned)
                     held = len(ids) + len(work.generated)
         except BaseException:
@@ -104,6 +105,7 @@ class Running:
     ) -> Iterator[Event]:
         """Text as its tokens come, then `Finished`; the tokens are left in `work`."""
         detokenizer = self._loaded.tokenizer.detokenizer
+        stopping = StopText(work.request.stop)
         first = 0.0
         reason: FinishReason = "length"
         texts: list[str] = []
@@ -114,19 +116,23 @@ class Running:
                 reason = "stop"
                 break
             detokenizer.add_token(token)
-            if segment := detokenizer.last_segment:
+            if segment := stopping.feed(detokenizer.last_segment):
                 texts.append(segment)
                 yield TextDelta(segment)
+            if stopping.hit:
+                break
             if abandoned():
                 return
         detokenizer.finalize()
-        if segment := detokenizer.last_segment:
+        if segment := stopping.feed(detokenizer.last_segment) + stopping.rest():
             texts.append(segment)
             yield TextDelta(segment)
+        if stopping.hit:
+            reason = "stop"
         load, self._load_seconds = self._load_seconds, 0.0
         lease, prompt = work.lease, len(work.transcript.ids)
         yield Finished(
-            ids=tuple(work.generated),
+            ids=self._replayable(work.generated, "".join(texts), stopping.hit),
             text="".join(texts),
             reason=reason,
             usage=Usage(prompt, lease.cached, prompt - lease.cached, len(work.generated)),
@@ -134,6 +140,17 @@ class Running:
             why=str(lease.why),
             fingerprint=self._identity,
         )
+
+    def _replayable(self, generated: list[int], text: str, cut: bool) -> tuple[int, ...]:
+        """The ids that say what was shown: without a stop string's, or none where they can't."""
+        if not cut:
+            return tuple(generated)
+        # Ids whose text is all shown come first; one that holds the edge can't be divided.
+        for count in range(len(generated), -1, -1):
+            said = self._tokenizer.decode(generated[:count])
+            if len(said) <= len(text):
+                return tuple(generated[:count]) if said == text else ()
+        return ()
 
     def _transcript(self, request: GenerationRequest) -> Transcript:
         check_messages(request.messages)

@@ -1,36 +1,95 @@
-"""Samplers: each request has its own random key, so a seed gives the same answer every time."""
+"""How the next token is chosen: penalties, then a sampler with a random key of its own.
+
+Each request has its own key, so a seed gives the same answer whatever else runs, and penalties
+see the same window of tokens whether the prompt came from the cache or not.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
 from .request import Sampling
 
-Sampler = Callable[[mx.array], mx.array]
+Draw = Callable[[mx.array], mx.array]
 
 
-def make_sampler(sampling: Sampling) -> Sampler:
-    """A function from logits [1, words] to a token [1], by the rules of `sampling`."""
+class Chooser:
+    """Chooses token after token for one request; `prompt` is what comes before its answer."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: Sequence[int]) -> None:
+        self._sampling = sampling
+        self._draw = _drawing(sampling, list(stop_ids))
+        self._bias = _bias(sampling)
+        self._recent: mx.array | None = None
+        if sampling.has_penalties and sampling.penalty_window:
+            self._recent = mx.array(list(prompt[-sampling.penalty_window :]), mx.int32)
+
+    def choose(self, logits: mx.array) -> mx.array:
+        """The next token, [1], from logits [1, words]; nothing is evaluated."""
+        if self._bias is not None:
+            ids, amounts = self._bias
+            logits = logits.at[:, ids].add(amounts.astype(logits.dtype))
+        if self._recent is not None:
+            logits = _penalised(logits, self._recent, self._sampling)
+        token = self._draw(logits)
+        if self._recent is not None:
+            # Lazy like the token itself, so that the next step is on its way before it is known.
+            recent = mx.concatenate([self._recent, token.astype(mx.int32)])
+            self._recent = recent[-self._sampling.penalty_window :]
+        return token
+
+
+def _drawing(sampling: Sampling, stop_ids: list[int]) -> Draw:
     if sampling.temperature == 0:
         return lambda logits: mx.argmax(logits, axis=-1)
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
     key = mx.random.key(seed)
 
-    def sample(logits: mx.array) -> mx.array:
+    def draw(logits: mx.array) -> mx.array:
         nonlocal key
         key, now = mx.random.split(key)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        # The order of mlx-lm's own sampler, so that options mean the same here.
-        if 0 < sampling.top_p < 1:
-            logprobs = apply_top_p(logprobs, sampling.top_p)
-        if sampling.min_p > 0:
-            logprobs = apply_min_p(logprobs, sampling.min_p)
-        if 0 < sampling.top_k < logprobs.shape[-1]:
-            logprobs = apply_top_k(logprobs, sampling.top_k)
+        logprobs = _filtered(logits - mx.logsumexp(logits, axis=-1, keepdims=True), sampling)
+        if sampling.xtc_probability > 0:
+            key, coin = mx.random.split(key)
+            cut = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, stop_ids)
+            # mlx-lm throws this coin with the process's random state; ours is the request's.
+            logprobs = mx.where(
+                mx.random.uniform(key=coin) < sampling.xtc_probability, cut, logprobs
+            )
         return mx.random.categorical(logprobs / sampling.temperature, key=now)
 
-    return sample
+    return draw
+
+
+def _filtered(logprobs: mx.array, sampling: Sampling) -> mx.array:
+    """The order of mlx-lm's own sampler, so that options mean the same here."""
+    if 0 < sampling.top_p < 1:
+        logprobs = apply_top_p(logprobs, sampling.top_p)
+    if sampling.min_p > 0:
+        logprobs = apply_min_p(logprobs, sampling.min_p)
+    if 0 < sampling.top_k < logprobs.shape[-1]:
+        logprobs = apply_top_k(logprobs, sampling.top_k)
+    return logprobs
+
+
+def _bias(sampling: Sampling) -> tuple[mx.array, mx.array] | None:
+    if not sampling.logit_bias:
+        return None
+    ids, amounts = zip(*sampling.logit_bias, strict=True)
+    return mx.array(ids), mx.array(amounts)
+
+
+def _penalised(logits: mx.array, recent: mx.array, sampling: Sampling) -> mx.array:
+    """Logits of recent tokens lowered: by a factor, once each, and by how often they came."""
+    counts = mx.zeros(logits.shape[-1:], mx.float32).at[recent].add(1.0)
+    seen = counts > 0
+    if sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        lowered = mx.where(logits < 0, logits * penalty, logits / penalty)
+        logits = mx.where(seen, lowered, logits)
+    amount = sampling.presence_penalty * seen + sampling.frequency_penalty * counts
+    return logits - amount.astype(logits.dtype)

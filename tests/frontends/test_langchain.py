@@ -95,13 +95,27 @@ def test_namespaces_share_with_themselves_only(model):
     assert other.invoke(ASK).usage_metadata["input_token_details"]["cache_read"] == 0
 
 
+def test_a_stop_string_ends_the_answer_and_the_next_turn_goes_on_from_what_was_shown(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=12)
+    whole = chat.invoke(ASK).content
+    stop = whole[len(whole) // 2 :][:2]
+    cut = chat.invoke(ASK, stop=[stop])
+    assert cut.content == whole[: whole.index(stop)]
+    assert cut.response_metadata["finish_reason"] == "stop"
+    streamed = "".join(str(chunk.content) for chunk in chat.stream(ASK, stop=[stop]))
+    assert streamed == cut.content
+    plain = AIMessage(cut.content)
+    told = [chat.invoke([*ASK, answer, AGAIN]).content for answer in (cut, plain)]
+    assert all(told)
+
+
 def test_what_is_not_supported_yet_is_refused(model):
     chat = ChatMLXCached(model=str(model))
     image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])
     with pytest.raises(ValueError, match="image_url"):
         chat.invoke([image])
-    with pytest.raises(ValueError, match="stop"):
-        chat.invoke(ASK, stop=["x"])
+    with pytest.raises(ValueError, match="stop holds an empty string"):
+        chat.invoke(ASK, stop=[""])
     with pytest.raises(ValueError, match="temperature is -1"):
         ChatMLXCached(model=str(model), temperature=-1).invoke(ASK)
 

@@ -1,0 +1,44 @@
+"""Stop strings: found across tokens, and never shown, not even their first characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """Passes text on until one of `stops` appears in it.
+
+    Text that might be the start of a stop string waits until the next piece decides.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._waiting = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        """The part of `text`, and of what waited, that can be shown; after a hit nothing."""
+        if self.hit:
+            return ""
+        if not self._stops:
+            return text
+        whole = self._waiting + text
+        # The first that is complete counts, so that it does not matter how the text was cut.
+        ends = [(at + len(stop), at) for stop in self._stops if (at := whole.find(stop)) >= 0]
+        if ends:
+            self.hit, self._waiting = True, ""
+            return whole[: min(ends)[1]]
+        kept = max(_overlap(whole, stop) for stop in self._stops)
+        self._waiting = whole[len(whole) - kept :]
+        return whole[: len(whole) - kept]
+
+    def rest(self) -> str:
+        """What still waits when the answer has ended otherwise."""
+        text, self._waiting = self._waiting, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of `text` are the first ones of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
