@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -13,6 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field
 
 from llm_mlx_promptcache.chat.messages import Generated
+from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import (
     DEFAULT_MAX_TOKENS,
@@ -59,10 +61,10 @@ class ChatMLXCached(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        for event in self._events(messages, stop, kwargs):
+        engine, request = self._asked(messages, stop, kwargs)
+        for event in engine.generate(request):
             if isinstance(event, Finished):
-                message = AIMessage(content=event.text, **self._closing(event))
-                return ChatResult(generations=[ChatGeneration(message=message)])
+                return self._result(event)
         raise RuntimeError("the engine ended without an answer")
 
     def _stream(
@@ -72,17 +74,56 @@ class ChatMLXCached(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for event in self._events(messages, stop, kwargs):
-            if isinstance(event, TextDelta):
-                yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
-            elif isinstance(event, Finished):
-                last = AIMessageChunk(content="", chunk_position="last", **self._closing(event))
-                yield ChatGenerationChunk(message=last)
+        engine, request = self._asked(messages, stop, kwargs)
+        for event in engine.generate(request):
+            if (chunk := self._chunk(event)) is not None:
+                yield chunk
 
-    def _events(
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        engine, request = self._asked(messages, stop, kwargs)
+        async with aclosing(engine.agenerate(request)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    return self._result(event)
+        raise RuntimeError("the engine ended without an answer")
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        engine, request = self._asked(messages, stop, kwargs)
+        async with aclosing(engine.agenerate(request)) as events:
+            async for event in events:
+                if (chunk := self._chunk(event)) is not None:
+                    yield chunk
+
+    def _result(self, event: Finished) -> ChatResult:
+        message = AIMessage(content=event.text, **self._closing(event))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _chunk(self, event: Event) -> ChatGenerationChunk | None:
+        if isinstance(event, TextDelta):
+            return ChatGenerationChunk(message=AIMessageChunk(content=event.text))
+        if isinstance(event, Finished):
+            last = AIMessageChunk(content="", chunk_position="last", **self._closing(event))
+            return ChatGenerationChunk(message=last)
+        return None
+
+    def _asked(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> Iterator[Event]:
-        settings = self.model_copy(update={k: v for k, v in kwargs.items() if hasattr(self, k)})
+    ) -> tuple[Engine, GenerationRequest]:
+        """The engine to ask, and the request, with what this call says otherwise."""
+        own = {name: value for name, value in kwargs.items() if name in type(self).model_fields}
+        settings = self.model_copy(update=own)
         request = GenerationRequest(
             messages=tuple(from_langchain(messages)),
             max_tokens=settings.max_tokens,
@@ -97,7 +138,7 @@ class ChatMLXCached(BaseChatModel):
             use_cache=settings.use_cache,
             salt=settings.namespace,
         )
-        return engine_for(settings.model).generate(request)
+        return engine_for(settings.model), request
 
     def _closing(self, event: Finished) -> dict[str, Any]:
         """What an answer carries beside its text: usage, metadata, and how to replay it."""

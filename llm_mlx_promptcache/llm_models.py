@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import Any, cast
 
 import llm
 from llm.parts import Message as LlmMessage
 from llm.parts import StreamEvent, TextPart
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .chat.messages import Generated, Message, Role
 from .config import load_settings
 from .engine.pool import engine_for
 from .engine.request import (
     DEFAULT_MAX_TOKENS,
+    Event,
     Finished,
     GenerationRequest,
     Sampling,
@@ -37,6 +40,24 @@ class MlxCachedOptions(llm.Options):
     min_p: float = Field(
         0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
     )
+    xtc_probability: float = Field(
+        0.0, ge=0, le=1, description="How often to drop all but the least likely of likely tokens."
+    )
+    xtc_threshold: float = Field(
+        0.1, ge=0, le=1, description="What is likely enough for xtc_probability."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="Divides the logits of recent tokens; 1: off."
+    )
+    presence_penalty: float = Field(
+        0.0, description="Taken off the logits of tokens that came recently."
+    )
+    frequency_penalty: float = Field(
+        0.0, description="Taken off as often as a token came recently."
+    )
+    stop: list[str] | None = Field(
+        None, description="The answer ends before this string, or any of a JSON list of strings."
+    )
     max_tokens: int = Field(
         DEFAULT_MAX_TOKENS, ge=1, description="The answer ends after this many tokens."
     )
@@ -45,16 +66,29 @@ class MlxCachedOptions(llm.Options):
         True, description="Reuse and keep what was computed; false computes all anew."
     )
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, value: Any) -> Any:
+        """Every option comes as a string from llm: one stop string, or a JSON list of them."""
+        if not isinstance(value, str):
+            return value
+        return json.loads(value) if value.lstrip().startswith("[") else [value]
 
-class MlxCached(llm.Model):
-    """A model run with MLX that reuses what earlier prompts, also in other processes, computed."""
+
+class _Shared:
+    """What the model and its async twin have in common."""
 
     model_id = "mlx-cached"
     can_stream = True
-    Options = MlxCachedOptions  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"mlx-cached: {self.model_id}"
+
+
+class MlxCached(_Shared, llm.Model):
+    """A model run with MLX that reuses what earlier prompts, also in other processes, computed."""
+
+    Options = MlxCachedOptions  # type: ignore[assignment]
 
     def execute(
         self,
@@ -64,18 +98,50 @@ class MlxCached(llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         """Yield the answer's text, then what replays it exactly, as the part's metadata."""
-        request = _request(prompt)
-        texts: list[str] = []
-        for event in engine_for(load_settings().default_model).generate(request):
-            if isinstance(event, TextDelta):
-                texts.append(event.text)
-                yield StreamEvent(type="text", chunk=event.text)
-            elif isinstance(event, Finished):
-                _report(event, response)
-                # A text part without text is dropped, so an empty answer is carried otherwise.
-                carrier = "text" if any(texts) else "reasoning"
-                kept = Generated.of(event.ids, "".join(texts), event.fingerprint).to_json()
-                yield StreamEvent(type=carrier, chunk="", provider_metadata={METADATA: kept})
+        answer = _Answer(response)
+        for event in engine_for(load_settings().default_model).generate(_request(prompt)):
+            yield from answer.told(event)
+
+
+class AsyncMlxCached(_Shared, llm.AsyncModel):
+    """The same for asyncio: many requests on one event loop, which is never blocked."""
+
+    Options = MlxCachedOptions  # type: ignore[assignment]
+
+    async def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.AsyncResponse,
+        conversation: llm.AsyncConversation | None,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the answer's text, then what replays it exactly, as the part's metadata."""
+        answer = _Answer(response)
+        events = engine_for(load_settings().default_model).agenerate(_request(prompt))
+        async with aclosing(events):
+            async for event in events:
+                for told in answer.told(event):
+                    yield told
+
+
+class _Answer:
+    """The engine's events as llm's, and the response's usage."""
+
+    def __init__(self, response: llm.Response | llm.AsyncResponse) -> None:
+        self._response = response
+        self._shown = False
+
+    def told(self, event: Event) -> Iterator[StreamEvent]:
+        """What llm is to see of one event."""
+        if isinstance(event, TextDelta):
+            self._shown = True
+            yield StreamEvent(type="text", chunk=event.text)
+        elif isinstance(event, Finished):
+            _report(event, self._response)
+            # A text part without text is dropped, so an empty answer is carried otherwise.
+            carrier = "text" if self._shown else "reasoning"
+            kept = Generated.of(event.ids, event.text, event.fingerprint).to_json()
+            yield StreamEvent(type=carrier, chunk="", provider_metadata={METADATA: kept})
 
 
 def _request(prompt: llm.Prompt) -> GenerationRequest:
@@ -88,8 +154,14 @@ def _request(prompt: llm.Prompt) -> GenerationRequest:
             top_p=options.top_p,
             top_k=options.top_k,
             min_p=options.min_p,
+            xtc_probability=options.xtc_probability,
+            xtc_threshold=options.xtc_threshold,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
             seed=options.seed,
         ),
+        stop=tuple(options.stop or ()),
         use_cache=options.cache,
     )
 
@@ -115,7 +187,7 @@ def _generated(message: LlmMessage) -> Generated | None:
     return None
 
 
-def _report(event: Finished, response: llm.Response) -> None:
+def _report(event: Finished, response: llm.Response | llm.AsyncResponse) -> None:
     usage, timings = event.usage, event.timings
     response.set_usage(
         input=usage.prompt,

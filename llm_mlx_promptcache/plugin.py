@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @llm.hookimpl
 def register_models(register: Callable[..., Any]) -> None:
     """Offer `mlx-cached`."""
-    from .llm_models import MlxCached
+    from .llm_models import AsyncMlxCached, MlxCached
 
-    register(MlxCached())
+    register(MlxCached(), AsyncMlxCached())
 
 
 @llm.hookimpl

@@ -6,12 +6,13 @@ on this thread only; callers on any thread get plain events. This file imports n
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .request import Event, GenerationRequest
@@ -22,14 +23,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_Told = Event | BaseException | None
+
 
 class _Job:
-    """A request on its way through the engine; its events are read on the caller's thread."""
+    """A request on its way through the engine, and how its events reach the one who asked."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, deliver: Callable[[_Told], None]) -> None:
         self.request = request
-        self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self.abandoned = threading.Event()
+        self._deliver = deliver
+
+    def tell(self, told: _Told) -> None:
+        """Hand over an event, an error, or None for the end."""
+        try:
+            self._deliver(told)
+        except RuntimeError:  # the loop that waited for it is closed
+            self.abandoned.set()
 
 
 class Engine:
@@ -44,10 +54,29 @@ class Engine:
 
     def generate(self, request: GenerationRequest) -> Iterator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
-        job = _Job(request)
+        told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
+        job = _Job(request, told.put)
         self._submit(job)
         try:
-            while (event := job.events.get()) is not None:
+            while (event := told.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            job.abandoned.set()
+
+    async def agenerate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """The same for an event loop, which is never blocked."""
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[_Told] = asyncio.Queue()
+
+        def deliver(event: _Told) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, event)
+
+        job = _Job(request, deliver)
+        self._submit(job)
+        try:
+            while (event := await told.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
@@ -81,11 +110,11 @@ class Engine:
                 if running is None:
                     running = self._load()
                 for event in running.answer(job.request, job.abandoned.is_set):
-                    job.events.put(event)
+                    job.tell(event)
             except BaseException as error:
                 # The thread outlives any request; the one who asked is told.
-                job.events.put(error)
-            job.events.put(None)
+                job.tell(error)
+            job.tell(None)
             if running is not None:
                 self._settle(running)
         del running

@@ -1,5 +1,6 @@
 """ChatMLXCached through LangChain's own interface."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -129,3 +130,17 @@ def test_construction_loads_nothing():
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+def test_async_calls_and_batches_tell_the_same(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=8)
+    whole = chat.invoke(ASK)
+
+    async def all_ways():
+        chunks = [chunk async for chunk in chat.astream(ASK)]
+        return await chat.ainvoke(ASK), chunks, await chat.abatch([ASK] * 3)
+
+    one, chunks, batch = asyncio.run(all_ways())
+    assert {one.content, "".join(c.content for c in chunks)} == {whole.content}
+    assert [answer.content for answer in [*batch, *chat.batch([ASK] * 3)]] == [whole.content] * 6
+    assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1

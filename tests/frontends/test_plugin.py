@@ -104,3 +104,26 @@ def test_the_disk_can_be_switched_off(bare_home, tiny_llama, monkeypatch):
     bare_home.llm("-m", "mlx-cached", "Hello", "-o", "max_tokens", "4")
     monkeypatch.delenv("LLM_MLX_CACHED_DISK")
     assert bare_home.llm("mlx-cached", "stats")[0].startswith("0 spans")
+
+
+def test_the_async_model_goes_on_where_the_sync_one_ended(bare_home, tiny_llama):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()))
+    first, _ = bare_home.llm("-m", "mlx-cached", "Hello", "-o", "max_tokens", "4")
+    one = bare_home.last()
+    again, _ = bare_home.llm("-m", "mlx-cached", "Hello", "-o", "max_tokens", "4", "--async")
+    assert again == first
+    assert bare_home.last()["details"]["prefilled"] == 1
+    bare_home.llm("-c", "More", "-o", "max_tokens", "4", "--async")
+    assert bare_home.last()["details"]["cached"] >= one["input_tokens"] + one["output_tokens"] - 1
+
+
+def test_stop_strings_as_options(bare_home, tiny_llama):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()))
+    limit = ("-o", "max_tokens", "12")
+    whole, _ = bare_home.llm("-m", "mlx-cached", "Hello", *limit)
+    stop = whole[2:4]
+    cut, _ = bare_home.llm("-m", "mlx-cached", "Hello", *limit, "-o", "stop", stop)
+    both, _ = bare_home.llm("-m", "mlx-cached", "Hello", *limit, "-o", "stop", f'["{stop}", "q"]')
+    assert whole[: whole.index(stop)].strip() == cut
+    assert whole.startswith(both)
+    assert bare_home.last()["response_json"]["finish_reason"] == "stop"
