@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eviction_traces import SYNTHETIC, Request, mooncake
 
-from llm_mlx_promptcache.cache.policies import POLICIES, Entry, Policy
-from llm_mlx_promptcache.cache.tiers import TIERS, CacheOrder
+from llm_mlx_promptcache.cache.policies import POLICIES, Entry, Heads, Policy, Worth
+from llm_mlx_promptcache.cache.tiers import CacheOrder
 
 NEVER = 1 << 60
 CAPACITIES = "500,1000,2000,5000,10000,20000"
@@ -34,6 +34,42 @@ class Lfu(Policy):
     def rank(self, entry: Entry[Any]) -> float:
         """Uses, then recency as a fraction."""
         return entry.uses + entry.last_used / NEVER
+
+
+class Segmented(Policy):
+    """Two segments (SLRU): what was used again goes after all that was not."""
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """Whether it was used again."""
+        return entry.uses > 0
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """What was not used again, while there is any."""
+        return min(heads)
+
+
+class Hyperbolic(Policy):
+    """Uses for each tick since the last one; no other knowledge."""
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """How often it was used."""
+        return entry.uses
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """The head with the fewest uses for its age."""
+        return min(heads, key=lambda uses: (uses + 1) / (now - heads[uses].last_used + 1))
+
+
+class Unlearned(Worth):
+    """The default with a bias that stays where it starts."""
+
+    STEP = 0.0
+
+
+class Alike(Unlearned):
+    """The default without regard to what came back: tiers, recency, work and bytes."""
+
+    START = 0.0
 
 
 class Belady(Policy):
@@ -88,16 +124,23 @@ def _evict(order: CacheOrder[int], resident: dict[int, Entry[int]], capacity: in
         del resident[victim.item]
 
 
-def measure(trace: list[Request], capacities: list[int]) -> dict[str, list[float]]:
+TRIED: dict[str, Callable[[], Policy]] = {
+    "segmented": Segmented,
+    "hyperbolic": Hyperbolic,
+    "bias fixed": Unlearned,
+    "no bias": Alike,
+}
+
+
+def measure(trace: list[Request], capacities: list[int], tried: bool) -> dict[str, list[float]]:
     """Hit ratios by policy, one for each capacity."""
-    tiers = [tier for tier in TIERS if any(tier in request.tiers for request in trace)]
     makers: dict[str, Callable[[], Policy]] = {name: POLICIES[name] for name in sorted(POLICIES)}
-    makers |= {"lfu": Lfu}
+    makers |= {"lfu": Lfu} | (TRIED if tried else {})
     optimum = Belady(trace)
     ratios: dict[str, list[float]] = {}
     for name, make in makers.items():
-        ratios[name] = [simulate(trace, c, CacheOrder(tiers, make()), True) for c in capacities]
-    ratios["belady"] = [simulate(trace, c, CacheOrder(tiers, optimum), False) for c in capacities]
+        ratios[name] = [simulate(trace, c, CacheOrder(policy=make()), True) for c in capacities]
+    ratios["belady"] = [simulate(trace, c, CacheOrder(policy=optimum), False) for c in capacities]
     return ratios
 
 
@@ -121,6 +164,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=6000, help="of the generated trace")
     parser.add_argument("--seed", type=int, default=0, help="of the generated trace")
     parser.add_argument("--half", choices=("first", "second"), help="only this half of the trace")
+    parser.add_argument("--tried", action="store_true", help="also what was tried and not kept")
     parser.add_argument("--capacities", help=f"in blocks (default {CAPACITIES})")
     options = parser.parse_args()
     if (options.trace is None) == (options.synthetic is None):
@@ -135,7 +179,7 @@ def main() -> None:
     start, sizes = time.perf_counter(), [int(size) for size in capacities.split(",")]
     blocks = [block for request in trace for block in request.blocks]
     print(f"{len(trace):,} requests, {len(blocks):,} blocks, {len(set(blocks)):,} distinct\n")
-    print(table(measure(trace, sizes), sizes))
+    print(table(measure(trace, sizes, options.tried), sizes))
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

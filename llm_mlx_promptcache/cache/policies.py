@@ -32,6 +32,7 @@ class Entry(Generic[T]):
     uses: int = 0
     returned: bool = False  # its path came back, or it continues one that did
     extended: bool = False  # something hung on it once, even if that is gone
+    answered: bool = False  # an answer did, of the least persistent tier
     children: int = 0
     holds: int = 0
     stamp: int = -1  # of its one valid place in a heap
@@ -127,7 +128,7 @@ class Worth(Policy):
     of that kind are remembered, so that the bias settles where a byte of either earns the same.
     """
 
-    START, MOST, STEP = 5.0, 10.0, 16.0  # log2; measured, see docs/eviction.md
+    START, MOST, STEP = 6.0, 10.0, 12.0  # log2; measured, see docs/eviction.md
 
     def __init__(self) -> None:
         self._log_bias = self.START

@@ -125,7 +125,10 @@ class CacheOrder(Generic[T]):
         entry.returned = returned or ghost is not None
         if parent is not None:
             parent.children += 1
-            parent.extended = True
+            # A message's first answer does not count: the next turn often renders it anew.
+            answer = rank == 0 < parent.tier
+            parent.extended |= parent.answered or not answer
+            parent.answered |= answer
             self._place(parent)
         if ghost is not None:
             self._learn(entry, ghost)
