@@ -13,9 +13,7 @@ def request(text="One?", **more):
 
 
 async def last(engine, asked):
-    event = None
-    async for event in engine.agenerate(asked):
-        pass
+    *_, event = [event async for event in engine.agenerate(asked)]
     assert isinstance(event, Finished)
     return event
 
