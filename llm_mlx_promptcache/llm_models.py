@@ -163,6 +163,8 @@ def _request(prompt: llm.Prompt) -> GenerationRequest:
         ),
         stop=tuple(options.stop or ()),
         use_cache=options.cache,
+        # Who keeps no logs wants no copy of the conversation on the disk either.
+        on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
     )
 
 

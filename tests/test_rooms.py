@@ -13,7 +13,14 @@ FORBIDDEN = {
     "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
     "engine": FRONT_ENDS | {"llm", "langchain_core"},
 }
-TENSORS = {"layers.py", "layer_kinds.py", "own_state.py", "span_file.py"}
+TENSORS = {
+    "layers.py",
+    "layer_kinds.py",
+    "own_state.py",
+    "restore.py",
+    "span_file.py",
+    "span_header.py",
+}
 
 
 def imported(path):

@@ -1,8 +1,8 @@
-"""DiskStore: spans as files with an SQLite index beside them; NullStore: the same, kept nowhere.
+"""DiskStore: spans as files with an index beside them, in a folder that several processes share.
 
 A stored span hangs on its parent at any token, not only at the parent's end, so a path that
-leaves another in the middle of a file needs no rewriting: files and rows never change. Below a
-parent that matches up to token m, only a child that starts at m can go on.
+leaves another in the middle of a file needs no rewriting: files and rows never change. Whatever
+fails here is a miss (law 7). Format, budget and faults: docs/disk.md.
 """
 
 from __future__ import annotations
@@ -12,352 +12,404 @@ import logging
 import os
 import sqlite3
 import threading
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
-from .layer_kinds import Piece
+from . import repair, sweep
+from .files import Files, make_own_folder, same_file
+from .index import VERSION, Index, Row, Totals
 from .layers import Layout, layout_from_json, layout_to_json
 from .sizes import parse_size
-from .span_file import SUFFIX, TEMPORARY, DamagedSpan, SpanFile, read_span, write_span
+from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
+from .store import NOTHING, Found, NullStore, Store, StoredSpan
+from .tiers import TIERS
 from .trie import Tokens, common_prefix
+
+__all__ = ["DiskStore", "NullStore", "Store", "StoredSpan"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+MOST_BYTES: Final = 20_000_000_000  # by default, and no more than a tenth of the free space
+_FREE_SHARE: Final = 10
+_LEAST_FREE: Final = 1_000_000_000  # the watermark, and no more than a twentieth of the disk
+_DISK_SHARE: Final = 20
+_SWEEP_SECONDS: Final = 3600
+
 _INDEX = "index.sqlite"
+_SET_ASIDE = "index.damaged"
 _SPANS = "spans"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS namespaces (name TEXT PRIMARY KEY, layout TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spans (
-    stem TEXT PRIMARY KEY,
-    namespace TEXT NOT NULL,
-    parent TEXT NOT NULL,
-    start INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    tokens BLOB NOT NULL,
-    tier TEXT NOT NULL,
-    bytes INTEGER NOT NULL,
-    hits INTEGER NOT NULL DEFAULT 0,
-    last_use INTEGER NOT NULL,
-    UNIQUE (namespace, parent, start, first)
-);
-CREATE INDEX IF NOT EXISTS by_parent ON spans (parent);
-CREATE INDEX IF NOT EXISTS by_use ON spans (last_use);
-"""
-_LEAST_USED_LEAF = """
-SELECT stem, bytes FROM spans AS s
-WHERE NOT EXISTS (SELECT 1 FROM spans AS child WHERE child.parent = s.stem)
-ORDER BY last_use, stem LIMIT 1
-"""
-# Another process may have evicted the parent since it was looked up.
-_INSERT = """
-INSERT OR IGNORE INTO spans (stem, namespace, parent, start, first, tokens, tier, bytes, last_use)
-SELECT :stem, :namespace, :parent, :start, :first, :tokens, :tier, :bytes,
-    (SELECT coalesce(max(last_use), 0) + 1 FROM spans)
-WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = :parent)
-"""
-_TOUCH = """
-UPDATE spans SET hits = hits + 1, last_use = (SELECT max(last_use) + 1 FROM spans) WHERE stem = ?
-"""
-_SUBTREE = """
-WITH RECURSIVE below (stem) AS (
-    SELECT stem FROM spans WHERE stem = ?
-    UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem
-)
-SELECT stem FROM below
-"""
-
-
-class StoredSpan(NamedTuple):
-    """A row of the index: its file's tokens start at `start`; the path follows them to `end`."""
-
-    stem: str
-    start: int
-    end: int
-
-
-class Store(Protocol):
-    """Where spans outlive the process."""
-
-    def layout(self, namespace: str) -> Layout | None:
-        """The kinds of layer that a namespace's spans hold, where it has any."""
-
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> list[StoredSpan]:
-        """The stored spans along `tokens`, without gaps, from the path's start."""
-
-    def read(self, namespace: str, span: StoredSpan) -> SpanFile | None:
-        """A span's content, verified; None where it is gone or damaged."""
-
-    def save(
-        self,
-        namespace: str,
-        layout: Layout,
-        tokens: Tokens[int],
-        start: int,
-        tier: str,
-        pieces: Sequence[Piece | None],
-    ) -> bool:
-        """Store the span [start, len(tokens)) of a path that is stored up to `start`."""
-
-    def stats(self) -> dict[str, int]:
-        """Spans, tokens and bytes held, bytes written by this process, and the budget."""
-
-    def clear(self) -> int:
-        """Remove everything that was stored; returns the bytes freed."""
-
-
-class NullStore:
-    """Stores nothing: the off switch."""
-
-    def layout(self, namespace: str) -> Layout | None:
-        """Nothing is known of any namespace."""
-        return None
-
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> list[StoredSpan]:
-        """Nothing is found."""
-        return []
-
-    def read(self, namespace: str, span: StoredSpan) -> SpanFile | None:
-        """Nothing is read."""
-        return None
-
-    def save(
-        self,
-        namespace: str,
-        layout: Layout,
-        tokens: Tokens[int],
-        start: int,
-        tier: str,
-        pieces: Sequence[Piece | None],
-    ) -> bool:
-        """Nothing is written."""
-        return False
-
-    def stats(self) -> dict[str, int]:
-        """All zero."""
-        return dict.fromkeys(("spans", "tokens", "bytes", "written", "budget"), 0)
-
-    def clear(self) -> int:
-        """Nothing is there."""
-        return 0
+# Opened before a fork: closing them in the child could spoil the parent's log.
+_left_to_parent: list[Index] = []
 
 
 class DiskStore:
-    """Spans in a folder that several processes share; whatever fails here is a miss (law 7)."""
+    """Spans in a folder.
 
-    def __init__(self, folder: str | Path, max_bytes: int | str = "20GB") -> None:
+    `max_bytes` bounds all of its files, whoever writes them; without it they stay below 20 GB and
+    a tenth of the free space. Spans that were not used for `max_days` go.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        max_bytes: int | str | None = None,
+        *,
+        max_days: float | None = None,
+        tiers: Sequence[str] = TIERS,
+        files: Files | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self._max_bytes = parse_size(max_bytes, "max_bytes")
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._off = False
+        self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
+        self._max_days = max_days
+        self._tiers = tuple(tiers)
+        self._files = files or Files()
+        self._labels: dict[str, str] = {}
         self._written = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._index: Index | None = None
+        self._off = False
+        self._full = False
 
     @property
     def spans_folder(self) -> Path:
         """Where the spans' files lie."""
         return self.folder / _SPANS
 
+    # Looking up and reading.
+
     def layout(self, namespace: str) -> Layout | None:
         """The kinds of layer that a namespace's spans hold, where it has any."""
-        query = "SELECT layout FROM namespaces WHERE name = ?"
-        row = self._guarded(lambda db: db.execute(query, (namespace,)).fetchone(), None)
-        return layout_from_json(json.loads(row[0])) if row is not None else None
+        found = self._guarded(lambda index: index.layout(namespace), None)
+        with suppress(ValueError):  # of kinds that nobody brings any more
+            return layout_from_json(found) if found is not None else None
+        return None
 
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> list[StoredSpan]:
-        """The stored spans along `tokens`, without gaps, from the path's start."""
-        return self._guarded(lambda db: self._walk(db, namespace, tokens), [])
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """What is stored along `tokens`, from the path's start."""
+        return self._guarded(lambda index: index.walk(namespace, tokens), NOTHING)
 
-    def read(self, namespace: str, span: StoredSpan) -> SpanFile | None:
-        """A span's content, verified; None where it is gone or damaged (its row goes too)."""
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
+        """A span's file, checked as far as its head goes; None where it is gone or not whole."""
         try:
-            read = read_span(self._path(span.stem))
-            if read.namespace != namespace or read.start != span.start:
-                raise DamagedSpan(f"{span.stem} is not the span that its row says")
-        except (OSError, DamagedSpan) as error:
-            _log.warning("a stored span is left out: %s", error)
-            self._guarded(lambda db: self._drop(db, span.stem), None)
+            opened = OpenSpan(self._path(span.stem), self._files)
+        except FileNotFoundError:  # evicted by another process
+            self._guarded(lambda index: self._drop(index, span.stem), None)
             return None
-        self._guarded(lambda db: self._touch(db, span.stem), None)
-        return read
+        except (OSError, DamagedSpan) as error:
+            self.damaged(span, error)
+            return None
+        head, length = opened.head, span.end - span.start
+        shared = common_prefix(head.tokens, tokens, 0, span.start)
+        # The index finds, the tokens decide (law 5).
+        if (head.namespace, head.start) != (namespace, span.start) or shared < length:
+            opened.close()
+            self.damaged(span, DamagedSpan(f"{span.stem} is not the span that its row says"))
+            return None
+        return opened
 
-    def save(
-        self,
-        namespace: str,
-        layout: Layout,
-        tokens: Tokens[int],
-        start: int,
-        tier: str,
-        pieces: Sequence[Piece | None],
-    ) -> bool:
-        """Store the span [start, len(tokens)) of a path that is stored up to `start`."""
+    def damaged(self, span: StoredSpan, error: Exception) -> None:
+        """A span turned out not to be what was written: it goes, with all that hangs on it."""
+        _log.warning("a stored span is left out: %s", error)
+        self._guarded(lambda index: self._drop(index, span.stem), None)
 
-        def write(db: sqlite3.Connection) -> bool:
-            path = self._walk(db, namespace, tokens)
-            stored = path[-1].end if path else 0
-            if stored != start:
-                return False
-            parent = path[-1].stem if path else ""
-            content = SpanFile(namespace, parent, start, tier, layout, tokens[start:], list(pieces))
-            stem, size = write_span(self.spans_folder, content)
-            added = self._add(db, stem, size, content)
-            if not added:  # another process stored the same meanwhile: its file stays, ours goes
-                self._path(stem).unlink()
+    def used(self, spans: Sequence[StoredSpan]) -> None:
+        """A fetch went on from these."""
+
+        def touch(index: Index) -> None:
+            with index.transaction():
+                index.touch([span.stem for span in spans], int(self._files.now()))
+
+        self._guarded(touch, None)
+
+    # Writing.
+
+    def save(self, draft: Draft) -> bool:
+        """Store a span whose path is stored up to its start; any thread may call this."""
+        place = self._guarded(lambda index: self._place(index, draft), None)
+        # What is larger than the budget would push out all the rest for nothing (law 10).
+        if place is None or self._full or draft.nbytes > self.budget:
+            return False
+        tokens = draft.path[draft.start :]
+        head = Head(
+            namespace=draft.namespace,
+            parent=place,
+            start=draft.start,
+            tier=draft.tier,
+            layout=draft.layout,
+            tokens=tokens,
+            resumes=draft.resumes,
+        )
+        try:
+            stem, size = write_span(self.spans_folder, head, draft.tensors, self._files)
+        except FileNotFoundError:  # cleared by another process in the meantime
+            return False
+        except OSError as error:
+            self._stop_writing(error)
+            return False
+        added = self._guarded(lambda index: self._add(index, stem, size, head), False)
+        if added:
             self._written += size
-            return added
+            self._guarded(self._keep_budget, None)
+        else:  # another process stored the same meanwhile, or evicted the parent
+            self._remove([stem])
+        return added
 
-        return self._guarded(write, False)
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+        """Keep what is stored along a path from being evicted, or no longer; whether any is."""
+
+        def mark(index: Index) -> bool:
+            found = index.walk(namespace, tokens)
+            if found.end < len(tokens):
+                return False
+            ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
+            with index.transaction():
+                return sum(index.pin(span.stem, pinned) for span in ends) > 0
+
+        return self._guarded(mark, False)
+
+    def label(self, namespace: str, name: str) -> None:
+        """What people call the model of a namespace."""
+        self._labels[namespace] = name
+
+    # Counting and cleaning.
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all files of the folder may have."""
+        if self._max_bytes is not None:
+            return self._max_bytes
+        held = self._guarded(lambda index: index.totals().bytes, 0)
+        return min(MOST_BYTES, (self._room()[0] + held) // _FREE_SHARE)
 
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
-        query = "SELECT count(*), sum(length(tokens) / 4), sum(bytes) FROM spans"
-        held = self._guarded(lambda db: db.execute(query).fetchone(), (0, 0, 0))
-        names = ("spans", "tokens", "bytes", "written", "budget")
-        values = [value or 0 for value in (*held, self._written, self._max_bytes)]
-        return dict(zip(names, values, strict=True))
+        held = self._guarded(lambda index: index.totals(), Totals(0, 0, 0, 0, 0))
+        return {
+            "spans": held.spans,
+            "tokens": held.tokens,
+            "bytes": held.bytes,
+            "written": self._written,
+            "budget": self.budget,
+        }
 
-    def check(self) -> list[str]:
-        """What is wrong, a line each: rows without a file, files without a row, damage (law 3)."""
-        query = "SELECT stem, parent FROM spans"
-        none: list[tuple[str, str]] = []
-        rows = self._guarded(lambda db: db.execute(query).fetchall(), none)
-        stems = {stem for stem, _ in rows}
-        found = [f"span {s} hangs on {p}, which is gone" for s, p in rows if p and p not in stems]
-        files = {path.stem for path in self.spans_folder.glob("*" + SUFFIX)}
-        found += [f"span {stem} has a row and no file" for stem in sorted(stems - files)]
-        found += [f"span {stem} has a file and no row" for stem in sorted(files - stems)]
-        for stem in sorted(files & stems):
-            try:
-                read_span(self._path(stem))
-            except (OSError, DamagedSpan) as error:
-                found.append(f"span {stem} can't be read: {error}")
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """A model's name, and the spans and bytes that are stored of it; the largest first."""
+        return self._guarded(lambda index: index.by_model(), [])
+
+    def check(self, fix: bool = False) -> list[str]:
+        """What is wrong, a line each (law 3); with `fix` what can't be read goes."""
+        if not self.folder.exists():
+            return []
+
+        def look(index: Index) -> list[str]:
+            return list(sweep.check(index, self.spans_folder, self._files))
+
+        nothing: list[str] = []
+        found = self._guarded(look, nothing)
+        if self._off:
+            return [f"the folder {self.folder} can't be used"]
+        if found and fix:
+            self._guarded(self._fix, None)
         return found
 
-    def clear(self) -> int:
-        """Remove every span; returns the bytes freed. Foreign files stay."""
+    def sweep(self, every: bool = False) -> int:
+        """Drop what a killed process left; returns how many files and rows."""
+        spans, files = self.spans_folder, self._files
+        return self._guarded(lambda index: sweep.sweep(index, spans, files, every), 0)
 
-        def wipe(db: sqlite3.Connection) -> int:
-            freed = 0
-            with _transaction(db):
-                db.execute("DELETE FROM spans")
-                db.execute("DELETE FROM namespaces")
-            spans = self.spans_folder
-            for path in [*spans.glob("*" + SUFFIX), *spans.glob(TEMPORARY + "*")]:
-                with suppress(FileNotFoundError):
-                    freed += path.stat().st_size
-                    path.unlink()
-            db.execute("VACUUM")  # tokens are conversation: they must not stay in free pages
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return freed
+    def clear(self, *, model: str | None = None, days: float | None = None) -> int:
+        """Remove what is stored, of one model or unused for days if said; returns bytes freed.
 
-        return self._guarded(wipe, 0) if self.folder.exists() else 0
+        Other processes may go on meanwhile; foreign files stay.
+        """
+        if not self.folder.exists():
+            return 0
+        if model is not None or days is not None:
+            return self._guarded(lambda index: self._clear_some(index, model, days), 0)
+        freed = self._guarded(self._wipe, 0)
+        with suppress(OSError):
+            self.folder.joinpath(_SET_ASIDE).unlink()
+        return freed
 
-    def _path(self, stem: str) -> Path:
-        return self.spans_folder / (stem + SUFFIX)
+    def close(self) -> None:
+        """Let go of the index; the next call opens it again."""
+        with self._lock:
+            if self._index is not None and self._process == os.getpid():
+                self._index.close()
+            self._index = None
 
-    def _guarded(self, action: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+    # The guard.
+
+    def _guarded(self, action: Callable[[Index], T], otherwise: T) -> T:
         """Run an action on the index; a disk that fails is switched off, with one warning."""
+        if self._process != os.getpid():
+            self._after_fork()
         with self._lock:
             if self._off:
                 return otherwise
             try:
-                return action(self._open())
+                try:
+                    return action(self._open())
+                except sqlite3.DatabaseError as error:
+                    if _is_busy(error):
+                        return otherwise  # a miss now, and no reason to be off for good
+                    if isinstance(error, sqlite3.OperationalError) or not self._put_aside(error):
+                        raise
+                    return action(self._open())
             except (OSError, sqlite3.Error) as error:
                 self._off = True
                 _log.warning("the disk cache in %s is off for this process: %s", self.folder, error)
                 return otherwise
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            for folder in (self.folder, self.spans_folder):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                folder.chmod(0o700)
-            index = self.folder / _INDEX
-            # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found.
-            os.close(os.open(index, os.O_CREAT | os.O_RDWR, 0o600))
-            db = sqlite3.connect(index, timeout=10, check_same_thread=False, isolation_level=None)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("PRAGMA secure_delete=ON")
-            db.executescript(_SCHEMA)
-            self._connection = db
-        return self._connection
+    def _after_fork(self) -> None:
+        """Connections and locks are the parent's: a child that used them would spoil both."""
+        if self._index is not None:
+            _left_to_parent.append(self._index)
+        self._start()
 
-    def _walk(
-        self, db: sqlite3.Connection, namespace: str, tokens: Tokens[int]
-    ) -> list[StoredSpan]:
-        query = (
-            "SELECT stem, tokens FROM spans"
-            " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
+    def _open(self) -> Index:
+        index = self._index
+        if index is not None and not same_file(index.path, index.inode):
+            index.close()  # set aside or removed by another process
+            index = None
+        if index is None:
+            make_own_folder(self.folder, through_link=True)
+            make_own_folder(self.spans_folder)
+            index = Index(self.folder / _INDEX)
+            if index.version != VERSION:
+                repair.prepare(index, self.spans_folder, self._files, self._tiers)
+            self._index = index
+        return index
+
+    def _put_aside(self, error: Exception) -> bool:
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+        return repair.set_aside(self.folder / _INDEX, self.folder / _SET_ASIDE, error)
+
+    # Inside the guard.
+
+    def _place(self, index: Index, draft: Draft) -> str | None:
+        """The stem of the parent under which a span can be stored; None where it can't."""
+        found = index.walk(draft.namespace, draft.path)
+        if draft.start == len(draft.path):
+            known = [c for c in found.checkpoints if c.end == draft.start]
+            return None if found.end < draft.start or known else found.spans[-1].stem
+        if found.end != draft.start:
+            return None
+        return found.spans[-1].stem if found.spans else ""
+
+    def _add(self, index: Index, stem: str, size: int, head: Head) -> bool:
+        row = Row(
+            stem=stem,
+            namespace=head.namespace,
+            parent=head.parent,
+            start=head.start,
+            tokens=head.tokens,
+            resumes=head.resumes,
+            tier=sweep.rank_of(self._tiers, head.tier),
+            bytes=size,
+            used_at=int(self._files.now()),
         )
-        path: list[StoredSpan] = []
-        stem, end = "", 0
-        while end < len(tokens):
-            row = db.execute(query, (namespace, stem, end, tokens[end])).fetchone()
-            if row is None:
+        layout = json.dumps(layout_to_json(head.layout))
+        with index.transaction():
+            return index.add(row, layout, self._labels.get(head.namespace, ""))
+
+    def _keep_budget(self, index: Index) -> None:
+        """Evict until the folder keeps to its budget and the disk to its watermark."""
+        budget = self.budget
+        free, size = self._room()
+        lacking = min(_LEAST_FREE, size // _DISK_SHARE) - free
+        totals = index.totals()
+        excess = max(totals.bytes - budget, lacking if self._max_bytes is None else 0)
+        while excess > 0:
+            before = index.totals().bytes
+            with index.transaction():
+                stem = index.next_victim()
+                gone = index.drop(stem) if stem is not None else []
+            if not gone:
                 break
-            stored = array("I")
-            stored.frombytes(row[1])
-            same = common_prefix(stored, tokens, 0, end)
-            path.append(StoredSpan(row[0], end, end + same))
-            stem, end = row[0], end + same
-        return path
+            self._remove(gone)
+            excess -= before - index.totals().bytes
+        index.trim_log()
+        now = int(self._files.now())
+        if not 0 <= now - totals.swept < _SWEEP_SECONDS:
+            self._tidy(index, now)
 
-    def _add(self, db: sqlite3.Connection, stem: str, size: int, span: SpanFile) -> bool:
-        layout = json.dumps(layout_to_json(span.layout))
-        with _transaction(db):
-            db.execute("INSERT OR IGNORE INTO namespaces VALUES (?, ?)", (span.namespace, layout))
-            row = db.execute(
-                _INSERT,
-                {
-                    "stem": stem,
-                    "namespace": span.namespace,
-                    "parent": span.parent,
-                    "start": span.start,
-                    "first": span.tokens[0],
-                    "tokens": span.tokens.tobytes(),
-                    "tier": span.tier,
-                    "bytes": size,
-                },
-            )
-            added = row.rowcount == 1
-        self._evict(db)
-        return added
+    def _tidy(self, index: Index, now: int) -> None:
+        """Now and then: sweep, and drop what is too old."""
+        with index.transaction():
+            index.swept(now)
+        sweep.sweep(index, self.spans_folder, self._files)
+        if self._max_days is not None:
+            self._clear_some(index, None, self._max_days)
 
-    def _evict(self, db: sqlite3.Connection) -> None:
-        """Leaves go, least recently used first, until the folder is within its budget."""
-        (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM spans").fetchone()
-        while held > self._max_bytes:
-            row = db.execute(_LEAST_USED_LEAF).fetchone()
-            if row is None:
-                break
-            self._drop(db, row[0])
-            held -= row[1]
+    def _clear_some(self, index: Index, model: str | None, days: float | None) -> int:
+        before = index.totals().bytes
+        with index.transaction():
+            stems = set(index.of_model(model)) if model is not None else None
+            if days is not None:
+                old = index.older_than(int(self._files.now() - days * 86400))
+                mine = stems if stems is not None else set(old)
+                stems = {s for s in old if stems is None or index.first_of(s) in mine}
+            gone = [one for stem in stems or () for one in index.drop(stem)]
+        self._remove(gone)
+        if gone:
+            index.shrink()
+        return before - index.totals().bytes
 
-    def _touch(self, db: sqlite3.Connection, stem: str) -> None:
-        with _transaction(db):
-            db.execute(_TOUCH, (stem,))
+    def _wipe(self, index: Index) -> int:
+        freed = 0
+        with index.transaction():
+            index.wipe()
+        names = self._files.names(self.spans_folder)
+        ours = [stem + SUFFIX for stem in sweep.stems_in(names)]
+        for name in [*ours, *filter(sweep.is_temporary, names)]:
+            path = self.spans_folder / name
+            with suppress(OSError):
+                freed += path.lstat().st_size
+                self._files.unlink(path)
+        index.shrink()
+        return freed
 
-    def _drop(self, db: sqlite3.Connection, stem: str) -> None:
+    def _fix(self, index: Index) -> None:
+        for stem in list(sweep.unreadable(index, self.spans_folder, self._files)):
+            self._drop(index, stem)
+        sweep.sweep(index, self.spans_folder, self._files, every=True)
+        if wrong := list(index.check()):
+            self._put_aside(sqlite3.DatabaseError(wrong[0]))
+
+    def _drop(self, index: Index, stem: str) -> None:
         """Remove a span and what hangs on it: rows first, so that nobody looks for the files."""
-        with _transaction(db):
-            stems = [row[0] for row in db.execute(_SUBTREE, (stem,))]
-            db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in stems])
-        for gone in stems:
-            with suppress(FileNotFoundError):
-                self._path(gone).unlink()
+        with index.transaction():
+            gone = index.drop(stem)
+        self._remove(gone)
+
+    def _remove(self, stems: Sequence[str]) -> None:
+        for stem in stems:
+            with suppress(OSError):
+                self._files.unlink(self._path(stem))
+
+    def _path(self, stem: str) -> Path:
+        return self.spans_folder / (stem + SUFFIX)
+
+    def _room(self) -> tuple[int, int]:
+        with suppress(OSError):
+            return self._files.room(self.folder)
+        return 0, 0
+
+    def _stop_writing(self, error: OSError) -> None:
+        if not self._full:
+            self._full = True
+            _log.warning("nothing more is written to the disk cache in %s: %s", self.folder, error)
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """One writer at a time across processes; all of it or nothing."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+def _is_busy(error: Any) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)

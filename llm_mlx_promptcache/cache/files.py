@@ -44,7 +44,7 @@ class Files:
     def names(self, folder: Path) -> list[str]:
         """What lies in a folder; nothing where there is none."""
         with suppress(FileNotFoundError):
-            return os.listdir(folder)
+            return [path.name for path in folder.iterdir()]
         return []
 
     def now(self) -> float:
@@ -87,10 +87,10 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def same_file(descriptor_or_path: int | Path, known: tuple[int, int] | None) -> bool:
+def same_file(path: Path, known: tuple[int, int]) -> bool:
     """Whether a path still is the file with this device and inode."""
     try:
-        found = os.stat(descriptor_or_path)
+        found = path.stat()
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == known

@@ -11,7 +11,7 @@ import os
 import sqlite3
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +21,7 @@ from .trie import Tokens, common_prefix
 
 VERSION: Final = 2
 _BUSY_SECONDS = 5.0
+_LONG_LOG = 4 << 20
 _CHECKPOINT = -1  # the `first` token of a span that has none
 _SCHEMA = """
 CREATE TABLE namespaces (name TEXT PRIMARY KEY, layout TEXT NOT NULL, label TEXT NOT NULL);
@@ -127,6 +128,8 @@ class Index:
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=NORMAL")
         self.db.execute("PRAGMA secure_delete=ON")
+        # SQLite would move its log home inside somebody's insert, and wait for the disk there.
+        self.db.execute("PRAGMA wal_autocheckpoint=0")
 
     @property
     def version(self) -> int:
@@ -186,10 +189,6 @@ class Index:
             found.checkpoints.extend(StoredSpan(s, at, at) for s, at in checkpoints)
         return found
 
-    def stem_at(self, namespace: str, parent: str, start: int, first: int) -> bool:
-        """Whether a span stands at this place."""
-        return self.db.execute(_STEP, (namespace, parent, start, first)).fetchone() is not None
-
     def totals(self) -> Totals:
         """Counted by the triggers."""
         return Totals(*self.db.execute("SELECT * FROM totals").fetchone())
@@ -231,9 +230,10 @@ class Index:
             [(now, stem) for stem in stems],
         )
 
-    def pin(self, stem: str, pinned: bool) -> None:
-        """Keep a span, and so all it hangs on, from being evicted; or no longer."""
-        self.db.execute("UPDATE spans SET pinned = ? WHERE stem = ?", (int(pinned), stem))
+    def pin(self, stem: str, pinned: bool) -> bool:
+        """Keep a span from being evicted, or no longer; whether that is a change."""
+        change = "UPDATE spans SET pinned = ? WHERE stem = ? AND pinned != ?"
+        return self.db.execute(change, (pinned, stem, pinned)).rowcount == 1
 
     def drop(self, stem: str) -> list[str]:
         """Take a span out with all that hangs on it; returns their stems."""
@@ -272,6 +272,15 @@ class Index:
             """
         return [row[0] for row in self.db.execute(query, (label,) * 4)]
 
+    def first_of(self, stem: str) -> str:
+        """The first span of the path that a span stands on."""
+        query = """WITH RECURSIVE above (stem, parent) AS (
+            SELECT stem, parent FROM spans WHERE stem = ?
+            UNION SELECT s.stem, s.parent FROM spans AS s JOIN above ON s.stem = above.parent)
+            SELECT stem FROM above WHERE parent = ''"""
+        row = self.db.execute(query, (stem,)).fetchone()
+        return str(row[0]) if row is not None else ""
+
     def swept(self, now: int) -> None:
         """Remember when the folder was swept."""
         self.db.execute("UPDATE totals SET swept = ?", (now,))
@@ -280,6 +289,18 @@ class Index:
         """Forget all rows."""
         self.db.execute("DELETE FROM spans")
         self.db.execute("DELETE FROM namespaces")
+
+    def trim_log(self) -> None:
+        """Move the log home where it has become long. Not in a transaction."""
+        log = self.path.with_name(self.path.name + "-wal")
+        with suppress(FileNotFoundError):
+            if log.stat().st_size > _LONG_LOG:
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def is_sound(self) -> bool:
+        """Whether SQLite finds nothing wrong with the file, nor we with our counters."""
+        (found,) = self.db.execute("PRAGMA quick_check(1)").fetchone()
+        return found == "ok" and not list(self.check())
 
     def shrink(self) -> None:
         """Leave no token in free pages or the log: they are conversation. Not in a transaction."""

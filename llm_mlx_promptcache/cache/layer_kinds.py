@@ -339,25 +339,25 @@ class ListOf:
     def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
         """The parts' pieces."""
         pairs = zip(self.parts, layer.caches, strict=True)
-        return self._flat([part.cut(sub, at, start, end) for part, sub in pairs])
+        return self.flat([part.cut(sub, at, start, end) for part, sub in pairs])
 
     def missing(self, piece: Piece | None, length: int) -> bool:
         """Whether any part could hold more."""
-        pairs = zip(self.parts, self._parted(piece), strict=True)
+        pairs = zip(self.parts, self.parted(piece), strict=True)
         return any(part.missing(sub, length) for part, sub in pairs)
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
         """Each part split in its way."""
         halves = [
             (None, None) if sub is None else part.split(sub, length, at)
-            for part, sub in zip(self.parts, self._parted(piece), strict=True)
+            for part, sub in zip(self.parts, self.parted(piece), strict=True)
         ]
-        return self._flat([h[0] for h in halves]), self._flat([h[1] for h in halves])
+        return self.flat([h[0] for h in halves]), self.flat([h[1] for h in halves])
 
     def thinned(self, piece: Piece) -> Piece | None:
         """What stays of each part."""
-        pairs = zip(self.parts, self._parted(piece), strict=True)
-        return self._flat([None if sub is None else part.thinned(sub) for part, sub in pairs])
+        pairs = zip(self.parts, self.parted(piece), strict=True)
+        return self.flat([None if sub is None else part.thinned(sub) for part, sub in pairs])
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The longest prefix at which all parts can resume."""
@@ -377,11 +377,12 @@ class ListOf:
         return CacheList(*(part.join(column, count, room) for part, column in pairs))
 
     def _columns(self, views: Sequence[View]) -> list[list[View]]:
-        rows = [(view, self._parted(view.piece)) for view in views]
+        rows = [(view, self.parted(view.piece)) for view in views]
         indices = range(len(self.parts))
         return [[view._replace(piece=subs[i]) for view, subs in rows] for i in indices]
 
-    def _parted(self, piece: Piece | None) -> list[Piece | None]:
+    def parted(self, piece: Piece | None) -> list[Piece | None]:
+        """The parts' pieces; None where nothing is held of one."""
         found: list[Piece | None] = []
         start = 0
         for part in self.parts:
@@ -390,7 +391,8 @@ class ListOf:
             start += part.arity
         return found
 
-    def _flat(self, pieces: Sequence[Piece | None]) -> Piece | None:
+    def flat(self, pieces: Sequence[Piece | None]) -> Piece | None:
+        """The parts' pieces in a row; None where nothing is held of any."""
         if all(piece is None for piece in pieces):
             return None
         pairs = zip(self.parts, pieces, strict=True)

@@ -1,51 +1,169 @@
-"""Between memory and the store: parts of a path read from files, spans written to them."""
+"""From memory to the store: which spans are written, as what, and the thread that writes them.
+
+Arrays belong to the engine's thread, so drafts are made there, as bytes of the host that share
+the arrays' memory. Hashing and writing them is the writer's work, while the model decodes.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+
 from . import layers as kinds
-from .disk import Store, StoredSpan
+from .checkpoints import checkpoint_at, resumes
+from .layer_kinds import Piece, View
 from .layers import Layout, Part
-from .span_tree import SpanNode
-from .trie import Tokens, common_prefix
+from .span_file import Draft, host_tensors
+from .span_tree import SpanNode, parts_of
+from .store import Store
+
+_log = logging.getLogger(__name__)
+
+# Below this a span costs more as a file of its own, at every later read, than its rows would
+# cost as part of the next one (benchmarks/disk.py): it waits in memory for what comes after it.
+SHORT = 16
+_MOST_WAITING = 256 << 20  # bytes that may wait to be written; then who brings more waits
 
 
-def read_beyond(
-    store: Store, namespace: str, ids: Tokens[int], stored: list[StoredSpan], reached: int
-) -> tuple[list[Part], bool]:
-    """A stored path's parts after token `reached`, and whether one of them could not be read."""
-    parts: list[Part] = []
-    for span in stored:
-        if span.end <= reached:
-            continue
-        read = store.read(namespace, span)
-        # The index finds, the tokens decide (law 5).
-        if read is None or common_prefix(read.tokens, ids, 0, span.start) < span.end - span.start:
-            return parts, True
-        end = span.start + len(read.tokens)
-        parts.append(Part(max(span.start, reached), span.end, end, read.pieces))
-    return parts, False
+class Writer:
+    """Writes drafts behind the caller's back, in order; a daemon that `wait` makes reliable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._queue: deque[Draft] = deque()
+        self._waiting = 0
+        self._busy = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is on its way."""
+        return self._process == os.getpid() and (bool(self._queue) or self._busy)
+
+    def put(self, draft: Draft) -> None:
+        """Write this when its turn comes; waits while too much is waiting."""
+        if self._process != os.getpid():  # after a fork: the thread stayed with the parent
+            self._start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting < _MOST_WAITING)
+            self._queue.append(draft)
+            self._waiting += draft.nbytes
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Return once all that was put is written."""
+        if self._process == os.getpid():
+            with self._changed:
+                self._changed.wait_for(lambda: not self._queue and not self._busy)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._queue:
+                    # A thread that waited for ever would keep every cache of a process alive.
+                    self._thread = None
+                    return
+                draft = self._queue.popleft()
+                self._busy = True
+            try:
+                self._store.save(draft)
+            except Exception as error:  # a store of somebody else's: it must not end the thread
+                _log.warning("a span could not be stored: %s", error)
+            size = draft.nbytes
+            del draft
+            with self._changed:
+                self._busy = False
+                self._waiting -= size
+                self._changed.notify_all()
 
 
-def save_path(store: Store, layout: Layout, tiers: tuple[str, ...], node: SpanNode) -> int:
-    """Write the path to `node` as far as the store lacks it; returns how many spans."""
-    namespace, ids = str(node.model), node.path()
-    stored = store.lookup(namespace, ids)
-    held = stored[-1].end if stored else 0
-    written = 0
-    for passed in _chain(node):
+def drafts(
+    store: Store,
+    layout: Layout,
+    tiers: tuple[str, ...],
+    node: SpanNode,
+    busy: bool = False,
+    short: bool = True,
+) -> list[Draft]:
+    """What the store lacks of the path to `node`, but for a `short` end if that is not wanted.
+
+    `busy` says that what was drafted earlier may still be on its way there.
+    """
+    ids, namespace, chain = node.path(), str(node.model), _chain(node)
+    coming = max((n.end for n in chain if n.value.saved), default=0) if busy else 0
+    found = store.lookup(namespace, ids)
+    held = max(found.end, coming)
+    made: list[Draft] = []
+    waiting: list[SpanNode] = []
+    for number, passed in enumerate(chain):
+        parts = parts_of(chain[: number + 1], passed.end)
         if passed.end > held:
-            pieces = passed.value.pieces
-            if held > passed.start:
-                _, pieces = kinds.split(layout, pieces, len(passed.tokens), held - passed.start)
-            tier = tiers[passed.value.entry.tier]
-            start = max(held, passed.start)
-            if all(piece is None for piece in pieces):
+            if all(piece is None for piece in passed.value.pieces):
                 break
-            if not store.save(namespace, layout, ids[: passed.end], start, tier, pieces):
+            waiting.append(passed)
+            if passed is not node and _joins_next(layout, waiting, chain[number + 1]):
+                continue
+            if not short and passed is node and _is_short(layout, passed.end - held):
                 break
-            held, written = passed.end, written + 1
+            pieces, resumed = _pieces(layout, waiting, held), resumes(layout, parts, passed.end)
+            rank = max(span.value.entry.tier for span in waiting)
+            tensors = host_tensors(pieces)
+            path = ids[: passed.end]
+            made.append(Draft(namespace, layout, path, held, tiers[rank], tensors, resumed))
+            held = passed.end
+            waiting.clear()
+        elif not kinds.cut_anywhere(layout) and not found.resumes_at(passed.end):
+            extra = checkpoint_at(layout, parts, passed.end) if passed.end > coming else None
+            if extra is not None:
+                tier = tiers[passed.value.entry.tier]
+                path, tensors = ids[: passed.end], host_tensors(extra)
+                made.append(Draft(namespace, layout, path, passed.end, tier, tensors, True))
         passed.value.saved = True
-    return written
+    return made
+
+
+def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) -> bool:
+    """Whether what waits is too short for a file of its own and can be part of the next one."""
+    hollow = any(piece is None for piece in following.value.pieces)
+    return _is_short(layout, waiting[-1].end - waiting[0].start) and not hollow
+
+
+def _is_short(layout: Layout, length: int) -> bool:
+    # Where layers can't be cut, the end of a short span is a checkpoint, which is worth a file.
+    return length < SHORT and kinds.cut_anywhere(layout)
+
+
+def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece | None]:
+    """The pieces of a run of spans as one, from token `held` on."""
+    first, last = nodes[0], nodes[-1]
+    pieces: list[Piece | None]
+    if len(nodes) == 1:
+        pieces = first.value.pieces
+    else:
+        # Shifted to the start, so that the layers joined for the purpose hold this run alone.
+        parts = [
+            Part(n.start - first.start, n.end - first.start, n.end - first.start, n.value.pieces)
+            for n in nodes
+        ]
+        length = last.end - first.start
+        pieces = []
+        for index, kind in enumerate(layout):
+            views = [View(p.start, p.end, p.span_end, p.pieces[index]) for p in parts]
+            pieces.append(kind.cut(kind.join(views, length, 0), length, 0, length))
+    if held <= first.start:
+        return pieces
+    return kinds.split(layout, pieces, last.end - first.start, held - first.start)[1]
 
 
 def _chain(node: SpanNode) -> list[SpanNode]:

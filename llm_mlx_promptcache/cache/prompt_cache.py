@@ -12,27 +12,31 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from . import layers as kinds
-from .disk import NullStore, Store
+from .checkpoints import resumed_at
 from .explain import Counters, Why
 from .layers import Layout, Part
 from .leases import Lease, Loans
-from .persistence import read_beyond, save_path
+from .persistence import Writer, drafts
 from .policies import Policy
+from .restore import Restore, read_checkpoint
 from .sizes import parse_size
 from .span_tree import SpanNode, SpanTree, parts_of
+from .store import NOTHING, Found, NullStore, Store
 from .tiers import TIERS
 from .trie import Tokens, as_tokens
 
 __all__ = ["Lease", "PromptCache"]
 
 
-class _Found(NamedTuple):
-    """Parts of a path, up to which token it is known, and up to which its spans are in memory."""
+class _Plan(NamedTuple):
+    """Parts of a path, where it resumes, up to which token it is known and its spans in memory."""
 
     parts: list[Part]
+    place: int
     matched: int
     in_memory: int
-    unreadable: bool
+    restore: Restore | None = None
+    stitched: bool = False
 
 
 class PromptCache:
@@ -60,6 +64,8 @@ class PromptCache:
         self._layouts: dict[str, Layout] = {}
         self._counters = Counters()
         self._loans = Loans()
+        self._writer = Writer(self._store)
+        self._evicting = False
 
     def fetch(
         self, namespace: str, tokens: Iterable[int], room: int = 0, *, take: bool = False
@@ -77,22 +83,22 @@ class PromptCache:
             if layout is None:
                 return self._counted(ids, Lease(None, 0, Why("cold")))
             nodes, length = self._tree.walk(namespace, ids[:-1])
-            found = self._find(namespace, layout, ids[:-1], nodes, length)
-            parts, matched = found.parts, found.matched
-            count = kinds.resumable(layout, parts, matched)
-            why = self._why(namespace, ids, count, matched, found.unreadable)
-            self._tree.use(nodes, count)
-            if count == 0:
-                return self._counted(ids, Lease(None, 0, why, matched))
-            moving = self._tree.exclusive(nodes, min(count, found.in_memory)) if take else []
-            try:
-                layers = kinds.join(layout, parts, count, len(ids) - count + room, moving)
-            finally:
-                self._tree.resized(nodes[index] for index in moving)
-            whole = [node for node in nodes if node.end <= count]
-            held = self._tree.hold(whole[-1]) if whole else None
-            self._loans.lend(namespace, ids[:count], layers, held)
-            return self._counted(ids, Lease(layers, count, why, matched))
+            unreadable, layers = False, None
+            # What turns out not to be what was written goes, so each attempt has less before it.
+            while layers is None:
+                plan = self._find(namespace, layout, ids[:-1], nodes, length)
+                unreadable |= plan.restore is not None and plan.restore.unreadable
+                if plan.place == 0:
+                    break
+                layers = self._join(layout, plan, nodes, len(ids) + room, take)
+                unreadable |= layers is None
+            why = self._why(namespace, ids, plan.place, plan.matched, unreadable)
+            self._tree.use(nodes, plan.place)
+            if layers is not None:
+                whole = [node for node in nodes if node.end <= plan.place]
+                held = self._tree.hold(whole[-1]) if whole else None
+                self._loans.lend(namespace, ids[: plan.place], layers, held)
+            return self._counted(ids, Lease(layers, plan.place, why, plan.matched))
 
     def insert(
         self,
@@ -102,11 +108,13 @@ class PromptCache:
         tier: str = "assistant",
         *,
         consume: bool = False,
+        on_disk: bool = True,
     ) -> int:
         """Keep what `layers` hold for `tokens`; returns for how many, at most what they cover.
 
         Only what is not stored yet is copied. With `consume` the list of layers is emptied, one
         by one, so that a long conversation is never held twice; otherwise they stay the caller's.
+        Without `on_disk` the store never gets it, unless another conversation has the same prefix.
         """
         ids = _checked(tokens)
         self._tree.check_tier(tier)
@@ -123,7 +131,7 @@ class PromptCache:
             self._layouts[namespace] = known
             ids = ids[: self._fitting(namespace, known, ids, layers, at)]
             if len(ids):
-                node = self._tree.add(namespace, known, ids, layers, at, tier, consume)
+                node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk)
                 if not kinds.cut_anywhere(known):
                     self._tree.thin(known, node)
                 held = self._tree.hold(node)  # what has just come is not what goes
@@ -142,6 +150,10 @@ class PromptCache:
             if not node.value.pinned:
                 self._tree.hold(node)
                 node.value.pinned = True
+            if node in self._tree.unsaved:
+                self._save(node)
+            self._writer.wait()
+            self._store.pin(namespace, ids, True)
 
     def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Undo `pin`; ValueError where nothing is pinned that ends there."""
@@ -149,10 +161,12 @@ class PromptCache:
         with self._lock:
             nodes, length = self._tree.walk(namespace, ids)
             node = nodes[-1] if nodes and nodes[-1].end == length == len(ids) else None
-            if node is None or not node.value.pinned:
+            stored = self._store.pin(namespace, ids, False)
+            if node is not None and node.value.pinned:
+                node.value.pinned = False
+                self._tree.release(node.value.entry)
+            elif not stored:
                 raise ValueError(f"nothing is pinned that ends after these {len(ids)} tokens")
-            node.value.pinned = False
-            self._tree.release(node.value.entry)
 
     def trim_to(self, *, memory_bytes: int | str | None = None, spans: int | None = None) -> None:
         """Evict until no more is in memory than this; what is pinned or leased stays."""
@@ -176,12 +190,29 @@ class PromptCache:
                 self._tree.discard(node)
             return before - self._tree.nbytes
 
-    def flush(self) -> int:
-        """Write what the store does not have yet; returns how many spans were written."""
+    def flush(self, *, wait: bool = True, short: bool = True) -> int:
+        """Write what the store does not have yet; returns how many spans that are.
+
+        Without `wait` they are written behind the caller's back. Without `short`, ends of paths
+        that are not worth a file of their own stay in memory, for what will come after them.
+        """
         with self._lock:
             self._begin()
             waiting, self._tree.unsaved = list(self._tree.unsaved), {}
-            return sum(self._save(node) for node in waiting)
+            # Ends first: what they hang on is written with them.
+            written = sum(self._save(node, short) for node in reversed(waiting))
+        if wait:
+            self._writer.wait()
+        return written
+
+    @property
+    def saves(self) -> bool:
+        """Whether there is a store to write to."""
+        return self._saving
+
+    def label(self, namespace: str, name: str) -> None:
+        """What people call the model of a namespace, for who looks at the store."""
+        self._store.label(namespace, name)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
         """Why a prompt would reuse what it would; for who may see all namespaces.
@@ -237,17 +268,61 @@ class PromptCache:
 
     def _find(
         self, namespace: str, layout: Layout, ids: Tokens[int], nodes: list[SpanNode], length: int
-    ) -> _Found:
-        """What memory and store hold along `ids`."""
+    ) -> _Plan:
+        """What memory and store hold along `ids`, and how far that goes."""
         parts = parts_of(nodes, length)
         reached = kinds.resumable(layout, parts, length)
-        stored = self._store.lookup(namespace, ids) if reached < len(ids) else []
-        if not stored or stored[-1].end <= reached:
-            return _Found(parts, length, length, False)
+        stored = self._lookup(namespace, ids) if reached < len(ids) else NOTHING
+        if stored.end <= reached:
+            return _Plan(parts, reached, length, length)
         parts = [p._replace(end=min(p.end, reached)) for p in parts if p.start < reached]
-        more, unreadable = read_beyond(self._store, namespace, ids, stored, reached)
-        end = (more or parts)[-1].end if more or parts else 0
-        return _Found(parts + more, max(length, end), reached, unreadable)
+        starts = [part.start for part in parts]
+        restore = Restore(self._store)
+        restore.open(namespace, stored.spans, ids, reached)
+        outlined = parts + restore.parts
+        end = outlined[-1].end if outlined else 0
+        count = kinds.resumable(layout, outlined, end)
+        matched = max(length, end)
+        for checkpoint in sorted(stored.checkpoints, key=lambda c: -c.end):
+            if count < checkpoint.end <= end:
+                extra = read_checkpoint(self._store, namespace, checkpoint, ids)
+                if extra is not None:
+                    place = checkpoint.end
+                    streamed = parts + restore.streamed(place)
+                    starts = starts + restore.starts
+                    stitched = resumed_at(layout, streamed, starts, place, extra)
+                    return _Plan(stitched, place, matched, reached, restore, True)
+        parts = parts + restore.streamed(count)
+        return _Plan(parts, count, matched, reached, restore)
+
+    def _lookup(self, namespace: str, ids: Tokens[int]) -> Found:
+        if self._evicting:  # what has left memory must be found where it went
+            self._writer.wait()
+            self._evicting = False
+        return self._store.lookup(namespace, ids)
+
+    def _join(
+        self, layout: Layout, plan: _Plan, nodes: list[SpanNode], wanted: int, take: bool
+    ) -> list[Any] | None:
+        """The layers that a plan comes to; None where a file was not what it seemed."""
+        moving: list[int] = []
+        if take and not plan.stitched:
+            moving = self._tree.exclusive(nodes, min(plan.place, plan.in_memory))
+        try:
+            layers = None
+            if plan.restore is not None:
+                layers = plan.restore.layers(layout, plan.place, wanted - plan.place)
+            if layers is None:
+                layers = kinds.join(layout, plan.parts, plan.place, wanted - plan.place, moving)
+            return layers if plan.restore is None or plan.restore.verify() else None
+        except (OSError, ValueError):
+            if plan.restore is None or not plan.restore.failed():
+                raise
+            return None
+        finally:
+            self._tree.resized(nodes[index] for index in moving)
+            if plan.restore is not None:
+                plan.restore.close()
 
     def _why(
         self, namespace: str, ids: Tokens[int], count: int, matched: int, unreadable: bool
@@ -313,9 +388,17 @@ class PromptCache:
         """What leaves memory goes to the store first, where it is not there yet."""
         if node in self._tree.unsaved:
             self._save(node)
+            self._evicting = True
 
-    def _save(self, node: SpanNode) -> int:
-        return save_path(self._store, self._layouts[str(node.model)], self._tree.tiers, node)
+    def _save(self, node: SpanNode, short: bool = True) -> int:
+        """Have the writer write what the store lacks of a path; returns how many spans."""
+        layout = self._layouts[str(node.model)]
+        made = drafts(self._store, layout, self._tree.tiers, node, self._writer.busy, short)
+        for draft in made:
+            self._writer.put(draft)
+        if not node.value.saved and not short:
+            self._tree.unsaved[node] = None
+        return len(made)
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:

@@ -131,6 +131,7 @@ class SpanTree:
         at: int,
         tier: str,
         consume: bool,
+        on_disk: bool = True,
     ) -> SpanNode:
         """The span at the end of `ids`, made when missing; all that are passed get what they lack.
 
@@ -147,9 +148,16 @@ class SpanTree:
             wanted.append(Wanted(length, len(ids), pieces))
         kinds.collect(layout, layers, at, wanted, consume)
         self._order.touch(n.value.entry for n in nodes)
+        before = [n.value.entry.nbytes for n in nodes]
         self.resized(nodes)
+        if self._saving and on_disk and not kinds.cut_anywhere(layout):
+            # A checkpoint was taken inside what is stored already.
+            more = [n for n, size in zip(nodes, before, strict=True) if n.value.entry.nbytes > size]
+            self.unsaved |= dict.fromkeys(more)
         if length < len(ids):
             node = self._extend(node, ids, pieces, tier)
+            if self._saving and on_disk:
+                self.unsaved[node] = None
         elif not inside or node.end == len(ids):
             self._order.promote(node.value.entry, tier)
         return node
@@ -168,8 +176,6 @@ class SpanTree:
         key = _key(node.model, ids)
         entry = self._order.push(node, tier, size, length, above, key)
         node.value = Span(pieces, entry)
-        if self._saving:
-            self.unsaved[node] = None
         self._gone.pop(_branch(node.model, ids[: node.start], ids[node.start]), None)
         return node
 

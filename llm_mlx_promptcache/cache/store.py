@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from .layer_kinds import Piece
     from .layers import Layout
     from .span_file import Draft, OpenSpan
     from .trie import Tokens
@@ -65,8 +64,8 @@ class Store(Protocol):
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
 
-    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> None:
-        """Keep what is stored along a path from being evicted, or no longer."""
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+        """Keep what is stored along a path from being evicted, or no longer; whether any is."""
 
     def label(self, namespace: str, name: str) -> None:
         """What people call the model of a namespace."""
@@ -103,8 +102,9 @@ class NullStore:
         """Nothing is written."""
         return False
 
-    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> None:
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
         """Nothing is kept."""
+        return False
 
     def label(self, namespace: str, name: str) -> None:
         """Nothing is named."""

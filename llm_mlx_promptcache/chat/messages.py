@@ -1,90 +1,94 @@
-"""One neutral form of messages, and the exact tokens that an answer was generated as."""
+"""One neutral form of messages, and what is wrong with a conversation that can't be answered."""
 
 from __future__ import annotations
 
-import base64
-import sys
-import zlib
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, get_args
+
+from .checks import check_json, check_text
+from .generated import Generated, ToolCall, nothing
+
+__all__ = ["Generated", "Message", "Role", "ToolCall", "check_messages"]
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 _ROLES: tuple[str, ...] = get_args(Role)
-_VERSION = 1
-_ID_BYTES = 4
-_MAX_IDS = 2**20
-_MAX_BYTES = _MAX_IDS * _ID_BYTES
-_MAX_NAME = 512
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What an answer was before it became text, so that it can be replayed token by token.
-
-    `ids` holds every generated token, the stop token included where there was one;
-    `fingerprint` names tokenizer, template and model; `digest` is of the visible content.
-    """
-
-    # Tokens are text to whoever has the tokenizer, so no repr shows them.
-    ids: tuple[int, ...] = field(repr=False)
-    fingerprint: str
-    digest: str = field(repr=False)
-
-    @classmethod
-    def of(cls, ids: Iterable[int], content: str, fingerprint: str) -> Generated:
-        """The record of an answer that was generated as `ids` and shown as `content`."""
-        return cls(tuple(ids), fingerprint, _digest(content))
-
-    def matches(self, content: str, fingerprint: str) -> bool:
-        """True where `content` is still what was shown, and the same model made it."""
-        return self.fingerprint == fingerprint and self.digest == _digest(content)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that survives JSON, for a front end's own history."""
-        packed = array("I", self.ids)
-        if sys.byteorder == "big":
-            packed.byteswap()
-        ids = base64.b64encode(zlib.compress(packed.tobytes())).decode("ascii")
-        return {"v": _VERSION, "ids": ids, "fp": self.fingerprint, "digest": self.digest}
-
-    @classmethod
-    def from_json(cls, obj: object) -> Generated | None:
-        """What `to_json` gave; None, never an error, for anything foreign or damaged."""
-        if not isinstance(obj, Mapping):
-            return None
-        version, fingerprint, digest = obj.get("v"), obj.get("fp"), obj.get("digest")
-        if type(version) is not int or version != _VERSION:
-            return None
-        if not (_is_name(fingerprint) and _is_name(digest)):
-            return None
-        ids = _unpack(obj.get("ids"))
-        return cls(tuple(ids), fingerprint, digest) if ids else None
+# Which role may carry what; everybody may carry text and metadata.
+_BELONGS = {
+    "reasoning": ("assistant",),
+    "tool_calls": ("assistant",),
+    "tool_call_id": ("tool",),
+    "is_error": ("tool",),
+}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `generated` where it is an answer of ours."""
+    """One message of a conversation.
+
+    An answer may hold `reasoning` and `tool_calls`, and `generated` where it is one of ours. A
+    tool's result (role "tool") names its tool and the id of the call, and may be an error.
+    `images` are declared but refused until models with vision run. `metadata` is the
+    application's own: no template reads it.
+    """
 
     role: Role
     # A conversation's text is in no repr, so it is in no log or traceback either.
     content: str = field(repr=False)
     generated: Generated | None = field(default=None, repr=False)
+    reasoning: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
+    name: str = field(default="", repr=False)
+    tool_call_id: str = field(default="", repr=False)
+    is_error: bool = field(default=False, repr=False)
+    images: tuple[Any, ...] = field(default=(), repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=nothing, repr=False, hash=False)
+
+    def unchanged(self, fingerprint: str) -> bool:
+        """True where this is what our model generated, with every visible part as it was."""
+        return (
+            self.role == "assistant"
+            and self.generated is not None
+            and bool(self.generated.ids)
+            and self.generated.matches(
+                self.content, fingerprint, reasoning=self.reasoning, tool_calls=self.tool_calls
+            )
+        )
 
     def to_template(self) -> dict[str, Any]:
-        """The dict that chat templates read."""
-        return {"role": self.role, "content": self.content}
+        """The dict that chat templates read, in the form that most of them expect."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.name:
+            made["name"] = self.name
+        if self.reasoning:
+            made["reasoning_content"] = self.reasoning
+        if self.tool_call_id:
+            made["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            made["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": dict(call.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        return made
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """ValueError that names index and field where a conversation can't be answered."""
+    """ValueError that names index and field where a conversation can't be answered.
+
+    Refused: a list that is empty, has no user's text, or ends with an answer (answers are not
+    continued); a result without its call; parts in a role that has no such part; images. Taken:
+    two messages of one role in a row, answers in front, calls that got no result.
+    """
     if not messages:
         raise ValueError("messages is empty; give at least one user message")
     for index, message in enumerate(messages):
         _check_message(index, message)
+    _check_results(messages)
     last = len(messages) - 1
     if messages[last].role == "assistant":
         raise ValueError(
@@ -101,43 +105,71 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def _check_message(index: int, message: Message) -> None:
+    where = f"messages[{index}]"
     if message.role not in _ROLES:
         raise ValueError(
-            f"messages[{index}].role is {str(message.role)[:40]!r}; use one of {', '.join(_ROLES)}"
+            f"{where}.role is {str(message.role)[:40]!r}; use one of {', '.join(_ROLES)}"
         )
-    if not isinstance(message.content, str):
-        kind = type(message.content).__name__
-        raise ValueError(f"messages[{index}].content is a {kind}; give a str")
-    try:
-        message.content.encode()
-    except UnicodeEncodeError as error:
-        # `from None`: the error holds the whole text.
+    for name in ("content", "reasoning", "name", "tool_call_id"):
+        check_text(f"{where}.{name}", getattr(message, name))
+    if message.images:
         raise ValueError(
-            f"messages[{index}].content has half a surrogate pair at character {error.start};"
-            " give valid Unicode"
-        ) from None
+            f"{where}.images holds {len(message.images)}, and images are not supported yet;"
+            " send text only"
+        )
+    for name, roles in _BELONGS.items():
+        if getattr(message, name) and message.role not in roles:
+            raise ValueError(
+                f"{where}.{name} is set on a message of role {message.role!r};"
+                f" only {roles[0]!r} messages have it"
+            )
+    _check_calls(where, message.tool_calls)
 
 
-def _digest(content: str) -> str:
-    return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _check_calls(where: str, calls: Sequence[ToolCall]) -> None:
+    ids: dict[str, int] = {}
+    for number, call in enumerate(calls):
+        place = f"{where}.tool_calls[{number}]"
+        check_text(f"{place}.name", call.name)
+        check_text(f"{place}.id", call.id)
+        if not call.name:
+            raise ValueError(f"{place}.name is empty; give the name of the tool")
+        if not isinstance(call.arguments, Mapping):
+            kind = type(call.arguments).__name__
+            raise ValueError(f"{place}.arguments is a {kind}; give a dict")
+        check_json(f"{place}.arguments", call.arguments)
+        if call.id and call.id in ids:
+            raise ValueError(f"{place}.id is that of tool_calls[{ids[call.id]}]; give each its own")
+        ids[call.id] = number
 
 
-def _is_name(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME
+def _check_results(messages: Sequence[Message]) -> None:
+    """Every result answers a call before it: by its id, or else in the calls' order."""
+    for index, call in results(messages):
+        if call is None and messages[index].tool_call_id:
+            raise ValueError(
+                f"messages[{index}].tool_call_id is"
+                f" {messages[index].tool_call_id[:40]!r}, and no answer before it calls a tool"
+                " with that id; send the answer that made the call too"
+            )
+        if call is None:
+            raise ValueError(
+                f"messages[{index}].role is 'tool', and no answer before it has a call left that"
+                " it could be the result of; send the answer that made the call too"
+            )
 
 
-def _unpack(packed: object) -> array[int] | None:
-    """The ids in `packed`; None where it is no such thing or would unpack to too much."""
-    if not isinstance(packed, str):
-        return None
-    unzip = zlib.decompressobj()
-    try:
-        raw = unzip.decompress(base64.b64decode(packed, validate=True), _MAX_BYTES)
-    except (ValueError, zlib.error):
-        return None
-    if not unzip.eof or unzip.unused_data or len(raw) % _ID_BYTES:
-        return None
-    ids = array("I", raw)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids
+def results(messages: Sequence[Message]) -> Iterator[tuple[int, ToolCall | None]]:
+    """For each tool result, by its index, the call that it answers; None where there is none."""
+    open_calls: list[ToolCall] = []
+    by_id: dict[str, ToolCall] = {}
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            open_calls = list(message.tool_calls)
+            by_id.update((call.id, call) for call in message.tool_calls if call.id)
+        elif message.role == "tool":
+            call = by_id.get(message.tool_call_id) if message.tool_call_id else None
+            if not message.tool_call_id and open_calls:
+                call = open_calls[0]
+            open_calls = [other for other in open_calls if other is not call]
+            yield index, call

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+# transformers lets templates have plain data only, so the moment comes as a table; a macro of the
+# same name takes the place of its own clock.
+_DATE_FORMS = [f"%{form}" for form in ("-d", "-m", *"aAbBcdHIjmMpSuUwWxXyY")]
+_FROZEN = (
+    "{%- macro strftime_now(format) -%}{%- set made = namespace(text=format) -%}"
+    "{%- for form, text in frozen_clock | items -%}"
+    "{%- set made.text = made.text.replace(form, text) -%}{%- endfor -%}"
+    "{{- made.text -}}{%- endmacro +%}"
+)
+
 
 class TemplateTokenizer:
     """Implements `chat.transcript.ChatTokenizer` over mlx-lm's `TokenizerWrapper`."""
@@ -13,6 +23,9 @@ class TemplateTokenizer:
         self._wrapper = wrapper
         self._inner = wrapper._tokenizer  # the wrapper hides the offsets that encode needs
         self.stop_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
+        # Only Jinja's: templates written in Python refuse arguments that they don't know.
+        template = str(getattr(self._inner, "chat_template", None))
+        self._clocked = "strftime_now" in template and wrapper._chat_template is None
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
@@ -20,6 +33,11 @@ class TemplateTokenizer:
         """The template's text; ValueError where the model has no chat template."""
         if not self._wrapper.has_chat_template:
             raise ValueError("the model has no chat template; use one made for chat (instruct)")
+        clock = arguments.pop("strftime_now", None)
+        if self._clocked and clock is not None:
+            template = self._inner.get_chat_template(None, arguments.get("tools"))
+            arguments["chat_template"] = _FROZEN + template
+            arguments["frozen_clock"] = {form: clock(form) for form in _DATE_FORMS}
         rendered = self._wrapper.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments
         )

@@ -117,6 +117,8 @@ class Engine:
             job.tell(None)
             if running is not None:
                 self._settle(running)
+        if running is not None:
+            self._settle(running, last=True)
         del running
         if "mlx.core" in sys.modules:  # where loading failed early there is nothing to leave
             from .threads import leave_thread
@@ -124,8 +126,8 @@ class Engine:
             leave_thread()
 
     @staticmethod
-    def _settle(running: Running) -> None:
+    def _settle(running: Running, last: bool = False) -> None:
         try:
-            running.settle()
+            running.settle(last)
         except Exception as error:
             _log.warning("what was computed could not be kept: %s", error)

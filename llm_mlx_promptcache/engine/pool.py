@@ -65,7 +65,8 @@ def _load(reference: str) -> Running:
 
     loaded = load_model(reference)
     identity = _identity(loaded)
-    return Running(loaded, identity, shared_cache(), time.perf_counter() - started)
+    cache = shared_cache()
+    return Running(loaded, identity, cache, time.perf_counter() - started, name=reference)
 
 
 def _identity(loaded: LoadedModel) -> str:

@@ -71,6 +71,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     use_cache: bool = True
+    on_disk: bool = True
     salt: str = ""
 
     def __post_init__(self) -> None:

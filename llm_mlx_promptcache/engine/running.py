@@ -37,17 +37,26 @@ _log = logging.getLogger(__name__)
 _ROOM = 256
 # Layers that can't be cut are kept at least this often in a long prefill.
 _CHECKPOINT = 4096
+# A longer rest of a prompt is written after its answer: until then the lease has its only copy.
+_BEHIND = 4096
 
 
 class Running:
     """One loaded model and the cache that it fills; used on the engine's thread only.
 
-    `identity` is the model's fingerprint, `load_seconds` what the first answer had to wait for.
+    `identity` is the model's fingerprint, `load_seconds` what the first answer had to wait for,
+    `name` what people call the model.
     """
 
     def __init__(
-        self, loaded: LoadedModel, identity: str, cache: PromptCache, load_seconds: float = 0.0
+        self,
+        loaded: LoadedModel,
+        identity: str,
+        cache: PromptCache,
+        load_seconds: float = 0.0,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._loaded = loaded
         self._identity = identity
         self._cache = cache
@@ -69,6 +78,7 @@ class Running:
         ids = transcript.ids
         limit = self._limit(request, len(ids))
         namespace = namespace_of(self._identity, request.salt)
+        self._cache.label(namespace, self._name)
         lease = self._lease(request, namespace, ids, limit)
         layers = lease.layers or make_layers(self._loaded.model)
         work = _Work(request, namespace, transcript, lease, layers)
@@ -83,6 +93,7 @@ class Running:
                     if abandoned():
                         break
                 else:
+                    self._write_behind(work, held)
                     chooser = Chooser(request.sampling, ids, list(self._tokenizer.stop_ids))
                     tokens = decode(self._loaded.model, layers, ids[-1], chooser, limit)
                     yield from self._decode(work, tokens, started, abandoned)
@@ -92,9 +103,12 @@ class Running:
             raise
         self._keep(work, held, last=True)
 
-    def settle(self) -> None:
-        """Write to the disk what this model's answers left to write."""
-        self._cache.flush()
+    def settle(self, last: bool = False) -> None:
+        """Have the disk written what this model's answers left to write; wait if it is the last.
+
+        A short answer waits in memory, so that it becomes part of the next turn's file.
+        """
+        self._cache.flush(wait=last, short=last)
 
     def _decode(
         self,
@@ -197,8 +211,21 @@ class Running:
             ends.append((done, "assistant"))
         for number, (end, tier) in enumerate(ends, 1):
             consume = last and number == len(ends)
-            self._cache.insert(work.namespace, path[:end], work.layers, tier, consume=consume)
+            self._cache.insert(
+                work.namespace,
+                path[:end],
+                work.layers,
+                tier,
+                consume=consume,
+                on_disk=work.request.on_disk,
+            )
         work.kept = done
+
+    def _write_behind(self, work: _Work, done: int) -> None:
+        """Have the prompt written while the answer comes, where its rows may be held twice."""
+        if work.request.on_disk and done - work.lease.cached <= _BEHIND and self._cache.saves:
+            self._keep(work, done)
+            self._cache.flush(wait=False, short=False)
 
     def _rescue(self, work: _Work, held: int) -> None:
         """After an error: bring home what the lease took from the cache, as far as it is whole."""

@@ -7,10 +7,20 @@ from array import array
 import mlx.core as mx
 import pytest
 import safetensors
+from mlx_lm.models.cache import KVCache
 
 from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.files import Files
 from llm_mlx_promptcache.cache.layer_kinds import QuantizedRows, Rows
-from llm_mlx_promptcache.cache.span_file import DamagedSpan, SpanFile, read_span, write_span
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.span_file import (
+    DamagedSpan,
+    Draft,
+    Head,
+    host_tensors,
+    read_span,
+    write_span,
+)
 
 LAYOUT = (Rows(), QuantizedRows(32, 4))
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -27,7 +37,16 @@ def pieces(count, dtype=mx.float32):
 
 def span(count=3, dtype=mx.float32):
     tokens = array("I", range(10, 10 + count))
-    return SpanFile("name", "", 0, "user", LAYOUT, tokens, pieces(count, dtype))
+    return Head("name", "", 0, "user", LAYOUT, tokens, True), pieces(count, dtype)
+
+
+def write(folder, count=3, dtype=mx.float32):
+    """A span's file: its path, its head and its pieces."""
+    head, content = span(count, dtype)
+    stem, size = write_span(folder, head, host_tensors(content), Files())
+    path = folder / f"{stem}.safetensors"
+    assert path.stat().st_size == size
+    return path, head, content
 
 
 def same(a, b):
@@ -42,44 +61,52 @@ def store(tmp_path):
     assert made.check() == []
 
 
-def save(store, tokens, start=0, **more):
+def save(store, tokens, start=0, tier="user"):
     ids = array("I", tokens)
-    return store.save("name", LAYOUT, ids, start, "user", pieces(len(ids) - start), **more)
+    tensors = host_tensors(pieces(len(ids) - start))
+    return store.save(Draft("name", LAYOUT, ids, start, tier, tensors, True))
+
+
+def lookup(store, tokens):
+    return store.lookup("name", array("I", tokens)).spans
+
+
+def opened(store, found, tokens):
+    """Whether a span that was found can be opened."""
+    file = store.open("name", found, array("I", tokens))
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_span_comes_back_as_it_was_written(tmp_path, dtype):
-    written = span(5, dtype)
-    stem, size = write_span(tmp_path, written)
-    path = tmp_path / f"{stem}.safetensors"
-    read = read_span(path)
-    assert path.stat().st_size == size
-    assert read._replace(pieces=[]) == written._replace(pieces=[])
-    assert same(read.pieces, written.pieces)
+    path, head, content = write(tmp_path, 5, dtype)
+    read, found = read_span(path)
+    assert read == head
+    assert same(found, content)
 
 
 def test_other_readers_of_safetensors_open_the_file(tmp_path):
-    stem, _ = write_span(tmp_path, span())
-    with safetensors.safe_open(tmp_path / f"{stem}.safetensors", "np") as file:
+    path, _, _ = write(tmp_path)
+    with safetensors.safe_open(path, "np") as file:
         assert file.get_tensor("tokens").tolist() == [10, 11, 12]
         assert file.metadata()["tier"] == "user"
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):
-    stem, size = write_span(tmp_path, span())
-    path = tmp_path / f"{stem}.safetensors"
+    path, _, _ = write(tmp_path)
     whole = path.read_bytes()
-    for place in range(size):
+    for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(DamagedSpan):
             read_span(path)
 
 
 def test_every_shorter_file_is_noticed(tmp_path):
-    stem, size = write_span(tmp_path, span(1))
-    path = tmp_path / f"{stem}.safetensors"
+    path, _, _ = write(tmp_path, 1)
     whole = path.read_bytes()
-    for length in range(size):
+    for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedSpan):
             read_span(path)
@@ -98,16 +125,16 @@ def test_law_12_only_the_owner_can_read(store):
 
 def test_a_file_that_others_can_read_is_left_out(store):
     save(store, [1, 2, 3])
-    (found,) = store.lookup("name", array("I", [1, 2, 3]))
+    (found,) = lookup(store, [1, 2, 3])
     next(store.spans_folder.glob("*.safetensors")).chmod(0o644)
-    assert store.read("name", found) is None
+    assert not opened(store, found, [1, 2, 3])
 
 
 def test_paths_part_inside_a_file_without_rewriting_it(store):
     assert save(store, [1, 2, 3, 4, 5])
     assert save(store, [1, 2, 9, 9], start=2)
     assert save(store, [1, 2, 9, 7], start=3)
-    found = store.lookup("name", array("I", [1, 2, 9, 7, 8]))
+    found = lookup(store, [1, 2, 9, 7, 8])
     assert [(s.start, s.end) for s in found] == [(0, 2), (2, 3), (3, 4)]
     assert store.stats()["tokens"] == 5 + 2 + 1
 
@@ -122,11 +149,11 @@ def test_a_span_that_is_there_or_hangs_on_nothing_is_not_written(store):
 def test_a_damaged_span_is_a_miss_and_goes_with_what_hangs_on_it(store):
     save(store, [1, 2, 3])
     save(store, [1, 2, 3, 4], start=3)
-    first, _ = store.lookup("name", array("I", [1, 2, 3, 4]))
+    first, _ = lookup(store, [1, 2, 3, 4])
     path = store.spans_folder / f"{first.stem}.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert store.read("name", first) is None
-    assert store.lookup("name", array("I", [1, 2, 3, 4])) == []
+    path.write_bytes(path.read_bytes()[:500])
+    assert not opened(store, first, [1, 2, 3, 4])
+    assert lookup(store, [1, 2, 3, 4]) == []
     assert store.stats()["spans"] == 0
 
 
@@ -138,7 +165,7 @@ def test_the_budget_is_kept_and_leaves_go_first(tmp_path):
     for last in range(10):
         save(store, [1, 2, 3, 10 + last], start=3)
         assert store.stats()["bytes"] <= one * 3.5
-    assert store.lookup("name", array("I", [1, 2, 3]))[0].end == 3
+    assert lookup(store, [1, 2, 3])[0].end == 3
     assert store.check() == []
 
 
@@ -154,22 +181,49 @@ def test_clear_removes_what_is_ours_and_nothing_else(store):
 def test_a_second_process_sees_what_the_first_one_stored(store):
     save(store, [1, 2, 3])
     other = DiskStore(store.folder)
-    (found,) = other.lookup("name", array("I", [1, 2, 3]))
-    assert other.read("name", found) is not None
+    (found,) = lookup(other, [1, 2, 3])
+    assert opened(other, found, [1, 2, 3])
     assert other.layout("name") == LAYOUT
 
 
 def test_law_7_a_folder_that_is_a_file_is_one_warning_and_no_store(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     store = DiskStore(tmp_path / "file")
-    assert store.lookup("name", array("I", [1])) == []
+    assert lookup(store, [1]) == []
     assert not save(store, [1])
     assert store.stats()["spans"] == 0
     assert len(caplog.records) == 1
 
 
-def test_law_7_an_index_of_rubbish_is_one_warning_and_no_store(tmp_path, caplog):
-    (tmp_path / "index.sqlite").write_bytes(b"rubbish" * 1000)
+@pytest.mark.parametrize("rubbish", [b"rubbish" * 1000, b"", b"SQLite format 3\0" + bytes(5000)])
+def test_law_7_a_damaged_index_is_set_aside_and_rebuilt_with_one_warning(tmp_path, rubbish, caplog):
     store = DiskStore(tmp_path)
-    assert not save(store, [1])
-    assert len(caplog.records) == 1
+    save(store, [1, 2, 3, 4])
+    save(store, [1, 2, 7, 8], start=2)
+    store.close()
+    for name in ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "index.sqlite").write_bytes(rubbish)
+    again = DiskStore(tmp_path)
+    assert [s.end for s in lookup(again, [1, 2, 7, 8])] == [2, 4]
+    assert save(again, [9])
+    assert len(caplog.records) <= 2
+    assert again.check() == []
+
+
+def test_files_of_which_a_path_uses_a_part_are_verified_and_kept(tmp_path):
+    layers = [KVCache(), KVCache()]
+    for layer in layers:
+        layer.update_and_fetch(mx.random.normal((1, 3, 40, 4)), mx.random.normal((1, 3, 40, 4)))
+    first = PromptCache("1GB", DiskStore(tmp_path))
+    first.insert("m", range(40), layers)
+    first.flush()
+    for cut in (1, 7, 39):
+        store = DiskStore(tmp_path)
+        lease = PromptCache("1GB", store).fetch("m", [*range(cut), 99, 98], room=3)
+        assert lease.cached == cut
+        for found, whole in zip(lease.layers, layers, strict=True):
+            assert mx.array_equal(found.keys[..., :cut, :], whole.keys[..., :cut, :])
+            assert mx.array_equal(found.values[..., :cut, :], whole.values[..., :cut, :])
+            assert not found.keys[..., cut:, :].any()  # what was left out is not in the layer
+        assert store.stats()["spans"] == 1

@@ -189,3 +189,27 @@ def test_a_class_whose_state_does_not_round_trip_is_not_cached():
     with pytest.raises(NotCached, match="class LayerCache can't be kept: its state can't be set"):
         cache.insert(NS, PATH, layers)
     assert cache.stats()["memory"]["spans"] == 0
+
+
+@pytest.mark.parametrize("name", THOROUGH)
+def test_law_1_checkpoints_taken_inside_what_is_stored_outlive_the_process(trial, tmp_path):
+    """A path stored in one go is resumed after a restart wherever memory could resume it."""
+    store = DiskStore(tmp_path)
+    first = PromptCache("100MB", store)
+    layers = trial.layers()
+    trial.run(PATH, layers)
+    first.insert(NS, PATH, layers)  # no checkpoint but at the end
+    first.flush()
+    for stop in (13, 30):
+        trial.keep(first, [*PATH[:stop], *trials.words(70 + stop, 6)], [stop])
+        first.flush()
+    kept = store.stats()["bytes"]
+    assert store.stats()["written"] == kept
+    prompts = [[*PATH[:point], *trials.words(80 + point, 5)] for point in (13, 14, 30, 38, 60)]
+    reached = [first.fetch(NS, prompt).cached for prompt in prompts]
+    second = PromptCache("100MB", DiskStore(tmp_path))
+    for prompt, cached in zip(prompts, reached, strict=True):
+        lease = second.fetch(NS, prompt)
+        assert lease.cached >= cached
+        trial.check(lease, prompt, 8)
+    assert second.check() + store.check() == []

@@ -1,11 +1,22 @@
 """A byte-level BPE tokenizer trained here, and chat templates of the families people run."""
 
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
 import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_mlx_promptcache.chat.messages import Generated, Message
+
+_spec = importlib.util.spec_from_file_location(
+    "tool_templates", Path(__file__).with_name("tool_templates.py")
+)
+tool_templates = sys.modules["tool_templates"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool_templates)
 
 TEXT = """Paris is the capital of France. The capital of Italy is Rome, and that of Spain is
 Madrid. What is the capital of Norway? Answer in one short sentence. You are a helpful assistant
@@ -78,6 +89,7 @@ TEMPLATES = {
     "{{ raise_exception('not about a capital') }}{% endif %}{% endfor %}"
     + _LOOP.replace("CONTENT", "m['content']")
     + _PROMPT,
+    **tool_templates.TEMPLATES,
 }
 
 
@@ -88,6 +100,7 @@ class Chat:
         self.tokenizer = tokenizer
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = self._refuse
+        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
         self._template = environment.from_string(template)
         self.stop_ids = frozenset([tokenizer.token_to_id(END)])
         self.applied = 0
@@ -125,11 +138,18 @@ class Chat:
             ids += [self.tokenizer.token_to_id(byte) for byte in character[0]]
         return ids
 
-    def answer(self, text, *, stop=True, fingerprint=FINGERPRINT, content=None):
+    def answer(self, text, *, stop=True, fingerprint=FINGERPRINT, content=None, **record):
         """An assistant's message that was generated as drifted ids."""
         ids = self.drifted(text) + (sorted(self.stop_ids) if stop else [])
         content = text if content is None else content
-        return Message("assistant", content, Generated.of(ids, text, fingerprint))
+        return Message("assistant", content, Generated.of(ids, text, fingerprint, **record))
+
+    def generated(self, raw, content="", reasoning="", calls=(), stop=True):
+        """An answer of parts, generated as the drifted ids of `raw`."""
+        ids = self.drifted(raw) + (sorted(self.stop_ids) if stop else [])
+        parts = {"reasoning": reasoning, "tool_calls": tuple(calls)}
+        kept = Generated.of(ids, content, FINGERPRINT, **parts)
+        return Message("assistant", content, kept, **parts)
 
 
 def train(prepend=False, swallow=False):

@@ -225,23 +225,34 @@ def test_a_template_that_drops_thinking_wins(chat):
 
 @pytest.mark.parametrize(
     "template",
-    ["empty_think", "late_think", "twice", "echo", "counting", "json", "suspicious"],
+    ["empty_think", "late_think", "counting", "json"],
 )
 def test_no_replay_where_the_template_shows_another_thing(chat, template):
     tokenizer = chat(template)
     messages = [SYSTEM, ASK, tokenizer.answer(SAID), AGAIN]
-    if template == "suspicious":
-        messages[0] = Message("system", "You know each capital.")
     transcript = made(tokenizer, *messages)
     assert transcript.replayed == 0
     assert transcript.ids.tolist() == whole_ids(tokenizer, messages)
 
 
-def test_no_replay_where_the_stop_token_is_not_the_template_s(chat):
+@pytest.mark.parametrize("template", ["twice", "echo", "suspicious", "no_turn_end"])
+def test_text_behind_an_answer_is_the_template_s(chat, template):
+    """Its words are there, so its tokens are; what the template adds behind them follows."""
+    tokenizer = chat(template)
+    system = Message("system", "You know each capital.")
+    messages = [system, ASK, tokenizer.answer(SAID), AGAIN]
+    transcript = made(tokenizer, *messages)
+    assert transcript.replayed == 1
+    assert tokenizer.decode(transcript.ids) == tokenizer.whole(messages)
+    assert extends(transcript, made(tokenizer, system, ASK), tokenizer.answer(SAID, stop=False))
+
+
+def test_the_template_s_own_end_stands_where_the_answer_stopped_otherwise(chat):
     tokenizer = chat("no_turn_end")
     messages = [ASK, tokenizer.answer(SAID), AGAIN]
-    assert made(tokenizer, *messages).replayed == 0
-    assert made(tokenizer, *messages).ids.tolist() == whole_ids(tokenizer, messages)
+    transcript = made(tokenizer, *messages)
+    assert transcript.replayed == 1
+    assert sorted(tokenizer.stop_ids)[0] not in transcript.ids
     cut = tokenizer.answer(SAID, stop=False)
     second = made(tokenizer, ASK, cut, AGAIN)
     assert second.replayed == 1
@@ -319,9 +330,9 @@ def test_probes_that_are_refused_leave_their_boundary_out(chat):
 def test_a_refused_conversation_names_the_roles_and_the_reason(chat):
     tokenizer = chat("gemma")
     with pytest.raises(TemplateError) as refused:
-        made(tokenizer, SYSTEM, ASK, AGAIN)
+        made(tokenizer, SYSTEM, Message("assistant", SAID), ASK)
     error = str(refused.value)
-    assert "roles: system, user, user" in error
+    assert "roles: system, assistant, user" in error
     assert "Conversation roles must alternate" in error
     assert "\n" not in error
     assert isinstance(refused.value, ValueError)

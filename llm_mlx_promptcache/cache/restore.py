@@ -1,0 +1,283 @@
+"""Restoring a path: its files are read side by side, some layers at a time, and verified last.
+
+So beside the layers that are being built only a small part of the files is in memory, and the
+system reads the rest of them ahead meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from .layer_kinds import Layer, Piece, Rows
+from .layers import Layout, Part
+from .span_file import DamagedSpan, OpenSpan, empty
+from .store import Store, StoredSpan
+from .trie import Tokens
+
+_GROUPS = 16  # a path is read in so many rounds; the bytes of one of them are held twice
+_IN_PLACE = 5  # rounds where nothing is held twice: memory is got ready one round ahead
+_LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
+_MOST_OPEN = 200  # files; a process may have 256 on some systems
+
+
+class Restore:
+    """The files of a path beyond what memory holds, opened and planned with, then read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._spans: list[tuple[StoredSpan, OpenSpan]] = []
+        self.parts: list[Part] = []
+        self.unreadable = False
+
+    def open(
+        self, namespace: str, spans: Sequence[StoredSpan], tokens: Tokens[int], reached: int
+    ) -> None:
+        """Open what lies after token `reached`, up to the first that can't be."""
+        for span in [span for span in spans if span.end > reached][:_MOST_OPEN]:
+            opened = self._store.open(namespace, span, tokens)
+            if opened is None:
+                self.unreadable = True
+                return
+            self._spans.append((span, opened))
+            end = span.start + len(opened.head.tokens)
+            start = max(span.start, reached)
+            self.parts.append(Part(start, span.end, end, opened.outline()))
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the spans of the parts start."""
+        return [span.start for span, _ in self._spans]
+
+    def layers(self, layout: Layout, count: int, room: int) -> list[Layer] | None:
+        """The layers at token `count`, where all of them are rows and lie in files alone."""
+        in_place = all(isinstance(k, Rows) and type(k).join is Rows.join for k in layout)
+        if not in_place or not self._spans or self.parts[0].start:
+            return None
+        spans = [opened for _, opened in self._spans]
+        used = self.parts[: len(spans)]
+        return list(_InPlace(spans, used, count, room).layers_read())
+
+    def streamed(self, count: int) -> list[Part]:
+        """The parts before token `count`, whose pieces can be asked for once, layer by layer."""
+        for _, opened in self._spans[len([p for p in self.parts if p.start < count]) :]:
+            opened.close()
+        used = [part for part in self.parts if part.start < count]
+        self._spans = self._spans[: len(used)]
+        if not used:
+            return []
+        stream = _InPieces([opened for _, opened in self._spans])
+        return [part._replace(pieces=_Pieces(stream, n)) for n, part in enumerate(used)]
+
+    def verify(self) -> bool:
+        """After all was read: whether it is what was written. What is not is gone."""
+        good = True
+        for span, opened in self._spans:
+            try:
+                opened.verify()
+            except (OSError, DamagedSpan) as error:
+                self._store.damaged(span, error)
+                good = False
+        if good and self._spans:
+            self._store.used([span for span, _ in self._spans])
+        return good
+
+    def failed(self) -> bool:
+        """Whether it was the reading that broke off; the spans of which that is true go."""
+        broken = [(s, opened.broken) for s, opened in self._spans if opened.broken is not None]
+        for span, error in broken:
+            self._store.damaged(span, error)
+        return bool(broken)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for _, opened in self._spans:
+            opened.close()
+
+
+class _Stream:
+    """Several files, read in step, so many layers at a time."""
+
+    def __init__(self, spans: Sequence[OpenSpan], rounds: int) -> None:
+        self.spans = spans
+        self.layers = len(spans[0].head.layout)
+        whole = sum(span.extent(0, self.layers)[1] - span.extent(0, 0)[1] for span in spans)
+        self._round = max(whole // rounds, _LEAST)
+        for span in spans:
+            span.read_ahead()
+
+    def rounds(self) -> Iterator[range]:
+        """The layers of each round."""
+        first = 0
+        while first < self.layers:
+            last = first + 1
+            while last < self.layers and self._bytes(first, last + 1) <= self._round:
+                last += 1
+            yield range(first, last)
+            first = last
+
+    def _bytes(self, first: int, last: int) -> int:
+        extents = [span.extent(first, last) for span in self.spans]
+        return sum(end - begin for begin, end in extents)
+
+
+class _InPieces(_Stream):
+    """Files whose pieces are asked for once each, layer by layer."""
+
+    def __init__(self, spans: Sequence[OpenSpan]) -> None:
+        super().__init__(spans, _GROUPS)
+        self._coming = self.rounds()
+        self._now = range(0)
+        self._pieces: list[list[Piece | None]] = []
+
+    def piece(self, number: int, layer: int) -> Piece | None:
+        """One file's piece of a layer."""
+        while layer not in self._now:
+            self._read(next(self._coming))
+        pieces, index = self._pieces[number], layer - self._now.start
+        piece, pieces[index] = pieces[index], None
+        return piece
+
+    def _read(self, now: range) -> None:
+        self._pieces.clear()
+        extents = [span.extent(now.start, now.stop) for span in self.spans]
+        buffers = empty([end - begin for begin, end in extents])
+        for span, (begin, end), buffer in zip(self.spans, extents, buffers, strict=True):
+            span.read_into([memoryview(cast("Any", buffer))[: end - begin]])
+            self._pieces.append(span.pieces(now.start, now.stop, buffer))
+        self._now = now
+
+
+class _Buffers(NamedTuple):
+    """One array of a layer that is being filled: `lead` runs of rows of `width` bytes."""
+
+    data: mx.array
+    memory: memoryview
+    lead: int
+    stride: int
+    width: int
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+class _InPlace(_Stream):
+    """Files whose rows are read straight to where they belong in the layers, and nowhere else."""
+
+    def __init__(
+        self, spans: Sequence[OpenSpan], parts: Sequence[Part], count: int, room: int
+    ) -> None:
+        super().__init__(spans, _IN_PLACE)
+        self._parts = parts
+        self._count = count
+        self._room = room
+
+    def layers_read(self) -> Iterator[Layer]:
+        """The layers, in their order."""
+        rounds = list(self.rounds())
+        coming = self._prepared(rounds[0])
+        for number, now in enumerate(rounds):
+            prepared = coming
+            mx.eval([made.data for arrays in prepared for made in arrays])
+            if number + 1 < len(rounds):
+                coming = self._prepared(rounds[number + 1])
+                # Their memory is got ready on MLX's thread while this one reads.
+                mx.async_eval(  # type: ignore[no-untyped-call]
+                    [made.data for arrays in coming for made in arrays]
+                )
+            prepared = [[_mapped(made) for made in arrays] for arrays in prepared]
+            for span, part in zip(self.spans, self._parts, strict=True):
+                self._read(span, part, now, prepared)
+            for layer in now:
+                arrays = prepared[layer - now.start]
+                yield self._layer(self.spans[0].head.layout[layer], arrays)
+                arrays.clear()
+
+    def _prepared(self, now: range) -> list[list[_Buffers]]:
+        first = self.spans[0]
+        return [
+            [self._buffers(kind_of, entry) for entry in first.entries(layer) if entry is not None]
+            for layer in now
+            for kind_of in [first.head.layout[layer]]
+        ]
+
+    def _buffers(self, kind: Any, entry: Any) -> _Buffers:
+        lead, width = math.prod(entry.shape[:-2]), entry.shape[-1] * entry.dtype.size
+        rows = self._count + self._room * kind.grows
+        shape = (*entry.shape[:-2], rows, entry.shape[-1])
+        data = mx.zeros((lead * rows * width,), mx.uint8)
+        return _Buffers(data, memoryview(b""), lead, rows * width, width, shape, entry.dtype)
+
+    def _read(self, span: OpenSpan, part: Part, now: range, prepared: list[list[_Buffers]]) -> None:
+        """One file's rows of some layers; what the path leaves out is read for the digest."""
+        used = min(part.end, self._count) - part.start
+        held = part.span_end - part.start
+        slices: list[memoryview] = []
+        for layer, arrays in zip(now, prepared, strict=True):
+            for made, entry in zip(arrays, span.entries(layer), strict=True):
+                shape = (*made.shape[:-2], held, made.shape[-1])
+                if entry is None or (entry.shape, entry.dtype) != (shape, made.dtype):
+                    span.broken = DamagedSpan(f"{span.name} has rows of another shape")
+                    raise span.broken
+                left = (held - used) * made.width
+                memory, taken = made.memory, used * made.width
+                for start in range(part.start * made.width, len(memory), made.stride):
+                    slices.append(memory[start : start + taken])
+                    if left:
+                        # Not one buffer for all: each is still to be digested.
+                        slices.append(memoryview(bytearray(left)))
+        span.read_into(slices)
+
+    def _layer(self, kind: Any, arrays: list[_Buffers]) -> Layer:
+        layer = kind.empty()
+        filled = [made.data.view(made.dtype).reshape(made.shape) for made in arrays]
+        mx.eval(filled)
+        kind.fill(layer, filled, self._count)
+        return layer
+
+
+def _mapped(made: _Buffers) -> _Buffers:
+    return made._replace(memory=memoryview(cast("Any", made.data)))
+
+
+class _Pieces(Sequence[Piece | None]):
+    """One file's pieces, as they come."""
+
+    def __init__(self, stream: _InPieces, number: int) -> None:
+        self._stream = stream
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._stream.layers
+
+    def __getitem__(self, layer: int) -> Piece | None:  # type: ignore[override]
+        return self._stream.piece(self._number, layer)
+
+    def __iter__(self) -> Iterator[Piece | None]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def read_checkpoint(
+    store: Store, namespace: str, span: StoredSpan, tokens: Tokens[int]
+) -> list[Piece | None] | None:
+    """What a checkpoint holds, verified; None where it is gone or damaged."""
+    opened = store.open(namespace, span, tokens)
+    if opened is None:
+        return None
+    try:
+        layers = len(opened.head.layout)
+        begin, end = opened.extent(0, layers)
+        (data,) = empty([end - begin])
+        opened.read_into([memoryview(cast("Any", data))[: end - begin]])
+        opened.verify()
+        pieces = opened.pieces(0, layers, data)
+        mx.eval([a for piece in pieces for a in piece or () if a is not None])
+    except (OSError, DamagedSpan) as error:
+        store.damaged(span, error)
+        return None
+    finally:
+        opened.close()
+    store.used([span])
+    return pieces

@@ -1,0 +1,161 @@
+"""What an answer was before it became text: its exact tokens, and how its prompt was rendered."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Any, TypeGuard
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+_VERSION = 1
+_ID_BYTES = 4
+_MAX_IDS = 2**20
+_MAX_BYTES = _MAX_IDS * _ID_BYTES
+_MAX_NAME = 512
+_MAX_RENDERED = 2**16
+
+
+def nothing() -> Mapping[str, Any]:
+    """An empty mapping that nobody can write to."""
+    return _NOTHING
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that an answer makes; `id` is what its result names."""
+
+    name: str
+    # What a model asks of a tool is the conversation's text.
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    id: str = field(default="", repr=False)
+
+    def canonical(self) -> str:
+        """Name and arguments in one form, whatever their keys' order; the id is no one's words."""
+        return canonical_json([self.name, self.arguments])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What an answer was before it became text, so that it can be replayed token by token.
+
+    `ids` holds every generated token, the stop token included where there was one;
+    `fingerprint` names tokenizer, template and model; `digest` is of all that was shown of it;
+    `rendered` is what later prompts of the conversation are rendered with (`Transcript.rendered`).
+    """
+
+    # Tokens are text to whoever has the tokenizer, so no repr shows them.
+    ids: tuple[int, ...] = field(repr=False)
+    fingerprint: str
+    digest: str = field(repr=False)
+    rendered: Mapping[str, Any] = field(default_factory=nothing, repr=False, hash=False)
+
+    @classmethod
+    def of(
+        cls,
+        ids: Iterable[int],
+        content: str,
+        fingerprint: str,
+        *,
+        reasoning: str = "",
+        tool_calls: Sequence[ToolCall] = (),
+        rendered: Mapping[str, Any] = _NOTHING,
+    ) -> Generated:
+        """The record of an answer that was generated as `ids` and shown as these parts."""
+        return cls(tuple(ids), fingerprint, _digest(content, reasoning, tool_calls), rendered)
+
+    def matches(
+        self,
+        content: str,
+        fingerprint: str,
+        *,
+        reasoning: str = "",
+        tool_calls: Sequence[ToolCall] = (),
+    ) -> bool:
+        """True where these parts are still what was shown, and the same model made them."""
+        if self.fingerprint != fingerprint:
+            return False
+        return self.digest == _digest(content, reasoning, tool_calls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that survives JSON, for a front end's own history."""
+        packed = array("I", self.ids)
+        if sys.byteorder == "big":
+            packed.byteswap()
+        ids = base64.b64encode(zlib.compress(packed.tobytes())).decode("ascii")
+        made = {"v": _VERSION, "ids": ids, "fp": self.fingerprint, "digest": self.digest}
+        return {**made, "rendered": dict(self.rendered)} if self.rendered else made
+
+    @classmethod
+    def from_json(cls, obj: object) -> Generated | None:
+        """What `to_json` gave; None, never an error, for anything foreign or damaged."""
+        if not isinstance(obj, Mapping):
+            return None
+        version, fingerprint, digest = obj.get("v"), obj.get("fp"), obj.get("digest")
+        if type(version) is not int or version != _VERSION:
+            return None
+        if not (_is_name(fingerprint) and _is_name(digest)):
+            return None
+        ids = _unpack(obj.get("ids"))
+        rendered = _read_rendered(obj.get("rendered"))
+        return cls(tuple(ids), fingerprint, digest, rendered) if ids else None
+
+
+def canonical_json(value: object) -> str:
+    """One text for equal values, whatever the order of their keys."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=_plain
+    )
+
+
+def _plain(value: object) -> object:
+    # Arguments may be any mapping; what else JSON has no form for is told apart by its text.
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _digest(content: str, reasoning: str, tool_calls: Sequence[ToolCall]) -> str:
+    """Of the text alone where there is nothing else, as records of version 1 always were."""
+    shown = blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16)
+    if not reasoning and not tool_calls:
+        return shown.hexdigest()
+    parts = [content, reasoning, *(call.canonical() for call in tool_calls)]
+    return blake2b(canonical_json(parts).encode(), digest_size=16, person=b"parts").hexdigest()
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_NAME
+
+
+def _read_rendered(value: object) -> Mapping[str, Any]:
+    """A damaged one costs reuse, never the record: without it the defaults apply."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return _NOTHING
+    try:
+        small = len(json.dumps(dict(value))) <= _MAX_RENDERED
+    except (TypeError, ValueError, RecursionError):
+        return _NOTHING
+    return dict(value) if small and value else _NOTHING
+
+
+def _unpack(packed: object) -> array[int] | None:
+    """The ids in `packed`; None where it is no such thing or would unpack to too much."""
+    if not isinstance(packed, str):
+        return None
+    unzip = zlib.decompressobj()
+    try:
+        raw = unzip.decompress(base64.b64decode(packed, validate=True), _MAX_BYTES)
+    except (ValueError, zlib.error):
+        return None
+    if not unzip.eof or unzip.unused_data or len(raw) % _ID_BYTES:
+        return None
+    ids = array("I", raw)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids

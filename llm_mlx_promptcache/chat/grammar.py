@@ -1,0 +1,276 @@
+"""What an answer may be, as llguidance's grammars: plain text, checked before any token is made.
+
+llguidance is imported where it is needed, so that who only lists models does not load it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from .call_forms import CallForm
+from .checks import check_json
+from .schema_caps import Caps, capped
+from .tool_schemas import canonical_tools
+
+__all__ = [
+    "Caps",
+    "Grammar",
+    "GrammarError",
+    "json_object_grammar",
+    "regex_grammar",
+    "schema_grammar",
+    "tool_grammar",
+]
+
+Kind = Literal["schema", "regex", "tools", "tools_or_text", "tools_or_schema"]
+
+_DEFAULT_CAPS = Caps()
+_REASON_LIMIT = 200
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_CONTROLS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
+_HEADER_NAME = re.compile(r"[\w-]+")
+# As json.dumps writes: what models saw most, and forced tokens where there is no choice. Escapes
+# without \u: half a surrogate pair would be valid JSON that no text can hold.
+_JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": '"\\bfnrt',
+}
+
+
+class GrammarError(ValueError):
+    """A schema, tool or regex that no answer can be held to; names the field."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer may be; `text` is llguidance's, made for one `CallForm` where there are tools.
+
+    Grammars with schemas are not the conversation's text, but no repr needs them either.
+    """
+
+    kind: Kind
+    text: str
+
+    def __repr__(self) -> str:
+        return f"Grammar({self.kind!r}, {len(self.text)} characters)"
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether an answer may be calls, each sure to be well-formed."""
+        return self.kind.startswith("tools")
+
+
+def schema_grammar(
+    schema: Mapping[str, Any], *, caps: Caps = _DEFAULT_CAPS, field: str = "schema"
+) -> Grammar:
+    """A JSON document of `schema`, and nothing else."""
+    return Grammar("schema", f"%llguidance {{}}\nstart: %json {_json(schema, caps, field)}\n")
+
+
+def json_object_grammar(*, caps: Caps = _DEFAULT_CAPS) -> Grammar:
+    """Any JSON object."""
+    return schema_grammar({"type": "object"}, caps=caps, field="response_format")
+
+
+def regex_grammar(pattern: str, *, longest: int = 4096) -> Grammar:
+    """Text that `pattern` matches whole, of up to `longest` characters: so it always ends."""
+    from llguidance import regex_to_lark
+
+    if not isinstance(pattern, str) or not pattern:
+        raise GrammarError("regex is empty; give a pattern that matches the whole answer")
+    try:
+        body = regex_to_lark(pattern)
+    except ValueError as error:
+        raise GrammarError(f"regex is refused: {_short(str(error))}") from None
+    # Slashes end a regex here, and a line end would end the rule.
+    body = body.replace("\n", "\\n").replace("\r", "\\r")
+    _check(f"start: R\nR: /{body}/\n", "regex", "give a pattern that some text matches")
+    text = f"start: R\nR: /{body}/ & /(?s:.{{0,{longest}}})/\n"
+    _check(text, "regex", f"give a pattern that a text of {longest} characters or less matches")
+    return Grammar("regex", text)
+
+
+def tool_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    choice: str | Literal[True] | None,
+    form: CallForm,
+    *,
+    calls: int = 1,
+    schema: Mapping[str, Any] | None = None,
+    caps: Caps = _DEFAULT_CAPS,
+) -> Grammar:
+    """Calls of `tools`, at most `calls`, as `form` writes them.
+
+    `choice` is a tool's name (that one is called), True (any is called) or None: calls or, without
+    `schema`, text with calls at its end; with `schema`, a document of it.
+    """
+    if calls < 1:
+        raise GrammarError(f"the limit of calls is {calls}; give 1 or more")
+    form = form.for_grammar()
+    allowed = _chosen(tools, choice, form)
+    rules = _call_rules(allowed, form, caps)
+    more = f' ("\\n" call){{0,{calls - 1}}}' if calls > 1 else ""
+    if isinstance(choice, str) or choice is True:
+        return _tools("tools", f"start: call{more}", rules)
+    if schema is not None:
+        document = f"document: %json {_json(schema, caps, 'schema')}"
+        return _tools("tools_or_schema", f"start: call{more} | document\n{document}", rules)
+    mark = _mark(form.start, form)
+    if form.start in dict(form.special):
+        head = f"said: TEXT {mark}"
+    else:
+        # Lazy: text ends at the first mark, so none can hide in it.
+        head = f"said[lazy]: /(?s:.*)/ {mark}"
+    start = f"start: TEXT | said body{more}\n{head}\nTEXT: /(?s:.*)/"
+    return _tools("tools_or_text", start, rules)
+
+
+def _tools(kind: Kind, start: str, rules: list[str]) -> Grammar:
+    return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]))
+
+
+def _chosen(
+    tools: Sequence[Mapping[str, Any]], choice: str | bool | None, form: CallForm
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The tools that may be called, in canonical order, with their places in what was given."""
+    if not tools:
+        raise GrammarError("tools is empty; give at least one tool, or no tool choice")
+    try:
+        canonical = canonical_tools(tools)
+    except ValueError as error:
+        raise GrammarError(str(error)) from None
+    places = {tool["function"]["name"]: index for index, tool in enumerate(tools)}
+    names = [tool["function"]["name"] for tool in canonical]
+    if isinstance(choice, str) and choice not in names:
+        known = ", ".join(names[:12])
+        raise GrammarError(f"tool_choice is {choice[:64]!r}, which is no tool; use one of {known}")
+    for name in names:
+        if form.style == "header" and not _HEADER_NAME.fullmatch(name):
+            raise GrammarError(
+                f"tools[{places[name]}].function.name is {name[:64]!r}, which this model can't"
+                " write; use letters, digits, _ and -"
+            )
+    wanted = names if not isinstance(choice, str) else [choice]
+    by_name = dict(zip(names, canonical, strict=True))
+    return [(places[name], by_name[name]["function"]) for name in wanted]
+
+
+def _call_rules(
+    allowed: list[tuple[int, Mapping[str, Any]]], form: CallForm, caps: Caps
+) -> list[str]:
+    bodies = [f"body_{number}" for number in range(len(allowed))]
+    rules = [f"call: {_mark(form.start, form)} body", f"body: {' | '.join(bodies)}"]
+    for number, (place, function) in enumerate(allowed):
+        before, after = _around(str(function["name"]), form)
+        rules.append(f"body_{number}: {before} arguments_{number} {after}")
+        field = f"tools[{place}].function.parameters"
+        parameters = _parameters(function.get("parameters"), field)
+        rules.append(f"arguments_{number}: %json {_json(parameters, caps, field)}")
+    return rules
+
+
+def _around(name: str, form: CallForm) -> tuple[str, str]:
+    """What stands between a call's mark and its arguments, and what behind them."""
+    end = _mark(form.end, form)
+    if form.style == "header":
+        return f"{_text(name)} {_mark('[ARGS]', form)}", end
+    if form.style == "kimi":
+        begin, middle, close = (
+            _mark(f"<|tool_call_{part}|>", form) for part in ("begin", "argument_begin", "end")
+        )
+        return f"{begin} {_text(f'functions.{name}:')} /[0-9]{{1,3}}/ {middle}", f"{close} {end}"
+    head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+    if form.style == "list":
+        return _text(f"[{head}"), f"{_text('}]')} {end}"
+    return _text(f"\n{head}"), f"{_text('}' + chr(10))} {end}"
+
+
+def _mark(mark: str, form: CallForm) -> str:
+    """A mark as the model writes it: one special token, or text."""
+    if not mark:
+        return ""
+    special = dict(form.special).get(mark)
+    return _text(mark) if special is None else f"<[{special}]>"
+
+
+def _text(text: str) -> str:
+    # What Lark's lexer refuses inside a string it takes as an escape.
+    literal = json.dumps(text, ensure_ascii=False)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", literal)
+
+
+def _parameters(parameters: Any, field: str) -> Mapping[str, Any]:
+    if parameters is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, Mapping):
+        raise GrammarError(f"{field} is a {type(parameters).__name__}; give a JSON Schema object")
+    kind = parameters.get("type", "object")
+    if kind != "object":
+        raise GrammarError(f"{field}.type is {str(kind)[:40]!r}; arguments are an object")
+    if not parameters.get("properties") and not set(parameters) - _EMPTY:
+        return {**parameters, "type": "object", "properties": {}, "additionalProperties": False}
+    return {"type": "object", **parameters}
+
+
+_EMPTY = frozenset(["type", "properties", "required", "title", "description", "$schema"])
+
+
+def _json(schema: Any, caps: Caps, field: str) -> str:
+    """`schema` capped and checked, as one line of JSON."""
+    if not isinstance(schema, Mapping):
+        raise GrammarError(f"{field} is a {type(schema).__name__}; give a JSON Schema object")
+    try:
+        check_json(field, schema)
+    except ValueError as error:
+        raise GrammarError(str(error)) from None
+    advice = "change the schema"
+    plain = _with_options(schema)
+    made = _with_options(capped(schema, caps))
+    try:
+        _check(f"%llguidance {{}}\nstart: %json {made}\n", field, advice)
+    except GrammarError as refused:
+        # A cap may meet a limit that stands elsewhere in the schema: then it goes as it is.
+        try:
+            _check(f"%llguidance {{}}\nstart: %json {plain}\n", field, advice)
+        except GrammarError:
+            raise refused from None
+        return plain
+    return made
+
+
+def _with_options(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
+
+
+def _check(text: str, field: str, advice: str) -> None:
+    """GrammarError where llguidance refuses `text`, or nothing at all would satisfy it."""
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(_bytes_tokenizer(), text, log_level=0)
+    if matcher.is_error():
+        raise GrammarError(f"{field} is refused: {_short(matcher.get_error())}; {advice}")
+    possible = any(matcher.compute_bitmask()) or matcher.is_accepting()
+    if not possible or matcher.is_error():
+        raise GrammarError(f"{field} can't be satisfied by any text; {advice}")
+
+
+@cache
+def _bytes_tokenizer() -> Any:
+    """One token a byte: enough to tell whether a grammar is one."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _short(reason: str) -> str:
+    """The reason in one line, without the place in our own text and what it shows of it."""
+    reason = " ".join(reason.partition("\n   1 |")[0].split())
+    reason = _PLACE.sub("", reason)
+    return reason[:_REASON_LIMIT] + ("..." if len(reason) > _REASON_LIMIT else "")

@@ -1,0 +1,229 @@
+"""Where the generated ids of an earlier answer stand in the text that a template renders now."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from .messages import Message
+from .rendering import Rendering, common_prefix, common_suffix
+from .template_input import REASONING_KEYS
+
+_SPACE = re.compile(r"\s*")
+
+
+class Replay(NamedTuple):
+    """Characters [start, end) of the rendering that `ids` take the place of.
+
+    `stop` is where the text of the stop token starts; `end` where the answer has none.
+    """
+
+    start: int
+    stop: int
+    end: int
+    ids: tuple[int, ...]
+
+
+class _Answer(NamedTuple):
+    """An answer as it was generated: ids and text without the stop token, and that token."""
+
+    ids: tuple[int, ...]
+    text: str
+    stop: tuple[int, ...]
+    stop_text: str
+
+
+def find_replays(
+    rendering: Rendering, messages: Sequence[Message], fingerprint: str
+) -> dict[int, Replay]:
+    """For each turn that is replayed, by its index: where, and with which ids."""
+    found: dict[int, Replay] = {}
+    end = 0
+    for index, turn in enumerate(rendering.turns):
+        # Of answers that were made one, nobody knows where each stands.
+        message = messages[turn.sources[0]]
+        if len(turn.sources) > 1 or not message.unchanged(fingerprint):
+            continue
+        replay = _known(rendering, index, message, end)
+        if replay is not None and replay.start >= end:
+            found[index] = replay
+            end = replay.end
+    return found
+
+
+def _known(rendering: Rendering, index: int, message: Message, before: int) -> Replay | None:
+    """`_find`, or what it found in an earlier rendering of the same text."""
+    generated = message.generated
+    assert generated is not None
+    memo, prefixes = rendering.memo, rendering.prefixes
+    # The same answer may stand in several places, so the turns before it belong to the key.
+    ids = blake2b(array("I", generated.ids).tobytes(), digest_size=16).digest()
+    found, missed = ((kind, rendering.keys[index], ids) for kind in ("found", "missed"))
+    known = memo.get(found, prefixes)
+    if known is not None:
+        start, stop, count = known[1]
+        return Replay(start, stop, known[0], generated.ids[:count])
+    if memo.get(missed, prefixes) is not None:
+        return None
+    replay = _find(rendering, index, message)
+    if replay is None:
+        # A later text in which the answer is shown otherwise is looked at again.
+        memo.put(missed, prefixes, rendering.end_of(index, before))
+        return None
+    memo.put(found, prefixes, replay.end, (replay.start, replay.stop, len(replay.ids)))
+    return replay
+
+
+def _find(rendering: Rendering, index: int, message: Message) -> Replay | None:
+    """How to replay an unchanged answer; None where the template shows it in another way."""
+    start = rendering.prompt_end(index)
+    if start is None:
+        return None
+    answer = _answer(rendering, message)
+    end = _literal_end(rendering.text, start, answer.text)
+    if end is not None and (replay := _closed(rendering.text, start, end, answer)):
+        return replay
+    if message.tool_calls:
+        return _replay_calls(rendering, index, message, start, answer)
+    return _replay_text(rendering, index, message, start, answer)
+
+
+def _answer(rendering: Rendering, message: Message) -> _Answer:
+    assert message.generated is not None
+    ids, tokenizer = message.generated.ids, rendering.tokenizer
+    count = len(ids) - (ids[-1] in tokenizer.stop_ids)
+    stop = ids[count:]
+    text = tokenizer.decode(ids[:count]) if count else ""
+    return _Answer(ids[:count], text, stop, tokenizer.decode(stop) if stop else "")
+
+
+def _literal_end(text: str, start: int, said: str) -> int | None:
+    """Where the generated text ends that stands at `start`, word for word; templates trim it."""
+    if text.startswith(said, start):
+        return start + len(said)
+    said = said.strip()
+    start = _behind_space(text, start)
+    return start + len(said) if text.startswith(said, start) else None
+
+
+def _closed(text: str, start: int, end: int, answer: _Answer) -> Replay | None:
+    """The replay of an answer whose text ends at `end`, with its stop token if it follows."""
+    if not answer.stop:
+        return Replay(start, end, end, answer.ids)
+    for stop in (end, _behind_space(text, end)):
+        if answer.stop_text and text.startswith(answer.stop_text, stop):
+            ids = answer.ids + answer.stop
+            return Replay(start, stop, stop + len(answer.stop_text), ids)
+    # The template ends answers in its own way (another of the stop tokens): so be it.
+    return Replay(start, end, end, answer.ids) if answer.ids else None
+
+
+def _replay_text(
+    rendering: Rendering, index: int, message: Message, start: int, answer: _Answer
+) -> Replay | None:
+    """An answer of words: what the template shows may differ from what was generated in spaces."""
+    end = start
+    for keys in _texts(message):
+        place = rendering.place(index, keys)
+        if place is None or place[0] < start:
+            return None
+        end = max(end, place[1])
+    if _squash(rendering.text[start:end]) != _squash(answer.text):
+        return None
+    return _closed(rendering.text, start, end, answer)
+
+
+def _replay_calls(
+    rendering: Rendering, index: int, message: Message, start: int, answer: _Answer
+) -> Replay | None:
+    """Calls are shown in other words than they were made in (spaces, order of keys), or not."""
+    text = rendering.text
+    changes, sentinels = _other_arguments(rendering, index)
+    other = rendering.with_turn(index, changes)
+    if common_prefix(text, other) < start or not all(word in other for word in sentinels):
+        return None
+    places = [rendering.place(index, keys) for keys in _texts(message)]
+    if any(place is None or place[0] < start for place in places):
+        return None
+    depends = len(text) - common_suffix(text, other)
+    tail = text[depends : depends + _own_tail(rendering, index, changes, text[depends:])]
+    stop = tail.find(answer.stop_text) if answer.stop_text else -1
+    if stop < 0:
+        end = depends + _covered(tail, answer.text)
+        same = _letters(text[start:end]) == _letters(answer.text)
+        return Replay(start, end, end, answer.ids) if same else None
+    stop += depends
+    same = _letters(text[start:stop]) == _letters(answer.text)
+    if not same and _adds_text(rendering, index, start, answer.text):
+        return None
+    return Replay(start, stop, stop + len(answer.stop_text), answer.ids + answer.stop)
+
+
+def _other_arguments(rendering: Rendering, index: int) -> tuple[dict[str, Any], list[str]]:
+    """Turn `index` with another word for every argument, and these words."""
+    words: list[str] = []
+    calls = []
+    for number, call in enumerate(rendering.turns[index].message["tool_calls"]):
+        arguments = call["function"]["arguments"]
+        word = f"{rendering.sentinel}{number}x"
+        if isinstance(arguments, Mapping):
+            changed: Any = {key: f"{word}{at}x" for at, key in enumerate(arguments)}
+            changed = changed or {word: word}
+            words += changed.values()
+        else:
+            changed = f'{{"{word}": "{word}"}}'
+            words.append(word)
+        calls.append({**call, "function": {**call["function"], "arguments": changed}})
+    return {"tool_calls": calls}, words
+
+
+def _texts(message: Message) -> list[Sequence[str]]:
+    """The parts of an answer beside its calls."""
+    parts: list[Sequence[str]] = [("content",)] if message.content.strip() else []
+    return [*parts, REASONING_KEYS] if message.reasoning.strip() else parts
+
+
+def _own_tail(rendering: Rendering, index: int, changes: Mapping[str, Any], tail: str) -> int:
+    """How much of `tail`, the text behind the last argument, belongs to the answer's own turn."""
+    alone = rendering.head(index + 1, False)
+    if alone is None:
+        return 0
+    other = rendering.with_turn(index, changes, upto=index + 1)
+    depends = len(alone) - common_suffix(alone, other)
+    return common_prefix(alone[depends:], tail)
+
+
+def _covered(tail: str, said: str) -> int:
+    """How much of `tail` the generated text ends with: the calls' closing, not the turn's."""
+    said = _squash(said)
+    lengths = range(len(tail), -1, -1)
+    return next(length for length in lengths if said.endswith(_squash(tail[:length])))
+
+
+def _adds_text(rendering: Rendering, index: int, start: int, said: str) -> bool:
+    """True where the template puts text before any answer here that was not generated."""
+    changes = {"content": rendering.sentinel, "tool_calls": []}
+    plain = rendering.with_turn(index, changes, upto=index + 1)
+    lead = common_prefix(plain[start:], rendering.text[start:])
+    return not _squash(said).startswith(_squash(rendering.text[start : start + lead]))
+
+
+def _behind_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+def _squash(text: str) -> str:
+    """The visible ASCII of `text`, which is what markup is made of.
+
+    Tokens decoded one by one, as answers are shown, give other text than all at once where
+    bytes are no text, and at white space. What an answer says is compared by its parts.
+    """
+    return "".join(character for character in text if "!" <= character <= "~")
+
+
+def _letters(text: str) -> list[str]:
+    return sorted(_squash(text))

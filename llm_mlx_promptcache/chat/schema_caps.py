@@ -1,0 +1,180 @@
+"""JSON Schemas as a small model needs them: what could go on for ever gets an end.
+
+Every document of the capped schema is one of the schema that was given; only some that nobody
+asked for (endless strings, keys that the schema never named) are no longer possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# llguidance refuses others, and to JSON Schema a format is a remark.
+# A tuple: what is looked up in it comes from the application, and may be anything.
+_FORMATS = (
+    *("date-time", "time", "date", "duration", "email"),
+    *("hostname", "ipv4", "ipv6", "uuid", "uri"),
+)
+_MAPS = frozenset(["properties", "$defs", "definitions", "patternProperties"])
+_LISTS = frozenset(["anyOf", "oneOf", "allOf", "prefixItems"])
+_SINGLE = frozenset(["additionalProperties", "items", "additionalItems"])
+_BRANCHES = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const", "not", "if")
+_REMARKS = frozenset(
+    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"]
+).union(["$comment", "$schema", "$id", "$defs", "definitions"])
+# llguidance reads bounds of integers as floats and fails at the last ones of 64 bits.
+_LARGEST = 9 * 10**18
+# Values that a schema says nothing about: containers as deep as this, then scalars.
+_ANY_DEPTH = 4
+_ANY = "mlx-any-"
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a schema gets where it sets no limit: characters of a string, items of a list.
+
+    `pattern` is for strings with a pattern, which may need more; `items` None leaves lists open.
+    """
+
+    string: int = 256
+    pattern: int = 4096
+    items: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("string", self.string), ("pattern", self.pattern)):
+            if value < 1:
+                raise ValueError(f"the cap {name} is {value}; give 1 or more")
+        if self.items is not None and self.items < 1:
+            raise ValueError(f"the cap items is {self.items}; give 1 or more, or None")
+
+
+def capped(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
+    """`schema` with caps where it has no limits; plain data in, plain data out."""
+    made: dict[str, Any] = _capped(schema, caps, merged=False)
+    definitions = made.get("$defs", {})
+    if not isinstance(definitions, Mapping) or _ANY not in json.dumps(made):
+        return made
+    return {**made, "$defs": {**definitions, **_any_definitions(caps)}}
+
+
+def _capped(schema: Any, caps: Caps, merged: bool) -> Any:
+    """One schema; `merged`: others hold for the same value too, so this one must not be closed."""
+    if schema is True:
+        return _reference(_ANY_DEPTH)
+    if not isinstance(schema, Mapping):
+        return schema
+    if not set(schema) - _REMARKS:
+        return {**_children(schema, caps), **_reference(_ANY_DEPTH)}
+    made = _children(schema, caps)
+    if made.get("format") not in _FORMATS:
+        made.pop("format", None)
+    if any(key in made for key in _BRANCHES):
+        return made
+    kinds = _kinds(made)
+    if "string" in kinds:
+        most = caps.pattern if "pattern" in made or "format" in made else caps.string
+        made.setdefault("maxLength", max(most, _whole(made.get("minLength"))))
+    if "integer" in kinds and "number" not in kinds:
+        _bound(made)
+    if "array" in kinds:
+        _close_list(made, caps)
+    if "object" in kinds and not merged:
+        _close_object(made, caps)
+    return made
+
+
+def _children(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, Mapping):
+            made[key] = {name: _capped(inner, caps, merged=False) for name, inner in value.items()}
+        elif key in _LISTS and isinstance(value, (list, tuple)):
+            merged = key == "allOf" or "properties" in schema
+            made[key] = [_capped(inner, caps, merged) for inner in value]
+        elif key in _SINGLE:
+            made[key] = _capped(value, caps, merged=False)
+        else:
+            made[key] = value
+    return made
+
+
+def _kinds(schema: Mapping[str, Any]) -> set[str]:
+    kind = schema.get("type")
+    if isinstance(kind, str):
+        return {kind}
+    if isinstance(kind, (list, tuple)):
+        return {one for one in kind if isinstance(one, str)}
+    return {"object"} if "properties" in schema else {"string"} if "pattern" in schema else set()
+
+
+def _bound(schema: dict[str, Any]) -> None:
+    if "minimum" not in schema and "exclusiveMinimum" not in schema:
+        schema["minimum"] = -_LARGEST
+    if "maximum" not in schema and "exclusiveMaximum" not in schema:
+        schema["maximum"] = _LARGEST
+
+
+def _close_list(schema: dict[str, Any], caps: Caps) -> None:
+    if "prefixItems" not in schema:
+        schema.setdefault("items", _reference(_ANY_DEPTH - 1))
+    if caps.items is not None:
+        schema.setdefault("maxItems", max(caps.items, _whole(schema.get("minItems"))))
+
+
+def _close_object(schema: dict[str, Any], caps: Caps) -> None:
+    """Declared properties are all there are, where the schema does not ask for others."""
+    declared = schema.get("properties")
+    others = schema.get("additionalProperties")
+    required = schema.get("required", ())
+    if not isinstance(required, (list, tuple)):
+        return
+    named = list(declared) if isinstance(declared, Mapping) else []
+    unnamed = [name for name in required if name not in named]
+    if "patternProperties" in schema:
+        return
+    if others is None and named and not unnamed:
+        schema["additionalProperties"] = False
+    elif others is None or isinstance(others, Mapping):
+        # There is no cap on keys but by their pattern.
+        value = _reference(_ANY_DEPTH - 1) if others is None else others
+        schema["patternProperties"] = {_key_pattern(caps): value}
+        schema["additionalProperties"] = False
+        if caps.items is not None and "maxProperties" not in schema:
+            schema["maxProperties"] = caps.items + len(named) + len(unnamed)
+
+
+def _key_pattern(caps: Caps) -> str:
+    return f"^(?s:.{{0,{caps.string}}})$"
+
+
+def _reference(depth: int) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{_ANY}{depth}"}
+
+
+def _any_definitions(caps: Caps) -> dict[str, Any]:
+    """Any value at all, with an end to its depth."""
+    scalars = [
+        {"type": "string", "maxLength": caps.string},
+        {"type": "number"},
+        {"type": "boolean"},
+        {"type": "null"},
+    ]
+    made: dict[str, Any] = {f"{_ANY}0": {"anyOf": scalars}}
+    for depth in range(1, _ANY_DEPTH + 1):
+        inner = _reference(depth - 1)
+        items: dict[str, Any] = {"type": "array", "items": inner}
+        pairs: dict[str, Any] = {
+            "type": "object",
+            "patternProperties": {_key_pattern(caps): inner},
+            "additionalProperties": False,
+        }
+        if caps.items is not None:
+            items["maxItems"], pairs["maxProperties"] = caps.items, caps.items
+        made[f"{_ANY}{depth}"] = {"anyOf": [*scalars, items, pairs]}
+    return made
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0

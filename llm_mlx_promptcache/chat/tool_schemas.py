@@ -1,0 +1,79 @@
+"""Tools in one canonical order: whoever lists them otherwise gets the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .checks import check_json, check_text
+
+# What readers expect first; other keys follow by the alphabet.
+_ORDER = (
+    "type",
+    "function",
+    "name",
+    "description",
+    "title",
+    "parameters",
+    "enum",
+    "const",
+    "properties",
+    "items",
+    "required",
+    "additionalProperties",
+    "default",
+)
+_RANK = {key: rank for rank, key in enumerate(_ORDER)}
+# Here keys are names that the application chose, in an order that it meant (a model fills them
+# in that order), so it stays. Every store of JSON keeps it.
+_NAMED = frozenset(["properties", "$defs", "definitions", "patternProperties"])
+
+
+def canonical_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools in OpenAI's form, sorted by name and with keys in a fixed order.
+
+    ValueError names what is missing. The order of a tool's properties stays as it is declared.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        name = _name(index, tool)
+        if name in found:
+            raise ValueError(f"tools[{index}].function.name is {name!r} again; name each tool once")
+        check_json(f"tools[{index}]", tool)
+        found[name] = _ordered({"type": "function", **tool})
+    return [found[name] for name in sorted(found)]
+
+
+def _name(index: int, tool: object) -> str:
+    if not isinstance(tool, Mapping):
+        raise ValueError(f"tools[{index}] is a {type(tool).__name__}; give a dict")
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        raise ValueError(
+            f"tools[{index}].function is a {type(function).__name__}; give a dict with name,"
+            " description and parameters"
+        )
+    name = function.get("name")
+    check_text(f"tools[{index}].function.name", name)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"tools[{index}].function.name is empty; give the tool a name")
+    return name
+
+
+def _ordered(value: Any, named: bool = False) -> Any:
+    """`value` with the keys of schemas in a fixed order; `named`: its keys are names."""
+    if isinstance(value, Mapping):
+        keys = list(value) if named else sorted(value, key=_rank)
+        return {key: _inner(key, value[key], named) for key in keys}
+    if isinstance(value, (list, tuple)):
+        return [_ordered(inner) for inner in value]
+    return value
+
+
+def _inner(key: str, value: Any, named: bool) -> Any:
+    # A default is a value, not a schema: its keys are the application's too.
+    return _ordered(value, not named and (key in _NAMED or key in ("default", "const", "enum")))
+
+
+def _rank(key: str) -> tuple[int, str]:
+    return _RANK.get(key, len(_ORDER)), key

@@ -1,0 +1,188 @@
+"""Holds the logits of one answer to a grammar, with llguidance's matcher.
+
+    tokenizer = grammar_tokenizer(wrapper, words)          # once a model
+    constraint = Constraint(tokenizer, grammar, words)     # once an answer; GrammarError
+    logits = constraint.mask(logits)                       # before every choice
+    constraint.consume(token)                              # after it
+    tokens = constraint.forced()                           # what follows without any choice
+
+A mask depends on the token before it, so no step can be computed ahead of its predecessor. The
+matcher's work hides behind the model's where the logits are on their way (`mx.async_eval`) before
+they are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+
+from ..chat.call_forms import Thinking
+from ..chat.grammar import Grammar, GrammarError
+
+_REASON_LIMIT = 200
+
+
+class ConstraintError(RuntimeError):
+    """A grammar that can't go on: its limits are passed, or it was given what it had masked."""
+
+
+def grammar_tokenizer(wrapper: Any, words: int) -> LLTokenizer:
+    """Llguidance's view of mlx-lm's `TokenizerWrapper`, for logits of `words` columns; keep it.
+
+    Takes most of a second for a vocabulary of 50,000. GrammarError where there is no such view.
+    """
+    inner = wrapper._tokenizer  # the wrapper itself is no tokenizer to llguidance
+    try:
+        return from_tokenizer(inner, max(words, len(inner)), eos_token=_end_ids(wrapper))
+    except ValueError as error:
+        raise GrammarError(
+            f"this model's tokenizer can't be held to a grammar: {str(error)[:_REASON_LIMIT]};"
+            " ask for plain text, or use a model with a fast tokenizer"
+        ) from None
+
+
+def _end_ids(wrapper: Any) -> list[int]:
+    """All tokens that end an answer, the one that chat templates write first."""
+    ends = sorted(int(token) for token in wrapper.eos_token_ids)
+    own = wrapper._tokenizer.eos_token_id
+    return [own, *(token for token in ends if token != own)] if own in ends else ends
+
+
+class Constraint:
+    """What one answer may still say. With `thinking` the grammar begins where reasoning ends."""
+
+    def __init__(
+        self,
+        tokenizer: LLTokenizer,
+        grammar: Grammar,
+        words: int,
+        *,
+        thinking: Thinking | None = None,
+    ) -> None:
+        limits = LLParserLimits(verbose_errors=False)
+        self._matcher = LLMatcher(tokenizer, grammar.text, log_level=0, limits=limits)
+        if self._matcher.is_error():
+            raise GrammarError(
+                f"the grammar is refused: {self._reason()}; simplify schema or tools"
+            )
+        self._words = words
+        self._ends = list(tokenizer.eos_tokens)
+        self._end_mask = _mask_of(self._ends, words)
+        self._thinking = thinking
+        self._asleep = thinking is not None and thinking.opened
+        self._tail: tuple[int, ...] = ()
+        self._started = self._ended = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return self._ended or (not self._asleep and self._matcher.is_stopped())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here: it is whole, even if a limit ends it."""
+        return self._ended or (not self._asleep and self._matcher.is_accepting())
+
+    def mask(self, logits: mx.array) -> mx.array:
+        """The logits, [1, words], with minus infinity for what can't follow."""
+        if self._asleep:
+            return logits
+        if self.finished:
+            return _where(self._end_mask, logits)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error() or not bits.any():
+            raise ConstraintError(f"the grammar can't go on: {self._reason()}; simplify it")
+        if _on_metal():
+            return _metal(self._with_thinking(bits), logits)
+        return _where(_unpacked(self._with_thinking(bits), self._words), logits)
+
+    def consume(self, token: int) -> None:
+        """The token that was chosen; after the end, whatever comes is ignored."""
+        if self._ended:
+            return
+        if self._asleep:
+            self._wake(token)
+        elif self._opens_thinking(token):
+            self._asleep = True
+        elif token in self._ends and self.complete:
+            self._ended = True
+        elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
+            # Never by a sampler: what is masked has no probability.
+            raise ConstraintError(f"token {token} is not what the grammar allows; mask its logits")
+        self._started = True
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, the end included; empty where there is a choice.
+
+        The caller runs the model over all of them at once and consumes each.
+        """
+        if self._asleep or self._ended or self._may_think():
+            return []
+        if self._matcher.is_stopped():
+            return self._ends[:1]
+        return list(self._matcher.compute_ff_tokens())
+
+    def _may_think(self) -> bool:
+        return not self._started and bool(_first(self._thinking))
+
+    def _opens_thinking(self, token: int) -> bool:
+        return not self._started and token in _first(self._thinking)
+
+    def _with_thinking(self, bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Reasoning may begin where the answer does."""
+        if not self._may_think():
+            return bits
+        bits = bits.copy()
+        for token in _first(self._thinking):
+            bits[token // 8] |= 1 << token % 8
+        return bits
+
+    def _wake(self, token: int) -> None:
+        end = self._thinking.end_ids if self._thinking else ()
+        self._tail = (*self._tail, token)[-len(end) :]
+        self._asleep = self._tail != end and token not in self._ends
+        # An end inside the reasoning ends the answer.
+        self._ended = token in self._ends
+
+    def _reason(self) -> str:
+        reason = " ".join(self._matcher.get_error().split()) or "nothing may follow"
+        return reason[:_REASON_LIMIT]
+
+
+def _first(thinking: Thinking | None) -> Collection[int]:
+    return thinking.start_ids[:1] if thinking else ()
+
+
+def _mask_of(tokens: Collection[int], words: int) -> mx.array:
+    allowed = np.zeros(words, dtype=np.bool_)
+    allowed[[token for token in tokens if token < words]] = True
+    return mx.array(allowed)
+
+
+def _unpacked(bits: np.ndarray[Any, Any], words: int) -> mx.array:
+    # The mask has whole 32-bit words; columns that it lacks are no token's.
+    allowed = np.unpackbits(bits, count=min(words, bits.size * 8), bitorder="little")
+    if allowed.size < words:
+        allowed = np.pad(allowed, (0, words - allowed.size))
+    return mx.array(allowed.view(np.bool_))
+
+
+def _where(allowed: mx.array, logits: mx.array) -> mx.array:
+    return mx.where(allowed, logits, mx.array(-float("inf"), dtype=logits.dtype))
+
+
+def _on_metal() -> bool:
+    return mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
+
+
+def _metal(bits: np.ndarray[Any, Any], logits: mx.array) -> mx.array:
+    """The same with llguidance's Metal kernel: 1/8 of the bytes, one launch. Untried by us."""
+    from llguidance.mlx import apply_token_bitmask
+
+    packed = np.ascontiguousarray(bits).view(np.int32)
+    return apply_token_bitmask(logits.reshape(1, -1), packed).reshape(logits.shape)

@@ -1,0 +1,330 @@
+"""What a model says under a grammar is always what the grammar asks for."""
+
+import json
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from llm_mlx_promptcache.chat.call_forms import (
+    GENERIC,
+    CallForm,
+    Thinking,
+    form_of,
+    thinking_of,
+)
+from llm_mlx_promptcache.chat.grammar import (
+    Caps,
+    Grammar,
+    GrammarError,
+    regex_grammar,
+    schema_grammar,
+    tool_grammar,
+)
+from llm_mlx_promptcache.chat.tools import CallName, Collector, TextPart
+from llm_mlx_promptcache.engine.constraint import (
+    Constraint,
+    ConstraintError,
+    grammar_tokenizer,
+)
+
+CAPS = Caps(string=6, items=2)
+MAGIC = {
+    "type": "function",
+    "function": {
+        "name": "magic",
+        "description": "Do magic.",
+        "parameters": {
+            "type": "object",
+            "properties": {"input": {"type": "integer", "minimum": 0, "maximum": 99}},
+            "required": ["input"],
+        },
+    },
+}
+OTHER = {
+    "type": "function",
+    "function": {
+        "name": "wörter",
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "how": {"enum": ["a", "b"]}},
+            "required": ["text"],
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["x", "y"]}},
+        "age": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    },
+    "required": ["name", "tags"],
+}
+
+
+class Speaker:
+    """A loaded model that says what a constraint lets it say, drawn with a seed."""
+
+    def __init__(self, folder):
+        from llm_mlx_promptcache.engine.loading import load_model
+
+        loaded = load_model(str(folder))
+        self.model, self.wrapper = loaded.model, loaded.tokenizer
+        self.words = self.model(mx.array([[1]])).shape[-1]
+        self.tokenizer = grammar_tokenizer(self.wrapper, self.words)
+        self.stops = set(self.wrapper.eos_token_ids)
+        self.forwards = 0
+
+    def constraint(self, grammar, **options):
+        return Constraint(self.tokenizer, grammar, self.words, **options)
+
+    def say(self, constraint, seed=None, limit=400, jump=True, prompt=(1, 5, 6)):
+        """The tokens of an answer; `jump`: forced ones are not asked of the model one by one."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        random = None if seed is None else np.random.default_rng(seed)
+        cache, new, said = make_prompt_cache(self.model), list(prompt), []
+        while len(said) < limit:
+            run = constraint.forced() if jump else []
+            if not run:
+                logits = self.model(mx.array([new]), cache=cache)[:, -1, :]
+                self.forwards += 1
+                run, new = [self._draw(constraint.mask(logits), random)], []
+            for token in run:
+                constraint.consume(token)
+                said.append(token)
+                if token in self.stops:
+                    return said
+            new += run
+        return said
+
+    def _draw(self, logits, random):
+        scores = np.array(logits.astype(mx.float32))[0]
+        if random is not None:
+            scores = scores + random.gumbel(size=scores.shape)
+        return int(scores.argmax())
+
+    def text(self, ids):
+        return self.wrapper.decode([token for token in ids if token not in self.stops])
+
+    def pieces(self, ids):
+        detokenizer = self.wrapper.detokenizer
+        for token in ids:
+            if token not in self.stops:
+                detokenizer.add_token(token)
+                yield detokenizer.last_segment
+        detokenizer.finalize()
+        yield detokenizer.last_segment
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_llama):
+    return Speaker(tiny_llama())
+
+
+def fits(value, schema):
+    """Whether `value` is one of SCHEMA's, with the caps."""
+    assert set(value) <= {"name", "tags", "age"}
+    assert len(value["name"]) <= CAPS.string
+    assert len(value["tags"]) <= CAPS.items
+    assert set(value["tags"]) <= {"x", "y"}
+    return value.get("age") is None or type(value["age"]) is int
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("jump", [True, False])
+def test_a_random_model_writes_json_of_the_schema(speaker, seed, jump):
+    constraint = speaker.constraint(schema_grammar(SCHEMA, caps=CAPS))
+    said = speaker.say(constraint, seed, jump=jump)
+    assert said[-1] in speaker.stops
+    assert constraint.finished
+    assert constraint.complete
+    assert fits(json.loads(speaker.text(said)), SCHEMA)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("choice", ["magic", "wörter", True])
+def test_a_random_model_makes_the_call_that_is_asked_for(speaker, choice, seed):
+    grammar = tool_grammar([OTHER, MAGIC], choice, GENERIC, calls=2, caps=CAPS)
+    said = speaker.say(speaker.constraint(grammar), seed)
+    collector = Collector(GENERIC, [OTHER, MAGIC], grammar=grammar)
+    parts = [part for piece in speaker.pieces(said) for part in collector.feed(piece)]
+    last, answer = collector.finish(whole=True)
+    assert 1 <= len(answer.calls) <= 2
+    assert not answer.text
+    for call in answer.calls:
+        assert call.name == choice or choice is True
+        assert set(call.arguments) <= ({"input"} if call.name == "magic" else {"text", "how"})
+    names = [part.name for part in [*parts, *last] if isinstance(part, CallName)]
+    assert names == [call.name for call in answer.calls]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_model_writes_a_call_or_a_document(speaker, seed):
+    schema = {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]}
+    grammar = tool_grammar([MAGIC], None, GENERIC, schema=schema, caps=CAPS)
+    said = speaker.say(speaker.constraint(grammar), seed)
+    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
+    collector.feed(speaker.text(said))
+    _, answer = collector.finish(whole=True)
+    assert bool(answer.calls) != bool(answer.text)
+    if answer.text:
+        assert type(json.loads(answer.text)["done"]) is bool
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_regex_holds_and_ends(speaker, seed):
+    grammar = regex_grammar("(ab|c)+;[0-9]{2,4}", longest=20)
+    said = speaker.say(speaker.constraint(grammar), seed)
+    assert said[-1] in speaker.stops
+    assert re.fullmatch("(ab|c)+;[0-9]{2,4}", speaker.text(said))
+    assert len(speaker.text(said)) <= 20
+
+
+def test_text_stays_text_until_a_call_begins(speaker):
+    grammar = tool_grammar([MAGIC], None, GENERIC, caps=CAPS)
+    constraint = speaker.constraint(grammar)
+    for token in speaker.wrapper.encode("Let me see. <tool_call>", add_special_tokens=False):
+        assert constraint.forced() == []
+        constraint.consume(token)
+    assert not constraint.complete
+    said = speaker.say(constraint, 0)
+    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
+    parts = collector.feed("Let me see. <tool_call>" + speaker.text(said))
+    _, answer = collector.finish(whole=True)
+    assert parts[0] == TextPart("Let me see.")
+    assert [call.name for call in answer.calls] == ["magic"]
+
+
+@pytest.mark.parametrize("choice", [True, None])
+def test_marks_that_are_special_tokens(speaker, choice):
+    special = (("<|im_start|>", 1), ("<|endoftext|>", 0))
+    form = CallForm("<|im_start|>", "<|endoftext|>", "json", GENERIC.parse, special)
+    grammar = tool_grammar([MAGIC], choice, form, caps=CAPS)
+    constraint = speaker.constraint(grammar)
+    if choice is None:
+        constraint.consume(speaker.wrapper.encode("a", add_special_tokens=False)[0])
+        constraint.consume(1)
+    said = speaker.say(constraint, 0)
+    collector = Collector(form, [MAGIC], grammar=grammar)
+    text = ("" if choice else "a<|im_start|>") + "".join(speaker.pieces(said))
+    collector.feed(text)
+    _, answer = collector.finish(whole=True)
+    assert [call.name for call in answer.calls] == ["magic"]
+    assert 0 in said
+    assert said[-1] == 2
+
+
+def test_mlx_lms_tokenizer_tells_form_and_thinking(speaker):
+    assert form_of(speaker.wrapper) is GENERIC
+    assert thinking_of(speaker.wrapper, [1, 2]) is None
+
+
+def test_forced_tokens_save_forwards_and_change_nothing(speaker):
+    grammar = tool_grammar([MAGIC], "magic", GENERIC, caps=CAPS)
+    before = speaker.forwards
+    slow = speaker.say(speaker.constraint(grammar), jump=False)
+    between = speaker.forwards
+    fast = speaker.say(speaker.constraint(grammar), jump=True)
+    assert speaker.text(fast) == speaker.text(slow)
+    assert speaker.forwards - between <= 3 < between - before
+
+
+def test_masks_are_what_trying_every_token_gives(speaker):
+    grammar = schema_grammar(SCHEMA, caps=CAPS)
+    constraint = speaker.constraint(grammar)
+    trial = speaker.constraint(grammar)._matcher
+    logits = mx.zeros((1, speaker.words))
+    for token in speaker.say(speaker.constraint(grammar), 3, jump=False):
+        allowed = set(np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist())
+        tried = {word for word in range(speaker.words) if trial.validate_tokens([word])}
+        if trial.is_accepting():
+            tried |= speaker.stops
+        assert allowed == tried
+        assert token in allowed
+        constraint.consume(token)
+        trial.consume_token(token)
+
+
+def test_after_the_end_only_the_end_token_is_left(speaker):
+    constraint = speaker.constraint(regex_grammar("ab"))
+    for token in speaker.wrapper.encode("ab", add_special_tokens=False):
+        constraint.consume(token)
+    assert constraint.finished
+    assert constraint.forced()[0] in speaker.stops
+    for _ in range(3):
+        allowed = np.isfinite(np.array(constraint.mask(mx.zeros((1, speaker.words))))[0])
+        assert set(np.flatnonzero(allowed).tolist()) == speaker.stops
+        constraint.consume(min(speaker.stops))
+    constraint.consume(17)
+    assert constraint.finished
+    assert constraint.complete
+    assert constraint.forced() == []
+
+
+def test_what_was_masked_is_refused(speaker):
+    constraint = speaker.constraint(regex_grammar("ab"))
+    with pytest.raises(ConstraintError, match="not what the grammar allows"):
+        constraint.consume(speaker.wrapper.encode("x", add_special_tokens=False)[0])
+    cut = speaker.constraint(regex_grammar("ab"))
+    with pytest.raises(ConstraintError):
+        cut.consume(min(speaker.stops))
+
+
+def test_a_broken_grammar_is_refused_at_once(speaker):
+    with pytest.raises(GrammarError, match="the grammar is refused"):
+        speaker.constraint(Grammar("regex", "start: /(/"))
+
+
+def test_logits_may_have_more_columns_than_the_tokenizer_has_tokens(speaker):
+    words = speaker.words + 45
+    tokenizer = grammar_tokenizer(speaker.wrapper, words)
+    constraint = Constraint(tokenizer, regex_grammar("[a-z]+"), words)
+    masked = np.array(constraint.mask(mx.zeros((1, words), dtype=mx.float16)))[0]
+    assert masked.dtype == np.float16
+    assert np.isfinite(masked[: speaker.words]).any()
+    assert not np.isfinite(masked[speaker.words :]).any()
+
+
+def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
+    start, end = 5, 6
+    thinking = Thinking("<think>", "</think>", start_ids=(start,), end_ids=(end, 7))
+    constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+    logits = mx.zeros((1, speaker.words))
+    a = speaker.wrapper.encode("a", add_special_tokens=False)[0]
+    allowed = np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
+    assert {start, a} <= set(allowed)
+    assert constraint.forced() == []
+    for token in (start, 90, end, 91, end):
+        constraint.consume(token)
+        assert np.isfinite(np.array(constraint.mask(logits))).all()
+        assert not constraint.complete
+    constraint.consume(7)
+    allowed = np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
+    assert a in allowed
+    assert start not in allowed
+    opened = speaker.constraint(
+        regex_grammar("ab"), thinking=Thinking("<think>", "</think>", True, (start,), (end,))
+    )
+    assert np.isfinite(np.array(opened.mask(logits))).all()
+    opened.consume(end)
+    assert not np.isfinite(np.array(opened.mask(logits))).all()
+
+
+@pytest.mark.real_model
+def test_the_default_model_makes_a_forced_call(real_model_folder):
+    speaker = Speaker(real_model_folder)
+    question = "Use the magic tool with input 3."
+    prompt = speaker.wrapper.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True
+    )
+    grammar = tool_grammar([MAGIC], "magic", GENERIC)
+    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
+    said = speaker.say(speaker.constraint(grammar), limit=40, prompt=prompt)
+    collector.feed(speaker.text(said))
+    _, answer = collector.finish(whole=said[-1] in speaker.stops)
+    assert [(call.name, dict(call.arguments)) for call in answer.whole().calls] == [
+        ("magic", {"input": 3})
+    ]

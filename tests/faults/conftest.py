@@ -1,0 +1,51 @@
+"""The worlds of the fault tests, and children that live in them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORLDS = Path(__file__).with_name("worlds.py")
+_spec = importlib.util.spec_from_file_location("worlds", WORLDS)
+worlds_module = sys.modules["worlds"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worlds_module)
+
+
+@pytest.fixture(scope="session")
+def worlds():
+    return worlds_module
+
+
+@pytest.fixture
+def child():
+    """`child(what, folder, seed, ..., before=[...])` starts a process, which dies with the test."""
+    started = []
+
+    def start(what, folder, seed=1, *more, before=(), **options):
+        command = [*before, sys.executable, str(WORLDS), what, str(folder), str(seed), *more]
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **(pipes | options)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def finished(child):
+    """What a child printed that must end well."""
+
+    def run(*arguments, **options):
+        process = child(*arguments, **options)
+        out, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        return out.strip(), error
+
+    return run

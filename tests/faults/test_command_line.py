@@ -1,0 +1,178 @@
+"""The real `llm` command: off means off, clear means clear, and the exit status is 0."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.identity import fingerprint
+from llm_mlx_promptcache.commands import mlx_cached
+
+LLM = str(Path(sys.executable).with_name("llm"))
+ASK = ("-m", "mlx-cached", "Hello and more of it", "-o", "max_tokens", "24")
+
+
+class Home:
+    def __init__(self, folder):
+        self.folder = folder
+        self.store = folder / "mlx" / "cache"
+        self.environment = {
+            **os.environ,
+            "LLM_USER_PATH": str(folder / "llm"),
+            "LLM_MLX_CACHED_HOME": str(folder / "mlx"),
+        }
+
+    def start(self, *arguments, **options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen([LLM, *arguments], env=self.environment, **(pipes | options))
+
+    def llm(self, *arguments, status=0):
+        process = self.start(*arguments)
+        out, error = (text.decode() for text in process.communicate(timeout=120))
+        assert process.returncode == status, error
+        assert "Traceback" not in error
+        return out.strip()
+
+    def ours(self, *arguments, status=0):
+        """`llm mlx-cached ...` in this process, which is faster."""
+        done = CliRunner().invoke(mlx_cached, arguments, env=self.environment)
+        assert done.exit_code == status, done.output
+        return done.output.strip()
+
+    def cached(self):
+        (entry,) = json.loads(self.llm("logs", "list", "--json", "-n", "1"))
+        return json.loads(entry["token_details"])["cached"]
+
+    def spans(self):
+        return DiskStore(self.store).stats()["spans"]
+
+
+@pytest.fixture
+def home(tmp_path, tiny_llama):
+    made = Home(tmp_path)
+    made.ours("default", str(tiny_llama()))
+    return made
+
+
+def test_off_means_off(home):
+    home.llm("logs", "off")
+    home.llm(*ASK)
+    assert home.spans() == 0
+    home.llm("logs", "on")
+    home.llm(*ASK, "-o", "cache", "false")
+    assert home.spans() == 0
+    home.environment["LLM_MLX_CACHED_DISK"] = "0"
+    home.llm(*ASK)
+    del home.environment["LLM_MLX_CACHED_DISK"]
+    assert home.spans() == 0
+    home.llm(*ASK)
+    assert home.spans() > 0
+
+
+def test_stats_check_and_clear(home, tiny_llama):
+    home.llm(*ASK)
+    first = home.ours("default")
+    assert Path(first).name in home.ours("stats")
+    assert home.ours("check") == "all is well"
+    home.ours("default", str(tiny_llama(seed=3)))
+    home.llm(*ASK)
+    both = home.spans()
+    home.ours("clear", "--older-than", "7d")
+    assert home.spans() == both
+    home.ours("clear", "--model", first)
+    assert 0 < home.spans() < both
+    home.ours("clear", "--older-than", "soon", status=1)
+    next((home.store / "spans").glob("*.safetensors")).write_bytes(b"damaged")
+    assert "can't be read" in home.ours("check", status=1)
+    home.ours("check", "--fix")
+    assert home.ours("check") == "all is well"
+    foreign = home.store / "spans" / "mine"
+    foreign.write_text("mine")
+    home.ours("clear")
+    left = {p.name for p in home.store.rglob("*") if p.is_file()}
+    assert left - {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm"} == {"mine"}
+
+
+def statuses(home, count):
+    found = []
+    for _ in range(count):
+        process = home.start(*ASK[:-1], "8")
+        process.communicate(timeout=120)
+        found.append(process.returncode)
+    return found
+
+
+def test_exit_status_is_0(home):
+    assert statuses(home, 3) == [0] * 3
+    assert DiskStore(home.store).check() == []
+
+
+@pytest.mark.soak
+def test_exit_status_is_0_in_fifty_of_fifty(home):
+    assert statuses(home, 50) == [0] * 50
+
+
+def interrupted(home):
+    process = home.start(*ASK[:-1], "600")
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def closed(home):
+    process = home.start(*ASK[:-1], "600")
+    process.stdout.read(1)
+    process.stdout.close()
+    process.wait(timeout=60)
+    process.stderr.close()
+    return process.returncode
+
+
+@pytest.mark.parametrize("break_off", [interrupted, closed])
+def test_an_answer_broken_off_leaves_nothing_half_stored(home, break_off):
+    assert break_off(home) not in (-signal.SIGABRT, -signal.SIGSEGV, 134, 139)
+    store = DiskStore(home.store)
+    store.sweep(every=True)
+    assert store.check() == []
+    home.llm(*ASK)
+    warm = json.loads(home.llm("logs", "list", "--json", "-n", "1"))[0]["response"]
+    home.llm(*ASK, "-o", "cache", "false")
+    assert json.loads(home.llm("logs", "list", "--json", "-n", "1"))[0]["response"] == warm
+
+
+def test_other_weights_under_the_same_name_are_a_miss(home):
+    home.llm(*ASK)
+    home.llm(*ASK)
+    assert home.cached() > 0
+    weights = next(Path(home.ours("default")).glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-400] ^= 0x01
+    time.sleep(0.01)
+    weights.write_bytes(content)
+    home.llm(*ASK)
+    assert home.cached() == 0
+
+
+def test_another_mlx_lm_adapter_or_setting_is_another_namespace(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapters.safetensors").write_bytes(b"x")
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    found = {
+        fingerprint([model], {"mlx-lm": "0.32.2"}, {}),
+        fingerprint([model], {"mlx-lm": "0.31.3"}, {}),
+        fingerprint([model], {"mlx-lm": "0.32.2", "layers": ["quantized_rows"]}, {}),
+        fingerprint([model, adapter], {"mlx-lm": "0.32.2"}, {}),
+    }
+    assert len(found) == 4
+    model.rename(tmp_path / "moved")
+    assert fingerprint([tmp_path / "moved"], {"mlx-lm": "0.32.2"}, {}) in found

@@ -1,0 +1,158 @@
+"""Several processes, threads and forks on one folder: no luck is needed to be right (P5, P6)."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+
+SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the time
+
+
+def ended_well(processes, timeout=120):
+    """What children printed; an error, or anything on stderr, is a failure."""
+    said = []
+    for process in processes:
+        out, error = process.communicate(timeout=timeout)
+        assert process.returncode == 0, error
+        assert error == ""
+        said.append(int(out))
+    return said
+
+
+def all_at_once(child, worlds, folder, count, seconds):
+    budget = str(SPANS)
+    crowd = [child("work", folder, 20 + n, str(seconds), budget) for n in range(count)]
+    assert all(steps > 0 for steps in ended_well(crowd))
+    store = DiskStore(folder, SPANS)
+    assert store.check() == []
+    assert store.stats()["bytes"] <= SPANS
+    assert sum(p.stat().st_size for p in store.spans_folder.iterdir()) <= SPANS
+    return store
+
+
+def test_p5_p6_processes_that_insert_read_and_evict_at_once_keep_the_budget(
+    child, worlds, tmp_path
+):
+    all_at_once(child, worlds, tmp_path, 3, 4)
+
+
+@pytest.mark.soak
+def test_p5_p6_four_processes_for_half_a_minute(child, worlds, tmp_path):
+    all_at_once(child, worlds, tmp_path, 4, 30)
+
+
+def test_p6_two_processes_that_store_the_same_store_it_once(child, worlds, tmp_path):
+    ended_well([child("once", tmp_path, 5) for _ in range(3)])
+    store = DiskStore(tmp_path)
+    assert store.stats()["spans"] == 1
+    assert store.check() == []
+    assert worlds.get(store, worlds.paths(5)[0]) == len(worlds.paths(5)[0])
+
+
+def test_p8_clear_in_a_loop_beside_readers_and_writers(child, worlds, tmp_path):
+    crowd = [child("work", tmp_path, 30 + n, "5") for n in range(2)]
+    crowd.append(child("clear", tmp_path, 1, "5"))
+    ended_well(crowd)
+    store = DiskStore(tmp_path)
+    assert store.check() == []
+    store.clear()
+    assert list(store.spans_folder.iterdir()) == []
+    assert store.stats()["bytes"] == 0
+
+
+def test_p8_after_clear_no_token_is_left_in_any_file(worlds, tmp_path):
+    store = DiskStore(tmp_path)
+    ids = list(range(700_000_000, 700_000_040))
+    worlds.put(store, ids)
+    store.clear()
+    needle = (700_000_020).to_bytes(4, "little")
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or needle not in path.read_bytes(), path
+
+
+def test_a_fork_reopens_the_index_and_leaves_the_parents_alone(worlds, tmp_path):
+    store = DiskStore(tmp_path)
+    first, second = worlds.paths(6)[:2]
+    worlds.put(store, first)
+    draft = worlds.draft(list(range(5000, 5020)))
+    child = os.fork()
+    if not child:  # no MLX here: its threads stayed behind
+        stored = store.save(draft)
+        found = store.lookup(draft.namespace, draft.path).end
+        os._exit(0 if stored and found == 20 else 1)
+    worlds.put(store, second)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.lookup(draft.namespace, draft.path).end == 20
+    assert store.check() == []
+
+
+def test_a_writer_of_the_parent_is_not_waited_for_in_a_fork(worlds, tmp_path):
+    cache = PromptCache("1GB", DiskStore(tmp_path))
+    ids = worlds.paths(6)[0]
+    cache.insert("m", ids, worlds.layers_for(ids))
+    cache.flush(wait=False)
+    child = os.fork()
+    if not child:
+        cache._writer.wait()
+        os._exit(0)
+    started = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert time.monotonic() - started < 10
+    cache.flush()
+
+
+def test_threads_of_one_process_share_a_store(worlds, tmp_path):
+    store = DiskStore(tmp_path)
+    drafts = [worlds.draft([seed, *range(30)]) for seed in range(40)]
+    failures = []
+
+    def work(mine):
+        for draft in mine:
+            if not store.save(draft) or store.lookup("m", draft.path).end != 31:
+                failures.append(draft.path[0])
+
+    threads = [threading.Thread(target=work, args=(drafts[n::8],)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.stats()["spans"] == 40
+    assert store.check() == []
+
+
+def test_pinned_paths_go_last_and_pins_outlive_the_process(worlds, tmp_path):
+    store = DiskStore(tmp_path, SPANS)
+    pinned = worlds.paths(40)[0]
+    cache = PromptCache("1GB", store)
+    cache.insert("m", pinned, worlds.layers_for(pinned))
+    cache.pin("m", pinned)
+    for seed in range(41, 60):
+        worlds.put(store, worlds.paths(seed)[0])
+    assert worlds.get(DiskStore(tmp_path, SPANS), pinned) == len(pinned)
+    PromptCache("1GB", DiskStore(tmp_path, SPANS)).unpin("m", pinned)
+    for seed in range(60, 90):
+        worlds.put(store, worlds.paths(seed)[0])
+    with pytest.raises(ValueError, match="nothing is pinned"):
+        PromptCache("1GB", store).unpin("m", pinned)
+    assert store.check() == []
+
+
+def test_what_is_worth_least_goes_first_and_suffixes_before_prefixes(worlds, tmp_path):
+    store = DiskStore(tmp_path, "1GB")
+    system, user = worlds.paths(70)[0], worlds.paths(71)[0]
+    cache = PromptCache("1GB", store)
+    cache.insert("m", system, worlds.layers_for(system), "system")
+    cache.flush()
+    cache.insert("m", user, worlds.layers_for(user), "assistant")
+    cache.insert("m", [*system, 7], worlds.layers_for([*system, 7]), "assistant")
+    cache.flush()
+    held = store.stats()["bytes"]
+    small = DiskStore(tmp_path, held - 1)
+    worlds.put(small, worlds.paths(72)[0])
+    assert worlds.get(small, system) == len(system)
+    assert small.stats()["bytes"] < held

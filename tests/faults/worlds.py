@@ -1,0 +1,175 @@
+"""Paths whose rows follow from their tokens alone, so that any process can tell a wrong byte.
+
+Loaded by path (tests are no package), and run as a child: python worlds.py WHAT FOLDER SEED ...
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.files import Files
+from llm_mlx_promptcache.cache.layers import layout_of
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
+
+LAYERS = 2
+NAMESPACE = "m"
+ROW = LAYERS * 2 * 2 * 4  # layers x keys and values x width x bytes
+
+
+def rows(ids):
+    """A number a position that depends on every token up to it."""
+    sums = np.cumsum(np.array(ids, dtype=np.uint64) * np.arange(1, len(ids) + 1, dtype=np.uint64))
+    return (sums % 65_521).astype(np.float32)
+
+
+def layers_for(ids):
+    """Layers that hold what `rows` says."""
+    values = mx.array(rows(ids))
+    made = []
+    for number in range(LAYERS):
+        layer = KVCache()
+        block = mx.stack([values + number, values * 2 + number], axis=-1)[None, None]
+        layer.update_and_fetch(block, block + 1)
+        made.append(layer)
+    return made
+
+
+def right(layers, ids):
+    """Whether layers hold what they should after these tokens."""
+    values = rows(ids)
+    for number, layer in enumerate(layers):
+        block = np.stack([values + number, values * 2 + number], axis=-1)
+        for found, wanted in ((layer.keys, block), (layer.values, block + 1)):
+            if not np.array_equal(np.array(found[0, 0, : len(ids)]), wanted):
+                return False
+    return True
+
+
+def paths(seed, count=10, length=40):
+    """Some paths that share prefixes."""
+    rng = random.Random(seed)
+    base = rng.choices(range(1000), k=length)
+    return [base[: rng.randrange(1, length)] + rng.choices(range(1000), k=20) for _ in range(count)]
+
+
+def draft(ids):
+    """A path as one span, ready to be stored by who may run no MLX."""
+    layers = layers_for(ids)
+    pieces = [
+        (layer.keys[..., : len(ids), :], layer.values[..., : len(ids), :]) for layer in layers
+    ]
+    path = array("I", ids)
+    return Draft(NAMESPACE, layout_of(layers), path, 0, "user", host_tensors(pieces), True)
+
+
+def put(store, ids):
+    """Store a path, as a process of one turn does."""
+    cache = PromptCache("1GB", store)
+    cache.insert(NAMESPACE, ids, layers_for(ids))
+    return cache.flush()
+
+
+def get(store, ids):
+    """How many tokens a fresh cache finds of a path; an error where they are wrong."""
+    lease = PromptCache("1GB", store).fetch(NAMESPACE, [*ids, 5])
+    assert lease.layers is None or right(lease.layers, ids[: lease.cached]), "a wrong byte"
+    return lease.cached
+
+
+def work(folder, seed, seconds, budget="20MB"):
+    """Insert and look up for a while; the number of steps."""
+    store = DiskStore(folder, budget)
+    rng, steps, end = random.Random(seed), 0, time.monotonic() + float(seconds)
+    choices = paths(1, 30) + paths(seed, 30)
+    while time.monotonic() < end:
+        ids = rng.choice(choices)
+        if rng.random() < 0.5:
+            put(store, ids)
+        else:
+            get(store, ids)
+        steps += 1
+    return steps
+
+
+def clear(folder, seed, seconds):
+    """Clear again and again."""
+    end, steps = time.monotonic() + float(seconds), 0
+    while time.monotonic() < end:
+        DiskStore(folder).clear()
+        steps += 1
+        time.sleep(0.05)
+    return steps
+
+
+def once(folder, seed):
+    """Store one path and say so."""
+    return put(DiskStore(folder, "20MB"), paths(int(seed))[0])
+
+
+def fetch(folder, seed):
+    """Look one path up."""
+    return get(DiskStore(folder, "20MB"), paths(int(seed))[0])
+
+
+class Failing(Files):
+    """The calls of `Files`; from the n-th on one fails, or all do."""
+
+    def __init__(self, error, at, sticky=False):
+        self.error, self.at, self.sticky, self.calls = error, at, sticky, 0
+
+    def _step(self):
+        self.calls += 1
+        if self.calls == self.at or (self.sticky and self.calls > self.at):
+            raise OSError(self.error, "injected")
+
+    def create(self, path):
+        self._step()
+        return _File(super().create(path), self)
+
+    def open(self, path):
+        self._step()
+        return super().open(path)
+
+    def replace(self, source, target):
+        self._step()
+        super().replace(source, target)
+
+    def unlink(self, path):
+        self._step()
+        return super().unlink(path)
+
+    def names(self, folder):
+        self._step()
+        return super().names(folder)
+
+
+class _File:
+    def __init__(self, file, files):
+        self._file, self._files = file, files
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, block):
+        self._files._step()
+        return self._file.write(block)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    what, folder, seed, *more = sys.argv[1:]
+    result = globals()[what](Path(folder), int(seed), *more)
+    os.writev(1, [f"{result}\n".encode()])  # not `write`, which strace may have been told to fail
