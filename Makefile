@@ -7,13 +7,16 @@ BIN := .venv/bin
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 
+# What `make soak` runs: all of it takes long; name files to run some.
+SOAK_TESTS ?= tests
+
 .PHONY: test soak demo lint format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
 
 soak: .venv/ready
-	SOAK=1 $(RUN)/python -m pytest -m soak
+	SOAK=1 $(RUN)/python -m pytest -m soak $(SOAK_TESTS)
 
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py
