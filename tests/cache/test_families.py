@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
-from llm_mlx_promptcache.cache.layers import NotCached
+from llm_mlx_promptcache.cache.layers import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 _spec = importlib.util.spec_from_file_location("trials", Path(__file__).with_name("trials.py"))
@@ -159,7 +159,8 @@ def test_law_1_quantised_rows(cache, bits):
     trial.keep(cache, PATH)
     before = trials.stored(cache)
     trials.points_hold(trial, cache, FEW)
-    assert trial.worst > 0
+    # How far buckets flip depends on the BLAS, down to not at all; that they are there does not.
+    assert {kind.name for kind in layout_of(trial.layers())} == {"quantized_rows"}
     same = trials.Trial(dataclasses.replace(wide, chunked="quantised"), quantized=bits)
     trials.points_hold(same, cache, trials.STOPS)  # inside a span, the rows' chunks are others
     assert same.worst == 0
