@@ -21,7 +21,7 @@ from . import repair, sweep
 from .files import Files, make_own_folder, same_file
 from .index import VERSION, Index, Row, Totals
 from .layers import Layout, layout_from_json, layout_to_json
-from .sizes import parse_size
+from .sizes import FolderBudget
 from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
 from .store import NOTHING, Found, NullStore, Store, StoredSpan
 from .tiers import TIERS
@@ -32,10 +32,6 @@ __all__ = ["DiskStore", "NullStore", "Store", "StoredSpan"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-MOST_BYTES: Final = 20_000_000_000  # by default, and no more than a tenth of the free space
-_FREE_SHARE: Final = 10
-_LEAST_FREE: Final = 1_000_000_000  # the watermark, and no more than a twentieth of the disk
-_DISK_SHARE: Final = 20
 _SWEEP_SECONDS: Final = 3600
 
 _INDEX = "index.sqlite"
@@ -62,7 +58,7 @@ class DiskStore:
         files: Files | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self._max_bytes = None if max_bytes is None else parse_size(max_bytes, "max_bytes")
+        self._budget = FolderBudget(max_bytes)
         self._max_days = max_days
         self._tiers = tuple(tiers)
         self._files = files or Files()
@@ -183,10 +179,8 @@ class DiskStore:
     @property
     def budget(self) -> int:
         """Bytes that all files of the folder may have."""
-        if self._max_bytes is not None:
-            return self._max_bytes
         held = self._guarded(lambda index: index.totals().bytes, 0)
-        return min(MOST_BYTES, (self._room()[0] + held) // _FREE_SHARE)
+        return self._budget.most(held, self._room)
 
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
@@ -324,11 +318,8 @@ class DiskStore:
 
     def _keep_budget(self, index: Index) -> None:
         """Evict until the folder keeps to its budget and the disk to its watermark."""
-        budget = self.budget
-        free, size = self._room()
-        lacking = min(_LEAST_FREE, size // _DISK_SHARE) - free
-        totals = index.totals()
-        excess = max(totals.bytes - budget, lacking if self._max_bytes is None else 0)
+        held = index.totals().bytes
+        excess = max(held - self._budget.most(held, self._room), self._budget.lacking(self._room))
         while excess > 0:
             before = index.totals().bytes
             with index.transaction():
@@ -340,7 +331,7 @@ class DiskStore:
             excess -= before - index.totals().bytes
         index.trim_log()
         now = int(self._files.now())
-        if not 0 <= now - totals.swept < _SWEEP_SECONDS:
+        if not 0 <= now - index.totals().swept < _SWEEP_SECONDS:
             self._tidy(index, now)
 
     def _tidy(self, index: Index, now: int) -> None:
@@ -354,12 +345,9 @@ class DiskStore:
     def _clear_some(self, index: Index, model: str | None, days: float | None) -> int:
         before = index.totals().bytes
         with index.transaction():
-            stems = set(index.of_model(model)) if model is not None else None
-            if days is not None:
-                old = index.older_than(int(self._files.now() - days * 86400))
-                mine = stems if stems is not None else set(old)
-                stems = {s for s in old if stems is None or index.first_of(s) in mine}
-            gone = [one for stem in stems or () for one in index.drop(stem)]
+            used_before = None if days is None else int(self._files.now() - days * 86400)
+            stems = index.chosen(model, used_before)
+            gone = [one for stem in stems for one in index.drop(stem)]
         self._remove(gone)
         if gone:
             index.shrink()

@@ -256,30 +256,21 @@ class Index:
         row = self.db.execute(_LEAF, least).fetchone()
         return row[0] if row is not None else None
 
-    def older_than(self, used_at: int) -> list[str]:
-        """Spans last used before a time, by the wall clock, whose every child is as old."""
-        query = """SELECT stem FROM spans WHERE used_at < ? AND pinned = 0 AND NOT EXISTS (
-            WITH RECURSIVE below (stem) AS (VALUES (spans.stem)
-                UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem)
-            SELECT 1 FROM below JOIN spans AS b ON b.stem = below.stem
-            WHERE b.used_at >= ? OR b.pinned)"""
-        return [row[0] for row in self.db.execute(query, (used_at, used_at))]
+    def chosen(self, model: str | None, used_before: int | None) -> list[str]:
+        """Spans of a model (a label, or how a namespace starts), of no later use than that.
 
-    def of_model(self, label: str) -> list[str]:
-        """First spans of all paths under a label or a namespace that starts like it."""
-        query = """SELECT stem FROM spans JOIN namespaces ON name = namespace
-            WHERE parent = '' AND (label = ? OR (length(?) >= 8 AND substr(name, 1, length(?)) = ?))
-            """
-        return [row[0] for row in self.db.execute(query, (label,) * 4)]
-
-    def first_of(self, stem: str) -> str:
-        """The first span of the path that a span stands on."""
-        query = """WITH RECURSIVE above (stem, parent) AS (
-            SELECT stem, parent FROM spans WHERE stem = ?
-            UNION SELECT s.stem, s.parent FROM spans AS s JOIN above ON s.stem = above.parent)
-            SELECT stem FROM above WHERE parent = ''"""
-        row = self.db.execute(query, (stem,)).fetchone()
-        return str(row[0]) if row is not None else ""
+        What hangs on one of them is as old, or it is not among them; pinned ones are never too old.
+        """
+        query = """SELECT stem FROM spans AS s JOIN namespaces ON name = namespace
+            WHERE (:model IS NULL OR label = :model
+                OR (length(:model) >= 8 AND substr(name, 1, length(:model)) = :model))
+            AND (:before IS NULL OR NOT EXISTS (
+                WITH RECURSIVE below (stem) AS (VALUES (s.stem)
+                    UNION SELECT c.stem FROM spans AS c JOIN below ON c.parent = below.stem)
+                SELECT 1 FROM below JOIN spans AS b ON b.stem = below.stem
+                WHERE b.used_at >= :before OR b.pinned))"""
+        rows = self.db.execute(query, {"model": model, "before": used_before})
+        return [row[0] for row in rows]
 
     def swept(self, now: int) -> None:
         """Remember when the folder was swept."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import layers as kinds
-from .checkpoints import resumed_at
 from .explain import Counters, Why
-from .layers import Layout, Part
+from .layers import Layout
 from .leases import Lease, Loans
 from .persistence import Writer, drafts
+from .planning import Plan, plan
 from .policies import Policy
-from .restore import Restore, read_checkpoint
 from .sizes import parse_size
 from .span_tree import SpanNode, SpanTree, parts_of
 from .store import NOTHING, Found, NullStore, Store
@@ -26,17 +25,6 @@ from .tiers import TIERS
 from .trie import Tokens, as_tokens
 
 __all__ = ["Lease", "PromptCache"]
-
-
-class _Plan(NamedTuple):
-    """Parts of a path, where it resumes, up to which token it is known and its spans in memory."""
-
-    parts: list[Part]
-    place: int
-    matched: int
-    in_memory: int
-    restore: Restore | None = None
-    stitched: bool = False
 
 
 class PromptCache:
@@ -86,19 +74,19 @@ class PromptCache:
             unreadable, layers = False, None
             # What turns out not to be what was written goes, so each attempt has less before it.
             while layers is None:
-                plan = self._find(namespace, layout, ids[:-1], nodes, length)
-                unreadable |= plan.restore is not None and plan.restore.unreadable
-                if plan.place == 0:
+                found = self._find(namespace, layout, ids[:-1], nodes, length)
+                unreadable |= found.restore is not None and found.restore.unreadable
+                if found.place == 0:
                     break
-                layers = self._join(layout, plan, nodes, len(ids) + room, take)
+                layers = self._join(layout, found, nodes, len(ids) + room, take)
                 unreadable |= layers is None
-            why = self._why(namespace, ids, plan.place, plan.matched, unreadable)
-            self._tree.use(nodes, plan.place)
+            why = self._why(namespace, ids, found.place, found.matched, unreadable)
+            self._tree.use(nodes, found.place)
             if layers is not None:
-                whole = [node for node in nodes if node.end <= plan.place]
+                whole = [node for node in nodes if node.end <= found.place]
                 held = self._tree.hold(whole[-1]) if whole else None
-                self._loans.lend(namespace, ids[: plan.place], layers, held)
-            return self._counted(ids, Lease(layers, plan.place, why, plan.matched))
+                self._loans.lend(namespace, ids[: found.place], layers, held)
+            return self._counted(ids, Lease(layers, found.place, why, found.matched))
 
     def insert(
         self,
@@ -268,32 +256,12 @@ class PromptCache:
 
     def _find(
         self, namespace: str, layout: Layout, ids: Tokens[int], nodes: list[SpanNode], length: int
-    ) -> _Plan:
+    ) -> Plan:
         """What memory and store hold along `ids`, and how far that goes."""
         parts = parts_of(nodes, length)
         reached = kinds.resumable(layout, parts, length)
         stored = self._lookup(namespace, ids) if reached < len(ids) else NOTHING
-        if stored.end <= reached:
-            return _Plan(parts, reached, length, length)
-        parts = [p._replace(end=min(p.end, reached)) for p in parts if p.start < reached]
-        starts = [part.start for part in parts]
-        restore = Restore(self._store)
-        restore.open(namespace, stored.spans, ids, reached)
-        outlined = parts + restore.parts
-        end = outlined[-1].end if outlined else 0
-        count = kinds.resumable(layout, outlined, end)
-        matched = max(length, end)
-        for checkpoint in sorted(stored.checkpoints, key=lambda c: -c.end):
-            if count < checkpoint.end <= end:
-                extra = read_checkpoint(self._store, namespace, checkpoint, ids)
-                if extra is not None:
-                    place = checkpoint.end
-                    streamed = parts + restore.streamed(place)
-                    starts = starts + restore.starts
-                    stitched = resumed_at(layout, streamed, starts, place, extra)
-                    return _Plan(stitched, place, matched, reached, restore, True)
-        parts = parts + restore.streamed(count)
-        return _Plan(parts, count, matched, reached, restore)
+        return plan(self._store, namespace, layout, ids, parts, reached, stored)
 
     def _lookup(self, namespace: str, ids: Tokens[int]) -> Found:
         if self._evicting:  # what has left memory must be found where it went
@@ -302,27 +270,28 @@ class PromptCache:
         return self._store.lookup(namespace, ids)
 
     def _join(
-        self, layout: Layout, plan: _Plan, nodes: list[SpanNode], wanted: int, take: bool
+        self, layout: Layout, found: Plan, nodes: list[SpanNode], wanted: int, take: bool
     ) -> list[Any] | None:
         """The layers that a plan comes to; None where a file was not what it seemed."""
         moving: list[int] = []
-        if take and not plan.stitched:
-            moving = self._tree.exclusive(nodes, min(plan.place, plan.in_memory))
+        if take and not found.stitched:
+            moving = self._tree.exclusive(nodes, min(found.place, found.in_memory))
         try:
             layers = None
-            if plan.restore is not None:
-                layers = plan.restore.layers(layout, plan.place, wanted - plan.place)
+            if found.restore is not None:
+                layers = found.restore.layers(layout, found.place, wanted - found.place)
             if layers is None:
-                layers = kinds.join(layout, plan.parts, plan.place, wanted - plan.place, moving)
-            return layers if plan.restore is None or plan.restore.verify() else None
-        except (OSError, ValueError):
-            if plan.restore is None or not plan.restore.failed():
+                layers = kinds.join(layout, found.parts, found.place, wanted - found.place, moving)
+            return layers if found.restore is None or found.restore.verify() else None
+        except (OSError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            # No content of any file may raise out of a lookup (law 6).
+            if found.restore is None or not found.restore.failed(error):
                 raise
             return None
         finally:
             self._tree.resized(nodes[index] for index in moving)
-            if plan.restore is not None:
-                plan.restore.close()
+            if found.restore is not None:
+                found.restore.close()
 
     def _why(
         self, namespace: str, ids: Tokens[int], count: int, matched: int, unreadable: bool

@@ -15,6 +15,7 @@ import mlx.core as mx
 from .layer_kinds import Layer, Piece, Rows
 from .layers import Layout, Part
 from .span_file import DamagedSpan, OpenSpan, empty
+from .span_header import Entry
 from .store import Store, StoredSpan
 from .trie import Tokens
 
@@ -58,6 +59,8 @@ class Restore:
         if not in_place or not self._spans or self.parts[0].start:
             return None
         spans = [opened for _, opened in self._spans]
+        if not all(_is_plain(entry) for i in range(len(layout)) for entry in spans[0].entries(i)):
+            return None
         used = self.parts[: len(spans)]
         return list(_InPlace(spans, used, count, room).layers_read())
 
@@ -85,17 +88,21 @@ class Restore:
             self._store.used([span for span, _ in self._spans])
         return good
 
-    def failed(self) -> bool:
-        """Whether it was the reading that broke off; the spans of which that is true go."""
+    def failed(self, error: Exception) -> bool:
+        """Whether files were read when this went wrong; those go of which it may be the fault."""
         broken = [(s, opened.broken) for s, opened in self._spans if opened.broken is not None]
-        for span, error in broken:
-            self._store.damaged(span, error)
-        return bool(broken)
+        for span, reason in broken or [(span, error) for span, _ in self._spans]:
+            self._store.damaged(span, reason)
+        return bool(self._spans)
 
     def close(self) -> None:
         """Let go of the files."""
         for _, opened in self._spans:
             opened.close()
+
+
+def _is_plain(entry: Entry | None) -> bool:
+    return entry is not None and len(entry.shape) >= 2 and 0 not in entry.shape
 
 
 class _Stream:
@@ -159,8 +166,6 @@ class _Buffers(NamedTuple):
     lead: int
     stride: int
     width: int
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
 
 
 class _InPlace(_Stream):
@@ -203,12 +208,12 @@ class _InPlace(_Stream):
             for kind_of in [first.head.layout[layer]]
         ]
 
-    def _buffers(self, kind: Any, entry: Any) -> _Buffers:
+    def _buffers(self, kind: Any, entry: Entry) -> _Buffers:
         lead, width = math.prod(entry.shape[:-2]), entry.shape[-1] * entry.dtype.size
         rows = self._count + self._room * kind.grows
         shape = (*entry.shape[:-2], rows, entry.shape[-1])
-        data = mx.zeros((lead * rows * width,), mx.uint8)
-        return _Buffers(data, memoryview(b""), lead, rows * width, width, shape, entry.dtype)
+        data = mx.zeros(shape, entry.dtype)
+        return _Buffers(data, memoryview(b""), lead, rows * width, width)
 
     def _read(self, span: OpenSpan, part: Part, now: range, prepared: list[list[_Buffers]]) -> None:
         """One file's rows of some layers; what the path leaves out is read for the digest."""
@@ -217,8 +222,9 @@ class _InPlace(_Stream):
         slices: list[memoryview] = []
         for layer, arrays in zip(now, prepared, strict=True):
             for made, entry in zip(arrays, span.entries(layer), strict=True):
-                shape = (*made.shape[:-2], held, made.shape[-1])
-                if entry is None or (entry.shape, entry.dtype) != (shape, made.dtype):
+                lead, width = made.data.shape[:-2], made.data.shape[-1]
+                expected = ((*lead, held, width), made.data.dtype)
+                if entry is None or (entry.shape, entry.dtype) != expected:
                     span.broken = DamagedSpan(f"{span.name} has rows of another shape")
                     raise span.broken
                 left = (held - used) * made.width
@@ -232,14 +238,12 @@ class _InPlace(_Stream):
 
     def _layer(self, kind: Any, arrays: list[_Buffers]) -> Layer:
         layer = kind.empty()
-        filled = [made.data.view(made.dtype).reshape(made.shape) for made in arrays]
-        mx.eval(filled)
-        kind.fill(layer, filled, self._count)
+        kind.fill(layer, [made.data for made in arrays], self._count)
         return layer
 
 
 def _mapped(made: _Buffers) -> _Buffers:
-    return made._replace(memory=memoryview(cast("Any", made.data)))
+    return made._replace(memory=memoryview(cast("Any", made.data)).cast("B"))
 
 
 class _Pieces(Sequence[Piece | None]):

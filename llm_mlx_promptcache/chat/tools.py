@@ -36,8 +36,8 @@ __all__ = [
     "Collector",
     "CutShort",
     "Part",
-    "ReasoningPart",
-    "TextPart",
+    "ReasoningDelta",
+    "TextDelta",
     "Thinking",
     "form_of",
     "plain_turn",
@@ -48,13 +48,13 @@ __all__ = [
 _DOCUMENTS = {"schema": "a JSON document", "tools_or_schema": "a call or JSON document"}
 
 
-class TextPart(NamedTuple):
+class TextDelta(NamedTuple):
     """The next piece of the answer's text."""
 
     text: str
 
 
-class ReasoningPart(NamedTuple):
+class ReasoningDelta(NamedTuple):
     """The next piece of the reasoning."""
 
     text: str
@@ -74,7 +74,7 @@ class CallArguments(NamedTuple):
     text: str
 
 
-Part = TextPart | ReasoningPart | CallName | CallArguments
+Part = TextDelta | ReasoningDelta | CallName | CallArguments
 
 
 class CutShort(ValueError):
@@ -261,10 +261,10 @@ class Collector:
         text, self._spaces = text or self._spaces, ""
         if self._state == "reasoning":
             self._reasonings.append(text)
-            parts.append(ReasoningPart(text))
+            parts.append(ReasoningDelta(text))
         else:
             self._texts.append(text)
-            parts.append(TextPart(text))
+            parts.append(TextDelta(text))
 
     def _step_call(self, parts: list[Part], last: bool) -> bool:
         form = self._form or GENERIC

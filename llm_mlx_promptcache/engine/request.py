@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from ..chat.generated import Generated, ToolCall, nothing
 from ..chat.messages import Message
+from ..chat.tools import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
+
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "CallArguments",
+    "CallName",
+    "CutShort",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "GenerationRequest",
+    "KVSettings",
+    "Logprob",
+    "Progress",
+    "ReasoningDelta",
+    "Sampling",
+    "TextDelta",
+    "Timings",
+    "TokenLogprobs",
+    "Usage",
+]
 
 DEFAULT_MAX_TOKENS = 1024
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+ToolChoice = Literal["auto", "any", "none"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +86,28 @@ _LIMITS = (
 )
 
 
+class KVSettings(NamedTuple):
+    """Keys and values in `bits` bits (4 or 8), `group_size` of them to a scale, from token `start`.
+
+    The rows before `start` are quantised too, once the path is that long.
+    """
+
+    bits: int
+    group_size: int = 64
+    start: int = 0
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer asked for: a conversation that does not end with an assistant's message."""
+    """One answer asked for: a conversation that does not end with an assistant's message.
+
+    `tools` are in OpenAI's form, and at most `max_calls` are called at once; `tool` names the one
+    that must be called. `schema` (JSON Schema), `json_object` and `regex` say what the answer must
+    be; beside tools, a schema leaves the choice between a call and a document. `thinking` asks a
+    template to let the model reason or not. `logprobs` is how many alternatives are told for each
+    token. `salt` keeps applications apart. With `warm` nothing is answered: the conversation's
+    stable beginning is prefilled and pinned.
+    """
 
     messages: tuple[Message, ...]
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -73,21 +116,69 @@ class GenerationRequest:
     use_cache: bool = True
     on_disk: bool = True
     salt: str = ""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tool_choice: ToolChoice = "auto"
+    tool: str = ""
+    max_calls: int = 8
+    schema: Mapping[str, Any] | None = field(default=None, hash=False)
+    json_object: bool = False
+    regex: str = ""
+    thinking: bool | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=nothing, hash=False)
+    kv: KVSettings | None = None
+    logprobs: int | None = None
+    warm: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise ValueError("stop holds an empty string; give strings of one character or more")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; give 1 or more")
+        if self.tool_choice not in ("auto", "any", "none"):
+            raise ValueError(f"tool_choice is {self.tool_choice!r}; use auto, any or none")
+        if self.max_calls < 1:
+            raise ValueError(f"max_calls is {self.max_calls}; give 1 or more")
+        if (self.tool or self.tool_choice == "any") and not self.tools:
+            raise ValueError("a tool must be called, and tools is empty; give tools")
+        asked = {"schema": self.schema is not None, "json_object": self.json_object}
+        wanted = [name for name, is_asked in asked.items() if is_asked] + ["regex"] * bool(
+            self.regex
+        )
+        if len(wanted) > 1:
+            raise ValueError(f"{' and '.join(wanted)} can't hold together; give one of them")
+        if self.regex and self.tools:
+            raise ValueError("regex and tools can't hold together; give one of them")
+        if self.logprobs is not None and not 0 <= self.logprobs <= _MOST_LOGPROBS:
+            raise ValueError(f"logprobs is {self.logprobs}; give 0 to {_MOST_LOGPROBS}")
+        if self.kv is not None:
+            _check_kv(self.kv)
+
+
+_MOST_LOGPROBS = 20
+
+
+def _check_kv(kv: KVSettings) -> None:
+    for name, value, allowed in (
+        ("bits", kv.bits, (2, 3, 4, 6, 8)),
+        ("group_size", kv.group_size, (32, 64, 128)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"kv.{name} is {value}; give one of {', '.join(map(str, allowed))}")
+    if kv.start < 0:
+        raise ValueError(f"kv.start is {kv.start}; give 0 or more")
 
 
 class Usage(NamedTuple):
-    """Tokens of the prompt, how many of them came from the cache or were run, and the answer's."""
+    """Tokens: the prompt's, how many of them came from the cache or were run, the answer's.
+
+    `reasoning` of the generated ones were reasoning.
+    """
 
     prompt: int
     cached: int
     prefilled: int
     generated: int
+    reasoning: int = 0
 
 
 class Timings(NamedTuple):
@@ -106,17 +197,27 @@ class Progress(NamedTuple):
     cached: int
 
 
-class TextDelta(NamedTuple):
-    """The next piece of the answer."""
+class Logprob(NamedTuple):
+    """One token and the natural logarithm of its probability."""
 
+    id: int
     text: str
+    logprob: float
+
+
+class TokenLogprobs(NamedTuple):
+    """A generated token and the likeliest alternatives, itself among them where it is one."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...]
 
 
 class Finished(NamedTuple):
     """The end of an answer: its exact tokens, stop token included, and what it took.
 
-    Where a stop string ended it, `ids` are those of the text before, or none where they part
-    inside a token: a replay must say what was shown.
+    Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
+    they part inside a token: a replay must say what was shown. `cut` names what should have been
+    whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile.
     """
 
     ids: tuple[int, ...]
@@ -126,6 +227,30 @@ class Finished(NamedTuple):
     timings: Timings
     why: str
     fingerprint: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    cut: str = ""
+    stopped_by: str = ""
+    rendered: Mapping[str, Any] = nothing()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    peak_bytes: int = 0
+
+    def generated(self) -> Generated:
+        """The record with which a later prompt replays this answer; front ends keep it."""
+        return Generated.of(
+            self.ids,
+            self.text,
+            self.fingerprint,
+            reasoning=self.reasoning,
+            tool_calls=self.tool_calls,
+            rendered=self.rendered,
+        )
+
+    def whole(self) -> Finished:
+        """Itself; CutShort where the answer ended inside what only counts as a whole."""
+        if self.cut:
+            raise CutShort(self.cut)
+        return self
 
 
-Event = Progress | TextDelta | Finished
+Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | Finished

@@ -18,8 +18,8 @@ from llm_mlx_promptcache.chat.tools import (
     CallName,
     Collector,
     CutShort,
-    ReasoningPart,
-    TextPart,
+    ReasoningDelta,
+    TextDelta,
     Thinking,
     plain_turn,
     tool_prompt,
@@ -58,7 +58,7 @@ def joined(parts):
     for part in parts:
         if isinstance(part, CallArguments):
             calls[part.id][1] += part.text
-    texts = ["".join(p.text for p in parts if isinstance(p, k)) for k in (TextPart, ReasoningPart)]
+    texts = ["".join(p.text for p in parts if isinstance(p, k)) for k in (TextDelta, ReasoningDelta)]
     return texts[0], texts[1], {id: tuple(found) for id, found in calls.items()}
 
 

@@ -22,7 +22,7 @@ from llm_mlx_promptcache.chat.grammar import (
     schema_grammar,
     tool_grammar,
 )
-from llm_mlx_promptcache.chat.tools import CallName, Collector, TextPart
+from llm_mlx_promptcache.chat.tools import CallName, Collector, TextDelta
 from llm_mlx_promptcache.engine.constraint import (
     Constraint,
     ConstraintError,
@@ -194,7 +194,7 @@ def test_text_stays_text_until_a_call_begins(speaker):
     collector = Collector(GENERIC, [MAGIC], grammar=grammar)
     parts = collector.feed("Let me see. <tool_call>" + speaker.text(said))
     _, answer = collector.finish(whole=True)
-    assert parts[0] == TextPart("Let me see.")
+    assert parts[0] == TextDelta("Let me see.")
     assert [call.name for call in answer.calls] == ["magic"]
 
 

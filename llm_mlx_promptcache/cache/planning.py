@@ -1,0 +1,56 @@
+"""How far a prompt gets with what memory and the store hold along it, before anything is read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from . import layers as kinds
+from .checkpoints import resumed_at
+from .layers import Layout, Part
+from .restore import Restore, read_checkpoint
+from .store import Found, Store
+from .trie import Tokens
+
+
+class Plan(NamedTuple):
+    """Parts of a path, where it resumes, up to which token it is known and its spans in memory."""
+
+    parts: list[Part]
+    place: int
+    matched: int
+    in_memory: int
+    restore: Restore | None = None
+    stitched: bool = False
+
+
+def plan(
+    store: Store,
+    namespace: str,
+    layout: Layout,
+    ids: Tokens[int],
+    held: list[Part],
+    reached: int,
+    stored: Found,
+) -> Plan:
+    """A plan out of the parts `held` in memory, which resume at `reached`, and what is `stored`."""
+    length = held[-1].end if held else 0
+    if stored.end <= reached:
+        return Plan(held, reached, length, length)
+    parts = [p._replace(end=min(p.end, reached)) for p in held if p.start < reached]
+    starts = [part.start for part in parts]
+    restore = Restore(store)
+    restore.open(namespace, stored.spans, ids, reached)
+    outlined = parts + restore.parts
+    end = outlined[-1].end if outlined else 0
+    count = kinds.resumable(layout, outlined, end)
+    matched = max(length, end)
+    for checkpoint in sorted(stored.checkpoints, key=lambda c: -c.end):
+        if not count < checkpoint.end <= end:
+            continue
+        extra = read_checkpoint(store, namespace, checkpoint, ids)
+        if extra is not None:
+            place = checkpoint.end
+            parts = parts + restore.streamed(place)
+            stitched = resumed_at(layout, parts, starts + restore.starts, place, extra)
+            return Plan(stitched, place, matched, reached, restore, True)
+    return Plan(parts + restore.streamed(count), count, matched, reached, restore)

@@ -1,0 +1,109 @@
+"""What is written when: behind the caller's back, each span once, short ends with what follows."""
+
+import random
+import threading
+from array import array
+
+import pytest
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.persistence import SHORT
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+
+IDS = random.Random(3).choices(range(100), k=200)
+
+
+class Slow(DiskStore):
+    """A store whose writes wait until they are let go."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.go = threading.Event()
+        self.threads = set()
+
+    def save(self, draft):
+        assert self.go.wait(30)
+        self.threads.add(threading.current_thread().name)
+        return super().save(draft)
+
+
+@pytest.fixture
+def slow(tmp_path):
+    made = Slow(tmp_path / "cache")
+    yield made
+    made.go.set()
+
+
+def test_spans_are_written_behind_the_callers_back(slow, run):
+    cache = PromptCache("100MB", slow)
+    cache.insert("m", IDS[:50], run(IDS[:50])[1])
+    assert cache.flush(wait=False) == 1
+    cache.insert("m", IDS[:90], run(IDS[:90])[1])
+    assert cache.flush(wait=False) == 1
+    assert cache.flush(wait=False) == 0
+    assert slow.stats()["spans"] == 0
+    slow.go.set()
+    cache.flush()
+    assert slow.threads == {"span-writer"}
+    assert [s.end for s in slow.lookup("m", array("I", IDS[:90])).spans] == [50, 90]
+    assert slow.stats()["tokens"] == 90
+    assert slow.check() == []
+
+
+def test_what_leaves_memory_while_it_is_written_is_found(slow, run):
+    cache = PromptCache("100MB", slow)
+    cache.insert("m", IDS[:50], run(IDS[:50])[1])
+    slow.go.set()
+    cache.trim_to(memory_bytes=0)
+    assert cache.fetch("m", IDS[:60]).cached == 50
+
+
+def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
+    store = DiskStore(tmp_path)
+    cache = PromptCache("100MB", store)
+    ends = [40, 40 + SHORT // 2, 40 + SHORT, 120]
+    for end in ends:
+        cache.insert("m", IDS[:end], run(IDS[:end])[1])
+        cache.flush(short=False)
+    assert store.stats()["spans"] == 3
+    assert store.stats()["tokens"] == 120
+    cache.insert("m", IDS[:123], run(IDS[:123])[1])
+    assert cache.flush(short=False) == 0
+    assert cache.flush() == 1
+    again = PromptCache("100MB", DiskStore(tmp_path))
+    assert again.fetch("m", IDS[:130]).cached == 123
+    assert store.check() == []
+
+
+def test_each_byte_is_written_once(tmp_path, run):
+    store = DiskStore(tmp_path)
+    cache = PromptCache("100MB", store)
+    rng = random.Random(5)
+    path = IDS[:60]
+    for _ in range(12):
+        lease = cache.fetch("m", path, take=True)
+        layers = run(path[lease.cached :], lease.layers)[1]
+        cache.insert("m", path, layers)
+        cache.flush(wait=False, short=False)
+        answer = [*path, *rng.choices(range(100), k=rng.randrange(1, 30))]
+        run(answer[len(path) :], layers)
+        cache.insert("m", answer, layers, consume=True)
+        cache.flush(wait=False, short=False)
+        path = [*answer, *rng.choices(range(100), k=20)] if rng.random() < 0.7 else path
+    cache.flush()
+    held = store.stats()
+    assert held["written"] <= 1.1 * held["bytes"]
+    assert held["tokens"] == cache.stats()["memory"]["tokens"]
+    assert cache.check() + store.check() == []
+
+
+def test_what_must_not_reach_the_disk_does_not(tmp_path, run):
+    store = DiskStore(tmp_path)
+    cache = PromptCache("100MB", store)
+    cache.insert("m", IDS[:50], run(IDS[:50])[1], on_disk=False)
+    cache.flush()
+    cache.trim_to(memory_bytes=0)
+    assert store.stats()["spans"] == 0
+    cache.insert("m", IDS[:50], run(IDS[:50])[1])
+    cache.flush()
+    assert store.stats()["tokens"] == 50
