@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,15 @@ def fingerprint(
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def namespace_of(identity: str, salt: str = "") -> str:
-    """The namespace of a model and an application's own salt; other salts never meet."""
-    return hashlib.sha256(json.dumps([identity, salt]).encode()).hexdigest() if salt else identity
+def namespace_of(identity: str, salt: str = "", settings: Sequence[int] | None = None) -> str:
+    """The namespace of a model, an application's own salt, and settings of keys and values.
+
+    Other salts never meet, nor do other settings.
+    """
+    if not salt and settings is None:
+        return identity
+    mixed = [identity, salt] if settings is None else [identity, salt, list(settings)]
+    return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
 def _file_digest(path: Path, known: MutableMapping[str, str]) -> str:

@@ -142,6 +142,11 @@ class Collector:
         self._calls: list[ToolCall] = []
         self._unreadable = 0
 
+    @property
+    def reasons(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state == "reasoning"
+
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
         parts: list[Part] = []

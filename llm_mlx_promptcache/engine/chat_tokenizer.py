@@ -58,3 +58,7 @@ class TemplateTokenizer:
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    def text_of(self, token: int) -> str:
+        """Text of one token, special or not."""
+        return self.decode([token])

@@ -1,78 +1,218 @@
-"""Prefill and decode: the model is run here and nowhere else, on the engine's thread."""
+"""Decoding: answers that take their steps together, a token each.
+
+While a step is read the next one is on its way, unless a grammar must see the token first: its
+mask depends on it. One answer alone runs tokens that its grammar forces all at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, cast
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import wired_limit
-from mlx_lm.models.cache import make_prompt_cache
 
-from .sampling import Chooser
+from .constraint import Constraint
+from .forward import can_batch, extend, extract, forward, merge, quantise
+from .request import KVSettings
+from .sampling import Chooser, Likely
 
-
-def make_layers(model: nn.Module) -> list[Any]:
-    """Fresh, empty layers of the classes that the model wants."""
-    return list(make_prompt_cache(model))
+_CLEAR_EVERY = 256
 
 
-def wired(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep the model in wired memory meanwhile (Apple GPUs only; elsewhere nothing happens)."""
-    limit: AbstractContextManager[None] = wired_limit(model)
-    return limit
+class Step(NamedTuple):
+    """What one row got: its tokens in order, what was likely instead, or what went wrong.
 
-
-def prefill_step() -> int:
-    """Tokens a chunk: on the CPU attention over a chunk is materialised, so it is smaller there."""
-    return 256 if mx.default_device().type == mx.DeviceType.cpu else 2048
-
-
-def prefill(
-    model: nn.Module,
-    layers: Sequence[Any],
-    ids: Sequence[int],
-    done: int,
-    places: Collection[int] = (),
-) -> Iterator[int]:
-    """Run `ids[done:]` but for the last token, chunk by chunk, stopping at each of `places` too.
-
-    Yields how many tokens are done, first and after each chunk.
+    `restart`: it failed with others, and can start again at its `path` and `last`.
     """
-    yield done
-    last = len(ids) - 1
-    stops = [*sorted(place for place in places if done < place < last), last]
-    for stop in stops:
-        while done < stop:
-            end = min(done + prefill_step(), stop)
-            model(mx.array([list(ids[done:end])]), cache=layers)
-            mx.eval([layer.state for layer in layers])
-            mx.clear_cache()
-            done = end
-            yield done
+
+    tokens: list[int]
+    likely: Likely | None = None
+    error: Exception | None = None
+    restart: bool = False
 
 
-def decode(
-    model: nn.Module, layers: Sequence[Any], last: int, chooser: Chooser, limit: int
-) -> Iterator[int]:
-    """Yield up to `limit` tokens that follow `last`.
+class Row:
+    """One answer in a batch; `path` holds the tokens that its layers cover.
 
-    The next step is on its way before a token is handed out, so when the n-th is yielded the
-    layers hold `last` and all n tokens.
+    `last` is fed first: the prompt's last token, or one that was chosen before a restart, which
+    is then told (`owed`). `left` is how many tokens more are wanted.
     """
-    token = _step(model, layers, mx.array([last]), chooser)
-    mx.async_eval(token)  # type: ignore[no-untyped-call]
-    for count in range(limit):
-        following = _step(model, layers, token, chooser)
-        mx.async_eval(following)  # type: ignore[no-untyped-call]
-        yield cast("int", token.item())
-        token = following
-        if count % 256 == 255:
+
+    def __init__(
+        self,
+        path: array[int],
+        last: int,
+        chooser: Chooser,
+        left: int,
+        constraint: Constraint | None = None,
+        kv: KVSettings | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        self.path = path
+        self.last: int | None = last
+        self.owed = False
+        self.chooser = chooser
+        self.left = left
+        self.constraint = constraint
+        self.kv = kv
+        self.logprobs = logprobs
+        self.likely: Likely | None = None
+        self.error: Exception | None = None
+
+
+class Decoding:
+    """Rows and their layers: alone they are the model's own kind, together its batched forms."""
+
+    def __init__(self, model: nn.Module, row: Row, layers: list[Any]) -> None:
+        self._model = model
+        self.rows = [row]
+        self._layers = layers
+        self._together = False
+        self._tokens = mx.array([row.last])
+        self._count = 0
+
+    def takes(self, layers: Sequence[Any]) -> bool:
+        """Whether another answer with such layers can join."""
+        return can_batch(layers) and (self._together or can_batch(self._layers))
+
+    def join(self, row: Row, layers: list[Any]) -> None:
+        """Another answer takes its steps with these; its list of layers is emptied."""
+        if self._together:
+            extend(self._layers, layers)
+        else:
+            self._layers = merge(self._layers, layers)
+            self._together = True
+        self.rows.append(row)
+        self._tokens = mx.concatenate([self._tokens, mx.array([row.last], self._tokens.dtype)])
+
+    def layers_of(self, row: Row) -> list[Any]:
+        """Layers that hold `row.path`: its own where it is alone, else a copy."""
+        if not self._together:
+            return self._layers
+        return extract(self._layers, self.rows.index(row))
+
+    def leave(self, row: Row) -> list[Any]:
+        """Take an answer out; returns layers that hold `row.path`."""
+        index = self.rows.index(row)
+        layers = extract(self._layers, index) if self._together else self._layers
+        self.rows.pop(index)
+        if self.rows:
+            keep = [at for at in range(len(self.rows) + 1) if at != index]
+            for layer in self._layers:
+                layer.filter(keep)
+            self._tokens = self._tokens[mx.array(keep)]
+        else:
+            self._layers = []
+        return layers
+
+    def step(self) -> list[Step]:
+        """Run every row's next token, choose the one that follows; returns what came of each.
+
+        Where it raises, the layers are of no use any more, and the rows can start again elsewhere
+        at their `path` and `last`.
+        """
+        marks = [(row.chooser.mark(), row.likely) for row in self.rows]
+        tokens = self._tokens
+        try:
+            return self._step()
+        except Exception:
+            chosen = cast("list[int]", tokens.tolist())
+            for row, value, (mark, likely) in zip(self.rows, chosen, marks, strict=True):
+                # Its grammar has been told this token already; who asked has not.
+                row.last, row.owed = value, row.last is None or row.owed
+                row.likely = likely
+                row.chooser.reset(mark)
+            raise
+
+    def _step(self) -> list[Step]:
+        alone = not self._together
+        values: list[int] | None = None
+        runs: list[list[int]] = [[] for _ in self.rows]
+        if any(row.constraint is not None for row in self.rows):
+            values = self._values()
+            pairs = zip(self.rows, values, strict=True)
+            runs = [self._consume(row, value, alone) for row, value in pairs]
+        if alone:
+            self._quantise(self.rows[0])
+        inputs = self._tokens[:, None]
+        if alone and runs[0]:
+            inputs = mx.array([[self._values()[0], *runs[0]]])
+        logits = forward(self._model, self._layers, inputs)
+        if values is not None:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        before = [row.likely for row in self.rows]
+        following = mx.concatenate(
+            [self._choose(row, logits[at : at + 1]) for at, row in enumerate(self.rows)]
+        )
+        mx.async_eval(following, *_asked(self.rows))  # type: ignore[no-untyped-call]
+        values = self._values() if values is None else values
+        self._tokens = following
+        self._count += 1
+        if self._count % _CLEAR_EVERY == 0:
             mx.clear_cache()
+        return [
+            self._told(row, value, run, likely)
+            for row, value, run, likely in zip(self.rows, values, runs, before, strict=True)
+        ]
+
+    def _values(self) -> list[int]:
+        return cast("list[int]", self._tokens.tolist())
+
+    def _consume(self, row: Row, value: int, alone: bool) -> list[int]:
+        """Tell a row's grammar its token; returns those that must follow, where they may run."""
+        constraint = row.constraint
+        if constraint is None or row.error is not None:
+            return []
+        try:
+            if row.last is None:
+                constraint.consume(value)
+            if not alone or row.logprobs is not None:
+                return []
+            new = 0 if row.last is not None and not row.owed else 1
+            run = constraint.forced()[: max(0, row.left - new)]
+            run = run[: self._room(row, len(run))]
+            for token in run:
+                constraint.consume(token)
+            return run
+        except Exception as error:
+            row.error = error
+            return []
+
+    @staticmethod
+    def _room(row: Row, count: int) -> int:
+        """Rows are quantised between two tokens, so no run of them passes that place."""
+        if row.kv is None or len(row.path) >= row.kv.start:
+            return count
+        return min(count, row.kv.start - len(row.path) - 1)
+
+    def _quantise(self, row: Row) -> None:
+        if row.kv is not None and len(row.path) == row.kv.start:
+            quantise(self._layers, row.kv)
+
+    def _choose(self, row: Row, logits: mx.array) -> mx.array:
+        """A row's next token, [1]; one that can't choose gets any, and says why."""
+        try:
+            if row.error is None:
+                held = logits if row.constraint is None else row.constraint.mask(logits)
+                token = row.chooser.choose(held)
+                if row.logprobs is not None:
+                    row.likely = Likely.of(logits, token, row.logprobs)
+                return token.astype(mx.int32)
+        except Exception as error:
+            row.error = error
+        return mx.zeros((1,), mx.int32)
+
+    @staticmethod
+    def _told(row: Row, value: int, run: list[int], likely: Likely | None) -> Step:
+        fed = [value, *run]
+        row.path.extend(fed)
+        told = fed if row.last is None or row.owed else run
+        row.last, row.owed = None, False
+        row.left -= len(told)
+        return Step(told, likely, row.error)
 
 
-def _step(model: nn.Module, layers: Sequence[Any], token: mx.array, chooser: Chooser) -> mx.array:
-    logits = model(token[None], cache=layers)
-    return chooser.choose(logits[:, -1, :])
+def _asked(rows: Sequence[Row]) -> list[mx.array]:
+    return [part for row in rows if row.likely is not None for part in row.likely.arrays()]

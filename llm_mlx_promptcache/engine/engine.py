@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from .request import Event, GenerationRequest
+from .request import Event, GenerationRequest, Told
 
 if TYPE_CHECKING:
     from .running import Running
@@ -23,23 +23,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_Told = Event | BaseException | None
-
 
 class _Job:
     """A request on its way through the engine, and how its events reach the one who asked."""
 
-    def __init__(self, request: GenerationRequest, deliver: Callable[[_Told], None]) -> None:
+    def __init__(self, request: GenerationRequest, deliver: Callable[[Told], None]) -> None:
         self.request = request
         self.abandoned = threading.Event()
         self._deliver = deliver
 
-    def tell(self, told: _Told) -> None:
+    def tell(self, told: Told) -> None:
         """Hand over an event, an error, or None for the end."""
         try:
             self._deliver(told)
         except RuntimeError:  # the loop that waited for it is closed
             self.abandoned.set()
+
+    def gone(self) -> bool:
+        """Whether nobody listens any more."""
+        return self.abandoned.is_set()
 
 
 class Engine:
@@ -54,7 +56,7 @@ class Engine:
 
     def generate(self, request: GenerationRequest) -> Iterator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
-        told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
+        told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         job = _Job(request, told.put)
         self._submit(job)
         try:
@@ -68,9 +70,9 @@ class Engine:
     async def agenerate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The same for an event loop, which is never blocked."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[_Told] = asyncio.Queue()
+        told: asyncio.Queue[Told] = asyncio.Queue()
 
-        def deliver(event: _Told) -> None:
+        def deliver(event: Told) -> None:
             loop.call_soon_threadsafe(told.put_nowait, event)
 
         job = _Job(request, deliver)
@@ -105,18 +107,14 @@ class Engine:
 
     def _run(self) -> None:
         running: Running | None = None
-        while (job := self._jobs.get()) is not None:
-            try:
-                if running is None:
-                    running = self._load()
-                for event in running.answer(job.request, job.abandoned.is_set):
-                    job.tell(event)
-            except BaseException as error:
-                # The thread outlives any request; the one who asked is told.
-                job.tell(error)
-            job.tell(None)
-            if running is not None:
-                self._settle(running)
+        closing = False
+        while not closing or (running is not None and running.busy):
+            idle = running is None or not running.busy
+            jobs, closing = self._arrived(closing, wait=idle)
+            for job in jobs:
+                running = self._take(running, job)
+            if running is not None and running.busy:
+                self._step(running)
         if running is not None:
             self._settle(running, last=True)
         del running
@@ -124,6 +122,38 @@ class Engine:
             from .threads import leave_thread
 
             leave_thread()
+
+    def _arrived(self, closing: bool, wait: bool) -> tuple[list[_Job], bool]:
+        """The jobs that came meanwhile; `wait` for one where there is nothing else to do."""
+        jobs: list[_Job] = []
+        while not closing:
+            try:
+                job = self._jobs.get(block=wait and not jobs)
+            except queue.Empty:
+                break
+            if job is None:
+                closing = True
+            else:
+                jobs.append(job)
+        return jobs, closing
+
+    def _take(self, running: Running | None, job: _Job) -> Running | None:
+        try:
+            running = running or self._load()
+            running.add(job)
+        except BaseException as error:
+            job.tell(error)
+            job.tell(None)
+        return running
+
+    def _step(self, running: Running) -> None:
+        try:
+            running.step()
+        except BaseException as error:
+            # The thread outlives any request; those who asked are told.
+            running.fail(error)
+        if not running.busy:
+            self._settle(running)
 
     @staticmethod
     def _settle(running: Running, last: bool = False) -> None:

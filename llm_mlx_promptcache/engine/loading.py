@@ -19,9 +19,9 @@ import mlx.core as mx
 
 from ..cache.layers import NotCached, layout_of, layout_to_json
 from ..config import DEFAULT_MODEL, data_folder
-from .decoding import make_layers
 from .default_model import ensure_default_model
 from .errors import ModelLoadError, one_line
+from .forward import make_layers
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -27,6 +27,7 @@ __all__ = [
     "TextDelta",
     "Timings",
     "TokenLogprobs",
+    "Told",
     "Usage",
 ]
 
@@ -254,3 +255,5 @@ class Finished(NamedTuple):
 
 
 Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | Finished
+# What who asked is told: an event, what went wrong, or None for the end.
+Told = Event | BaseException | None

@@ -1,48 +1,38 @@
-"""A loaded model at work: fetch from the cache, prefill the rest, decode, give back."""
+"""A loaded model at work: requests are admitted, prefilled in turns, and answered together.
+
+Each prompt is prefilled alone, in layers of its own, a chunk at a time between the steps of those
+that are answered already. Who asks for a prefix that another is just computing waits for it.
+"""
 
 from __future__ import annotations
 
-import logging
-import time
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from ..cache.explain import Why
-from ..cache.identity import namespace_of
-from ..cache.layers import NotCached, cut_anywhere, layout_of
-from ..cache.prompt_cache import Lease, PromptCache
-from ..chat.messages import check_messages
-from ..chat.transcript import Transcript, render
+import mlx.core as mx
+
+from ..cache.prompt_cache import PromptCache
+from .admission import Admission
+from .answering import Answering, Measured
+from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
-from .decoding import decode, make_layers, prefill, wired
+from .constraint import Constraint, grammar_tokenizer
+from .decoding import Row, Step
+from .forward import prefill, prefill_step, wired, words_of
+from .keeping import Keeper, shared
 from .loading import LoadedModel
-from .request import (
-    Event,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Progress,
-    TextDelta,
-    Timings,
-    Usage,
-)
+from .preparing import Prepared, prepare
+from .request import Progress
 from .sampling import Chooser
-from .stopping import StopText
+from .tasks import Asker, Task
 
-_log = logging.getLogger(__name__)
-
-# Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
-_ROOM = 256
-# Layers that can't be cut are kept at least this often in a long prefill.
-_CHECKPOINT = 4096
-# A longer rest of a prompt is written after its answer: until then the lease has its only copy.
-_BEHIND = 4096
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class Running:
-    """One loaded model and the cache that it fills; used on the engine's thread only.
+    """One loaded model and the requests that it answers; used on the engine's thread only.
 
     `identity` is the model's fingerprint, `load_seconds` what the first answer had to wait for,
     `name` what people call the model.
@@ -56,193 +46,224 @@ class Running:
         load_seconds: float = 0.0,
         name: str = "",
     ) -> None:
-        self._name = name
         self._loaded = loaded
         self._identity = identity
-        self._cache = cache
         self._load_seconds = load_seconds
         self._tokenizer = TemplateTokenizer(loaded.tokenizer)
-        self._uncached: str | None = None
-        self._stops = False
-        try:
-            self._stops = not cut_anywhere(layout_of(make_layers(loaded.model)))
-        except NotCached as reason:
-            self._uncached = str(reason)
+        self._keeper = Keeper(loaded.model, cache, name)
+        self._admission = Admission()
+        self._waiting: list[Task] = []
+        self._prefilling: list[Task] = []
+        self._answering: dict[Row, Task] = {}
+        self._batches = Batches(loaded.model)
+        self._grammars: LLTokenizer | None = None
+        self._wired = ExitStack()
 
-    def answer(
-        self, request: GenerationRequest, abandoned: Callable[[], bool] = lambda: False
-    ) -> Iterator[Event]:
-        """The events of one answer; what was computed goes into the cache behind the last one."""
-        started = time.perf_counter()
-        transcript = self._transcript(request)
-        ids = transcript.ids
-        limit = self._limit(request, len(ids))
-        namespace = namespace_of(self._identity, request.salt)
-        self._cache.label(namespace, self._name)
-        lease = self._lease(request, namespace, ids, limit)
-        layers = lease.layers or make_layers(self._loaded.model)
-        work = _Work(request, namespace, transcript, lease, layers)
-        places = self._places(work)
-        held = lease.cached
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._waiting or self._prefilling or self._answering)
+
+    def add(self, asker: Asker) -> None:
+        """Take a request in; what is wrong with it is told to who asked."""
         try:
-            with wired(self._loaded.model):
-                for held in prefill(self._loaded.model, layers, ids, lease.cached, places):
-                    yield Progress(held, len(ids), lease.cached)
-                    if held in places:
-                        self._keep(work, held)
-                    if abandoned():
-                        break
-                else:
-                    self._write_behind(work, held)
-                    chooser = Chooser(request.sampling, ids, list(self._tokenizer.stop_ids))
-                    tokens = decode(self._loaded.model, layers, ids[-1], chooser, limit)
-                    yield from self._decode(work, tokens, started, abandoned)
-                    held = len(ids) + len(work.generated)
-        except BaseException:
-            self._rescue(work, held)
-            raise
-        self._keep(work, held, last=True)
+            prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
+            answering = Answering(prepared, self._tokenizer, self._loaded.tokenizer.detokenizer)
+            task = Task(asker, prepared, answering, self._constraint(prepared))
+        except BaseException as error:
+            asker.tell(error)
+            asker.tell(None)
+            return
+        if not self.busy:
+            self._wired.enter_context(wired(self._loaded.model))
+            mx.reset_peak_memory()
+        self._waiting.append(task)
+
+    def step(self) -> None:
+        """One chunk of one prompt, and one step of each answer."""
+        for task in [*self._waiting, *self._active()]:
+            if task.asker.gone():
+                self._end(task)
+        self._admit()
+        if self._prefilling:
+            self._prefill(self._prefilling[0])
+        for row, step in self._batches.step():
+            self._hear(self._answering[row], step)
+        if not self.busy:
+            self._wired.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody that nothing more will come."""
+        for task in [*self._waiting, *self._active()]:
+            self._end(task, error)
+        self._wired.close()
 
     def settle(self, last: bool = False) -> None:
-        """Have the disk written what this model's answers left to write; wait if it is the last.
+        """Have the disk written what these answers left to write; wait if it is the last."""
+        self._keeper.settle(last)
 
-        A short answer waits in memory, so that it becomes part of the next turn's file.
-        """
-        self._cache.flush(wait=last, short=last)
+    # Getting in.
 
-    def _decode(
-        self,
-        work: _Work,
-        tokens: Iterator[int],
-        started: float,
-        abandoned: Callable[[], bool],
-    ) -> Iterator[Event]:
-        """Text as its tokens come, then `Finished`; the tokens are left in `work`."""
-        detokenizer = self._loaded.tokenizer.detokenizer
-        stopping = StopText(work.request.stop)
-        first = 0.0
-        reason: FinishReason = "length"
-        texts: list[str] = []
-        for token in tokens:
-            first = first or time.perf_counter()
-            work.generated.append(token)
-            if token in self._tokenizer.stop_ids:
-                reason = "stop"
-                break
-            detokenizer.add_token(token)
-            if segment := stopping.feed(detokenizer.last_segment):
-                texts.append(segment)
-                yield TextDelta(segment)
-            if stopping.hit:
-                break
-            if abandoned():
+    def _admit(self) -> None:
+        """Begin what there is room for, in the order in which it came."""
+        for task in list(self._waiting):
+            active = self._active()
+            if not self._admission.admits(task.most, [other.most for other in active]):
                 return
-        detokenizer.finalize()
-        if segment := stopping.feed(detokenizer.last_segment) + stopping.rest():
-            texts.append(segment)
-            yield TextDelta(segment)
-        if stopping.hit:
-            reason = "stop"
-        load, self._load_seconds = self._load_seconds, 0.0
-        lease, prompt = work.lease, len(work.transcript.ids)
-        yield Finished(
-            ids=self._replayable(work.generated, "".join(texts), stopping.hit),
-            text="".join(texts),
-            reason=reason,
-            usage=Usage(prompt, lease.cached, prompt - lease.cached, len(work.generated)),
-            timings=Timings(load, first - started, time.perf_counter() - first),
-            why=str(lease.why),
-            fingerprint=self._identity,
+            if self._awaits_another(task):
+                continue
+            self._waiting.remove(task)
+            try:
+                for other in active:
+                    self._give_back(other, task)
+                self._begin(task, take=not active and not self._waiting)
+            except BaseException as error:
+                self._end(task, error)
+
+    def _active(self) -> list[Task]:
+        return [*self._prefilling, *self._answering.values()]
+
+    def _awaits_another(self, task: Task) -> bool:
+        """Whether another prompt is computing what this one needs; it stops there, to share it."""
+        if not task.prepared.request.use_cache:
+            return False
+        for other in self._prefilling:
+            holding = other.holding
+            if holding is None or not other.prepared.request.use_cache:
+                continue
+            if other.prepared.namespace != task.prepared.namespace:
+                continue
+            both = min(shared(task.ids, other.ids), len(other.ids) - 1, len(task.ids) - 1)
+            if both > other.done:
+                holding.places.add(both)
+                return True
+        return False
+
+    def _give_back(self, other: Task, task: Task) -> None:
+        """Rows that moved into a request's layers are copied back, where this task needs them."""
+        holding = other.holding
+        if holding is None or not holding.taken or not shared(other.path, task.ids):
+            return
+        if other.row is not None:
+            holding.layers = self._batches.layers_of(other.row)
+        self._keeper.keep(holding, other.path)
+        if other.row is not None:
+            holding.layers = []
+
+    def _begin(self, task: Task, take: bool) -> None:
+        task.holding = self._keeper.lease(task.prepared, task.ids, take)
+        task.done = task.holding.lease.cached
+        if task.row is None:
+            task.cached, task.why = task.done, str(task.holding.lease.why)
+        self._prefilling.append(task)
+        self._progress(task)
+
+    def _constraint(self, prepared: Prepared) -> Constraint | None:
+        if prepared.grammar is None:
+            return None
+        words = words_of(self._loaded.model)
+        if self._grammars is None:
+            self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)
+        return Constraint(self._grammars, prepared.grammar, words, thinking=prepared.thinking)
+
+    # Prompts.
+
+    def _prefill(self, task: Task) -> None:
+        """Run the next chunk of a prompt, up to the next place that must be kept."""
+        assert task.holding is not None
+        holding, last = task.holding, len(task.ids) - 1
+        self._prefilling.append(self._prefilling.pop(0))
+        try:
+            places = [place for place in holding.places if task.done < place <= last]
+            end = min(task.done + prefill_step(), last, *places)
+            prefill(self._loaded.model, holding.layers, task.ids[task.done : end])
+            task.done = end
+            self._admission.measure(holding.layers, end)
+            if end in holding.places:
+                self._keeper.keep(holding, task.ids[:end])
+            self._progress(task)
+        except BaseException as error:
+            self._end(task, error)
+
+    def _progress(self, task: Task) -> None:
+        """Tell how far a prompt is; where it is through, its answer begins."""
+        assert task.holding is not None
+        self._keeper.quantise(task.holding, task.done)
+        if task.row is None:
+            task.asker.tell(Progress(task.done, len(task.ids), task.cached))
+        if task.done < len(task.ids) - 1:
+            return
+        self._prefilling.remove(task)
+        path = task.ids[: task.done]
+        if task.prepared.request.warm:
+            self._keeper.keep(task.holding, path)
+            self._keeper.pin(task.holding, path)
+            self._finish(task)
+            return
+        others = bool(self._waiting or self._active())
+        self._keeper.write_behind(task.holding, path, others)
+        row = task.row = task.row or self._row(task)
+        row.path = path
+        layers, task.holding.layers = task.holding.layers, []
+        self._batches.add(row, layers)
+        self._answering[row] = task
+
+    def _row(self, task: Task) -> Row:
+        request = task.prepared.request
+        return Row(
+            array("I"),
+            task.ids[-1],
+            Chooser(request.sampling, task.ids, list(self._tokenizer.stop_ids)),
+            task.prepared.limit,
+            task.constraint,
+            request.kv,
+            request.logprobs,
         )
 
-    def _replayable(self, generated: list[int], text: str, cut: bool) -> tuple[int, ...]:
-        """The ids that say what was shown: without a stop string's, or none where they can't."""
-        if not cut:
-            return tuple(generated)
-        # Ids whose text is all shown come first; one that holds the edge can't be divided.
-        for count in range(len(generated), -1, -1):
-            said = self._tokenizer.decode(generated[:count])
-            if len(said) <= len(text):
-                return tuple(generated[:count]) if said == text else ()
-        return ()
+    # Answers.
 
-    def _transcript(self, request: GenerationRequest) -> Transcript:
-        check_messages(request.messages)
-        return render(request.messages, self._tokenizer, fingerprint=self._identity)
-
-    def _limit(self, request: GenerationRequest, prompt: int) -> int:
-        """How many tokens the answer may have; ValueError where the prompt leaves none."""
-        context = self._loaded.context_length
-        if context is None:
-            return request.max_tokens
-        if prompt >= context:
-            raise ValueError(
-                f"the prompt has {prompt} tokens and the model's context holds {context};"
-                " shorten the prompt or use a model with a longer context"
-            )
-        return min(request.max_tokens, context - prompt)
-
-    def _lease(
-        self, request: GenerationRequest, namespace: str, ids: array[int], limit: int
-    ) -> Lease:
-        if not request.use_cache:
-            return Lease(None, 0, Why("off"))
-        if self._uncached is not None:
-            return Lease(None, 0, Why("layers", detail=self._uncached))
-        # One request at a time runs here, so nobody else needs what this one takes.
-        return self._cache.fetch(namespace, ids, room=min(limit, _ROOM), take=True)
-
-    def _places(self, work: _Work) -> set[int]:
-        """Where prefill must stop: layers that can't be cut are kept where they were taken."""
-        if not self._stops or not work.request.use_cache:
-            return set()
-        places = {boundary.position for boundary in work.transcript.boundaries}
-        every = range(_CHECKPOINT, len(work.transcript.ids), _CHECKPOINT)
-        return places | {work.lease.matched} | set(every)
-
-    def _keep(self, work: _Work, done: int, last: bool = False) -> None:
-        """Insert what `done` tokens of the path made complete, each message under its tier."""
-        if not work.request.use_cache or self._uncached is not None or not done:
+    def _hear(self, task: Task, step: Step) -> None:
+        """Tell what one step brought, to the end of the answer."""
+        if step.restart:
+            del self._answering[task.row]  # type: ignore[arg-type]
+            task.restart()
+            self._waiting.insert(0, task)
             return
-        path = work.transcript.ids + array("I", work.generated)
-        passed = [b for b in work.transcript.boundaries if work.kept < b.position <= done]
-        ends = [(boundary.position, boundary.tier) for boundary in passed]
-        if not ends or ends[-1][0] < done:
-            ends.append((done, "assistant"))
-        for number, (end, tier) in enumerate(ends, 1):
-            consume = last and number == len(ends)
-            self._cache.insert(
-                work.namespace,
-                path[:end],
-                work.layers,
-                tier,
-                consume=consume,
-                on_disk=work.request.on_disk,
-            )
-        work.kept = done
-
-    def _write_behind(self, work: _Work, done: int) -> None:
-        """Have the prompt written while the answer comes, where its rows may be held twice."""
-        if work.request.on_disk and done - work.lease.cached <= _BEHIND and self._cache.saves:
-            self._keep(work, done)
-            self._cache.flush(wait=False, short=False)
-
-    def _rescue(self, work: _Work, held: int) -> None:
-        """After an error: bring home what the lease took from the cache, as far as it is whole."""
+        likely = step.likely.told(self._tokenizer.text_of) if step.likely is not None else None
         try:
-            self._keep(work, held, last=True)
-        except Exception as error:
-            _log.warning("what a failed request had taken from the cache is lost: %s", error)
+            for token in step.tokens:
+                for event in task.answering.take(token, likely):
+                    task.asker.tell(event)
+                if task.answering.ended:
+                    break
+            if task.answering.ended:
+                self._finish(task)
+            elif step.error is not None:
+                raise step.error
+        except BaseException as error:
+            self._end(task, error)
 
+    def _finish(self, task: Task) -> None:
+        """Tell the end of an answer, and keep what it left."""
+        load, self._load_seconds = self._load_seconds, 0.0
+        measured = Measured(
+            task.started, load, task.cached, task.why, self._identity, mx.get_peak_memory()
+        )
+        whole = task.constraint is None or task.constraint.complete
+        for event in task.answering.finish(whole, measured):
+            task.asker.tell(event)
+        self._end(task)
 
-@dataclass
-class _Work:
-    """One answer on its way."""
-
-    request: GenerationRequest
-    namespace: str
-    transcript: Transcript
-    lease: Lease
-    layers: list[Any]
-    generated: list[int] = field(default_factory=list)
-    kept: int = 0
+    def _end(self, task: Task, error: BaseException | None = None) -> None:
+        """Whatever ends a request: what it computed comes home, and who asked is told."""
+        if task in self._waiting:
+            self._waiting.remove(task)
+        if task in self._prefilling:
+            self._prefilling.remove(task)
+        if task.holding is not None:
+            if task.row is not None and self._answering.pop(task.row, None) is not None:
+                task.holding.layers = self._batches.leave(task.row)
+            self._keeper.bring_home(task.holding, task.path)
+        if error is not None:
+            task.asker.tell(error)
+        task.asker.tell(None)

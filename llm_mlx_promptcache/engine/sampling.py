@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
-from .request import Sampling
+from .request import Logprob, Sampling, TokenLogprobs
 
-Draw = Callable[[mx.array], mx.array]
+# What a choice changes, so that one which came to nothing can be made again.
+Mark = tuple[mx.array | None, mx.array | None]
 
 
 class Chooser:
@@ -22,7 +24,8 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: Sequence[int]) -> None:
         self._sampling = sampling
-        self._draw = _drawing(sampling, list(stop_ids))
+        self._stop_ids = list(stop_ids)
+        self._key = _key(sampling)
         self._bias = _bias(sampling)
         self._recent: mx.array | None = None
         if sampling.has_penalties and sampling.penalty_window:
@@ -42,27 +45,36 @@ class Chooser:
             self._recent = recent[-self._sampling.penalty_window :]
         return token
 
+    def mark(self) -> Mark:
+        """Where this stands before a choice."""
+        return self._key, self._recent
 
-def _drawing(sampling: Sampling, stop_ids: list[int]) -> Draw:
-    if sampling.temperature == 0:
-        return lambda logits: mx.argmax(logits, axis=-1)
-    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
-    key = mx.random.key(seed)
+    def reset(self, mark: Mark) -> None:
+        """As it stood at `mark`."""
+        self._key, self._recent = mark
 
-    def draw(logits: mx.array) -> mx.array:
-        nonlocal key
-        key, now = mx.random.split(key)
+    def _draw(self, logits: mx.array) -> mx.array:
+        if self._key is None:
+            return mx.argmax(logits, axis=-1)
+        sampling = self._sampling
+        self._key, now = mx.random.split(self._key)
         logprobs = _filtered(logits - mx.logsumexp(logits, axis=-1, keepdims=True), sampling)
         if sampling.xtc_probability > 0:
-            key, coin = mx.random.split(key)
-            cut = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, stop_ids)
+            self._key, coin = mx.random.split(self._key)
+            cut = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, self._stop_ids)
             # mlx-lm throws this coin with the process's random state; ours is the request's.
             logprobs = mx.where(
                 mx.random.uniform(key=coin) < sampling.xtc_probability, cut, logprobs
             )
         return mx.random.categorical(logprobs / sampling.temperature, key=now)
 
-    return draw
+
+def _key(sampling: Sampling) -> mx.array | None:
+    if sampling.temperature == 0:
+        return None
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
+    key: mx.array = mx.random.key(seed)
+    return key
 
 
 def _filtered(logprobs: mx.array, sampling: Sampling) -> mx.array:
@@ -93,3 +105,32 @@ def _penalised(logits: mx.array, recent: mx.array, sampling: Sampling) -> mx.arr
         logits = mx.where(seen, lowered, logits)
     amount = sampling.presence_penalty * seen + sampling.frequency_penalty * counts
     return logits - amount.astype(logits.dtype)
+
+
+class Likely(NamedTuple):
+    """What a model found likely where a token was chosen: arrays that are not evaluated yet."""
+
+    token: mx.array
+    logprob: mx.array
+    ids: mx.array
+    logprobs: mx.array
+
+    @classmethod
+    def of(cls, logits: mx.array, token: mx.array, count: int) -> Likely:
+        """Of logits [1, words] as the model gave them, with `count` alternatives."""
+        logits = logits.astype(mx.float32)
+        all_of_them = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0]
+        ids = mx.argsort(-all_of_them)[:count]
+        return cls(token[0], all_of_them[token[0]], ids, all_of_them[ids])
+
+    def arrays(self) -> tuple[mx.array, ...]:
+        """All that has to be evaluated."""
+        return tuple(self)
+
+    def told(self, text: Callable[[int], str]) -> TokenLogprobs:
+        """As plain data; `text` decodes a token."""
+        token = cast("int", self.token.item())
+        ids = cast("list[int]", self.ids.tolist())
+        logprobs = cast("list[float]", self.logprobs.tolist())
+        top = tuple(Logprob(id, text(id), value) for id, value in zip(ids, logprobs, strict=True))
+        return TokenLogprobs(Logprob(token, text(token), cast("float", self.logprob.item())), top)

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 class StopText:
     """Passes text on until one of `stops` appears in it.
 
-    Text that might be the start of a stop string waits until the next piece decides.
+    `hit` says that one did, and `found` which. Text that might be the start of a stop string waits
+    until the next piece decides.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._waiting = ""
         self.hit = False
+        self.found = ""
 
     def feed(self, text: str) -> str:
         """The part of `text`, and of what waited, that can be shown; after a hit nothing."""
@@ -24,10 +26,11 @@ class StopText:
             return text
         whole = self._waiting + text
         # The first that is complete counts, so that it does not matter how the text was cut.
-        ends = [(at + len(stop), at) for stop in self._stops if (at := whole.find(stop)) >= 0]
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := whole.find(stop)) >= 0]
         if ends:
+            _, at, self.found = min(ends)
             self.hit, self._waiting = True, ""
-            return whole[: min(ends)[1]]
+            return whole[:at]
         kept = max(_overlap(whole, stop) for stop in self._stops)
         self._waiting = whole[len(whole) - kept :]
         return whole[: len(whole) - kept]

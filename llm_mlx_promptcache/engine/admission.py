@@ -1,0 +1,64 @@
+"""How many requests may hold layers at once: padding is what costs, not their number.
+
+A batch holds as many tokens for each of its rows as the longest has, so a short request beside a
+long one can double what the long one takes: it waits, or takes its steps apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+# More answers than this at once make each of them slow and gain little.
+_MOST_REQUESTS = 32
+# A batch may hold so many times the tokens of its rows.
+_PADDING = 1.5
+# Of the memory that nothing is in, what requests may take.
+_SHARE = 0.5
+
+
+class Admission:
+    """What requests of one model may take; `limit` in bytes, by default half of what is free."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = _free_memory() * _SHARE if limit is None else limit
+        self._per_token = 0.0
+
+    def measure(self, layers: Sequence[Any], tokens: int) -> None:
+        """Learn what a token takes from layers that hold so many."""
+        if tokens:
+            held = sum(layer.nbytes for layer in layers)
+            self._per_token = max(self._per_token, held / tokens)
+
+    def admits(self, tokens: int, others: Sequence[int]) -> bool:
+        """Whether a request that may come to so many tokens fits beside the others.
+
+        One alone always does: nothing would be gained by refusing it.
+        """
+        if not others:
+            return True
+        if len(others) >= _MOST_REQUESTS:
+            return False
+        return padded(tokens, others) * self._per_token <= self._limit
+
+
+def padded(tokens: int, others: Sequence[int]) -> int:
+    """The tokens that a batch of all of them holds room for."""
+    return (len(others) + 1) * max(tokens, *others)
+
+
+def fits_together(tokens: int, others: Sequence[int]) -> bool:
+    """Whether a batch of them would hold little more than the requests themselves."""
+    return padded(tokens, others) <= _PADDING * (tokens + sum(others))
+
+
+def _free_memory() -> int:
+    """Bytes that this process could still use: of the GPU's working set, or of the machine."""
+    if mx.metal.is_available():
+        total = int(mx.device_info()["max_recommended_working_set_size"])
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, total - mx.get_active_memory())

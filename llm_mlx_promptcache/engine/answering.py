@@ -1,0 +1,125 @@
+"""One answer as it comes: tokens -> text, reasoning and calls, and the end that sums it up."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..chat.tools import Answer, Collector
+from .chat_tokenizer import TemplateTokenizer
+from .preparing import Prepared
+from .request import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
+from .stopping import StopText
+
+
+class Measured(NamedTuple):
+    """What only the one who runs the model knows: times in seconds, tokens, bytes."""
+
+    started: float
+    load: float
+    cached: int
+    why: str
+    fingerprint: str
+    peak_bytes: int
+
+
+class Answering:
+    """Takes tokens and hands out events until the answer has ended (`ended`)."""
+
+    def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer, detokenizer: Any) -> None:
+        self._prepared = prepared
+        self._tokenizer = tokenizer
+        self._detokenizer = detokenizer
+        self._stopping = StopText(prepared.request.stop)
+        self._collector = Collector(
+            prepared.form,
+            prepared.request.tools,
+            grammar=prepared.grammar,
+            thinking=prepared.thinking,
+        )
+        self._raw: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._first = 0.0
+        self._reasoning = 0
+        self._reason: FinishReason = "length"
+        self.ids: array[int] = array("I")
+        self.ended = False
+
+    @property
+    def left(self) -> int:
+        """How many tokens more the answer may have."""
+        return self._prepared.limit - len(self.ids)
+
+    def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Iterator[Event]:
+        """What one token completes; sets `ended` with the last one."""
+        self._first = self._first or time.perf_counter()
+        self.ids.append(token)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        self.ended = not self.left
+        if token in self._tokenizer.stop_ids:
+            self._reason, self.ended = "stop", True
+            return
+        self._reasoning += self._collector.reasons
+        self._detokenizer.add_token(token)
+        yield from self._show(self._detokenizer.last_segment)
+
+    def finish(self, whole: bool, measured: Measured) -> Iterator[Event]:
+        """What still waits, and `Finished`; `whole`: a grammar could end here."""
+        self._detokenizer.finalize()
+        yield from self._show(self._detokenizer.last_segment, last=True)
+        whole = whole if self._prepared.grammar is not None else self._reason == "stop"
+        parts, answer = self._collector.finish(whole and not self._stopping.hit)
+        yield from parts
+        yield self._finished(answer, measured)
+
+    def _show(self, text: str, last: bool = False) -> Iterator[Event]:
+        shown = self._stopping.feed(text) + (self._stopping.rest() if last else "")
+        if self._stopping.hit:
+            self._reason, self.ended = "stop", True
+        if shown:
+            self._raw.append(shown)
+            yield from self._collector.feed(shown)
+
+    def _finished(self, answer: Answer, measured: Measured) -> Finished:
+        now = time.perf_counter()
+        first = self._first or now
+        prompt = len(self._prepared.transcript.ids)
+        reason = self._reason
+        if answer.calls and answer.cut is None:
+            reason = "tool_calls"
+        return Finished(
+            ids=self._replayable(),
+            text=answer.text,
+            reason=reason,
+            usage=Usage(
+                prompt, measured.cached, prompt - measured.cached, len(self.ids), self._reasoning
+            ),
+            timings=Timings(measured.load, first - measured.started, now - first),
+            why=measured.why,
+            fingerprint=measured.fingerprint,
+            reasoning=answer.reasoning,
+            tool_calls=answer.calls,
+            cut="" if answer.cut is None else answer.cut.what,
+            stopped_by=self._stopping.found,
+            rendered=self._prepared.transcript.rendered,
+            logprobs=tuple(self._logprobs),
+            peak_bytes=measured.peak_bytes,
+        )
+
+    def _replayable(self) -> tuple[int, ...]:
+        """The ids that say what was shown: without a stop string's, or none where they can't."""
+        if not self._stopping.hit:
+            return tuple(self.ids)
+        return _ids_of(self._tokenizer, self.ids, "".join(self._raw))
+
+
+def _ids_of(tokenizer: TemplateTokenizer, ids: Sequence[int], text: str) -> tuple[int, ...]:
+    """The first of `ids`, as many as say `text`; none where one of them holds its edge."""
+    for count in range(len(ids), -1, -1):
+        said = tokenizer.decode(ids[:count])
+        if len(said) <= len(text):
+            return tuple(ids[:count]) if said == text else ()
+    return ()

@@ -1,0 +1,73 @@
+"""All answers of a model that are being decoded, in batches of those that go well together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.nn as nn
+
+from .admission import fits_together
+from .decoding import Decoding, Row, Step
+
+
+class Batches:
+    """Rows take their steps together where their layers can, and padding stays small."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._of: dict[Row, Decoding] = {}
+        self._together = True
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def add(self, row: Row, layers: list[Any]) -> None:
+        """An answer begins; the list of layers is this object's from now on."""
+        for decoding in self._all():
+            if self._together and _fits(decoding, row) and decoding.takes(layers):
+                decoding.join(row, layers)
+                self._of[row] = decoding
+                return
+        self._of[row] = Decoding(self._model, row, layers)
+
+    def step(self) -> Iterator[tuple[Row, Step]]:
+        """One step of every row.
+
+        Where rows fail together, each starts again alone: one of them, or batches of this model,
+        may be at fault. One that fails alone has its error.
+        """
+        for decoding in self._all():
+            rows = list(decoding.rows)
+            try:
+                steps = decoding.step()
+            except Exception as error:
+                steps = self._failed(rows, error)
+            yield from zip(rows, steps, strict=True)
+
+    def layers_of(self, row: Row) -> list[Any]:
+        """Layers that hold `row.path`; its own where it is alone."""
+        return self._of[row].layers_of(row)
+
+    def leave(self, row: Row) -> list[Any]:
+        """An answer has ended; returns its layers, empty where a failure took them."""
+        decoding = self._of.pop(row, None)
+        return decoding.leave(row) if decoding is not None else []
+
+    def _failed(self, rows: list[Row], error: Exception) -> list[Step]:
+        if len(rows) == 1:  # what its layers still are is for `leave` to give back
+            return [Step([], error=error)]
+        self._together = False
+        for row in rows:
+            del self._of[row]
+        return [Step([], restart=True)] * len(rows)
+
+    def _all(self) -> list[Decoding]:
+        return list(dict.fromkeys(self._of.values()))
+
+
+def _fits(decoding: Decoding, row: Row) -> bool:
+    if row.kv is not None or any(other.kv is not None for other in decoding.rows):
+        return False
+    lengths = [len(other.path) + other.left for other in decoding.rows]
+    return fits_together(len(row.path) + row.left, lengths)

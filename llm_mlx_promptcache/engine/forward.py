@@ -1,0 +1,126 @@
+"""The model's layers and the model at work: it is called here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import wired_limit
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
+
+from .request import KVSettings
+
+# Their batched forms give each request back what it would have alone; others' are not tried.
+_BATCHED = (KVCache, RotatingKVCache, ArraysCache)
+
+
+def make_layers(model: nn.Module) -> list[Any]:
+    """Fresh, empty layers of the classes that the model wants."""
+    return list(make_prompt_cache(model))
+
+
+def wired(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep the model in wired memory meanwhile (Apple GPUs only; elsewhere nothing happens)."""
+    limit: AbstractContextManager[None] = wired_limit(model)
+    return limit
+
+
+def prefill_step() -> int:
+    """Tokens a chunk: on the CPU attention over a chunk is materialised, so it is smaller there."""
+    return 256 if mx.default_device().type == mx.DeviceType.cpu else 2048
+
+
+def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None:
+    """Run `ids` for what they leave in the layers."""
+    model(mx.array([list(ids)]), cache=layers)
+    mx.eval([layer.state for layer in layers])
+    mx.clear_cache()
+
+
+def forward(model: nn.Module, layers: Sequence[Any], tokens: mx.array) -> mx.array:
+    """Logits [requests, words] behind `tokens` [requests, count]; nothing is evaluated."""
+    logits: mx.array = model(tokens, cache=layers)[:, -1, :]
+    return logits
+
+
+def words_of(model: nn.Module) -> int:
+    """How many columns the model's logits have; asked of its shapes, nothing is computed."""
+    logits: mx.array = model(mx.array([[0]]))
+    return int(logits.shape[-1])
+
+
+def quantise(layers: list[Any], kv: KVSettings) -> None:
+    """Quantise the layers of full attention in place; windows and states are small and stay.
+
+    ValueError where no layer can be quantised.
+    """
+    for index, layer in enumerate(layers):
+        if type(layer) is KVCache:
+            layers[index] = layer.to_quantized(group_size=kv.group_size, bits=kv.bits)
+            mx.eval(_arrays(layers[index]))
+    if not is_quantised(layers):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+        raise ValueError(
+            f"kv.bits is {kv.bits}, and none of this model's layers ({kinds}) can be quantised;"
+            " leave it out"
+        )
+
+
+def is_quantised(layers: Sequence[Any]) -> bool:
+    """Whether keys and values are kept in fewer bits."""
+    return any(type(layer) is QuantizedKVCache for layer in layers)
+
+
+def can_batch(layers: Sequence[Any]) -> bool:
+    """Whether several requests' layers of these kinds can take their steps together."""
+    for layer in layers:
+        if type(layer) is CacheList:
+            if not can_batch(layer.caches):
+                return False
+        elif type(layer) not in _BATCHED or getattr(layer, "keep", None):
+            return False
+    return True
+
+
+def merge(one: list[Any], other: list[Any]) -> list[Any]:
+    """Two requests' layers as one batch's; both lists are emptied, layer by layer."""
+    merged = []
+    while one:
+        pair = [one.pop(0), other.pop(0)]
+        merged.append(type(pair[0]).merge(pair))
+        mx.eval(_arrays(merged[-1]))
+    return merged
+
+
+def extend(batch: Sequence[Any], layers: list[Any]) -> None:
+    """Take one request's layers into a batch; their list is emptied, layer by layer."""
+    for held in batch:
+        layer = layers.pop(0)
+        held.extend(type(layer).merge([layer]))
+        mx.eval(_arrays(held))
+
+
+def extract(batch: Sequence[Any], row: int) -> list[Any]:
+    """A copy of one request's layers."""
+    return [layer.extract(row) for layer in batch]
+
+
+def _arrays(layer: Any) -> list[mx.array]:
+    found, waiting = [], [layer.state]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, mx.array):
+            found.append(one)
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(one)
+    return found

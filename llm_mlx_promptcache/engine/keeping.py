@@ -1,0 +1,162 @@
+"""Between the engine and the cache: what a request takes from it, and what it leaves there."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from typing import Any
+
+from ..cache.explain import Why
+from ..cache.layers import NotCached, cut_anywhere, layout_of
+from ..cache.prompt_cache import Lease, PromptCache
+from ..cache.trie import common_prefix
+from .forward import is_quantised, make_layers, quantise
+from .preparing import Prepared
+
+_log = logging.getLogger(__name__)
+
+# Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
+_ROOM = 256
+# Layers that can't be cut are kept at least this often in a long prefill.
+_CHECKPOINT = 4096
+# A longer rest of a prompt is written after its answer: until then the lease has its only copy.
+_BEHIND = 4096
+
+
+class Holding:
+    """What one request holds: layers, how far they got, and how much of that is kept."""
+
+    def __init__(self, prepared: Prepared, lease: Lease, layers: list[Any], taken: bool) -> None:
+        self.prepared = prepared
+        self.lease = lease
+        self.layers = layers
+        # Whether rows were moved out of the cache, so that nobody else finds them there.
+        self.taken = taken
+        self.kept = 0
+        self.places: set[int] = set()
+
+
+class Keeper:
+    """Leases for the requests of one model, and their way home."""
+
+    def __init__(self, model: Any, cache: PromptCache, name: str) -> None:
+        self._model = model
+        self._cache = cache
+        self._name = name
+        self._uncached: str | None = None
+        self._stops = False
+        try:
+            self._stops = not cut_anywhere(layout_of(make_layers(model)))
+        except NotCached as reason:
+            self._uncached = str(reason)
+
+    def lease(self, prepared: Prepared, ids: array[int], take: bool) -> Holding:
+        """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting."""
+        kv = prepared.request.kv
+        if kv is not None:  # refused before any token is computed
+            quantise(make_layers(self._model), kv)
+        self._cache.label(prepared.namespace, self._name)
+        lease = self._fetch(prepared, ids, take)
+        layers = lease.layers or make_layers(self._model)
+        if kv is not None and lease.cached >= kv.start:
+            quantise(layers, kv)
+        holding = Holding(prepared, lease, layers, take and lease.cached > 0)
+        holding.places = self._places(holding, len(ids))
+        return holding
+
+    def keep(self, holding: Holding, path: array[int], last: bool = False) -> None:
+        """Insert what `path` made complete, each message under its tier; `last`: layers go too."""
+        prepared, done = holding.prepared, len(path)
+        if not self._keeps(prepared) or not done:
+            return
+        bounds = prepared.transcript.boundaries
+        ends = [(b.position, b.tier) for b in bounds if holding.kept < b.position <= done]
+        if not ends or ends[-1][0] < done:
+            ends.append((done, "assistant"))
+        namespace = self._namespace(holding)
+        for number, (end, tier) in enumerate(ends, 1):
+            self._cache.insert(
+                namespace,
+                path[:end],
+                holding.layers,
+                tier,
+                consume=last and number == len(ends),
+                on_disk=prepared.request.on_disk,
+            )
+        holding.kept = done
+        holding.taken = False
+
+    def write_behind(self, holding: Holding, path: array[int], shared: bool) -> None:
+        """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
+        small = len(path) - holding.lease.cached <= _BEHIND
+        on_disk = holding.prepared.request.on_disk and self._cache.saves
+        if shared or (on_disk and small):
+            self.keep(holding, path)
+        if on_disk and small:
+            self._cache.flush(wait=False, short=False)
+
+    def bring_home(self, holding: Holding, path: array[int]) -> None:
+        """At the end: insert all that the layers hold, which go; what can't be kept is lost."""
+        try:
+            if holding.layers:
+                self.keep(holding, path, last=True)
+        except Exception as error:
+            _log.warning("what a request had computed could not be kept: %s", error)
+        holding.layers = []
+
+    def quantise(self, holding: Holding, done: int) -> None:
+        """Where the settings say so, go on with quantised keys and values."""
+        kv = holding.prepared.request.kv
+        if kv is not None and done == kv.start and not is_quantised(holding.layers):
+            quantise(holding.layers, kv)
+            holding.kept = 0  # of what belongs there now
+
+    def pin(self, holding: Holding, path: array[int]) -> None:
+        """Keep a path whatever happens."""
+        if self._keeps(holding.prepared):
+            self._cache.pin(self._namespace(holding), path)
+
+    def settle(self, last: bool = False) -> None:
+        """Have the disk written what is left to write; wait if it is the last.
+
+        A short answer waits in memory, so that it becomes part of the next turn's file.
+        """
+        self._cache.flush(wait=last, short=last)
+
+    def _fetch(self, prepared: Prepared, ids: array[int], take: bool) -> Lease:
+        request = prepared.request
+        if not request.use_cache:
+            return Lease(None, 0, Why("off"))
+        if self._uncached is not None:
+            return Lease(None, 0, Why("layers", detail=self._uncached))
+        room = min(prepared.limit, _ROOM)
+        lease = self._cache.fetch(prepared.namespace, ids, room, take=take)
+        if request.kv is None or lease.cached or not request.kv.start:
+            return lease
+        # Up to where quantising starts, rows are those of everybody else.
+        plain = ids[: request.kv.start + 1]
+        return self._cache.fetch(prepared.plain_namespace, plain, room, take=take)
+
+    def _namespace(self, holding: Holding) -> str:
+        """Where layers belong, as they are now."""
+        prepared = holding.prepared
+        plain = prepared.request.kv is not None and not is_quantised(holding.layers)
+        return prepared.plain_namespace if plain else prepared.namespace
+
+    def _keeps(self, prepared: Prepared) -> bool:
+        return prepared.request.use_cache and self._uncached is None
+
+    def _places(self, holding: Holding, length: int) -> set[int]:
+        """Where prefill must stop: layers that can't be cut are kept where they were taken."""
+        prepared = holding.prepared
+        kv = prepared.request.kv
+        places = {kv.start} if kv is not None else set()
+        if self._stops and self._keeps(prepared):
+            places |= {boundary.position for boundary in prepared.transcript.boundaries}
+            places |= {holding.lease.matched} | set(range(_CHECKPOINT, length, _CHECKPOINT))
+        return places
+
+
+def shared(one: array[int], other: array[int]) -> int:
+    """How many tokens two paths share from their starts."""
+    return common_prefix(one, other)

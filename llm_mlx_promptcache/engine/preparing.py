@@ -1,0 +1,133 @@
+"""A request made ready before any token is computed: its ids, its limits, what it may say.
+
+Everything that can be wrong with a request is refused here, by the name of its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..cache.identity import namespace_of
+from ..chat.call_forms import CallForm, Thinking, form_of, thinking_of
+from ..chat.grammar import Grammar, json_object_grammar, regex_grammar, schema_grammar, tool_grammar
+from ..chat.messages import Message, check_messages
+from ..chat.transcript import Transcript, render
+
+if TYPE_CHECKING:
+    from .chat_tokenizer import TemplateTokenizer
+    from .loading import LoadedModel
+    from .request import GenerationRequest
+
+# A question that nobody asked: what it shares with any other one is what can be warmed.
+_PROBE = Message("user", "Question?")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request, the ids that ask it, and how its answer is written, held and read.
+
+    `plain_namespace` is where the rows of a path are that is still too short to be quantised.
+    """
+
+    request: GenerationRequest
+    namespace: str
+    plain_namespace: str
+    transcript: Transcript
+    limit: int
+    form: CallForm | None = None
+    thinking: Thinking | None = None
+    grammar: Grammar | None = None
+
+
+def prepare(
+    request: GenerationRequest, loaded: LoadedModel, tokenizer: TemplateTokenizer, identity: str
+) -> Prepared:
+    """The request ready to run; ValueError names what is wrong with which field."""
+    plain = namespace_of(identity, request.salt)
+    namespace = plain if request.kv is None else namespace_of(identity, request.salt, request.kv)
+    tools = () if request.tool_choice == "none" and not request.tool else request.tools
+    # Tools that may not be called still stand in the prompt: the next turn's shares it.
+    transcript = _transcript(request, tokenizer, identity)
+    limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
+    form = form_of(loaded.tokenizer) if tools else None
+    return Prepared(
+        request,
+        namespace,
+        plain,
+        transcript,
+        limit,
+        form,
+        thinking_of(loaded.tokenizer, transcript.ids),
+        _grammar(request, form),
+    )
+
+
+def _transcript(
+    request: GenerationRequest, tokenizer: TemplateTokenizer, identity: str
+) -> Transcript:
+    messages = request.messages
+    if request.warm and not any(message.role == "user" for message in messages):
+        messages = (*messages, _PROBE)
+    check_messages(messages)
+    transcript = render(
+        messages,
+        tokenizer,
+        fingerprint=identity,
+        tools=request.tools,
+        template_arguments=_arguments(request),
+    )
+    return _stable(transcript, messages is not request.messages) if request.warm else transcript
+
+
+def _stable(transcript: Transcript, probed: bool) -> Transcript:
+    """The beginning that later prompts share, and one token more, which is never run."""
+    ends = [b.position for b in transcript.boundaries if not probed or b.tier == "system"]
+    if not ends:
+        raise ValueError(
+            "messages hold nothing that every prompt shares; give a system message or tools"
+        )
+    last = ends[-1]
+    boundaries = tuple(b for b in transcript.boundaries if b.position <= last)
+    return transcript._replace(ids=transcript.ids[: last + 1], boundaries=boundaries)
+
+
+def _arguments(request: GenerationRequest) -> Mapping[str, Any]:
+    if request.thinking is None:
+        return request.template_arguments
+    return {**request.template_arguments, "enable_thinking": request.thinking}
+
+
+def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
+    """How many tokens the answer may have; ValueError where the prompt leaves none."""
+    if context is None:
+        return max_tokens
+    if prompt >= context:
+        raise ValueError(
+            f"the prompt has {prompt} tokens and the model's context holds {context};"
+            " shorten the prompt or use a model with a longer context"
+        )
+    return min(max_tokens, context - prompt)
+
+
+def _grammar(request: GenerationRequest, form: CallForm | None) -> Grammar | None:
+    """What the answer is held to; None where it may be any text."""
+    if request.warm:
+        return None
+    schema = {"type": "object"} if request.json_object else request.schema
+    if form is not None:
+        choice: str | Literal[True] | None = request.tool or None
+        if choice is None and request.tool_choice == "any":
+            choice = True
+        free = choice is None and schema is None
+        if free and form.for_grammar() is not form:
+            # The model's own way of calling has no grammar, and is read as it comes.
+            return None
+        calls = 1 if request.tool else request.max_calls
+        return tool_grammar(request.tools, choice, form, calls=calls, schema=schema)
+    if request.json_object:
+        return json_object_grammar()
+    if schema is not None:
+        return schema_grammar(schema)
+    return regex_grammar(request.regex) if request.regex else None

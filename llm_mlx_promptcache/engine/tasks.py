@@ -1,0 +1,75 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from typing import Protocol
+
+from .answering import Answering
+from .constraint import Constraint
+from .decoding import Row
+from .keeping import Holding
+from .preparing import Prepared
+from .request import GenerationRequest, Told
+
+
+class Asker(Protocol):
+    """Who asked: hears events, an error, or None for the end, and may be gone."""
+
+    request: GenerationRequest
+
+    def tell(self, told: Told) -> None:
+        """Hand over an event, an error, or None for the end."""
+
+    def gone(self) -> bool:
+        """Whether nobody listens any more."""
+
+
+class Task:
+    """A request that has been prepared: it waits, is prefilled, then answered.
+
+    `ids` are the tokens to run before the next one is chosen; `done` of them are in the layers.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        prepared: Prepared,
+        answering: Answering,
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.asker = asker
+        self.prepared = prepared
+        self.answering = answering
+        self.constraint = constraint
+        self.started = time.perf_counter()
+        self.ids: array[int] = prepared.transcript.ids
+        self.done = 0
+        self.holding: Holding | None = None
+        self.row: Row | None = None
+        # What was reused when it first began; a restart counts nothing twice.
+        self.cached = 0
+        self.why = ""
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether only the last token is left to run."""
+        return self.done == len(self.ids) - 1
+
+    @property
+    def most(self) -> int:
+        """How many tokens its layers may come to hold."""
+        return len(self.prepared.transcript.ids) + self.prepared.limit
+
+    @property
+    def path(self) -> array[int]:
+        """The tokens that its layers hold."""
+        return self.ids[: self.done] if self.row is None else self.row.path
+
+    def restart(self) -> None:
+        """Begin again behind what was answered so far; its layers are gone."""
+        assert self.row is not None
+        assert self.row.last is not None
+        self.ids = self.row.path + array("I", [self.row.last])
+        self.holding, self.done = None, 0
