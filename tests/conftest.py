@@ -5,6 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault; what failed can be had again.
+settings.register_profile("ours", deadline=None, print_blob=True)
+settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(config, items):

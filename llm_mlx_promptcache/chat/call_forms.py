@@ -166,8 +166,43 @@ def tool_prompt(tools: Sequence[Mapping[str, Any]]) -> str:
     return _PROMPT.format(tools=listed)
 
 
+def plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A template's messages without calls and results: these become text as the prompt says.
+
+    Results stand in a user's turn, together with what else the user says there.
+    """
+    made: list[dict[str, Any]] = []
+    in_results = False
+    for message in messages:
+        turn = plain_turn(message)
+        of_tool = message.get("role") == "tool"
+        if made and made[-1].get("role") == "user" == turn.get("role") and (in_results or of_tool):
+            turn = {**turn, "content": f"{made.pop()['content']}\n{turn['content']}"}
+            in_results = True
+        else:
+            in_results = of_tool
+        made.append(turn)
+    return made
+
+
+def with_instructions(
+    messages: Sequence[Mapping[str, Any]], text: str, role: Literal["system", "user"]
+) -> list[dict[str, Any]]:
+    """Messages that tell `text` first of all: behind the system's own words, or the user's."""
+    made = [dict(message) for message in messages]
+    if role == "user" and made and made[0].get("role") == "system":
+        text = f"{made.pop(0).get('content') or ''}\n\n{text}"
+    for at, message in enumerate(made[:1] if role == "system" else made):
+        if message.get("role") == role:
+            parts = [message.get("content") or "", text]
+            joined = parts if role == "system" else parts[::-1]
+            made[at] = {**message, "content": "\n\n".join(part for part in joined if part)}
+            return made
+    return [{"role": role, "content": text}, *made]
+
+
 def plain_turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A template's message dict without calls and results: they become text as the prompt says."""
+    """One such message."""
     made = dict(message)
     if made.get("role") == "tool":
         text = f"<tool_response>\n{made.get('content') or ''}\n</tool_response>"

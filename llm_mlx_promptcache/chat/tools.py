@@ -162,6 +162,9 @@ class Collector:
         string.
         """
         parts: list[Part] = []
+        if not whole and self._sure and self._state == "text":
+            # The beginning of a mark is not what the answer says.
+            self._waiting = self._waiting[: len(self._waiting) - self._marked()]
         while self._waiting and self._step(parts, last=True):
             pass
         cut = None if whole else self._cut()
@@ -211,6 +214,10 @@ class Collector:
         if mark is not None:
             self._enter(mark)
         return mark is not None
+
+    def _marked(self) -> int:
+        """How many of the last characters that wait may be the beginning of a call."""
+        return Marks([self._form.start] if self._form else []).overlap(self._waiting)
 
     def _marks(self) -> list[str]:
         """The marks that mean something here."""

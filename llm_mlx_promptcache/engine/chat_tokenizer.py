@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
+
 # transformers lets templates have plain data only, so the moment comes as a table; a macro of the
 # same name takes the place of its own clock.
 _DATE_FORMS = [f"%{form}" for form in ("-d", "-m", *"aAbBcdHIjmMpSuUwWxXyY")]
@@ -26,22 +28,41 @@ class TemplateTokenizer:
         # Only Jinja's: templates written in Python refuse arguments that they don't know.
         template = str(getattr(self._inner, "chat_template", None))
         self._clocked = "strftime_now" in template and wrapper._chat_template is None
+        # What its template calls the wish for reasoning.
+        self.thinking_argument: str = getattr(wrapper, "_thinking_kwarg", "enable_thinking")
+        self._shows_tools = wrapper.has_tool_calling or "tools" in template
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
     ) -> str:
-        """The template's text; ValueError where the model has no chat template."""
+        """The template's text; ValueError where the model has no chat template.
+
+        Tools that the template has no place for become a system prompt, and calls and results
+        become text.
+        """
         if not self._wrapper.has_chat_template:
             raise ValueError("the model has no chat template; use one made for chat (instruct)")
+        arguments["add_generation_prompt"] = add_generation_prompt
+        if self._shows_tools:
+            return self._apply(messages, arguments)
+        tools = arguments.pop("tools", None)
+        plain = plain_turns(messages)
+        if not tools:
+            return self._apply(plain, arguments)
+        try:
+            return self._apply(with_instructions(plain, tool_prompt(tools), "system"), arguments)
+        except Exception:
+            # Some templates take no system message.
+            return self._apply(with_instructions(plain, tool_prompt(tools), "user"), arguments)
+
+    def _apply(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
+        arguments = dict(arguments)
         clock = arguments.pop("strftime_now", None)
         if self._clocked and clock is not None:
             template = self._inner.get_chat_template(None, arguments.get("tools"))
             arguments["chat_template"] = _FROZEN + template
             arguments["frozen_clock"] = {form: clock(form) for form in _DATE_FORMS}
-        rendered = self._wrapper.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments
-        )
-        return str(rendered)
+        return str(self._wrapper.apply_chat_template(messages, tokenize=False, **arguments))
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of `text` as it stands, and where each one's characters end."""

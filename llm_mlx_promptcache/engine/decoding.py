@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .constraint import Constraint
 from .forward import can_batch, extend, extract, forward, merge, quantise
 from .request import KVSettings
 from .sampling import Chooser, Likely
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 _CLEAR_EVERY = 256
 

@@ -18,6 +18,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from .errors import one_line
 from .request import KVSettings
 
 # Their batched forms give each request back what it would have alone; others' are not tried.
@@ -74,6 +75,19 @@ def quantise(layers: list[Any], kv: KVSettings) -> None:
             f"kv.bits is {kv.bits}, and none of this model's layers ({kinds}) can be quantised;"
             " leave it out"
         )
+
+
+def check_quantised(model: nn.Module, kv: KVSettings) -> None:
+    """ValueError where the model can't run over keys and values quantised like this."""
+    layers = make_layers(model)
+    quantise(layers, kv)
+    try:
+        model(mx.array([[0]]), cache=layers)  # shapes alone tell; nothing is computed
+    except Exception as error:
+        raise ValueError(
+            f"kv_bits {kv.bits} with groups of {kv.group_size} does not go with this model"
+            f" ({one_line(error, 120)}); use another group size, or leave it out"
+        ) from error
 
 
 def is_quantised(layers: Sequence[Any]) -> bool:

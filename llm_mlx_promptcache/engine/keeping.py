@@ -10,8 +10,9 @@ from ..cache.explain import Why
 from ..cache.layers import NotCached, cut_anywhere, layout_of
 from ..cache.prompt_cache import Lease, PromptCache
 from ..cache.trie import common_prefix
-from .forward import is_quantised, make_layers, quantise
+from .forward import check_quantised, is_quantised, make_layers, quantise
 from .preparing import Prepared
+from .request import KVSettings
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Keeper:
         self._name = name
         self._uncached: str | None = None
         self._stops = False
+        self._quantised: set[KVSettings] = set()
         try:
             self._stops = not cut_anywhere(layout_of(make_layers(model)))
         except NotCached as reason:
@@ -53,8 +55,9 @@ class Keeper:
     def lease(self, prepared: Prepared, ids: array[int], take: bool) -> Holding:
         """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting."""
         kv = prepared.request.kv
-        if kv is not None:  # refused before any token is computed
-            quantise(make_layers(self._model), kv)
+        if kv is not None and kv not in self._quantised:
+            check_quantised(self._model, kv)  # refused before any token is computed
+            self._quantised.add(kv)
         self._cache.label(prepared.namespace, self._name)
         lease = self._fetch(prepared, ids, take)
         layers = lease.layers or make_layers(self._model)

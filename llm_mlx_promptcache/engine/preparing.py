@@ -76,7 +76,7 @@ def _transcript(
         tokenizer,
         fingerprint=identity,
         tools=request.tools,
-        template_arguments=_arguments(request),
+        template_arguments=_arguments(request, tokenizer.thinking_argument),
     )
     return _stable(transcript, messages is not request.messages) if request.warm else transcript
 
@@ -93,10 +93,10 @@ def _stable(transcript: Transcript, probed: bool) -> Transcript:
     return transcript._replace(ids=transcript.ids[: last + 1], boundaries=boundaries)
 
 
-def _arguments(request: GenerationRequest) -> Mapping[str, Any]:
+def _arguments(request: GenerationRequest, thinking: str) -> Mapping[str, Any]:
     if request.thinking is None:
         return request.template_arguments
-    return {**request.template_arguments, "enable_thinking": request.thinking}
+    return {**request.template_arguments, thinking: request.thinking}
 
 
 def _limit(max_tokens: int, context: int | None, prompt: int) -> int:

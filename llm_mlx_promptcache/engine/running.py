@@ -17,7 +17,6 @@ from .admission import Admission
 from .answering import Answering, Measured
 from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
-from .constraint import Constraint, grammar_tokenizer
 from .decoding import Row, Step
 from .forward import prefill, prefill_step, wired, words_of
 from .keeping import Keeper, shared
@@ -29,6 +28,8 @@ from .tasks import Asker, Task
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+    from .constraint import Constraint
 
 
 class Running:
@@ -161,6 +162,8 @@ class Running:
     def _constraint(self, prepared: Prepared) -> Constraint | None:
         if prepared.grammar is None:
             return None
+        from .constraint import Constraint, grammar_tokenizer
+
         words = words_of(self._loaded.model)
         if self._grammars is None:
             self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)

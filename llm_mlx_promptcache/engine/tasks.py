@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from array import array
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .answering import Answering
-from .constraint import Constraint
 from .decoding import Row
 from .keeping import Holding
 from .preparing import Prepared
 from .request import GenerationRequest, Told
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 
 class Asker(Protocol):

@@ -58,7 +58,9 @@ def joined(parts):
     for part in parts:
         if isinstance(part, CallArguments):
             calls[part.id][1] += part.text
-    texts = ["".join(p.text for p in parts if isinstance(p, k)) for k in (TextDelta, ReasoningDelta)]
+    texts = [
+        "".join(p.text for p in parts if isinstance(p, k)) for k in (TextDelta, ReasoningDelta)
+    ]
     return texts[0], texts[1], {id: tuple(found) for id, found in calls.items()}
 
 

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048):
+def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048, heads=4, special=()):
     """Write a loadable float32 llama with `layers` layers and its tokenizer; returns the folder.
 
     Ids 0, 1, 2 are <|endoftext|>, <|im_start|>, <|im_end|> (the end of an answer). `vocab` is the
@@ -31,14 +31,14 @@ def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer((*SPECIAL, *special))
     config = {
         "model_type": "llama",
         "hidden_size": 64,
         "num_hidden_layers": layers,
         "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
         "rms_norm_eps": 1e-5,
         "vocab_size": vocab or tokenizer.get_vocab_size(),
         "max_position_embeddings": context,
@@ -65,8 +65,8 @@ def _weights(config, seed):
     return weights
 
 
-def _tokenizer():
-    pieces = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+def _tokenizer(special):
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
     for word in WORDS:
         for end in range(2, len(word) + 1):
@@ -77,7 +77,7 @@ def _tokenizer():
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
 
 
