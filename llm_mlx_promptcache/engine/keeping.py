@@ -31,9 +31,9 @@ class Holding:
         self.prepared = prepared
         self.lease = lease
         self.layers = layers
-        # Whether rows were moved out of the cache, so that nobody else finds them there.
-        self.taken = taken
         self.kept = 0
+        # So many of its tokens others find in the cache; rows that moved out are not there.
+        self.at_home = 0 if taken else lease.cached
         self.places: set[int] = set()
 
 
@@ -59,11 +59,13 @@ class Keeper:
             check_quantised(self._model, kv)  # refused before any token is computed
             self._quantised.add(kv)
         self._cache.label(prepared.namespace, self._name)
+        # Rows of two namespaces may be in one path then, and each finds its own at home.
+        take = take and kv is None
         lease = self._fetch(prepared, ids, take)
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
-        holding = Holding(prepared, lease, layers, take and lease.cached > 0)
+        holding = Holding(prepared, lease, layers, take)
         holding.places = self._places(holding, len(ids))
         return holding
 
@@ -87,7 +89,7 @@ class Keeper:
                 on_disk=prepared.request.on_disk,
             )
         holding.kept = done
-        holding.taken = False
+        holding.at_home = done
 
     def write_behind(self, holding: Holding, path: array[int], shared: bool) -> None:
         """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""

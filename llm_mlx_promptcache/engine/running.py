@@ -141,9 +141,11 @@ class Running:
         return False
 
     def _give_back(self, other: Task, task: Task) -> None:
-        """Rows that moved into a request's layers are copied back, where this task needs them."""
+        """What only another request's layers hold is copied back, where this task needs it."""
         holding = other.holding
-        if holding is None or not holding.taken or not shared(other.path, task.ids):
+        if holding is None or other.prepared.namespace != task.prepared.namespace:
+            return
+        if shared(other.path, task.ids) <= holding.at_home:
             return
         if other.row is not None:
             holding.layers = self._batches.layers_of(other.row)

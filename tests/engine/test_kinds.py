@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,4 +103,18 @@ def test_where_two_prompts_part_a_third_one_goes_on(name, engine_of_kind):
     third = ask(engine, [SYSTEM, Message("user", text + "Z")])
     assert third.usage.cached >= second.usage.cached + len(text.split())
     assert third.usage.prefilled < 40
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_answers_together_are_those_alone(name, engine_of_kind):
+    questions = ["One?", "And what comes after one, in the long run?", "Three, please?", "4?"]
+    asked = [[SYSTEM, Message("user", text)] for text in questions]
+    alone = [ask(engine_of_kind(name, PromptCache("1MB")), history).ids for history in asked]
+    cache = PromptCache("500MB")
+    engine = engine_of_kind(name, cache)
+    with ThreadPoolExecutor(len(asked)) as threads:
+        together = list(threads.map(lambda history: ask(engine, history), asked))
+    assert [event.ids for event in together] == alone
+    assert sum(event.usage.cached == 0 for event in together) == 1
     assert cache.check() == []

@@ -1,0 +1,288 @@
+"""Many requests at once: the same answers as alone, prefixes run once, faults that stay alone."""
+
+import threading
+
+import pytest
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.admission import Admission, fits_together
+from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.loading import load_model
+from llm_mlx_promptcache.engine.request import (
+    Finished,
+    GenerationRequest,
+    KVSettings,
+    Progress,
+    Sampling,
+    TextDelta,
+)
+from llm_mlx_promptcache.engine.running import Running
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "magic",
+        "parameters": {
+            "type": "object",
+            "properties": {"input": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["input"],
+        },
+    },
+}
+SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
+
+
+class Asked:
+    """An asker that writes down what it is told; `gone_after` events it is gone."""
+
+    def __init__(self, request, gone_after=None):
+        self.request = request
+        self.events = []
+        self._gone_after = gone_after
+
+    def tell(self, told):
+        self.events.append(told)
+
+    def gone(self):
+        return self._gone_after is not None and len(self.events) >= self._gone_after
+
+    @property
+    def last(self):
+        *_, event, end = self.events
+        assert end is None
+        if isinstance(event, BaseException):
+            raise event
+        assert isinstance(event, Finished)
+        return event
+
+
+def request(text, *, system=True, **more):
+    messages = ([SYSTEM] if system else []) + [Message("user", text)]
+    return GenerationRequest(tuple(messages), **{"max_tokens": 12, **more})
+
+
+@pytest.fixture
+def running_of(tiny_llama):
+    """`running_of(cache=None, **model)` -> a model that this thread runs."""
+
+    def make(cache=None, folder=None, **sizes):
+        loaded = load_model(str(folder or tiny_llama(**sizes)))
+        return Running(loaded, "tiny", cache or PromptCache("100MB"))
+
+    return make
+
+
+def together(running, *requests):
+    """All answered at once; the askers."""
+    asked = [one if isinstance(one, Asked) else Asked(one) for one in requests]
+    for one in asked:
+        running.add(one)
+    while running.busy:
+        running.step()
+    return asked
+
+
+VARIED = [
+    request("One?"),
+    request("What is two, and what comes after it in the long run of numbers?", max_tokens=20),
+    request("Three?", sampling=Sampling(temperature=1.5, seed=7)),
+    request("Four?", sampling=Sampling(temperature=1, seed=7, repetition_penalty=1.3, top_k=9)),
+    request("Five?", schema={"type": "object", "properties": {"a": {"type": "boolean"}}}),
+    request("Six?", tools=(TOOL,), tool="magic", max_tokens=90, system=False),
+    request("Seven?", logprobs=2, max_tokens=5),
+    request("Eight?", sampling=Sampling(temperature=0.7, seed=0), stop=("e",)),
+]
+
+
+def test_answers_together_are_those_alone(running_of):
+    alone = [together(running_of(), one)[0].last for one in VARIED]
+    cache = PromptCache("100MB")
+    for one, other in zip(together(running_of(cache), *VARIED), alone, strict=True):
+        assert one.last.ids == other.ids
+        assert (one.last.text, one.last.reason) == (other.text, other.reason)
+        assert [call.arguments for call in one.last.tool_calls] == [
+            call.arguments for call in other.tool_calls
+        ]
+    assert cache.check() == []
+
+
+def test_who_joins_late_and_who_leaves_early_changes_no_answer(running_of):
+    alone = [together(running_of(), one)[0].last.ids for one in VARIED]
+    running = running_of()
+    asked = [Asked(one) for one in VARIED]
+    waiting = list(asked)
+    for step in range(400):
+        if step % 3 == 0 and waiting:
+            running.add(waiting.pop(0))
+        running.step()
+    assert not running.busy
+    assert [one.last.ids for one in asked] == alone
+
+
+def test_a_prefix_that_many_ask_for_at_once_is_run_once(running_of):
+    cache = PromptCache("100MB")
+    system = Message("system", "A long and shared beginning. " * 40)
+    requests = [
+        GenerationRequest((system, Message("user", f"{n}?")), max_tokens=6) for n in range(8)
+    ]
+    events = [one.last for one in together(running_of(cache, context=4096), *requests)]
+    assert sum(event.usage.cached == 0 for event in events) == 1
+    shared = min(event.usage.cached for event in events if event.usage.cached)
+    rests = [event.usage.prompt - shared for event in events]
+    assert max(rests) < 30
+    assert sum(event.usage.prefilled for event in events) == shared + sum(rests)
+    assert cache.check() == []
+
+
+def test_who_comes_while_another_answers_shares_its_prompt(running_of):
+    running = running_of(PromptCache("100MB"))
+    first = Asked(request("One?", max_tokens=40))
+    running.add(first)
+    for _ in range(10):
+        running.step()
+    assert running.busy
+    [second] = together(running, request("One? And two?"))
+    assert second.last.usage.cached > second.last.usage.prompt - 40
+    assert first.last.usage.generated == 40
+
+
+def test_a_long_prompt_does_not_stop_the_tokens_of_others(running_of):
+    running = running_of(context=1 << 14)
+    short = Asked(request("One?", max_tokens=60))
+    running.add(short)
+    for _ in range(4):
+        running.step()
+    long = Asked(request("words " * 1500, system=False))
+    running.add(long)
+    seen = []
+    while running.busy:
+        before = len(short.events), len(long.events)
+        running.step()
+        seen.append((len(short.events) - before[0], len(long.events) - before[1]))
+    chunks = [told for told, done in seen if done and told]
+    assert len(chunks) > 10  # tokens came between the chunks of the long prompt
+    assert sum(isinstance(event, Progress) for event in long.events) > 10
+    assert long.last.usage.generated == 12
+
+
+def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
+    cache = PromptCache("100MB")
+    running = running_of(cache, context=4096)
+    asked = [
+        Asked(request("One?", max_tokens=50), gone_after=8),
+        Asked(request("words " * 200, system=False), gone_after=2),  # in the middle of its prompt
+        Asked(request("Three?", max_tokens=10)),
+    ]
+    together(running, *asked)
+    assert not any(isinstance(event, Finished) for one in asked[:2] for event in one.events)
+    assert asked[2].last.usage.generated == 10
+    assert cache.check() == []
+    again = [one.last for one in together(running, request("One?"))]
+    assert again[0].usage.prefilled == 1
+    assert together(running, request("words " * 200, system=False))[0].last.usage.cached >= 256
+
+
+class Failing:
+    """A model that fails when `when(tokens)` says so."""
+
+    def __init__(self, model, when):
+        self._model, self._when = model, when
+        self.failed = 0
+
+    def __call__(self, tokens, cache=None):
+        if self._when(tokens):
+            self.failed += 1
+            raise RuntimeError("[metal::malloc] no more memory")
+        return self._model(tokens, cache=cache)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def failing(tiny_llama, when):
+    import dataclasses
+
+    loaded = load_model(str(tiny_llama()))
+    model = Failing(loaded.model, when)
+    return model, Running(dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"))
+
+
+def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, running_of):
+    alone = [together(running_of(), one)[0].last.ids for one in VARIED]
+    model, running = failing(tiny_llama, lambda tokens: tokens.shape[0] > 2)
+    asked = together(running, *VARIED)
+    assert model.failed == 1
+    assert [one.last.ids for one in asked] == alone
+    texts = ["".join(e.text for e in one.events if isinstance(e, TextDelta)) for one in asked]
+    assert texts == [one.last.text for one in asked]
+
+
+def test_an_error_in_one_request_ends_that_one_alone(tiny_llama):
+    poison = 250
+    _, running = failing(tiny_llama, lambda tokens: (tokens == poison).any().item())
+    good, bad = Asked(request("One?")), Asked(request("One?", max_tokens=40))
+    [before] = together(running, request("One?"))
+    bias = Sampling(logit_bias=((poison, 1000.0),))
+    bad.request = request("Two?", sampling=bias)
+    together(running, good, bad)
+    assert good.last.ids == before.last.ids
+    with pytest.raises(RuntimeError, match="no more memory"):
+        _ = bad.last
+    [after] = together(running, request("One?"))
+    assert after.last.ids == before.last.ids
+
+
+def test_what_can_not_be_batched_takes_its_steps_beside_the_others(running_of):
+    requests = [*VARIED[:3], request("Nine?", kv=KVSettings(8, 32)), request("Ten?")]
+    alone = [together(running_of(heads=2), one)[0].last.ids for one in requests]
+    assert [one.last.ids for one in together(running_of(heads=2), *requests)] == alone
+
+
+def test_admission_counts_padding():
+    admission = Admission(limit=1000)
+
+    class Layer:
+        nbytes = 100
+
+    admission.measure([Layer()], 100)  # a byte a token
+    assert admission.admits(5000, [])  # one alone always
+    assert admission.admits(400, [500])
+    assert not admission.admits(10, [600])  # twice the longest
+    assert not admission.admits(1, [1] * 32)
+    assert fits_together(900, [1000])
+    assert not fits_together(100, [4000])
+
+
+def test_who_does_not_fit_waits_and_is_answered(running_of, monkeypatch):
+    running = running_of()
+    running._admission = Admission(limit=1)
+    together(running, request("One?"))  # learns what a token takes
+    asked = [Asked(request(f"{n}?")) for n in range(3)]
+    for one in asked:
+        running.add(one)
+    most = 0
+    while running.busy:
+        running.step()
+        most = max(most, len(running._active()))
+    assert most == 1
+    assert all(one.last.usage.generated for one in asked)
+
+
+def test_threads_share_a_batch(tiny_llama):
+    folder = tiny_llama()
+    cache = PromptCache("100MB")
+    engine = Engine(lambda: Running(load_model(str(folder)), "tiny", cache))
+    answers = {}
+
+    def work(number):
+        *_, answers[number] = engine.generate(VARIED[number])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(VARIED))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.close()
+    assert len(answers) == len(VARIED)
+    assert cache.check() == []
