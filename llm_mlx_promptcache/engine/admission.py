@@ -6,11 +6,12 @@ long one can double what the long one takes: it waits, or takes its steps apart.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+
+from .memory import total_memory
 
 # More answers than this at once make each of them slow and gain little.
 _MOST_REQUESTS = 32
@@ -57,8 +58,4 @@ def fits_together(tokens: int, others: Sequence[int]) -> bool:
 
 def _free_memory() -> int:
     """Bytes that this process could still use: of the GPU's working set, or of the machine."""
-    if mx.metal.is_available():
-        total = int(mx.device_info()["max_recommended_working_set_size"])
-    else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(0, total - mx.get_active_memory())
+    return max(0, total_memory() - mx.get_active_memory())

@@ -44,12 +44,17 @@ class _Job:
         return self.abandoned.is_set()
 
 
+class _Unload(threading.Event):
+    """Asks for the model's memory; set when it was given back, or could not be."""
+
+
 class Engine:
     """One model and its thread, started by the first request; `load` runs on that thread."""
 
     def __init__(self, load: Callable[[], Running]) -> None:
         self._load = load
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Unload | None] = queue.SimpleQueue()
+        self._loaded = self._loading = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -85,6 +90,22 @@ class Engine:
         finally:
             job.abandoned.set()
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._loaded
+
+    def unload(self, timeout: float = 30.0) -> bool:
+        """Give the model's memory back, unless it answers; the next request loads it again."""
+        with self._lock:
+            # An engine that loads may itself wait for another one's memory.
+            if self._thread is None or self._closed or self._loading:
+                return not (self._loaded or self._loading)
+            asked = _Unload()
+            self._jobs.put(asked)
+        asked.wait(timeout)
+        return not self._loaded
+
     def close(self) -> None:
         """Finish what was promised to the disk, then end the thread; it starts no more."""
         with self._lock:
@@ -112,20 +133,23 @@ class Engine:
             idle = running is None or not running.busy
             jobs, closing = self._arrived(closing, wait=idle)
             for job in jobs:
-                running = self._take(running, job)
+                if isinstance(job, _Job):
+                    running = self._take(running, job)
+                else:
+                    running = self._let_go(running, job)
             if running is not None and running.busy:
                 self._step(running)
         if running is not None:
             self._settle(running, last=True)
-        del running
+        self._loaded, running = False, None
         if "mlx.core" in sys.modules:  # where loading failed early there is nothing to leave
             from .threads import leave_thread
 
             leave_thread()
 
-    def _arrived(self, closing: bool, wait: bool) -> tuple[list[_Job], bool]:
+    def _arrived(self, closing: bool, wait: bool) -> tuple[list[_Job | _Unload], bool]:
         """The jobs that came meanwhile; `wait` for one where there is nothing else to do."""
-        jobs: list[_Job] = []
+        jobs: list[_Job | _Unload] = []
         while not closing:
             try:
                 job = self._jobs.get(block=wait and not jobs)
@@ -137,14 +161,31 @@ class Engine:
                 jobs.append(job)
         return jobs, closing
 
+    def _let_go(self, running: Running | None, asked: _Unload) -> Running | None:
+        if running is not None and not running.busy:
+            self._settle(running, last=True)
+            running.unload()
+            running, self._loaded = None, False
+        asked.set()
+        return running
+
     def _take(self, running: Running | None, job: _Job) -> Running | None:
         try:
-            running = running or self._load()
+            running = running or self._loaded_now()
             running.add(job)
         except BaseException as error:
             job.tell(error)
             job.tell(None)
         return running
+
+    def _loaded_now(self) -> Running:
+        self._loading = True
+        try:
+            running = self._load()
+            self._loaded = True
+            return running
+        finally:
+            self._loading = False
 
     def _step(self, running: Running) -> None:
         try:

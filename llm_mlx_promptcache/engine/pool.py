@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config import cache_folder, write_private_file
 from .engine import Engine
+from .memory import budget, weights_of
 
 if TYPE_CHECKING:
     from ..cache.prompt_cache import PromptCache
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # llm makes a new model object for each lookup, so what is dear to make can't live in one.
 _engines: dict[str, Engine] = {}
+# The weights of each loaded model in bytes; the one that was asked last comes last.
+_weights: dict[str, int] = {}
 _cache: PromptCache | None = None
 _lock = threading.Lock()
 
@@ -31,6 +34,8 @@ def engine_for(reference: str) -> Engine:
     with _lock:
         if reference not in _engines:
             _engines[reference] = Engine(partial(_load, reference))
+        if reference in _weights:
+            _weights[reference] = _weights.pop(reference)
         return _engines[reference]
 
 
@@ -53,6 +58,7 @@ def close_engines() -> None:
     with _lock:
         engines = list(_engines.values())
         _engines.clear()
+        _weights.clear()
         _cache = None
     for engine in engines:
         engine.close()
@@ -60,13 +66,31 @@ def close_engines() -> None:
 
 def _load(reference: str) -> Running:
     started = time.perf_counter()
-    from .loading import load_model
+    from .loading import load_model, model_folder
     from .running import Running
 
+    _make_room(reference, weights_of(model_folder(reference)))
     loaded = load_model(reference)
     identity = _identity(loaded)
     cache = shared_cache()
     return Running(loaded, identity, cache, time.perf_counter() - started, name=reference)
+
+
+def _make_room(reference: str, needed: int) -> None:
+    """Unload models that were not asked for longest, and answer nobody, until this one fits."""
+    with _lock:
+        _weights.pop(reference, None)
+        others = [(name, _engines[name]) for name in _weights if name in _engines]
+    for name, engine in others:
+        with _lock:
+            held = sum(_weights.values())
+        if held + needed <= budget():
+            break
+        if engine.unload():
+            with _lock:
+                _weights.pop(name, None)
+    with _lock:
+        _weights[reference] = needed
 
 
 def _identity(loaded: LoadedModel) -> str:

@@ -6,6 +6,7 @@ that are answered already. Who asks for a prefix that another is just computing 
 
 from __future__ import annotations
 
+import gc
 from array import array
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -102,6 +103,12 @@ class Running:
     def settle(self, last: bool = False) -> None:
         """Have the disk written what these answers left to write; wait if it is the last."""
         self._keeper.settle(last)
+
+    def unload(self) -> None:
+        """Drop the model's weights; this object answers nothing any more."""
+        del self._loaded, self._keeper, self._batches, self._tokenizer
+        gc.collect()  # models hold themselves, through their layers
+        mx.clear_cache()
 
     # Getting in.
 

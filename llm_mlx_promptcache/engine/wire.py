@@ -1,0 +1,97 @@
+"""Requests and events as JSON and back, so that an engine can live in another process.
+
+Only the classes that are listed here are made from JSON, with the checks that they always make.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..chat.generated import Generated, ToolCall
+from ..chat.messages import Message
+from .request import (
+    CallArguments,
+    CallName,
+    Event,
+    Finished,
+    GenerationRequest,
+    KVSettings,
+    Logprob,
+    Progress,
+    ReasoningDelta,
+    Sampling,
+    TextDelta,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
+
+_CLASSES: dict[str, Any] = {
+    made.__name__: made
+    for made in (
+        CallArguments,
+        CallName,
+        Finished,
+        Generated,
+        GenerationRequest,
+        KVSettings,
+        Logprob,
+        Message,
+        Progress,
+        ReasoningDelta,
+        Sampling,
+        TextDelta,
+        Timings,
+        TokenLogprobs,
+        ToolCall,
+        Usage,
+    )
+}
+
+
+def to_json(value: GenerationRequest | Event) -> dict[str, Any]:
+    """Plain data, for `json.dumps`; TypeError for what an application put in that is no JSON."""
+    made: dict[str, Any] = _plain(value)
+    return made
+
+
+def from_json(data: Mapping[str, Any]) -> Any:
+    """The request or event that `to_json` was given; ValueError for anything else."""
+    try:
+        return _made({"is": data["is"], "of": data["of"]})
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"this is no request or event of ours ({type(error).__name__})") from None
+
+
+def _plain(value: Any) -> Any:
+    name = type(value).__name__
+    if _CLASSES.get(name) is type(value):
+        names = _fields(type(value))
+        return {"is": name, "of": {field: _plain(getattr(value, field)) for field in names}}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"is": "", "of": dict(value)}  # an application's own JSON, as it is
+    return value
+
+
+def _made(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_made(part) for part in data)
+    if not isinstance(data, Mapping):
+        return data
+    name, fields = data["is"], data["of"]
+    if not name:
+        return dict(fields)
+    if name not in _CLASSES:
+        raise ValueError(f"{str(name)[:40]!r} is no request or event of ours")
+    return _CLASSES[name](**{field: _made(part) for field, part in fields.items()})
+
+
+def _fields(made: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(made):
+        return tuple(field.name for field in dataclasses.fields(made))
+    names: tuple[str, ...] = made._fields
+    return names

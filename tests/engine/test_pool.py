@@ -1,0 +1,77 @@
+"""One engine a model, all models within one budget of memory."""
+
+import threading
+
+import pytest
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.engine.memory import weights_of
+from llm_mlx_promptcache.engine.request import GenerationRequest
+
+
+@pytest.fixture
+def folders(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path))
+    yield [tiny_llama(seed=seed) for seed in range(3)]
+    pool.close_engines()
+
+
+def ask(folder, text="One?", **more):
+    *_, last = pool.engine_for(str(folder)).generate(
+        GenerationRequest((Message("user", text),), **{"max_tokens": 6, **more})
+    )
+    return last
+
+
+def test_the_model_that_was_not_asked_longest_makes_room(folders, monkeypatch):
+    monkeypatch.setattr(pool, "budget", lambda: 2 * weights_of(folders[0]))
+    first = ask(folders[0])
+    ask(folders[1])
+    ask(folders[0], "Two?")
+    ask(folders[2])
+    assert [pool._engines[str(folder)].loaded for folder in folders] == [True, False, True]
+    again = ask(folders[1])
+    assert again.usage.prefilled == 1  # what it had computed is still there
+    assert [pool._engines[str(folder)].loaded for folder in folders] == [False, True, True]
+    assert ask(folders[0]).ids == first.ids
+    assert ask(folders[0]).usage.prefilled == 1
+
+
+def test_a_model_that_answers_is_not_unloaded(folders, monkeypatch):
+    monkeypatch.setattr(pool, "budget", lambda: 1)
+    engine = pool.engine_for(str(folders[0]))
+    events = engine.generate(GenerationRequest((Message("user", "One?"),), max_tokens=400))
+    next(events)
+    ask(folders[1])
+    assert engine.loaded
+    *_, last = events
+    assert last.usage.generated == 400
+
+
+def test_threads_over_models_that_do_not_fit_together(folders, monkeypatch):
+    monkeypatch.setattr(pool, "budget", lambda: 1)
+    alone = [ask(folder).ids for folder in folders]
+    failed = []
+
+    def work(number):
+        for turn in range(4):
+            at = (number + turn) % 3
+            if ask(folders[at]).ids != alone[at]:
+                failed.append(at)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert pool.shared_cache().check() == []
+
+
+def test_an_engine_that_was_never_asked_has_nothing_to_give_back(folders):
+    engine = pool.engine_for(str(folders[0]))
+    assert engine.unload()
+    assert ask(folders[0]).usage.generated == 6
+    assert engine.unload()
+    assert not engine.loaded
