@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from . import layers as kinds
 from .checkpoints import checkpoint_at, resumes
-from .layer_kinds import Piece, View
 from .layers import Layout, Part
+from .pieces import Piece, View
 from .span_file import Draft, host_tensors
 from .span_tree import SpanNode, parts_of
 from .store import Store
