@@ -133,7 +133,7 @@ def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
                 if number == spans // 2:
                     path[:] = chain
 
-    store._guarded(add, None)
+    store._index.run(add, None)
     store.close()
     return path
 
