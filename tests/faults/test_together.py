@@ -9,6 +9,7 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.sizes import FolderBudget
 
 SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the time
 
@@ -180,6 +181,21 @@ def test_threads_of_one_process_share_a_store(worlds, tmp_path):
     assert failures == []
     assert store.stats()["spans"] == 40
     assert store.check() == []
+
+
+def test_a_thread_that_asks_for_the_budget_meanwhile_gets_no_old_answer():
+    budget, seen = FolderBudget(None), []
+
+    def room():
+        if not seen:
+            seen.append(None)
+            other = threading.Thread(target=lambda: seen.append(budget.most(0, room)))
+            other.start()
+            other.join()
+        return 1000, 1000
+
+    assert budget.most(0, room) == 100
+    assert seen[1:] == [100]
 
 
 def test_pinned_paths_go_last_and_pins_outlive_the_process(worlds, tmp_path):
