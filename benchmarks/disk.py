@@ -271,7 +271,7 @@ def report(found: dict[str, Any], count: int, rounds: int) -> str:
     index = {name: f"{ms:.2f}" for name, ms in found["index"].items()}
     short = found["short"]
     each, row, worth = short["file"], short["row"] * 1e3, short["rows worth a file"]
-    took = ", ".join(f"{more} tokens {ms:.0f} ms" for more, ms in short["prefill"].items())
+    took = ", ".join(f"{more} more, {ms:.0f} ms" for more, ms in short["prefill"].items())
     where = f"{os.cpu_count()} cores, mlx {version('mlx')} on {mx.default_device()}"
     return f"""{where}, load {os.getloadavg()[0]:.1f} at the end.
 {count} tokens of the default model's shape in float32, each the first restore of a fresh process,
@@ -291,9 +291,8 @@ medians of {rounds}, against mlx-lm's `load_prompt_cache` and evaluating the sam
 | a save that evicts | {index["save with its evictions"]} | |
 
 A file of its own costs {each:.2f} ms at each read, as much as the rows of {worth:.0f} tokens
-({row:.0f} µs each): ends of paths shorter than `SHORT` ({SHORT}) tokens would cost more as files than as
-rows of the next one. A crash loses what waits; after {count} tokens to prefill it anew takes, for
-{took}.
+({row:.0f} µs each): ends of paths below `SHORT` ({SHORT}) tokens would cost more as files than as
+rows of the next one. A crash loses what waits: after {count} tokens prefill takes, for {took}.
 """
 
 

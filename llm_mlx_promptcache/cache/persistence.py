@@ -24,8 +24,9 @@ from .trie import Tokens
 
 _log = logging.getLogger(__name__)
 
-# Below this a span costs more as a file of its own, at every later read, than its rows would
-# cost as part of the next one (benchmarks/disk.py): it waits in memory for what comes after it.
+# A file of its own costs as much at every later read of its path as the rows of 19 tokens do
+# (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
+# memory, for what comes after them. At the end of a process all of it is written.
 SHORT = 16
 _MOST_USES = 64  # paths that wait to be counted as used, in one transaction
 _MOST_WAITING = 256 << 20  # bytes that may wait to be written; then who brings more waits

@@ -93,8 +93,8 @@ def test_p1_a_flipped_bit_in_a_large_file_is_noticed(tmp_path):
 
 
 @pytest.mark.soak
-def test_p1_a_thousand_flipped_bits_in_a_large_file(tmp_path):
-    flip_bits_of_a_large_file(tmp_path, 1000, 2)
+def test_p1_a_thousand_flipped_bits_in_a_large_file(tmp_path, soak_share):
+    flip_bits_of_a_large_file(tmp_path, round(1000 * soak_share), 2)
 
 
 @pytest.mark.parametrize("left", [0, 1, 7, 8, 9, 100, 800, -17, -16, -1])
