@@ -82,7 +82,8 @@ def test_law_1_at_every_point_of_both_stores(trial, tmp_path, soak_share):
     store = DiskStore(tmp_path)
     cache = PromptCache("100MB", store)
     trial.keep(cache, PATH)
-    points = range(1 + len(trial.family.name) % round(1 / soak_share), 61, round(1 / soak_share))
+    step = round(1 / soak_share)
+    points = range(1 + len(trial.family.name) % step, 61, step)  # not the same ones of all models
     before = trials.stored(cache)
     trials.points_hold(trial, cache, points, 16)
     assert trials.unchanged(before)
