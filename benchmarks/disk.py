@@ -2,7 +2,8 @@
 
 Restores a path of the default model's shape, stored as 1, 10 and 50 spans, verified, against
 `load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each is the first of a
-fresh process, as for the command line, and they alternate. Run with: python benchmarks/disk.py
+fresh process, as for the command line, and they alternate. Also: what a short span costs as a file
+of its own. Run with: python benchmarks/disk.py (`--keep docs` puts the figures into docs/disk.md)
 """
 
 from __future__ import annotations
@@ -18,22 +19,32 @@ import sys
 import tempfile
 import time
 from array import array
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, load_prompt_cache, save_prompt_cache
+from mlx_lm.models.cache import (
+    KVCache,
+    load_prompt_cache,
+    make_prompt_cache,
+    save_prompt_cache,
+    trim_prompt_cache,
+)
+from mlx_lm.models.llama import Model, ModelArgs
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.index import Row
 from llm_mlx_promptcache.cache.layer_kinds import Rows
 from llm_mlx_promptcache.cache.layers import layout_to_json
+from llm_mlx_promptcache.cache.persistence import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
 
 LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
 BARS = {1: 1.5, 10: 1.75, 50: 2.25}
 REFERENCE = "reference.safetensors"
+FIRST_MARK, LAST_MARK = "<!-- figures -->", "<!-- end of the figures -->"
 
 
 def layers_of(count: int) -> list[Any]:
@@ -133,7 +144,7 @@ def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
                 if number == spans // 2:
                     path[:] = chain
 
-    store._guarded(add, None)
+    store._index.run(add, None)
     store.close()
     return path
 
@@ -213,36 +224,113 @@ def peak(folder: Path, count: int) -> dict[str, float]:
     return found
 
 
+def prefills(count: int, rounds: int) -> dict[int, float]:
+    """Milliseconds that it takes to prefill so many tokens after `count` others."""
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49_152}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": HEADS}
+    model = Model(ModelArgs("llama", num_hidden_layers=LAYERS, rms_norm_eps=1e-5, **sizes, **heads))
+    mx.eval(model.parameters())
+    layers = make_prompt_cache(model)
+    mx.eval(model(mx.array([tokens_of(count)[:count]]), cache=layers))
+    found = {}
+    for more in (1, SHORT, 4 * SHORT):
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            mx.eval(model(mx.array([list(range(more))]), cache=layers))
+            times.append((time.perf_counter() - started) * 1e3)
+            trim_prompt_cache(layers, more)
+        found[more] = statistics.median(times)
+    return found
+
+
+def short_spans(rows: list[dict[str, Any]], count: int, rounds: int) -> dict[str, Any]:
+    """What a file of its own costs at each read, against the rows that are in it."""
+    ms = {row["what"]: row["ms"] for row in rows if not row["cold"]}
+    each = (ms["50"] - ms["1"]) / 49
+    a_row = (ms["1"] - each) / count
+    prefill = {str(more): took for more, took in prefills(count, rounds).items()}
+    return {"file": each, "row": a_row, "rows worth a file": each / a_row, "prefill": prefill}
+
+
+def report(found: dict[str, Any], count: int, rounds: int) -> str:
+    """The figures as they stand in docs/disk.md."""
+    names = ["mlx-lm", *map(str, BARS)]
+    lines = []
+    for state in ("warm", "cold"):
+        ms = {r["what"]: r["ms"] for r in found["restores"] if r["cold"] == (state == "cold")}
+        ratios = {
+            r["what"]: r["ratio"] for r in found["restores"] if r["cold"] == (state == "cold")
+        }
+        lines.append(
+            f"| page cache {state}, ms | " + " | ".join(f"{ms[n]:.1f}" for n in names) + " |"
+        )
+        lines.append("| times mlx-lm's | " + " | ".join(f"{ratios[n]:.2f}" for n in names) + " |")
+    peaks = " | ".join(f"{value:.2f}" for value in found["peaks"].values())
+    bars = " | ".join(map(str, BARS.values()))
+    index = {name: f"{ms:.2f}" for name, ms in found["index"].items()}
+    short = found["short"]
+    each, row, worth = short["file"], short["row"] * 1e3, short["rows worth a file"]
+    took = ", ".join(f"{more} more, {ms:.0f} ms" for more, ms in short["prefill"].items())
+    where = f"{os.cpu_count()} cores, mlx {version('mlx')} on {mx.default_device()}"
+    return f"""{where}, load {os.getloadavg()[0]:.1f} at the end.
+{count} tokens of the default model's shape in float32, each the first restore of a fresh process,
+medians of {rounds}, against mlx-lm's `load_prompt_cache` and evaluating the same bytes:
+
+| | mlx-lm | 1 span | 10 spans | 50 spans |
+|---|--:|--:|--:|--:|
+{chr(10).join(lines)}
+| at most | | {bars} |
+| peak memory, times the rows | | {peaks} |
+
+| index of 10,000 spans and 5,000,000 tokens | ms | at most |
+|---|--:|--:|
+| a fresh process's first lookup | {index["first lookup"]} | 20 |
+| an insert's transaction, median | {index["insert, median"]} | 5 |
+| the worst of 200 | {index["insert, worst of 200"]} | |
+| a save that evicts | {index["save with its evictions"]} | |
+
+A file of its own costs {each:.2f} ms at each read, as much as the rows of {worth:.0f} tokens
+({row:.0f} µs each): ends of paths below `SHORT` ({SHORT}) tokens would cost more as files than as
+rows of the next one. A crash loses what waits: after {count} tokens prefill takes, for {took}.
+"""
+
+
+def keep(page: Path, text: str) -> None:
+    """Put the figures into a page, between its two marks."""
+    before, found, rest = page.read_text().partition(FIRST_MARK)
+    _, also, after = rest.partition(LAST_MARK)
+    if not found or not also:
+        raise SystemExit(f"{page} has no {FIRST_MARK} and {LAST_MARK} to write between")
+    page.write_text(f"{before}{FIRST_MARK}\n{text}{LAST_MARK}{after}")
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print the figures, and keep them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--keep", type=Path, help="also write them into this folder's disk.md")
     parser.add_argument("--once", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
         what, place = options.once
         print(restore_once(Path(place), what, options.tokens))
         return
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = restores(Path(folder), options.tokens, options.rounds)
-        peaks = peak(Path(folder), options.tokens)
+        found["restores"] = restores(Path(folder), options.tokens, options.rounds)
+        found["peaks"] = peak(Path(folder), options.tokens)
     with tempfile.TemporaryDirectory() as folder:
-        index = index_times(Path(folder), 10_000, 5_000_000)
-    print(f"Restoring {options.tokens} tokens, medians of {options.rounds}\n")
-    print("| page cache | what | ms | times mlx-lm's file | bar |\n|---|---|--:|--:|--:|")
-    for row in rows:
-        what = row["what"]
-        bar = "" if what == "mlx-lm" else BARS[int(what)]
-        name = what if what == "mlx-lm" else f"{what} spans"
-        state = "cold" if row["cold"] else "warm"
-        print(f"| {state} | {name} | {row['ms']:.1f} | {row['ratio']:.2f} | {bar} |")
-    print("\nPeak memory:", ", ".join(f"{name} {value:.2f}" for name, value in peaks.items()))
-    print("Index of 10,000 spans, ms:", ", ".join(f"{n} {v:.2f}" for n, v in index.items()))
+        found["index"] = index_times(Path(folder), 10_000, 5_000_000)
+    found["short"] = short_spans(found["restores"], options.tokens, options.rounds)
+    text = report(found, options.tokens, options.rounds)
+    print(text)
     if options.json is not None:
-        found = {"restores": rows, "peaks": peaks, "index": index}
         options.json.write_text(json.dumps(found, indent=1))
+    if options.keep is not None:
+        keep(options.keep / "disk.md", text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="long; make soak runs it"))
 
 
+@pytest.fixture(scope="session")
+def soak_share():
+    """What part of its rounds a long test does: all of them, or SOAK_SHARE where time is short."""
+    return float(os.environ.get("SOAK_SHARE", "1"))
+
+
 def _tiny_models():
     # Tests are imported one by one and are no package, so a helper is loaded by its path.
     path = Path(__file__).parent / "engine" / "tiny_models.py"

@@ -17,6 +17,7 @@ TENSORS = {
     "layers.py",
     "layer_kinds.py",
     "own_state.py",
+    "pieces.py",
     "restore.py",
     "span_file.py",
     "span_header.py",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .layer_kinds import LayerKind, ListOf, Piece, View
+from .layer_kinds import LayerKind, ListOf
 from .layers import Layout, Part
+from .pieces import Piece, View
 
 
 def checkpoint_at(layout: Layout, parts: Sequence[Part], place: int) -> list[Piece | None] | None:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from . import repair, sweep
-from .files import Files, make_own_folder, same_file
-from .index import VERSION, Index, Row, Totals
+from . import sweep
+from .files import Files
+from .index import Index, Row, Totals
 from .layers import Layout, layout_from_json, layout_to_json
+from .shared_index import SPANS, SharedIndex
 from .sizes import FolderBudget
 from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
 from .store import NOTHING, Found, NullStore, Store, StoredSpan
@@ -29,16 +28,9 @@ from .trie import Tokens, common_prefix
 
 __all__ = ["DiskStore", "NullStore", "Store", "StoredSpan"]
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS: Final = 3600
-
-_INDEX = "index.sqlite"
-_SET_ASIDE = "index.damaged"
-_SPANS = "spans"
-# Opened before a fork: closing them in the child could spoil the parent's log.
-_left_to_parent: list[Index] = []
 
 
 class DiskStore:
@@ -59,44 +51,38 @@ class DiskStore:
     ) -> None:
         self.folder = Path(folder)
         self._budget = FolderBudget(max_bytes)
-        self._max_days = max_days
+        self._max_days = _checked_days(max_days)
         self._tiers = tuple(tiers)
         self._files = files or Files()
         self._labels: dict[str, str] = {}
+        self._index = SharedIndex(self.folder, self._files, self._tiers)
         self._written = 0
-        self._start()
-
-    def _start(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self._index: Index | None = None
-        self._off = False
         self._full = False
 
     @property
     def spans_folder(self) -> Path:
         """Where the spans' files lie."""
-        return self.folder / _SPANS
+        return self.folder / SPANS
 
     # Looking up and reading.
 
     def layout(self, namespace: str) -> Layout | None:
         """The kinds of layer that a namespace's spans hold, where it has any."""
-        found = self._guarded(lambda index: index.layout(namespace), None)
+        found = self._index.run(lambda index: index.layout(namespace), None)
         with suppress(ValueError):  # of kinds that nobody brings any more
             return layout_from_json(found) if found is not None else None
         return None
 
     def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
         """What is stored along `tokens`, from the path's start."""
-        return self._guarded(lambda index: index.walk(namespace, tokens), NOTHING)
+        return self._index.run(lambda index: index.walk(namespace, tokens), NOTHING)
 
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """A span's file, checked as far as its head goes; None where it is gone or not whole."""
         try:
             opened = OpenSpan(self._path(span.stem), self._files)
         except FileNotFoundError:  # evicted by another process
-            self._guarded(lambda index: self._drop(index, span.stem), None)
+            self._index.run(lambda index: self._drop(index, span.stem), None)
             return None
         except (OSError, DamagedSpan) as error:
             self.damaged(span, error)
@@ -113,7 +99,7 @@ class DiskStore:
     def damaged(self, span: StoredSpan, error: Exception) -> None:
         """A span turned out not to be what was written: it goes, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
-        self._guarded(lambda index: self._drop(index, span.stem), None)
+        self._index.run(lambda index: self._drop(index, span.stem), None)
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
@@ -122,13 +108,13 @@ class DiskStore:
             with index.transaction():
                 index.touch([span.stem for span in spans], int(self._files.now()))
 
-        self._guarded(touch, None)
+        self._index.run(touch, None)
 
     # Writing.
 
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
-        place = self._guarded(lambda index: self._place(index, draft), None)
+        place = self._index.run(lambda index: self._place(index, draft), None)
         # What is larger than the budget would push out all the rest for nothing (law 10).
         if place is None or self._full or draft.nbytes > self.budget:
             return False
@@ -149,10 +135,10 @@ class DiskStore:
         except OSError as error:
             self._stop_writing(error)
             return False
-        added = self._guarded(lambda index: self._add(index, stem, size, head), False)
+        added = self._index.run(lambda index: self._add(index, stem, size, head), False)
         if added:
             self._written += size
-            self._guarded(self._keep_budget, None)
+            self._index.run(self._keep_budget, None)
         else:  # another process stored the same meanwhile, or evicted the parent
             self._remove([stem])
         return added
@@ -168,7 +154,7 @@ class DiskStore:
             with index.transaction():
                 return sum(index.pin(span.stem, pinned) for span in ends) > 0
 
-        return self._guarded(mark, False)
+        return self._index.run(mark, False)
 
     def label(self, namespace: str, name: str) -> None:
         """What people call the model of a namespace."""
@@ -179,12 +165,12 @@ class DiskStore:
     @property
     def budget(self) -> int:
         """Bytes that all files of the folder may have."""
-        held = self._guarded(lambda index: index.totals().bytes, 0)
+        held = self._index.run(lambda index: index.totals().bytes, 0)
         return self._budget.most(held, self._room)
 
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
-        held = self._guarded(lambda index: index.totals(), Totals(0, 0, 0, 0, 0))
+        held = self._index.run(lambda index: index.totals(), Totals(0, 0, 0, 0, 0))
         return {
             "spans": held.spans,
             "tokens": held.tokens,
@@ -195,7 +181,7 @@ class DiskStore:
 
     def by_model(self) -> list[tuple[str, int, int]]:
         """A model's name, and the spans and bytes that are stored of it; the largest first."""
-        return self._guarded(lambda index: index.by_model(), [])
+        return self._index.run(lambda index: index.by_model(), [])
 
     def check(self, fix: bool = False) -> list[str]:
         """What is wrong, a line each (law 3); with `fix` what can't be read goes."""
@@ -206,17 +192,17 @@ class DiskStore:
             return list(sweep.check(index, self.spans_folder, self._files))
 
         nothing: list[str] = []
-        found = self._guarded(look, nothing)
-        if self._off:
+        found = self._index.run(look, nothing)
+        if self._index.off:
             return [f"the folder {self.folder} can't be used"]
         if found and fix:
-            self._guarded(self._fix, None)
+            self._index.run(self._fix, None)
         return found
 
     def sweep(self, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
         spans, files = self.spans_folder, self._files
-        return self._guarded(lambda index: sweep.sweep(index, spans, files, every), 0)
+        return self._index.run(lambda index: sweep.sweep(index, spans, files, every), 0)
 
     def clear(self, *, model: str | None = None, days: float | None = None) -> int:
         """Remove what is stored, of one model or unused for days if said; returns bytes freed.
@@ -226,69 +212,19 @@ class DiskStore:
         if not self.folder.exists():
             return 0
         if model is not None or days is not None:
-            return self._guarded(lambda index: self._clear_some(index, model, days), 0)
-        freed = self._guarded(self._wipe, 0)
+            return self._index.run(lambda index: self._clear_some(index, model, days), 0)
+        freed = self._index.run(self._wipe, None)
+        if freed is None and not self._index.off:
+            _log.warning("%s is not cleared: its index is locked; try again", self.folder)
         with suppress(OSError):
-            self.folder.joinpath(_SET_ASIDE).unlink()
-        return freed
+            self._index.set_aside.unlink()
+        return freed or 0
 
     def close(self) -> None:
         """Let go of the index; the next call opens it again."""
-        with self._lock:
-            if self._index is not None and self._process == os.getpid():
-                self._index.close()
-            self._index = None
+        self._index.close()
 
-    # The guard.
-
-    def _guarded(self, action: Callable[[Index], T], otherwise: T) -> T:
-        """Run an action on the index; a disk that fails is switched off, with one warning."""
-        if self._process != os.getpid():
-            self._after_fork()
-        with self._lock:
-            if self._off:
-                return otherwise
-            try:
-                try:
-                    return action(self._open())
-                except sqlite3.DatabaseError as error:
-                    if _is_busy(error):
-                        return otherwise  # a miss now, and no reason to be off for good
-                    if isinstance(error, sqlite3.OperationalError) or not self._put_aside(error):
-                        raise
-                    return action(self._open())
-            except (OSError, sqlite3.Error) as error:
-                self._off = True
-                _log.warning("the disk cache in %s is off for this process: %s", self.folder, error)
-                return otherwise
-
-    def _after_fork(self) -> None:
-        """Connections and locks are the parent's: a child that used them would spoil both."""
-        if self._index is not None:
-            _left_to_parent.append(self._index)
-        self._start()
-
-    def _open(self) -> Index:
-        index = self._index
-        if index is not None and not same_file(index.path, index.inode):
-            index.close()  # set aside or removed by another process
-            index = None
-        if index is None:
-            make_own_folder(self.folder, through_link=True)
-            make_own_folder(self.spans_folder)
-            index = Index(self.folder / _INDEX)
-            if index.version != VERSION:
-                repair.prepare(index, self.spans_folder, self._files, self._tiers)
-            self._index = index
-        return index
-
-    def _put_aside(self, error: Exception) -> bool:
-        index, self._index = self._index, None
-        if index is not None:
-            index.close()
-        return repair.set_aside(self.folder / _INDEX, self.folder / _SET_ASIDE, error)
-
-    # Inside the guard.
+    # With the index.
 
     def _place(self, index: Index, draft: Draft) -> str | None:
         """The stem of the parent under which a span can be stored; None where it can't."""
@@ -350,7 +286,7 @@ class DiskStore:
             gone = [one for stem in stems for one in index.drop(stem)]
         self._remove(gone)
         if gone:
-            index.shrink()
+            self._shrink(index)
         return before - index.totals().bytes
 
     def _wipe(self, index: Index) -> int:
@@ -364,15 +300,23 @@ class DiskStore:
             with suppress(OSError):
                 freed += path.lstat().st_size
                 self._files.unlink(path)
-        index.shrink()
+        self._shrink(index)
         return freed
+
+    def _shrink(self, index: Index) -> None:
+        if not index.shrink():
+            _log.warning(
+                "tokens may be left in the index's log in %s, which another process holds;"
+                " clear again when it has ended",
+                self.folder,
+            )
 
     def _fix(self, index: Index) -> None:
         for stem in list(sweep.unreadable(index, self.spans_folder, self._files)):
             self._drop(index, stem)
         sweep.sweep(index, self.spans_folder, self._files, every=True)
         if wrong := list(index.check()):
-            self._put_aside(sqlite3.DatabaseError(wrong[0]))
+            self._index.put_aside(sqlite3.DatabaseError(wrong[0]))
 
     def _drop(self, index: Index, stem: str) -> None:
         """Remove a span and what hangs on it: rows first, so that nobody looks for the files."""
@@ -399,5 +343,7 @@ class DiskStore:
             _log.warning("nothing more is written to the disk cache in %s: %s", self.folder, error)
 
 
-def _is_busy(error: Any) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+def _checked_days(days: float | None) -> float | None:
+    if days is not None and (isinstance(days, bool) or not days > 0):
+        raise ValueError(f"max_days is {days!r}; give days above 0, or None for any age")
+    return days

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import stat
+import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OWNER_ONLY = 0o600
+_MOUNTS = Path("/proc/self/mountinfo")
+# SQLite's log wants memory that all of its users share, and locks that hold: neither is promised
+# by these. `fuse` is what programs serve, most of them from afar.
+_REMOTE: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "ceph", "9p"}
+_REMOTE_PARTS: Final = ("fuse.", "macfuse", "osxfuse")
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -56,6 +63,14 @@ class Files:
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
+    def file_system(self, folder: Path) -> str:
+        """The name of the folder's file system, such as "ext4"; empty where nobody tells."""
+        with suppress(OSError, ValueError, IndexError, AttributeError):
+            if sys.platform == "darwin":
+                return _file_system_on_macos(folder)
+            return file_system_in(_MOUNTS.read_text(errors="replace"), folder.stat().st_dev)
+        return ""
+
 
 def make_own_folder(folder: Path, through_link: bool = False) -> None:
     """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's."""
@@ -94,3 +109,28 @@ def same_file(path: Path, known: tuple[int, int]) -> bool:
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == known
+
+
+def is_remote(file_system: str) -> bool:
+    """Whether a file system of this name lies on another machine, or may."""
+    return file_system in _REMOTE or file_system.startswith(_REMOTE_PARTS)
+
+
+def file_system_in(mounts: str, device: int) -> str:
+    """The name of a device's file system in Linux's table of mounts; ValueError for another's."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == number:
+            return source.split()[0]
+    raise ValueError(f"device {number} is not in the table of mounts")
+
+
+def _file_system_on_macos(folder: Path) -> str:
+    # struct statfs with 64-bit inodes: f_fstypename is 16 bytes from byte 72 on.
+    found = ctypes.create_string_buffer(4096)
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "statfs$INODE64", None) or libc.statfs
+    if call(os.fsencode(folder), found):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    return found.raw[72:88].split(b"\0")[0].decode("ascii", "replace")

@@ -293,10 +293,17 @@ class Index:
         (found,) = self.db.execute("PRAGMA quick_check(1)").fetchone()
         return found == "ok" and not list(self.check())
 
-    def shrink(self) -> None:
-        """Leave no token in free pages or the log: they are conversation. Not in a transaction."""
-        self.db.execute("VACUUM")
-        self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def shrink(self) -> bool:
+        """Leave no token in free pages or the log: they are conversation. Not in a transaction.
+
+        False where another process held the log for so long that something may be left there.
+        """
+        try:
+            self.db.execute("VACUUM")
+        except sqlite3.OperationalError:
+            return False
+        (busy, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def check(self) -> Iterator[str]:
         """What is wrong with the index itself, a line each."""

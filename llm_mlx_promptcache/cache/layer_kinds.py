@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import (
@@ -21,21 +21,9 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-Piece = tuple[mx.array | None, ...]
+from .pieces import Piece, View, copied, joined, owned, rows_in, rows_of, runs, used
+
 Layer = Any  # one of mlx-lm's cache objects; mlx-lm has no common type for them
-
-
-class View(NamedTuple):
-    """One layer's piece where a path uses it.
-
-    The path follows the span over [start, end); the span itself, and so its piece, ends at
-    `span_end`. The piece is None where the span does not hold this layer.
-    """
-
-    start: int
-    end: int
-    span_end: int
-    piece: Piece | None
 
 
 class LayerKind(Protocol):
@@ -90,7 +78,7 @@ class Rows:
         """The rows [start, end), copied out of the layer's buffer."""
         if layer.keys is None or end > at:
             return None
-        return tuple(_copied(a[..., start:end, :]) for a in self.arrays(layer))
+        return tuple(copied(a[..., start:end, :]) for a in self.arrays(layer))
 
     def missing(self, piece: Piece | None, length: int) -> bool:
         """Rows are there or not."""
@@ -98,7 +86,7 @@ class Rows:
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
         """Both sides of row `at`."""
-        return _rows(piece, 0, at), _rows(piece, at, length)
+        return rows_of(piece, 0, at), rows_of(piece, at, length)
 
     def thinned(self, piece: Piece) -> Piece | None:
         """Rows serve all that comes after them."""
@@ -115,10 +103,10 @@ class Rows:
 
     def join(self, views: list[View], count: int, room: int) -> Layer:
         """All rows of the path, in one buffer."""
-        parts = [_used(v, v.start, min(v.end, count)) for v in views if v.start < count]
+        parts = [used(v, v.start, min(v.end, count)) for v in views if v.start < count]
         views.clear()
         layer = self.empty()
-        self.fill(layer, _joined(parts, room * self.grows), count)
+        self.fill(layer, joined(parts, room * self.grows), count)
         return layer
 
     def empty(self) -> Layer:
@@ -196,19 +184,19 @@ class Window:
         if layer.keys is None or end > at or (self.keep and at > self.size):
             return None
         arrays = self.ordered(layer)
-        oldest = at - _count(arrays)
+        oldest = at - rows_in(arrays)
         first = max(start, end - self.size, oldest)
-        return _rows(arrays, first - oldest, end - oldest)
+        return rows_of(arrays, first - oldest, end - oldest)
 
     def missing(self, piece: Piece | None, length: int) -> bool:
         """Whether the last rows that matter are not all there."""
-        return piece is None or _count(piece) < min(length, self.size)
+        return piece is None or rows_in(piece) < min(length, self.size)
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
         """Each side keeps its last rows, as far as the piece had them."""
-        held = _count(piece)
+        held = rows_in(piece)
         border = max(0, held - (length - at))
-        return _rows(piece, 0, border), _rows(piece, border, held)
+        return rows_of(piece, 0, border), rows_of(piece, border, held)
 
     def thinned(self, piece: Piece) -> Piece | None:
         """Rows are never held twice along a path, so thinning would gain little."""
@@ -218,7 +206,7 @@ class Window:
         """The last token before which a whole window of rows is held."""
         # One row before the wrap: there mlx-lm's next chunk drops the first row that is not kept.
         limit = min(limit, self.size - 1) if self.keep else limit
-        for first, last in reversed(_runs(views)):
+        for first, last in reversed(runs(views)):
             end = min(last, limit)
             if end > first and (first == 0 or end - first >= self.size):
                 return end
@@ -228,13 +216,13 @@ class Window:
         """The window before token `count`, in temporal order, exactly as long as it must be."""
         first = max(0, count - self.size)
         parts = [
-            _used(view, max(first, view.start), min(view.end, count))
+            used(view, max(first, view.start), min(view.end, count))
             for view in views
             if view.start < count and view.end > first
         ]
         # Headroom would be taken for rows: mlx-lm reads a window's length off its buffer.
         layer = self.empty()
-        self.fill(layer, _joined(parts, 0), count)
+        self.fill(layer, joined(parts, 0), count)
         return layer
 
     def empty(self) -> Layer:
@@ -397,72 +385,3 @@ class ListOf:
             return None
         pairs = zip(self.parts, pieces, strict=True)
         return tuple(a for part, piece in pairs for a in (piece or (None,) * part.arity))
-
-
-def _rows(piece: Piece, first: int, last: int) -> Piece | None:
-    """Rows [first, last) of each array, in memory of their own; None where there are none."""
-    if last <= first:
-        return None
-    return tuple(a if a is None else _copied(a[..., first:last, :]) for a in piece)
-
-
-def owned(arrays: Iterable[mx.array | None]) -> Piece | None:
-    """Copies that keep no larger array alive (mamba2's state is a view of a whole chunk)."""
-    piece = tuple(a if a is None else _copied(a) for a in arrays)
-    return piece if any(a is not None for a in piece) else None
-
-
-def _copied(values: mx.array) -> mx.array:
-    """A copy in memory of its own size.
-
-    `mx.contiguous` is none where the rows lie together (one head, one token): it keeps up to
-    16 KiB of the larger array alive, which for short spans is more than what they say they hold.
-    """
-    flat = values.reshape(-1) if values.ndim == 0 else values
-    axis = max(flat.ndim - 2, 0)
-    nothing = mx.zeros((*flat.shape[:axis], 0, *flat.shape[axis + 1 :]), flat.dtype)
-    return mx.concatenate([flat, nothing], axis=axis).reshape(values.shape)
-
-
-def _count(piece: Piece) -> int:
-    return next(int(a.shape[-2]) for a in piece if a is not None)
-
-
-def _runs(views: Sequence[View]) -> list[tuple[int, int]]:
-    """Runs of tokens [first, last) whose rows are held, neighbours joined."""
-    runs: list[tuple[int, int]] = []
-    for view in views:
-        if view.piece is None:
-            continue
-        first = max(view.start, view.span_end - _count(view.piece))
-        if first >= view.end:
-            continue
-        if runs and runs[-1][1] == first:
-            runs[-1] = (runs[-1][0], view.end)
-        else:
-            runs.append((first, view.end))
-    return runs
-
-
-def _used(view: View, first: int, last: int) -> list[mx.array]:
-    """The rows [first, last) of a path out of one view's piece, which ends at its span's end."""
-    arrays = [a for a in view.piece or () if a is not None]
-    oldest = view.span_end - arrays[0].shape[-2]
-    if first == oldest and last == view.span_end:
-        return arrays
-    return [a[..., first - oldest : last - oldest, :] for a in arrays]
-
-
-def _joined(parts: list[list[mx.array]], room: int) -> list[mx.array]:
-    """Arrays of all parts' rows, and room; each is let go of before the next one is made."""
-    joined = []
-    for _ in range(len(parts[0])):
-        rows = [arrays.pop(0) for arrays in parts]
-        if room > 0:
-            shape = (*rows[0].shape[:-2], room, rows[0].shape[-1])
-            rows.append(mx.zeros(shape, rows[0].dtype))
-        # Never the stored array object itself: the model writes into its layers in place (law 9).
-        joined.append(mx.concatenate(rows, axis=-2))
-        del rows
-        mx.eval(joined[-1])
-    return joined

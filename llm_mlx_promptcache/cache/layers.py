@@ -28,15 +28,14 @@ from .layer_kinds import (
     Layer,
     LayerKind,
     ListOf,
-    Piece,
     PlainRows,
     QuantizedRows,
     Rows,
     State,
-    View,
     Window,
 )
 from .own_state import NoRoundTrip, OwnState, own_state
+from .pieces import Piece, View
 
 Layout = tuple[LayerKind, ...]
 

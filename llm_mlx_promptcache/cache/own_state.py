@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from .layer_kinds import Layer, Piece, State, View, owned
+from .layer_kinds import Layer, State
+from .pieces import Piece, View, owned
 
 _ARRAY, _INTEGER = "a", "i"
 

@@ -11,21 +11,32 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from . import layers as kinds
 from .checkpoints import checkpoint_at, resumes
-from .layer_kinds import Piece, View
 from .layers import Layout, Part
+from .pieces import Piece, View
 from .span_file import Draft, host_tensors
 from .span_tree import SpanNode, parts_of
-from .store import Store
+from .store import NullStore, Store, StoredSpan
+from .trie import Tokens
 
 _log = logging.getLogger(__name__)
 
-# Below this a span costs more as a file of its own, at every later read, than its rows would
-# cost as part of the next one (benchmarks/disk.py): it waits in memory for what comes after it.
+# A file of its own costs as much at every later read of its path as the rows of 19 tokens do
+# (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
+# memory, for what comes after them. At the end of a process all of it is written.
 SHORT = 16
+_MOST_USES = 64  # paths that wait to be counted as used, in one transaction
 _MOST_WAITING = 256 << 20  # bytes that may wait to be written; then who brings more waits
+
+
+class Use(NamedTuple):
+    """A path that a request resumed."""
+
+    namespace: str
+    path: Tokens[int]
 
 
 class Writer:
@@ -33,12 +44,14 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._keeps = not isinstance(store, NullStore)
+        self._uses: list[Use] = []
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
         self._changed = threading.Condition()
-        self._queue: deque[Draft] = deque()
+        self._queue: deque[Draft | list[Use]] = deque()
         self._waiting = 0
         self._busy = False
         self._thread: threading.Thread | None = None
@@ -54,12 +67,31 @@ class Writer:
             self._start()
         with self._changed:
             self._changed.wait_for(lambda: self._waiting < _MOST_WAITING)
-            self._queue.append(draft)
             self._waiting += draft.nbytes
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._append(draft)
+
+    def note_use(self, namespace: str, path: Tokens[int]) -> None:
+        """A request resumed this path from memory: where it is stored as well, that is a use."""
+        if self._keeps and len(path):
+            self._uses.append(Use(namespace, path))
+            if len(self._uses) >= _MOST_USES:
+                self.count_uses()
+
+    def count_uses(self) -> None:
+        """Tell the store of all uses at once, after what was put before."""
+        uses, self._uses = self._uses, []
+        if self._process != os.getpid():
+            self._start()
+        if uses:
+            with self._changed:
+                self._append(uses)
+
+    def _append(self, item: Draft | list[Use]) -> None:
+        self._queue.append(item)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def wait(self) -> None:
         """Return once all that was put is written."""
@@ -74,18 +106,31 @@ class Writer:
                     # A thread that waited for ever would keep every cache of a process alive.
                     self._thread = None
                     return
-                draft = self._queue.popleft()
+                item = self._queue.popleft()
                 self._busy = True
+            size = item.nbytes if isinstance(item, Draft) else 0
             try:
-                self._store.save(draft)
+                if isinstance(item, Draft):
+                    self._store.save(item)
+                else:
+                    self._count(item)
             except Exception as error:  # a store of somebody else's: it must not end the thread
                 _log.warning("a span could not be stored: %s", error)
-            size = draft.nbytes
-            del draft
+            del item
             with self._changed:
                 self._busy = False
                 self._waiting -= size
                 self._changed.notify_all()
+
+    def _count(self, uses: Sequence[Use]) -> None:
+        """What is stored along these paths counts as used, with the checkpoints at their ends."""
+        found: dict[str, StoredSpan] = {}
+        for namespace, path in uses:
+            spans, checkpoints = self._store.lookup(namespace, path)
+            ends = [span for span in checkpoints if span.end == len(path)]
+            found |= {span.stem: span for span in (*spans, *ends)}
+        if found:
+            self._store.used(list(found.values()))
 
 
 def drafts(

@@ -86,6 +86,8 @@ class PromptCache:
                 whole = [node for node in nodes if node.end <= found.place]
                 held = self._tree.hold(whole[-1]) if whole else None
                 self._loans.lend(namespace, ids[: found.place], layers, held)
+                # The store, which saw nothing of what came from memory, hears of it in time.
+                self._writer.note_use(namespace, ids[: min(found.place, found.in_memory)])
             return self._counted(ids, Lease(layers, found.place, why, found.matched))
 
     def insert(
@@ -189,6 +191,7 @@ class PromptCache:
             waiting, self._tree.unsaved = list(self._tree.unsaved), {}
             # Ends first: what they hang on is written with them.
             written = sum(self._save(node, short) for node in reversed(waiting))
+            self._writer.count_uses()
         if wait:
             self._writer.wait()
         return written
@@ -244,6 +247,7 @@ class PromptCache:
         with self._lock:
             self._tree.clear()
             self._layouts.clear()
+            self._writer.count_uses()
 
     # Finding.
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from .layer_kinds import Layer, Piece, Rows
+from .layer_kinds import Layer, Rows
 from .layers import Layout, Part
+from .pieces import Piece
 from .span_file import DamagedSpan, OpenSpan, empty
 from .span_header import Entry
 from .store import Store, StoredSpan

@@ -53,8 +53,9 @@ class FolderBudget:
         if self._given is not None:
             return self._given
         if time.monotonic() - self._asked > self.SECONDS:
-            self._asked = time.monotonic()
+            # The answer first: a thread that comes meanwhile must not take the old one for new.
             self._found = min(self.MOST, (room()[0] + held) // self.FREE_SHARE)
+            self._asked = time.monotonic()
         return self._found
 
     def lacking(self, room: Callable[[], tuple[int, int]]) -> int:

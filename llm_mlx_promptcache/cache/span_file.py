@@ -21,8 +21,8 @@ import mlx.core as mx
 import xxhash
 
 from .files import Files
-from .layer_kinds import Piece
 from .layers import Layout, layout_to_json
+from .pieces import Piece
 from .span_header import (
     DIGEST_BYTES,
     DTYPES,

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import xxhash
 
 from . import layers as kinds
-from .layer_kinds import Piece
 from .layers import Layout, Part, Wanted
+from .pieces import Piece
 from .policies import Entry, Policy
 from .tiers import CacheOrder
 from .trie import Match, Node, PromptTrie, Tokens

@@ -227,3 +227,23 @@ def test_files_of_which_a_path_uses_a_part_are_verified_and_kept(tmp_path):
             assert mx.array_equal(found.values[..., :cut, :], whole.values[..., :cut, :])
             assert not found.keys[..., cut:, :].any()  # what was left out is not in the layer
         assert store.stats()["spans"] == 1
+
+
+@pytest.mark.parametrize("days", [0, -1, float("nan"), True])
+def test_an_age_limit_is_checked(tmp_path, days):
+    with pytest.raises(ValueError, match="max_days is"):
+        DiskStore(tmp_path, max_days=days)
+
+
+def test_what_was_not_used_for_max_days_goes(tmp_path):
+    files = Files()
+    store = DiskStore(tmp_path, max_days=2, files=files)
+    files.now = lambda: 1_000_000.0
+    save(store, [1, 2, 3])
+    files.now = lambda: 1_000_000.0 + 86_400
+    save(store, [4, 5, 6])
+    assert store.stats()["spans"] == 2
+    files.now = lambda: 1_000_000.0 + 2 * 86_400 + 4000
+    save(store, [7, 8, 9])
+    assert [lookup(store, [n, n + 1, n + 2]) == [] for n in (1, 4, 7)] == [True, False, False]
+    assert store.check() == []

@@ -107,3 +107,58 @@ def test_what_must_not_reach_the_disk_does_not(tmp_path, run):
     cache.insert("m", IDS[:50], run(IDS[:50])[1])
     cache.flush()
     assert store.stats()["tokens"] == 50
+
+
+class Counting(DiskStore):
+    """A store that counts what it is told of uses."""
+
+    told = 0
+
+    def used(self, spans):
+        self.told += 1
+        super().used(spans)
+
+
+def test_hits_in_memory_keep_a_path_on_the_disk(tmp_path, run):
+    kept, other = IDS[:40], IDS[60:100]
+    store = Counting(tmp_path)
+    cache = PromptCache("100MB", store)
+    for ids in (kept, other):
+        cache.insert("m", ids, run(ids)[1])
+    cache.flush()
+    for _ in range(5):
+        lease = cache.fetch("m", [*kept, 1])
+        assert lease.cached == 40
+        del lease
+    assert store.told == 0  # no request waits for the disk
+    cache.flush()
+    assert store.told == 1  # one transaction for all of them
+    small = DiskStore(tmp_path, store.stats()["bytes"] - 1)
+    fresh = IDS[110:150]
+    last = PromptCache("100MB", small)
+    last.insert("m", fresh, run(fresh)[1])
+    last.flush()
+    assert small.lookup("m", array("I", kept)).end == 40
+    assert small.lookup("m", array("I", other)).end == 0
+
+
+def test_many_hits_between_two_flushes_are_told_as_they_come(tmp_path, run):
+    store = Counting(tmp_path)
+    cache = PromptCache("100MB", store)
+    cache.insert("m", IDS[:40], run(IDS[:40])[1])
+    cache.flush()
+    for _ in range(70):
+        cache.fetch("m", [*IDS[:40], 1])
+    cache._writer.wait()
+    assert store.told == 1
+    cache.flush()
+    assert store.told == 2
+
+
+def test_hits_of_what_is_not_on_the_disk_tell_it_nothing(tmp_path, run):
+    store = Counting(tmp_path)
+    cache = PromptCache("100MB", store)
+    cache.insert("m", IDS[:40], run(IDS[:40])[1], on_disk=False)
+    cache.fetch("m", [*IDS[:40], 1])
+    cache.flush()
+    assert store.told == 0

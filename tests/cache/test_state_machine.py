@@ -139,12 +139,11 @@ TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 
 @pytest.mark.soak
-def test_the_same_for_much_longer():
+def test_the_same_for_much_longer(soak_share):
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(
-        CacheMachine, settings=settings(max_examples=1500, stateful_step_count=60, deadline=None)
-    )
+    longer = settings(max_examples=round(1500 * soak_share), stateful_step_count=60, deadline=None)
+    run_state_machine_as_test(CacheMachine, settings=longer)
 
 
 def test_the_rows_do_spell_the_tokens():

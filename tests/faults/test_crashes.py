@@ -155,7 +155,7 @@ def power_cuts(worlds, tmp_path, count, seed):
         if number % 10 == 9:
             snapshot = tmp_path / f"index{number}"
             with sqlite3.connect(snapshot) as copy:
-                store._guarded(lambda index, copy=copy: index.db.backup(copy), None)
+                store._index.run(lambda index, copy=copy: index.db.backup(copy), None)
             copy.close()
             indices.append(snapshot)
     return sum(cut(worlds, tmp_path, files.steps, indices, rng, n) for n in range(count))

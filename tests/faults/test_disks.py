@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
+from llm_mlx_promptcache.cache.files import Files, file_system_in, is_remote
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another")
@@ -91,6 +91,80 @@ def test_p4_a_write_that_fails_in_the_system_is_survived(finished, worlds, tmp_p
     store.sweep(every=True)
     assert store.check() == []
     assert worlds.get(store, worlds.paths(1)[0]) == len(worlds.paths(1)[0])
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "call", ["readv:when=1", "read:when=2+", "pread64:when=2+", "openat:when=1+"]
+)
+def test_p4_a_read_that_fails_in_the_system_is_a_miss(finished, worlds, tmp_path, call):
+    finished("once", tmp_path, 1)
+    name, when = call.split(":")
+    inject = f"inject={name}:error=EIO:{when}"
+    # Only what lies in the store fails: a process could not even start otherwise.
+    paths = [f"-P{path}" for path in tmp_path.rglob("*") if path.is_file()]
+    before = ("strace", "-f", "-qq", "-o", os.devnull, "-e", inject, *paths)
+    out, said = finished("fetch", tmp_path, 1, before=before)
+    assert out in ("0", str(len(worlds.paths(1)[0])))
+    assert said.count("\n") == (out == "0")
+    assert DiskStore(tmp_path).check() == []
+
+
+def test_p4_a_file_where_the_folder_should_be_is_one_warning(worlds, tmp_path, ids, caplog):
+    place = tmp_path / "cache"
+    place.write_text("mine")
+    store = DiskStore(place)
+    worlds.put(store, ids)
+    assert worlds.get(store, ids) == 0
+    assert len(caplog.records) == 1
+    assert place.read_text() == "mine"
+
+
+class Elsewhere(Files):
+    """A disk that the system says is another machine's."""
+
+    def file_system(self, folder):
+        return "nfs4"
+
+
+def test_a_network_file_system_is_one_warning_and_still_verified(worlds, tmp_path, ids, caplog):
+    store = DiskStore(tmp_path, files=Elsewhere())
+    worlds.put(store, ids)
+    store.close()
+    assert worlds.get(store, ids) == len(ids)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "network file system (nfs4)" in caplog.text
+    (path,) = store.spans_folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert worlds.get(store, ids) == 0
+
+
+@needs_root
+def test_the_system_is_asked_for_the_file_system(small_disk, tmp_path, worlds, ids, caplog):
+    assert Files().file_system(small_disk) == "tmpfs"
+    assert Files().file_system(tmp_path) not in ("", "tmpfs")
+    worlds.put(DiskStore(tmp_path / "cache"), ids)
+    assert not caplog.records  # no local one is taken for another machine's
+
+
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime shared:13 - proc proc rw
+31 27 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+40 31 0:52 / /home rw,relatime shared:9 master:1 - fuse.sshfs me@there:/home rw
+"""
+
+
+def test_file_systems_are_found_by_their_device():
+    assert file_system_in(MOUNTS, os.makedev(254, 0)) == "ext4"
+    assert file_system_in(MOUNTS, os.makedev(0, 52)) == "fuse.sshfs"
+    with pytest.raises(ValueError, match="not in the table"):
+        file_system_in(MOUNTS, os.makedev(9, 9))
+    remote = [
+        name
+        for name in ("ext4", "apfs", "btrfs", "fuseblk", "nfs", "fuse.sshfs", "9p")
+        if is_remote(name)
+    ]
+    assert remote == ["nfs", "fuse.sshfs", "9p"]
 
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "for ever"])

@@ -1,6 +1,7 @@
 """Several processes, threads and forks on one folder: no luck is needed to be right (P5, P6)."""
 
 import os
+import sqlite3
 import threading
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.sizes import FolderBudget
 
 SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the time
 
@@ -64,14 +66,70 @@ def test_p8_clear_in_a_loop_beside_readers_and_writers(child, worlds, tmp_path):
     assert store.stats()["bytes"] == 0
 
 
+NEEDLE = list(range(700_000_000, 700_000_040))
+
+
+def holding_the_needle(folder):
+    """The files in which a token of the path that was cleared can still be read."""
+    needle = NEEDLE[20].to_bytes(4, "little")
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            found += [path.name] if path.is_file() and needle in path.read_bytes() else []
+        except FileNotFoundError:
+            continue  # another process's, gone meanwhile
+    return found
+
+
 def test_p8_after_clear_no_token_is_left_in_any_file(worlds, tmp_path):
     store = DiskStore(tmp_path)
-    ids = list(range(700_000_000, 700_000_040))
-    worlds.put(store, ids)
+    worlds.put(store, NEEDLE)
+    assert holding_the_needle(tmp_path)
     store.clear()
-    needle = (700_000_020).to_bytes(4, "little")
-    for path in tmp_path.rglob("*"):
-        assert path.is_dir() or needle not in path.read_bytes(), path
+    assert holding_the_needle(tmp_path) == []
+
+
+def test_p8_no_token_is_left_though_others_read_and_write_meanwhile(child, worlds, tmp_path):
+    crowd = [child("work", tmp_path, 50 + n, "6") for n in range(2)]
+    store = DiskStore(tmp_path)
+    for _ in range(3):
+        time.sleep(1)
+        worlds.put(store, NEEDLE)
+        assert holding_the_needle(tmp_path)
+        store.clear()
+        assert holding_the_needle(tmp_path) == []
+    ended_well(crowd)
+    assert store.check() == []
+
+
+def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
+    store = DiskStore(tmp_path)
+    worlds.put(store, NEEDLE)
+    reader = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM spans").fetchone()
+    store.clear()
+    assert "may be left" in caplog.text
+    assert list(store.spans_folder.iterdir()) == []
+    reader.close()
+    caplog.clear()
+    store.clear()
+    assert not caplog.records
+    assert holding_the_needle(tmp_path) == []
+
+
+def test_p8_clear_says_so_where_a_writer_holds_the_index(worlds, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
+    store = DiskStore(tmp_path)
+    worlds.put(store, NEEDLE)
+    writer = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert store.clear() == 0
+    assert "is not cleared" in caplog.text
+    writer.close()
+    assert store.clear() > 0
+    assert holding_the_needle(tmp_path) == []
 
 
 def test_a_fork_reopens_the_index_and_leaves_the_parents_alone(worlds, tmp_path):
@@ -123,6 +181,21 @@ def test_threads_of_one_process_share_a_store(worlds, tmp_path):
     assert failures == []
     assert store.stats()["spans"] == 40
     assert store.check() == []
+
+
+def test_a_thread_that_asks_for_the_budget_meanwhile_gets_no_old_answer():
+    budget, seen = FolderBudget(None), []
+
+    def room():
+        if not seen:
+            seen.append(None)
+            other = threading.Thread(target=lambda: seen.append(budget.most(0, room)))
+            other.start()
+            other.join()
+        return 1000, 1000
+
+    assert budget.most(0, room) == 100
+    assert seen[1:] == [100]
 
 
 def test_pinned_paths_go_last_and_pins_outlive_the_process(worlds, tmp_path):

@@ -5,6 +5,7 @@ Loaded by path (tests are no package), and run as a child: python worlds.py WHAT
 
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -119,6 +120,17 @@ def once(folder, seed):
 def fetch(folder, seed):
     """Look one path up."""
     return get(DiskStore(folder, "20MB"), paths(int(seed))[0])
+
+
+def fetch_each(folder, seed):
+    """Look a path up in each of the folder's stores, in a process that may hardly grow."""
+    ids = paths(int(seed))[0]
+    get(DiskStore(folder / "none", "20MB"), ids)  # all that a lookup needs is loaded
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    stores = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    return [get(DiskStore(store, "20MB"), ids) for store in stores]
 
 
 class Failing(Files):
