@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import llm
 from pydantic import Field, field_validator
 
-from .engine.request import DEFAULT_MAX_TOKENS, Sampling
+from .engine.request import DEFAULT_MAX_TOKENS, Sampling, ToolChoice
 
 _KV_BITS = (0, 2, 3, 4, 6, 8)
 
@@ -62,6 +62,11 @@ class MlxCachedOptions(llm.Options):
         description="Let a model that can reason do so first, or not; its own habit if not said.",
     )
     json_object: bool | None = Field(None, description="The answer is a JSON object, surely.")
+    tool_choice: str | None = Field(
+        None,
+        description="Whether a user's message may be answered with calls of tools (auto), must be"
+        " (any) or must not be (none); a tool's result always may.",
+    )
     kv_bits: int | None = Field(
         None,
         description="Keep the cache in 8, 6, 4, 3 or 2 bits a number; 0: as the model has it.",
@@ -88,6 +93,13 @@ class MlxCachedOptions(llm.Options):
             isinstance(value, list) and all(isinstance(item, str) and item for item in value)
         ):
             raise ValueError("give a string, or a JSON list of strings, none of them empty")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _choice(cls, value: str | None) -> str | None:
+        if value is not None and value not in get_args(ToolChoice):
+            raise ValueError(f"give one of {', '.join(get_args(ToolChoice))}")
         return value
 
     @field_validator("kv_bits")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import llm
 from llm.parts import Message as LlmMessage
 
-from .engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings
+from .engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings, ToolChoice
 from .llm_messages import messages_of
 from .llm_options import MlxCachedOptions
 from .llm_records import Asked, asked_of, latest
@@ -42,6 +42,7 @@ def question(prompt: llm.Prompt, model: str) -> Question:
         on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
         salt=asked.namespace,
         tools=tuple(tools.values()),
+        tool_choice=_choice(options, chain) if tools else "auto",
         schema=asked.schema,
         json_object=bool(options.json_object),
         thinking=asked.thinking,
@@ -87,6 +88,12 @@ def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any
         return None
     before = asked_of(chain[called - 1])
     return None if before is None else before.schema
+
+
+def _choice(options: MlxCachedOptions, chain: Sequence[LlmMessage]) -> ToolChoice:
+    """What the user said of calls; a loop that must call again and again would have no end."""
+    chosen = cast("ToolChoice", options.tool_choice or "auto")
+    return "auto" if chosen == "any" and chain and chain[-1].role == "tool" else chosen
 
 
 def _tools(tools: Iterable[object]) -> dict[str, dict[str, Any]]:

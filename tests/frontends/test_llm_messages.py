@@ -112,6 +112,15 @@ def test_a_tool_that_fails_or_is_unknown_answers_with_an_error(scripted):
     assert "nobody" in results[1].content
 
 
+def test_a_call_that_must_be_made_is_made_once(scripted):
+    call = [CallName("c1", "alpha"), CallArguments("c1", "{}")]
+    scripted.answers = [call, [TextDelta("Done.")], [TextDelta("Yes.")]]
+    model = MlxCached()
+    model.chain("Go.", tools=[alpha], options={"tool_choice": "any"}).text()
+    model.prompt("Go.", tool_choice="any").text()
+    assert [request.tool_choice for request in scripted.requests] == ["any", "auto", "auto"]
+
+
 def test_two_tools_of_one_name_are_one(scripted):
     MlxCached().prompt("Go.", tools=[alpha, beta, alpha]).text()
     assert [tool["function"]["name"] for tool in scripted.requests[0].tools] == ["alpha", "beta"]
@@ -255,17 +264,19 @@ def test_options_reach_the_engine(scripted):
         "stop": '["a", "b"]',
         "thinking": "false",
         "json_object": "1",
+        "tool_choice": "none",
         "kv_bits": "8",
         "cache": "false",
         "namespace": "mine",
     }
-    MlxCached().prompt("Go.", **said).text()
+    MlxCached().prompt("Go.", tools=[alpha], **said).text()
     (request,) = scripted.requests
     sampling = request.sampling
     for name in list(said)[:10]:
         assert getattr(sampling, name) == float(said[name])
     assert (request.max_tokens, request.stop, request.thinking) == (7, ("a", "b"), False)
     assert (request.json_object, request.kv) == (True, KVSettings(8))
+    assert request.tool_choice == "none"
     assert (request.use_cache, request.salt) == (False, "mine")
     assert set(MlxCachedOptions.model_fields) == set(said)
 
@@ -304,6 +315,7 @@ def test_stop_is_a_string_or_a_list_of_them(said, taken):
         ("stop", '["a", ""]'),
         ("stop", ""),
         ("kv_bits", "5"),
+        ("tool_choice", "alpha"),
         ("top_p", "2"),
         ("temperature", "nan"),
         ("seed", "x"),
