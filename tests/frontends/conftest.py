@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import sqlite_utils
+from click.testing import CliRunner
+from llm.cli import cli
 from llm.migrations import migrate
 
 from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.config import data_folder
+from llm_mlx_promptcache.config import Settings, data_folder, save_settings
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.pool import close_engines
 from llm_mlx_promptcache.engine.request import (
     CallArguments,
     CallName,
@@ -53,13 +56,34 @@ class Home:
 
     def last(self):
         """What llm logged of the last answer, with its token details unpacked."""
-        (entry,) = json.loads(self.llm("logs", "list", "--json", "-n", "1")[0])
-        return entry | {"details": json.loads(entry["token_details"])}
+        (entry,) = self.logged(1)
+        return entry
+
+    def logged(self, count):
+        """The same of the last `count` answers, in their order."""
+        entries = json.loads(self.llm("logs", "list", "--json", "-n", str(count))[0])
+        assert len(entries) == count
+        return [entry | {"details": json.loads(entry["token_details"])} for entry in entries]
 
     def copied_to(self, folder):
         """The same home at another place."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Home(folder, None)
+
+
+class QuickHome(Home):
+    """The same within this process: each call opens what the one before it left on the disk."""
+
+    def __init__(self, folder, model):
+        super().__init__(folder, None)
+        save_settings(Settings(default_model=str(model)))
+
+    def llm(self, *arguments, status=0, stdin=""):
+        """Run llm's command as a new process would, but for its imports."""
+        done = CliRunner().invoke(cli, arguments, input=stdin)
+        close_engines()
+        assert done.exit_code == status, done.output
+        return done.stdout.strip(), done.stderr.strip()
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +113,14 @@ def own_cache(tmp_path, monkeypatch):
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)
+
+
+@pytest.fixture
+def quick_home(tmp_path, monkeypatch, tiny_llama):
+    """A user whose default model is a tiny one."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home" / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home" / "mlx"))
+    return QuickHome(tmp_path / "home", tiny_llama())
 
 
 class Scripted:

@@ -1,0 +1,124 @@
+"""What users of `llm` do, from the first question to a tool loop: what is new is prefilled.
+
+Once over a tiny model within this process, and once as users run it: fresh processes, the real
+default model.
+"""
+
+import json
+
+import pytest
+
+SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
+LIMIT = ("-o", "max_tokens", "12")
+SCHEMA = "name, population int"
+FUNCTIONS = """
+def weather(city: str) -> str:
+    "The weather in a city now."
+    return "It is sunny in " + city
+"""
+
+
+@pytest.fixture(params=["tiny", pytest.param("real", marks=pytest.mark.real_model)])
+def user(request):
+    """A user who has never asked anything."""
+    return request.getfixturevalue("quick_home" if request.param == "tiny" else "home")
+
+
+def path_of(entry):
+    """The tokens of a prompt and its answer."""
+    return entry["input_tokens"] + entry["output_tokens"]
+
+
+def goes_on(entry, before):
+    """Only what is new was prefilled: all behind the path, whose last token never was."""
+    details, new = entry["details"], entry["input_tokens"] - path_of(before)
+    assert details["cached"] + details["prefilled"] == entry["input_tokens"]
+    # The answer's last token was never run; some templates show another end than was generated.
+    assert new <= details["prefilled"] <= new + 1
+    assert new < 60
+
+
+def test_a_chat_of_four_turns_and_a_fork(user):
+    first = ("-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    user.llm("-m", "mlx-cached", *first)
+    one = user.last()
+    assert one["details"]["cached"] == 0
+    user.llm("-c", "And of Italy?", *LIMIT)
+    two = user.last()
+    goes_on(two, one)
+
+    user.llm("-m", "mlx-cached", *first)
+    fork = user.last()
+    assert fork["details"]["prefilled"] == 1
+    assert fork["response"] == one["response"]
+    user.llm("--cid", fork["conversation_id"], "Spain?", *LIMIT)
+    goes_on(user.last(), fork)
+
+    user.llm("--cid", one["conversation_id"], "And of Portugal?", *LIMIT)
+    three = user.last()
+    goes_on(three, two)
+    user.llm("--cid", one["conversation_id"], "And of Norway?", *LIMIT, "--no-stream", "--async")
+    goes_on(user.last(), three)
+
+
+def test_llm_chat_with_a_script(user):
+    script = "What is the capital of France?\nAnd of Italy?\nAnd of Spain?\nexit\n"
+    user.llm("chat", "-m", "mlx-cached", "-s", SYSTEM, *LIMIT, stdin=script)
+    one, two, three = user.logged(3)
+    assert one["details"]["cached"] == 0
+    goes_on(two, one)
+    goes_on(three, two)
+
+
+def test_a_schema_is_kept_to(user):
+    asked = ("-m", "mlx-cached", "Paris", "--schema", SCHEMA, "-o", "max_tokens", "400")
+    answer = json.loads(user.llm(*asked)[0])
+    one = user.last()
+    assert list(answer) == ["name", "population"]
+    assert isinstance(answer["population"], int)
+    assert one["response_json"]["finish_reason"] == "stop"
+    assert json.loads(user.llm(*asked, "--async")[0]) == answer
+    assert user.last()["details"]["prefilled"] == 1
+    user.llm("-c", "And Rome?", "--schema", SCHEMA, "-o", "max_tokens", "400")
+    goes_on(user.last(), one)
+    _, error = user.llm(*asked[:-1], "3", status=1)
+    assert error == (
+        "Error: the answer ended inside a JSON document (max_tokens or a stop string);"
+        " raise max_tokens"
+    )
+
+
+def test_a_json_object_and_the_options_of_sampling(user):
+    options = ("temperature", "1"), ("seed", "0"), ("json_object", "1"), ("max_tokens", "400")
+    said = [word for name, value in options for word in ("-o", name, value)]
+    answer, _ = user.llm("-m", "mlx-cached", "Describe Paris.", *said)
+    assert isinstance(json.loads(answer), dict)
+    assert user.llm("-m", "mlx-cached", "Describe Paris.", *said, "--no-stream")[0] == answer
+    assert user.last()["details"]["prefilled"] == 1
+
+
+@pytest.mark.real_model
+def test_fewer_bits_go_on_with_the_conversation(home):
+    home.llm("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    asked = ("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    home.llm(*asked, "-o", "kv_bits", "8")
+    one = home.last()
+    assert one["details"]["cached"] == 0
+    home.llm("-c", "And of Italy?", *LIMIT)
+    goes_on(home.last(), one)
+
+
+def test_namespaces_share_with_themselves_only(user):
+    asked = ("-m", "mlx-cached", "What is the capital of France?", *LIMIT)
+    for name, cached in (("a", False), ("b", False), ("a", True)):
+        user.llm(*asked, "-o", "namespace", name)
+        assert bool(user.last()["details"]["cached"]) is cached
+
+
+def test_what_an_answer_tells_of_itself(user):
+    user.llm("-m", "mlx-cached", "Hello", *LIMIT)
+    told = user.last()["response_json"]
+    assert told["finish_reason"] in ("stop", "length")
+    assert told["cache"] == "nothing that starts like this was stored"
+    assert told["peak_memory"] >= 0
+    assert min(told["prompt_tps"], told["generation_tps"]) > 0
