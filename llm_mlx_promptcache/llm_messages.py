@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import llm
@@ -17,7 +18,8 @@ def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
     """The whole chain; ValueError where it holds an attachment.
 
     `prompt.system` takes the place of an older system prompt (`llm -c -s NEW`), and is the only
-    one there is where an application passed `messages=`.
+    one there is where an application passed `messages=`. Fragments are what another question is
+    likely to be asked about.
     """
     chain: Sequence[LlmMessage] = prompt.messages
     made: list[Message] = []
@@ -26,6 +28,10 @@ def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
         chain = chain[1:] if chain and chain[0].role == "system" else chain
     for message in _once(chain):
         made.extend(_translated(message))
+    if made and made[-1].role == "user" and prompt.fragments:
+        head = "\n".join(str(fragment) for fragment in prompt.fragments)
+        if made[-1].content.startswith(head):
+            made[-1] = replace(made[-1], stable=len(head))
     return tuple(made)
 
 

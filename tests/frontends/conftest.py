@@ -40,15 +40,20 @@ class Home:
         if data is not None:
             (folder / "mlx" / "data").symlink_to(data)
 
-    def llm(self, *arguments, status=0, stdin=""):
-        """Run `llm` and return what it wrote to stdout and stderr."""
-        environment = {
-            **os.environ,
+    command = LLM
+
+    def environment(self):
+        """What a process of this user has in its environment."""
+        own = {
             "LLM_USER_PATH": str(self.folder / "llm"),
             "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
         }
+        return {**os.environ, **own}
+
+    def llm(self, *arguments, status=0, stdin=""):
+        """Run `llm` and return what it wrote to stdout and stderr."""
         done = subprocess.run(
-            [LLM, *arguments], env=environment, input=stdin, capture_output=True, text=True
+            [LLM, *arguments], env=self.environment(), input=stdin, capture_output=True, text=True
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr

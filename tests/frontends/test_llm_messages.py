@@ -78,6 +78,8 @@ def test_a_user_message_said_twice_in_a_row_is_said_once(scripted):
 def test_fragments_are_in_the_user_message_and_in_the_system_prompt(scripted):
     MlxCached().prompt("Q?", fragments=["F1", "F2"], system="S", system_fragments=["G"]).text()
     assert shown(scripted.requests[0]) == [("system", "G\n\nS"), ("user", "F1\nF2\nQ?")]
+    # Where a model whose layers can't be cut is to be resumed with another question.
+    assert scripted.requests[0].messages[-1].stable == len("F1\nF2")
 
 
 def test_the_tool_loop_comes_back_as_calls_and_their_results(scripted):
