@@ -125,7 +125,7 @@ def quick_home(tmp_path, monkeypatch, tiny_llama):
     """A user whose default model is a tiny one."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home" / "llm"))
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home" / "mlx"))
-    return QuickHome(tmp_path / "home", tiny_llama())
+    return QuickHome(tmp_path / "home", tiny_llama(context=16384))
 
 
 class Scripted:
