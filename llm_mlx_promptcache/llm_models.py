@@ -14,7 +14,7 @@ from .engine.pool import engine_for
 from .engine.request import Event
 from .llm_answers import Answer
 from .llm_options import MlxCachedOptions
-from .llm_progress import PrefillLine
+from .llm_progress import WaitingLine
 from .llm_requests import question
 
 MODEL_ID = "mlx-cached"
@@ -55,8 +55,11 @@ class MlxCached(_Shared, llm.Model):
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
         asked = question(prompt, self.model_id)
         answer = Answer(response, asked)
-        events = engine_for(_told_which(self._resolve(), response)).generate(asked.request)
-        with closing(cast("Generator[Event]", events)), PrefillLine() as line:
+        reference = _told_which(self._resolve(), response)
+        engine = engine_for(reference)
+        loading = "" if engine.started else f"the model {reference}"
+        events = cast("Generator[Event]", engine.generate(asked.request))
+        with closing(events), WaitingLine(loading) as line:
             for event in events:
                 line.told(event)
                 yield from answer.told(event)

@@ -1,4 +1,4 @@
-"""How far a long prompt is, on a terminal, until its answer begins."""
+"""What a user waits for, on a terminal, until the answer begins."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from typing import Self
 from .engine.progress import ProgressLine
 from .engine.request import Event, Progress
 
+# The line must fit a terminal of 80, where alone it can be erased.
+_NAME = 60
 
-class PrefillLine:
-    """Tokens done, how many came from the cache, and how many a second; quiet in a pipe."""
 
-    def __init__(self) -> None:
+class WaitingLine:
+    """That a model loads, then a prompt's tokens: done, from the cache, a second; quiet in a pipe.
+
+    `loading` names a model that is still to be loaded.
+    """
+
+    def __init__(self, loading: str = "") -> None:
         self._line = ProgressLine() if sys.stderr.isatty() else None
         self._first: tuple[float, int] | None = None
+        if loading:
+            self._show(f"loading {loading[-_NAME:]}")
 
     def __enter__(self) -> Self:
         return self
@@ -31,6 +39,10 @@ class PrefillLine:
             self._line.__exit__(kind, error, trace)
         self._line = None
 
+    def _show(self, stage: str) -> None:
+        if self._line is not None:
+            self._line(stage, 0, 0)
+
     def told(self, event: Event) -> None:
         """Show where a prompt is that is not done yet; anything else ends the line."""
         if self._line is None:
@@ -43,4 +55,4 @@ class PrefillLine:
         stage = f"prompt: {event.done} of {event.total} tokens, {event.cached} from the cache"
         if now > since:
             stage += f", {(event.done - done) / (now - since):.0f}/s"
-        self._line(stage, 0, 0)
+        self._show(stage)

@@ -138,6 +138,7 @@ class Scripted:
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
         self.cut, self.pause = "", None
+        self.started = True
 
     def generate(self, request):
         whole = False

@@ -39,6 +39,13 @@ def test_it_tells_how_far_a_prompt_is_and_is_gone_when_the_answer_begins(scripte
     assert set(seen) == {seen[0]}
 
 
+def test_it_tells_that_a_model_loads(scripted, monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    scripted.started = False
+    MlxCached("small", "/models/small").prompt("Go.").text()
+    assert terminal.getvalue() == "\r\x1b[Kloading the model /models/small ...\r\x1b[K"
+
+
 def test_a_short_prompt_and_a_pipe_are_told_nothing(scripted, monkeypatch):
     terminal = a_terminal(monkeypatch)
     scripted.answers = [[Progress(19, 20, 0), TextDelta("Yes.")], [Progress(1, 20, 0)]]
@@ -70,6 +77,7 @@ def test_on_a_real_terminal_the_answer_is_alone_on_stdout(bare_home, tiny_llama)
     assert done.returncode == 0, told
     lines = [line for line in told.split("\r\x1b[K") if line]
     assert len(lines) > 3
-    assert all(line.startswith("prompt: ") for line in lines)
+    assert lines[0].startswith("loading the model ")
+    assert all(line.startswith("prompt: ") for line in lines[1:])
     assert told.endswith("\r\x1b[K")
     assert "prompt:" not in done.stdout
