@@ -89,6 +89,8 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
     told: dict[str, Any] = {
         "finish_reason": event.reason,
         "cache": event.why,
+        "from_memory": usage.cached - event.from_disk,
+        "from_disk": event.from_disk,
         "prompt_tps": _rate(usage.prefilled, timings.first_token),
         "generation_tps": _rate(usage.generated, timings.decode),
         "peak_memory": round(event.peak_bytes / 1e9, 3),

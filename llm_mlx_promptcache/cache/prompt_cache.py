@@ -86,7 +86,8 @@ class PromptCache:
                 whole = [node for node in nodes if node.end <= found.place]
                 held = self._tree.hold(whole[-1]) if whole else None
                 self._loans.lend(namespace, ids[: found.place], layers, held)
-            return self._counted(ids, Lease(layers, found.place, why, found.matched))
+            lease = Lease(layers, found.place, why, found.matched, found.from_store)
+            return self._counted(ids, lease)
 
     def insert(
         self,

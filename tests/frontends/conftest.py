@@ -188,6 +188,7 @@ class Scripted:
             tool_calls=calls,
             cut=self.cut,
             peak_bytes=1_500_000_000,
+            from_disk=4,
         )
 
 

@@ -86,6 +86,8 @@ def test_usage_and_response_json(scripted):
     assert response.response_json == {
         "finish_reason": "stop",
         "cache": "nothing else is stored",
+        "from_memory": 2,
+        "from_disk": 4,
         "prompt_tps": 8.0,
         "generation_tps": 4.0,
         "peak_memory": 1.5,

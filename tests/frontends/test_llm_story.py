@@ -32,6 +32,8 @@ def path_of(entry):
 def goes_on(entry, before):
     """What is new was prefilled, and the path's last token, which was never run."""
     at_most_new(entry, before)
+    told = entry["response_json"]
+    assert told["from_memory"] + told["from_disk"] == entry["details"]["cached"]
     # Some templates show an answer's end in another way than it was generated.
     assert entry["details"]["prefilled"] >= entry["input_tokens"] - path_of(before)
 
@@ -52,6 +54,7 @@ def test_a_chat_of_four_turns_and_a_fork(user):
     user.llm("-c", "And of Italy?", *LIMIT)
     two = user.last()
     goes_on(two, one)
+    assert two["response_json"]["from_memory"] == 0  # the process before had it
 
     user.llm("-m", "mlx-cached", *first)
     fork = user.last()
@@ -72,6 +75,7 @@ def test_llm_chat_with_a_script(user):
     user.llm("chat", "-m", "mlx-cached", "-s", SYSTEM, *LIMIT, stdin=script)
     one, two, three = user.logged(3)
     assert one["details"]["cached"] == 0
+    assert two["response_json"]["from_disk"] == 0
     goes_on(two, one)
     goes_on(three, two)
 
