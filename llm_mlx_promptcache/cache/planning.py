@@ -22,6 +22,11 @@ class Plan(NamedTuple):
     restore: Restore | None = None
     stitched: bool = False
 
+    @property
+    def from_store(self) -> int:
+        """How many tokens before `place` memory does not hold."""
+        return 0 if self.restore is None else max(0, self.place - self.in_memory)
+
 
 def plan(
     store: Store,

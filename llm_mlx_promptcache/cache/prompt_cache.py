@@ -88,7 +88,8 @@ class PromptCache:
                 self._loans.lend(namespace, ids[: found.place], layers, held)
                 # The store, which saw nothing of what came from memory, hears of it in time.
                 self._writer.note_use(namespace, ids[: min(found.place, found.in_memory)])
-            return self._counted(ids, Lease(layers, found.place, why, found.matched))
+            lease = Lease(layers, found.place, why, found.matched, found.from_store)
+            return self._counted(ids, lease)
 
     def insert(
         self,

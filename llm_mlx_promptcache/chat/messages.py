@@ -30,7 +30,8 @@ class Message:
     An answer may hold `reasoning` and `tool_calls`, and `generated` where it is one of ours. A
     tool's result (role "tool") names its tool and the id of the call, and may be an error.
     `images` are declared but refused until models with vision run. `metadata` is the
-    application's own: no template reads it.
+    application's own: no template reads it. The first `stable` characters of a user's text are
+    likely to come back with another rest (a document before a question).
     """
 
     role: Role
@@ -44,6 +45,7 @@ class Message:
     is_error: bool = field(default=False, repr=False)
     images: tuple[Any, ...] = field(default=(), repr=False)
     metadata: Mapping[str, Any] = field(default_factory=nothing, repr=False, hash=False)
+    stable: int = 0
 
     def unchanged(self, fingerprint: str) -> bool:
         """True where this is what our model generated, with every visible part as it was."""

@@ -85,7 +85,7 @@ def render(
     rendering = Rendering(messages, tokenizer, arguments)
     replays = find_replays(rendering, messages, fingerprint)
     ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
-    boundaries = _boundaries(rendering, replays, ends)
+    boundaries = _boundaries(rendering, replays, ends, messages)
     return Transcript(ids, boundaries, len(replays), _keep(clock, given))
 
 
@@ -165,11 +165,14 @@ def _encode_after(
 
 
 def _boundaries(
-    rendering: Rendering, replays: Mapping[int, Replay], ends: list[int]
+    rendering: Rendering,
+    replays: Mapping[int, Replay],
+    ends: list[int],
+    messages: Sequence[Message],
 ) -> tuple[Boundary, ...]:
     """Boundaries in order; where two fall together, the more persistent tier stands."""
     tiers: dict[int, Tier] = {}
-    for character, tier in _marks(rendering, replays):
+    for character, tier in _marks(rendering, replays, messages):
         position = bisect_right(ends, character)
         held = tiers.get(position, tier)
         tiers[position] = min(tier, held, key=_PERSISTENCE.__getitem__)
@@ -177,8 +180,10 @@ def _boundaries(
     return tuple(Boundary(position, tiers[position]) for position in inside)
 
 
-def _marks(rendering: Rendering, replays: Mapping[int, Replay]) -> Iterator[tuple[int, Tier]]:
-    """The character where each message ends, with its tier."""
+def _marks(
+    rendering: Rendering, replays: Mapping[int, Replay], messages: Sequence[Message]
+) -> Iterator[tuple[int, Tier]]:
+    """The character where each message ends, with its tier, and where a stable part of one does."""
     roles = [turn.message["role"] for turn in rendering.turns]
     leading = next((at for at, role in enumerate(roles) if not _is_system(role)), len(roles))
     before = rendering.shared_system(leading)
@@ -189,6 +194,10 @@ def _marks(rendering: Rendering, replays: Mapping[int, Replay]) -> Iterator[tupl
             yield before, "assistant"
             continue
         end = rendering.end_of(index, before)
+        message = messages[rendering.turns[index].sources[0]]
+        if head := message.content[: max(0, message.stable)].strip():
+            at = rendering.text.find(head, before, end)
+            yield at + len(head) if at >= 0 else 0, "user"
         yield end, "assistant" if roles[index] == "assistant" else "user"
         before = max(before, end)
     # Before what the prompt for an answer adds that no later prompt will show (thinking).

@@ -23,6 +23,7 @@ class Measured(NamedTuple):
     why: str
     fingerprint: str
     peak_bytes: int
+    from_disk: int = 0
 
 
 class Answering:
@@ -107,6 +108,7 @@ class Answering:
             rendered=self._prepared.transcript.rendered,
             logprobs=tuple(self._logprobs),
             peak_bytes=measured.peak_bytes,
+            from_disk=measured.from_disk,
         )
 
     def _replayable(self) -> tuple[int, ...]:

@@ -218,7 +218,8 @@ class Finished(NamedTuple):
 
     Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
     they part inside a token: a replay must say what was shown. `cut` names what should have been
-    whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile.
+    whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile;
+    `from_disk` of the cached tokens were read from the disk.
     """
 
     ids: tuple[int, ...]
@@ -235,6 +236,7 @@ class Finished(NamedTuple):
     rendered: Mapping[str, Any] = nothing()
     logprobs: tuple[TokenLogprobs, ...] = ()
     peak_bytes: int = 0
+    from_disk: int = 0
 
     def generated(self) -> Generated:
         """The record with which a later prompt replays this answer; front ends keep it."""

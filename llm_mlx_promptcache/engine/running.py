@@ -165,6 +165,7 @@ class Running:
         task.done = task.holding.lease.cached
         if task.row is None:
             task.cached, task.why = task.done, str(task.holding.lease.why)
+            task.from_disk = task.holding.lease.from_store
         self._prefilling.append(task)
         self._progress(task)
 
@@ -259,7 +260,13 @@ class Running:
         """Tell the end of an answer, and keep what it left."""
         load, self._load_seconds = self._load_seconds, 0.0
         measured = Measured(
-            task.started, load, task.cached, task.why, self._identity, mx.get_peak_memory()
+            task.started,
+            load,
+            task.cached,
+            task.why,
+            self._identity,
+            mx.get_peak_memory(),
+            task.from_disk,
         )
         whole = task.constraint is None or task.constraint.complete
         for event in task.answering.finish(whole, measured):

@@ -52,6 +52,7 @@ class Task:
         self.row: Row | None = None
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0
+        self.from_disk = 0
         self.why = ""
 
     @property

@@ -109,6 +109,22 @@ def test_tool_results_and_late_system_messages_end_in_user_boundaries(chat):
     assert tiers == ["system", "user", "user", "user", "user"]
 
 
+def test_the_stable_part_of_a_user_s_text_ends_in_a_boundary(chat):
+    tokenizer, document = chat(), "Rome has hills.\nParis has none."
+    both = [
+        made(tokenizer, SYSTEM, Message("user", f"{document}\n{asked}", stable=len(document)))
+        for asked in ("How many hills?", "Who was there first?")
+    ]
+    for transcript in both:
+        (_, middle), (_, rest) = spoken(tokenizer, transcript)[1:3]
+        assert middle.endswith(document)
+        assert document not in rest
+        assert [boundary.tier for boundary in transcript.boundaries[:2]] == ["system", "user"]
+    assert both[0].boundaries[:2] == both[1].boundaries[:2]
+    shared = both[0].boundaries[1].position
+    assert both[0].ids[:shared] == both[1].ids[:shared]
+
+
 def test_boundaries_inside_a_merged_token_fall_before_it(chat):
     # Byte-level BPE pairs the two newlines nowhere here, so the text is made to: "ca" + "pital".
     tokenizer = chat("{% for m in messages %}{{ m['content'] }}{% endfor %}")

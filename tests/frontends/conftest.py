@@ -5,12 +5,28 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlite_utils
+from click.testing import CliRunner
+from llm.cli import cli
+from llm.migrations import migrate
 
-from llm_mlx_promptcache.config import data_folder
+from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.config import Settings, data_folder, save_settings
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.pool import close_engines
+from llm_mlx_promptcache.engine.request import (
+    CallArguments,
+    CallName,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    Timings,
+    Usage,
+)
 
 LLM = str(Path(sys.executable).with_name("llm"))
 
@@ -24,15 +40,20 @@ class Home:
         if data is not None:
             (folder / "mlx" / "data").symlink_to(data)
 
-    def llm(self, *arguments, status=0, stdin=""):
-        """Run `llm` and return what it wrote to stdout and stderr."""
-        environment = {
-            **os.environ,
+    command = LLM
+
+    def environment(self):
+        """What a process of this user has in its environment."""
+        own = {
             "LLM_USER_PATH": str(self.folder / "llm"),
             "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
         }
+        return {**os.environ, **own}
+
+    def llm(self, *arguments, status=0, stdin=""):
+        """Run `llm` and return what it wrote to stdout and stderr."""
         done = subprocess.run(
-            [LLM, *arguments], env=environment, input=stdin, capture_output=True, text=True
+            [LLM, *arguments], env=self.environment(), input=stdin, capture_output=True, text=True
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
@@ -40,13 +61,34 @@ class Home:
 
     def last(self):
         """What llm logged of the last answer, with its token details unpacked."""
-        (entry,) = json.loads(self.llm("logs", "list", "--json", "-n", "1")[0])
-        return entry | {"details": json.loads(entry["token_details"])}
+        (entry,) = self.logged(1)
+        return entry
+
+    def logged(self, count):
+        """The same of the last `count` answers, in their order."""
+        entries = json.loads(self.llm("logs", "list", "--json", "-n", str(count))[0])
+        assert len(entries) == count
+        return [entry | {"details": json.loads(entry["token_details"])} for entry in entries]
 
     def copied_to(self, folder):
         """The same home at another place."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Home(folder, None)
+
+
+class QuickHome(Home):
+    """The same within this process: each call opens what the one before it left on the disk."""
+
+    def __init__(self, folder, model):
+        super().__init__(folder, None)
+        save_settings(Settings(default_model=str(model)))
+
+    def llm(self, *arguments, status=0, stdin=""):
+        """Run llm's command as a new process would, but for its imports."""
+        done = CliRunner().invoke(cli, arguments, input=stdin)
+        close_engines()
+        assert done.exit_code == status, done.output
+        return done.stdout.strip(), done.stderr.strip()
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +118,105 @@ def own_cache(tmp_path, monkeypatch):
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)
+
+
+@pytest.fixture
+def quick_home(tmp_path, monkeypatch, tiny_llama):
+    """A user whose default model is a tiny one."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home" / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home" / "mlx"))
+    return QuickHome(tmp_path / "home", tiny_llama(context=16384))
+
+
+class Scripted:
+    """An engine that answers with given events, one list an answer, and keeps what it was asked.
+
+    `cut` names what the answer should have been whole as; `pause` is waited for before the first
+    event of an async answer; `closed` says for each answer whether its reader left it early.
+    """
+
+    def __init__(self):
+        self.requests, self.answers, self.told, self.closed = [], [], [], []
+        self.cut, self.pause = "", None
+        self.started = True
+
+    def generate(self, request):
+        whole = False
+        try:
+            yield from self._events(request)
+            whole = True
+        finally:
+            self.closed.append(not whole)
+
+    async def agenerate(self, request):
+        whole = False
+        try:
+            for event in self._events(request):
+                if self.pause is not None:
+                    await self.pause.wait()
+                yield event
+            whole = True
+        finally:
+            self.closed.append(not whole)
+
+    def _events(self, request):
+        self.requests.append(request)
+        events = self.answers.pop(0) if self.answers else [TextDelta("Yes.")]
+        finished = self._finished(events)
+        self.told.append(finished)
+        return iter([*events, finished])
+
+    def _finished(self, events):
+        arguments = {}
+        for event in events:
+            if isinstance(event, CallName):
+                arguments[event.id] = [event.name, ""]
+            elif isinstance(event, CallArguments):
+                arguments[event.id][1] += event.text
+        calls = tuple(
+            ToolCall(name, json.loads(text or "{}"), id) for id, (name, text) in arguments.items()
+        )
+        return Finished(
+            ids=tuple(range(7, 9 + len(events))),
+            text="".join(event.text for event in events if isinstance(event, TextDelta)),
+            reason="tool_calls" if calls else "stop",
+            usage=Usage(10, 6, 4, 2, 1),
+            timings=Timings(0.25, 0.5, 0.5),
+            why="nothing else is stored",
+            fingerprint="scripted",
+            reasoning="".join(e.text for e in events if isinstance(e, ReasoningDelta)),
+            tool_calls=calls,
+            cut=self.cut,
+            peak_bytes=1_500_000_000,
+            from_disk=4,
+        )
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """The engine of every model is `Scripted`; llm's own folder is an empty one."""
+    engine = Scripted()
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
+    monkeypatch.setattr("llm_mlx_promptcache.llm_models.engine_for", lambda reference: engine)
+    return engine
+
+
+class Logged:
+    """llm's log, in a database file of its own."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def log(self, response):
+        """Run a prompt and log it as `llm` does."""
+        response.text()
+        with closing(sqlite_utils.Database(self.path)) as db:
+            migrate(db)
+            response.log_to_db(db)
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """A log that is empty."""
+    return Logged(tmp_path / "logs.db")

@@ -1,10 +1,15 @@
 """The plugin as llm sees it before any model is run."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import llm
 import pytest
+
+from llm_mlx_promptcache.config import Settings, save_settings
+from llm_mlx_promptcache.llm_models import AsyncMlxCached, MlxCached
 
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "numpy")
 
@@ -16,7 +21,7 @@ def modules_after(code):
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["plugin", "llm_models", "commands", "config"])
+@pytest.mark.parametrize("module", ["plugin", "llm_models", "llm_options", "commands", "config"])
 def test_importing_the_front_ends_imports_nothing_heavy(module):
     ours = modules_after(f"import llm_mlx_promptcache.{module}")
     # llm itself imports numpy where it finds it.
@@ -32,7 +37,16 @@ def test_llm_knows_the_model_and_its_options():
     assert model.can_stream
     fields = model.Options.model_json_schema()["properties"]
     assert {"temperature", "max_tokens", "seed", "cache"} <= set(fields)
+    assert model.supports_schema
+    assert model.supports_tools
     assert all(field.get("description") for field in fields.values())
+
+
+def test_the_documented_options_are_the_options():
+    text = (Path(__file__).parents[2] / "docs" / "llm.md").read_text()
+    documented = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    fields = llm.get_model("mlx-cached").Options.model_fields
+    assert documented == [(name, field.description) for name, field in fields.items()]
 
 
 @pytest.mark.parametrize(
@@ -127,3 +141,11 @@ def test_stop_strings_as_options(bare_home, tiny_llama):
     assert whole[: whole.index(stop)].strip() == cut
     assert whole.startswith(both)
     assert bare_home.last()["response_json"]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("kind", [MlxCached, AsyncMlxCached])
+def test_a_registered_model_has_its_own_name_and_reference(kind, own_cache):
+    assert (kind().model_id, kind("small").model_id) == ("mlx-cached", "mlx-cached/small")
+    save_settings(Settings(default_model="/the/default"))
+    assert kind()._resolve() == "/the/default"
+    assert kind("small", "/its/own")._resolve() == "/its/own"

@@ -1,0 +1,83 @@
+"""A long prompt's progress: on a terminal, before the answer, and nowhere else."""
+
+import io
+import os
+import pty
+import subprocess
+
+from llm_mlx_promptcache.engine.request import Progress, TextDelta
+from llm_mlx_promptcache.llm_models import MlxCached
+
+LONG = "word " * 1200
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def a_terminal(monkeypatch):
+    """Stderr, as long as the test runs (a fixture is too early: capturing sets it again)."""
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    return stderr
+
+
+def test_it_tells_how_far_a_prompt_is_and_is_gone_when_the_answer_begins(scripted, monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    chunks = [Progress(done, 4000, 500) for done in (500, 2000, 3999)]
+    scripted.answers = [[*chunks, TextDelta("Yes."), TextDelta(" No.")]]
+    seen = []
+    for event in MlxCached().prompt("Go.").stream_events():
+        seen.append(terminal.getvalue())
+        assert event.type == "text"
+    first, second, *_ = (line for line in seen[0].split("\r\x1b[K") if line)
+    assert first == "prompt: 500 of 4000 tokens, 500 from the cache ..."
+    assert second.startswith("prompt: 2000 of 4000 tokens, 500 from the cache, ")
+    assert second.endswith("/s ...")
+    assert seen[0].endswith("\r\x1b[K")
+    assert set(seen) == {seen[0]}
+
+
+def test_it_tells_that_a_model_loads(scripted, monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    scripted.started = False
+    MlxCached("small", "/models/small").prompt("Go.").text()
+    assert terminal.getvalue() == "\r\x1b[Kloading the model /models/small ...\r\x1b[K"
+
+
+def test_a_short_prompt_and_a_pipe_are_told_nothing(scripted, monkeypatch):
+    terminal = a_terminal(monkeypatch)
+    scripted.answers = [[Progress(19, 20, 0), TextDelta("Yes.")], [Progress(1, 20, 0)]]
+    MlxCached().prompt("Go.").text()
+    assert not terminal.getvalue()
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    MlxCached().prompt("Go.").text()
+    assert not pipe.getvalue()
+
+
+def test_on_a_real_terminal_the_answer_is_alone_on_stdout(bare_home, tiny_llama):
+    bare_home.llm("mlx-cached", "default", str(tiny_llama(context=16384)))
+    ours, theirs = pty.openpty()
+    try:
+        asked = ("-m", "mlx-cached", "-", "-o", "max_tokens", "2")
+        done = subprocess.run(
+            [bare_home.command, *asked],
+            env=bare_home.environment(),
+            input=LONG,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+        )
+        told = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert done.returncode == 0, told
+    lines = [line for line in told.split("\r\x1b[K") if line]
+    assert len(lines) > 3
+    assert lines[0].startswith("loading the model ")
+    assert all(line.startswith("prompt: ") for line in lines[1:])
+    assert told.endswith("\r\x1b[K")
+    assert "prompt:" not in done.stdout

@@ -1,0 +1,179 @@
+"""What users of `llm` do, from the first question to a tool loop: what is new is prefilled.
+
+Once over a tiny model within this process, and once as users run it: fresh processes, the real
+default model.
+"""
+
+import json
+
+import pytest
+
+SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
+LIMIT = ("-o", "max_tokens", "12")
+SCHEMA = "name, population int"
+FUNCTIONS = """
+def weather(city: str) -> str:
+    "The weather in a city now."
+    return "It is sunny in " + city
+"""
+
+
+@pytest.fixture(params=["tiny", pytest.param("real", marks=pytest.mark.real_model)])
+def user(request):
+    """A user who has never asked anything."""
+    return request.getfixturevalue("quick_home" if request.param == "tiny" else "home")
+
+
+def path_of(entry):
+    """The tokens of a prompt and its answer."""
+    return entry["input_tokens"] + entry["output_tokens"]
+
+
+def goes_on(entry, before):
+    """What is new was prefilled, and the path's last token, which was never run."""
+    at_most_new(entry, before)
+    told = entry["response_json"]
+    assert told["from_memory"] + told["from_disk"] == entry["details"]["cached"]
+    # Some templates show an answer's end in another way than it was generated.
+    assert entry["details"]["prefilled"] >= entry["input_tokens"] - path_of(before)
+
+
+def at_most_new(entry, before):
+    """The same, where some of what is new had been seen elsewhere."""
+    details, new = entry["details"], entry["input_tokens"] - path_of(before)
+    assert details["cached"] + details["prefilled"] == entry["input_tokens"]
+    assert 0 < details["prefilled"] <= new + 1
+    assert entry["input_tokens"] > path_of(before)
+
+
+def test_a_chat_of_four_turns_and_a_fork(user):
+    first = ("-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    user.llm("-m", "mlx-cached", *first)
+    one = user.last()
+    assert one["details"]["cached"] == 0
+    user.llm("-c", "And of Italy?", *LIMIT)
+    two = user.last()
+    goes_on(two, one)
+    assert two["response_json"]["from_memory"] == 0  # the process before had it
+
+    user.llm("-m", "mlx-cached", *first)
+    fork = user.last()
+    assert fork["details"]["prefilled"] == 1
+    assert fork["response"] == one["response"]
+    user.llm("--cid", fork["conversation_id"], "Spain?", *LIMIT)
+    at_most_new(user.last(), fork)  # the first conversation has the words around the question
+
+    user.llm("--cid", one["conversation_id"], "And of Portugal?", *LIMIT)
+    three = user.last()
+    goes_on(three, two)
+    user.llm("--cid", one["conversation_id"], "And of Norway?", *LIMIT, "--no-stream", "--async")
+    goes_on(user.last(), three)
+
+
+def test_llm_chat_with_a_script(user):
+    script = "What is the capital of France?\nAnd of Italy?\nAnd of Spain?\nexit\n"
+    user.llm("chat", "-m", "mlx-cached", "-s", SYSTEM, *LIMIT, stdin=script)
+    one, two, three = user.logged(3)
+    assert one["details"]["cached"] == 0
+    assert two["response_json"]["from_disk"] == 0
+    goes_on(two, one)
+    goes_on(three, two)
+
+
+def test_a_schema_is_kept_to(user):
+    asked = ("-m", "mlx-cached", "Paris", "--schema", SCHEMA, "-o", "max_tokens", "400")
+    answer = json.loads(user.llm(*asked)[0])
+    one = user.last()
+    assert list(answer) == ["name", "population"]
+    assert isinstance(answer["population"], int)
+    assert one["response_json"]["finish_reason"] == "stop"
+    assert json.loads(user.llm(*asked, "--async")[0]) == answer
+    assert user.last()["details"]["prefilled"] == 1
+    user.llm("-c", "And Rome?", "--schema", SCHEMA, "-o", "max_tokens", "400")
+    goes_on(user.last(), one)
+    _, error = user.llm(*asked[:-1], "3", status=1)
+    assert error == (
+        "Error: the answer ended inside a JSON document (max_tokens or a stop string);"
+        " raise max_tokens"
+    )
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """What gives a command one tool of a plugin and one of the user's own."""
+    (tmp_path / "tools.py").write_text(FUNCTIONS)
+    limit = ("-o", "max_tokens", "900", "-o", "tool_choice", "any")
+    return ("-T", "llm_version", "--functions", str(tmp_path / "tools.py"), *limit)
+
+
+def test_tools_are_called_and_their_results_are_all_that_is_new(user, tools):
+    user.llm("-m", "mlx-cached", "What is the weather in Paris?", *tools)
+    call, answer = user.logged(2)
+    assert {one["name"] for one in call["tool_calls"]} <= {"weather", "llm_version"}
+    assert [one["tool_call_id"] for one in answer["tool_results"]] == [
+        one["tool_call_id"] for one in call["tool_calls"]
+    ]
+    assert call["response_json"]["finish_reason"] == "tool_calls"
+    goes_on(answer, call)
+    # Tools in another order are the same prompt.
+    user.llm("-c", "And in Rome?", *tools[2:4], *tools[:2], *tools[4:])
+    again, last = user.logged(2)
+    goes_on(again, answer)
+    goes_on(last, again)
+    # llm gives a conversation only its plugins' tools back.
+    user.llm("-c", "Thanks.", "-o", "max_tokens", "12")
+    assert user.last()["response_json"]["lost_tools"] == ["weather"]
+
+
+def test_a_loop_of_three_steps(quick_home, tools, monkeypatch):
+    # Random weights don't call by themselves: here they must, until two results are there.
+    def choice(options, chain):
+        return "any" if sum(message.role == "tool" for message in chain) < 2 else "none"
+
+    monkeypatch.setattr("llm_mlx_promptcache.llm_requests._choice", choice)
+    quick_home.llm(
+        "-m", "mlx-cached", "What is the weather?", *tools[2:], "--schema", "population int"
+    )
+    first, second, third = quick_home.logged(3)
+    assert first["tool_calls"]
+    assert second["tool_calls"]
+    assert not third["tool_calls"]
+    assert list(json.loads(third["response"])) == ["population"]
+    goes_on(second, first)
+    goes_on(third, second)
+
+
+def test_a_json_object_and_the_options_of_sampling(user):
+    options = ("temperature", "1"), ("seed", "0"), ("json_object", "1"), ("max_tokens", "400")
+    said = [word for name, value in options for word in ("-o", name, value)]
+    answer, _ = user.llm("-m", "mlx-cached", "Describe Paris.", *said)
+    assert isinstance(json.loads(answer), dict)
+    assert user.llm("-m", "mlx-cached", "Describe Paris.", *said, "--no-stream")[0] == answer
+    assert user.last()["details"]["prefilled"] == 1
+
+
+@pytest.mark.real_model
+def test_fewer_bits_go_on_with_the_conversation(home):
+    home.llm("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    asked = ("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
+    home.llm(*asked, "-o", "kv_bits", "8")
+    one = home.last()
+    assert one["details"]["cached"] == 0
+    home.llm("-c", "And of Italy?", *LIMIT)
+    goes_on(home.last(), one)
+
+
+def test_namespaces_share_with_themselves_only(user):
+    asked = ("-m", "mlx-cached", "What is the capital of France?", *LIMIT)
+    for name, cached in (("a", False), ("b", False), ("a", True)):
+        user.llm(*asked, "-o", "namespace", name)
+        assert bool(user.last()["details"]["cached"]) is cached
+
+
+def test_what_an_answer_tells_of_itself(user):
+    user.llm("-m", "mlx-cached", "Hello", *LIMIT)
+    told = user.last()["response_json"]
+    assert told["finish_reason"] in ("stop", "length")
+    assert told["cache"] == "nothing that starts like this was stored"
+    assert told["peak_memory"] >= 0
+    assert min(told["prompt_tps"], told["generation_tps"]) > 0
