@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from .chat.messages import Generated, Message, Role
 from .config import load_settings
+from .engine.engine import Engine
 from .engine.pool import engine_for
 from .engine.request import (
     DEFAULT_MAX_TOKENS,
@@ -25,6 +26,7 @@ from .engine.request import (
 )
 
 METADATA = "mlx-cached"
+MODEL_ID = "mlx-cached"
 
 
 class MlxCachedOptions(llm.Options):
@@ -78,11 +80,20 @@ class MlxCachedOptions(llm.Options):
 class _Shared:
     """What the model and its async twin have in common."""
 
-    model_id = "mlx-cached"
     can_stream = True
+
+    def __init__(self, name: str = "", reference: str | None = None) -> None:
+        """`mlx-cached`, or `mlx-cached/<name>`; `reference` None is the user's default model."""
+        self.model_id = f"{MODEL_ID}/{name}" if name else MODEL_ID
+        self._reference = reference
 
     def __str__(self) -> str:
         return f"mlx-cached: {self.model_id}"
+
+    def _engine(self) -> Engine:
+        """The engine of this process; which model is the default is looked up at each call."""
+        reference = self._reference
+        return engine_for(load_settings().default_model if reference is None else reference)
 
 
 class MlxCached(_Shared, llm.Model):
@@ -99,7 +110,7 @@ class MlxCached(_Shared, llm.Model):
     ) -> Iterator[StreamEvent]:
         """Yield the answer's text, then what replays it exactly, as the part's metadata."""
         answer = _Answer(response)
-        for event in engine_for(load_settings().default_model).generate(_request(prompt)):
+        for event in self._engine().generate(_request(prompt)):
             yield from answer.told(event)
 
 
@@ -117,7 +128,7 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the answer's text, then what replays it exactly, as the part's metadata."""
         answer = _Answer(response)
-        events = engine_for(load_settings().default_model).agenerate(_request(prompt))
+        events = self._engine().agenerate(_request(prompt))
         async with aclosing(events):
             async for event in events:
                 for told in answer.told(event):

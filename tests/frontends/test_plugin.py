@@ -6,6 +6,9 @@ import sys
 import llm
 import pytest
 
+from llm_mlx_promptcache.config import Settings, save_settings
+from llm_mlx_promptcache.llm_models import AsyncMlxCached, MlxCached
+
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "numpy")
 
 
@@ -127,3 +130,15 @@ def test_stop_strings_as_options(bare_home, tiny_llama):
     assert whole[: whole.index(stop)].strip() == cut
     assert whole.startswith(both)
     assert bare_home.last()["response_json"]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("kind", [MlxCached, AsyncMlxCached])
+def test_a_registered_model_has_its_own_name_and_reference(kind, own_cache, tiny_llama):
+    assert (kind().model_id, kind("small").model_id) == ("mlx-cached", "mlx-cached/small")
+    save_settings(Settings(default_model="/the/default"))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm_mlx_promptcache.llm_models.engine_for", asked.append)
+        kind()._engine()
+        kind("small", "/its/own")._engine()
+    assert asked == ["/the/default", "/its/own"]
