@@ -5,12 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlite_utils
+from llm.migrations import migrate
 
+from llm_mlx_promptcache.chat.messages import ToolCall
 from llm_mlx_promptcache.config import data_folder
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.request import (
+    CallArguments,
+    CallName,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    Timings,
+    Usage,
+)
 
 LLM = str(Path(sys.executable).with_name("llm"))
 
@@ -76,3 +89,95 @@ def own_cache(tmp_path, monkeypatch):
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)
+
+
+class Scripted:
+    """An engine that answers with given events, one list an answer, and keeps what it was asked.
+
+    `cut` names what the answer should have been whole as; `pause` is waited for before the first
+    event of an async answer; `closed` says for each answer whether its reader left it early.
+    """
+
+    def __init__(self):
+        self.requests, self.answers, self.told, self.closed = [], [], [], []
+        self.cut, self.pause = "", None
+
+    def generate(self, request):
+        whole = False
+        try:
+            yield from self._events(request)
+            whole = True
+        finally:
+            self.closed.append(not whole)
+
+    async def agenerate(self, request):
+        whole = False
+        try:
+            for event in self._events(request):
+                if self.pause is not None:
+                    await self.pause.wait()
+                yield event
+            whole = True
+        finally:
+            self.closed.append(not whole)
+
+    def _events(self, request):
+        self.requests.append(request)
+        events = self.answers.pop(0) if self.answers else [TextDelta("Yes.")]
+        finished = self._finished(events)
+        self.told.append(finished)
+        return iter([*events, finished])
+
+    def _finished(self, events):
+        arguments = {}
+        for event in events:
+            if isinstance(event, CallName):
+                arguments[event.id] = [event.name, ""]
+            elif isinstance(event, CallArguments):
+                arguments[event.id][1] += event.text
+        calls = tuple(
+            ToolCall(name, json.loads(text or "{}"), id) for id, (name, text) in arguments.items()
+        )
+        return Finished(
+            ids=tuple(range(7, 9 + len(events))),
+            text="".join(event.text for event in events if isinstance(event, TextDelta)),
+            reason="tool_calls" if calls else "stop",
+            usage=Usage(10, 6, 4, 2, 1),
+            timings=Timings(0.25, 0.5, 0.5),
+            why="nothing else is stored",
+            fingerprint="scripted",
+            reasoning="".join(e.text for e in events if isinstance(e, ReasoningDelta)),
+            tool_calls=calls,
+            cut=self.cut,
+            peak_bytes=1_500_000_000,
+        )
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """The engine of every model is `Scripted`; llm's own folder is an empty one."""
+    engine = Scripted()
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
+    monkeypatch.setattr("llm_mlx_promptcache.llm_models.engine_for", lambda reference: engine)
+    return engine
+
+
+class Logged:
+    """llm's log, in a database file of its own."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def log(self, response):
+        """Run a prompt and log it as `llm` does."""
+        response.text()
+        with closing(sqlite_utils.Database(self.path)) as db:
+            migrate(db)
+            response.log_to_db(db)
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """A log that is empty."""
+    return Logged(tmp_path / "logs.db")

@@ -19,7 +19,7 @@ def modules_after(code):
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["plugin", "llm_models", "commands", "config"])
+@pytest.mark.parametrize("module", ["plugin", "llm_models", "llm_options", "commands", "config"])
 def test_importing_the_front_ends_imports_nothing_heavy(module):
     ours = modules_after(f"import llm_mlx_promptcache.{module}")
     # llm itself imports numpy where it finds it.
@@ -35,6 +35,8 @@ def test_llm_knows_the_model_and_its_options():
     assert model.can_stream
     fields = model.Options.model_json_schema()["properties"]
     assert {"temperature", "max_tokens", "seed", "cache"} <= set(fields)
+    assert model.supports_schema
+    assert model.supports_tools
     assert all(field.get("description") for field in fields.values())
 
 
@@ -133,12 +135,8 @@ def test_stop_strings_as_options(bare_home, tiny_llama):
 
 
 @pytest.mark.parametrize("kind", [MlxCached, AsyncMlxCached])
-def test_a_registered_model_has_its_own_name_and_reference(kind, own_cache, tiny_llama):
+def test_a_registered_model_has_its_own_name_and_reference(kind, own_cache):
     assert (kind().model_id, kind("small").model_id) == ("mlx-cached", "mlx-cached/small")
     save_settings(Settings(default_model="/the/default"))
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm_mlx_promptcache.llm_models.engine_for", asked.append)
-        kind()._engine()
-        kind("small", "/its/own")._engine()
-    assert asked == ["/the/default", "/its/own"]
+    assert kind()._resolve() == "/the/default"
+    assert kind("small", "/its/own")._resolve() == "/its/own"

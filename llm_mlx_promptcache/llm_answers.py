@@ -1,0 +1,107 @@
+"""The engine's events -> llm's stream events, calls, usage and response JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import llm
+from llm.parts import StreamEvent
+
+from .engine.request import (
+    CallArguments,
+    CallName,
+    Event,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+)
+from .llm_records import to_metadata
+from .llm_requests import Question
+
+
+class Answer:
+    """One response on its way: what llm is told of each event."""
+
+    def __init__(self, response: llm.Response | llm.AsyncResponse, question: Question) -> None:
+        self._response = response
+        self._question = question
+        # Of the last part that was told. A reasoning part without text is kept where it carries
+        # something, a text part without text is not: so an empty answer is carried by the former.
+        self._type = "reasoning"
+        self._call: str | None = None
+
+    def told(self, event: Event) -> Iterator[StreamEvent]:
+        """What llm is to see of one event; CutShort where the answer is no whole one."""
+        match event:
+            case TextDelta(text):
+                yield self._next("text", text)
+            case ReasoningDelta(text):
+                yield self._next("reasoning", text)
+            case CallName(id, name):
+                yield self._next("tool_call_name", name, id)
+            case CallArguments(id, text):
+                yield self._next("tool_call_args", text, id)
+            case Finished():
+                yield from self._end(event)
+            case _:
+                pass
+
+    def _next(self, type: str, chunk: str, call: str | None = None) -> StreamEvent:
+        self._type, self._call = type, call
+        return StreamEvent(type=type, chunk=chunk, tool_call_id=call)
+
+    def _end(self, event: Finished) -> Iterator[StreamEvent]:
+        usage = event.usage
+        self._response.set_usage(
+            input=usage.prompt,
+            output=usage.generated,
+            details={
+                "cached": usage.cached,
+                "prefilled": usage.prefilled,
+                "reasoning": usage.reasoning,
+            },
+        )
+        self._response.response_json = _told_of(event, self._question)
+        event.whole()
+        for call in event.tool_calls:
+            self._response.add_tool_call(
+                llm.ToolCall(
+                    name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
+                )
+            )
+        asked = self._question.asked
+        if not event.tool_calls:
+            # Only the turns of a tool loop have a schema to pass on.
+            asked = replace(asked, schema=None)
+        yield StreamEvent(
+            type="tool_call_args" if self._call else self._type,
+            chunk="",
+            tool_call_id=self._call,
+            provider_metadata=to_metadata(event.generated(), asked),
+        )
+
+
+def _told_of(event: Finished, question: Question) -> dict[str, Any]:
+    """What `llm logs --json` shows of an answer; the names that llm-mlx has are the same here."""
+    usage, timings = event.usage, event.timings
+    told: dict[str, Any] = {
+        "finish_reason": event.reason,
+        "cache": event.why,
+        "prompt_tps": _rate(usage.prefilled, timings.first_token),
+        "generation_tps": _rate(usage.generated, timings.decode),
+        "peak_memory": round(event.peak_bytes / 1e9, 3),
+        "load_seconds": round(timings.load, 3),
+        "first_token_seconds": round(timings.first_token, 3),
+        "decode_seconds": round(timings.decode, 3),
+    }
+    if event.stopped_by:
+        told["stopped_by"] = event.stopped_by
+    if question.lost_tools:
+        told["lost_tools"] = list(question.lost_tools)
+    return told
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return round(tokens / seconds, 1) if seconds > 0 else None

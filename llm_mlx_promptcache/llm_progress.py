@@ -1,0 +1,46 @@
+"""How far a long prompt is, on a terminal, until its answer begins."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from .engine.progress import ProgressLine
+from .engine.request import Event, Progress
+
+
+class PrefillLine:
+    """Tokens done, how many came from the cache, and how many a second; quiet in a pipe."""
+
+    def __init__(self) -> None:
+        self._line = ProgressLine() if sys.stderr.isatty() else None
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._line is not None:
+            self._line.__exit__(kind, error, trace)
+        self._line = None
+
+    def told(self, event: Event) -> None:
+        """Show where a prompt is that is not done yet; anything else ends the line."""
+        if self._line is None:
+            return
+        if not isinstance(event, Progress) or event.done >= event.total - 1:
+            self.__exit__(None, None, None)
+            return
+        now = time.monotonic()
+        since, done = self._first = self._first or (now, event.done)
+        stage = f"prompt: {event.done} of {event.total} tokens, {event.cached} from the cache"
+        if now > since:
+            stage += f", {(event.done - done) / (now - since):.0f}/s"
+        self._line(stage, 0, 0)

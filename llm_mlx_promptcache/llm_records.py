@@ -1,0 +1,86 @@
+"""What an answer's part carries in llm's own log, so that the next turn can go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm.parts import Message as LlmMessage
+
+from .chat.generated import Generated
+
+METADATA = "mlx-cached"
+_ASKED = "asked"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What shaped a prompt beside its messages, which llm does not restore with `-c`.
+
+    `tools` are names. `schema` is what the end of a tool loop must be: llm passes it on to the
+    loop's first turn only.
+    """
+
+    model: str
+    thinking: bool | None = None
+    kv_bits: int = 0
+    namespace: str = ""
+    tools: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what has its default is left out."""
+        made: dict[str, Any] = {"model": self.model}
+        for name in ("thinking", "kv_bits", "namespace", "tools", "schema"):
+            value = getattr(self, name)
+            if value is not None and value != type(self).__dataclass_fields__[name].default:
+                made[name] = list(value) if isinstance(value, tuple) else value
+        return made
+
+    @classmethod
+    def from_json(cls, obj: object) -> Asked | None:
+        """What `to_json` gave; None, or the defaults, never an error, for anything else."""
+        if not isinstance(obj, Mapping) or not isinstance(obj.get("model"), str):
+            return None
+        thinking, bits, salt = obj.get("thinking"), obj.get("kv_bits"), obj.get("namespace")
+        tools, schema = obj.get("tools"), obj.get("schema")
+        names = tools if isinstance(tools, list) else []
+        return cls(
+            obj["model"],
+            thinking if isinstance(thinking, bool) else None,
+            bits if type(bits) is int else 0,
+            salt if isinstance(salt, str) else "",
+            tuple(name for name in names if isinstance(name, str)),
+            schema if isinstance(schema, Mapping) else None,
+        )
+
+
+def to_metadata(generated: Generated, asked: Asked) -> dict[str, Any]:
+    """The `provider_metadata` of one part of an answer."""
+    return {METADATA: {**generated.to_json(), _ASKED: asked.to_json()}}
+
+
+def generated_of(message: LlmMessage) -> Generated | None:
+    """The exact tokens of an answer of ours; None for everyone else's."""
+    return Generated.from_json(_record(message))
+
+
+def asked_of(message: LlmMessage) -> Asked | None:
+    """What the prompt of an answer of ours was shaped by; None for everyone else's."""
+    record = _record(message)
+    return Asked.from_json(record.get(_ASKED)) if isinstance(record, Mapping) else None
+
+
+def latest(messages: Iterable[LlmMessage], model: str) -> Asked | None:
+    """What the last answer of this very model in the conversation was asked with."""
+    found = [asked for message in messages if (asked := asked_of(message)) is not None]
+    return next((asked for asked in reversed(found) if asked.model == model), None)
+
+
+def _record(message: LlmMessage) -> object:
+    for part in message.parts if message.role == "assistant" else ():
+        metadata = getattr(part, "provider_metadata", None)
+        if isinstance(metadata, Mapping) and metadata.get(METADATA) is not None:
+            return metadata[METADATA]
+    return None

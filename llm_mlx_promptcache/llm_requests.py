@@ -1,0 +1,102 @@
+"""llm's prompt -> the engine's request, with what an earlier turn said and this one did not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import llm
+from llm.parts import Message as LlmMessage
+
+from .engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings
+from .llm_messages import messages_of
+from .llm_options import MlxCachedOptions
+from .llm_records import Asked, asked_of, latest
+
+_log = logging.getLogger(__name__)
+
+
+class Question(NamedTuple):
+    """A request, what shaped it, and the names of tools that the conversation had and lost."""
+
+    request: GenerationRequest
+    asked: Asked
+    lost_tools: tuple[str, ...] = ()
+
+
+def question(prompt: llm.Prompt, model: str) -> Question:
+    """What `prompt` asks of the engine; ValueError, one line, where it can't be asked."""
+    options = cast("MlxCachedOptions", prompt.options)
+    chain: Sequence[LlmMessage] = prompt.messages
+    tools = _tools(prompt.tools)
+    before = latest(chain, model)
+    asked = _asked(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
+    request = GenerationRequest(
+        messages=messages_of(prompt),
+        max_tokens=DEFAULT_MAX_TOKENS if options.max_tokens is None else options.max_tokens,
+        sampling=options.sampling(),
+        stop=tuple(options.stop or ()),
+        use_cache=options.cache is not False,
+        # Who keeps no logs wants no copy of the conversation on the disk either.
+        on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
+        salt=asked.namespace,
+        tools=tuple(tools.values()),
+        schema=asked.schema,
+        json_object=bool(options.json_object),
+        thinking=asked.thinking,
+        kv=KVSettings(asked.kv_bits) if asked.kv_bits else None,
+    )
+    lost = tuple(name for name in (before.tools if before else ()) if name not in tools)
+    if lost:
+        _log.warning(
+            "this conversation had the tools %s, and this prompt does not: give them again with -T"
+            " or --functions, or its beginning is computed anew",
+            ", ".join(lost),
+        )
+    return Question(request, asked, lost)
+
+
+def _asked(
+    model: str,
+    options: MlxCachedOptions,
+    before: Asked | None,
+    tools: tuple[str, ...],
+    schema: Mapping[str, Any] | None,
+) -> Asked:
+    """What this turn says, and what the last one said where it is silent."""
+    held = before or Asked(model)
+    return Asked(
+        model,
+        held.thinking if options.thinking is None else options.thinking,
+        held.kv_bits if options.kv_bits is None else options.kv_bits,
+        held.namespace if options.namespace is None else options.namespace,
+        tools,
+        schema,
+    )
+
+
+def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any] | None:
+    """The prompt's schema, or on a turn that answers calls the one that the loop began with."""
+    if prompt.schema is not None:
+        return cast("Mapping[str, Any]", prompt.schema)
+    called = len(chain)
+    while called and chain[called - 1].role == "tool":
+        called -= 1
+    if called in (0, len(chain)):
+        return None
+    before = asked_of(chain[called - 1])
+    return None if before is None else before.schema
+
+
+def _tools(tools: Iterable[object]) -> dict[str, dict[str, Any]]:
+    """Tools in OpenAI's form by their names; of two with one name llm runs the last."""
+    return {tool.name: _tool(tool) for tool in tools if isinstance(tool, llm.Tool)}
+
+
+def _tool(tool: llm.Tool) -> dict[str, Any]:
+    parameters = tool.input_schema or {"type": "object", "properties": {}}
+    function = {"name": tool.name, "parameters": parameters}
+    if tool.description:
+        function["description"] = tool.description
+    return {"type": "function", "function": function}
