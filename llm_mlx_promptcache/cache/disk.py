@@ -21,6 +21,7 @@ from . import repair, sweep
 from .files import Files, make_own_folder, same_file
 from .index import VERSION, Index, Row, Totals
 from .layers import Layout, layout_from_json, layout_to_json
+from .listing import Listing
 from .sizes import FolderBudget
 from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
 from .store import NOTHING, Found, NullStore, Store, StoredSpan
@@ -196,6 +197,10 @@ class DiskStore:
     def by_model(self) -> list[tuple[str, int, int]]:
         """A model's name, and the spans and bytes that are stored of it; the largest first."""
         return self._guarded(lambda index: index.by_model(), [])
+
+    def listing(self) -> Listing:
+        """All that is stored, as a tree, at this moment."""
+        return Listing.of(self._guarded(lambda index: index.listed(), []), self._tiers)
 
     def check(self, fix: bool = False) -> list[str]:
         """What is wrong, a line each (law 3); with `fix` what can't be read goes."""
