@@ -1,4 +1,4 @@
-"""`llm mlx-cached explain`: what a logged answer reused, and where its prompt left what is stored."""
+"""`llm mlx-cached explain`: what a logged answer reused, and where its prompt parts from others."""
 
 from __future__ import annotations
 

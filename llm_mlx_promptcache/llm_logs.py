@@ -74,7 +74,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         )
     registered = settings.model(row["model"])
     model = MlxCached(*(registered[:2] if registered is not None else ()))
-    prompt = llm.Prompt(
+    prompt = llm.Prompt(  # type: ignore[no-untyped-call]
         None,
         model,
         messages=asked,

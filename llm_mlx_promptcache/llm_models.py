@@ -9,15 +9,13 @@ from typing import cast
 import llm
 from llm.parts import StreamEvent
 
-from .config import DEFAULT_MODEL, load_settings
+from .config import DEFAULT_MODEL, MODEL_ID, load_settings
 from .engine.pool import engine_for
 from .engine.request import Event
 from .llm_answers import Answer
 from .llm_options import MlxCachedOptions
 from .llm_progress import PrefillLine
 from .llm_requests import question
-
-MODEL_ID = "mlx-cached"
 
 
 class _Shared:

@@ -104,7 +104,7 @@ def _lines(listing: Listing, namespace: str, words: _Words) -> Iterator[tuple[in
         depth, mark, span = waiting.pop()
         yield depth, mark + _line(span, words.of(span))
         below = listing.below(span.stem)
-        if len(below) == 1:
+        if len(below) == 1 and below[0].start == span.end:
             waiting.append((depth, "+ ", below[0]))
         else:
             waiting.extend((depth + 1, "", one) for one in reversed(below))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-m", "--model", default=MODEL_ID, help="A registered name or alias, or a hub id.")
-@click.option("-s", "--system", type=click.File(), help="The file of the system prompt; - is stdin.")
+@click.option(
+    "-s", "--system", type=click.File(), help="The file of the system prompt; - is stdin."
+)
 @click.option("tools", "-T", "--tool", multiple=True, help="A tool of llm's; can be repeated.")
 @click.option("keep", "--pin", is_flag=True, help="Never evict it.")
 @json_option
@@ -43,20 +45,20 @@ def warm(
         for span in pinned:
             store.pin(span.namespace, listing.path(span), False)
         pinned = []
-    usage = finished.usage
+    cached, whole = finished.usage.cached, finished.usage.prompt - 1  # the last is never run
     if as_json:
         show_json(
             {
-                "tokens": usage.prompt,
-                "cached": usage.cached,
-                "prefilled": usage.prefilled,
+                "tokens": whole,
+                "cached": cached,
+                "prefilled": whole - cached,
                 "pinned": [span.stem for span in pinned],
             }
         )
         return
     ids = ", ".join(span.id for span in pinned)
     state = f"; pinned: {ids}" if pinned else "; it was pinned already" if keep else ""
-    click.echo(f"{usage.cached} tokens were cached, {usage.prefilled} were prefilled{state}")
+    click.echo(f"{cached} tokens were cached, {whole - cached} were prefilled{state}")
 
 
 def _run(events: Iterator[Event]) -> Finished:
@@ -80,12 +82,14 @@ def _request(system: str, names: Sequence[str]) -> GenerationRequest:
     from .llm_requests import question
 
     model = MlxCached()
-    prompt = llm.Prompt(None, model, system=system or None, tools=_tools(names))
+    prompt = llm.Prompt(  # type: ignore[no-untyped-call]
+        None, model, system=system or None, tools=_tools(names)
+    )
     return replace(question(prompt, model.model_id).request, warm=True)
 
 
 def _tools(names: Sequence[str]) -> list[llm.Tool | type[llm.Toolbox] | llm.Toolbox]:
-    """llm's tools by their names, as `llm -T` takes them; ValueError where there is none."""
+    """The tools of these names, as `llm -T` takes them; ValueError where there is none."""
     import llm
 
     known = llm.get_tools()

@@ -44,7 +44,7 @@ class ListedSpan:
 
 
 class Parting(NamedTuple):
-    """Where a stored path goes on otherwise than a prompt: the place, its span, its tokens there."""
+    """Where a stored path goes on otherwise than a prompt, and the tokens it has there."""
 
     at: int
     span: ListedSpan
@@ -95,7 +95,8 @@ class Listing:
             following = [
                 span
                 for span in self._below.get(stem, [])
-                if (span.namespace, span.start) == (namespace, at) and span.tokens[:1] == ids[at : at + 1]
+                if (span.namespace, span.start) == (namespace, at)
+                and span.tokens[:1] == ids[at : at + 1]
             ]
             if not following:
                 break
@@ -140,6 +141,16 @@ def _span(row: tuple[Any, ...], tiers: Sequence[str]) -> ListedSpan:
     name = tiers[tier] if 0 <= tier < len(tiers) else tiers[0]
     size, hits, used_at, pinned, resumes = counted
     return ListedSpan(
-        stem, parent, namespace, model, start, tokens, name, size, hits, used_at,
-        bool(pinned), bool(resumes),
+        stem,
+        parent,
+        namespace,
+        model,
+        start,
+        tokens,
+        name,
+        size,
+        hits,
+        used_at,
+        bool(pinned),
+        bool(resumes),
     )

@@ -35,7 +35,7 @@ def fetch(reference: str, patterns: Sequence[str]) -> Path:
 
 
 def models_in_cache() -> list[HubModel]:
-    """What lies in the hub's cache and looks like a language model; none where there is no cache."""
+    """The language models that lie in the hub's cache, if there is one."""
     try:
         held = scan_cache_dir().repos
     except CacheNotFound:
@@ -54,7 +54,7 @@ def _bar_class(stage: str, line: ProgressLine) -> Any:
     """A class of bars that tell `line` what the client would draw itself."""
     furthest = (0, 0)
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         """Draws nothing; bytes are told, and files are not."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:

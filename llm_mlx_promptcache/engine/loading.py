@@ -129,7 +129,7 @@ def _from_hub(reference: str) -> Path:
 
 
 def _kept_of_hub(reference: str) -> Path | None:
-    """The folder of a hub model that was fetched before; None where it is not here, or not whole."""
+    """A hub model's folder as it was fetched before; None where it is not here, or not whole."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
