@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import sqlite_utils
+from click.testing import CliRunner
 from llm.migrations import migrate
 
 from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.commands import mlx_cached
 from llm_mlx_promptcache.config import data_folder
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
 from llm_mlx_promptcache.engine.request import (
@@ -37,12 +39,13 @@ class Home:
         if data is not None:
             (folder / "mlx" / "data").symlink_to(data)
 
-    def llm(self, *arguments, status=0, stdin=""):
+    def llm(self, *arguments, status=0, stdin="", **variables):
         """Run `llm` and return what it wrote to stdout and stderr."""
         environment = {
             **os.environ,
             "LLM_USER_PATH": str(self.folder / "llm"),
             "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
+            **variables,
         }
         done = subprocess.run(
             [LLM, *arguments], env=environment, input=stdin, capture_output=True, text=True
@@ -50,6 +53,21 @@ class Home:
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout.strip(), done.stderr.strip()
+
+    def ours(self, *arguments, status=0):
+        """Run `llm mlx-cached ...` in this process, which is faster; its stdout and stderr."""
+        environment = {
+            "LLM_USER_PATH": str(self.folder / "llm"),
+            "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
+        }
+        done = CliRunner().invoke(mlx_cached, arguments, env=environment)
+        assert done.exit_code == status, done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.stdout.strip(), done.stderr.strip()
+
+    def told(self, *arguments, status=0):
+        """What a command of ours says to programs."""
+        return json.loads(self.ours(*arguments, "--json", status=status)[0])
 
     def last(self):
         """What llm logged of the last answer, with its token details unpacked."""
@@ -83,6 +101,20 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
     yield tmp_path / "own"
     close_engines()
+
+
+@pytest.fixture
+def show_tools():
+    """`show_tools(folder)`: let a tiny model's template show its tools."""
+
+    def change(folder):
+        path = Path(folder) / "tokenizer_config.json"
+        config = json.loads(path.read_text())
+        block = "{{ '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}"
+        config["chat_template"] = f"{{% if tools %}}{block}{{% endif %}}" + config["chat_template"]
+        path.write_text(json.dumps(config))
+
+    return change
 
 
 @pytest.fixture
