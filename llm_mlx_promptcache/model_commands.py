@@ -151,14 +151,15 @@ def _check_names(settings: Settings, made: RegisteredModel) -> None:
     taken = {f"{MODEL_ID}/{model.name}" for model in settings.models}
     for known in llm.get_models_with_aliases():
         taken.update((known.model.model_id, *known.aliases))
+    for name in (made.name, *made.aliases):
+        if not name or name != name.strip() or not name.isprintable():
+            raise ValueError(f"{name!r} is no name; give one without spaces around it")
     for name in (f"{MODEL_ID}/{made.name}", *made.aliases):
         if name in taken:
             raise ValueError(
                 f"{name!r} is a model's name already; give another with --name or --alias,"
                 " or remove that one first"
             )
-        if name != name.strip() or not name or not name.isprintable():
-            raise ValueError(f"{name!r} is no name; give one without spaces around it")
 
 
 def _plain(model: RegisteredModel) -> dict[str, Any]:

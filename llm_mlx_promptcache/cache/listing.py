@@ -108,20 +108,22 @@ class Listing:
     def nearest(self, namespace: str, ids: Tokens[int]) -> Parting | None:
         """The stored path, other than that of `ids` itself, that shares most of it."""
         chain = self.along(namespace, ids)
-        partings = [
-            Parting(span.start, span, span.tokens)
-            for stem in ["", *(span.stem for span in chain)]
-            for span in self._below.get(stem, [])
-            if span.namespace == namespace and span not in chain and span.tokens
-        ]
+        partings = [Parting(0, span, span.tokens) for span in self._below.get("", [])]
         for passed in chain:
             same = common_prefix(passed.tokens, ids, 0, passed.start)
-            partings.append(Parting(passed.start + same, passed, passed.tokens[same:]))
+            left = passed.start + same
+            partings.append(Parting(left, passed, passed.tokens[same:]))
+            # What hangs further on has left the prompt with this span.
+            below = [span for span in self._below.get(passed.stem, []) if span.start <= left]
+            partings.extend(Parting(span.start, span, span.tokens) for span in below)
         # A path that only goes on where the prompt ends leaves it nowhere.
         apart = [
             parting
             for parting in partings
-            if parting.at < len(ids) and parting.tokens and parting.tokens[0] != ids[parting.at]
+            if parting.span.namespace == namespace
+            and parting.at < len(ids)
+            and parting.tokens
+            and parting.tokens[0] != ids[parting.at]
         ]
         return max(apart, key=lambda parting: parting.at, default=None)
 
