@@ -1,8 +1,8 @@
 """What the plugin costs before the model's first work: `llm --help`, and the imports of a prompt.
 
-Prints two tables. `--keep FOLDER` also writes them to FOLDER/startup.md. The first compares
-`llm --help` without plugins and with this one, in turns: wall time, and processor time, which other
-processes disturb less. The second asks a prompt under `-X importtime`.
+Prints tables; `--keep FOLDER` also writes them to FOLDER/startup.md. The first compares `llm --help`,
+and `llm models list`, without plugins and with this one, in turns: wall time, and processor time,
+which other processes disturb less. The last asks a prompt under `-X importtime`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -38,6 +38,18 @@ class Run(NamedTuple):
     processor: float
 
 
+class Pair(NamedTuple):
+    """Runs of one command without plugins, and with this one."""
+
+    without: list[Run]
+    with_it: list[Run]
+
+    def ratio(self) -> float:
+        """Of processor time: the wall clock also counts what else the machine does."""
+        before, after = (median(run.processor for run in runs) for runs in self)
+        return after / before
+
+
 class Imports(NamedTuple):
     """Seconds that the modules of one package took to import, without what they import."""
 
@@ -55,31 +67,32 @@ def main() -> int:
         home = Path(name)
         (home / "mlx").mkdir()
         (home / "mlx" / "data").symlink_to(data_folder())
-        without, with_it = _help_runs(home, asked.rounds)
-        report = "\n\n".join([_machine(), _help_table(without, with_it), _prompt_table(home)])
+        pair = _pair(home, asked.rounds, "--help")
+        models = _pair(home, max(1, asked.rounds // 4), "models", "list")
+        tables = [_table("--help", pair), _table("models list", models), _prompt_table(home)]
+        report = "\n\n".join([_machine(), *tables])
     print(report)
     if asked.keep is not None:
         head = "# Start-up, kept from one run of `python benchmarks/startup.py`"
         (asked.keep / "startup.md").write_text(f"{head}\n\n{report}\n")
-    return 0 if _ratio(without, with_it) <= _MOST else 1
+    return 0 if pair.ratio() <= _MOST else 1
 
 
-def _help_runs(home: Path, rounds: int) -> tuple[list[Run], list[Run]]:
-    """`llm --help` without plugins and with this one, in turns, after one of each unmeasured."""
-    without: list[Run] = []
-    with_it: list[Run] = []
+def _pair(home: Path, rounds: int, *arguments: str) -> Pair:
+    """An `llm` command both ways in turns, after one of each unmeasured."""
+    pair = Pair([], [])
     for number in range(rounds + 1):
-        runs = [_run(home, plugins) for plugins in ("", PACKAGE)]
-        if number:
-            without.append(runs[0])
-            with_it.append(runs[1])
-    return without, with_it
+        for runs, plugins in zip(pair, ("", PACKAGE), strict=True):
+            run = _run(home, plugins, arguments)
+            if number:
+                runs.append(run)
+    return pair
 
 
-def _run(home: Path, plugins: str) -> Run:
+def _run(home: Path, plugins: str, arguments: Sequence[str]) -> Run:
     environment = {**_environment(home), "LLM_LOAD_PLUGINS": plugins}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*_LLM, "--help"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*_LLM, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     return Run(wall, user + system)
@@ -89,25 +102,18 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "LLM_USER_PATH": str(home / "llm"), HOME_VARIABLE: str(home / "mlx")}
 
 
-def _ratio(without: list[Run], with_it: list[Run]) -> float:
-    """Of processor time: the wall clock also counts what else the machine does."""
-    before, after = (median(run.processor for run in runs) for runs in (without, with_it))
-    return after / before
-
-
-def _help_table(without: list[Run], with_it: list[Run]) -> str:
+def _table(command: str, pair: Pair) -> str:
     lines = [
-        f"`llm --help`, median of {len(without)} each, in turns:",
+        f"`llm {command}`, median of {len(pair.without)} each, in turns:",
         "",
         "| | wall, s | processor, s |",
         "|---|---|---|",
     ]
-    for name, runs in (("without plugins", without), ("with this one", with_it)):
+    for name, runs in (("without plugins", pair.without), ("with this one", pair.with_it)):
         wall, processor = (median(run[field] for run in runs) for field in (0, 1))
         lines.append(f"| {name} | {wall:.3f} | {processor:.3f} |")
-    walls = [median(run.wall for run in runs) for runs in (without, with_it)]
-    ratio = _ratio(without, with_it)
-    return "\n".join([*lines, f"| ratio | {walls[1] / walls[0]:.3f} | {ratio:.3f} |"])
+    walls = [median(run.wall for run in runs) for runs in pair]
+    return "\n".join([*lines, f"| ratio | {walls[1] / walls[0]:.3f} | {pair.ratio():.3f} |"])
 
 
 def _prompt_table(home: Path) -> str:

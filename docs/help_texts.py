@@ -28,10 +28,9 @@ def help_texts() -> str:
 
 def options_table() -> str:
     """Every option of `llm -m mlx-cached -o NAME VALUE`."""
-    lines = ["| option | default | meaning |", "|---|---|---|"]
+    lines = ["| option | meaning |", "|---|---|"]
     for name, field in MlxCachedOptions.model_fields.items():
-        default = "" if field.default is None else f"`{str(field.default).lower()}`"
-        lines.append(f"| `{name}` | {default} | {_escaped(field.description or '')} |")
+        lines.append(f"| `{name}` | {_escaped(field.description or '')} |")
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def check(fix: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--model", help="Only of this model: a name that stats shows.")
+@click.option("--model", help="Only of this model, as stats shows it, or a name.")
 @click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
 @json_option
 def clear(model: str | None, older_than: str | None, as_json: bool) -> None:

@@ -20,7 +20,7 @@ _WORDS = 16  # tokens of a span that are decoded for its first words
 
 
 @click.command()
-@click.option("--model", help="Only of this model: a name that stats shows, or a registered one.")
+@click.option("--model", help="Only of this model, as stats shows it, or a name.")
 @click.option("--text", is_flag=True, help="With each span's first words: your conversations.")
 @json_option
 def tree(model: str | None, text: bool, as_json: bool) -> None:
