@@ -10,7 +10,10 @@ RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
 
-.PHONY: test soak demo lint format clean
+# Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
+COG_PAGES := README.md docs/commands.md
+
+.PHONY: test soak demo lint docs docs-check format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
@@ -21,10 +24,16 @@ soak: .venv/ready
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py
 
-lint: .venv/ready
+lint: .venv/ready docs-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/cog -r -I docs $(COG_PAGES)
+
+docs-check: .venv/ready
+	$(BIN)/cog --check --diff -I docs $(COG_PAGES)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

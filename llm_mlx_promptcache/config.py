@@ -17,12 +17,44 @@ import platformdirs
 APP = "llm-mlx-promptcache"
 HOME_VARIABLE = "LLM_MLX_CACHED_HOME"
 DEFAULT_MODEL = "default"
+MODEL_ID = "mlx-cached"
+
+
+class RegisteredModel(NamedTuple):
+    """A model of the user's: `mlx-cached/<name>` in llm, and what it is: a folder or a hub id."""
+
+    name: str
+    reference: str
+    aliases: tuple[str, ...] = ()
 
 
 class Settings(NamedTuple):
-    """What the user set. `default_model`: "default" (the embedded one), a folder, or a hub id."""
+    """What the user set. `default_model`: "default" (the embedded one), a folder, or a hub id.
+
+    `memory` and `disk` bound the cache (bytes, or a string such as "4GB"), and what was not used
+    for `max_days` leaves the disk; None leaves each to the cache itself.
+    """
 
     default_model: str = DEFAULT_MODEL
+    models: tuple[RegisteredModel, ...] = ()
+    memory: int | str | None = None
+    disk: int | str | None = None
+    max_days: float | None = None
+
+    def model(self, name: str) -> RegisteredModel | None:
+        """The registered model of this name or alias, with or without `mlx-cached/` before it."""
+        plain = name.removeprefix(f"{MODEL_ID}/")
+        for model in self.models:
+            if plain == model.name or name in model.aliases:
+                return model
+        return None
+
+    def reference(self, name: str) -> str:
+        """What a name, an alias or "mlx-cached" stands for; a folder or hub id for itself."""
+        if name == MODEL_ID:
+            return self.default_model
+        registered = self.model(name)
+        return name if registered is None else registered.reference
 
 
 def data_folder() -> Path:
@@ -68,29 +100,63 @@ def load_settings() -> Settings:
     """The user's settings; ValueError, with the file's name, where the file can't be used."""
     path = _settings_file()
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        model = found.get("default_model", DEFAULT_MODEL)
-        if not isinstance(model, str):
-            raise ValueError(f"default_model is {model!r}, not a name")
+        return _settings(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Settings()
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the settings in {path} can't be read ({error}); correct or remove that file"
         ) from error
-    return Settings(default_model=model)
 
 
 def save_settings(settings: Settings) -> None:
     """Keep the settings for later processes; ValueError where they can't be written."""
     path = _settings_file()
     try:
-        write_private_file(path, json.dumps(settings._asdict(), indent=2) + "\n")
+        write_private_file(path, json.dumps(_plain(settings), indent=2) + "\n")
     except OSError as error:
         raise ValueError(
             f"the settings can't be written to {path} ({error.strerror});"
             f" make that folder writable or set {HOME_VARIABLE} to another one"
         ) from error
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """JSON data of what was set."""
+    models = [model._asdict() for model in settings.models]
+    found = settings._asdict() | {"models": models}
+    return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+def _settings(found: Any) -> Settings:
+    """The settings in JSON data; ValueError names what is wrong. Unknown names are let be."""
+    if not isinstance(found, dict):
+        raise ValueError("it holds no JSON object")
+    known = {name: found[name] for name in Settings._fields if name in found}
+    for name, kinds in _KINDS.items():
+        value = known.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}")
+    models = tuple(_registered(entry) for entry in known.get("models") or ())
+    return Settings(**{**known, "models": models})
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "default_model": (str,),
+    "models": (list,),
+    "memory": (int, str),
+    "disk": (int, str),
+    "max_days": (int, float),
+}
+
+
+def _registered(entry: Any) -> RegisteredModel:
+    known = entry if isinstance(entry, dict) else {}
+    name, reference = known.get("name"), known.get("reference")
+    aliases = known.get("aliases", [])
+    if not isinstance(name, str) or not isinstance(reference, str) or not isinstance(aliases, list):
+        raise ValueError(f"models holds {entry!r}, which has no name, reference and aliases")
+    return RegisteredModel(name, reference, tuple(str(alias) for alias in aliases))
 
 
 def _settings_file() -> Path:

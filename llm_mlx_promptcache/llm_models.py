@@ -9,15 +9,13 @@ from typing import cast
 import llm
 from llm.parts import StreamEvent
 
-from .config import DEFAULT_MODEL, load_settings
+from .config import DEFAULT_MODEL, MODEL_ID, load_settings
 from .engine.pool import engine_for
 from .engine.request import Event
 from .llm_answers import Answer
 from .llm_options import MlxCachedOptions
 from .llm_progress import WaitingLine
 from .llm_requests import question
-
-MODEL_ID = "mlx-cached"
 
 
 class _Shared:
@@ -57,7 +55,7 @@ class MlxCached(_Shared, llm.Model):
         answer = Answer(response, asked)
         reference = _told_which(self._resolve(), response)
         engine = engine_for(reference)
-        loading = "" if engine.started else f"the model {reference}"
+        loading = "" if engine.loaded else f"the model {reference}"
         events = cast("Generator[Event]", engine.generate(asked.request))
         with closing(events), WaitingLine(loading) as line:
             for event in events:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
 import llm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import click
-
 
 @llm.hookimpl
 def register_models(register: Callable[..., Any]) -> None:
-    """Offer `mlx-cached`."""
+    """Offer `mlx-cached` and each model that the user registered."""
+    from .config import Settings, load_settings
     from .llm_models import AsyncMlxCached, MlxCached
 
+    try:
+        settings = load_settings()
+    except ValueError as error:
+        # Of no concern to other plugins' models; our own say it as their error.
+        click.echo(f"llm-mlx-promptcache: {error}", err=True)
+        settings = Settings()
     register(MlxCached(), AsyncMlxCached())
+    for model in settings.models:
+        made = (model.name, model.reference)
+        register(MlxCached(*made), AsyncMlxCached(*made), aliases=model.aliases)
 
 
 @llm.hookimpl

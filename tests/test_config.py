@@ -45,7 +45,46 @@ def test_settings_are_kept(home):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"default_model": 3}', "[" * 100_000, "\udcff"])
+def test_registered_models_and_bounds_are_kept(home):
+    model = config.RegisteredModel("small", "/models/small", ("s", "tiny"))
+    settings = config.Settings("a/b", (model,), "8GB", 1000, 1.5)
+    config.save_settings(settings)
+    assert config.load_settings() == settings
+
+
+def test_what_a_later_version_wrote_is_let_be(home):
+    path = config.data_folder() / "settings.json"
+    path.write_text('{"default_model": "a/b", "colour": "blue"}')
+    assert config.load_settings() == config.Settings("a/b")
+
+
+def test_names_and_aliases_stand_for_references():
+    model = config.RegisteredModel("small", "/models/small", ("s",))
+    settings = config.Settings("a/b", (model,))
+    for name in ("small", "mlx-cached/small", "s"):
+        assert settings.reference(name) == "/models/small"
+    assert settings.reference("mlx-cached") == "a/b"
+    for name in ("default", "c/d", "/elsewhere", "mlx-cached/s"):
+        assert settings.reference(name) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"default_model": 3}',
+        '{"models": 3}',
+        '{"models": [3]}',
+        '{"models": [{"name": "a"}]}',
+        '{"models": [{"name": "a", "reference": "b", "aliases": "c"}]}',
+        '{"memory": []}',
+        '{"disk": true}',
+        '{"max_days": "old"}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
 def test_settings_that_cannot_be_read_are_named(home, text):
     path = config.data_folder() / "settings.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -19,6 +19,7 @@ from . import sweep
 from .files import Files
 from .index import Index, Row, Totals
 from .layers import Layout, layout_from_json, layout_to_json
+from .listing import Listing
 from .shared_index import SPANS, SharedIndex
 from .sizes import FolderBudget
 from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
@@ -182,6 +183,10 @@ class DiskStore:
     def by_model(self) -> list[tuple[str, int, int]]:
         """A model's name, and the spans and bytes that are stored of it; the largest first."""
         return self._index.run(lambda index: index.by_model(), [])
+
+    def listing(self) -> Listing:
+        """All that is stored, as a tree, at this moment."""
+        return Listing.of(self._index.run(lambda index: index.listed(), []), self._tiers)
 
     def check(self, fix: bool = False) -> list[str]:
         """What is wrong, a line each (law 3); with `fix` what can't be read goes."""

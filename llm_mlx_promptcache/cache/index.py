@@ -203,6 +203,16 @@ class Index:
             LEFT JOIN namespaces ON name = namespace GROUP BY 1 ORDER BY 3 DESC"""
         return self.db.execute(query).fetchall()
 
+    def listed(self) -> list[tuple[Any, ...]]:
+        """Every span with what is counted of it (`listing.py`), parents before what hangs on them.
+
+        A span hangs on one that was stored before it.
+        """
+        query = """SELECT stem, parent, namespace, coalesce(label, ''), start, tokens, tier, bytes,
+            hits, used_at, pinned, resumes FROM spans LEFT JOIN namespaces ON name = namespace
+            ORDER BY spans.rowid"""
+        return self.db.execute(query).fetchall()
+
     # Changing; each of these inside a transaction.
 
     def add(self, row: Row, layout: str, label: str = "") -> bool:

@@ -45,6 +45,11 @@ def native_variant() -> Variant:
     return "f32" if mx.default_device() == mx.Device(mx.cpu) else "q4"
 
 
+def default_folder(data_folder: Path, variant: Variant | None = None) -> Path:
+    """Where the default model is, or would be."""
+    return data_folder / "models" / f"{NAME}-{variant or native_variant()}"
+
+
 def ensure_default_model(
     data_folder: Path, *, variant: Variant | None = None, report: Report | None = None
 ) -> Path:
@@ -53,7 +58,7 @@ def ensure_default_model(
     `report(stage, done, total)` takes the place of the progress line on stderr. ModelLoadError
     where it can't be fetched or kept. A folder that is there is whole: it was renamed into place.
     """
-    folder = data_folder / "models" / f"{NAME}-{variant or native_variant()}"
+    folder = default_folder(data_folder, variant)
     if folder.is_dir():
         return folder
     try:

@@ -59,11 +59,6 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
 
-    @property
-    def started(self) -> bool:
-        """Whether anything was asked yet: the first to ask waits for the model to load."""
-        return self._thread is not None
-
     def generate(self, request: GenerationRequest) -> Iterator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
         told: queue.SimpleQueue[Told] = queue.SimpleQueue()
@@ -97,7 +92,7 @@ class Engine:
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory."""
+        """Whether the model is in memory: who asks before waits for it."""
         return self._loaded
 
     def unload(self, timeout: float = 30.0) -> bool:

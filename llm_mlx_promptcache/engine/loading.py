@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..cache.layers import NotCached, layout_of, layout_to_json
 from ..config import DEFAULT_MODEL, data_folder
-from .default_model import ensure_default_model
+from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
 from .forward import make_layers
 
@@ -73,6 +73,23 @@ def model_folder(reference: str) -> Path:
     )
 
 
+def kept_folder(reference: str) -> Path | None:
+    """The folder of a model that is on this machine; None where it would have to be fetched."""
+    if reference == DEFAULT_MODEL:
+        folder = default_folder(data_folder())
+        return folder if folder.is_dir() else None
+    folder = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
+    if reference and folder.is_dir():
+        return folder.resolve()
+    return _kept_of_hub(reference) if _HUB_ID.fullmatch(reference) else None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder alone; ModelLoadError where it is damaged."""
+    _hush()
+    return _load_tokenizer(folder, _read_json(folder, "config.json"))
+
+
 def describe(loaded: LoadedModel) -> dict[str, Any]:
     """What besides the folder's files decides the rows that a model computes, for its identity.
 
@@ -97,22 +114,30 @@ def _hush() -> None:
 
 def _from_hub(reference: str) -> Path:
     """A hub model's folder: as it was fetched before, without asking the hub again, or fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from .hub import fetch
 
+    kept = _kept_of_hub(reference)
+    if kept is not None:
+        return kept
     try:
-        kept = Path(snapshot_download(reference, allow_patterns=_HUB_FILES, local_files_only=True))
-        if (kept / "config.json").exists() and not _missing_weights(kept):
-            return kept
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass  # not here, or not whole: it is fetched
-    try:
-        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+        return fetch(reference, _HUB_FILES)
     except Exception as error:
         raise ModelLoadError(
             f"model {reference!r} can't be fetched from the hub ({_hub_reason(error)}); check its"
             " name and your connection, or give the folder of a model that is here"
         ) from error
+
+
+def _kept_of_hub(reference: str) -> Path | None:
+    """A hub model's folder as it was fetched before; None where it is not here, or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        kept = Path(snapshot_download(reference, allow_patterns=_HUB_FILES, local_files_only=True))
+        return kept if (kept / "config.json").exists() and not _missing_weights(kept) else None
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def _hub_reason(error: Exception) -> str:

@@ -10,11 +10,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..config import cache_folder, write_private_file
+from ..config import cache_folder, load_settings, write_private_file
 from .engine import Engine
 from .memory import budget, weights_of
 
 if TYPE_CHECKING:
+    from ..cache.disk import DiskStore
     from ..cache.prompt_cache import PromptCache
     from .loading import LoadedModel
     from .running import Running
@@ -27,6 +28,7 @@ _cache: PromptCache | None = None
 _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
+MEMORY = "4GB"  # of this process, for what the user set no bound for
 
 
 def engine_for(reference: str) -> Engine:
@@ -42,14 +44,24 @@ def engine_for(reference: str) -> Engine:
 def shared_cache() -> PromptCache:
     """The cache of this process, with the disk behind it unless LLM_MLX_CACHED_DISK is 0."""
     global _cache
-    from ..cache.disk import DiskStore
     from ..cache.prompt_cache import PromptCache
 
     with _lock:
         if _cache is None:
             on_disk = os.environ.get(DISK_SWITCH, "1") != "0"
-            _cache = PromptCache(disk=DiskStore(cache_folder()) if on_disk else None)
+            memory = load_settings().memory
+            _cache = PromptCache(
+                MEMORY if memory is None else memory, disk=disk_store() if on_disk else None
+            )
         return _cache
+
+
+def disk_store() -> DiskStore:
+    """The user's folder of stored spans, with the bounds that the settings give it."""
+    from ..cache.disk import DiskStore
+
+    settings = load_settings()
+    return DiskStore(cache_folder(), settings.disk, max_days=settings.max_days)
 
 
 def close_engines() -> None:

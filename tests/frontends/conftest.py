@@ -15,6 +15,7 @@ from llm.cli import cli
 from llm.migrations import migrate
 
 from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.commands import mlx_cached
 from llm_mlx_promptcache.config import Settings, data_folder, save_settings
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
 from llm_mlx_promptcache.engine.pool import close_engines
@@ -42,22 +43,37 @@ class Home:
 
     command = LLM
 
-    def environment(self):
-        """What a process of this user has in its environment."""
-        own = {
+    def own(self):
+        """The variables that make this the user's home."""
+        return {
             "LLM_USER_PATH": str(self.folder / "llm"),
             "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
         }
-        return {**os.environ, **own}
 
-    def llm(self, *arguments, status=0, stdin=""):
+    def environment(self, **variables):
+        """What a process of this user has in its environment."""
+        return {**os.environ, **self.own(), **variables}
+
+    def llm(self, *arguments, status=0, stdin="", **variables):
         """Run `llm` and return what it wrote to stdout and stderr."""
+        environment = self.environment(**variables)
         done = subprocess.run(
-            [LLM, *arguments], env=self.environment(), input=stdin, capture_output=True, text=True
+            [LLM, *arguments], env=environment, input=stdin, capture_output=True, text=True
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout.strip(), done.stderr.strip()
+
+    def ours(self, *arguments, status=0):
+        """Run `llm mlx-cached ...` in this process, which is faster; its stdout and stderr."""
+        done = CliRunner().invoke(mlx_cached, arguments, env=self.own())
+        assert done.exit_code == status, done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.stdout.strip(), done.stderr.strip()
+
+    def told(self, *arguments, status=0):
+        """What a command of ours says to programs."""
+        return json.loads(self.ours(*arguments, "--json", status=status)[0])
 
     def last(self):
         """What llm logged of the last answer, with its token details unpacked."""
@@ -115,19 +131,33 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def show_tools():
+    """`show_tools(folder)`: let a tiny model's template show its tools."""
+
+    def change(folder):
+        path = Path(folder) / "tokenizer_config.json"
+        config = json.loads(path.read_text())
+        block = "{{ '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}"
+        config["chat_template"] = f"{{% if tools %}}{block}{{% endif %}}" + config["chat_template"]
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.fixture
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)
 
 
-@pytest.fixture
-def quick_home(tmp_path, monkeypatch, tiny_llama):
-    """A user whose default model is a tiny one."""
-    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home" / "llm"))
-    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home" / "mlx"))
-    return QuickHome(tmp_path / "home", tiny_llama(context=16384))
+from llm.cli import cli
+from llm.migrations import migrate
 
-
+from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.commands import mlx_cached
+from llm_mlx_promptcache.config import Settings, data_folder, save_settings
+from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.pool import close_engines
 class Scripted:
     """An engine that answers with given events, one list an answer, and keeps what it was asked.
 
@@ -138,7 +168,14 @@ class Scripted:
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
         self.cut, self.pause = "", None
-        self.started = True
+from llm.cli import cli
+from llm.migrations import migrate
+
+from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.commands import mlx_cached
+from llm_mlx_promptcache.config import Settings, data_folder, save_settings
+from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.pool import close_engines
 
     def generate(self, request):
         whole = False
@@ -188,7 +225,14 @@ class Scripted:
             tool_calls=calls,
             cut=self.cut,
             peak_bytes=1_500_000_000,
-            from_disk=4,
+from llm.cli import cli
+from llm.migrations import migrate
+
+from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.commands import mlx_cached
+from llm_mlx_promptcache.config import Settings, data_folder, save_settings
+from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.engine.pool import close_engines
         )
 
 

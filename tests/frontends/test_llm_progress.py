@@ -41,7 +41,7 @@ def test_it_tells_how_far_a_prompt_is_and_is_gone_when_the_answer_begins(scripte
 
 def test_it_tells_that_a_model_loads(scripted, monkeypatch):
     terminal = a_terminal(monkeypatch)
-    scripted.started = False
+    scripted.loaded = False
     MlxCached("small", "/models/small").prompt("Go.").text()
     assert terminal.getvalue() == "\r\x1b[Kloading the model /models/small ...\r\x1b[K"
 

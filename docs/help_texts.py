@@ -1,0 +1,55 @@
+"""What cog writes into README.md and docs/: help texts and tables, out of the code itself."""
+
+from __future__ import annotations
+
+import click
+
+from llm_mlx_promptcache.commands import mlx_cached
+from llm_mlx_promptcache.llm_options import MlxCachedOptions
+
+_WIDTH = 80
+
+
+def commands_table() -> str:
+    """Every command with the first sentence of its help."""
+    lines = ["| command | what it does |", "|---|---|"]
+    for name, command in _commands():
+        lines.append(f"| `llm mlx-cached {name}` | {_escaped(_summary(command))} |")
+    return "\n".join(lines)
+
+
+def help_texts() -> str:
+    """Every command's help, as the terminal shows it."""
+    return "\n\n".join(
+        f"### llm mlx-cached {name}\n\n```\n{_help(name, command)}\n```"
+        for name, command in _commands()
+    )
+
+
+def options_table() -> str:
+    """Every option of `llm -m mlx-cached -o NAME VALUE`."""
+    lines = ["| option | meaning |", "|---|---|"]
+    for name, field in MlxCachedOptions.model_fields.items():
+        lines.append(f"| `{name}` | {_escaped(field.description or '')} |")
+    return "\n".join(lines)
+
+
+def _commands() -> list[tuple[str, click.Command]]:
+    context = click.Context(mlx_cached)
+    names = mlx_cached.list_commands(context)
+    found = [(name, mlx_cached.get_command(context, name)) for name in names]
+    return [(name, command) for name, command in found if command is not None]
+
+
+def _summary(command: click.Command) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
+def _help(name: str, command: click.Command) -> str:
+    path = f"llm mlx-cached {name}"
+    with click.Context(command, info_name=path, terminal_width=_WIDTH) as context:
+        return command.get_help(context)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,136 @@
+"""Commands about the cache as a whole: its place, size, bounds, health and end."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+import click
+
+from .config import Settings, cache_folder, load_settings, save_settings
+from .engine.pool import MEMORY, disk_store
+from .shown import json_option, show_json, show_table
+
+_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
+_DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
+_AUTO = "auto"
+
+
+@click.command()
+@json_option
+def path(as_json: bool) -> None:
+    """Print the folder that holds the cache."""
+    folder = str(cache_folder())
+    if as_json:
+        show_json({"path": folder})
+    else:
+        click.echo(folder)
+
+
+@click.command()
+@json_option
+def stats(as_json: bool) -> None:
+    """Print what the cache on disk holds, in all and of each model."""
+    from .cache.sizes import format_size
+
+    store = disk_store()
+    held = store.stats()
+    models = store.by_model()
+    if as_json:
+        del held["written"]  # by this process, which writes nothing
+        named = [{"model": m, "spans": spans, "bytes": size} for m, spans, size in models]
+        show_json({**held, "folder": str(cache_folder()), "models": named})
+        return
+    click.echo(
+        f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
+        f" of at most {format_size(held['budget'])} in {cache_folder()}"
+    )
+    rows = [(m or "unnamed", str(spans), format_size(size)) for m, spans, size in models]
+    if rows:
+        show_table(("model", "spans", "size"), rows)
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Remove what is damaged and what nobody needs.")
+@json_option
+def check(fix: bool, as_json: bool) -> None:
+    """Read and verify all that the cache holds on disk; status 1 where something is wrong."""
+    found = disk_store().check(fix=fix)
+    if as_json:
+        show_json({"wrong": found, "fixed": fix and bool(found)})
+    else:
+        for line in found:
+            click.echo(line)
+    if found and not fix:
+        raise click.ClickException(f"{len(found)} found; llm mlx-cached check --fix removes them")
+    if not as_json:
+        click.echo(f"fixed {len(found)}" if found else "all is well")
+
+
+@click.command()
+@click.option("--model", help="Only of this model, as stats shows it, or a name.")
+@click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
+@json_option
+def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
+    """Remove what the cache holds on disk."""
+    from .cache.sizes import format_size
+
+    days = None if older_than is None else _days("--older-than", older_than)
+    named = None if model is None else load_settings().reference(model)
+    freed = disk_store().clear(model=named, days=days)
+    if model is None and days is None:
+        # Digests of the models' files: no conversation, but ours.
+        with suppress(OSError):
+            (cache_folder() / "digests.json").unlink()
+    if as_json:
+        show_json({"freed": freed})
+    else:
+        click.echo(f"freed {format_size(freed)}")
+
+
+@click.command()
+@click.option("--memory", metavar="SIZE", help="Most that a process holds in memory: 8GB.")
+@click.option("--disk", metavar="SIZE", help="Most that the folder holds on disk: 40GB.")
+@click.option("--max-age", metavar="AGE", help="What is unused for so long leaves the disk: 30d.")
+@json_option
+def settings(memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
+    """Show or set the cache's bounds; "auto" leaves one to the cache."""
+    found = load_settings()
+    if memory is not None:
+        found = found._replace(memory=_size("--memory", memory))
+    if disk is not None:
+        found = found._replace(disk=_size("--disk", disk))
+    if max_age is not None:
+        days = None if max_age == _AUTO else _days("--max-age", max_age)
+        found = found._replace(max_days=days)
+    if (memory, disk, max_age) != (None, None, None):
+        save_settings(found)
+    if as_json:
+        show_json({"memory": found.memory, "disk": found.disk, "max_days": found.max_days})
+    else:
+        show_table(("bound", "set to"), _bounds(found))
+
+
+def _bounds(found: Settings) -> list[tuple[str, str]]:
+    age = "none" if found.max_days is None else f"{found.max_days:g} days"
+    disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
+    memory = f"auto ({MEMORY})" if found.memory is None else str(found.memory)
+    return [("memory", memory), ("disk", disk), ("max-age", age)]
+
+
+def _size(option: str, size: str) -> str | None:
+    """A size as it was given, once it is known to be one; ValueError names the option."""
+    from .cache.sizes import parse_size
+
+    if size == _AUTO:
+        return None
+    parse_size(size, option)
+    return size
+
+
+def _days(option: str, age: str) -> float:
+    match = _AGE.fullmatch(age)
+    if match is None:
+        raise ValueError(f"{option} is {age!r}; give an age such as 12h, 7d or 4w")
+    number, unit = match.groups()
+    return float(number) * _DAYS[unit]

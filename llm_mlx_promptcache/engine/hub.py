@@ -1,0 +1,72 @@
+"""The hub's client: a model fetched with progress of ours, and what lies in the hub's cache."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import scan_cache_dir, snapshot_download
+from huggingface_hub.errors import CacheNotFound
+from tqdm import tqdm
+
+from .progress import ProgressLine
+
+_STAGE = "Fetching {}"
+_LONGEST = 30
+
+
+class HubModel(NamedTuple):
+    """A model in the hub's cache: its id and the folder of its newest revision there."""
+
+    reference: str
+    folder: Path
+
+
+def fetch(reference: str, patterns: Sequence[str]) -> Path:
+    """Fetch a hub model's files; raises whatever the hub's client does."""
+    with ProgressLine() as line:
+        stage = _STAGE.format(reference.rpartition("/")[2][:_LONGEST])
+        line(stage, 0, 0)
+        made = _bar_class(stage, line)
+        found = snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=made)
+    return Path(found)
+
+
+def models_in_cache() -> list[HubModel]:
+    """The language models that lie in the hub's cache, if there is one."""
+    try:
+        held = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = []
+    for repo in held:
+        revisions = sorted(repo.revisions, key=lambda r: r.last_modified, reverse=True)
+        if repo.repo_type == "model" and revisions:
+            folder = Path(revisions[0].snapshot_path)
+            if (folder / "config.json").exists() and next(folder.glob("*.safetensors"), None):
+                found.append(HubModel(repo.repo_id, folder))
+    return sorted(found)
+
+
+def _bar_class(stage: str, line: ProgressLine) -> Any:
+    """A class of bars that tell `line` what the client would draw itself."""
+    furthest = (0, 0)
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """Draws nothing; bytes are told, and files are not."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"file": io.StringIO(), "disable": False})
+
+        def display(self, *arguments: Any, **options: Any) -> bool:
+            nonlocal furthest
+            # Bytes are counted by two bars, as they come and as they are written.
+            done = (int(self.n), int(self.total or 0))
+            if self.unit == "B" and done > furthest:
+                furthest = done
+                line(stage, *done)
+            return True
+
+    return Bar

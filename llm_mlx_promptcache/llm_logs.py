@@ -1,0 +1,103 @@
+"""What llm logged of an answer of ours: the prompt as it was asked, and what was reused for it.
+
+All that touches llm's logs is here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import llm
+import sqlite_utils
+from llm.logs import LogStore
+
+from .chat.generated import Generated
+from .config import MODEL_ID, Settings
+from .engine.request import GenerationRequest
+from .llm_models import MlxCached
+from .llm_records import generated_of
+from .llm_requests import question
+
+_TOOLS = """
+select tools.name, tools.description, tools.input_schema from turn_tools
+join tools on tools.id = turn_tools.tool_id where turn_tools.turn_id = ? order by tools.name
+"""
+_TURNS = """
+select turns.*, schemas.content as schema_json from turns
+left join schemas on schemas.id = turns.schema_id
+where (turns.id = :id or :id is null) and (model = :model or model like :model || '/%')
+order by turns.id desc limit 1
+"""
+
+
+class LoggedAnswer(NamedTuple):
+    """An answer in llm's logs: `request` is its prompt, `record` what its own message keeps.
+
+    `prompt` and `cached` are counts of tokens, `why` is why not more was cached; None and "" where
+    nothing was logged of them.
+    """
+
+    id: str
+    model: str
+    reference: str
+    request: GenerationRequest
+    record: Generated
+    prompt: int | None
+    cached: int | None
+    why: str
+
+
+def logged_answer(response_id: str | None, settings: Settings) -> LoggedAnswer:
+    """The answer with this id, or the latest of ours; ValueError where there is none."""
+    path = llm.user_dir() / "logs.db"  # type: ignore[no-untyped-call]
+    if not path.exists():
+        raise ValueError("llm has logged nothing yet; ask something first (llm logs on)")
+    with sqlite_utils.Database(path) as database:
+        store = LogStore(database)  # type: ignore[no-untyped-call]
+        found = list(database.query(_TURNS, {"id": response_id, "model": MODEL_ID}))
+        if not found:
+            what = "no answer" if response_id is None else f"no answer {response_id!r}"
+            raise ValueError(
+                f"llm's logs hold {what} of {MODEL_ID}; llm logs list --json shows the ids"
+            )
+        return _answer(store, found[0], settings)
+
+
+def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedAnswer:
+    asked = store.load_chain(row["parent_message_hash"])
+    answered = store.load_chain(row["tip_message_hash"])[len(asked) :]
+    record = next(filter(None, map(generated_of, answered)), None)
+    if record is None:
+        raise ValueError(
+            f"the answer {row['id']} has no record of ours, so its prompt can't be told again"
+        )
+    registered = settings.model(row["model"])
+    model = MlxCached(*(registered[:2] if registered is not None else ()))
+    prompt = llm.Prompt(  # type: ignore[no-untyped-call]
+        None,
+        model,
+        messages=asked,
+        tools=_tools(store, row["id"]),
+        schema=json.loads(row["schema_json"]) if row["schema_json"] else None,
+        options=model.Options(**json.loads(row["options_json"] or "{}")),
+    )
+    details = json.loads(row["token_details"] or "{}")
+    told = store.turn_response_json(row["id"]) or {}
+    return LoggedAnswer(
+        id=row["id"],
+        model=row["model"],
+        reference=settings.reference(row["model"]),
+        request=question(prompt, row["model"]).request,
+        record=record,
+        prompt=row["input_tokens"],
+        cached=details.get("cached"),
+        why=str(told.get("cache", "")),
+    )
+
+
+def _tools(store: LogStore, turn: str) -> list[llm.Tool]:
+    return [
+        llm.Tool(row["name"], row["description"], json.loads(row["input_schema"] or "{}"))
+        for row in store.db.query(_TOOLS, [turn])
+    ]

@@ -1,0 +1,95 @@
+"""A model fetched by the hub's real client, from a hub on this machine, with its progress told."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+COMMIT = "c" * 40
+SCRIPT = (
+    "import sys\n"
+    "from llm_mlx_promptcache.engine.loading import kept_folder, model_folder\n"
+    "assert kept_folder('somebody/small') is None\n"
+    "folder = model_folder('somebody/small')\n"
+    "assert kept_folder('somebody/small') == folder\n"
+    "print(folder)\n"
+)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as its client asks for one model."""
+
+    files: ClassVar = {}
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path.startswith("/api/models/somebody/small"):
+            siblings = [{"rfilename": name} for name in self.files]
+            if "/tree/" in path:
+                found = [
+                    {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                    for n, c in self.files.items()
+                ]
+            else:
+                found = {"id": "somebody/small", "sha": COMMIT, "siblings": siblings}
+            content, headers = json.dumps(found).encode(), {"Content-Type": "application/json"}
+        elif path.startswith("/somebody/small/resolve/") and name in self.files:
+            content = self.files[name]
+            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub(tiny_llama):
+    """The address of a hub that has somebody/small, and the model's files."""
+    folder = tiny_llama()
+    Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_model_of_the_hub_is_fetched_once_and_progress_is_one_line(hub, tmp_path, monkeypatch):
+    address, folder = hub
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["Fetching small"]
+    fetched = tmp_path.joinpath(done.stdout.strip())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (fetched / name).read_bytes() == (folder / name).read_bytes()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    again = SCRIPT.replace("assert kept_folder('somebody/small') is None\n", "")
+    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,61 @@
+"""The cache as a whole: what programs are told of it, and the bounds that the user sets."""
+
+import json
+
+import pytest
+
+LIMIT = ("-o", "max_tokens", "4")
+
+
+@pytest.fixture
+def asked(bare_home, tiny_llama):
+    bare_home.ours("add", str(tiny_llama()), "-a", "t")
+    bare_home.llm("-m", "t", "Hello capital of the user", *LIMIT)
+    return bare_home
+
+
+def test_stats_for_programs(asked):
+    stats = asked.told("stats")
+    (model,) = stats["models"]
+    assert model["spans"] == stats["spans"] > 0
+    assert model["bytes"] == stats["bytes"] > 0
+    assert stats["folder"] == asked.told("path")["path"] == asked.ours("path")[0]
+
+
+def test_clear_takes_a_registered_name(asked):
+    before = asked.told("stats")["bytes"]
+    assert asked.told("clear", "--model", "nobody") == {"freed": 0}
+    assert asked.told("clear", "--model", "t") == {"freed": before}
+    assert asked.told("stats")["spans"] == 0
+
+
+def test_check_for_programs(asked):
+    assert asked.told("check") == {"wrong": [], "fixed": False}
+    file = next((asked.folder / "mlx" / "cache" / "spans").glob("*.safetensors"))
+    file.write_bytes(b"damaged")
+    out, error = asked.ours("check", "--json", status=1)
+    assert len(json.loads(out)["wrong"]) == 1
+    assert "--fix" in error
+    assert asked.told("check", "--fix")["fixed"]
+    assert asked.told("check") == {"wrong": [], "fixed": False}
+
+
+def test_bounds_are_kept_and_hold(asked):
+    asked.ours("settings", "--memory", "2GB", "--disk", "30kB", "--max-age", "2w")
+    assert asked.told("settings") == {"memory": "2GB", "disk": "30kB", "max_days": 14}
+    assert asked.told("stats")["budget"] == 30_000
+    for word in ("and", "of", "Hello"):
+        asked.llm("-m", "t", f"{word} " * 12, *LIMIT)
+    assert 0 < asked.told("stats")["bytes"] <= 30_000
+    asked.ours("settings", "--memory", "auto", "--disk", "auto", "--max-age", "auto")
+    assert asked.told("settings") == {"memory": None, "disk": None, "max_days": None}
+    assert "auto" in asked.ours("settings")[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old")]
+)
+def test_a_bound_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
+    (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()
+    assert line.startswith(f"Error: {option} is ")
+    assert bare_home.told("settings") == {"memory": None, "disk": None, "max_days": None}

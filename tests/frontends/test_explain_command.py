@@ -1,0 +1,104 @@
+"""Why an answer reused what it did: counts as logged, and the token where paths part."""
+
+import shutil
+from contextlib import closing
+
+import pytest
+import sqlite_utils
+from llm.migrations import migrate
+
+LIMIT = ("-o", "max_tokens", "4")
+SYSTEM = "the answer of the system"
+
+
+@pytest.fixture
+def asked(bare_home, tiny_llama):
+    bare_home.ours("default", str(tiny_llama()))
+    bare_home.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello capital of the user", *LIMIT)
+    return bare_home
+
+
+def test_the_latest_answer_and_where_it_parted(asked):
+    first = asked.last()
+    asked.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello and other words", *LIMIT)
+    second = asked.last()
+    found = asked.told("explain")
+    assert found["response"] == second["id"]
+    assert found["prompt"] == found["now"]["prompt"] == second["input_tokens"]
+    assert found["now"]["stored"] == second["input_tokens"]
+    # What it could not reuse begins where the other path goes on otherwise.
+    near = found["nearest"]
+    assert near["at"] == found["cached"] == second["details"]["cached"]
+    assert near["before"].endswith("Hello")
+    assert near["prompt"].startswith(" and other words")
+    assert near["stored"].startswith(" capital of the user")
+    back = asked.told("explain", first["id"])
+    assert back["response"] == first["id"]
+    assert back["nearest"]["at"] == near["at"]
+    assert back["nearest"]["stored"].startswith(" and other words")
+
+
+def test_a_turn_of_a_conversation_is_rendered_as_it_was(asked):
+    for text in ("and more", "of the same"):
+        asked.llm("-c", text, *LIMIT)
+        found, last = asked.told("explain"), asked.last()
+        assert found["now"]["prompt"] == found["now"]["stored"] == last["input_tokens"]
+        assert found["nearest"] is None
+    lines = asked.ours("explain")[0].splitlines()
+    assert lines[1].startswith(f"then: {found['cached']} of {found['prompt']} prompt tokens")
+    assert lines[-1].startswith("no other stored path")
+
+
+def test_what_was_cleared_is_told(asked):
+    asked.ours("clear")
+    found = asked.told("explain")
+    assert found["now"]["stored"] == 0
+    assert found["now"]["spans"] == []
+    assert found["prompt"] == asked.last()["input_tokens"]
+
+
+def test_a_prompt_in_a_namespace_of_its_own_is_looked_up_there(asked):
+    asked.llm("-m", "mlx-cached", "-s", SYSTEM, "Hello", *LIMIT, "-o", "namespace", "mine")
+    found = asked.told("explain")
+    assert found["now"]["stored"] == found["now"]["prompt"]
+    spans = {span["id"]: span for span in asked.told("tree")}
+    assert len({span["namespace"] for span in spans.values()}) == 2
+    assert len({spans[stem]["namespace"] for stem in found["now"]["spans"]}) == 1
+    assert found["nearest"] is None
+
+
+def test_tools_are_part_of_the_prompt(asked, tools_shown):
+    asked.llm("-m", "mlx-cached", "-T", "llm_time", "-T", "llm_version", "Hello", *LIMIT)
+    found = asked.told("explain")
+    assert found["now"]["prompt"] == found["now"]["stored"] == asked.last()["input_tokens"]
+
+
+@pytest.fixture
+def tools_shown(asked, show_tools):
+    show_tools(asked.ours("default")[0])
+
+
+def test_texts_of_the_prompt_stay_on_their_lines_and_hold_no_commands(asked):
+    asked.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello \x1b[2J\nsecond\u202e", *LIMIT)
+    out, _ = asked.ours("explain")
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert len(out.splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [((), "no answer of"), (("nobody",), "no answer 'nobody' of")]
+)
+def test_an_answer_that_is_none_is_one_line(bare_home, arguments, words):
+    (line,) = bare_home.ours("explain", *arguments, status=1)[1].splitlines()
+    assert line.startswith("Error: llm has logged nothing yet")
+    with closing(sqlite_utils.Database(bare_home.folder / "llm" / "logs.db")) as database:
+        migrate(database)
+    (line,) = bare_home.ours("explain", *arguments, status=1)[1].splitlines()
+    assert words in line
+
+
+def test_a_model_that_is_gone_is_one_line(asked):
+    shutil.rmtree(asked.ours("default")[0])
+    (line,) = asked.ours("explain", status=1)[1].splitlines()
+    assert "is not on this machine" in line
