@@ -1,7 +1,7 @@
 """What the plugin costs before the model's first work: `llm --help`, and the imports of a prompt.
 
-Prints tables; `--keep FOLDER` also writes them to FOLDER/startup.md. The first compares `llm --help`,
-and `llm models list`, without plugins and with this one, in turns: wall time, and processor time,
+Prints tables; `--keep FOLDER` writes them to FOLDER/startup.md. The first compares `llm --help`
+and `llm models list` without plugins and with this one, in turns: wall time, and processor time,
 which other processes disturb less. The last asks a prompt under `-X importtime`.
 """
 

@@ -64,9 +64,9 @@ def warm(
 def _run(events: Iterator[Event]) -> Finished:
     """Follow a request to its end, its prefill shown on a terminal."""
     from .engine.request import Finished
-    from .llm_progress import PrefillLine
+    from .llm_progress import WaitingLine
 
-    with PrefillLine() as line:
+    with WaitingLine() as line:
         for event in events:
             line.told(event)
             if isinstance(event, Finished):

@@ -150,14 +150,14 @@ def bare_home(tmp_path):
     return Home(tmp_path / "home", None)
 
 
-from llm.cli import cli
-from llm.migrations import migrate
+@pytest.fixture
+def quick_home(tmp_path, monkeypatch, tiny_llama):
+    """A user whose default model is a tiny one."""
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "home" / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home" / "mlx"))
+    return QuickHome(tmp_path / "home", tiny_llama(context=16384))
 
-from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.commands import mlx_cached
-from llm_mlx_promptcache.config import Settings, data_folder, save_settings
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
-from llm_mlx_promptcache.engine.pool import close_engines
+
 class Scripted:
     """An engine that answers with given events, one list an answer, and keeps what it was asked.
 
@@ -168,14 +168,7 @@ class Scripted:
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
         self.cut, self.pause = "", None
-from llm.cli import cli
-from llm.migrations import migrate
-
-from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.commands import mlx_cached
-from llm_mlx_promptcache.config import Settings, data_folder, save_settings
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
-from llm_mlx_promptcache.engine.pool import close_engines
+        self.loaded = True
 
     def generate(self, request):
         whole = False
@@ -225,14 +218,7 @@ from llm_mlx_promptcache.engine.pool import close_engines
             tool_calls=calls,
             cut=self.cut,
             peak_bytes=1_500_000_000,
-from llm.cli import cli
-from llm.migrations import migrate
-
-from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.commands import mlx_cached
-from llm_mlx_promptcache.config import Settings, data_folder, save_settings
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
-from llm_mlx_promptcache.engine.pool import close_engines
+            from_disk=4,
         )
 
 
