@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llm_mlx_promptcache"
-FRONT_ENDS = {"plugin", "llm_models", "commands", "langchain_adapter"}
+FRONT_ENDS = {"plugin", "llm_models", "commands", "bench", "langchain_adapter"}
 FORBIDDEN = {
     "cache": FRONT_ENDS | {"engine", "chat", "config", "llm", "langchain_core", "transformers"},
     "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
