@@ -1,4 +1,4 @@
-# `make test`, `make demo`, `make lint`: each sets up its own .venv first, when missing or out of date.
+# `make test`, `make demo`, `make docs`, ...: each sets up its own .venv first, when missing or out of date.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -10,7 +10,7 @@ RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
 
-.PHONY: test soak demo lint format clean
+.PHONY: test soak wheel-test compat-test demo bench docs lint format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
@@ -18,8 +18,24 @@ test: .venv/ready
 soak: .venv/ready
 	SOAK=1 $(RUN)/python -m pytest -m soak $(SOAK_TESTS)
 
+# The wheel, built once and tested as built, each time in an environment of its own.
+wheel-test: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k newest
+
+# The same with the oldest versions that pyproject.toml allows.
+compat-test: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k oldest
+
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py
+
+# Writes docs/benchmarks.md and docs/figures/; SHORT=1 is the short form, ONLY="disk trie" runs some.
+bench: .venv/ready
+	$(RUN)/python benchmarks/report.py $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY))
+
+# The site, in build/site; a warning is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -35,6 +51,10 @@ format: .venv/ready
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv .venv || \
 		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[langchain,dev]'
+	@touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet '.[docs]'
 	@touch $@
 
 clean:
