@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 REST = "More"
+Entry = dict[str, str] | str
 
 
 def on_config(config: Any) -> Any:
@@ -14,10 +15,13 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def navigation(folder: Path, sections: dict[str, list[str]]) -> list[dict[str, list[str]]]:
-    """The pages of `folder` by section; those that no section names come last."""
+def navigation(folder: Path, sections: dict[str, dict[str, str]]) -> list[dict[str, list[Entry]]]:
+    """The pages of `folder` by section, titled; those that no section names come last."""
     pages = {page.stem for page in folder.glob("*.md")}
-    named = {name for names in sections.values() for name in names}
-    ordered = {title: [n for n in names if n in pages] for title, names in sections.items()}
-    ordered[REST] = sorted(pages - named)
-    return [{title: [f"{n}.md" for n in names]} for title, names in ordered.items() if names]
+    named = {name for titles in sections.values() for name in titles}
+    ordered: dict[str, list[Entry]] = {
+        section: [{title: f"{name}.md"} for name, title in titles.items() if name in pages]
+        for section, titles in sections.items()
+    }
+    ordered[REST] = [f"{name}.md" for name in sorted(pages - named)]
+    return [{section: entries} for section, entries in ordered.items() if entries]

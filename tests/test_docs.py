@@ -63,7 +63,8 @@ def test_every_page_stands_once_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     sections = yaml.safe_load(text)["extra"]["sections"]
     found = module(DOCS / "navigation.py").navigation(DOCS, sections)
-    listed = [name for section in found for names in section.values() for name in names]
+    entries = [entry for section in found for entries in section.values() for entry in entries]
+    listed = [n for e in entries for n in ([e] if isinstance(e, str) else e.values())]
     assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
