@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report_figures import draw, headlines
+from report_figures import draw, headlines, shown
 
 from llm_mlx_promptcache.bench import machine, machine_line
 
@@ -154,12 +154,11 @@ def kept(figures: Path) -> dict[str, dict[str, Any]]:
 
 def page(found: dict[str, dict[str, Any]], figures: Path) -> str:
     """The report: the ratios in one table, then each benchmark with its command and machine."""
-    parts = [_HEAD, "| what | other | ours | ratio |\n|---|--:|--:|--:|"]
+    parts = [_HEAD, "| what | beside | theirs | ours | ratio |\n|---|---|--:|--:|--:|"]
     for name, record in found.items():
         for line in headlines(name, record["figures"]):
-            parts[-1] += (
-                f"\n| [{line.what}](#{name}) | {line.other} | {line.ours} | {line.ratio:,.2f} |"
-            )
+            cells = f"[{line.what}](#{name})", *line[1:4], shown(line.ratio)
+            parts[-1] += f"\n| {' | '.join(cells)} |"
     for name, record in found.items():
         picture = f"![{record['what']}](figures/{name}.svg)"
         parts += [

@@ -10,9 +10,10 @@ OURS, OTHER, THIRD = "#0a7d5a", "#b8b8b8", "#d98f2b"
 
 
 class Headline(NamedTuple):
-    """One comparison; `ratio` is how many times better ours is."""
+    """One comparison; `ratio` is how many times better ours is than `beside`."""
 
     what: str
+    beside: str
     other: str
     ours: str
     ratio: float
@@ -39,54 +40,62 @@ def draw(name: str, figures: Any, target: Path) -> None:
         _draw(form(figures), target)
 
 
+def shown(value: float) -> str:
+    """A number with three digits that count, and none that don't."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def _none(name: str, figures: Any) -> Iterator[Headline]:
     return iter(())
 
 
 def _demo(name: str, turns: list[dict[str, Any]]) -> Iterator[Headline]:
     warm, cold = (turns[-1][kind]["first_token"] for kind in ("cached", "without"))
-    what = f"first token in turn {len(turns)}, without the cache and with it"
-    yield Headline(what, f"{cold:.2f} s", f"{warm:.2f} s", cold / warm)
+    what = f"first token in turn {len(turns)}"
+    yield Headline(what, "no cache", f"{cold:.2f} s", f"{warm:.2f} s", cold / warm)
 
 
 def _trie(name: str, rows: list[dict[str, Any]]) -> Iterator[Headline]:
     for row in rows:
         if "`longer`" not in row["name"]:
-            what = f"{row['name']}, mlx-lm and ours"
-            other, ours = (f"{row[key]:,.3g} {row['unit']}" for key in ("theirs", "ours"))
-            yield Headline(what, other, ours, row["ratio"])
+            other, ours = (f"{shown(row[key])} {row['unit']}" for key in ("theirs", "ours"))
+            yield Headline(row["name"], "mlx-lm", other, ours, row["ratio"])
 
 
 def _memory(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     held = {row["cache"]: row["bytes"] for row in figures["shared"]}
     yield Headline(
-        "bytes held of chats over one system prompt, mlx-lm and ours",
+        "bytes held of chats over one system prompt",
+        "mlx-lm",
         f"{held['mlx-lm'] / 1e6:.1f} MB",
         f"{held['ours'] / 1e6:.1f} MB",
         held["mlx-lm"] / held["ours"],
     )
     for turn in dict.fromkeys(row["turn"] for row in figures["turns"]):
         peaks = {row["cache"]: row["peak"] for row in figures["turns"] if row["turn"] == turn}
-        what = f"peak memory of a turn, in its own rows ({turn}), mlx-lm and ours"
+        what = f"peak memory of a turn, in its own rows ({turn})"
         other, ours = peaks["mlx-lm"], peaks["ours"]
-        yield Headline(what, f"{other:.2f}", f"{ours:.2f}", other / ours)
+        yield Headline(what, "mlx-lm", f"{other:.2f}", f"{ours:.2f}", other / ours)
 
 
 def _disk(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     for cold in (False, True):
         rows = {row["what"]: row["ms"] for row in figures["restores"] if row["cold"] == cold}
         state = "cold" if cold else "warm"
-        what = f"restore of 10 spans, verified, beside mlx-lm's file, unverified ({state})"
+        what = f"restore of 10 spans, verified ({state})"
         other, ours = rows["mlx-lm"], rows["10"]
-        yield Headline(what, f"{other:.0f} ms", f"{ours:.0f} ms", other / ours)
+        took = f"{shown(other)} ms", f"{shown(ours)} ms"
+        yield Headline(what, "mlx-lm's file, unverified", *took, other / ours)
 
 
 def _eviction(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     trace, ratios = name.partition("-")[2], figures["ratios"]
     for at, blocks in enumerate(figures["blocks"]):
         other, ours = ratios["mlx-lm"][at], ratios["default"][at]
-        what = f"hit ratio, trace {trace}, {blocks:,} blocks, mlx-lm's order and ours"
-        yield Headline(what, f"{other:.3f}", f"{ours:.3f}", ours / max(other, 1e-9))
+        what = f"hit ratio, trace {trace}, {blocks:,} blocks"
+        yield Headline(
+            what, "mlx-lm's order", f"{other:.3f}", f"{ours:.3f}", ours / max(other, 1e-9)
+        )
 
 
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
@@ -107,7 +116,10 @@ def _demo_bars(turns: list[dict[str, Any]]) -> Bars:
 
 def _trie_bars(rows: list[dict[str, Any]]) -> Bars:
     timed = [row for row in rows if row["unit"] == "ms"]
-    labels = [row["name"].replace(" over ", "\nover ").replace(", ", ",\n", 1) for row in timed]
+    labels = [
+        row["name"].replace("`", "").replace(" over ", "\nover ").replace(", ", ",\n", 1)
+        for row in timed
+    ]
     series = {"mlx-lm": [row["theirs"] for row in timed], "ours": [row["ours"] for row in timed]}
     return Bars("milliseconds", labels, series, log=True)
 
@@ -167,7 +179,7 @@ def _draw(bars: Bars, target: Path) -> None:
         colour = (OTHER, OURS, THIRD)[number]
         plot = axes.barh if flat else axes.bar
         drawn = plot(at, values, thick, label=name, color=colour)
-        axes.bar_label(drawn, fmt=lambda value: f"{value:,.3g}", padding=2, fontsize=8)
+        axes.bar_label(drawn, fmt=shown, padding=2, fontsize=8)
     (axes.set_yticks if flat else axes.set_xticks)(list(places), bars.labels, fontsize=9)
     (axes.set_xlabel if flat else axes.set_ylabel)(bars.unit)
     if bars.log:
