@@ -1,4 +1,4 @@
-# `make test`, `make demo`, `make lint`: each sets up its own .venv first, when missing or out of date.
+# `make test`, `make demo`, `make docs`, ...: each sets up its own .venv first, when missing or out of date.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -13,7 +13,7 @@ SOAK_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md
 
-.PHONY: test soak demo lint docs docs-check format clean
+.PHONY: test soak wheel-test compat-test demo bench cog cog-check docs lint format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
@@ -21,18 +21,35 @@ test: .venv/ready
 soak: .venv/ready
 	SOAK=1 $(RUN)/python -m pytest -m soak $(SOAK_TESTS)
 
+# The wheel, built once and tested as built, each time in an environment of its own.
+wheel-test: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k "newest or holds"
+
+# The same with the oldest versions that pyproject.toml allows.
+compat-test: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k oldest
+
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py
 
-lint: .venv/ready docs-check
+# Writes docs/benchmarks.md and docs/figures/; SHORT=1 is the short form, ONLY="disk trie" runs some.
+bench: .venv/ready
+	$(RUN)/python benchmarks/report.py $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY))
+
+# The site, in build/site; a warning is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+lint: .venv/ready cog-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready
+# Writes those parts anew.
+cog: .venv/ready
 	$(BIN)/cog -r -I docs $(COG_PAGES)
 
-docs-check: .venv/ready
+cog-check: .venv/ready
 	$(BIN)/cog --check --diff -I docs $(COG_PAGES)
 
 format: .venv/ready
@@ -44,6 +61,10 @@ format: .venv/ready
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv .venv || \
 		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[langchain,dev]'
+	@touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -54,14 +54,17 @@ def main() -> int:
     """Run both conversations and tell how they compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="also write the table and picture there")
-    keep: Path | None = parser.parse_args().keep
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--short", action="store_true", help="the short form on any machine")
+    options = parser.parse_args()
+    keep: Path | None = options.keep
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mlx-cached-demo-") as folder:
         conversation = Conversation(Path(folder))
         _say("asking one short question first, to fetch the model once and to see how fast it is")
         probe = conversation.ask("probe", "Say yes.", system="Answer yes.", cache=False)
         speed = probe.prefilled / probe.first_token
-        turns, system, form = _form(speed)
+        turns, system, form = _form(speed, options.short)
         _say(form)
         rows = []
         for number, question in enumerate(QUESTIONS[:turns], 1):
@@ -75,6 +78,9 @@ def main() -> int:
     build.mkdir(exist_ok=True)
     _draw(rows, build / "demo.svg")
     _say(f"the picture is in {build / 'demo.svg'}")
+    if options.json is not None:
+        figures = [{"cached": asdict(warm), "without": asdict(cold)} for warm, cold in rows]
+        options.json.write_text(json.dumps(figures, indent=1))
     if keep is not None:
         (keep / "demo.md").write_text(f"# `make demo`, kept from one run\n\n{report}\n")
         shutil.copy(build / "demo.svg", keep / "demo.svg")
@@ -120,13 +126,13 @@ class Conversation:
         )
 
 
-def _form(speed: float) -> tuple[int, str, str]:
+def _form(speed: float, short: bool) -> tuple[int, str, str]:
     """How many turns, which system prompt, and why."""
-    if speed >= SLOW:
+    if speed >= SLOW and not short:
         return LONG, SYSTEM, f"{LONG} turns over the whole system prompt"
-    short = SYSTEM[: len(SYSTEM) // 4]
-    why = f"the short form, {SHORT} turns over a quarter of the system prompt, because this"
-    return SHORT, short, f"{why} machine prefills only {speed:.0f} tokens a second"
+    form = f"the short form, {SHORT} turns over a quarter of the system prompt"
+    why = "" if short else f", because this machine prefills only {speed:.0f} tokens a second"
+    return SHORT, SYSTEM[: len(SYSTEM) // 4], form + why
 
 
 def _report(rows: list[tuple[Turn, Turn]], form: str, seconds: float) -> str:

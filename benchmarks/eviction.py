@@ -13,6 +13,7 @@ policies for that same order. The optimum alone may drop what it has just stored
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("first", "second"), help="only this half of the trace")
     parser.add_argument("--tried", action="store_true", help="also what was tried and not kept")
     parser.add_argument("--capacities", help=f"in blocks (default {CAPACITIES})")
+    parser.add_argument("--json", type=Path, help="also write the hit ratios there")
     options = parser.parse_args()
     if (options.trace is None) == (options.synthetic is None):
         parser.error("give a TRACE or --synthetic")
@@ -179,7 +181,10 @@ def main() -> None:
     start, sizes = time.perf_counter(), [int(size) for size in capacities.split(",")]
     blocks = [block for request in trace for block in request.blocks]
     print(f"{len(trace):,} requests, {len(blocks):,} blocks, {len(set(blocks)):,} distinct\n")
-    print(table(measure(trace, sizes, options.tried), sizes))
+    ratios = measure(trace, sizes, options.tried)
+    print(table(ratios, sizes))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"blocks": sizes, "ratios": ratios}, indent=1))
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

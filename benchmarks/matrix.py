@@ -6,6 +6,7 @@ held against cold runs, in memory and after a restart from the disk.
 
 import argparse
 import importlib.util
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -43,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="only these")
     parser.add_argument("--write", action="store_true", help="write docs/models.md")
+    parser.add_argument("--json", type=Path, help="also write the rows there")
     asked = parser.parse_args()
     trials = _trials()
     found = [f for f in trials.families.FAMILIES if f.name in asked.models or not asked.models]
@@ -51,6 +53,8 @@ def main() -> int:
     sys.stdout.write(table)
     if asked.write:
         (ROOT / "docs" / "models.md").write_text(HEAD + table, encoding="utf-8")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
     return any(row.passed.startswith("no") for row in rows)
 
 

@@ -6,6 +6,7 @@ differ from what encoding gives; the next prompt is held against the path. About
 
 import argparse
 import importlib.util
+import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write docs/prompts.md")
     parser.add_argument("--every", type=int, default=1, help="only every n-th template")
+    parser.add_argument("--json", type=Path, help="also write the table's cells there")
     asked = parser.parse_args()
     count = len(_corpus().SITUATIONS)
     with ProcessPoolExecutor(2) as pool:
@@ -35,6 +37,9 @@ def main() -> int:
     sys.stdout.write("".join(f"{line}\n" for line in wrong))
     if asked.write:
         _write(table)
+    if asked.json is not None:
+        cells = [[cell.strip() for cell in row.strip("|\n ").split("|")] for row, _ in rows]
+        asked.json.write_text(json.dumps(cells, indent=1))
     return bool(wrong)
 
 

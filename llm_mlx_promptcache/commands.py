@@ -26,6 +26,7 @@ _WHERE = {
     "clear": "cache_commands",
     "path": "cache_commands",
     "settings": "cache_commands",
+    "bench": "bench",
 }
 
 

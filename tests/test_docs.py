@@ -1,5 +1,9 @@
-"""Help texts and tables in the documentation are those of the code."""
+"""What README and docs say is there: links, pages, messages, figures, and blocks that run."""
 
+import ast
+import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -8,36 +12,191 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COG = str(Path(sys.executable).with_name("cog"))
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
-def pages():
-    """The pages that the Makefile has cog write."""
-    (line,) = re.findall(r"^COG_PAGES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return line.split()
+def module(path):
+    """A script of ours that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
-def checked(*names):
-    command = [COG, "--check", "--diff", "-I", "docs", *names]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def prose(page):
+    """A page's text without its code."""
+    return re.sub(r"`[^`\n]*`", "", FENCED.sub("", page.read_text()))
 
 
-def test_generated_parts_are_up_to_date():
-    done = checked(*pages())
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nmake docs writes them anew"
+def anchors(page):
+    """The anchors that a page's headings get, as the site and GitHub make them."""
+    for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        yield re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip())
 
 
-def test_every_page_with_generated_parts_is_checked():
-    found = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    with_parts = {str(p.relative_to(ROOT)) for p in found if "[[[cog" in p.read_text()}
-    assert with_parts == set(pages())
+def blocks(page, language):
+    """A page's code blocks of a language, from top to bottom."""
+    return [code for found, code in FENCED.findall(page.read_text()) if found == language]
 
 
-@pytest.mark.parametrize("gone", ["llm mlx-cached tree", "temperature"])
-def test_what_is_out_of_date_is_found(tmp_path, gone):
-    page = tmp_path / "commands.md"
-    text = (ROOT / "docs" / "commands.md").read_text()
-    head, mark, rest = text.partition("]]] -->")
-    assert gone in rest
-    page.write_text(head + mark + rest.replace(gone, "something else", 1))
-    assert checked(str(page)).returncode != 0
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(prose(page)):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in set(anchors(there)), target
+        # The site holds docs/ and nothing else.
+        if page.parent == DOCS:
+            assert there.is_relative_to(DOCS), target
+
+
+def test_every_page_stands_once_in_the_navigation():
+    yaml = pytest.importorskip("yaml", reason="the site's own packages bring it")
+    text = (ROOT / "mkdocs.yml").read_text()
+    sections = yaml.safe_load(text)["extra"]["sections"]
+    found = module(DOCS / "navigation.py").navigation(DOCS, sections)
+    entries = [entry for section in found for entries in section.values() for entry in entries]
+    listed = [n for e in entries for n in ([e] if isinstance(e, str) else e.values())]
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def said():
+    """What the code can say: its strings, with … for what is filled in."""
+    for folder in ("llm_mlx_promptcache", "langchain_adapter"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(
+                        v.value if isinstance(v, ast.Constant) else "…" for v in node.values
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield re.sub(r"%[sd]|\{\w+\}", "…", node.value)
+
+
+def quoted():
+    """The messages that the page is sorted by."""
+    text = (DOCS / "troubleshooting.md").read_text()
+    return re.findall(r"^### `(.+)`$", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def everything_said():
+    return list(said())
+
+
+def says(template, message):
+    """Whether a string of the code, filled in somehow, begins with this message."""
+    parts = [re.escape(part) for part in template.split("…")]
+    return re.match(".*?".join(parts), message, re.DOTALL) or template.startswith(message)
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_the_code_still_says_each_message(message, everything_said):
+    # A template of next to nothing but gaps would match any message.
+    found = [t for t in everything_said if len(t.replace("…", "")) > 10 and says(t, message)]
+    assert found, message
+
+
+def test_a_message_that_the_code_does_not_say_is_noticed(everything_said):
+    for message in ("the disk cache in … is on for this process: …", "unknown modem …"):
+        assert not any(says(t, message) for t in everything_said if len(t.replace("…", "")) > 10), (
+            message
+        )
+
+
+def test_the_report_is_what_its_figures_give():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        report = module(ROOT / "benchmarks" / "report.py")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    found = report.kept(DOCS / "figures")
+    assert found
+    assert (DOCS / "benchmarks.md").read_text() == report.page(found, DOCS / "figures")
+
+
+def test_a_picture_that_a_page_shows_is_text_that_scales():
+    for page in PAGES:
+        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", prose(page)):
+            text = (page.parent / picture).read_text()
+            assert "<svg" in text, picture
+            # Nothing in a picture is fetched from elsewhere when it is looked at.
+            assert not re.search(r"(?:href|src)=\"https?:|@import", text), picture
+
+
+@pytest.fixture
+def user(tmp_path, real_model_folder):
+    """A user's folders with the default model, an answer's length that a test can wait for."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "data").symlink_to(real_model_folder.parent.parent)
+    (tmp_path / "work").mkdir()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "LLM_USER_PATH": str(tmp_path / "llm"),
+        "LLM_MLX_CACHED_HOME": str(home),
+        "PYTHONPATH": "",
+    }
+
+    def run(*command):
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path / "work", capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    run("llm", "models", "options", "set", "mlx-cached", "max_tokens", "6")
+    (tmp_path / "work" / "system.txt").write_text("You answer in one word.")
+    return run
+
+
+def commands(script):
+    """A block's commands but those that install, which tests/test_wheel.py does from the wheel."""
+    return "\n".join(
+        line for line in script.splitlines() if not re.match(r"(llm|pip) install ", line)
+    )
+
+
+@pytest.mark.real_model
+def test_readmes_commands_run_as_printed(user):
+    for script in blocks(ROOT / "README.md", "sh"):
+        # As at a prompt: what fails ends the block, and a variable that isn't set is a mistake.
+        user("bash", "-euo", "pipefail", "-c", commands(script))
+
+
+@pytest.mark.real_model
+def test_readmes_python_runs_as_printed(user):
+    found = blocks(ROOT / "README.md", "python")
+    assert found
+    for code in found:
+        user(sys.executable, "-W", "error::SyntaxWarning", "-c", code)
+
+
+def test_every_python_block_compiles():
+    for page in PAGES:
+        for code in blocks(page, "python"):
+            compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for text in blocks(page, "json"):
+            json.loads(text)
+
+
+def test_actions_are_pinned_to_commits_and_may_do_nothing_by_default():
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert workflows
+    for path in workflows:
+        text = path.read_text()
+        assert re.search(r"^permissions: \{\}$", text, re.MULTILINE), path
+        used = re.findall(r"uses: (.+)$", text, re.MULTILINE)
+        assert used
+        for action in used:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+(\.\d+)+", action), action

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "llm_mlx_promptcache"
 LLM_ROOMS = {path.stem for path in (ROOT / PACKAGE).glob("llm_*.py")}
 COMMANDS = {path.stem for path in (ROOT / PACKAGE).glob("*command*.py")}
-FRONT_ENDS = {"plugin", "shown", "langchain_adapter"} | COMMANDS | LLM_ROOMS
+FRONT_ENDS = {"plugin", "shown", "bench", "langchain_adapter"} | COMMANDS | LLM_ROOMS
 FORBIDDEN = {
     "cache": FRONT_ENDS | {"engine", "chat", "config", "llm", "langchain_core", "transformers"},
     "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},

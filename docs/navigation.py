@@ -1,0 +1,27 @@
+"""The site's navigation: every page that is there, in the order of mkdocs.yml's `sections`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+REST = "More"
+Entry = dict[str, str] | str
+
+
+def on_config(config: Any) -> Any:
+    """MkDocs' hook: name the pages before it looks for them."""
+    config.nav = navigation(Path(config.docs_dir), config.extra["sections"])
+    return config
+
+
+def navigation(folder: Path, sections: dict[str, dict[str, str]]) -> list[dict[str, list[Entry]]]:
+    """The pages of `folder` by section, titled; those that no section names come last."""
+    pages = {page.stem for page in folder.glob("*.md")}
+    named = {name for titles in sections.values() for name in titles}
+    ordered: dict[str, list[Entry]] = {
+        section: [{title: f"{name}.md"} for name, title in titles.items() if name in pages]
+        for section, titles in sections.items()
+    }
+    ordered[REST] = [f"{name}.md" for name in sorted(pages - named)]
+    return [{section: entries} for section, entries in ordered.items() if entries]

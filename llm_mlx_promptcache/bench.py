@@ -1,0 +1,234 @@
+"""`llm mlx-cached bench`: what the cache gains with one model on this machine, as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .config import HOME_VARIABLE, data_folder, load_settings
+
+if TYPE_CHECKING:
+    from .chat.messages import Message
+    from .engine.request import Finished
+
+# Of our own making, so that nobody pastes a text of theirs into an issue.
+_RULE = (
+    "Rule {n}: whoever borrows book {n} brings it back to shelf {m} before day {d} of the month."
+)
+_QUESTIONS = (
+    "Where does book 3 go?",
+    "And when is it due?",
+    "Who may borrow book 5?",
+)
+_ANSWER = 24
+_PACKAGES = ("llm-mlx-promptcache", "mlx", "mlx-lm", "llm", "langchain-core")
+_COLUMNS = ("step", "prompt", "cached", "prefilled", "cached s", "without s", "ratio", "same")
+
+
+class Step(NamedTuple):
+    """One prompt asked twice: tokens, and seconds to the first token with the cache and without."""
+
+    step: str
+    prompt: int
+    cached: int
+    prefilled: int
+    with_cache: float
+    without: float
+    same: bool
+
+    @property
+    def ratio(self) -> float:
+        """How many times sooner the first token came."""
+        return self.without / self.with_cache
+
+
+class Result(NamedTuple):
+    """The steps, the model's plain speed in tokens a second, and its peak memory where known."""
+
+    model: str
+    steps: list[Step]
+    prefill: float
+    decode: float
+    peak_bytes: int
+
+
+@click.command()
+@click.option("-m", "--model", help="A hub id, a folder, or default; else the model you have set.")
+@click.option("--rules", default=30, show_default=True, help="Length of the system prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def bench(model: str | None, rules: int, as_json: bool) -> None:
+    """Measure what the cache gains here, in a cache of its own, and print a table to share."""
+    try:
+        result = measure(model or load_settings().default_model, rules)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(_as_json(result) if as_json else table(result))
+    if not all(step.same for step in result.steps):
+        raise click.ClickException("an answer differs with the cache: please report this table")
+
+
+def measure(model: str, rules: int) -> Result:
+    """Ask each step's prompt with the cache and without it, over an empty cache of its own."""
+    from .chat.messages import Message
+
+    system = Message("system", "\n".join(_rules(rules)))
+    first, second, other = (Message("user", question) for question in _QUESTIONS)
+    with _own_cache():
+        _say(f"loading {model}")
+        _ask(model, (Message("user", "Say yes."),), False)
+        fresh, cold = _both(model, (system, first))
+        answer = Message("assistant", fresh.text, generated=fresh.generated())
+        following = (system, first, answer, second)
+        steps = [_step("first prompt, nothing stored", (fresh, cold))]
+        steps.append(_step("next turn", _both(model, following)))
+        steps.append(_step("other chat, same system prompt", _both(model, (system, other))))
+        _say("starting anew, from the disk")
+        _restart()
+        _ask(model, (Message("user", "Say yes."),), False)
+        steps.append(_step("the same again, from the disk", _both(model, following)))
+    plain, times = cold.usage, cold.timings
+    decode = max(plain.generated - 1, 1) / max(times.decode, 1e-9)
+    peak = max(fresh.peak_bytes, cold.peak_bytes)
+    return Result(model, steps, plain.prompt / times.first_token, decode, peak)
+
+
+def table(result: Result) -> str:
+    """Markdown: the steps, and what ran where."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---|" + "--:|" * (len(_COLUMNS) - 1)]
+    for step in result.steps:
+        lines.append(
+            f"| {step.step} | {step.prompt} | {step.cached} | {step.prefilled}"
+            f" | {step.with_cache:.2f} | {step.without:.2f} | {step.ratio:.1f}"
+            f" | {'yes' if step.same else 'NO'} |"
+        )
+    peak = f", peak {result.peak_bytes / 1e9:.2f} GB" if result.peak_bytes else ""
+    lines += [
+        "",
+        f"Seconds to the first token. {result.model}: prefill {result.prefill:.0f}, decode"
+        f" {result.decode:.0f} tokens a second{peak}.",
+        "",
+        machine_line(machine()),
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on beside the code: processor, memory, system, device, versions."""
+    import mlx.core as mx
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": "GPU" if mx.default_device().type == mx.DeviceType.gpu else "CPU",
+        "openblas": "openblas" in os.environ.get("LD_PRELOAD", ""),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+    }
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """The same in one sentence."""
+    blas = ", OpenBLAS preloaded" if found["openblas"] else ""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return (
+        f"{found['processor']}, {found['cores']} cores, {found['memory'] / 2**30:.0f} GiB,"
+        f" {found['system']}, MLX on the {found['device']}{blas}; Python {found['python']},"
+        f" {versions}."
+    )
+
+
+def _processor() -> str:
+    """The processor's name, as its system calls it; macOS has no /proc."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import mlx.core as mx
+
+        named = mx.device_info() if hasattr(mx, "device_info") else mx.metal.device_info()
+        return str(named.get("device_name", platform.processor()))
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue  # langchain-core is an extra
+
+
+def _rules(count: int) -> Iterator[str]:
+    return (_RULE.format(n=n, m=n * 7 % 31, d=n * 11 % 28 + 1) for n in range(1, count + 1))
+
+
+def _step(name: str, answers: tuple[Finished, Finished]) -> Step:
+    warm, cold = answers
+    usage, same = warm.usage, warm.ids == cold.ids
+    seconds = (warm.timings.first_token, cold.timings.first_token)
+    return Step(name, usage.prompt, usage.cached, usage.prefilled, *seconds, same)
+
+
+def _both(model: str, messages: tuple[Message, ...]) -> tuple[Finished, Finished]:
+    """The same prompt with the cache and without it."""
+    _say(f"asking with {len(messages)} messages, with the cache and without")
+    return _ask(model, messages, True), _ask(model, messages, False)
+
+
+def _ask(model: str, messages: tuple[Message, ...], use_cache: bool) -> Finished:
+    from .engine.pool import engine_for
+    from .engine.request import Finished, GenerationRequest
+
+    request = GenerationRequest(messages, max_tokens=_ANSWER, use_cache=use_cache)
+    for event in engine_for(model).generate(request):
+        if isinstance(event, Finished):
+            return event
+    raise RuntimeError("the engine ended without an answer")
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """An empty cache that goes afterwards; the user's models and settings, nothing else."""
+    from .engine.pool import DISK_SWITCH
+
+    kept = {name: os.environ.get(name) for name in (HOME_VARIABLE, DISK_SWITCH)}
+    data = data_folder()
+    with tempfile.TemporaryDirectory(prefix="mlx-cached-bench-") as folder:
+        (Path(folder) / "data").symlink_to(data, target_is_directory=True)
+        _restart()
+        os.environ |= {HOME_VARIABLE: folder, DISK_SWITCH: "1"}
+        try:
+            yield
+        finally:
+            _restart()
+            for name, value in kept.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _restart() -> None:
+    """End the engines and forget what is in memory, as a new process would; the disk stays."""
+    from .engine.pool import close_engines
+
+    close_engines()
+
+
+def _as_json(result: Result) -> str:
+    steps = [{**step._asdict(), "ratio": step.ratio} for step in result.steps]
+    return json.dumps({**result._asdict(), "steps": steps, "machine": machine()}, indent=1)
+
+
+def _say(text: str) -> None:
+    click.echo(f"bench: {text}", err=True)
