@@ -27,14 +27,19 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 @click.command()
 @click.argument("model", metavar="REPO_OR_FOLDER")
+@click.option("--adapter", metavar="FOLDER", help="What mlx_lm.lora trained on top of it.")
 @click.option("--name", help="What to call it; else the last part of the repo or folder.")
 @click.option("aliases", "-a", "--alias", multiple=True, help="A short name; can be repeated.")
 @json_option
-def add(model: str, name: str | None, aliases: tuple[str, ...], as_json: bool) -> None:
+def add(
+    model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
+) -> None:
     """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
     settings = load_settings()
     reference = _reference(model)
     made = RegisteredModel(name or _last_part(reference), reference, aliases)
+    if adapter is not None:
+        made = made._replace(reference=_with_adapter(reference, adapter))
     _check_names(settings, made)
     save_settings(settings._replace(models=(*settings.models, made)))
     if as_json:
@@ -86,9 +91,9 @@ def default(model: str | None, as_json: bool) -> None:
 def models(as_json: bool) -> None:
     """List models: the default, those registered, and what lies in the hub's cache."""
     from .cache.sizes import format_size
-    from .engine.machine import memory_for_weights
+    from .engine.memory import budget
 
-    room = memory_for_weights()
+    room = budget()
     found = [_measured(entry, room) for entry in _listed(load_settings())]
     if as_json:
         show_json({"memory_for_weights": room, "models": found})
@@ -112,15 +117,15 @@ def download(model: str, as_json: bool) -> None:
     """Fetch a model that is not here yet: a registered name or alias, or a hub id."""
     from .cache.sizes import format_size
     from .engine.loading import model_folder
-    from .engine.machine import weights_size
+    from .engine.memory import weights_of
 
     reference = load_settings().reference(model)
     folder = model_folder(reference)
     if as_json:
-        size = weights_size(folder)
+        size = weights_of(folder)
         show_json({"reference": reference, "folder": str(folder), "bytes": size})
     else:
-        click.echo(f"{reference} is here, {format_size(weights_size(folder))}: {folder}")
+        click.echo(f"{reference} is here, {format_size(weights_of(folder))}: {folder}")
 
 
 def _reference(model: str) -> str:
@@ -134,6 +139,16 @@ def _reference(model: str) -> str:
             " a hub id such as mlx-community/Qwen3-0.6B-4bit"
         )
     return found
+
+
+def _with_adapter(reference: str, adapter: str) -> str:
+    folder = Path(adapter).expanduser().resolve()
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
+            " mlx_lm.lora wrote"
+        )
+    return f"{reference}@{folder}"
 
 
 def _whole(model: str) -> str:
@@ -185,10 +200,10 @@ def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
 def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
     """The entry with its folder, its bytes, and whether they fit; None where it is not here."""
     from .engine.loading import kept_folder
-    from .engine.machine import weights_size
+    from .engine.memory import weights_of
 
     folder = kept_folder(entry["reference"])
-    size = weights_size(folder) if folder is not None else None
+    size = weights_of(folder) if folder is not None else None
     return {
         **entry,
         "folder": str(folder) if folder is not None else None,

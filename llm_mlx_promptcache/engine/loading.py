@@ -36,30 +36,39 @@ _LONGEST_CONTEXT = 1 << 30
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run; `context_length` in tokens, None where the model doesn't say."""
+    """A model ready to run; `context_length` in tokens, None where the model doesn't say.
+
+    `adapter` is the folder of what was trained on top of it, if anything.
+    """
 
     model: Any
     tokenizer: Any
     config: dict[str, Any]
     folder: Path
     context_length: int | None
+    adapter: Path | None = None
 
 
 def load_model(reference: str) -> LoadedModel:
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
+    With "@FOLDER" behind it, an adapter that mlx-lm trained (LoRA, DoRA) goes on top.
     ModelLoadError, in one line, where there is no such model or it is damaged.
     """
     _hush()
-    folder = model_folder(reference)
+    folder, adapter = model_folder(reference), adapter_folder(reference)
     _check_files(folder)
     model, config = _load_weights(folder)
+    if adapter is not None:
+        model = _adapted(model, adapter)
     tokenizer = _load_tokenizer(folder, config)
-    return LoadedModel(model, tokenizer, config, folder, _context_length(config, tokenizer))
+    context = _context_length(config, tokenizer)
+    return LoadedModel(model, tokenizer, config, folder, context, adapter)
 
 
 def model_folder(reference: str) -> Path:
     """The folder of a model, fetched first where it is named but not here; ModelLoadError."""
+    reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
         return ensure_default_model(data_folder())
     folder = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
@@ -75,6 +84,7 @@ def model_folder(reference: str) -> Path:
 
 def kept_folder(reference: str) -> Path | None:
     """The folder of a model that is on this machine; None where it would have to be fetched."""
+    reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
         folder = default_folder(data_folder())
         return folder if folder.is_dir() else None
@@ -82,6 +92,28 @@ def kept_folder(reference: str) -> Path | None:
     if reference and folder.is_dir():
         return folder.resolve()
     return _kept_of_hub(reference) if _HUB_ID.fullmatch(reference) else None
+
+
+def divided(reference: str) -> tuple[str, str]:
+    """A model's reference and its adapter's folder, which may be empty."""
+    if Path(reference).expanduser().is_dir():
+        return reference, ""
+    model, _, adapter = reference.partition("@")
+    return model, adapter
+
+
+def adapter_folder(reference: str) -> Path | None:
+    """The folder of the adapter that a reference names; ModelLoadError where it is none."""
+    _, adapter = divided(reference)
+    if not adapter:
+        return None
+    folder = Path(adapter).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelLoadError(
+            f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
+            " mlx_lm.lora wrote"
+        )
+    return folder.resolve()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -193,6 +225,20 @@ def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
         # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
         raise _damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
     return model, config
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    try:
+        from mlx_lm.tuner.utils import load_adapters
+
+        model = load_adapters(model, str(adapter))
+        model.eval()  # no dropout
+        mx.eval(model.state)
+    except Exception as error:
+        raise _damaged(
+            adapter, f"this adapter can't be put on the model: {_reason(error)}"
+        ) from error
+    return model
 
 
 def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:

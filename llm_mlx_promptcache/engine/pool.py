@@ -115,7 +115,8 @@ def _identity(loaded: LoadedModel) -> str:
     with suppress(OSError, ValueError):
         known = {str(k): str(v) for k, v in json.loads(memo.read_text()).items()}
     before = dict(known)
-    identity = fingerprint([loaded.folder], describe(loaded), known)
+    folders = [loaded.folder, *([loaded.adapter] if loaded.adapter is not None else [])]
+    identity = fingerprint(folders, describe(loaded), known)
     if known != before:
         with suppress(OSError):  # the next process reads the files again, and that is all
             write_private_file(memo, json.dumps(known))
