@@ -128,6 +128,8 @@ class Index:
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=NORMAL")
         self.db.execute("PRAGMA secure_delete=ON")
+        # What VACUUM puts aside meanwhile are tokens: not in a folder that others can write to.
+        self.db.execute("PRAGMA temp_store=MEMORY")
         # SQLite would move its log home inside somebody's insert, and wait for the disk there.
         self.db.execute("PRAGMA wal_autocheckpoint=0")
 

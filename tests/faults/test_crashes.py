@@ -58,8 +58,10 @@ CALLS = "rename,renameat,renameat2"
     "inject",
     [f"{CALLS}:signal=KILL:when=1", "pwrite64:signal=KILL:when=9", "write:signal=KILL:when=4"],
 )
-def test_p3_a_kill_at_an_exact_call_leaves_whole_spans(worlds, child, finished, tmp_path, inject):
-    finished("once", tmp_path, 3)
+def test_p3_a_kill_at_an_exact_call_leaves_whole_spans(worlds, child, tmp_path, inject):
+    filled = DiskStore(tmp_path, "20MB")
+    worlds.put(filled, worlds.paths(3)[0])
+    filled.close()
     before = ("strace", "-f", "-qq", "-o", os.devnull, "-e", f"inject={inject}")
     process = child("once", tmp_path, 4, before=before)
     process.communicate(timeout=60)

@@ -16,6 +16,13 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another")
 
 
+def filled(worlds, folder):
+    """One path is stored, and nobody has the index open any more."""
+    store = DiskStore(folder)
+    worlds.put(store, worlds.paths(1)[0])
+    store.close()
+
+
 def unfinished(store):
     return [p for p in store.spans_folder.iterdir() if p.name.startswith(".tmp-")]
 
@@ -81,7 +88,7 @@ def test_p4_a_limit_on_file_sizes_is_survived(finished, tmp_path):
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT"])
 @pytest.mark.parametrize("call", ["write:when=1", "pwrite64:when=3+"])
 def test_p4_a_write_that_fails_in_the_system_is_survived(finished, worlds, tmp_path, error, call):
-    finished("once", tmp_path, 1)
+    filled(worlds, tmp_path)
     name, when = call.split(":")
     inject = f"inject={name}:error={error}:{when}"
     before = ("strace", "-f", "-qq", "-o", os.devnull, "-e", inject)
@@ -98,7 +105,7 @@ def test_p4_a_write_that_fails_in_the_system_is_survived(finished, worlds, tmp_p
     "call", ["readv:when=1", "read:when=2+", "pread64:when=2+", "openat:when=1+"]
 )
 def test_p4_a_read_that_fails_in_the_system_is_a_miss(finished, worlds, tmp_path, call):
-    finished("once", tmp_path, 1)
+    filled(worlds, tmp_path)
     name, when = call.split(":")
     inject = f"inject={name}:error=EIO:{when}"
     # Only what lies in the store fails: a process could not even start otherwise.

@@ -390,7 +390,7 @@ def fuzz(worlds, folder, ids, seconds, seed):
     worlds.put(store, ids)
     header, body = parted(file_of(store).read_bytes())
     while time.monotonic() < end:
-        path, began = file_of(store), time.monotonic()
+        path, began = file_of(store), time.process_time()
         path.write_bytes(mutated(header, body, rng))
         try:
             read_span(path)
@@ -402,7 +402,7 @@ def fuzz(worlds, folder, ids, seconds, seed):
         before = mx.get_active_memory()
         PromptCache("1GB", store).fetch(worlds.NAMESPACE, [*ids, 5])
         assert mx.get_peak_memory() - before < 1 << 20
-        assert time.monotonic() - began < 2
+        assert time.process_time() - began < 1  # a busy machine is no hang
         tried += 1
         if not store.lookup(worlds.NAMESPACE, array("I", ids)).end:
             worlds.put(store, ids)
