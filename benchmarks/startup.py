@@ -29,11 +29,12 @@ PACKAGE = "llm-mlx-promptcache"
 _LLM = [sys.executable, "-c", "from llm.cli import cli; cli()"]
 _MOST = 1.05
 _SHOWN = 12
-_NOTES = """What is left is not ours to leave out: `openai` is llm's own plugin, imported for every command.
-`mlx_lm` imports `transformers`, and `transformers` reads the source of all of its models when it is
-imported, and again for its tokenizers (1,648 files by `cProfile`), to list what they export. Both
-come with mlx-lm's tokenizer; patching them inside users' processes is no way to save it. All of this
-happens on the engine's thread. `llm --help` imports two files of ours, which import only click
+_NOTES = """\
+What is left is not ours to leave out. `openai` is llm's own plugin, imported for every command.
+mlx-lm imports `transformers` for its tokenizer, and `transformers` reads the source of all of its
+models when it is imported, and again for its tokenizers (1,648 files each time by `cProfile`), to
+list what they export. Patching that inside users' processes is no way to save it. All of it happens
+on the engine's thread. `llm --help` imports two files of ours, which import only click and llm
 (`tests/frontends/test_startup.py` counts them)."""
 
 
