@@ -144,6 +144,12 @@ def show_tools():
     return change
 
 
+@pytest.fixture(scope="session")
+def new_home(tmp_path_factory):
+    """`new_home()`: a user who has no model yet, for more than one test to copy."""
+    return lambda: Home(tmp_path_factory.mktemp("home") / "home", None)
+
+
 @pytest.fixture
 def bare_home(tmp_path):
     """A user who has no model yet."""

@@ -1,7 +1,7 @@
 """Why an answer reused what it did: counts as logged, and the token where paths part."""
 
-import shutil
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlite_utils
@@ -11,11 +11,18 @@ LIMIT = ("-o", "max_tokens", "4")
 SYSTEM = "the answer of the system"
 
 
+@pytest.fixture(scope="module")
+def asked_once(new_home, tiny_llama):
+    home = new_home()
+    home.ours("default", str(tiny_llama()))
+    home.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello capital of the user", *LIMIT)
+    return home
+
+
 @pytest.fixture
-def asked(bare_home, tiny_llama):
-    bare_home.ours("default", str(tiny_llama()))
-    bare_home.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello capital of the user", *LIMIT)
-    return bare_home
+def asked(asked_once, tmp_path):
+    """A copy of a home with one answer in its logs and its cache."""
+    return asked_once.copied_to(tmp_path / "home")
 
 
 def test_the_latest_answer_and_where_it_parted(asked):
@@ -67,15 +74,13 @@ def test_a_prompt_in_a_namespace_of_its_own_is_looked_up_there(asked):
     assert found["nearest"] is None
 
 
-def test_tools_are_part_of_the_prompt(asked, tools_shown):
-    asked.llm("-m", "mlx-cached", "-T", "llm_time", "-T", "llm_version", "Hello", *LIMIT)
-    found = asked.told("explain")
-    assert found["now"]["prompt"] == found["now"]["stored"] == asked.last()["input_tokens"]
-
-
-@pytest.fixture
-def tools_shown(asked, show_tools):
-    show_tools(asked.ours("default")[0])
+def test_tools_are_part_of_the_prompt(bare_home, tiny_llama, show_tools):
+    folder = tiny_llama()
+    show_tools(folder)
+    bare_home.ours("default", str(folder))
+    bare_home.llm("-m", "mlx-cached", "-T", "llm_time", "-T", "llm_version", "Hello", *LIMIT)
+    found = bare_home.told("explain")
+    assert found["now"]["prompt"] == found["now"]["stored"] == bare_home.last()["input_tokens"]
 
 
 def test_texts_of_the_prompt_stay_on_their_lines_and_hold_no_commands(asked):
@@ -98,7 +103,10 @@ def test_an_answer_that_is_none_is_one_line(bare_home, arguments, words):
     assert words in line
 
 
-def test_a_model_that_is_gone_is_one_line(asked):
-    shutil.rmtree(asked.ours("default")[0])
-    (line,) = asked.ours("explain", status=1)[1].splitlines()
+def test_a_model_that_is_gone_is_one_line(asked, tmp_path):
+    moved = Path(asked.ours("default")[0]).rename(tmp_path / "moved")
+    try:
+        (line,) = asked.ours("explain", status=1)[1].splitlines()
+    finally:
+        moved.rename(asked.ours("default")[0])
     assert "is not on this machine" in line

@@ -1,7 +1,7 @@
 """What is stored, as a tree that can be read and pinned; texts only where they are asked for."""
 
 import json
-import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +9,20 @@ LIMIT = ("-o", "max_tokens", "4")
 SYSTEM = "the answer of the system"
 
 
-@pytest.fixture
-def asked(bare_home, tiny_llama):
+@pytest.fixture(scope="module")
+def asked_once(new_home, tiny_llama):
     """A home whose cache holds a shared beginning and two ends."""
-    bare_home.ours("default", str(tiny_llama()))
-    bare_home.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello capital of the user", *LIMIT)
-    bare_home.llm("-s", SYSTEM, "-m", "mlx-cached", "and other words", *LIMIT)
-    return bare_home
+    home = new_home()
+    home.ours("default", str(tiny_llama()))
+    home.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello capital of the user", *LIMIT)
+    home.llm("-s", SYSTEM, "-m", "mlx-cached", "and other words", *LIMIT)
+    return home
+
+
+@pytest.fixture
+def asked(asked_once, tmp_path):
+    """A copy of it."""
+    return asked_once.copied_to(tmp_path / "home")
 
 
 def test_the_tree_holds_each_token_once(asked):
@@ -49,10 +56,15 @@ def test_text_is_shown_only_where_it_is_asked_for(asked):
     assert any(SYSTEM in span["text"] for span in asked.told("tree", "--text"))
 
 
-def test_text_without_the_model_is_left_out(asked):
-    shutil.rmtree(asked.ours("default")[0])
-    assert "Hello" not in asked.ours("tree", "--text")[0]
-    assert len(asked.told("tree", "--text")) == asked.told("stats")["spans"]
+def test_text_without_the_model_is_left_out(asked, tmp_path):
+    moved = Path(asked.ours("default")[0]).rename(tmp_path / "moved")
+    try:
+        told = asked.ours("tree", "--text")[0]
+        spans = asked.told("tree", "--text")
+    finally:
+        moved.rename(asked.ours("default")[0])
+    assert "Hello" not in told
+    assert len(spans) == asked.told("stats")["spans"]
 
 
 def test_the_tree_of_one_model(asked, tiny_llama):
