@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import llm
 
+    from .cache.disk import DiskStore
     from .engine.request import Event, Finished, GenerationRequest
 
 
@@ -35,30 +36,31 @@ def warm(
     if system is None and not tools:
         raise click.UsageError("give a system prompt (-s FILE) or tools (-T NAME)")
     request = _request(system.read() if system is not None else "", tools)
+    request = replace(request, warm=True, pin=keep)
     store = disk_store()
-    before = {span.stem for span in store.listing().spans if span.pinned}
+    before = _pinned(store)
     finished = _run(engine_for(load_settings().reference(model)).generate(request))
     close_engines()  # what it stored is on the disk then
-    listing = store.listing()
-    pinned = [span for span in listing.spans if span.pinned and span.stem not in before]
-    if not keep:  # the engine pins what it warms
-        for span in pinned:
-            store.pin(span.namespace, listing.path(span), False)
-        pinned = []
-    cached, whole = finished.usage.cached, finished.usage.prompt - 1  # the last is never run
+    pinned = {stem: id for stem, id in _pinned(store).items() if stem not in before}
+    usage = finished.usage
     if as_json:
         show_json(
             {
-                "tokens": whole,
-                "cached": cached,
-                "prefilled": whole - cached,
-                "pinned": [span.stem for span in pinned],
+                "tokens": usage.prompt,
+                "cached": usage.cached,
+                "prefilled": usage.prefilled,
+                "pinned": list(pinned),
             }
         )
         return
-    ids = ", ".join(span.id for span in pinned)
+    ids = ", ".join(pinned.values())
     state = f"; pinned: {ids}" if pinned else "; it was pinned already" if keep else ""
-    click.echo(f"{cached} tokens were cached, {whole - cached} were prefilled{state}")
+    click.echo(f"{usage.cached} tokens were cached, {usage.prefilled} were prefilled{state}")
+
+
+def _pinned(store: DiskStore) -> dict[str, str]:
+    """The ids of pinned spans, by their whole names."""
+    return {span.stem: span.id for span in store.listing().spans if span.pinned}
 
 
 def _run(events: Iterator[Event]) -> Finished:
@@ -85,7 +87,7 @@ def _request(system: str, names: Sequence[str]) -> GenerationRequest:
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]
         None, model, system=system or None, tools=_tools(names)
     )
-    return replace(question(prompt, model.model_id).request, warm=True)
+    return question(prompt, model.model_id).request
 
 
 def _tools(names: Sequence[str]) -> list[llm.Tool | type[llm.Toolbox] | llm.Toolbox]:

@@ -87,7 +87,8 @@ class Answering:
     def _finished(self, answer: Answer, measured: Measured) -> Finished:
         now = time.perf_counter()
         first = self._first or now
-        prompt = len(self._prepared.transcript.ids)
+        # Of what is warmed the last token is never run.
+        prompt = len(self._prepared.transcript.ids) - self._prepared.request.warm
         reason = self._reason
         if answer.calls and answer.cut is None:
             reason = "tool_calls"

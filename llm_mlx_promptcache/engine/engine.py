@@ -12,10 +12,11 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from .request import Event, GenerationRequest, Told
+from ..chat.messages import Message
+from .request import Event, Finished, GenerationRequest, Told
 
 if TYPE_CHECKING:
     from .running import Running
@@ -105,6 +106,16 @@ class Engine:
             self._jobs.put(asked)
         asked.wait(timeout)
         return not self._loaded
+
+    def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
+        """Prefill and pin what conversations that begin with these messages share.
+
+        `asked` is what else shapes their prompts: tools, salt, thinking, template_arguments.
+        """
+        request = GenerationRequest(tuple(messages), warm=True, pin=True, **asked)
+        *_, last = self.generate(request)
+        assert isinstance(last, Finished)
+        return last
 
     def close(self) -> None:
         """Finish what was promised to the disk, then end the thread; it starts no more."""

@@ -107,7 +107,7 @@ class GenerationRequest:
     be; beside tools, a schema leaves the choice between a call and a document. `thinking` asks a
     template to let the model reason or not. `logprobs` is how many alternatives are told for each
     token. `salt` keeps applications apart. With `warm` nothing is answered: the conversation's
-    stable beginning is prefilled and pinned.
+    stable beginning is prefilled and kept, and with `pin` never evicted.
     """
 
     messages: tuple[Message, ...]
@@ -129,6 +129,7 @@ class GenerationRequest:
     kv: KVSettings | None = None
     logprobs: int | None = None
     warm: bool = False
+    pin: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.stop):
@@ -151,6 +152,8 @@ class GenerationRequest:
             raise ValueError("regex and tools can't hold together; give one of them")
         if self.logprobs is not None and not 0 <= self.logprobs <= _MOST_LOGPROBS:
             raise ValueError(f"logprobs is {self.logprobs}; give 0 to {_MOST_LOGPROBS}")
+        if self.pin and not self.warm:
+            raise ValueError("pin is set without warm; only a beginning that is warmed is pinned")
         if self.kv is not None:
             _check_kv(self.kv)
 

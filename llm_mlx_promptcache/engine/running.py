@@ -210,7 +210,8 @@ class Running:
         path = task.ids[: task.done]
         if task.prepared.request.warm:
             self._keeper.keep(task.holding, path)
-            self._keeper.pin(task.holding, path)
+            if task.prepared.request.pin:
+                self._keeper.pin(task.holding, path)
             self._finish(task)
             return
         others = bool(self._waiting or self._active())

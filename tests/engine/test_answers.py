@@ -256,10 +256,13 @@ def test_warm_prefills_and_pins_what_every_prompt_shares(tiny_llama, engine_of):
     cache = PromptCache("100MB")
     engine = engine_of(tiny_llama(context=4096), cache)
     system = Message("system", "You keep a lighthouse. " * 5)
-    warmed = ask(engine, [system], warm=True, tools=(MAGIC,))
+    warmed = engine.warm([system], tools=(MAGIC,))
     assert (warmed.ids, warmed.text, warmed.usage.generated) == ((), "", 0)
     first = ask(engine, [system, ASK], max_tokens=3, tools=(MAGIC,))
-    assert first.usage.cached == warmed.usage.prompt - 1
+    assert first.usage.cached == warmed.usage.prompt == warmed.usage.prefilled
     cache.trim_to(memory_bytes=0)
     again = ask(engine, [system, ASK], max_tokens=3, tools=(MAGIC,))
     assert again.usage.cached == first.usage.cached
+    ask(engine, [Message("system", "Something else.")], warm=True)
+    cache.trim_to(memory_bytes=0)
+    assert ask(engine, [Message("system", "Something else."), ASK], max_tokens=3).usage.cached < 5
