@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--llm-mlx", required=True, metavar="VENV", help="where llm-mlx is")
     parser.add_argument("--words", type=int, default=1000, help="words of the system prompt")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = list(_plugins(Path(folder), Path(asked.llm_mlx)))
@@ -65,6 +66,9 @@ def main() -> None:
             for plugin in (ours, theirs):
                 found[plugin.name].append(_ask(plugin, ["-c", question]))
     _print(found)
+    if asked.json is not None:
+        rows = {name: [turn._asdict() for turn in turns] for name, turns in found.items()}
+        asked.json.write_text(json.dumps(rows, indent=1))
 
 
 def _plugins(folder: Path, venv: Path) -> Iterator[Plugin]:

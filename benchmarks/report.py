@@ -31,7 +31,10 @@ _LAYER_KINDS = ("llama", "gemma3", "mamba2", "qwen3_next")
 
 
 class Run(NamedTuple):
-    """One script with its arguments, long and short; `lines` of what it prints are shown."""
+    """One script with its arguments, long and short; `lines` of what it prints are shown.
+
+    An argument `$NAME` stands for that variable; where it isn't set, the benchmark is left out.
+    """
 
     name: str
     script: str
@@ -54,6 +57,10 @@ KNOWN = (
         )
         for trace in ("mix", "agents", "chats", "rag")
     ),
+    Run("agents", "agents.py", (), ("--steps", "3")),
+    Run("startup", "startup.py", (), ("--rounds", "5")),
+    # llm-mlx wants an environment of its own; the script tells how it is made.
+    Run("llm_turns", "llm_turns.py", ("--llm-mlx", "$LLM_MLX"), ("--llm-mlx", "$LLM_MLX")),
     # Their whole tables are pages of their own.
     Run("matrix", "matrix.py", (), _LAYER_KINDS, lines=1),
     Run("templates", "templates.py", (), ("--every", "10")),
@@ -65,9 +72,8 @@ def main() -> int:
     options = _options()
     figures: Path = options.to / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    wanted = (
-        [] if options.again else [r for r in runs() if r.name in options.only or not options.only]
-    )
+    asked = [r for r in runs() if r.name in options.only or not options.only]
+    wanted = [] if options.again else [one for one in asked if _can_run(one)]
     failed = [one.name for one in wanted if not _measured(one, options.short, figures)]
     found = kept(figures)
     for name, record in found.items():
@@ -97,7 +103,17 @@ def runs() -> list[Run]:
     others = sorted(
         p.name for p in HERE.glob("*.py") if p.name not in known and p != Path(__file__)
     )
-    return [*KNOWN, *(_other(name) for name in others if _is_script(HERE / name))]
+    here = [run for run in KNOWN if (HERE / run.script).exists()]
+    return [*here, *(_other(name) for name in others if _is_script(HERE / name))]
+
+
+def _can_run(run: Run) -> bool:
+    """Whether all that its arguments need is set; told where not."""
+    missing = [word[1:] for word in run.long if word[:1] == "$" and word[1:] not in os.environ]
+    for name in missing:
+        told = f"bench: {run.name} is left out; set {name}, see benchmarks/{run.script}"
+        print(told, file=sys.stderr)
+    return not missing
 
 
 def _is_script(path: Path) -> bool:
@@ -115,10 +131,13 @@ def _measured(run: Run, short: bool, figures: Path) -> bool:
     print(f"bench: {run.name}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "figures.json"
-        command = [sys.executable, str(HERE / run.script), *arguments, "--json", str(target)]
+        given = [os.environ[word[1:]] if word[:1] == "$" else word for word in arguments]
+        if gives_figures := '"--json"' in (HERE / run.script).read_text(encoding="utf-8"):
+            given += ["--json", str(target)]
+        command = [sys.executable, str(HERE / run.script), *given]
         began, load = time.perf_counter(), os.getloadavg()[0]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LONGEST)
-        if done.returncode or not target.exists():
+        if done.returncode or target.exists() != gives_figures:
             return False
         record = {
             "command": " ".join(["python", f"benchmarks/{run.script}", *arguments]),
@@ -128,7 +147,7 @@ def _measured(run: Run, short: bool, figures: Path) -> bool:
             "load": round(load, 1),
             "machine": machine(),
             "printed": _shown(done.stdout, run.lines),
-            "figures": json.loads(target.read_text(encoding="utf-8")),
+            "figures": json.loads(target.read_text()) if gives_figures else None,
         }
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (figures / f"{run.name}.json").write_text(f"{text}\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 OURS, OTHER, THIRD = "#0a7d5a", "#b8b8b8", "#d98f2b"
@@ -98,12 +99,32 @@ def _eviction(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
         )
 
 
+def _startup(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    for command, runs in figures.items():
+        without, with_it = (
+            median(processor for _, processor in runs[key]) for key in ("without", "with_it")
+        )
+        took = f"{1e3 * without:,.0f} ms", f"{1e3 * with_it:,.0f} ms"
+        yield Headline(f"`{command}`", "no plugin", *took, 1 / runs["ratio"])
+
+
+def _turns(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    theirs, ours = (
+        median(turn["wall"] for turn in figures[plugin])
+        for plugin in ("llm-mlx", "llm-mlx-promptcache")
+    )
+    took = f"{theirs:.2f} s", f"{ours:.2f} s"
+    yield Headline("`llm -c`, process start to first word", "llm-mlx", *took, theirs / ours)
+
+
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "demo": _demo,
     "trie": _trie,
     "memory": _memory,
     "disk": _disk,
     "eviction": _eviction,
+    "startup": _startup,
+    "llm_turns": _turns,
 }
 
 

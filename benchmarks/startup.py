@@ -69,6 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of `llm --help`, each way")
     parser.add_argument("--keep", type=Path, help="also write what is printed there")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mlx-cached-startup-") as name:
         home = Path(name)
@@ -82,6 +83,10 @@ def main() -> int:
     if asked.keep is not None:
         head = "# Start-up, kept from one run of `python benchmarks/startup.py`"
         (asked.keep / "startup.md").write_text(f"{head}\n\n{report}\n")
+    if asked.json is not None:
+        found = {"llm --help": pair, "llm models list": models}
+        rows = {name: {**runs._asdict(), "ratio": runs.ratio()} for name, runs in found.items()}
+        asked.json.write_text(json.dumps(rows, indent=1))
     return 0 if pair.ratio() <= _MOST else 1
 
 

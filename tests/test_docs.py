@@ -136,8 +136,9 @@ def test_a_picture_that_a_page_shows_is_text_that_scales():
 def user(tmp_path, real_model_folder):
     """A user's folders with the default model, an answer's length that a test can wait for."""
     home = tmp_path / "home"
-    home.mkdir()
-    (home / "data").symlink_to(real_model_folder.parent.parent)
+    (home / "data").mkdir(parents=True)
+    # Only the models are the machine's: a command of README's sets another default.
+    (home / "data" / "models").symlink_to(real_model_folder.parent)
     (tmp_path / "work").mkdir()
     environment = {
         **os.environ,
@@ -148,9 +149,9 @@ def user(tmp_path, real_model_folder):
     }
 
     def run(*command):
-        done = subprocess.run(
-            command, env=environment, cwd=tmp_path / "work", capture_output=True, text=True
-        )
+        # llm reads what is piped to it, so there is nothing to read.
+        given = {"env": environment, "cwd": tmp_path / "work", "stdin": subprocess.DEVNULL}
+        done = subprocess.run(command, **given, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout
