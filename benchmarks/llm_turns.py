@@ -55,15 +55,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--llm-mlx", required=True, metavar="VENV", help="where llm-mlx is")
     parser.add_argument("--words", type=int, default=1000, help="words of the system prompt")
+    parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = list(_plugins(Path(folder), Path(asked.llm_mlx)))
         found: dict[str, list[Turn]] = {ours.name: [], theirs.name: []}
         for plugin in (ours, theirs):
             _ask(plugin, ["-m", plugin.model, "-s", _text(asked.words), FIRST])
-        for question in NEXT:
+        for number in range(asked.turns):
             for plugin in (ours, theirs):
-                found[plugin.name].append(_ask(plugin, ["-c", question]))
+                turn = _ask(plugin, ["-c", NEXT[number % len(NEXT)]])
+                print(f"{plugin.name}: {turn}", file=sys.stderr)
+                found[plugin.name].append(turn)
     _print(found)
 
 
