@@ -14,7 +14,7 @@ from .engine.pool import engine_for
 from .engine.request import Event
 from .llm_answers import Answer
 from .llm_options import MlxCachedOptions
-from .llm_progress import PrefillLine
+from .llm_progress import WaitingLine
 from .llm_requests import question
 
 
@@ -57,7 +57,7 @@ class MlxCached(_Shared, llm.Model):
         engine = engine_for(reference)
         loading = "" if engine.loaded else f"the model {reference}"
         events = cast("Generator[Event]", engine.generate(asked.request))
-        with closing(events), PrefillLine(loading) as line:
+        with closing(events), WaitingLine(loading) as line:
             for event in events:
                 line.told(event)
                 yield from answer.told(event)

@@ -14,7 +14,7 @@ from .engine.request import Event, Progress
 _NAME = 60
 
 
-class PrefillLine:
+class WaitingLine:
     """That a model loads, then a prompt's tokens: done, from the cache, a second; quiet in a pipe.
 
     `loading` names a model that is still to be loaded.
