@@ -7,7 +7,8 @@ answer; what of it the model took to come to its first token is told apart from 
 
     python benchmarks/llm_turns.py --llm-mlx /path/to/a/venv/with/llm-mlx
 
-That environment is made by: python -m venv V; V/bin/pip install llm-mlx==0.4 'llm<0.32' httpx 'mlx[cpu]'
+That environment is made by:
+    python -m venv V && V/bin/pip install llm-mlx==0.4 'llm<0.32' httpx 'mlx[cpu]'
 (with llm 0.36 llm-mlx 0.4 forgets the conversation, and so answers sooner than it should).
 """
 
