@@ -7,7 +7,8 @@ answer; what of it the model took to come to its first token is told apart from 
 
     python benchmarks/llm_turns.py --llm-mlx /path/to/a/venv/with/llm-mlx
 
-That environment is made by: python -m venv V; V/bin/pip install llm-mlx==0.4 'llm<0.32' 'mlx[cpu]'
+That environment is made by:
+    python -m venv V && V/bin/pip install llm-mlx==0.4 'llm<0.32' httpx 'mlx[cpu]'
 (with llm 0.36 llm-mlx 0.4 forgets the conversation, and so answers sooner than it should).
 """
 
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--llm-mlx", required=True, metavar="VENV", help="where llm-mlx is")
     parser.add_argument("--words", type=int, default=1000, help="words of the system prompt")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +64,11 @@ def main() -> None:
         found: dict[str, list[Turn]] = {ours.name: [], theirs.name: []}
         for plugin in (ours, theirs):
             _ask(plugin, ["-m", plugin.model, "-s", _text(asked.words), FIRST])
-        for question in NEXT:
+        for number in range(asked.turns):
             for plugin in (ours, theirs):
-                found[plugin.name].append(_ask(plugin, ["-c", question]))
+                turn = _ask(plugin, ["-c", NEXT[number % len(NEXT)]])
+                print(f"{plugin.name}: {turn}", file=sys.stderr)
+                found[plugin.name].append(turn)
     _print(found)
     if asked.json is not None:
         rows = {name: [turn._asdict() for turn in turns] for name, turns in found.items()}

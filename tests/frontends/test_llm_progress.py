@@ -4,7 +4,10 @@ import io
 import os
 import pty
 import subprocess
+import sys
+from pathlib import Path
 
+from llm_mlx_promptcache.config import Settings, save_settings
 from llm_mlx_promptcache.engine.request import Progress, TextDelta
 from llm_mlx_promptcache.llm_models import MlxCached
 
@@ -57,14 +60,15 @@ def test_a_short_prompt_and_a_pipe_are_told_nothing(scripted, monkeypatch):
     assert not pipe.getvalue()
 
 
-def test_on_a_real_terminal_the_answer_is_alone_on_stdout(bare_home, tiny_llama):
-    bare_home.llm("mlx-cached", "default", str(tiny_llama(context=16384)))
+def test_on_a_real_terminal_the_answer_is_alone_on_stdout(tiny_llama, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "mlx"))
+    save_settings(Settings(default_model=str(tiny_llama(context=16384))))
     ours, theirs = pty.openpty()
     try:
         asked = ("-m", "mlx-cached", "-", "-o", "max_tokens", "2")
         done = subprocess.run(
-            [bare_home.command, *asked],
-            env=bare_home.environment(),
+            [Path(sys.executable).with_name("llm"), *asked],
             input=LONG,
             stdout=subprocess.PIPE,
             stderr=theirs,

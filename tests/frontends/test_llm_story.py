@@ -8,6 +8,8 @@ import json
 
 import pytest
 
+from llm_mlx_promptcache.config import Settings, save_settings
+
 SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
 LIMIT = ("-o", "max_tokens", "12")
 SCHEMA = "name, population int"
@@ -168,6 +170,36 @@ def test_namespaces_share_with_themselves_only(user):
     for name, cached in (("a", False), ("b", False), ("a", True)):
         user.llm(*asked, "-o", "namespace", name)
         assert bool(user.last()["details"]["cached"]) is cached
+
+
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_thinking_is_told_apart_and_goes_on_until_it_is_said_otherwise(quick_home, tiny_llama):
+    folder = tiny_llama(special=("<think>", "</think>"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = THINKING
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    save_settings(Settings(default_model=str(folder)))
+
+    text, thought = quick_home.llm("-m", "mlx-cached", "Hello", *LIMIT, "-o", "thinking", "1")
+    first = quick_home.last()
+    assert (text, first["reasoning"]) == ("", thought)
+    assert first["details"]["reasoning"] == first["output_tokens"]
+    _, hidden = quick_home.llm("-c", "Again", *LIMIT, "-R")
+    second = quick_home.last()
+    assert (hidden, second["response"]) == ("", "")
+    assert second["details"]["reasoning"] == second["output_tokens"]
+    quick_home.llm("-c", "Again", *LIMIT, "-o", "thinking", "0")
+    third = quick_home.last()
+    assert third["response"]
+    assert third["details"]["reasoning"] == 0
+    assert third["details"]["cached"] >= first["input_tokens"] - 8
 
 
 def test_what_an_answer_tells_of_itself(user):
