@@ -308,7 +308,7 @@ def play(
         ids, prompt = tuple(reply["ids"]), tuple(transcript.ids)
         assert reply["usage"]["prompt"] == len(prompt)
         new, done = ledger.new(history, transcript), reply["usage"]["prefilled"]
-        drifted = again(tokenizer, ids) != ids
+        drifted = drifts(tokenizer, messages, message_of(reply["message"]), ids)
         played.append(Asked(messages, tools, prompt, ids, new, done, drifted, reply["why"]))
         history = [*history, json.loads(json.dumps(reply["message"]))]
         ledger.add(history, transcript, ids)
@@ -345,6 +345,14 @@ def wishes(
     return wanted
 
 
-def again(tokenizer: TemplateTokenizer, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The ids that a client's text of an answer would get."""
-    return tuple(tokenizer.encode(tokenizer.decode(ids))[0])
+def drifts(
+    tokenizer: TemplateTokenizer, messages: Sequence[Message], said: Message, ids: tuple[int, ...]
+) -> bool:
+    """Whether a client that sends the answer's text back asks with other tokens than `ids`."""
+    more = {"tools": [*TOOLS]} if said.tool_calls else {}
+    turns = [message.to_template() for message in messages]
+    asked = tokenizer.encode(tokenizer.apply(turns, add_generation_prompt=True, **more))[0]
+    turns.append(said.to_template())
+    shown = tokenizer.encode(tokenizer.apply(turns, add_generation_prompt=False, **more))[0]
+    path = [*asked, *ids]
+    return shown[: len(path)] != path

