@@ -172,9 +172,9 @@ def load(folder: str, kind: str) -> LoadedModel:
     return loaded_as(loaded, dataclasses.replace(family, own=own).build())
 
 
-def loaded_as(loaded: LoadedModel, model: Any) -> LoadedModel:
+def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedModel:
     """Another model over the same tokenizer."""
-    return dataclasses.replace(loaded, model=model, context_length=8192)
+    return dataclasses.replace(loaded, model=model, context_length=context)
 
 
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
