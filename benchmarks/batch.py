@@ -1,6 +1,6 @@
 """The engine's own cost: one request beside mlx-lm's `stream_generate`, eight together, memory.
 
-    python benchmarks/batch.py [alone] [together] [memory] [--rounds 7] [--tokens 48] [--keep FOLDER]
+    python benchmarks/batch.py [alone] [together] [memory] [--rounds 7] [--tokens 48] [--keep docs]
 
 The real default model, except where a table says otherwise. What is compared alternates, so that a
 busy machine slows both; figures are medians. `--keep docs` writes the tables into docs/reuse.md.
@@ -83,9 +83,7 @@ def alone(loaded: LoadedModel, rounds: int, tokens: int) -> tuple[str, bool]:
         prefill(loaded.model, layers, ids[start : min(start + 256, len(ids) - 1)])
 
     def theirs(held: list[Any], said: list[int]) -> None:
-        told = stream_generate(
-            loaded.model, loaded.tokenizer, ids[-1:], tokens, prompt_cache=held
-        )
+        told = stream_generate(loaded.model, loaded.tokenizer, ids[-1:], tokens, prompt_cache=held)
         said += [response.token for response in told]
 
     ours, upstream = [], []
@@ -135,7 +133,7 @@ def together(loaded: LoadedModel, rounds: int, tokens: int) -> tuple[str, bool]:
     pairs = zip(rates["together"], rates["in a row"], strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
     lines = [
-        f"Eight requests over one prefix of {PREFIX:,} tokens that is there, {tokens} tokens each\n",
+        f"Eight requests over a kept prefix of {PREFIX:,} tokens, {tokens} tokens each\n",
         "| | prefilled | tokens a second | times |\n|---|--:|--:|--:|",
         *(
             f"| {how} | {prefilled[how]} | {statistics.median(found):.1f}"

@@ -1,10 +1,9 @@
-"""Tokens prefilled over tokens that are new, ours beside mlx-lm's server, conversation by conversation.
+"""Tokens prefilled over tokens that are new, ours beside mlx-lm's server.
 
-    python benchmarks/reuse.py [--real] [--only WORD] [--keep FOLDER]
+    python benchmarks/reuse.py [--models rows window hybrid default] [--only WORD] [--keep FOLDER]
 
-Each conversation runs in a process of its own, and again with a new process for each request. The
-models are tiny and random; `--real` adds the default model (some minutes). `--keep docs` writes
-the table into docs/reuse.md.
+Each conversation runs over one engine, and again with a new process for each request. The models
+are tiny and random, but for `default`. `--keep docs` writes the table into docs/reuse.md.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,14 @@ from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- table: benchmarks/reuse.py --real --keep docs -->", "<!-- end of table -->"
+START, END = "<!-- table: benchmarks/reuse.py --keep docs -->", "<!-- end of table -->"
 HEAD = """\
-| model | conversation | requests | drifted | new tokens | ours | mlx-lm | ours, restarts | mlx-lm, restarts |
+| model | conversation | requests | drifted | new | ours | mlx-lm | restarts: ours | mlx-lm |
 |---|---|--:|--:|--:|--:|--:|--:|--:|
 """
+
+
+MODELS = ("rows", "window", "hybrid", DEFAULT_MODEL)
 
 
 class Sums(NamedTuple):
@@ -55,7 +58,7 @@ def _conversations() -> Any:
 
 
 class Child:
-    """A process with an engine over a store; `restart` ends it and starts another."""
+    """An engine over a store, in a process of its own; `restart` ends it and starts another."""
 
     def __init__(self, *place: str) -> None:
         self._command = [sys.executable, __file__, "--serve", *place]
@@ -96,16 +99,17 @@ def serve(folder: str, kind: str, store: str) -> None:
 
 def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Sums:
     """One conversation, ours and then mlx-lm's with the same answers."""
+    conversations = _conversations()
+    about = {"tokenizer": TemplateTokenizer(loaded.tokenizer), "cuttable": kind in ("", "rows")}
     with tempfile.TemporaryDirectory() as store:
-        child = Child(folder, kind, store)
-        played = _conversations().play(
-            script,
-            child.ask,
-            TemplateTokenizer(loaded.tokenizer),
-            cuttable=kind in ("", "rows"),
-            restart=child.restart if restarts else None,
-        )
-        child.restart()
+        if restarts:
+            child = Child(folder, kind, store)
+            played = conversations.play(script, child.ask, restart=child.restart, **about)
+            child.restart()
+        else:
+            engine = conversations.engine_over(folder, kind, Path(store))
+            played = conversations.play(script, partial(conversations.answer, engine), **about)
+            engine.close()
     upstream, theirs = Upstream(loaded.model, loaded.tokenizer), 0
     for one in played:
         theirs += upstream.ask(one.messages, one.tools, one.answer)
@@ -115,8 +119,15 @@ def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Su
     return Sums(len(played), sum(one.drifted for one in played), new, ours, theirs)
 
 
-def row(name: str, script: Any, folder: str, kind: str, loaded: Any) -> tuple[str, bool]:
+def row(name: str, script: Any, place: Path) -> tuple[str, bool]:
     """A line of the table, and whether every token that was prefilled is new."""
+    folder, kind = DEFAULT_MODEL, ""
+    if name != DEFAULT_MODEL:
+        made = place / f"{script.thinking}"
+        if not made.exists():
+            _conversations().write_model(made, script.thinking)
+        folder, kind = str(made), name
+    loaded = _conversations().load(folder, kind)
     one, cut = (play(script, folder, kind, loaded, restarts) for restarts in (False, True))
     ratios = [f"{x:.2f}" for s in (one, cut) for x in (s.ours / s.new, s.theirs / s.new)]
     title = script.name + ", thinking stripped" * script.thinking
@@ -128,7 +139,7 @@ def row(name: str, script: Any, folder: str, kind: str, loaded: Any) -> tuple[st
 def main() -> int:
     """Print the table; the exit status says whether everything was 1.00."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--real", action="store_true", help="the default model too")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="only these")
     parser.add_argument("--only", default="", help="conversations with this in their names")
     parser.add_argument("--keep", type=Path, help="write the table into FOLDER/reuse.md")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
@@ -140,20 +151,11 @@ def main() -> int:
     lines, held = [], True
     sys.stdout.write(HEAD)
     with tempfile.TemporaryDirectory() as place:
-        folders = {
-            thinks: str(conversations.write_model(Path(place) / str(thinks), thinks))
-            for thinks in (False, True)
-        }
-        plays = [(kind, kind, folders) for kind in conversations.KINDS]
-        if asked.real:
-            plays.append(("default", "", {False: DEFAULT_MODEL}))
-        for name, kind, where in plays:
-            loaded = {thinks: conversations.load(folder, kind) for thinks, folder in where.items()}
+        for name in asked.models:
             for script in (*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS):
-                if script.thinking not in where or asked.only not in script.name:
-                    continue
-                folder = where[script.thinking]
-                line, is_new = row(name, script, folder, kind, loaded[script.thinking])
+                if asked.only not in script.name or (script.thinking and name == DEFAULT_MODEL):
+                    continue  # the default model does not think
+                line, is_new = row(name, script, Path(place))
                 sys.stdout.write(line)
                 sys.stdout.flush()
                 lines.append(line)

@@ -78,7 +78,7 @@ class Upstream:
             tail = start if start >= 0 else tail
         if not found or found[-1][0] < tail:
             found.append((tail, "user"))
-        return found + [(len(prompt), "assistant")] if tail < len(prompt) else found
+        return [*found, (len(prompt), "assistant")] if tail < len(prompt) else found
 
     def _run(self, layers: list[Any], ids: Sequence[int]) -> None:
         for start in range(0, len(ids), _CHUNK):

@@ -124,7 +124,9 @@ class PromptCache:
             self._layouts[namespace] = known
             ids = ids[: self._fitting(namespace, known, ids, layers, at)]
             if len(ids):
-                node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk, refill)
+                node = self._tree.add(
+                    namespace, known, ids, layers, at, tier, consume, on_disk, refill
+                )
                 if not kinds.cut_anywhere(known):
                     self._tree.thin(known, node)
                 held = self._tree.hold(node)  # what has just come is not what goes

@@ -130,8 +130,8 @@ _TEMPLATE = (
 PLAIN = _TEMPLATE.replace("[THOUGHT]", "").replace("[OPENING]", "")
 # Reasoning is shown behind the last user message only, as Qwen's and most others' templates do.
 _THOUGHT = (
-    "{% if message.reasoning_content and loop.index0 > seen.user %}"
-    "{{ '<think>\\n' + message.reasoning_content + '</think>' }}{% endif %}"
+    "{% if message.role == 'assistant' and loop.index0 > seen.user %}"
+    "{{ '<think>\\n' + (message.reasoning_content or '') + '</think>' }}{% endif %}"
 )
 STRIPPING = _TEMPLATE.replace("[THOUGHT]", _THOUGHT).replace("[OPENING]", "<think>\\n")
 
@@ -179,7 +179,9 @@ def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedMod
 
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
     """An engine over what its own cache finds in `store`, as a process that has just started."""
-    return Engine(lambda: Running(load(folder, kind), IDENTITY, PromptCache("500MB", DiskStore(store))))
+    return Engine(
+        lambda: Running(load(folder, kind), IDENTITY, PromptCache("500MB", DiskStore(store)))
+    )
 
 
 def message_of(kept: dict[str, Any]) -> Message:
@@ -215,7 +217,7 @@ def answer(engine: Engine, history: History, wanted: dict[str, Any]) -> dict[str
         "generated": last.generated().to_json(),
     }
     usage = last.usage._asdict()
-    return {"usage": usage, "ids": last.ids, "message": kept, "why": last.why}
+    return {"usage": usage, "ids": last.ids, "message": kept}
 
 
 class Asked(NamedTuple):
@@ -232,7 +234,7 @@ class Asked(NamedTuple):
     new: int
     prefilled: int
     drifted: bool
-    why: str
+    reasoning: int
 
 
 class Computed(NamedTuple):
@@ -248,20 +250,22 @@ class Ledger:
 
     def __init__(self, cuttable: bool, keeps: bool) -> None:
         self._cuttable = cuttable
-        self._keeps = keeps  # whether the template shows every answer as it was
+        self._keeps = keeps  # whether the template shows answers as they were, also later on
         self._paths: list[Computed] = []
 
     def new(self, history: History, transcript: Transcript) -> int:
         """Tokens of a prompt that nobody computed, and one at least.
 
-        What continues a conversation has its whole path behind it, however the prompt's ids
-        read. Layers that can't be cut begin again where a message ends, or where an answer began:
+        What continues a conversation, or a tool loop, has its whole path behind it, however the
+        prompt's ids read. Layers that can't be cut begin again where a message ends, or where an answer began:
         its prompt was kept before it, without its last token.
         """
         ids, place = tuple(transcript.ids), 0
         for path in self._paths:
             shared = common(path.ids, ids)
-            if self._keeps and history[: len(path.history)] == path.history:
+            more = history[len(path.history) :]
+            shown = self._keeps or all(message["role"] == "tool" for message in more)
+            if shown and history[: len(path.history)] == path.history:
                 shared = len(path.ids)
             elif not self._cuttable and shared < len(path.ids):
                 shared = max((end for end in path.kept if end <= shared), default=0)
@@ -305,11 +309,11 @@ def play(
         transcript = render(messages, tokenizer, fingerprint=fingerprint, tools=tools)
         wanted = wishes(script, turn, number, tokenizer, max_tokens)
         reply = ask(history, wanted)
-        ids, prompt = tuple(reply["ids"]), tuple(transcript.ids)
-        assert reply["usage"]["prompt"] == len(prompt)
-        new, done = ledger.new(history, transcript), reply["usage"]["prefilled"]
+        ids, prompt, usage = tuple(reply["ids"]), tuple(transcript.ids), reply["usage"]
+        assert usage["prompt"] == len(prompt)
+        new, done, thought = ledger.new(history, transcript), usage["prefilled"], usage["reasoning"]
         drifted = drifts(tokenizer, messages, message_of(reply["message"]), ids)
-        played.append(Asked(messages, tools, prompt, ids, new, done, drifted, reply["why"]))
+        played.append(Asked(messages, tools, prompt, ids, new, done, drifted, thought))
         history = [*history, json.loads(json.dumps(reply["message"]))]
         ledger.add(history, transcript, ids)
         chats[turn.chat] = history
@@ -339,7 +343,7 @@ def wishes(
         wanted["tools"] = TOOLS
     if script.thinking:
         [end], _ = tokenizer.encode("</think>")
-        wanted["bias"] = [(end, 7.0)]
+        wanted["bias"] = [(end, 2.0)]
         if not script.tools:
             wanted["regex"] = "[a-z ]{4,12}"
     return wanted

@@ -1,4 +1,4 @@
-"""Prefilled divided by new is 1.00, to the token, whatever a conversation does (`docs/reuse.md`)."""
+"""Prefilled divided by new is 1.00, to the token, whatever conversations do (docs/reuse.md)."""
 
 import importlib.util
 import sys
@@ -62,6 +62,7 @@ def test_prefilled_is_what_is_new(folders, tmp_path, script, kind, restarts):
     )
     process.close()
     assert [one.prefilled for one in played] == [one.new for one in played]
+    assert all((one.reasoning > 0) == script.thinking for one in played)
     assert DiskStore(tmp_path).check() == []
 
 
