@@ -28,13 +28,13 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 WORDS = 500
 
 
-def build(layers: int) -> Model:
+def build(layers: int, vocabulary: int = WORDS) -> Model:
     """A random llama of so many layers."""
     mx.random.seed(1)
     sizes = {"hidden_size": 128, "num_hidden_layers": layers, "intermediate_size": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     model = Model(
-        ModelArgs(model_type="llama", rms_norm_eps=1e-5, vocab_size=WORDS, **sizes, **heads)
+        ModelArgs(model_type="llama", rms_norm_eps=1e-5, vocab_size=vocabulary, **sizes, **heads)
     )
     mx.eval(model.parameters())
     return model

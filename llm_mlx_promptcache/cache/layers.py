@@ -161,11 +161,15 @@ def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
 
 
 class Wanted(NamedTuple):
-    """A span [start, end) and its pieces, a list to be completed in place."""
+    """A span [start, end) and its pieces, a list to be completed in place.
+
+    `moved`: its rows are in the layers alone, and stay there.
+    """
 
     start: int
     end: int
     pieces: list[Piece | None]
+    moved: bool = False
 
 
 def collect(
@@ -180,7 +184,9 @@ def collect(
     """
     found: list[tuple[list[Piece | None], int, Piece]] = []
     for index, kind in enumerate(layout):
-        for start, end, pieces in spans:
+        for start, end, pieces, moved in spans:
+            if moved and kind.anywhere:
+                continue
             if end <= at and kind.missing(pieces[index], end - start):
                 piece = kind.cut(layers[index], at, start, end)
                 if piece is not None and _more(piece, pieces[index]):

@@ -100,12 +100,14 @@ class PromptCache:
         *,
         consume: bool = False,
         on_disk: bool = True,
+        refill: bool = True,
     ) -> int:
         """Keep what `layers` hold for `tokens`; returns for how many, at most what they cover.
 
         Only what is not stored yet is copied. With `consume` the list of layers is emptied, one
         by one, so that a long conversation is never held twice; otherwise they stay the caller's.
         Without `on_disk` the store never gets it, unless another conversation has the same prefix.
+        Without `refill`, rows that moved into a lease stay there until its last insert.
         """
         ids = _checked(tokens)
         self._tree.check_tier(tier)
@@ -122,7 +124,9 @@ class PromptCache:
             self._layouts[namespace] = known
             ids = ids[: self._fitting(namespace, known, ids, layers, at)]
             if len(ids):
-                node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk)
+                node = self._tree.add(
+                    namespace, known, ids, layers, at, tier, consume, on_disk, refill
+                )
                 if not kinds.cut_anywhere(known):
                     self._tree.thin(known, node)
                 held = self._tree.hold(node)  # what has just come is not what goes

@@ -132,10 +132,12 @@ class SpanTree:
         tier: str,
         consume: bool,
         on_disk: bool = True,
+        refill: bool = True,
     ) -> SpanNode:
         """The span at the end of `ids`, made when missing; all that are passed get what they lack.
 
-        The layers have seen `at` tokens, at least as many as `ids` has.
+        The layers have seen `at` tokens, at least as many as `ids` has. Without `refill`, spans
+        whose rows moved into them stay without, but for those that the store still has to get.
         """
         nodes, length = self._trie.walk(namespace, ids)
         inside = bool(nodes) and length < nodes[-1].end
@@ -143,7 +145,10 @@ class SpanTree:
             nodes[-1] = self.split(layout, nodes[-1], length)
         node = nodes[-1] if nodes else self._trie.root(namespace)
         pieces: list[Piece | None] = [None] * len(layout)
-        wanted = [Wanted(n.start, n.end, n.value.pieces) for n in nodes]
+        wanted = [
+            Wanted(n.start, n.end, n.value.pieces, not refill and n not in self.unsaved)
+            for n in nodes
+        ]
         if length < len(ids):
             wanted.append(Wanted(length, len(ids), pieces))
         kinds.collect(layout, layers, at, wanted, consume)

@@ -91,7 +91,8 @@ class Constraint:
     def mask(self, logits: mx.array) -> mx.array:
         """The logits, [1, words], with minus infinity for what can't follow."""
         if self._asleep:
-            return logits
+            # What must follow the reasoning would be missing, and nobody would know.
+            return _where(~self._end_mask, logits)
         if self.finished:
             return _where(self._end_mask, logits)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
@@ -145,9 +146,7 @@ class Constraint:
     def _wake(self, token: int) -> None:
         end = self._thinking.end_ids if self._thinking else ()
         self._tail = (*self._tail, token)[-len(end) :]
-        self._asleep = self._tail != end and token not in self._ends
-        # An end inside the reasoning ends the answer.
-        self._ended = token in self._ends
+        self._asleep = self._tail != end
 
     def _reason(self) -> str:
         reason = " ".join(self._matcher.get_error().split()) or "nothing may follow"

@@ -32,7 +32,8 @@ class Holding:
         self.lease = lease
         self.layers = layers
         self.kept = 0
-        # So many of its tokens others find in the cache; rows that moved out are not there.
+        # Whether rows moved out of the cache, and how many of its tokens others find there.
+        self.away = taken and lease.cached > 0
         self.at_home = 0 if taken else lease.cached
         self.places: set[int] = set()
 
@@ -69,8 +70,13 @@ class Keeper:
         holding.places = self._places(holding, len(ids))
         return holding
 
-    def keep(self, holding: Holding, path: array[int], last: bool = False) -> None:
-        """Insert what `path` made complete, each message under its tier; `last`: layers go too."""
+    def keep(
+        self, holding: Holding, path: array[int], last: bool = False, back: bool = False
+    ) -> None:
+        """Insert what `path` made complete, each message under its tier; `last`: layers go too.
+
+        Rows that moved into the layers stay there till then, or until others need them (`back`).
+        """
         prepared, done = holding.prepared, len(path)
         if not self._keeps(prepared) or not done:
             return
@@ -80,23 +86,26 @@ class Keeper:
             ends.append((done, "assistant"))
         namespace = self._namespace(holding)
         for number, (end, tier) in enumerate(ends, 1):
+            final = last and number == len(ends)
             self._cache.insert(
                 namespace,
                 path[:end],
                 holding.layers,
                 tier,
-                consume=last and number == len(ends),
+                consume=final,
                 on_disk=prepared.request.on_disk,
+                refill=final or back or not holding.away,
             )
         holding.kept = done
-        holding.at_home = done
+        holding.away = holding.away and not (last or back)
+        holding.at_home = 0 if holding.away else done
 
     def write_behind(self, holding: Holding, path: array[int], shared: bool) -> None:
         """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
         small = len(path) - holding.lease.cached <= _BEHIND
         on_disk = holding.prepared.request.on_disk and self._cache.saves
         if shared or (on_disk and small):
-            self.keep(holding, path)
+            self.keep(holding, path, back=shared)
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 

@@ -156,7 +156,7 @@ class Running:
             return
         if other.row is not None:
             holding.layers = self._batches.layers_of(other.row)
-        self._keeper.keep(holding, other.path)
+        self._keeper.keep(holding, other.path, back=True)
         if other.row is not None:
             holding.layers = []
 
@@ -209,7 +209,7 @@ class Running:
         self._prefilling.remove(task)
         path = task.ids[: task.done]
         if task.prepared.request.warm:
-            self._keeper.keep(task.holding, path)
+            self._keeper.keep(task.holding, path, back=True)
             if task.prepared.request.pin:
                 self._keeper.pin(task.holding, path)
             self._finish(task)

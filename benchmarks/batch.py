@@ -1,0 +1,226 @@
+"""The engine's own cost: one request beside mlx-lm's `stream_generate`, eight together, memory.
+
+    python benchmarks/batch.py [alone] [together] [memory] [--rounds 7] [--tokens 48] [--keep docs]
+
+The real default model, except where a table says otherwise. What is compared alternates, so that a
+busy machine slows both; figures are medians. `--keep docs` writes the tables into docs/reuse.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from memory import build, row_bytes
+from mlx_lm import stream_generate
+from mlx_lm.models.cache import make_prompt_cache
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.forward import prefill
+from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.running import Running
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX, EIGHT = 1000, 8
+MOST_OVER, LEAST_FASTER, MOST_ROWS = 1.05, 2.0, 1.25
+
+
+def helper(name: str) -> Any:
+    """A helper of the engine's tests; tests are no package, so it is loaded by its path."""
+    if name not in sys.modules:
+        path = ROOT / "tests" / "engine" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@contextmanager
+def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
+    """An engine over a model that is loaded, with a cache of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
+        engine = Engine(lambda: Running(loaded, "benchmark", cache))
+        yield engine
+        engine.close()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def alone(loaded: LoadedModel, rounds: int, tokens: int) -> tuple[str, bool]:
+    """One request whose prompt is cached but for its last token, against mlx-lm's loop."""
+    tokenizer = TemplateTokenizer(loaded.tokenizer)
+    [messages] = helper("crowds").crowd(tokenizer, 1, PREFIX)
+    ids = list(render(messages, tokenizer, fingerprint="benchmark").ids)
+    request = GenerationRequest(messages, tokens)
+    layers = make_prompt_cache(loaded.model)
+    for start in range(0, len(ids) - 1, 256):
+        prefill(loaded.model, layers, ids[start : min(start + 256, len(ids) - 1)])
+
+    def theirs(held: list[Any], said: list[int]) -> None:
+        told = stream_generate(loaded.model, loaded.tokenizer, ids[-1:], tokens, prompt_cache=held)
+        said += [response.token for response in told]
+
+    ours, upstream = [], []
+    with engine_of(loaded) as engine:
+        first = helper("crowds").one(engine, request)
+        for _ in range(rounds):
+            said: list[int] = []
+            held = copy.deepcopy(layers)
+            mx.eval([layer.state for layer in held])
+            upstream.append(seconds(lambda h=held, s=said: theirs(h, s)))  # type: ignore[misc]
+            ends: list[Finished] = []
+            ours.append(seconds(lambda e=ends: e.append(helper("crowds").one(engine, request))))  # type: ignore[misc]
+            assert ends[0].usage.prefilled == 1
+            assert list(ends[0].ids) == list(first.ids)
+            assert len(said) == len(first.ids)
+            assert said[:-1] == list(first.ids)[:-1]
+    ratio = statistics.median(a / b for a, b in zip(ours, upstream, strict=True))
+    lines = [
+        f"One request over a cached prompt of {len(ids):,} tokens, an answer of {len(first.ids)}\n",
+        "| | seconds | times mlx-lm |\n|---|--:|--:|",
+        f"| `stream_generate`, its cache ready | {statistics.median(upstream):.2f} | 1 |",
+        f"| the engine, fetch to insert | {statistics.median(ours):.2f} | {ratio:.3f} |\n",
+        f"Bar: {MOST_OVER}. Medians of {rounds}, taken in turns; the ratio is that of each pair.\n",
+    ]
+    return "\n".join(lines), ratio <= MOST_OVER
+
+
+def together(loaded: LoadedModel, rounds: int, tokens: int) -> tuple[str, bool]:
+    """Eight requests over one prefix: sent together by threads, and one after the other."""
+    crowds = helper("crowds")
+    asked = crowds.crowd(TemplateTokenizer(loaded.tokenizer), EIGHT, PREFIX)
+    requests = [GenerationRequest(messages, tokens) for messages in asked]
+    rates: dict[str, list[float]] = {"in a row": [], "together": []}
+    prefilled = {}
+    for _ in range(rounds):
+        for how, found in rates.items():
+            with engine_of(loaded) as engine:
+                crowds.one(engine, GenerationRequest(asked[0][:1], warm=True))
+                started = time.perf_counter()
+                if how == "together":
+                    ends = crowds.together(engine, requests)
+                else:
+                    ends = [crowds.one(engine, request) for request in requests]
+                took = time.perf_counter() - started
+            found.append(sum(end.usage.generated for end in ends) / took)
+            prefilled[how] = sum(end.usage.prefilled for end in ends)
+    pairs = zip(rates["together"], rates["in a row"], strict=True)
+    ratio = statistics.median(a / b for a, b in pairs)
+    lines = [
+        f"Eight requests over a kept prefix of {PREFIX:,} tokens, {tokens} tokens each\n",
+        "| | prefilled | tokens a second | times |\n|---|--:|--:|--:|",
+        *(
+            f"| {how} | {prefilled[how]} | {statistics.median(found):.1f}"
+            f" | {ratio if how == 'together' else 1:.2f} |"
+            for how, found in rates.items()
+        ),
+        f"\nBar: {LEAST_FASTER}. Medians of {rounds}, taken in turns.\n",
+    ]
+    return "\n".join(lines), ratio >= LEAST_FASTER
+
+
+def peak(loaded: LoadedModel, name: str, length: int) -> tuple[str, float]:
+    """Peak memory of the last of three turns, fetch to insert, in the conversation's own rows."""
+    tokenizer = TemplateTokenizer(loaded.tokenizer)
+    one = helper("crowds").one
+    [messages] = helper("crowds").crowd(tokenizer, 1, length)
+    history = list(messages)
+    with engine_of(loaded) as engine:
+        for question in ("And the next rule?", "And the last one?"):
+            end = one(engine, GenerationRequest(tuple(history), 16))
+            path = end.usage.prompt + end.usage.generated
+            history += [Message("assistant", end.text, end.generated()), Message("user", question)]
+        time.sleep(2)  # until the disk has what it was promised
+        gc.collect()
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        end = one(engine, GenerationRequest(tuple(history), 32))
+        highest = mx.get_peak_memory()
+        assert end.usage.cached >= path, end.why
+    own = end.usage.cached * row_bytes(loaded.model)
+    ratio = (highest - before + own) / own
+    return f"| {name} | {end.usage.cached:,} | {own / 1e6:.0f} | {ratio:.3f} |", ratio
+
+
+def memory(loaded: LoadedModel) -> tuple[str, bool]:
+    """Both models' peaks."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = helper("conversations").write_model(Path(place) / "model")
+        tiny = load_model(str(folder))
+    random = build(8, tiny.config["vocab_size"])
+    tiny = helper("conversations").loaded_as(tiny, random, context=100_000)
+    found = [
+        peak(tiny, "random llama, 8 layers", 8000),
+        peak(loaded, "default model", 1500),
+    ]
+    lines = [
+        "Peak memory of one turn on a long conversation that is in memory, fetch to insert\n",
+        "| model | tokens | MB of rows | peak, times its own rows |\n|---|--:|--:|--:|",
+        *(line for line, _ in found),
+        f"\nBar: {MOST_ROWS}.\n",
+    ]
+    return "\n".join(lines), all(ratio <= MOST_ROWS for _, ratio in found)
+
+
+PARTS = ("alone", "together", "memory")
+
+
+def main() -> int:
+    """Print the tables; the exit status says whether all bars held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="only these")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--keep", type=Path, help="write the tables into FOLDER/reuse.md")
+    asked = parser.parse_args()
+    loaded = load_model(DEFAULT_MODEL)
+    mx.eval(loaded.model.parameters())
+    good = True
+    for part in asked.parts or PARTS:
+        if part == "memory":
+            text, held = memory(loaded)
+        else:
+            work = alone if part == "alone" else together
+            text, held = work(loaded, asked.rounds, asked.tokens)
+        print(text, flush=True)
+        good = good and held
+        if asked.keep is not None:
+            _write(asked.keep / "reuse.md", part, text)
+    return not good
+
+
+def _write(page: Path, part: str, text: str) -> None:
+    start, end = f"<!-- {part}: benchmarks/batch.py --keep docs -->", f"<!-- end of {part} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

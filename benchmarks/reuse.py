@@ -1,0 +1,176 @@
+"""Tokens prefilled over tokens that are new, ours beside mlx-lm's server.
+
+    python benchmarks/reuse.py [--models rows window hybrid default] [--only WORD] [--keep FOLDER]
+
+Each conversation runs over one engine, and again with a new process for each request. The models
+are tiny and random, but for `default`. `--keep docs` writes the table into docs/reuse.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upstream import Upstream
+
+from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- table: benchmarks/reuse.py --keep docs -->", "<!-- end of table -->"
+HEAD = """\
+| model | conversation | requests | drifted | new | ours | mlx-lm | restarts: ours | mlx-lm |
+|---|---|--:|--:|--:|--:|--:|--:|--:|
+"""
+
+
+MODELS = ("rows", "window", "hybrid", DEFAULT_MODEL)
+
+
+class Sums(NamedTuple):
+    """A conversation's tokens, added up."""
+
+    requests: int
+    drifted: int
+    new: int
+    ours: int
+    theirs: int
+
+
+def _conversations() -> Any:
+    """The tests' own scripts; tests are no package, so they are loaded by their path."""
+    name = "conversations"
+    if name not in sys.modules:
+        path = ROOT / "tests" / "engine" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+class Child:
+    """An engine over a store, in a process of its own; `restart` ends it and starts another."""
+
+    def __init__(self, *place: str) -> None:
+        self._command = [sys.executable, __file__, "--serve", *place]
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, history: list[dict[str, Any]], wanted: dict[str, Any]) -> Any:
+        """One request, answered there."""
+        if self._process is None:
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([history, wanted]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that answers has ended; its error stands above")
+        return json.loads(line)
+
+    def restart(self) -> None:
+        """End the process once what it promised to the disk is there."""
+        if self._process is not None:
+            self._process.communicate()
+            if self._process.returncode:
+                raise RuntimeError(f"a process ended with status {self._process.returncode}")
+        self._process = None
+
+
+def serve(folder: str, kind: str, store: str) -> None:
+    """Answer requests, a line of JSON each, until there are no more."""
+    conversations = _conversations()
+    engine = conversations.engine_over(folder, kind, Path(store))
+    for line in sys.stdin:
+        history, wanted = json.loads(line)
+        print(json.dumps(conversations.answer(engine, history, wanted)), flush=True)
+    engine.close()
+
+
+def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Sums:
+    """One conversation, ours and then mlx-lm's with the same answers."""
+    conversations = _conversations()
+    about = {"tokenizer": TemplateTokenizer(loaded.tokenizer), "cuttable": kind in ("", "rows")}
+    with tempfile.TemporaryDirectory() as store:
+        if restarts:
+            child = Child(folder, kind, store)
+            played = conversations.play(script, child.ask, restart=child.restart, **about)
+            child.restart()
+        else:
+            engine = conversations.engine_over(folder, kind, Path(store))
+            played = conversations.play(script, partial(conversations.answer, engine), **about)
+            engine.close()
+    upstream, theirs = Upstream(loaded.model, loaded.tokenizer), 0
+    for one in played:
+        theirs += upstream.ask(one.messages, one.tools, one.answer)
+        if restarts:
+            upstream.restart()
+    new, ours = sum(one.new for one in played), sum(one.prefilled for one in played)
+    return Sums(len(played), sum(one.drifted for one in played), new, ours, theirs)
+
+
+def row(name: str, script: Any, place: Path) -> tuple[str, bool]:
+    """A line of the table, and whether every token that was prefilled is new."""
+    folder, kind = DEFAULT_MODEL, ""
+    if name != DEFAULT_MODEL:
+        made = place / f"{script.thinking}"
+        if not made.exists():
+            _conversations().write_model(made, script.thinking)
+        folder, kind = str(made), name
+    loaded = _conversations().load(folder, kind)
+    one, cut = (play(script, folder, kind, loaded, restarts) for restarts in (False, True))
+    ratios = [f"{x:.2f}" for s in (one, cut) for x in (s.ours / s.new, s.theirs / s.new)]
+    title = script.name + ", thinking stripped" * script.thinking
+    cells = [name, title, one.requests, one.drifted, f"{one.new:,}", *ratios]
+    line = f"| {' | '.join(map(str, cells))} |\n"
+    return line, one.ours == one.new and cut.ours == cut.new
+
+
+def main() -> int:
+    """Print the table; the exit status says whether everything was 1.00."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="only these")
+    parser.add_argument("--only", default="", help="conversations with this in their names")
+    parser.add_argument("--keep", type=Path, help="write the table into FOLDER/reuse.md")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(*asked.serve)
+        return 0
+    conversations = _conversations()
+    lines, held = [], True
+    sys.stdout.write(HEAD)
+    with tempfile.TemporaryDirectory() as place:
+        for name in asked.models:
+            for script in (*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS):
+                if asked.only not in script.name or (script.thinking and name == DEFAULT_MODEL):
+                    continue  # the default model does not think
+                line, is_new = row(name, script, Path(place))
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                lines.append(line)
+                held = held and is_new
+    if asked.keep is not None:
+        _write(asked.keep / "reuse.md", HEAD + "".join(lines))
+    return not held
+
+
+def _write(page: Path, table: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{START}\n\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What mlx-lm's server would prefill, played with its own `LRUPromptCache`.
+
+It gets what a client sends: text, rendered again each turn. The segments are those of its
+`_tokenize` (mlx-lm 0.32.2, server.py): where the last message is the user's, the system prompt,
+the rest, and a tail that opens the thinking; else one. At the end of each but the last it keeps a
+copy of all layers, and at the end of an answer the layers themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+
+_TAIL = 11
+_CHUNK = 256
+
+
+class Upstream:
+    """mlx-lm's server with one model; the answers are given, so that both sides say the same."""
+
+    def __init__(self, model: Any, wrapper: Any) -> None:
+        self._model = model
+        self._wrapper = wrapper
+        self._tokenizer = TemplateTokenizer(wrapper)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin as a new process: nothing is kept on a disk."""
+        self._cache = LRUPromptCache()
+
+    def ask(self, messages: Sequence[Message], tools: Sequence[Any], answer: Sequence[int]) -> int:
+        """Take part in one request; returns how many tokens of its prompt were prefilled."""
+        turns = [message.to_template() for message in messages]
+        prompt = self._ids(turns, tools, True)
+        segments = self._segments(prompt, turns, tools)
+        layers, rest = self._cache.fetch_nearest_cache("m", prompt)
+        assert rest, "the server would end here: nothing is left to prefill"
+        layers = layers or make_prompt_cache(self._model)
+        done = len(prompt) - len(rest)
+        for end, kind in segments:
+            if end <= done:
+                continue
+            self._run(layers, prompt[done:end])
+            done = end
+            if end < len(prompt):
+                self._cache.insert_cache("m", prompt[:end], copy.deepcopy(layers), cache_type=kind)
+        self._run(layers, answer)
+        self._cache.insert_cache("m", [*prompt, *answer], layers, cache_type="assistant")
+        return len(rest)
+
+    def _ids(self, turns: list[dict[str, Any]], tools: Sequence[Any], prompt: bool) -> list[int]:
+        more = {"tools": list(tools)} if tools else {}
+        text = self._tokenizer.apply(turns, add_generation_prompt=prompt, **more)
+        return self._tokenizer.encode(text)[0]
+
+    def _segments(
+        self, prompt: list[int], turns: list[dict[str, Any]], tools: Sequence[Any]
+    ) -> list[tuple[int, str]]:
+        """Where each segment ends, and its type."""
+        if turns[-1]["role"] != "user":
+            return [(len(prompt), "assistant")]
+        found, tail = [], len(prompt)
+        system = [turn for turn in turns if turn["role"] == "system"]
+        if system:
+            other = self._ids([*system, {"role": "user", "content": ""}], tools, False)
+            pairs = enumerate(zip(other, prompt, strict=False))
+            end = next((at for at, (a, b) in pairs if a != b), 0)
+            found += [(end, "system")] if 0 < end < len(prompt) else []
+        if self._wrapper.has_thinking:
+            start = self._wrapper.rfind_think_start(prompt, start=tail - _TAIL)
+            tail = start if start >= 0 else tail
+        if not found or found[-1][0] < tail:
+            found.append((tail, "user"))
+        return [*found, (len(prompt), "assistant")] if tail < len(prompt) else found
+
+    def _run(self, layers: list[Any], ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), _CHUNK):
+            self._model(mx.array([list(ids[start : start + _CHUNK])]), cache=layers)
+            mx.eval([layer.state for layer in layers])

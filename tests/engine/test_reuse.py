@@ -1,0 +1,94 @@
+"""Prefilled divided by new is 1.00, to the token, whatever conversations do (docs/reuse.md)."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.request import GenerationRequest
+
+
+def _helper(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+conversations, crowds = _helper("conversations"), _helper("crowds")
+ALL = [*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    write = conversations.write_model
+    return {thinks: str(write(tmp_path_factory.mktemp("model"), thinks)) for thinks in (0, 1)}
+
+
+class Process:
+    """An engine with a cache of its own over a store that outlives it."""
+
+    def __init__(self, *place):
+        self._place = place
+        self._engine = conversations.engine_over(*place)
+
+    def ask(self, history, wanted):
+        return conversations.answer(self._engine, history, wanted)
+
+    def restart(self):
+        self.close()
+        self._engine = conversations.engine_over(*self._place)
+
+    def close(self):
+        self._engine.close()
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["one process", "restarts"])
+@pytest.mark.parametrize("kind", conversations.KINDS)
+@pytest.mark.parametrize("script", ALL, ids=lambda s: s.name + ", thinking" * s.thinking)
+def test_prefilled_is_what_is_new(folders, tmp_path, script, kind, restarts):
+    folder = folders[script.thinking]
+    process = Process(folder, kind, tmp_path)
+    tokenizer = TemplateTokenizer(conversations.load_model(folder).tokenizer)
+    played = conversations.play(
+        script,
+        process.ask,
+        tokenizer,
+        cuttable=kind == "rows",
+        restart=process.restart if restarts else None,
+    )
+    process.close()
+    assert [one.prefilled for one in played] == [one.new for one in played]
+    assert all((one.reasoning > 0) == script.thinking for one in played)
+    assert DiskStore(tmp_path).check() == []
+
+
+def test_the_scripts_answers_are_not_what_rendering_their_text_gives(folders, tmp_path):
+    process = Process(folders[False], "rows", tmp_path)
+    tokenizer = TemplateTokenizer(conversations.load_model(folders[False]).tokenizer)
+    for script in (conversations.SCRIPTS[0], conversations.SCRIPTS[2]):
+        played = conversations.play(script, process.ask, tokenizer, cuttable=True)
+        drifted = [one.drifted for one in played]
+        assert sum(drifted) > len(drifted) / 2, (script.name, drifted)
+    process.close()
+
+
+@pytest.mark.parametrize("kind", conversations.KINDS)
+def test_eight_that_ask_together_compute_their_prefix_once(folders, tmp_path, kind):
+    folder = folders[False]
+    tokenizer = TemplateTokenizer(conversations.load_model(folder).tokenizer)
+    asked = crowds.crowd(tokenizer, 8, prefix=1000)
+    engine = conversations.engine_over(folder, kind, tmp_path)
+    ends = crowds.together(engine, [GenerationRequest(messages, 8) for messages in asked])
+    engine.close()
+    prompts = [
+        conversations.render(messages, tokenizer, fingerprint="any").ids for messages in asked
+    ]
+    shared = min(conversations.common(prompts[0], other) for other in prompts[1:])
+    assert shared >= 1000
+    new = shared + sum(len(ids) - shared for ids in prompts)
+    assert sum(end.usage.prefilled for end in ends) == new
+    assert DiskStore(tmp_path).check() == []
