@@ -1,0 +1,82 @@
+"""LangChain's own standard tests: the unit suite, and the integration suite with the real model.
+
+What is False or missing below is what the models here can't do: images, sound, video, PDFs.
+"""
+
+import pytest
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from langchain_adapter import ChatMLXCached
+from llm_mlx_promptcache.engine.pool import close_engines
+
+LONG = "You are a helpful assistant who answers in one short sentence. " * 4
+
+
+class TestUnit(ChatModelUnitTests):
+    @property
+    def chat_model_class(self):
+        return ChatMLXCached
+
+    @property
+    def chat_model_params(self):
+        return {"model": "default"}
+
+
+@pytest.mark.real_model
+class TestIntegration(ChatModelIntegrationTests):
+    # SmolLM2-135M never begins a call of its own accord, so the agent loop has the policy that
+    # docs/langchain.md gives to small models, and one call at a time.
+    @pytest.fixture(autouse=True, scope="class")
+    def _one_engine(self, request, tmp_path_factory, real_model_folder):
+        """The model is loaded once, and once more under another name."""
+        folder = tmp_path_factory.mktemp("standard")
+        other = folder / "other"
+        other.symlink_to(real_model_folder)
+        request.cls.folder, request.cls.other = str(real_model_folder), str(other)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LLM_MLX_CACHED_HOME", str(folder / "home"))
+            yield
+            close_engines()
+
+    @property
+    def chat_model_class(self):
+        return ChatMLXCached
+
+    @property
+    def chat_model_params(self):
+        return {"model": self.folder, "tool_policy": "call_first", "max_calls": 1}
+
+    @property
+    def standard_chat_model_params(self):
+        return {"temperature": 0, "max_tokens": 64, "stop": [], "timeout": 60, "max_retries": 2}
+
+    @property
+    def supports_json_mode(self):
+        return True
+
+    @property
+    def supports_anthropic_inputs(self):
+        return True
+
+    @property
+    def model_override_value(self):
+        return self.other
+
+    @property
+    def supported_usage_metadata_details(self):
+        return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
+
+    def invoke_with_cache_read_input(self, *, stream=False):
+        chat = ChatMLXCached(model=self.folder, max_tokens=4)
+        chat.invoke([("system", LONG), ("human", "Who are you?")])
+        asked = [("system", LONG), ("human", "Where are you?")]
+        if not stream:
+            answer = chat.invoke(asked)
+        else:
+            chunks = list(chat.stream(asked))
+            answer = chunks[0]
+            for chunk in chunks[1:]:
+                answer += chunk
+        assert answer.usage_metadata["input_token_details"]["cache_read"] > 40
+        return answer
