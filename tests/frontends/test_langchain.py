@@ -37,7 +37,9 @@ def next_process(model, messages):
 
 def told(message):
     """What an answer says of itself, without what differs from run to run."""
-    return {k: v for k, v in message.response_metadata.items() if k not in ("timings", "peak_bytes")}
+    return {
+        k: v for k, v in message.response_metadata.items() if k not in ("timings", "peak_bytes")
+    }
 
 
 def conversation(model):

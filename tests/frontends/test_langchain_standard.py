@@ -13,6 +13,18 @@ from llm_mlx_promptcache.engine.pool import close_engines
 LONG = "You are a helpful assistant who answers in one short sentence. " * 4
 
 
+@pytest.fixture(scope="module")
+def one_engine(tmp_path_factory, real_model_folder):
+    """The real model, loaded once for all tests, and once more under another name."""
+    folder = tmp_path_factory.mktemp("standard")
+    TestIntegration.folder, TestIntegration.other = str(real_model_folder), str(folder / "other")
+    (folder / "other").symlink_to(real_model_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_MLX_CACHED_HOME", str(folder / "home"))
+        yield
+        close_engines()
+
+
 class TestUnit(ChatModelUnitTests):
     @property
     def chat_model_class(self):
@@ -22,23 +34,21 @@ class TestUnit(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "default"}
 
+    @pytest.mark.xfail(
+        raises=ValueError,
+        strict=True,
+        reason="with allowed_objects='all', langchain-core's loader takes the classes of its own"
+        " mapping only; with allowed_objects=[ChatMLXCached] it loads (test_langchain.py)",
+    )
+    def test_serdes(self, model, snapshot):
+        super().test_serdes(model, snapshot)
+
 
 @pytest.mark.real_model
+@pytest.mark.usefixtures("one_engine")
 class TestIntegration(ChatModelIntegrationTests):
     # SmolLM2-135M never begins a call of its own accord, so the agent loop has the policy that
     # docs/langchain.md gives to small models, and one call at a time.
-    @pytest.fixture(autouse=True, scope="class")
-    def _one_engine(self, request, tmp_path_factory, real_model_folder):
-        """The model is loaded once, and once more under another name."""
-        folder = tmp_path_factory.mktemp("standard")
-        other = folder / "other"
-        other.symlink_to(real_model_folder)
-        request.cls.folder, request.cls.other = str(real_model_folder), str(other)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LLM_MLX_CACHED_HOME", str(folder / "home"))
-            yield
-            close_engines()
-
     @property
     def chat_model_class(self):
         return ChatMLXCached
