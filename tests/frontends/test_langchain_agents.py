@@ -5,6 +5,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -78,7 +80,7 @@ def read(answer):
 def check_steps(found, steps=STEPS + 1):
     """Each step read the whole path before it: what it prefilled is what was new."""
     assert len(found) == steps
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert read(after) == before.usage_metadata["total_tokens"]
         new = after.usage_metadata["input_tokens"] - before.usage_metadata["total_tokens"]
         assert after.response_metadata["cache"]["prefilled"] == new
@@ -134,7 +136,7 @@ def test_another_process_goes_on_where_this_one_stopped(model, tmp_path):
     config = {"configurable": {"thread_id": "1"}}
     one_process(model, tmp_path, ASK, config)
     one_process(model, tmp_path, None, config)
-    told = [os.path.dirname(__file__), str(model), str(tmp_path), json.dumps(config)]
+    told = [str(Path(__file__).parent), str(model), str(tmp_path), json.dumps(config)]
     command = [sys.executable, "-W", "error", "-c", NEXT_PROCESS, *told]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
