@@ -19,6 +19,7 @@ from pydantic import Field
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.counting import counter_for
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import (
@@ -205,12 +206,15 @@ class ChatMLXCached(BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the prompt that these messages and tools make, as a call would count them."""
-        raise NotImplementedError
+        """Tokens of the prompt that these messages and tools make; reads no weights."""
+        call = {} if tools is None else {"tools": tools}
+        return counter_for(self.model).count(self._request(messages, call))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text, without a template around it."""
-        raise NotImplementedError
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return counter_for(self.model).ids(text)
 
     def _generate(
         self,
