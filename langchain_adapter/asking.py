@@ -80,7 +80,7 @@ def _choice_of_dict(given: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
     function = given.get("function")
     name = function.get("name") if isinstance(function, Mapping) else given.get("name")
     if name is None:
-        return choice_of(given.get("type", dict(given)), tools)
+        return choice_of(str(given.get("type", dict(given))), tools)
     if name not in tool_names(tools):
         raise ValueError(
             f"tool_choice names {str(name)[:60]!r}, which is not bound;"

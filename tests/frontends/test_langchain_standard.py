@@ -34,6 +34,7 @@ class TestUnit(ChatModelUnitTests):
     def chat_model_params(self):
         return {"model": "default"}
 
+    @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
     @pytest.mark.xfail(
         raises=ValueError,
         strict=True,
