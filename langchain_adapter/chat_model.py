@@ -19,7 +19,6 @@ from pydantic import Field
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.counting import counter_for
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import (
@@ -207,6 +206,8 @@ class ChatMLXCached(BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens of the prompt that these messages and tools make; reads no weights."""
+        from llm_mlx_promptcache.engine.counting import counter_for
+
         call = {} if tools is None else {"tools": tools}
         return counter_for(self.model).count(self._request(messages, call))
 
@@ -214,6 +215,8 @@ class ChatMLXCached(BaseChatModel):
         """The ids of a text, without a template around it."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
+        from llm_mlx_promptcache.engine.counting import counter_for
+
         return counter_for(self.model).ids(text)
 
     def _generate(
