@@ -60,7 +60,8 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def standard_chat_model_params(self):
-        return {"temperature": 0, "max_tokens": 64, "stop": [], "timeout": 60, "max_retries": 2}
+        # Two strings of a schema, which the grammar ends after 256 characters, and what is around.
+        return {"temperature": 0, "max_tokens": 240, "stop": [], "timeout": 60, "max_retries": 2}
 
     @property
     def supports_json_mode(self):
