@@ -67,8 +67,7 @@ format: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
-# The adapter's fast tests with the oldest and the newest langchain-core of major version 1, each
-# over the packages of .venv; and an installation without the extra, which has to do without it.
+# The adapter's fast tests with langchain-core 1.7 and with the newest 1.x, each over .venv's packages.
 LANGCHAIN := 1.7.* 1.*
 langchain-versions: .venv/ready
 	@mkdir -p build
@@ -81,10 +80,6 @@ langchain-versions: .venv/ready
 		"$$e/bin/python" -c 'from importlib.metadata import version; print("has", version("langchain-core"))'; \
 		"$$e/bin/python" -m pytest -q -p no:cacheprovider -m "not real_model" \
 			tests/frontends/test_langchain.py tests/frontends/test_langchain_translation.py; done
-	@$(BIN)/python -m venv --clear build/bare
-	@build/bare/bin/python -m pip install --quiet .
-	@cd build && bare/bin/python -c 'import llm_mlx_promptcache.engine.pool; from importlib.util import \
-		find_spec; assert find_spec("langchain_core") is None; print("without LangChain: fine")'
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
