@@ -63,9 +63,10 @@ def counter_for(reference: str) -> TokenCounter:
         from .threads import leave_thread
 
         try:
-            from .loading import load_tokenizer
+            from .loading import load_tokenizer, model_folder
 
-            loaded.set_result(TokenCounter(TemplateTokenizer(load_tokenizer(reference))))
+            tokenizer = TemplateTokenizer(load_tokenizer(model_folder(reference)))
+            loaded.set_result(TokenCounter(tokenizer))
         except BaseException as error:
             loaded.set_exception(error)
         leave_thread()

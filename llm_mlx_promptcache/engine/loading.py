@@ -66,13 +66,6 @@ def load_model(reference: str) -> LoadedModel:
     return LoadedModel(model, tokenizer, config, folder, context, adapter)
 
 
-def load_tokenizer(reference: str) -> Any:
-    """The tokenizer of a model as mlx-lm wraps it, without its weights; ModelLoadError."""
-    _hush()
-    folder = model_folder(reference)
-    return _load_tokenizer(folder, _read_json(folder, "config.json"))
-
-
 def model_folder(reference: str) -> Path:
     """The folder of a model, fetched first where it is named but not here; ModelLoadError."""
     reference, _ = divided(reference)
