@@ -8,6 +8,7 @@ are installed. Prints a table and draws `build/agents.svg`; `--keep docs` writes
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import os
 import platform
@@ -95,8 +96,9 @@ def main() -> int:
         else:
             _say("no ChatLlamaCpp: pip install llama-cpp-python langchain-community")
         found = {side.name: _agent(side, given.steps) for side in sides}
+        at_once = asyncio.run(_sixteen())
         close_engines()
-    report = _report(found)
+    report = f"{_report(found)}\n\n{at_once}"
     print(report)
     build = Path("build")
     build.mkdir(exist_ok=True)
@@ -135,6 +137,34 @@ def _ours(name: str, use_cache: bool) -> Side:
         return answer, Step(usage["input_tokens"], cache["prefilled"], seconds)
 
     return Side(f"ChatMLXCached, {name}", ask)
+
+
+async def _sixteen() -> str:
+    """Sixteen questions at once under one long system prompt: what is run, who is held up."""
+    chat = ChatMLXCached(model=DEFAULT_MODEL, max_tokens=8)
+    system = SystemMessage(SYSTEM * 8)
+    longest, asking = 0.0, True
+
+    async def tick() -> None:
+        nonlocal longest
+        while asking:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.perf_counter() - before - 0.005)
+
+    ticking = asyncio.create_task(tick())
+    asked = [[system, HumanMessage(f"What lies on shelf {n}?")] for n in range(16)]
+    answers = await asyncio.gather(*[chat.ainvoke(question) for question in asked])
+    asking = False
+    await ticking
+    prefilled = [answer.response_metadata["cache"]["prefilled"] for answer in answers]
+    prompt = answers[0].usage_metadata["input_tokens"]
+    return (
+        f"Sixteen `ainvoke` at once under one system prompt ({prompt} tokens with the question):"
+        f" {max(prefilled)} tokens are prefilled for one of them, and"
+        f" {sum(prefilled) - max(prefilled)} for all the others together. The event loop was never"
+        f" held up for more than {longest * 1000:.0f} ms."
+    )
 
 
 def _llama_cpp(folder: Path) -> Side:
