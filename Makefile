@@ -13,7 +13,7 @@ SOAK_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md
 
-.PHONY: test soak wheel-test compat-test demo bench cog cog-check docs lint format clean
+.PHONY: test langchain-versions soak wheel-test compat-test demo bench cog cog-check docs lint format clean
 
 test: .venv/ready
 	$(RUN)/python -m pytest
@@ -66,6 +66,20 @@ format: .venv/ready
 .venv/docs: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
+
+# The adapter's fast tests with langchain-core 1.7 and with the newest 1.x, each over .venv's packages.
+LANGCHAIN := 1.7.* 1.*
+langchain-versions: .venv/ready
+	@mkdir -p build
+	@set -e; for v in $(foreach v,$(LANGCHAIN),'$(v)'); do \
+		echo "langchain-core==$$v"; e="build/langchain-$${v%.\*}"; $(BIN)/python -m venv --clear "$$e"; \
+		site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+		inner="$$("$$e/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+		echo "import site; site.addsitedir('$$site')" > "$$inner/base.pth"; \
+		"$$e/bin/python" -m pip install --quiet --upgrade --no-deps "langchain-core==$$v" langchain-protocol; \
+		"$$e/bin/python" -c 'from importlib.metadata import version; print("has", version("langchain-core"))'; \
+		"$$e/bin/python" -m pytest -q -p no:cacheprovider -m "not real_model" \
+			tests/frontends/test_langchain.py tests/frontends/test_langchain_translation.py; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,57 +2,222 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from llm_mlx_promptcache.chat.messages import Generated
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import (
     DEFAULT_MAX_TOKENS,
     Event,
-    Finished,
     GenerationRequest,
+    KVSettings,
+    Progress,
     Sampling,
-    TextDelta,
 )
 
-from .messages import from_langchain, to_metadata
+from .answers import PROVIDER, Answer
+from .asking import Choice, Tool, choice_of, format_of, openai_tools, wanted
+from .messages import from_langchain
+from .profile import profile_of
+from .structured import Method, call_parser, document_parser, structured
+
+ToolPolicy = Literal["auto", "call_first"]
+
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+# What a call may say beside the fields of the model; the last two are LangChain's own.
+_CALL_ONLY = frozenset(
+    ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
+).union(["stream", "ls_structured_output_format"])
+
+
+class _Asked(NamedTuple):
+    engine: Engine
+    request: GenerationRequest
+    answer: Answer
 
 
 class ChatMLXCached(BaseChatModel):
     """A chat model run with MLX that never computes the same prefix twice.
 
     `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process.
+    Fields can be given anew with each call, or bound. `namespace` keeps applications apart: only
+    those of one name reuse each other's prefixes. With `use_cache=False` nothing is reused or
+    kept, with `on_disk=False` nothing is kept beyond this process. `tool_policy="call_first"`
+    makes the answer to a user's message a call of a tool wherever tools are bound and no
+    `tool_choice` is given; small models seldom begin one of their own accord.
     """
 
-    model: str = Field(default="default")
+    model: str = Field(default=DEFAULT_MODEL)
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = Field(default_factory=dict)
     max_tokens: int = DEFAULT_MAX_TOKENS
     seed: int | None = None
     stop: list[str] | None = None
+    streaming: bool = False
+    thinking: bool | None = None
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    tool_policy: ToolPolicy = "auto"
+    max_calls: int = 8
+    logprobs: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    kv_start: int = 0
     use_cache: bool = True
+    on_disk: bool = True
     namespace: str = ""
 
     @property
     def _llm_type(self) -> str:
-        return "mlx-cached"
+        return PROVIDER
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("model", "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """True: all that it is made of is plain data, and weights are no part of it."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where LangChain's loader finds the class."""
+        return ["langchain_adapter", "chat_model"]
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        return profile_of(self.model, self.max_tokens)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        response_format: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools that it may call.
+
+        `tool_choice`: "auto", "any" ("required", True), "none" (False), a tool's name, or OpenAI's
+        dict. Calls follow their schemas with any `strict`. With a `response_format` an answer is
+        a call or a document of it.
+        """
+        made = openai_tools(tools, strict)
+        choice_of(tool_choice, made)
+        bound: dict[str, Any] = {"tools": made, **kwargs}
+        if tool_choice is not None:
+            bound["tool_choice"] = tool_choice
+        if response_format is not None:
+            bound["response_format"] = format_of(response_format)
+        return self.bind(**bound)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        include_raw: bool = False,
+        method: Method = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model whose answers are objects of `schema`.
+
+        "json_schema" holds the answer's text to it, "function_calling" has a tool of that shape
+        called, which shows the schema to the model too, and "json_mode" takes any JSON object
+        where no schema is given.
+        """
+        if kwargs:
+            raise ValueError(f"with_structured_output does not know {', '.join(sorted(kwargs))}")
+        if method not in ("json_schema", "function_calling", "json_mode"):
+            raise ValueError(
+                f"method is {method!r}; use json_schema, function_calling or json_mode"
+            )
+        if schema is None and method != "json_mode":
+            raise ValueError(f"schema is None; method {method!r} needs one")
+        told = {
+            "kwargs": {"method": method, "strict": strict},
+            "schema": {"type": "object", "title": "answer"} if schema is None else schema,
+        }
+        if method == "function_calling":
+            assert schema is not None
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            caller = self.bind_tools(
+                [schema],
+                tool_choice=name,
+                strict=strict,
+                parallel_tool_calls=False,
+                ls_structured_output_format=told,
+            )
+            return structured(caller, call_parser(schema, name), include_raw)
+        form = {"type": "json_object"} if schema is None else format_of(schema)
+        bound = self.bind(response_format=form, ls_structured_output_format=told)
+        return structured(bound, document_parser(schema), include_raw)
+
+    def warm(
+        self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
+    ) -> int:
+        """Prefill and pin what every conversation with this system prompt and tools begins with.
+
+        Returns its tokens. `namespace` and whatever else changes the prompt are as in the calls
+        to come.
+        """
+        engine, request = self._warming(messages, tools, kwargs)
+        with _reading(engine, request) as events:
+            return max((_warmed(event) for event in events), default=0)
+
+    async def awarm(
+        self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
+    ) -> int:
+        """The same for an event loop, which is never blocked."""
+        engine, request = self._warming(messages, tools, kwargs)
+        async with aclosing(engine.agenerate(request)) as events:
+            return max([_warmed(event) async for event in events], default=0)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Tokens of the prompt that these messages and tools make; reads no weights."""
+        from llm_mlx_promptcache.engine.counting import counter_for
+
+        call = {} if tools is None else {"tools": tools}
+        return counter_for(self.model).count(self._request(messages, call))
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of a text, without a template around it."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        from llm_mlx_promptcache.engine.counting import counter_for
+
+        return counter_for(self.model).ids(text)
 
     def _generate(
         self,
@@ -61,10 +226,11 @@ class ChatMLXCached(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, request = self._asked(messages, stop, kwargs)
-        for event in engine.generate(request):
-            if isinstance(event, Finished):
-                return self._result(event)
+        asked = self._asked(messages, stop, kwargs)
+        with _reading(asked.engine, asked.request) as events:
+            for event in events:
+                if (message := asked.answer.message(event)) is not None:
+                    return ChatResult(generations=[ChatGeneration(message=message)])
         raise RuntimeError("the engine ended without an answer")
 
     def _stream(
@@ -74,10 +240,11 @@ class ChatMLXCached(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, request = self._asked(messages, stop, kwargs)
-        for event in engine.generate(request):
-            if (chunk := self._chunk(event)) is not None:
-                yield chunk
+        asked = self._asked(messages, stop, kwargs)
+        with _reading(asked.engine, asked.request) as events:
+            for event in events:
+                if (chunk := asked.answer.chunk(event)) is not None:
+                    yield ChatGenerationChunk(message=chunk)
 
     async def _agenerate(
         self,
@@ -86,11 +253,11 @@ class ChatMLXCached(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, request = self._asked(messages, stop, kwargs)
-        async with aclosing(engine.agenerate(request)) as events:
+        asked = self._asked(messages, stop, kwargs)
+        async with aclosing(asked.engine.agenerate(asked.request)) as events:
             async for event in events:
-                if isinstance(event, Finished):
-                    return self._result(event)
+                if (message := asked.answer.message(event)) is not None:
+                    return ChatResult(generations=[ChatGeneration(message=message)])
         raise RuntimeError("the engine ended without an answer")
 
     async def _astream(
@@ -100,62 +267,102 @@ class ChatMLXCached(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, request = self._asked(messages, stop, kwargs)
-        async with aclosing(engine.agenerate(request)) as events:
+        asked = self._asked(messages, stop, kwargs)
+        async with aclosing(asked.engine.agenerate(asked.request)) as events:
             async for event in events:
-                if (chunk := self._chunk(event)) is not None:
-                    yield chunk
-
-    def _result(self, event: Finished) -> ChatResult:
-        message = AIMessage(content=event.text, **self._closing(event))
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    def _chunk(self, event: Event) -> ChatGenerationChunk | None:
-        if isinstance(event, TextDelta):
-            return ChatGenerationChunk(message=AIMessageChunk(content=event.text))
-        if isinstance(event, Finished):
-            last = AIMessageChunk(content="", chunk_position="last", **self._closing(event))
-            return ChatGenerationChunk(message=last)
-        return None
+                if (chunk := asked.answer.chunk(event)) is not None:
+                    yield ChatGenerationChunk(message=chunk)
 
     def _asked(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[Engine, GenerationRequest]:
-        """The engine to ask, and the request, with what this call says otherwise."""
-        own = {name: value for name, value in kwargs.items() if name in type(self).model_fields}
-        settings = self.model_copy(update=own)
-        request = GenerationRequest(
-            messages=tuple(from_langchain(messages)),
-            max_tokens=settings.max_tokens,
-            sampling=Sampling(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=settings.top_k,
-                min_p=settings.min_p,
-                seed=settings.seed,
-            ),
-            stop=tuple(stop or settings.stop or ()),
-            use_cache=settings.use_cache,
-            salt=settings.namespace,
-        )
-        return engine_for(settings.model), request
+    ) -> _Asked:
+        """What one call asks, with the fields that it gives anew."""
+        fields = type(self).model_fields
+        if unknown := sorted(set(kwargs) - set(fields) - _CALL_ONLY):
+            raise ValueError(
+                f"{unknown[0]!r} is no setting of ChatMLXCached; it has"
+                f" {', '.join(sorted(set(_OWN_FIELDS) | _CALL_ONLY))}"
+            )
+        given = {name: value for name, value in kwargs.items() if name in fields}
+        settings = self.model_copy(update=given)
+        if stop:
+            settings.stop = stop
+        request = settings._request(messages, kwargs)
+        must_call = request.tool_choice == "any"
+        answer = Answer(settings.model, self.output_version == "v1", must_call)
+        return _Asked(engine_for(settings.model), request, answer)
 
-    def _closing(self, event: Finished) -> dict[str, Any]:
-        """What an answer carries beside its text: usage, metadata, and how to replay it."""
-        usage = event.usage
-        kept = Generated.of(event.ids, event.text, event.fingerprint)
-        return {
-            "additional_kwargs": to_metadata(kept),
-            "usage_metadata": UsageMetadata(
-                input_tokens=usage.prompt,
-                output_tokens=usage.generated,
-                total_tokens=usage.prompt + usage.generated,
-                input_token_details=InputTokenDetails(cache_read=usage.cached),
+    def _request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
+        """These messages and what this call binds, with the settings of this model."""
+        translated = tuple(from_langchain(messages))
+        tools = openai_tools(call.get("tools") or (), call.get("strict"))
+        choice = choice_of(call.get("tool_choice"), tools)
+        if self._calls_first(translated, tools, call):
+            choice = Choice("any")
+        schema, json_object = wanted(call.get("response_format"))
+        return GenerationRequest(
+            messages=translated,
+            max_tokens=self.max_tokens,
+            sampling=Sampling(
+                logit_bias=tuple(sorted(self.logit_bias.items())),
+                **{name: getattr(self, name) for name in _SAMPLING},
             ),
-            "response_metadata": {
-                "model_name": self.model,
-                "model_provider": "mlx-cached",
-                "finish_reason": event.reason,
-                "cache": event.why,
-            },
-        }
+            stop=tuple(self.stop or ()),
+            use_cache=self.use_cache,
+            on_disk=self.on_disk,
+            salt=self.namespace,
+            tools=tuple(tools),
+            tool_choice=choice.how,
+            tool=choice.tool,
+            max_calls=1 if call.get("parallel_tool_calls") is False else self.max_calls,
+            schema=schema,
+            json_object=json_object,
+            regex=call.get("regex") or "",
+            thinking=self.thinking,
+            template_arguments=self.template_arguments,
+            kv=self._kv(),
+            logprobs=self.logprobs,
+        )
+
+    def _calls_first(
+        self, messages: Sequence[Message], tools: Sequence[Any], call: dict[str, Any]
+    ) -> bool:
+        """Whether the policy, and nothing that the caller said, has this answer be a call."""
+        if self.tool_policy == "auto" or not tools or call.get("tool_choice") is not None:
+            return False
+        return bool(messages) and messages[-1].role == "user"
+
+    def _kv(self) -> KVSettings | None:
+        if self.kv_bits is None:
+            return None
+        return KVSettings(self.kv_bits, self.kv_group_size, self.kv_start)
+
+    def _warming(
+        self,
+        messages: LanguageModelInput,
+        tools: Sequence[Tool] | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Engine, GenerationRequest]:
+        bound = {**kwargs, "tools": tools} if tools else kwargs
+        given = self._convert_input(messages).to_messages()
+        asked = self._asked(given, None, bound)
+        return asked.engine, replace(asked.request, warm=True)
+
+
+_OWN_FIELDS = tuple(name for name in ChatMLXCached.__annotations__ if not name.startswith("_"))
+
+
+@contextmanager
+def _reading(engine: Engine, request: GenerationRequest) -> Iterator[Iterator[Event]]:
+    """The events of an answer; who stops reading frees the engine at once."""
+    events = engine.generate(request)
+    try:
+        yield events
+    finally:
+        if isinstance(events, Generator):
+            events.close()
+
+
+def _warmed(event: Event) -> int:
+    """Tokens that an event of a warming says are there."""
+    return event.done if isinstance(event, Progress) else 0

@@ -1,47 +1,131 @@
-"""LangChain's messages <-> chat/messages.py."""
+"""LangChain's messages -> chat/messages.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 
-from llm_mlx_promptcache.chat.messages import Generated, Message, Role
+from llm_mlx_promptcache.chat.messages import Generated, Message, Role, ToolCall
 
+# The key of `additional_kwargs` under which an answer's exact tokens travel.
 METADATA = "mlx_cached"
+REASONING = "reasoning_content"
 
-_ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "developer",
+    "human": "user",
+    "user": "user",
+    "ai": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+# Where ChatOpenAI keeps that a SystemMessage is a developer's.
+_OPENAI_ROLE = "__openai_role__"
+# Blocks of answers that say nothing which is not said elsewhere: calls stand in `tool_calls`, and
+# what a provider's own tools did on its servers has no form in a chat template.
+_BESIDE = frozenset(
+    [
+        *("tool_call", "tool_call_chunk", "tool_use", "input_json_delta", "function_call"),
+        *("invalid_tool_call", "redacted_thinking", "server_tool_call", "server_tool_call_chunk"),
+        *("server_tool_result", "server_tool_use", "web_search_call", "code_interpreter_call"),
+    ]
+)
+
+
+class _Content(NamedTuple):
+    """What the content of a message says, and the results of tools that stand in it."""
+
+    text: str
+    reasoning: str
+    results: tuple[Message, ...]
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> Iterator[Message]:
-    """LangChain's messages in the neutral form; ValueError for what is not text yet."""
+    """LangChain's messages in the neutral form; ValueError names a part that is no text."""
     for index, message in enumerate(messages):
-        role = message.role if isinstance(message, ChatMessage) else message.type
-        role = role.removesuffix("MessageChunk").lower()
-        known = _ROLES.get(role, role)
-        if known not in ("system", "developer", "user", "assistant"):
-            raise ValueError(f"messages[{index}] has the role {role!r}, which is not supported yet")
-        yield Message(cast("Role", known), _text(index, message), _generated(message))
+        yield from _translated(f"messages[{index}]", message)
 
 
-def to_metadata(generated: Generated) -> dict[str, object]:
-    """What `additional_kwargs` keeps so that an answer is replayed token by token."""
-    return {METADATA: generated.to_json()}
+def _translated(where: str, message: BaseMessage) -> Iterator[Message]:
+    role = _role(where, message)
+    content = _content(where, role, message.content)
+    if role == "assistant":
+        yield _answer(message, content)
+    elif role == "tool":
+        yield Message(
+            role,
+            content.text,
+            name=message.name or "",
+            tool_call_id=str(getattr(message, "tool_call_id", "") or ""),
+            is_error=isinstance(message, ToolMessage) and message.status == "error",
+        )
+    else:
+        yield from content.results
+        if content.text or not content.results:
+            yield Message(role, content.text, name=message.name or "")
 
 
-def _text(index: int, message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    for block in message.content:
-        if not isinstance(block, str) and block.get("type") != "text":
-            kind = block.get("type")
+def _role(where: str, message: BaseMessage) -> Role:
+    said = message.role if isinstance(message, ChatMessage) else message.type
+    # The chunk of a human's message, say, has the type "HumanMessageChunk".
+    said = said.removesuffix("MessageChunk").lower()
+    if said == "system" and message.additional_kwargs.get(_OPENAI_ROLE) == "developer":
+        return "developer"
+    if said not in _ROLES:
+        raise ValueError(f"{where} has the role {said[:40]!r}; use one of {', '.join(_ROLES)}")
+    return _ROLES[said]
+
+
+def _answer(message: BaseMessage, content: _Content) -> Message:
+    kept = message.additional_kwargs.get(METADATA)
+    generated = Generated.from_json(kept) if kept is not None else None
+    reasoning = content.reasoning or message.additional_kwargs.get(REASONING)
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    return Message(
+        "assistant",
+        content.text,
+        generated,
+        reasoning=reasoning if isinstance(reasoning, str) else "",
+        tool_calls=tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in calls),
+        # An agent's name is set by frameworks behind our back, and was in no prompt of ours.
+        name="" if generated is not None else message.name or "",
+    )
+
+
+def _content(where: str, role: Role, content: str | Sequence[str | Mapping[str, Any]]) -> _Content:
+    if isinstance(content, str):
+        return _Content(content, "", ())
+    texts: list[str] = []
+    reasonings: list[str] = []
+    results: list[Message] = []
+    for block in content:
+        kind = "text" if isinstance(block, str) else str(block.get("type"))
+        if isinstance(block, str):
+            texts.append(block)
+        elif kind in ("text", "text-plain") and isinstance(block.get("text"), str):
+            texts.append(block["text"])
+        elif kind in ("reasoning", "thinking") and role == "assistant":
+            reasonings.append(str(block.get(kind) or ""))
+        elif kind == "tool_result" and role == "user":
+            results.append(_result(where, block))
+        elif kind not in _BESIDE or role != "assistant":
             raise ValueError(
-                f"messages[{index}] holds a {kind!r} block; only text is supported yet"
+                f"{where} holds a {kind[:40]!r} block, and only text is supported;"
+                " leave that block out or put it in words"
             )
-    return str(message.text)
+    return _Content("".join(texts), "".join(reasonings), tuple(results))
 
 
-def _generated(message: BaseMessage) -> Generated | None:
-    kept = message.additional_kwargs.get(METADATA) if isinstance(message, AIMessage) else None
-    return Generated.from_json(kept) if kept is not None else None
+def _result(where: str, block: Mapping[str, Any]) -> Message:
+    """A tool's result as Anthropic's messages have it: a block of a user's message."""
+    said = cast("str | list[str | dict[str, Any]]", block.get("content") or "")
+    return Message(
+        "tool",
+        _content(where, "tool", said).text,
+        tool_call_id=str(block.get("tool_use_id") or ""),
+        is_error=block.get("is_error") is True,
+    )

@@ -76,7 +76,7 @@ def _transcript(
         tokenizer,
         fingerprint=identity,
         tools=request.tools,
-        template_arguments=_arguments(request, tokenizer.thinking_argument),
+        template_arguments=arguments_of(request, tokenizer.thinking_argument),
     )
     return _stable(transcript, messages is not request.messages) if request.warm else transcript
 
@@ -93,7 +93,8 @@ def _stable(transcript: Transcript, probed: bool) -> Transcript:
     return transcript._replace(ids=transcript.ids[: last + 1], boundaries=boundaries)
 
 
-def _arguments(request: GenerationRequest, thinking: str) -> Mapping[str, Any]:
+def arguments_of(request: GenerationRequest, thinking: str) -> Mapping[str, Any]:
+    """What the template is given beside messages and tools; `thinking` is its word for that."""
     if request.thinking is None:
         return request.template_arguments
     return {**request.template_arguments, thinking: request.thinking}

@@ -5,15 +5,32 @@ import json
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, messages_to_dict
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    messages_to_dict,
+    trim_messages,
+)
+from langchain_core.runnables import RunnableParallel
+from langchain_core.tools import tool
 
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.engine.pool import close_engines
 
 ASK = [SystemMessage("You answer in one word."), HumanMessage("Which colour has the sky?")]
 AGAIN = HumanMessage("And the grass?")
+
+
+@tool
+def look(way: Literal["north", "south"]) -> str:
+    """Look around."""
+    return "a wall"
+
 
 NEXT_PROCESS = """
 import json, sys
@@ -33,6 +50,13 @@ def next_process(model, messages):
     done = subprocess.run(command, input=told, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def told(message):
+    """What an answer says of itself, without what differs from run to run."""
+    return {
+        k: v for k, v in message.response_metadata.items() if k not in ("timings", "peak_bytes")
+    }
 
 
 def conversation(model):
@@ -79,7 +103,7 @@ def test_a_stream_tells_the_same_as_an_invocation(model):
     assert merged.content == whole.content
     assert merged.usage_metadata == whole.usage_metadata
     assert merged.additional_kwargs == whole.additional_kwargs
-    assert merged.response_metadata == whole.response_metadata
+    assert told(merged) == told(whole)
     assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
 
 
@@ -147,3 +171,92 @@ def test_async_calls_and_batches_tell_the_same(model):
     assert {one.content, "".join(c.content for c in chunks)} == {whole.content}
     assert [answer.content for answer in [*batch, *chat.batch([ASK] * 3)]] == [whole.content] * 6
     assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
+
+
+LONG = SystemMessage("You keep the library of the harbour and know each book in it. " * 20)
+
+
+def prefilled(answers):
+    return [answer.response_metadata["cache"]["prefilled"] for answer in answers]
+
+
+def together(chat, count=16):
+    """Answers to so many questions that are asked at once under one long system prompt."""
+
+    async def ask():
+        asked = [[LONG, HumanMessage(f"Where is book {n}?")] for n in range(count)]
+        return await asyncio.gather(*[chat.ainvoke(question) for question in asked])
+
+    return asyncio.run(ask())
+
+
+def test_sixteen_at_once_prefill_their_system_prompt_once(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=6)
+    answers = together(chat)
+    assert len(answers) == 16
+    prompt = answers[0].usage_metadata["input_tokens"]
+    assert prompt > 1000
+    # One of them computes all of its prompt; the others what comes behind the system prompt.
+    *others, most = sorted(prefilled(answers))
+    assert most == prompt
+    assert max(others) < 60
+    alone = ChatMLXCached(model=str(model), max_tokens=6, use_cache=False)
+    assert alone.invoke([LONG, HumanMessage("Where is book 3?")]).content == answers[3].content
+
+
+def test_runnables_in_parallel_share_one_cache(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=4)
+    ways = RunnableParallel(one=chat, other=chat.bind(max_tokens=2))
+    answers = ways.invoke([LONG, HumanMessage("Where?")])
+    assert min(prefilled(answers.values())) <= 2
+
+
+def test_warming_leaves_only_the_question_to_prefill(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=4)
+    assert chat.warm([LONG], tools=[look]) > 1000
+    bound = chat.bind_tools([look])
+    assert prefilled([bound.invoke([LONG, HumanMessage("Where?")])])[0] < 60
+    assert asyncio.run(chat.awarm([LONG], tools=[look])) > 1000
+    elsewhere = ChatMLXCached(model=str(model), max_tokens=4, namespace="else")
+    assert prefilled([elsewhere.bind_tools([look]).invoke([LONG, AGAIN])])[0] > 1000
+
+
+def test_tokens_are_counted_as_a_call_counts_them(model):
+    chat = ChatMLXCached(model=str(model), max_tokens=100, max_calls=1)
+    bound = chat.bind_tools([look], tool_choice="any")
+    first = bound.invoke(ASK)
+    result = ToolMessage("a wall", tool_call_id=first.tool_calls[0]["id"])
+    second = bound.invoke([*ASK, first, result])
+    told = [answer.usage_metadata["input_tokens"] for answer in (first, second)]
+    conversations = (ASK, [*ASK, first, result])
+    assert [chat.get_num_tokens_from_messages(c, tools=[look]) for c in conversations] == told
+    assert chat.get_num_tokens_from_messages(ASK) < told[0]
+    assert chat.get_num_tokens_from_messages([]) == 0
+    assert chat.get_token_ids("Hello") == chat.get_token_ids("Hello Hello")[:1]
+    most = chat.get_num_tokens_from_messages([*ASK, first, result]) - 1
+    kept = trim_messages([*ASK, first, result], max_tokens=most, token_counter=chat)
+    assert 0 < len(kept) < 4
+
+
+def test_tokens_are_counted_without_weights(tmp_path, tiny_llama):
+    folder = tiny_llama()
+    (folder / "model.safetensors").unlink()
+    code = (
+        "import sys; from langchain_adapter import ChatMLXCached as C; chat = C(model=sys.argv[1]);"
+    )
+    code += "from langchain_core.messages import HumanMessage;"
+    code += "print(chat.get_num_tokens_from_messages([HumanMessage('Hi.')]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 5
+
+
+def test_the_core_does_without_langchain():
+    code = (
+        "import sys; sys.modules['langchain_core'] = None;"
+        "import llm_mlx_promptcache.plugin, llm_mlx_promptcache.engine.pool, llm_mlx_promptcache;"
+        "print(sorted(n for n in sys.modules if n.startswith('langchain')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['langchain_core']"

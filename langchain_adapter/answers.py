@@ -1,0 +1,171 @@
+"""The engine's events -> LangChain's messages and chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+
+from llm_mlx_promptcache.engine.request import (
+    CallArguments,
+    CallName,
+    Event,
+    Finished,
+    Logprob,
+    ReasoningDelta,
+    TextDelta,
+)
+
+from .messages import METADATA, REASONING
+
+PROVIDER = "mlx-cached"
+# The key of `response_metadata` that names what should have been whole and was not.
+CUT = "cut"
+
+
+@dataclass
+class Answer:
+    """One answer on its way: its events become chunks or, at the end, one message.
+
+    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks; with
+    `must_call` an answer that ends before a call is whole is an error.
+    """
+
+    model: str
+    as_blocks: bool = False
+    must_call: bool = False
+    _kind: str = ""
+    _index: int = -1
+    _calls: dict[str, int] = field(default_factory=dict)
+
+    def chunk(self, event: Event) -> AIMessageChunk | None:
+        """The chunk that tells an event; None where LangChain has no word for it."""
+        if isinstance(event, TextDelta):
+            return AIMessageChunk(content=self._said("text", event.text))
+        if isinstance(event, ReasoningDelta):
+            return self._reasoned(event.text)
+        if isinstance(event, CallName):
+            self._calls[event.id] = self._block(f"call {event.id}")
+            return self._called(event.id, name=event.name)
+        if isinstance(event, CallArguments):
+            return self._called(event.id, arguments=event.text)
+        if isinstance(event, Finished):
+            self._check(event)
+            content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
+            return AIMessageChunk(content=content, chunk_position="last", **self._closing(event))
+        return None
+
+    def message(self, event: Event) -> AIMessage | None:
+        """The whole answer at its last event, None before."""
+        if isinstance(event, CallName):
+            self._calls[event.id] = len(self._calls)
+        if not isinstance(event, Finished):
+            return None
+        self._check(event)
+        closing = self._closing(event)
+        if event.reasoning and not self.as_blocks:
+            closing["additional_kwargs"][REASONING] = event.reasoning
+        calls = [
+            tool_call(name=call.name, args=dict(call.arguments), id=call.id)
+            for call in event.tool_calls
+        ]
+        return AIMessage(content=self._content(event), tool_calls=calls, **closing)
+
+    def _check(self, event: Finished) -> None:
+        """CutShort where a call is not whole: half of one must never look like a call."""
+        done = {call.id for call in event.tool_calls}
+        if event.cut and (set(self._calls) - done or (self.must_call and not done)):
+            event.whole()
+
+    def _content(self, event: Finished) -> str | list[str | dict[str, Any]]:
+        if not self.as_blocks:
+            return event.text
+        blocks: list[str | dict[str, Any]] = []
+        if event.reasoning:
+            blocks.append({"type": "reasoning", "reasoning": event.reasoning})
+        if event.text:
+            blocks.append({"type": "text", "text": event.text})
+        # LangChain itself puts the calls behind them.
+        return blocks
+
+    def _block(self, kind: str) -> int:
+        """The number of the block that is being told; another kind begins another one."""
+        if kind != self._kind:
+            self._kind, self._index = kind, self._index + 1
+        return self._index
+
+    def _said(self, kind: Literal["text", "reasoning"], text: str) -> Any:
+        index = self._block(kind)
+        return [{"type": kind, kind: text, "index": index}] if self.as_blocks else text
+
+    def _reasoned(self, text: str) -> AIMessageChunk:
+        said = self._said("reasoning", text)
+        if self.as_blocks:
+            return AIMessageChunk(content=said)
+        return AIMessageChunk(content="", additional_kwargs={REASONING: said})
+
+    def _called(self, id: str, name: str = "", arguments: str = "") -> AIMessageChunk:
+        """A piece of a call: pieces with one index are put together, so no text may have it."""
+        piece = tool_call_chunk(
+            name=name or None,
+            args=arguments,
+            id=id if name else None,
+            index=self._calls[id],
+        )
+        content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
+        return AIMessageChunk(content=content, tool_call_chunks=[piece])
+
+    def _closing(self, event: Finished) -> dict[str, Any]:
+        """What an answer carries beside its text: usage, metadata, and how to replay it."""
+        return {
+            "additional_kwargs": {METADATA: event.generated().to_json()},
+            "usage_metadata": _usage(event),
+            "response_metadata": _metadata(event, self.model),
+        }
+
+
+def _usage(event: Finished) -> UsageMetadata:
+    """All tokens of the prompt, those from the cache among them, as LangChain counts."""
+    usage = event.usage
+    return UsageMetadata(
+        input_tokens=usage.prompt,
+        output_tokens=usage.generated,
+        total_tokens=usage.prompt + usage.generated,
+        input_token_details=InputTokenDetails(cache_read=usage.cached),
+        output_token_details=OutputTokenDetails(reasoning=usage.reasoning),
+    )
+
+
+def _metadata(event: Finished, model: str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "model_name": model,
+        "model_provider": PROVIDER,
+        "finish_reason": event.reason,
+        "cache": {
+            "read": event.usage.cached,
+            "prefilled": event.usage.prefilled,
+            "why": event.why,
+        },
+        "timings": event.timings._asdict(),
+    }
+    if event.peak_bytes:
+        made["peak_bytes"] = event.peak_bytes
+    if event.cut:
+        made[CUT] = event.cut
+    if event.stopped_by:
+        made["stop_sequence"] = event.stopped_by
+    if event.logprobs:
+        made["logprobs"] = {
+            "content": [
+                {**_logprob(token.chosen), "top_logprobs": [_logprob(one) for one in token.top]}
+                for token in event.logprobs
+            ]
+        }
+    return made
+
+
+def _logprob(one: Logprob) -> dict[str, Any]:
+    return {"token": one.text, "logprob": one.logprob}

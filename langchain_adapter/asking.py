@@ -1,0 +1,126 @@
+"""What a call of LangChain asks for -> what the engine is asked: tools, formats, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BaseModel
+
+from llm_mlx_promptcache.engine.request import ToolChoice
+
+Tool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
+
+# Words that providers use for the same choices.
+_WORDS: dict[object, ToolChoice] = {
+    "auto": "auto",
+    "none": "none",
+    False: "none",
+    "any": "any",
+    "required": "any",
+    True: "any",
+}
+_FORMATS = ("json_schema", "json_object", "text")
+# What tells a tool or function of OpenAI or Anthropic from a JSON Schema.
+_FUNCTION_KEYS = frozenset(["parameters", "input_schema", "function"])
+
+
+class Choice(NamedTuple):
+    """Whether tools are called, and the name of the one that must be."""
+
+    how: ToolChoice
+    tool: str = ""
+
+
+class Wanted(NamedTuple):
+    """What the text of an answer must be, where it must be something."""
+
+    schema: Mapping[str, Any] | None = None
+    json_object: bool = False
+
+
+def openai_tools(tools: Iterable[Tool], strict: bool | None = None) -> list[dict[str, Any]]:
+    """Tools in OpenAI's form. Calls always follow their schemas, so `strict` only closes them."""
+    made = []
+    for tool in tools:
+        given = dict(tool) if isinstance(tool, Mapping) else tool
+        converted = convert_to_openai_tool(given, strict=strict)
+        function = {k: v for k, v in converted["function"].items() if k != "strict"}
+        # The mark itself is no word to the model, and would make another prompt.
+        made.append({"type": "function", "function": function})
+    return made
+
+
+def tool_names(tools: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of tools in OpenAI's form."""
+    return [str(tool["function"]["name"]) for tool in tools]
+
+
+def choice_of(given: object, tools: Sequence[Mapping[str, Any]]) -> Choice:
+    """A `tool_choice` in any form that LangChain's users know; ValueError names what is not."""
+    names = tool_names(tools)
+    if given is None:
+        return Choice("auto")
+    if isinstance(given, Mapping):
+        return _choice_of_dict(given, tools)
+    if isinstance(given, str) and given in names:
+        return Choice("any", given)
+    if isinstance(given, str | bool) and given in _WORDS:
+        return Choice(_WORDS[given])
+    raise ValueError(
+        f"tool_choice is {str(given)[:60]!r}; use auto, any, none or the name of a tool"
+        f" ({', '.join(names) or 'none is bound'})"
+    )
+
+
+def _choice_of_dict(given: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> Choice:
+    """{"type": "function", "function": {"name": ...}}, or Anthropic's {"type": "tool", ...}."""
+    function = given.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else given.get("name")
+    if name is None:
+        return choice_of(str(given.get("type", dict(given))), tools)
+    if name not in tool_names(tools):
+        raise ValueError(
+            f"tool_choice names {str(name)[:60]!r}, which is not bound;"
+            f" bound are: {', '.join(tool_names(tools)) or 'none'}"
+        )
+    return Choice("any", str(name))
+
+
+def format_of(schema: Any) -> dict[str, Any]:
+    """A schema (a Pydantic class, a TypedDict, JSON Schema) as OpenAI's `response_format`."""
+    if isinstance(schema, Mapping) and schema.get("type") in _FORMATS:
+        return dict(schema)
+    converted = _json_schema(schema)
+    name = str(converted.get("title") or "answer")
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": converted}}
+
+
+def _json_schema(schema: Any) -> dict[str, Any]:
+    """JSON Schema as it was meant: LangChain's own conversion can't take recursive models."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    if isinstance(schema, Mapping) and not _FUNCTION_KEYS.intersection(schema):
+        return dict(schema)
+    return convert_to_json_schema(dict(schema) if isinstance(schema, Mapping) else schema)
+
+
+def wanted(given: Any) -> Wanted:
+    """What a `response_format` asks of the text; ValueError names the field that is off."""
+    if given is None:
+        return Wanted()
+    form = format_of(given)
+    if form["type"] == "text":
+        return Wanted()
+    if form["type"] == "json_object":
+        return Wanted(json_object=True)
+    inner = form.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise ValueError(
+            "response_format.json_schema.schema is missing;"
+            ' give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
+        )
+    return Wanted(schema)

@@ -1,0 +1,72 @@
+"""What LangChain is told of a model before it is loaded: a file is read, nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import ModelProfile
+
+from llm_mlx_promptcache.config import DEFAULT_MODEL
+
+_CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
+_DEFAULT_CONTEXT = 8192
+
+
+def profile_of(model: str, max_tokens: int) -> ModelProfile:
+    """The capabilities that every model has here, and the context of one that is on this disk."""
+    made: ModelProfile = {
+        "max_output_tokens": max_tokens,
+        "text_inputs": True,
+        "text_outputs": True,
+        "image_inputs": False,
+        "image_url_inputs": False,
+        "image_tool_message": False,
+        "pdf_inputs": False,
+        "pdf_tool_message": False,
+        "audio_inputs": False,
+        "audio_outputs": False,
+        "video_inputs": False,
+        "tool_calling": True,
+        "tool_choice": True,
+        # A grammar holds the answer to a schema, beside tools too.
+        "structured_output": True,
+    }
+    if context := _context(model):
+        made["max_input_tokens"] = context
+    return made
+
+
+def _context(model: str) -> int | None:
+    """Tokens that the model's context holds, where its folder is here and says so."""
+    if model == DEFAULT_MODEL:
+        return _DEFAULT_CONTEXT
+    config = _config(model)
+    inner = config.get("text_config")
+    for place in (config, inner if isinstance(inner, dict) else {}):
+        for key in _CONTEXT_KEYS:
+            if isinstance(length := place.get(key), int) and length > 0:
+                return length
+    return None
+
+
+def _config(model: str) -> dict[str, Any]:
+    try:
+        file = Path(model).expanduser() / "config.json"
+        if not file.exists():
+            file = _from_hub_cache(model)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _from_hub_cache(model: str) -> Path:
+    """Where the hub's client keeps the file; OSError where it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json")
+    if not isinstance(found, str):
+        raise FileNotFoundError(model)
+    return Path(found)

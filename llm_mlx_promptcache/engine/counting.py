@@ -1,0 +1,77 @@
+"""Tokens counted with a model's own tokenizer and template; its weights are not read."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from functools import cache
+
+from ..chat.transcript import Transcript, render
+from .chat_tokenizer import TemplateTokenizer
+from .preparing import arguments_of
+from .request import GenerationRequest
+
+
+class TokenCounter:
+    """Counts for one model; safe from several threads."""
+
+    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Fast tokenizers refuse to be borrowed by two threads at once.
+        self._lock = threading.Lock()
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text, without a template around it."""
+        with self._lock:
+            return self._tokenizer.encode(text)[0]
+
+    def count(self, request: GenerationRequest) -> int:
+        """Tokens of the prompt that the request makes; earlier answers count as they are replayed.
+
+        A part of a conversation counts too, as callers who shorten one ask for it: where the
+        template refuses it, as the texts of its messages.
+        """
+        if not request.messages:
+            return 0
+        # Without weights nobody knows this model's fingerprint but those whom it answered.
+        records = [m.generated for m in request.messages if m.generated is not None]
+        fingerprint = records[-1].fingerprint if records else ""
+        with self._lock:
+            try:
+                return len(self._rendered(request, fingerprint).ids)
+            except ValueError:
+                texts = [message.content for message in request.messages]
+                return sum(len(self._tokenizer.encode(text)[0]) for text in texts)
+
+    def _rendered(self, request: GenerationRequest, fingerprint: str) -> Transcript:
+        return render(
+            request.messages,
+            self._tokenizer,
+            fingerprint=fingerprint,
+            tools=request.tools,
+            template_arguments=arguments_of(request, self._tokenizer.thinking_argument),
+        )
+
+
+@cache
+def counter_for(reference: str) -> TokenCounter:
+    """The counter of a model: "default", a folder, or a hub id; ModelLoadError."""
+    loaded: Future[TokenCounter] = Future()
+
+    def load() -> None:
+        # A thread of its own: what touches MLX must be left properly, and a caller's can't be.
+        from .threads import leave_thread
+
+        try:
+            from .loading import load_tokenizer, model_folder
+
+            tokenizer = TemplateTokenizer(load_tokenizer(model_folder(reference)))
+            loaded.set_result(TokenCounter(tokenizer))
+        except BaseException as error:
+            loaded.set_exception(error)
+        leave_thread()
+
+    thread = threading.Thread(target=load, name="mlx-tokenizer")
+    thread.start()
+    thread.join()
+    return loaded.result()

@@ -1,0 +1,65 @@
+"""docs/langchain.md: each of its examples, as printed, in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "langchain.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+CHAIN, AGENT, GRAPH, SCHEMA, WARM = EXAMPLES
+
+
+@pytest.fixture
+def run(home, tmp_path):
+    """`run(code)`: the lines that a script prints, with the default model and an empty cache."""
+
+    def run(code):
+        (tmp_path / "harbour.py").write_text(code)
+        environment = {**os.environ, "LLM_MLX_CACHED_HOME": str(home.folder / "mlx")}
+        done = subprocess.run(
+            [sys.executable, "harbour.py"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def reused(line):
+    """The two figures of "N tokens, M of them reused"."""
+    return [int(figure) for figure in re.findall(r"\d+", line)]
+
+
+@pytest.mark.real_model
+def test_a_chain(run):
+    lines = run(CHAIN)
+    assert lines[0]
+    assert int(lines[-2].split()[0]) > 10
+
+
+@pytest.mark.real_model
+def test_an_agent(run):
+    asked, answered = map(reused, run(AGENT))
+    assert asked[1] == 0
+    assert answered[1] > asked[0]
+
+
+@pytest.mark.real_model
+def test_a_graph_that_goes_on_in_another_process(run):
+    first, second = reused(run(GRAPH)[-1]), reused(run(GRAPH)[-1])
+    assert first[1] == 0
+    assert second[1] > first[0]
+
+
+@pytest.mark.real_model
+def test_structured_output_and_warming(run):
+    assert re.search(r"kind='\w+' masts=-?\d+", run(SCHEMA)[-1])
+    assert int(run(WARM)[-1].split()[0]) > 50

@@ -1,0 +1,466 @@
+"""Every word of LangChain's to the engine's and back, with an engine that says what it is told."""
+
+import asyncio
+from typing import TypedDict
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.load import dumpd, load
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    messages_from_dict,
+    messages_to_dict,
+)
+from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.tools import tool
+from pydantic import BaseModel
+
+from langchain_adapter import ChatMLXCached, chat_model
+from langchain_adapter.messages import from_langchain
+from llm_mlx_promptcache.chat.messages import Message, ToolCall
+from llm_mlx_promptcache.engine.request import (
+    CallArguments,
+    CallName,
+    CutShort,
+    Finished,
+    KVSettings,
+    Logprob,
+    Progress,
+    ReasoningDelta,
+    TextDelta,
+    Timings,
+    TokenLogprobs,
+    Usage,
+)
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+
+
+class Scripted:
+    """An engine that answers with the events that it is given, and keeps what it was asked."""
+
+    def __init__(self, events):
+        self.events, self.asked, self.ended = events, [], 0
+
+    def generate(self, request):
+        self.asked.append(request)
+        try:
+            yield from self.events
+        finally:
+            self.ended += 1
+
+    async def agenerate(self, request):
+        self.asked.append(request)
+        try:
+            for event in self.events:
+                yield event
+        finally:
+            self.ended += 1
+
+
+def finished(text="", calls=(), **more):
+    parts = {
+        "ids": (5, 6, 2),
+        "text": text,
+        "reason": "tool_calls" if calls else "stop",
+        "usage": Usage(20, 12, 8, 3, reasoning=1),
+        "timings": Timings(0.0, 0.1, 0.2),
+        "why": "told off after token 12",
+        "fingerprint": "model",
+        "tool_calls": tuple(calls),
+    }
+    return Finished(**{**parts, **more})
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    scripted = Scripted([TextDelta("Hello"), finished("Hello")])
+    monkeypatch.setattr(chat_model, "engine_for", lambda reference: scripted)
+    return scripted
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool
+def clock() -> str:
+    """Tell the time."""
+    return "noon"
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
+    age: int
+
+
+class PersonDict(TypedDict):
+    """A person."""
+
+    name: str
+    age: int
+
+
+def test_messages_of_every_kind():
+    call = {"name": "add", "args": {"a": 1, "b": 2}, "id": "c1"}
+    legacy = {"function": {"name": "add", "arguments": '{"a": 1}'}, "type": "function", "id": "c2"}
+    thought = {"type": "thinking", "thinking": "hm", "signature": "x"}
+    used = {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1, "b": 2}}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "3", "is_error": True}
+    given = [
+        SystemMessage("Be good."),
+        SystemMessage("Be brief.", additional_kwargs={"__openai_role__": "developer"}),
+        HumanMessage([{"type": "text", "text": "Add "}, "them."], name="Ann"),
+        AIMessage([thought, {"type": "text", "text": "So."}, used], tool_calls=[call]),
+        ToolMessage("3", tool_call_id="c1", name="add"),
+        AIMessage("", additional_kwargs={"tool_calls": [legacy], "reasoning_content": "well"}),
+        ToolMessage([{"type": "text", "text": "oh"}], tool_call_id="c2", status="error"),
+        HumanMessage([result, {"type": "text", "text": "Go on."}]),
+        ChatMessage("Mine.", role="assistant"),
+        FunctionMessage("4", name="add"),
+    ]
+    told = (ToolCall("add", {"a": 1, "b": 2}, "c1"),)
+    assert list(from_langchain(given)) == [
+        Message("system", "Be good."),
+        Message("developer", "Be brief."),
+        Message("user", "Add them.", name="Ann"),
+        Message("assistant", "So.", reasoning="hm", tool_calls=told),
+        Message("tool", "3", tool_call_id="c1", name="add"),
+        Message("assistant", "", reasoning="well", tool_calls=(ToolCall("add", {"a": 1}, "c2"),)),
+        Message("tool", "oh", tool_call_id="c2", is_error=True),
+        Message("tool", "3", tool_call_id="c1", is_error=True),
+        Message("user", "Go on."),
+        Message("assistant", "Mine."),
+        Message("tool", "4", name="add"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}]), "'image_url' block"),
+        (AIMessage([{"type": "audio", "data": "x"}]), "'audio' block"),
+        (ToolMessage([{"type": "image", "url": "x"}], tool_call_id="1"), "'image' block"),
+        (ChatMessage("Hi.", role="wizard"), "role 'wizard'"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place(message, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        list(from_langchain([HumanMessage("Hi."), message]))
+    assert str(refused.value).startswith("messages[1] ")
+
+
+@pytest.mark.parametrize(
+    ("given", "how", "name"),
+    [
+        (None, "auto", ""),
+        ("auto", "auto", ""),
+        ("none", "none", ""),
+        (False, "none", ""),
+        ("any", "any", ""),
+        ("required", "any", ""),
+        (True, "any", ""),
+        ("add", "any", "add"),
+        ({"type": "function", "function": {"name": "clock"}}, "any", "clock"),
+        ({"type": "tool", "name": "add"}, "any", "add"),
+        ({"type": "any"}, "any", ""),
+    ],
+)
+def test_every_tool_choice(engine, given, how, name):
+    ChatMLXCached().bind_tools([clock, add], tool_choice=given).invoke("Hi.")
+    (asked,) = engine.asked
+    assert (asked.tool_choice, asked.tool, len(asked.tools)) == (how, name, 2)
+
+
+def test_a_tool_choice_that_is_none_is_refused_when_it_is_bound():
+    for choice in ("sub", 7, {"type": "function", "function": {"name": "sub"}}, {"kind": "any"}):
+        with pytest.raises(ValueError, match=r"tool_choice .*add"):
+            ChatMLXCached().bind_tools([add], tool_choice=choice)
+
+
+def test_strict_tools_make_the_same_prompt(engine):
+    for strict in (None, False, True):
+        ChatMLXCached().bind_tools([clock], strict=strict).invoke("Hi.")
+    plain, loose, strict = (asked.tools[0]["function"] for asked in engine.asked)
+    assert plain == loose
+    assert "strict" not in strict
+    assert strict["parameters"]["additionalProperties"] is False
+
+
+def test_parallel_calls_and_formats_beside_tools(engine):
+    chat = ChatMLXCached().bind_tools(
+        [add], parallel_tool_calls=False, response_format=Person, tool_choice="auto"
+    )
+    chat.invoke("Hi.")
+    (asked,) = engine.asked
+    assert asked.max_calls == 1
+    assert asked.schema == Person.model_json_schema()
+    assert asked.tool_choice == "auto"
+
+
+def test_the_policy_calls_first_where_nobody_chose(engine):
+    chat = ChatMLXCached(tool_policy="call_first")
+    history = [
+        HumanMessage("Hi."),
+        AIMessage("", tool_calls=[_call()]),
+        ToolMessage("3", tool_call_id="c1"),
+    ]
+    chat.bind_tools([add]).invoke("Hi.")
+    chat.bind_tools([add]).invoke(history)
+    chat.bind_tools([add], tool_choice="auto").invoke("Hi.")
+    chat.invoke("Hi.")
+    assert [asked.tool_choice for asked in engine.asked] == ["any", "auto", "auto", "auto"]
+
+
+def _call():
+    return {"name": "add", "args": {"a": 1, "b": 2}, "id": "c1"}
+
+
+def test_settings_of_the_model_and_of_one_call(engine):
+    chat = ChatMLXCached(
+        temperature=0.5, seed=3, max_tokens=9, stop=["x"], namespace="me", kv_bits=8, thinking=True
+    )
+    chat.bind(max_tokens=4, on_disk=False, repetition_penalty=1.1).invoke("Hi.", stop=["y"])
+    chat.invoke("Hi.", logit_bias={7: -1.0}, logprobs=2, regex="[ab]")
+    one, other = engine.asked
+    assert (one.max_tokens, one.on_disk, one.stop) == (4, False, ("y",))
+    assert (one.salt, one.kv, one.thinking) == ("me", KVSettings(8), True)
+    assert (one.sampling.temperature, one.sampling.repetition_penalty) == (0.5, 1.1)
+    assert (other.max_tokens, other.stop, other.logprobs) == (9, ("x",), 2)
+    assert (other.sampling.logit_bias, other.sampling.seed) == (((7, -1.0),), 3)
+    assert other.regex == "[ab]"
+    with pytest.raises(ValueError, match="'temprature' is no setting"):
+        chat.invoke("Hi.", temprature=1)
+
+
+SPOKEN = [
+    Progress(20, 20, 12),
+    ReasoningDelta("Let me "),
+    ReasoningDelta("see."),
+    TextDelta("I "),
+    TextDelta("add."),
+    CallName("c1", "add"),
+    CallArguments("c1", '{"a": 1, '),
+    CallArguments("c1", '"b": 2}'),
+    CallName("c2", "clock"),
+    CallArguments("c2", "{}"),
+    finished(
+        "I add.",
+        [ToolCall("add", {"a": 1, "b": 2}, "c1"), ToolCall("clock", {}, "c2")],
+        reasoning="Let me see.",
+    ),
+]
+
+
+def merged(chunks):
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return whole
+
+
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_stream_put_together_is_the_invocation(engine, version):
+    engine.events = SPOKEN
+    chat = ChatMLXCached(output_version=version)
+    whole, chunks = chat.invoke("Hi."), list(chat.stream("Hi."))
+    streamed = merged(chunks)
+
+    async def both():
+        return await chat.ainvoke("Hi."), [chunk async for chunk in chat.astream("Hi.")]
+
+    awaited, later = asyncio.run(both())
+    for one in (streamed, awaited, merged(later)):
+        assert one.tool_calls == whole.tool_calls
+        assert one.additional_kwargs == whole.additional_kwargs
+        assert one.usage_metadata == whole.usage_metadata
+        assert one.response_metadata == whole.response_metadata
+        assert _plain(one.content_blocks) == _plain(whole.content_blocks)
+        assert list(from_langchain([one])) == list(from_langchain([whole]))
+    kinds = [block["type"] for block in whole.content_blocks]
+    assert kinds == ["reasoning", "text", "tool_call", "tool_call"]
+    assert [call["name"] for call in whole.tool_calls] == ["add", "clock"]
+    assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
+    assert chunks[-1].chunk_position == "last"
+    assert engine.ended == 4
+
+
+def _plain(blocks):
+    return [{k: v for k, v in block.items() if k != "index"} for block in blocks]
+
+
+def test_text_after_a_call_stays_text_in_blocks(engine):
+    call = ToolCall("clock", {}, "c1")
+    spoken = [TextDelta("So:"), CallName("c1", "clock"), CallArguments("c1", "{}")]
+    engine.events = [*spoken, TextDelta(" Done."), finished("So: Done.", [call])]
+    streamed = merged(list(ChatMLXCached(output_version="v1").stream("Hi.")))
+    assert streamed.text == "So: Done."
+    assert [call["name"] for call in streamed.tool_calls] == ["clock"]
+
+
+def test_usage_and_metadata(engine):
+    likely = TokenLogprobs(Logprob(5, "He", -0.1), (Logprob(5, "He", -0.1), Logprob(6, "A", -2.0)))
+    engine.events = [finished("Hello", logprobs=(likely,), peak_bytes=7, stopped_by="!")]
+    answer = ChatMLXCached(model="mine").invoke("Hi.")
+    assert answer.usage_metadata == {
+        "input_tokens": 20,
+        "output_tokens": 3,
+        "total_tokens": 23,
+        "input_token_details": {"cache_read": 12},
+        "output_token_details": {"reasoning": 1},
+    }
+    told = answer.response_metadata
+    assert (told["model_name"], told["model_provider"]) == ("mine", "mlx-cached")
+    assert told["cache"] == {"read": 12, "prefilled": 8, "why": "told off after token 12"}
+    assert (told["finish_reason"], told["stop_sequence"], told["peak_bytes"]) == ("stop", "!", 7)
+    assert told["logprobs"]["content"][0]["top_logprobs"][1] == {"token": "A", "logprob": -2.0}
+    assert ChatMLXCached()._get_ls_params()["ls_provider"] == told["model_provider"]
+
+
+def test_the_record_of_an_answer_survives_storage_and_streams(engine):
+    engine.events = SPOKEN
+    chat = ChatMLXCached()
+    for answer in (chat.invoke("Hi."), merged(list(chat.stream("Hi.")))):
+        (stored,) = messages_from_dict(messages_to_dict([answer]))
+        (message,) = from_langchain([stored])
+        assert message.generated.ids == (5, 6, 2)
+        assert message.unchanged("model")
+        edited = stored.model_copy(update={"content": "I won't."})
+        assert not next(from_langchain([edited])).unchanged("model")
+
+
+def test_half_a_call_is_an_error_and_never_a_call(engine):
+    said = [CallName("c1", "add"), CallArguments("c1", '{"a": 1')]
+    engine.events = [*said, finished(cut="a call of a tool", reason="length")]
+    chat = ChatMLXCached().bind_tools([add])
+    with pytest.raises(CutShort, match="raise max_tokens"):
+        chat.invoke("Hi.")
+    with pytest.raises(CutShort, match="raise max_tokens"):
+        list(chat.stream("Hi."))
+    engine.events = [finished(cut="a call of a tool", reason="length")]
+    with pytest.raises(CutShort):
+        ChatMLXCached().bind_tools([add], tool_choice="any").invoke("Hi.")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize("schema", [Person, PersonDict, Person.model_json_schema()])
+def test_structured_output_by_every_method(engine, method, schema):
+    text = '{"name": "Ann", "age": 7}'
+    engine.events = [TextDelta(text[:9]), TextDelta(text[9:]), finished(text)]
+    name = schema["title"] if isinstance(schema, dict) else schema.__name__
+    if method == "function_calling":
+        call = ToolCall(name, {"name": "Ann", "age": 7}, "c1")
+        said = [CallName("c1", name), CallArguments("c1", text)]
+        engine.events = [*said, finished("", [call])]
+    chat = ChatMLXCached().with_structured_output(schema, method=method)
+    person = Person(name="Ann", age=7) if schema is Person else {"name": "Ann", "age": 7}
+    assert chat.invoke("Who?") == person
+    assert list(chat.stream("Who?"))[-1] == person
+    assert asyncio.run(chat.ainvoke("Who?")) == person
+    raw = ChatMLXCached().with_structured_output(schema, method=method, include_raw=True)
+    answer = raw.invoke("Who?")
+    assert (answer["parsed"], answer["parsing_error"]) == (person, None)
+    assert isinstance(answer["raw"], AIMessage)
+    asked = engine.asked[0]
+    if method == "function_calling":
+        assert (asked.tool, asked.max_calls, asked.schema) == (name, 1, None)
+    else:
+        assert set(asked.schema["properties"]) == {"name", "age"}
+
+
+def test_json_mode_without_a_schema_and_recursive_schemas(engine):
+    engine.events = [finished('{"a": 1}')]
+    assert ChatMLXCached().with_structured_output(method="json_mode").invoke("Hi.") == {"a": 1}
+    recursive = {"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"}
+    ChatMLXCached().with_structured_output(recursive).invoke("Hi.")
+    assert [asked.json_object for asked in engine.asked] == [True, False]
+    assert engine.asked[1].schema == recursive
+
+
+def test_half_a_document_is_an_error_which_include_raw_tells(engine):
+    half = '{"name": "Ann", "age": 7, "more": "an'
+    engine.events = [TextDelta(half), finished(half, cut="a JSON document", reason="length")]
+    schema = Person.model_json_schema()
+    chat = ChatMLXCached().with_structured_output(schema)
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        chat.invoke("Who?")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        list(chat.stream("Who?"))
+    told = ChatMLXCached().with_structured_output(schema, include_raw=True).invoke("Who?")
+    assert told["parsed"] is None
+    assert isinstance(told["parsing_error"], OutputParserException)
+    assert told["raw"].response_metadata["finish_reason"] == "length"
+
+
+def test_what_with_structured_output_refuses():
+    chat = ChatMLXCached()
+    with pytest.raises(ValueError, match="method is 'magic'"):
+        chat.with_structured_output(Person, method="magic")
+    with pytest.raises(ValueError, match="schema is None"):
+        chat.with_structured_output(None)
+    with pytest.raises(ValueError, match="does not know depth"):
+        chat.with_structured_output(Person, depth=3)
+
+
+def test_a_reader_who_stops_frees_the_engine(engine):
+    engine.events = [TextDelta("a"), TextDelta("b"), finished("ab")]
+    chat = ChatMLXCached()
+    stream = chat.stream("Hi.")
+    next(stream)
+    stream.close()
+
+    async def first():
+        later = chat.astream("Hi.")
+        await anext(later)
+        await later.aclose()
+
+    asyncio.run(first())
+    assert engine.ended == 2
+
+
+class Counted(BaseRateLimiter):
+    count = 0
+
+    def acquire(self, *, blocking=True):
+        Counted.count += 1
+        return True
+
+    async def aacquire(self, *, blocking=True):
+        return self.acquire()
+
+
+def test_a_rate_limiter_is_asked_once_a_call(engine):
+    chat = ChatMLXCached(rate_limiter=Counted())
+    chat.invoke("Hi.")
+    list(chat.stream("Hi."))
+    asyncio.run(chat.ainvoke("Hi."))
+    assert Counted.count == 3
+
+
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+def test_it_is_stored_and_loaded_without_weights():
+    chat = ChatMLXCached(model="mine", max_tokens=9, namespace="me", template_arguments={"a": 1})
+    again = load(
+        dumpd(chat), allowed_objects=[ChatMLXCached], valid_namespaces=["langchain_adapter"]
+    )
+    assert again == chat
+
+
+def test_the_profile_tells_what_is_known_before_loading(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 4096}}')
+    profile = ChatMLXCached(model=str(tmp_path), max_tokens=9).profile
+    assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (4096, 9)
+    assert profile["tool_calling"]
+    assert profile["structured_output"]
+    assert not profile["image_inputs"]
+    assert "max_input_tokens" not in ChatMLXCached(model=str(tmp_path / "none")).profile
+    assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}
