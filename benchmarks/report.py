@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from report_figures import draw, headlines, shown
 
-from llm_mlx_promptcache.bench import machine, machine_line
+from llm_mlx_promptcache.commands.bench import machine, machine_line
 
 HERE = Path(__file__).resolve().parent
 _LONGEST = 3600

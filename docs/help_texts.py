@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llm_mlx_promptcache.commands import mlx_cached
-from llm_mlx_promptcache.llm_options import MlxCachedOptions
+from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
 
 _WIDTH = 80
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def register_models(register: Callable[..., Any]) -> None:
     """Offer `mlx-cached` and each model that the user registered."""
     from .config import Settings, load_settings
-    from .llm_models import AsyncMlxCached, MlxCached
+    from .llm_adapter.models import AsyncMlxCached, MlxCached
 
     try:
         settings = load_settings()

@@ -234,7 +234,9 @@ def scripted(monkeypatch, tmp_path):
     engine = Scripted()
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
-    monkeypatch.setattr("llm_mlx_promptcache.llm_models.engine_for", lambda reference: engine)
+    monkeypatch.setattr(
+        "llm_mlx_promptcache.llm_adapter.models.engine_for", lambda reference: engine
+    )
     return engine
 
 

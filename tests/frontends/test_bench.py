@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from llm_mlx_promptcache.bench import bench
+from llm_mlx_promptcache.commands.bench import bench
 from llm_mlx_promptcache.config import cache_folder
 
 

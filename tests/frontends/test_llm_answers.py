@@ -14,7 +14,7 @@ from llm_mlx_promptcache.engine.request import (
     ReasoningDelta,
     TextDelta,
 )
-from llm_mlx_promptcache.llm_models import AsyncMlxCached, MlxCached
+from llm_mlx_promptcache.llm_adapter.models import AsyncMlxCached, MlxCached
 
 ANSWER = [
     Progress(3, 4, 2),

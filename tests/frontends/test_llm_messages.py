@@ -23,9 +23,9 @@ from llm_mlx_promptcache.engine.request import (
     ReasoningDelta,
     TextDelta,
 )
-from llm_mlx_promptcache.llm_models import MlxCached
-from llm_mlx_promptcache.llm_options import MlxCachedOptions
-from llm_mlx_promptcache.llm_records import Asked
+from llm_mlx_promptcache.llm_adapter.models import MlxCached
+from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
+from llm_mlx_promptcache.llm_adapter.records import Asked
 
 
 def shown(request):
@@ -169,7 +169,7 @@ def test_whatever_an_answer_is_made_of_its_record_survives(events, scripted, log
     scripted.answers = [events]
     logged.log(MlxCached().conversation().prompt("Well?", tools=[alpha]))
     (message,) = load_conversation(None, database=logged.path).loaded_messages[1:]
-    from llm_mlx_promptcache.llm_messages import _translated
+    from llm_mlx_promptcache.llm_adapter.messages import _translated
 
     (answer,) = _translated(Message.from_dict(json.loads(json.dumps(message.to_dict()))))
     assert answer.unchanged("scripted")

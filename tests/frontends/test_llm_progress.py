@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_mlx_promptcache.config import Settings, save_settings
 from llm_mlx_promptcache.engine.request import Progress, TextDelta
-from llm_mlx_promptcache.llm_models import MlxCached
+from llm_mlx_promptcache.llm_adapter.models import MlxCached
 
 LONG = "word " * 1200
 

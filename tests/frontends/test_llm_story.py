@@ -132,7 +132,7 @@ def test_a_loop_of_three_steps(quick_home, tools, monkeypatch):
     def choice(options, chain):
         return "any" if sum(message.role == "tool" for message in chain) < 2 else "none"
 
-    monkeypatch.setattr("llm_mlx_promptcache.llm_requests._choice", choice)
+    monkeypatch.setattr("llm_mlx_promptcache.llm_adapter.requests._choice", choice)
     quick_home.llm(
         "-m", "mlx-cached", "What is the weather?", *tools[2:], "--schema", "population int"
     )

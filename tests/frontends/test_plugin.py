@@ -9,7 +9,7 @@ import llm
 import pytest
 
 from llm_mlx_promptcache.config import Settings, save_settings
-from llm_mlx_promptcache.llm_models import AsyncMlxCached, MlxCached
+from llm_mlx_promptcache.llm_adapter.models import AsyncMlxCached, MlxCached
 
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "numpy")
 
@@ -21,7 +21,9 @@ def modules_after(code):
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["plugin", "llm_models", "llm_options", "commands", "config"])
+@pytest.mark.parametrize(
+    "module", ["plugin", "llm_adapter.models", "llm_adapter.options", "commands", "config"]
+)
 def test_importing_the_front_ends_imports_nothing_heavy(module):
     ours = modules_after(f"import llm_mlx_promptcache.{module}")
     # llm itself imports numpy where it finds it.

@@ -5,7 +5,7 @@ import pty
 import subprocess
 import sys
 
-from llm_mlx_promptcache.shown import quoted
+from llm_mlx_promptcache.commands.shown import quoted
 
 
 def on_a_terminal(script):
@@ -21,7 +21,8 @@ def on_a_terminal(script):
 
 def test_a_table_on_a_terminal_has_a_head_and_in_a_pipe_it_has_none(capsys):
     script = (
-        "from llm_mlx_promptcache.shown import show_table as s; s(('name', 'is'), [('[b]', 'x')])"
+        "from llm_mlx_promptcache.commands.shown import show_table as s;"
+        " s(('name', 'is'), [('[b]', 'x')])"
     )
     told = on_a_terminal(script)
     assert "name" in told
@@ -32,7 +33,7 @@ def test_a_table_on_a_terminal_has_a_head_and_in_a_pipe_it_has_none(capsys):
 
 def test_a_tree_on_a_terminal_and_in_a_pipe(capsys):
     lines = "[(0, 'one'), (1, 'two'), (1, 'three'), (0, 'four')]"
-    script = f"from llm_mlx_promptcache.shown import show_tree as s; s('root', {lines})"
+    script = f"from llm_mlx_promptcache.commands.shown import show_tree as s; s('root', {lines})"
     told = [line.strip() for line in on_a_terminal(script).splitlines()]
     assert [line.split()[-1] for line in told] == [
         "\x1b[1mroot\x1b[0m",

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import llm
 from pydantic import Field, field_validator
 
-from .engine.request import DEFAULT_MAX_TOKENS, Sampling, ToolChoice
+from ..engine.request import DEFAULT_MAX_TOKENS, Sampling, ToolChoice
 
 _KV_BITS = (0, 2, 3, 4, 6, 8)
 

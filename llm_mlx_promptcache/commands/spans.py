@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .config import load_settings
-from .engine.pool import disk_store
+from ..config import load_settings
+from ..engine.pool import disk_store
 from .shown import json_option, quoted, show_json, show_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .cache.listing import ListedSpan, Listing
-    from .engine.chat_tokenizer import TemplateTokenizer
+    from ..cache.listing import ListedSpan, Listing
+    from ..engine.chat_tokenizer import TemplateTokenizer
 
 _WORDS = 16  # tokens of a span that are decoded for its first words
 
@@ -90,7 +90,7 @@ class _Words:
         if not self._wanted:
             return None
         if span.model not in self._tokenizers:
-            from .engine.tokenizer_alone import tokenizer_of
+            from ..engine.tokenizer_alone import tokenizer_of
 
             self._tokenizers[span.model] = tokenizer_of(span.model)
         tokenizer = self._tokenizers[span.model]
@@ -111,7 +111,7 @@ def _lines(listing: Listing, namespace: str, words: _Words) -> Iterator[tuple[in
 
 
 def _line(span: ListedSpan, text: str | None) -> str:
-    from .cache.sizes import format_size
+    from ..cache.sizes import format_size
 
     place = f"{span.start}-{span.end}" if len(span.tokens) else f"checkpoint at {span.start}"
     uses = f"{span.hits} hit" + "s" * (span.hits != 1)

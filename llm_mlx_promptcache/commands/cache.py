@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import click
 
-from .config import Settings, cache_folder, load_settings, save_settings
-from .engine.pool import MEMORY, disk_store
+from ..config import Settings, cache_folder, load_settings, save_settings
+from ..engine.pool import MEMORY, disk_store
 from .shown import json_option, show_json, show_table
 
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
@@ -31,7 +31,7 @@ def path(as_json: bool) -> None:
 @json_option
 def stats(as_json: bool) -> None:
     """Print what the cache on disk holds, in all and of each model."""
-    from .cache.sizes import format_size
+    from ..cache.sizes import format_size
 
     store = disk_store()
     held = store.stats()
@@ -73,7 +73,7 @@ def check(fix: bool, as_json: bool) -> None:
 @json_option
 def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
     """Remove what the cache holds on disk."""
-    from .cache.sizes import format_size
+    from ..cache.sizes import format_size
 
     days = None if older_than is None else _days("--older-than", older_than)
     named = None if model is None else load_settings().reference(model)
@@ -120,7 +120,7 @@ def _bounds(found: Settings) -> list[tuple[str, str]]:
 
 def _size(option: str, size: str) -> str | None:
     """A size as it was given, once it is known to be one; ValueError names the option."""
-    from .cache.sizes import parse_size
+    from ..cache.sizes import parse_size
 
     if size == _AUTO:
         return None

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .config import HOME_VARIABLE, data_folder, load_settings
+from ..config import HOME_VARIABLE, data_folder, load_settings
 
 if TYPE_CHECKING:
-    from .chat.messages import Message
-    from .engine.request import Finished
+    from ..chat.messages import Message
+    from ..engine.request import Finished
 
 # Of our own making, so that nobody pastes a text of theirs into an issue.
 _RULE = (
@@ -78,7 +78,7 @@ def bench(model: str | None, rules: int, as_json: bool) -> None:
 
 def measure(model: str, rules: int) -> Result:
     """Ask each step's prompt with the cache and without it, over an empty cache of its own."""
-    from .chat.messages import Message
+    from ..chat.messages import Message
 
     system = Message("system", "\n".join(_rules(rules)))
     first, second, other = (Message("user", question) for question in _QUESTIONS)
@@ -187,8 +187,8 @@ def _both(model: str, messages: tuple[Message, ...]) -> tuple[Finished, Finished
 
 
 def _ask(model: str, messages: tuple[Message, ...], use_cache: bool) -> Finished:
-    from .engine.pool import engine_for
-    from .engine.request import Finished, GenerationRequest
+    from ..engine.pool import engine_for
+    from ..engine.request import Finished, GenerationRequest
 
     request = GenerationRequest(messages, max_tokens=_ANSWER, use_cache=use_cache)
     for event in engine_for(model).generate(request):
@@ -200,7 +200,7 @@ def _ask(model: str, messages: tuple[Message, ...], use_cache: bool) -> Finished
 @contextmanager
 def _own_cache() -> Iterator[None]:
     """An empty cache that goes afterwards; the user's models and settings, nothing else."""
-    from .engine.pool import DISK_SWITCH
+    from ..engine.pool import DISK_SWITCH
 
     kept = {name: os.environ.get(name) for name in (HOME_VARIABLE, DISK_SWITCH)}
     data = data_folder()
@@ -220,7 +220,7 @@ def _own_cache() -> Iterator[None]:
 
 def _restart() -> None:
     """End the engines and forget what is in memory, as a new process would; the disk stays."""
-    from .engine.pool import close_engines
+    from ..engine.pool import close_engines
 
     close_engines()
 

@@ -12,12 +12,12 @@ import llm
 import sqlite_utils
 from llm.logs import LogStore
 
-from .chat.generated import Generated
-from .config import MODEL_ID, Settings
-from .engine.request import GenerationRequest
-from .llm_models import MlxCached
-from .llm_records import generated_of
-from .llm_requests import question
+from ..chat.generated import Generated
+from ..config import MODEL_ID, Settings
+from ..engine.request import GenerationRequest
+from .models import MlxCached
+from .records import generated_of
+from .requests import question
 
 _TOOLS = """
 select tools.name, tools.description, tools.input_schema from turn_tools

@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from .engine.progress import ProgressLine
-from .engine.request import Event, Progress
+from ..engine.progress import ProgressLine
+from ..engine.request import Event, Progress
 
 # The line must fit a terminal of 80, where alone it can be erased.
 _NAME = 60

@@ -9,7 +9,7 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
-from .engine.request import (
+from ..engine.request import (
     CallArguments,
     CallName,
     Event,
@@ -17,8 +17,8 @@ from .engine.request import (
     ReasoningDelta,
     TextDelta,
 )
-from .llm_records import to_metadata
-from .llm_requests import Question
+from .records import to_metadata
+from .requests import Question
 
 
 class Answer:

@@ -11,21 +11,21 @@ from typing import Any
 import click
 
 _WHERE = {
-    "models": "model_commands",
-    "add": "model_commands",
-    "remove": "model_commands",
-    "default": "model_commands",
-    "download": "model_commands",
-    "stats": "cache_commands",
-    "tree": "span_commands",
-    "explain": "explain_command",
-    "warm": "warm_command",
-    "pin": "span_commands",
-    "unpin": "span_commands",
-    "check": "cache_commands",
-    "clear": "cache_commands",
-    "path": "cache_commands",
-    "settings": "cache_commands",
+    "models": "models",
+    "add": "models",
+    "remove": "models",
+    "default": "models",
+    "download": "models",
+    "stats": "cache",
+    "tree": "spans",
+    "explain": "explain",
+    "warm": "warm",
+    "pin": "spans",
+    "unpin": "spans",
+    "check": "cache",
+    "clear": "cache",
+    "path": "cache",
+    "settings": "cache",
     "bench": "bench",
 }
 
@@ -39,7 +39,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _WHERE:
             return None
-        module = import_module(f".{_WHERE[cmd_name]}", __package__)
+        module = import_module(f".{_WHERE[cmd_name]}", __name__)
         found: click.Command = getattr(module, cmd_name)
         return found
 

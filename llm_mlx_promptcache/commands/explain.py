@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .config import load_settings
-from .engine.pool import disk_store
+from ..config import load_settings
+from ..engine.pool import disk_store
 from .shown import json_option, quoted, show_json
 
 if TYPE_CHECKING:
-    from .cache.listing import ListedSpan, Listing, Parting
-    from .cache.trie import Tokens
-    from .chat.transcript import Transcript
-    from .engine.chat_tokenizer import TemplateTokenizer
-    from .llm_logs import LoggedAnswer
+    from ..cache.listing import ListedSpan, Listing, Parting
+    from ..cache.trie import Tokens
+    from ..chat.transcript import Transcript
+    from ..engine.chat_tokenizer import TemplateTokenizer
+    from ..llm_adapter.logs import LoggedAnswer
 
 _BEFORE, _AFTER = 12, 16  # tokens shown around the place where paths part
 
@@ -29,7 +29,7 @@ def explain(response_id: str | None, as_json: bool) -> None:
     RESPONSE_ID is an id of llm's logs; left out, the latest answer of ours. Shows some of the
     prompt's text.
     """
-    from .llm_logs import logged_answer
+    from ..llm_adapter.logs import logged_answer
 
     found = _explained(logged_answer(response_id, load_settings()), disk_store().listing())
     if as_json:
@@ -117,8 +117,8 @@ class _Explained(NamedTuple):
 
 
 def _explained(answer: LoggedAnswer, listing: Listing) -> _Explained:
-    from .cache.identity import namespace_of
-    from .cache.listing import stored_length
+    from ..cache.identity import namespace_of
+    from ..cache.listing import stored_length
 
     identity = answer.record.fingerprint
     namespace = namespace_of(identity, answer.request.salt, answer.request.kv)
@@ -134,7 +134,7 @@ def _explained(answer: LoggedAnswer, listing: Listing) -> _Explained:
 
 
 def _tokenizer(reference: str) -> TemplateTokenizer:
-    from .engine.tokenizer_alone import tokenizer_of
+    from ..engine.tokenizer_alone import tokenizer_of
 
     found = tokenizer_of(reference)
     if found is None:
@@ -149,7 +149,7 @@ def _rendered(answer: LoggedAnswer, tokenizer: TemplateTokenizer) -> Transcript:
     """The prompt as the engine renders it: with the date and arguments that the answer recorded."""
     from datetime import datetime
 
-    from .chat.transcript import render
+    from ..chat.transcript import render
 
     request, recorded = answer.request, answer.record.rendered
     arguments = recorded.get("arguments")

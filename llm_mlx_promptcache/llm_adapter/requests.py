@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, cast
 import llm
 from llm.parts import Message as LlmMessage
 
-from .engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings, ToolChoice
-from .llm_messages import messages_of
-from .llm_options import MlxCachedOptions
-from .llm_records import Asked, asked_of, latest
+from ..engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings, ToolChoice
+from .messages import messages_of
+from .options import MlxCachedOptions
+from .records import Asked, asked_of, latest
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm.parts import Message as LlmMessage
 
-from .chat.generated import Generated
+from ..chat.generated import Generated
 
 METADATA = "mlx-cached"
 _ASKED = "asked"

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from .config import MODEL_ID, load_settings
+from ..config import MODEL_ID, load_settings
 from .shown import json_option, show_json
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     import llm
 
-    from .cache.disk import DiskStore
-    from .engine.request import Event, Finished, GenerationRequest
+    from ..cache.disk import DiskStore
+    from ..engine.request import Event, Finished, GenerationRequest
 
 
 @click.command()
@@ -31,7 +31,7 @@ def warm(
     model: str, system: IO[str] | None, tools: tuple[str, ...], keep: bool, as_json: bool
 ) -> None:
     """Compute and store what prompts with this system prompt and these tools begin with."""
-    from .engine.pool import close_engines, disk_store, engine_for
+    from ..engine.pool import close_engines, disk_store, engine_for
 
     if system is None and not tools:
         raise click.UsageError("give a system prompt (-s FILE) or tools (-T NAME)")
@@ -65,8 +65,8 @@ def _pinned(store: DiskStore) -> dict[str, str]:
 
 def _run(events: Iterator[Event]) -> Finished:
     """Follow a request to its end, its prefill shown on a terminal."""
-    from .engine.request import Finished
-    from .llm_progress import WaitingLine
+    from ..engine.request import Finished
+    from ..llm_adapter.progress import WaitingLine
 
     with WaitingLine() as line:
         for event in events:
@@ -80,8 +80,8 @@ def _request(system: str, names: Sequence[str]) -> GenerationRequest:
     """What warms the beginning that every prompt of `llm -s SYSTEM -T TOOL` shares."""
     import llm
 
-    from .llm_models import MlxCached
-    from .llm_requests import question
+    from ..llm_adapter.models import MlxCached
+    from ..llm_adapter.requests import question
 
     model = MlxCached()
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]

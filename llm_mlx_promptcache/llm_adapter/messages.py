@@ -10,8 +10,8 @@ import llm
 from llm.parts import AttachmentPart, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from llm.parts import Message as LlmMessage
 
-from .chat.messages import Message, Role, ToolCall
-from .llm_records import generated_of
+from ..chat.messages import Message, Role, ToolCall
+from .records import generated_of
 
 
 def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:

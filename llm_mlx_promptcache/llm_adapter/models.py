@@ -9,13 +9,13 @@ from typing import cast
 import llm
 from llm.parts import StreamEvent
 
-from .config import DEFAULT_MODEL, MODEL_ID, load_settings
-from .engine.pool import engine_for
-from .engine.request import Event
-from .llm_answers import Answer
-from .llm_options import MlxCachedOptions
-from .llm_progress import WaitingLine
-from .llm_requests import question
+from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
+from ..engine.pool import engine_for
+from ..engine.request import Event
+from .answers import Answer
+from .options import MlxCachedOptions
+from .progress import WaitingLine
+from .requests import question
 
 
 class _Shared:
