@@ -112,9 +112,10 @@ def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Su
             engine.close()
     upstream, theirs = Upstream(loaded.model, loaded.tokenizer), 0
     for one in played:
-        theirs += upstream.ask(one.messages, one.tools, one.answer)
         if restarts:
-            upstream.restart()
+            theirs += upstream.ask_anew(one.messages, one.tools)
+        else:
+            theirs += upstream.ask(one.messages, one.tools, one.answer)
     new, ours = sum(one.new for one in played), sum(one.prefilled for one in played)
     return Sums(len(played), sum(one.drifted for one in played), new, ours, theirs)
 

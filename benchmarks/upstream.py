@@ -29,11 +29,11 @@ class Upstream:
         self._model = model
         self._wrapper = wrapper
         self._tokenizer = TemplateTokenizer(wrapper)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin as a new process: nothing is kept on a disk."""
         self._cache = LRUPromptCache()
+
+    def ask_anew(self, messages: Sequence[Message], tools: Sequence[Any]) -> int:
+        """What a new process prefills: it has no disk, so all of the prompt; nothing is run."""
+        return len(self._ids([message.to_template() for message in messages], tools, True))
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Any], answer: Sequence[int]) -> int:
         """Take part in one request; returns how many tokens of its prompt were prefilled."""

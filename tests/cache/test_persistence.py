@@ -75,7 +75,8 @@ def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
     assert store.check() == []
 
 
-def test_each_byte_is_written_once(tmp_path, run):
+@pytest.mark.parametrize("refill", [True, False])
+def test_each_byte_is_written_once(tmp_path, run, refill):
     store = DiskStore(tmp_path)
     cache = PromptCache("100MB", store)
     rng = random.Random(5)
@@ -83,7 +84,7 @@ def test_each_byte_is_written_once(tmp_path, run):
     for _ in range(12):
         lease = cache.fetch("m", path, take=True)
         layers = run(path[lease.cached :], lease.layers)[1]
-        cache.insert("m", path, layers)
+        cache.insert("m", path, layers, refill=refill)
         cache.flush(wait=False, short=False)
         answer = [*path, *rng.choices(range(100), k=rng.randrange(1, 30))]
         run(answer[len(path) :], layers)
@@ -94,6 +95,25 @@ def test_each_byte_is_written_once(tmp_path, run):
     held = store.stats()
     assert held["written"] <= 1.1 * held["bytes"]
     assert held["tokens"] == cache.stats()["memory"]["tokens"]
+    assert cache.check() + store.check() == []
+
+
+def test_rows_that_moved_stay_away_until_the_last_insert(tmp_path, run):
+    store = DiskStore(tmp_path)
+    cache = PromptCache("100MB", store)
+    cache.insert("m", IDS[:60], run(IDS[:60])[1])
+    cache.flush()
+    whole = cache.stats()["memory"]["bytes"]
+    lease = cache.fetch("m", IDS[:90], take=True)
+    layers = run(IDS[lease.cached : 90], lease.layers)[1]
+    cache.insert("m", IDS[:90], layers, refill=False)
+    assert cache.flush() == 1
+    assert cache.stats()["memory"]["bytes"] == whole / 2
+    # Another process, and another request of this one, find all of it on the disk.
+    for other in (PromptCache("100MB", DiskStore(tmp_path)), cache):
+        assert other.fetch("m", IDS[:91]).cached == 90
+    cache.insert("m", IDS[:90], layers, consume=True)
+    assert cache.stats()["memory"]["bytes"] == whole * 1.5
     assert cache.check() + store.check() == []
 
 

@@ -85,11 +85,15 @@ class CacheMachine(RuleBasedStateMachine):
     def take(self, namespace, ids):
         return self.fetch(namespace, ids, 0, take=True)
 
-    @rule(lease=consumes(leases), more=tokens, consume=st.booleans())
-    def go_on_and_come_home(self, lease, more, consume):
+    @rule(lease=consumes(leases), more=tokens, consume=st.booleans(), refill=st.booleans())
+    def go_on_and_come_home(self, lease, more, consume, refill):
         namespace, ids, (layers, cached, *_) = lease
         path = [*ids[:cached], *more]
-        self.cache.insert(namespace, path, spell(layers, more), consume=consume)
+        layers = spell(layers, more)
+        if not refill:  # what is new first, then all of it
+            self.cache.insert(namespace, path, layers, refill=False)
+        if consume or refill:
+            self.cache.insert(namespace, path, layers, consume=consume)
         self.stored[namespace].add(tuple(path))
 
     @rule(lease=consumes(leases))

@@ -257,8 +257,8 @@ class Ledger:
         """Tokens of a prompt that nobody computed, and one at least.
 
         What continues a conversation, or a tool loop, has its whole path behind it, however the
-        prompt's ids read. Layers that can't be cut begin again where a message ends, or where an answer began:
-        its prompt was kept before it, without its last token.
+        prompt's ids read. Layers that can't be cut begin again where a message ends, or where an
+        answer began: its prompt was kept before it, without its last token.
         """
         ids, place = tuple(transcript.ids), 0
         for path in self._paths:

@@ -1,14 +1,22 @@
 """Prefilled divided by new is 1.00, to the token, whatever conversations do (docs/reuse.md)."""
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.llama import Model, ModelArgs
 
 from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.running import Running
 
 
 def _helper(name):
@@ -92,3 +100,43 @@ def test_eight_that_ask_together_compute_their_prefix_once(folders, tmp_path, ki
     new = shared + sum(len(ids) - shared for ids in prompts)
     assert sum(end.usage.prefilled for end in ends) == new
     assert DiskStore(tmp_path).check() == []
+
+
+def test_one_turn_on_a_long_conversation_is_held_once(folders, tmp_path):
+    tokenizer = TemplateTokenizer(conversations.load_model(folders[False]).tokenizer)
+    [messages] = crowds.crowd(tokenizer, 1, prefix=4000)
+    made = []
+
+    def begin():
+        loaded = conversations.load(folders[False], "")
+        made.append(conversations.loaded_as(loaded, wide_rows(loaded.config)))
+        return Running(made[0], "wide", PromptCache("1GB", DiskStore(tmp_path)))
+
+    engine = Engine(begin)
+    first = crowds.one(engine, GenerationRequest(messages, 20))
+    said = Message("assistant", first.text, first.generated())
+    cached = first.usage.prompt + first.usage.generated
+    own = cached * sum(head.nbytes for head in one_row(made[0].model))
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    last = crowds.one(engine, GenerationRequest((*messages, said, Message("user", "And?")), 20))
+    highest = mx.get_peak_memory()
+    engine.close()
+    assert last.usage.cached == cached
+    assert (highest - before + own) / own < 1.25
+
+
+def wide_rows(config):
+    """A llama whose rows are large beside all else that it computes with."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 8, "intermediate_size": 64, "head_dim": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}
+    model = Model(ModelArgs("llama", vocab_size=config["vocab_size"], **sizes, **heads))
+    mx.eval(model.parameters())
+    return model
+
+
+def one_row(model):
+    layers = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0]]), cache=layers))
+    return [array[..., :1, :] for layer in layers for array in (layer.keys, layer.values)]
