@@ -39,7 +39,8 @@ class TestUnit(ChatModelUnitTests):
         raises=ValueError,
         strict=True,
         reason="with allowed_objects='all', langchain-core's loader takes the classes of its own"
-        " mapping only; with allowed_objects=[ChatMLXCached] it loads (test_langchain_translation.py)",
+        " mapping only; with allowed_objects=[ChatMLXCached] it loads, as test_langchain_translation.py"
+        " shows",
     )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)
