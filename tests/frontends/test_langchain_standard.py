@@ -39,8 +39,7 @@ class TestUnit(ChatModelUnitTests):
         raises=ValueError,
         strict=True,
         reason="with allowed_objects='all', langchain-core's loader takes the classes of its own"
-        " mapping only; with allowed_objects=[ChatMLXCached] it loads, as test_langchain_translation.py"
-        " shows",
+        " mapping only; test_langchain_translation.py loads it with allowed_objects=[ChatMLXCached]",
     )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)
