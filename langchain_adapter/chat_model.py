@@ -5,47 +5,29 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field
 
-from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import (
-    DEFAULT_MAX_TOKENS,
     Event,
     GenerationRequest,
-    KVSettings,
     Progress,
-    Sampling,
 )
 
 from .answers import PROVIDER, Answer
-from .asking import Choice, Tool, choice_of, format_of, openai_tools, wanted
-from .messages import from_langchain
+from .asking import Tool, choice_of, format_of, openai_tools
 from .profile import profile_of
+from .settings import Settings
 from .structured import Method, call_parser, document_parser, structured
-
-ToolPolicy = Literal["auto", "call_first"]
-
-_SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "seed"),
-    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
-)
-# What a call may say beside the fields of the model; the last two are LangChain's own.
-_CALL_ONLY = frozenset(
-    ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
-).union(["stream", "ls_structured_output_format"])
 
 
 class _Asked(NamedTuple):
@@ -54,7 +36,7 @@ class _Asked(NamedTuple):
     answer: Answer
 
 
-class ChatMLXCached(BaseChatModel):
+class ChatMLXCached(Settings):
     """A chat model run with MLX that never computes the same prefix twice.
 
     `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process.
@@ -65,38 +47,9 @@ class ChatMLXCached(BaseChatModel):
     `tool_choice` is given; small models seldom begin one of their own accord.
     """
 
-    model: str = Field(default=DEFAULT_MODEL)
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = Field(default_factory=dict)
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    seed: int | None = None
-    stop: list[str] | None = None
-    streaming: bool = False
-    thinking: bool | None = None
-    template_arguments: dict[str, Any] = Field(default_factory=dict)
-    tool_policy: ToolPolicy = "auto"
-    max_calls: int = 8
-    logprobs: int | None = None
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    kv_start: int = 0
-    use_cache: bool = True
-    on_disk: bool = True
-    namespace: str = ""
-
     @property
     def _llm_type(self) -> str:
         return PROVIDER
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -209,7 +162,7 @@ class ChatMLXCached(BaseChatModel):
         from llm_mlx_promptcache.engine.counting import counter_for
 
         call = {} if tools is None else {"tools": tools}
-        return counter_for(self.model).count(self._request(messages, call))
+        return counter_for(self.model).count(self.request(messages, call))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text, without a template around it."""
@@ -277,65 +230,11 @@ class ChatMLXCached(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> _Asked:
         """What one call asks, with the fields that it gives anew."""
-        fields = type(self).model_fields
-        if unknown := sorted(set(kwargs) - set(fields) - _CALL_ONLY):
-            raise ValueError(
-                f"{unknown[0]!r} is no setting of ChatMLXCached; it has"
-                f" {', '.join(sorted(set(_OWN_FIELDS) | _CALL_ONLY))}"
-            )
-        given = {name: value for name, value in kwargs.items() if name in fields}
-        settings = self.model_copy(update=given)
-        if stop:
-            settings.stop = stop
-        request = settings._request(messages, kwargs)
+        settings = self.given(stop, kwargs)
+        request = settings.request(messages, kwargs)
         must_call = request.tool_choice == "any"
         answer = Answer(settings.model, self.output_version == "v1", must_call)
         return _Asked(engine_for(settings.model), request, answer)
-
-    def _request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
-        """These messages and what this call binds, with the settings of this model."""
-        translated = tuple(from_langchain(messages))
-        tools = openai_tools(call.get("tools") or (), call.get("strict"))
-        choice = choice_of(call.get("tool_choice"), tools)
-        if self._calls_first(translated, tools, call):
-            choice = Choice("any")
-        schema, json_object = wanted(call.get("response_format"))
-        return GenerationRequest(
-            messages=translated,
-            max_tokens=self.max_tokens,
-            sampling=Sampling(
-                logit_bias=tuple(sorted(self.logit_bias.items())),
-                **{name: getattr(self, name) for name in _SAMPLING},
-            ),
-            stop=tuple(self.stop or ()),
-            use_cache=self.use_cache,
-            on_disk=self.on_disk,
-            salt=self.namespace,
-            tools=tuple(tools),
-            tool_choice=choice.how,
-            tool=choice.tool,
-            max_calls=1 if call.get("parallel_tool_calls") is False else self.max_calls,
-            schema=schema,
-            json_object=json_object,
-            regex=call.get("regex") or "",
-            thinking=self.thinking,
-            template_arguments=self.template_arguments,
-            kv=self._kv(),
-            logprobs=self.logprobs,
-        )
-
-    def _calls_first(
-        self, messages: Sequence[Message], tools: Sequence[Any], call: dict[str, Any]
-    ) -> bool:
-        """Whether the policy, and nothing that the caller said, has this answer be a call."""
-        if self.tool_policy == "auto" or not tools or call.get("tool_choice") is not None:
-            return False
-        return bool(messages) and messages[-1].role == "user"
-
-    def _kv(self) -> KVSettings | None:
-        if self.kv_bits is None:
-            return None
-        return KVSettings(self.kv_bits, self.kv_group_size, self.kv_start)
 
     def _warming(
         self,
@@ -347,9 +246,6 @@ class ChatMLXCached(BaseChatModel):
         given = self._convert_input(messages).to_messages()
         asked = self._asked(given, None, bound)
         return asked.engine, replace(asked.request, warm=True)
-
-
-_OWN_FIELDS = tuple(name for name in ChatMLXCached.__annotations__ if not name.startswith("_"))
 
 
 @contextmanager

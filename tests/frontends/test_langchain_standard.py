@@ -39,7 +39,7 @@ class TestUnit(ChatModelUnitTests):
         raises=ValueError,
         strict=True,
         reason="with allowed_objects='all', langchain-core's loader takes the classes of its own"
-        " mapping only; with allowed_objects=[ChatMLXCached] it loads (test_langchain.py)",
+        " mapping only; test_langchain_translation.py loads it by allowed_objects=[ChatMLXCached]",
     )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)

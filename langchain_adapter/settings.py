@@ -1,0 +1,122 @@
+"""The settings of ChatMLXCached, and the requests that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from pydantic import Field
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.request import (
+    DEFAULT_MAX_TOKENS,
+    GenerationRequest,
+    KVSettings,
+    Sampling,
+)
+
+from .asking import Choice, choice_of, openai_tools, wanted
+from .messages import from_langchain
+
+ToolPolicy = Literal["auto", "call_first"]
+
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+# What a call may say beside the fields of the model; the last two are LangChain's own.
+_CALL_ONLY = frozenset(
+    ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
+).union(["stream", "ls_structured_output_format"])
+
+
+class Settings(BaseChatModel):
+    """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
+
+    model: str = Field(default=DEFAULT_MODEL)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    seed: int | None = None
+    stop: list[str] | None = None
+    streaming: bool = False
+    thinking: bool | None = None
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    tool_policy: ToolPolicy = "auto"
+    max_calls: int = 8
+    logprobs: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    kv_start: int = 0
+    use_cache: bool = True
+    on_disk: bool = True
+    namespace: str = ""
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
+
+    def given(self, stop: list[str] | None, call: dict[str, Any]) -> Self:
+        """These settings with what a call says otherwise; ValueError where it names no setting."""
+        fields = type(self).model_fields
+        if unknown := sorted(set(call) - set(fields) - _CALL_ONLY):
+            raise ValueError(
+                f"{unknown[0]!r} is no setting of ChatMLXCached; it has"
+                f" {', '.join(sorted({*Settings.__annotations__, *_CALL_ONLY}))}"
+            )
+        said = {name: value for name, value in call.items() if name in fields}
+        return self.model_copy(update={**said, "stop": stop} if stop else said)
+
+    def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
+        """These messages and what this call binds, with the settings of this model."""
+        translated = tuple(from_langchain(messages))
+        tools = openai_tools(call.get("tools") or (), call.get("strict"))
+        choice = choice_of(call.get("tool_choice"), tools)
+        if self._calls_first(translated, tools, call):
+            choice = Choice("any")
+        schema, json_object = wanted(call.get("response_format"))
+        return GenerationRequest(
+            messages=translated,
+            max_tokens=self.max_tokens,
+            sampling=Sampling(
+                logit_bias=tuple(sorted(self.logit_bias.items())),
+                **{name: getattr(self, name) for name in _SAMPLING},
+            ),
+            stop=tuple(self.stop or ()),
+            use_cache=self.use_cache,
+            on_disk=self.on_disk,
+            salt=self.namespace,
+            tools=tuple(tools),
+            tool_choice=choice.how,
+            tool=choice.tool,
+            max_calls=1 if call.get("parallel_tool_calls") is False else self.max_calls,
+            schema=schema,
+            json_object=json_object,
+            regex=call.get("regex") or "",
+            thinking=self.thinking,
+            template_arguments=self.template_arguments,
+            kv=self._kv(),
+            logprobs=self.logprobs,
+        )
+
+    def _calls_first(
+        self, messages: Sequence[Message], tools: Sequence[Any], call: dict[str, Any]
+    ) -> bool:
+        """Whether the policy, and nothing that the caller said, has this answer be a call."""
+        if self.tool_policy == "auto" or not tools or call.get("tool_choice") is not None:
+            return False
+        return bool(messages) and messages[-1].role == "user"
+
+    def _kv(self) -> KVSettings | None:
+        if self.kv_bits is None:
+            return None
+        return KVSettings(self.kv_bits, self.kv_group_size, self.kv_start)
