@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import click
 
 from llm_mlx_promptcache.commands import mlx_cached
 from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
 
 _WIDTH = 80
+_DOCS = Path(__file__).resolve().parent
+sys.path.append(str(_DOCS.parent / "benchmarks"))
+from report_figures import headlines, shown  # noqa: E402 - the benchmarks are in no package
+
+# Benchmarks whose headlines the README shows, and how these begin.
+_GAINS: dict[str, tuple[str, ...]] = {
+    "demo": ("first token",),
+    "memory": ("bytes held", "peak memory"),
+    "disk": ("restore",),
+    "trie": ("insert", "find 100,000", "find over 200"),
+}
 
 
 def commands_table() -> str:
@@ -31,6 +46,17 @@ def options_table() -> str:
     lines = ["| option | meaning |", "|---|---|"]
     for name, field in MlxCachedOptions.model_fields.items():
         lines.append(f"| `{name}` | {_escaped(field.description or '')} |")
+    return "\n".join(lines)
+
+
+def gains_table() -> str:
+    """What the kept benchmarks say, in a few lines: their own headlines, chosen and in order."""
+    lines = ["| what | beside | theirs | ours | ratio |", "|---|---|--:|--:|--:|"]
+    for name, kept in _GAINS.items():
+        record = json.loads((_DOCS / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+        for line in headlines(name, record["figures"]):
+            if line.what.startswith(kept):
+                lines.append(f"| {line.what} | {' | '.join(line[1:4])} | {shown(line.ratio)} |")
     return "\n".join(lines)
 
 
