@@ -1,16 +1,21 @@
 """Datasette with datasette-llm: many prompts on one event loop, which is never blocked."""
 
 import asyncio
+import sqlite3
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+import yaml
 from datasette.app import Datasette
 from datasette_llm import LLM
 
-from llm_mlx_promptcache.config import Settings, save_settings
+from llm_mlx_promptcache.config import Settings, cache_folder, save_settings
 from llm_mlx_promptcache.engine import pool
 
+DOCS = Path(__file__).parent.parent.parent / "docs"
 INSTRUCTION = "You sort what people write. " * 12
 LONG = {"type": "string", "minLength": 1500}
 
@@ -150,3 +155,13 @@ def test_rows_over_one_long_instruction_prefill_it_once(model_folder, at_once):
     own = sum(usage.input - instruction for usage in usages)
     assert prefilled <= instruction + own
     assert all(usage.details["prefilled"] < 60 for usage in others)
+
+
+def test_the_page_of_the_index_answers_its_questions(quick_home):
+    """docs/datasette-index.yaml over the index that a real answer left."""
+    quick_home.llm("-m", "mlx-cached", "-o", "max_tokens", "4", "Hello")
+    index = cache_folder() / "index.sqlite"
+    config = yaml.safe_load((DOCS / "datasette-index.yaml").read_text())
+    with closing(sqlite3.connect(f"file:{index}?mode=ro", uri=True)) as database:
+        for query in config["databases"]["index"]["queries"].values():
+            assert database.execute(query["sql"]).fetchall()
