@@ -53,6 +53,7 @@ class Settings(BaseChatModel):
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     tool_policy: ToolPolicy = "auto"
     max_calls: int = 8
+    max_string: int = 256
     logprobs: int | None = None
     kv_bits: int | None = None
     kv_group_size: int = 64
@@ -102,6 +103,7 @@ class Settings(BaseChatModel):
             schema=schema,
             json_object=json_object,
             regex=call.get("regex") or "",
+            max_string=self.max_string,
             thinking=self.thinking,
             template_arguments=self.template_arguments,
             kv=self._kv(),

@@ -27,12 +27,14 @@ class Admission:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = _free_memory() * _SHARE if limit is None else limit
         self._per_token = 0.0
+        self._seen = 0
 
     def measure(self, layers: Sequence[Any], tokens: int) -> None:
         """Learn what a token takes from layers that hold so many."""
-        if tokens:
+        # Buffers grow by 256 rows, and states are as large for one token as for all.
+        if tokens >= self._seen:
             held = sum(layer.nbytes for layer in layers)
-            self._per_token = max(self._per_token, held / tokens)
+            self._seen, self._per_token = tokens, held / max(1, -(-tokens // 256) * 256)
 
     def admits(self, tokens: int, others: Sequence[int]) -> bool:
         """Whether a request that may come to so many tokens fits beside the others.

@@ -42,7 +42,7 @@ class Batches:
             try:
                 steps = decoding.step()
             except Exception as error:
-                steps = self._failed(rows, error)
+                steps = self._failed(rows, error, decoding.broken)
             yield from zip(rows, steps, strict=True)
 
     def layers_of(self, row: Row) -> list[Any]:
@@ -54,8 +54,8 @@ class Batches:
         decoding = self._of.pop(row, None)
         return decoding.leave(row) if decoding is not None else []
 
-    def _failed(self, rows: list[Row], error: Exception) -> list[Step]:
-        if len(rows) == 1:  # what its layers still are is for `leave` to give back
+    def _failed(self, rows: list[Row], error: Exception, broken: bool) -> list[Step]:
+        if len(rows) == 1 and not broken:  # what its layers still are is for `leave` to give back
             return [Step([], error=error)]
         self._together = False
         for row in rows:

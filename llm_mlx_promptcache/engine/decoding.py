@@ -71,7 +71,7 @@ class Decoding:
         self._model = model
         self.rows = [row]
         self._layers = layers
-        self._together = False
+        self._together = self.broken = False
         self._tokens = mx.array([row.last])
         self._count = 0
 
@@ -81,16 +81,20 @@ class Decoding:
 
     def join(self, row: Row, layers: list[Any]) -> None:
         """Another answer takes its steps with these; its list of layers is emptied."""
+        self.broken = True  # unless all goes well: layers are given up one by one
         if self._together:
             extend(self._layers, layers)
         else:
             self._layers = merge(self._layers, layers)
             self._together = True
+        self.broken = False
         self.rows.append(row)
         self._tokens = mx.concatenate([self._tokens, mx.array([row.last], self._tokens.dtype)])
 
     def layers_of(self, row: Row) -> list[Any]:
         """Layers that hold `row.path`: its own where it is alone, else a copy."""
+        if self.broken:
+            return []
         if not self._together:
             return self._layers
         return extract(self._layers, self.rows.index(row))
@@ -98,9 +102,9 @@ class Decoding:
     def leave(self, row: Row) -> list[Any]:
         """Take an answer out; returns layers that hold `row.path`."""
         index = self.rows.index(row)
-        layers = extract(self._layers, index) if self._together else self._layers
+        layers = self.layers_of(row)
         self.rows.pop(index)
-        if self.rows:
+        if self.rows and not self.broken:
             keep = [at for at in range(len(self.rows) + 1) if at != index]
             for layer in self._layers:
                 layer.filter(keep)
@@ -129,6 +133,8 @@ class Decoding:
             raise
 
     def _step(self) -> list[Step]:
+        if self.broken:
+            raise RuntimeError("these answers' layers were lost when another one joined")
         alone = not self._together
         values: list[int] | None = None
         runs: list[list[int]] = [[] for _ in self.rows]
@@ -177,6 +183,7 @@ class Decoding:
             run = run[: self._room(row, len(run))]
             for token in run:
                 constraint.consume(token)
+            row.chooser.follow(run)
             return run
         except Exception as error:
             row.error = error

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,12 @@ class _Job:
 
 
 class _Unload(threading.Event):
-    """Asks for the model's memory; set when it was given back, or could not be."""
+    """Asks for the model's memory; set when it was given back, or could not be.
+
+    `dropped`: who asked waits no longer, and must not find the model gone later.
+    """
+
+    dropped = False
 
 
 class Engine:
@@ -59,6 +66,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
+        self._live: weakref.WeakSet[_Job] = weakref.WeakSet()
 
     def generate(self, request: GenerationRequest) -> Iterator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
@@ -104,7 +113,8 @@ class Engine:
                 return not (self._loaded or self._loading)
             asked = _Unload()
             self._jobs.put(asked)
-        asked.wait(timeout)
+        if not asked.wait(timeout):
+            asked.dropped = True
         return not self._loaded
 
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
@@ -124,9 +134,20 @@ class Engine:
             self._jobs.put(None)
         if thread is not None:
             thread.join()
-            atexit.unregister(self.close)
+            atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """At the end of the process: what nobody can read any more is not answered to its end."""
+        for job in list(self._live):
+            job.abandoned.set()
+        self.close()
 
     def _submit(self, job: _Job) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this engine belongs to the process that forked this one, where its model is; use"
+                " it there, or start this process anew (multiprocessing: spawn)"
+            )
         with self._lock:
             if self._closed:
                 raise RuntimeError("the engine is closed; make another one")
@@ -134,7 +155,8 @@ class Engine:
                 # A daemon, so that nothing can hang the exit but `close`, which waits for writes.
                 self._thread = threading.Thread(target=self._run, name="mlx-engine", daemon=True)
                 self._thread.start()
-                atexit.register(self.close)
+                atexit.register(self._leave)
+            self._live.add(job)
             self._jobs.put(job)
 
     def _run(self) -> None:
@@ -173,7 +195,7 @@ class Engine:
         return jobs, closing
 
     def _let_go(self, running: Running | None, asked: _Unload) -> Running | None:
-        if running is not None and not running.busy:
+        if running is not None and not running.busy and not asked.dropped:
             self._settle(running, last=True)
             running.unload()
             running, self._loaded = None, False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -30,10 +32,36 @@ def make_layers(model: nn.Module) -> list[Any]:
     return list(make_prompt_cache(model))
 
 
+class _Wired:
+    """The limit is the process's: the first model at work sets it, the last gives it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limit = ExitStack()
+        self._models = 0
+
+    @contextmanager
+    def held(self, model: nn.Module) -> Iterator[None]:
+        with self._lock:
+            self._models += 1
+            if self._models == 1:
+                self._limit.enter_context(wired_limit(model))
+        try:
+            yield
+        finally:
+            mx.synchronize()
+            with self._lock:
+                self._models -= 1
+                if not self._models:
+                    self._limit.close()
+
+
+_wired = _Wired()
+
+
 def wired(model: nn.Module) -> AbstractContextManager[None]:
     """Keep the model in wired memory meanwhile (Apple GPUs only; elsewhere nothing happens)."""
-    limit: AbstractContextManager[None] = wired_limit(model)
-    return limit
+    return _wired.held(model)
 
 
 def prefill_step() -> int:
@@ -69,6 +97,8 @@ def quantise(layers: list[Any], kv: KVSettings) -> None:
         if type(layer) is KVCache:
             layers[index] = layer.to_quantized(group_size=kv.group_size, bits=kv.bits)
             mx.eval(_arrays(layers[index]))
+    if type(layers[0]) is not QuantizedKVCache:
+        layers[0] = copy.copy(layers[0])  # the lease of what was not quantised ends
     if not is_quantised(layers):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ValueError(

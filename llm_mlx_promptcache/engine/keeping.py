@@ -7,7 +7,7 @@ from array import array
 from typing import Any
 
 from ..cache.explain import Why
-from ..cache.layers import NotCached, cut_anywhere, layout_of
+from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.prompt_cache import Lease, PromptCache
 from ..cache.trie import common_prefix
 from .forward import check_quantised, is_quantised, make_layers, quantise
@@ -46,10 +46,13 @@ class Keeper:
         self._cache = cache
         self._name = name
         self._uncached: str | None = None
-        self._stops = False
+        self._stops, self._counts = False, True
         self._quantised: set[KVSettings] = set()
         try:
-            self._stops = not cut_anywhere(layout_of(make_layers(model)))
+            layers = make_layers(model)
+            layout = layout_of(layers)
+            self._stops = not cut_anywhere(layout)
+            self._counts = position_of(layout, layers) is not None
         except NotCached as reason:
             self._uncached = str(reason)
 
@@ -78,12 +81,14 @@ class Keeper:
         Rows that moved into the layers stay there till then, or until others need them (`back`).
         """
         prepared, done = holding.prepared, len(path)
-        if not self._keeps(prepared) or not done:
+        if not self._keeps(prepared) or not done or not holding.layers:
             return
         bounds = prepared.transcript.boundaries
         ends = [(b.position, b.tier) for b in bounds if holding.kept < b.position <= done]
         if not ends or ends[-1][0] < done:
             ends.append((done, "assistant"))
+        if not self._counts:  # they can't tell where they stand: at the last end, and no other
+            ends = ends[-1:]
         namespace = self._namespace(holding)
         for number, (end, tier) in enumerate(ends, 1):
             final = last and number == len(ends)
@@ -109,10 +114,11 @@ class Keeper:
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 
-    def bring_home(self, holding: Holding, path: array[int]) -> None:
+    def bring_home(self, holding: Holding, path: array[int], failed: bool = False) -> None:
         """At the end: insert all that the layers hold, which go; what can't be kept is lost."""
         try:
-            if holding.layers:
+            # State of a chunk or step that failed half way is nobody's.
+            if holding.layers and not (failed and self._stops):
                 self.keep(holding, path, last=True)
         except Exception as error:
             _log.warning("what a request had computed could not be kept: %s", error)
@@ -145,7 +151,7 @@ class Keeper:
             return Lease(None, 0, Why("layers", detail=self._uncached))
         room = min(prepared.limit, _ROOM)
         lease = self._cache.fetch(prepared.namespace, ids, room, take=take)
-        if request.kv is None or lease.cached or not request.kv.start:
+        if request.kv is None or lease.cached >= request.kv.start:
             return lease
         # Up to where quantising starts, rows are those of everybody else.
         plain = ids[: request.kv.start + 1]

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..cache.identity import namespace_of
 from ..chat.call_forms import CallForm, Thinking, form_of, thinking_of
-from ..chat.grammar import Grammar, json_object_grammar, regex_grammar, schema_grammar, tool_grammar
+from ..chat.grammar import (
+    Caps,
+    Grammar,
+    json_object_grammar,
+    regex_grammar,
+    schema_grammar,
+    tool_grammar,
+)
 from ..chat.messages import Message, check_messages
 from ..chat.transcript import Transcript, render
 
@@ -117,6 +124,7 @@ def _grammar(request: GenerationRequest, form: CallForm | None) -> Grammar | Non
     if request.warm:
         return None
     schema = {"type": "object"} if request.json_object else request.schema
+    caps = Caps(string=request.max_string)
     if form is not None:
         choice: str | Literal[True] | None = request.tool or None
         if choice is None and request.tool_choice == "any":
@@ -126,9 +134,9 @@ def _grammar(request: GenerationRequest, form: CallForm | None) -> Grammar | Non
             # The model's own way of calling has no grammar, and is read as it comes.
             return None
         calls = 1 if request.tool else request.max_calls
-        return tool_grammar(request.tools, choice, form, calls=calls, schema=schema)
+        return tool_grammar(request.tools, choice, form, calls=calls, schema=schema, caps=caps)
     if request.json_object:
-        return json_object_grammar()
+        return json_object_grammar(caps=caps)
     if schema is not None:
-        return schema_grammar(schema)
+        return schema_grammar(schema, caps=caps)
     return regex_grammar(request.regex) if request.regex else None

@@ -70,6 +70,7 @@ class Running:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
             prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
+            self._check_bias(prepared)
             answering = Answering(prepared, self._tokenizer, self._loaded.tokenizer.detokenizer)
             task = Task(asker, prepared, answering, self._constraint(prepared))
         except BaseException as error:
@@ -97,7 +98,13 @@ class Running:
     def fail(self, error: BaseException) -> None:
         """Tell everybody that nothing more will come."""
         for task in [*self._waiting, *self._active()]:
-            self._end(task, error)
+            try:
+                self._end(task, error)
+            except Exception:
+                task.asker.tell(error)
+                task.asker.tell(None)
+        self._waiting, self._prefilling, self._answering = [], [], {}
+        self._batches = Batches(self._loaded.model)
         self._wired.close()
 
     def settle(self, last: bool = False) -> None:
@@ -152,12 +159,15 @@ class Running:
         holding = other.holding
         if holding is None or other.prepared.namespace != task.prepared.namespace:
             return
+        if not (task.prepared.request.use_cache and other.prepared.request.use_cache):
+            return
         if shared(other.path, task.ids) <= holding.at_home:
             return
-        if other.row is not None:
-            holding.layers = self._batches.layers_of(other.row)
+        answering = other.row if other.row in self._answering else None
+        if answering is not None:
+            holding.layers = self._batches.layers_of(answering)
         self._keeper.keep(holding, other.path, back=True)
-        if other.row is not None:
+        if answering is not None:
             holding.layers = []
 
     def _begin(self, task: Task, take: bool) -> None:
@@ -168,6 +178,16 @@ class Running:
             task.from_disk = task.holding.lease.from_store
         self._prefilling.append(task)
         self._progress(task)
+
+    def _check_bias(self, prepared: Prepared) -> None:
+        """ValueError where a bias is for no token: MLX would write behind the logits."""
+        bias = prepared.request.sampling.logit_bias
+        words = words_of(self._loaded.model) if bias else 0
+        for token, _ in bias:
+            if not 0 <= token < words:
+                raise ValueError(
+                    f"logit_bias names token {token}; this model's are 0 to {words - 1}"
+                )
 
     def _constraint(self, prepared: Prepared) -> Constraint | None:
         if prepared.grammar is None:
@@ -240,8 +260,8 @@ class Running:
         """Tell what one step brought, to the end of the answer."""
         if step.restart:
             del self._answering[task.row]  # type: ignore[arg-type]
-            task.restart()
             self._waiting.insert(0, task)
+            task.restart()
             return
         likely = step.likely.told(self._tokenizer.text_of) if step.likely is not None else None
         try:
@@ -283,7 +303,7 @@ class Running:
         if task.holding is not None:
             if task.row is not None and self._answering.pop(task.row, None) is not None:
                 task.holding.layers = self._batches.leave(task.row)
-            self._keeper.bring_home(task.holding, task.path)
+            self._keeper.bring_home(task.holding, task.path, failed=error is not None)
         if error is not None:
             task.asker.tell(error)
         task.asker.tell(None)

@@ -45,6 +45,17 @@ class Chooser:
             self._recent = recent[-self._sampling.penalty_window :]
         return token
 
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Tokens that a grammar forced: beside others each of them would have been a choice."""
+        for _ in tokens:
+            if self._key is not None:
+                self._key, _now = mx.random.split(self._key)
+                if self._sampling.xtc_probability > 0:
+                    self._key, _coin = mx.random.split(self._key)
+        if self._recent is not None and tokens:
+            recent = mx.concatenate([self._recent, mx.array(list(tokens), mx.int32)])
+            self._recent = recent[-self._sampling.penalty_window :]
+
     def mark(self) -> Mark:
         """Where this stands before a choice."""
         return self._key, self._recent

@@ -68,7 +68,9 @@ class Task:
     @property
     def path(self) -> array[int]:
         """The tokens that its layers hold."""
-        return self.ids[: self.done] if self.row is None else self.row.path
+        if self.row is not None and self.prefilled:
+            return self.row.path
+        return self.ids[: self.done]  # also of one that begins again
 
     def restart(self) -> None:
         """Begin again behind what was answered so far; its layers are gone."""

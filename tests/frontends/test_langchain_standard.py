@@ -56,12 +56,13 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        return {"model": self.folder, "tool_policy": "call_first", "max_calls": 1}
+        own = {"tool_policy": "call_first", "max_calls": 1, "max_string": 80}
+        return {"model": self.folder, **own}
 
     @property
     def standard_chat_model_params(self):
-        # Two strings of a schema, which the grammar ends after 256 characters, and what is around.
-        return {"temperature": 0, "max_tokens": 240, "stop": [], "timeout": 60, "max_retries": 2}
+        # Two strings of a schema, which the grammar ends after 80 characters, and what is around.
+        return {"temperature": 0, "max_tokens": 120, "stop": [], "timeout": 60, "max_retries": 2}
 
     @property
     def supports_json_mode(self):
