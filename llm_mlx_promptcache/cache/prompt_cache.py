@@ -19,7 +19,7 @@ from .persistence import Writer, drafts
 from .planning import Plan, plan
 from .policies import Policy
 from .sizes import parse_size
-from .span_tree import SpanNode, SpanTree, parts_of
+from .span_tree import SpanNode, SpanTree, is_hollow, parts_of
 from .store import NOTHING, Found, NullStore, Store
 from .tiers import TIERS
 from .trie import Tokens, as_tokens
@@ -336,7 +336,10 @@ class PromptCache:
         """How many of the tokens can be kept within the whole budget (law 10)."""
         nodes, length = self._tree.walk(namespace, ids)
         more = kinds.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
+        # Rows that moved into these layers take their place again.
+        away = [node for node in nodes if is_hollow(node)]
         held = sum(node.value.entry.nbytes for node in nodes)
+        held += sum(kinds.needed(layout, layers, at, node.start, node.end) for node in away)
         if held + more <= self._max_bytes or not more:
             return len(ids)
         if kinds.cut_anywhere(layout):

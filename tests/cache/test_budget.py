@@ -177,6 +177,20 @@ def test_rows_that_nobody_else_needs_move_into_the_lease_and_come_home(keep, run
     assert greedy([4], again.layers) == greedy([*tokens, 3, 4])
 
 
+def test_law_10_rows_that_come_home_count_before_what_is_new(keep, run):
+    cache = PromptCache(ROW * 60)
+    keep(cache, path(2, 15))
+    keep(cache, path(1, 40))
+    more = path(3, 30)
+    lease = cache.fetch("m", [*path(1, 40), *more], take=True)
+    layers = run(more, lease.layers)[1]
+    del lease
+    assert cache.insert("m", [*path(1, 40), *more], layers, consume=True) == 60
+    assert held(cache)["bytes"] <= ROW * 60
+    assert cache.fetch("m", [*path(1, 40), *more]).cached == 60
+    assert cache.check() == []
+
+
 def test_rows_that_others_share_are_copied(keep):
     cache = PromptCache("1GB")
     shared = path(9, 10)
