@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
@@ -85,6 +85,20 @@ def test_an_answer_that_can_not_be_taken_out_spoils_no_other(running_of, cache, 
     assert [one.last.ids for one in together(running, *asked)] == alone
 
 
+def test_a_batch_that_is_half_smaller_spoils_no_answer(running_of, cache, monkeypatch):
+    asked = [request(text, max_tokens=most) for text, most in (("One?", 4), ("Two?", 20))]
+    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    shrink, shrunk = BatchKVCache.filter, []
+
+    def fails(layer, keep):
+        shrunk.append(layer)
+        return no_memory() if len(shrunk) == 2 else shrink(layer, keep)
+
+    monkeypatch.setattr(BatchKVCache, "filter", fails)
+    assert [one.last.ids for one in together(running_of(cache), *asked)] == alone
+    assert len(shrunk) == 2
+
+
 def test_when_a_step_fails_everybody_is_told_and_the_engine_lives_on(
     tiny_llama, engine_of, cache, monkeypatch
 ):
@@ -99,13 +113,13 @@ def test_when_a_step_fails_everybody_is_told_and_the_engine_lives_on(
 
     ask("Before")
     monkeypatch.setattr(Batches, "step", no_memory)
-    monkeypatch.setattr(decoding, "extract", no_memory)
-    # Daemons, and waited for in vain at most a minute, where nobody tells them.
+    monkeypatch.setattr(Batches, "leave", no_memory)
+    # Daemons, and waited for in vain a while, where nobody tells them.
     threads = [threading.Thread(target=ask, args=(text,), daemon=True) for text in QUESTIONS]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(20)
     assert [str(told.get(text)) for text in QUESTIONS] == ["[metal::malloc] no more memory"] * 3
     monkeypatch.undo()
     ask("After")
