@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import mlx.nn as nn
 
 from .admission import fits_together
 from .decoding import Decoding, Row, Step
+
+_log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -52,7 +55,11 @@ class Batches:
     def leave(self, row: Row) -> list[Any]:
         """An answer has ended; returns its layers, empty where a failure took them."""
         decoding = self._of.pop(row, None)
-        return decoding.leave(row) if decoding is not None else []
+        try:
+            return decoding.leave(row) if decoding is not None else []
+        except Exception as error:
+            _log.warning("what an answer had computed could not be kept: %s", error)
+            return []
 
     def _failed(self, rows: list[Row], error: Exception, broken: bool) -> list[Step]:
         if len(rows) == 1 and not broken:  # what its layers still are is for `leave` to give back

@@ -102,14 +102,19 @@ class Decoding:
     def leave(self, row: Row) -> list[Any]:
         """Take an answer out; returns layers that hold `row.path`."""
         index = self.rows.index(row)
-        layers = self.layers_of(row)
-        self.rows.pop(index)
-        if self.rows and not self.broken:
-            keep = [at for at in range(len(self.rows) + 1) if at != index]
-            for layer in self._layers:
+        keep = [at for at in range(len(self.rows)) if at != index]
+        try:
+            layers = self.layers_of(row)
+            for layer in self._layers if keep and not self.broken else []:
                 layer.filter(keep)
-            self._tokens = self._tokens[mx.array(keep)]
-        else:
+        except Exception:
+            self.broken = True  # those that stay begin again
+            raise
+        finally:
+            self.rows.pop(index)
+            if keep:
+                self._tokens = self._tokens[mx.array(keep)]
+        if not keep:
             self._layers = []
         return layers
 

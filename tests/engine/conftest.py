@@ -1,5 +1,10 @@
 """Engines over tiny models, with caches of their own."""
 
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -22,3 +27,47 @@ def engine_of():
     yield make
     for engine in made:
         engine.close()
+
+
+@pytest.fixture
+def running_of(tiny_llama):
+    """`running_of(cache=None, **model)` -> a model that this thread runs."""
+    from llm_mlx_promptcache.engine.loading import load_model
+    from llm_mlx_promptcache.engine.running import Running
+
+    def make(cache=None, folder=None, **sizes):
+        loaded = load_model(str(folder or tiny_llama(**sizes)))
+        return Running(loaded, "tiny", cache or PromptCache("100MB"))
+
+    return make
+
+
+@pytest.fixture
+def loaded_kind(tiny_llama):
+    """`loaded_kind(name, **own)`: a random model of a family with the tiny tokenizer.
+
+    States of the mambas hardly fade here, so that a wrong one is seen long after.
+    """
+    from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
+
+    families = _families()
+
+    def load(name, **own):
+        base = load_model(str(tiny_llama()))
+        family = families.BY_NAME[name]
+        own = {**family.own, "vocab_size": base.config["vocab_size"], **own}
+        model = dataclasses.replace(family, own=own).build()
+        if name in ("mamba", "mamba2"):
+            for layer in model.layers:
+                layer.mixer.A_log = layer.mixer.A_log * 0 - 8
+        return LoadedModel(model, base.tokenizer, base.config, base.folder, 4096)
+
+    return load
+
+
+def _families():
+    path = Path(__file__).parent.parent / "cache" / "families.py"
+    spec = importlib.util.spec_from_file_location("families", path)
+    module = sys.modules["families"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -191,6 +191,8 @@ def test_a_pattern_holds_the_answer(tiny_llama, engine_of):
         ({"tools": (MAGIC,), "tool": "other"}, "tool_choice is 'other'"),
         ({"tools": ({"type": "function"},), "tool_choice": "any"}, "tools"),
         ({"kv": KVSettings(8, 64)}, "kv"),
+        ({"sampling": Sampling(logit_bias=((-1, 1.0),))}, "logit_bias names token -1; .* 0 to "),
+        ({"sampling": Sampling(logit_bias=((1 << 20, 1.0),))}, "logit_bias names token 1048576"),
         ({"template_arguments": {"tools": []}}, "template_arguments"),
     ],
 )
@@ -250,6 +252,21 @@ def test_quantised_rows_go_on_from_the_cache(tiny_llama, engine_of, cache, start
         history += [said(event), Message("user", "And then?")]
     plain = ask(engine, history, max_tokens=2)
     assert plain.usage.cached <= max(start, 0)
+
+
+def test_where_rows_are_quantised_a_shorter_prompt_is_not(tiny_llama, engine_of, cache):
+    engine = engine_of(tiny_llama(heads=2), cache)
+    kv = KVSettings(4, 32, 100)
+    system = Message("system", "Keep a lighthouse.")
+    ask(engine, [system, Message("user", "of lamps and wicks, " * 20)], kv=kv, max_tokens=4)
+    asked = {"kv": kv, "max_tokens": 8, "logprobs": 1}
+    warm = ask(engine, [system, Message("user", "of lamps?")], **asked)
+    cold = ask(engine, [system, Message("user", "of lamps?")], **asked, use_cache=False)
+    assert 0 < warm.usage.cached < warm.usage.prompt < 100
+    assert warm.ids == cold.ids
+    assert [one.chosen.logprob for one in warm.logprobs] == pytest.approx(
+        [one.chosen.logprob for one in cold.logprobs], abs=1e-4
+    )
 
 
 def test_warm_prefills_and_pins_what_every_prompt_shares(tiny_llama, engine_of):

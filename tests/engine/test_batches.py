@@ -1,6 +1,9 @@
 """Many requests at once: the same answers as alone, prefixes run once, faults that stay alone."""
 
+import dataclasses
+import importlib.util
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,13 @@ from llm_mlx_promptcache.engine.request import (
 )
 from llm_mlx_promptcache.engine.running import Running
 
+_path = Path(__file__).with_name("askers.py")
+_spec = importlib.util.spec_from_file_location("askers", _path)
+askers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(askers)
+Asked, Failing = askers.Asked, askers.Failing
+request, together = askers.request, askers.together
+
 TOOL = {
     "type": "function",
     "function": {
@@ -30,58 +40,6 @@ TOOL = {
         },
     },
 }
-SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
-
-
-class Asked:
-    """An asker that writes down what it is told; `gone_after` events it is gone."""
-
-    def __init__(self, request, gone_after=None):
-        self.request = request
-        self.events = []
-        self._gone_after = gone_after
-
-    def tell(self, told):
-        self.events.append(told)
-
-    def gone(self):
-        return self._gone_after is not None and len(self.events) >= self._gone_after
-
-    @property
-    def last(self):
-        *_, event, end = self.events
-        assert end is None
-        if isinstance(event, BaseException):
-            raise event
-        assert isinstance(event, Finished)
-        return event
-
-
-def request(text, *, system=True, **more):
-    messages = ([SYSTEM] if system else []) + [Message("user", text)]
-    return GenerationRequest(tuple(messages), **{"max_tokens": 12, **more})
-
-
-@pytest.fixture
-def running_of(tiny_llama):
-    """`running_of(cache=None, **model)` -> a model that this thread runs."""
-
-    def make(cache=None, folder=None, **sizes):
-        loaded = load_model(str(folder or tiny_llama(**sizes)))
-        return Running(loaded, "tiny", cache or PromptCache("100MB"))
-
-    return make
-
-
-def together(running, *requests):
-    """All answered at once; the askers."""
-    asked = [one if isinstance(one, Asked) else Asked(one) for one in requests]
-    for one in asked:
-        running.add(one)
-    while running.busy:
-        running.step()
-    return asked
-
 
 VARIED = [
     request("One?"),
@@ -118,6 +76,35 @@ def test_who_joins_late_and_who_leaves_early_changes_no_answer(running_of):
         running.step()
     assert not running.busy
     assert [one.last.ids for one in asked] == alone
+
+
+FORCED = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["aaaa", "bbbb", "cccc", "dddd", "eeee"]},
+        "size": {"enum": ["small", "large", "huge", "tiny"]},
+        "number": {"type": "integer", "minimum": 0, "maximum": 99999},
+    },
+    "required": ["name", "size", "number"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"temperature": 1, "seed": seed} for seed in range(3)),
+        {"temperature": 1, "seed": 5, "xtc_probability": 0.5, "xtc_threshold": 0.01},
+        {"presence_penalty": 2, "frequency_penalty": 1},
+        {"temperature": 1, "seed": 6, "repetition_penalty": 1.5, "penalty_window": 12},
+    ],
+)
+def test_tokens_that_a_grammar_forces_are_no_other_answer_alone(running_of, settings):
+    one = request("Hi?", schema=FORCED, sampling=Sampling(**settings), max_tokens=80)
+    other = request("Ho!", schema=FORCED, sampling=Sampling(temperature=1, seed=99), max_tokens=80)
+    [alone] = together(running_of(), one)
+    beside, _ = together(running_of(), one, other)
+    assert beside.last.ids == alone.last.ids
 
 
 def test_a_prefix_that_many_ask_for_at_once_is_run_once(running_of):
@@ -183,26 +170,7 @@ def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
     assert together(running, request("words " * 200, system=False))[0].last.usage.cached >= 256
 
 
-class Failing:
-    """A model that fails when `when(tokens)` says so."""
-
-    def __init__(self, model, when):
-        self._model, self._when = model, when
-        self.failed = 0
-
-    def __call__(self, tokens, cache=None):
-        if self._when(tokens):
-            self.failed += 1
-            raise RuntimeError("[metal::malloc] no more memory")
-        return self._model(tokens, cache=cache)
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
-
-
 def failing(tiny_llama, when):
-    import dataclasses
-
     loaded = load_model(str(tiny_llama()))
     model = Failing(loaded.model, when)
     return model, Running(dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"))
@@ -243,15 +211,32 @@ def test_admission_counts_padding():
     admission = Admission(limit=1000)
 
     class Layer:
-        nbytes = 100
+        nbytes = 100 * 256
 
-    admission.measure([Layer()], 100)  # a byte a token
+    admission.measure([Layer()], 100 * 256)  # a byte a token
     assert admission.admits(5000, [])  # one alone always
     assert admission.admits(400, [500])
     assert not admission.admits(10, [600])  # twice the longest
     assert not admission.admits(1, [1] * 32)
     assert fits_together(900, [1000])
     assert not fits_together(100, [4000])
+
+
+def test_admission_learns_from_the_longest_prompt():
+    admission = Admission(limit=2000)
+
+    class Layer:
+        def __init__(self, nbytes):
+            self.nbytes = nbytes
+
+    admission.measure([Layer(256)], 3)  # its buffer has room for 256: a byte a token
+    assert admission.admits(1000, [1000])
+    assert not admission.admits(1001, [1000])
+    admission.measure([Layer(512)], 512)
+    admission.measure([Layer(2560)], 10)  # a state, as large for one token as for all
+    assert admission.admits(1000, [1000])
+    admission.measure([Layer(2048)], 1024)
+    assert not admission.admits(501, [500])
 
 
 def test_who_does_not_fit_waits_and_is_answered(running_of, monkeypatch):

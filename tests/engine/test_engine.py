@@ -11,6 +11,8 @@ import pytest
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
+from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import (
     Finished,
     GenerationRequest,
@@ -18,6 +20,7 @@ from llm_mlx_promptcache.engine.request import (
     Sampling,
     TextDelta,
 )
+from llm_mlx_promptcache.engine.running import Running
 
 SYSTEM = Message("system", "You are a lighthouse keeper. " * 12)
 
@@ -200,6 +203,81 @@ def test_the_process_ends_with_status_0_every_time(folder, tmp_path):
     command = [sys.executable, "-c", SOAK, str(folder)]
     codes = [subprocess.run(command, env=environment).returncode for _ in range(5)]
     assert codes == [0] * 5
+
+
+UNREAD = """
+import sys
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.pool import engine_for
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+never_ends = Sampling(logit_bias=((2, -1000.0),))
+request = GenerationRequest((Message("user", "One?"),), 1 << 20, never_ends)
+events = engine_for(sys.argv[1]).generate(request)
+for _ in range(8):
+    next(events)
+"""
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_the_process(tiny_llama, tmp_path):
+    folder = tiny_llama(context=1 << 21)
+    environment = {**os.environ, "LLM_MLX_CACHED_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", UNREAD, str(folder)]
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
+
+
+FORKED = """
+import os, signal, sys
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.pool import engine_for
+from llm_mlx_promptcache.engine.request import GenerationRequest
+engine = engine_for(sys.argv[1])
+request = GenerationRequest((Message("user", "One?"),), 4)
+list(engine.generate(request))
+if not (child := os.fork()):
+    signal.alarm(30)
+    try:
+        list(engine.generate(request))
+    except RuntimeError as error:
+        print(error, flush=True)
+        os._exit(7)
+    os._exit(8)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+list(engine.generate(request))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform can't fork")
+def test_a_forked_child_is_told_at_once(folder, tmp_path):
+    environment = {**os.environ, "LLM_MLX_CACHED_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", FORKED, str(folder)]
+    run = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "belongs to the process that forked" in run.stdout
+
+
+def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, monkeypatch):
+    loads, cache, may_go_on = [], PromptCache("100MB"), threading.Event()
+    settle = Running.settle
+
+    def slow(running, last=False):
+        assert may_go_on.wait(60)
+        settle(running, last)
+
+    def load():
+        loads.append(folder)
+        return Running(load_model(str(folder)), "tiny", cache)
+
+    monkeypatch.setattr(Running, "settle", slow)
+    engine = Engine(load)
+    ask(engine, user("One?"))
+    assert not engine.unload(timeout=0.01)
+    may_go_on.set()
+    ask(engine, user("Two?"))
+    assert len(loads) == 1
+    assert engine.unload()
+    ask(engine, user("Three?"))
+    assert len(loads) == 2
+    engine.close()
 
 
 def test_nothing_of_a_conversation_is_in_names_or_in_a_repr(folder, engine_of, tmp_path):

@@ -1,45 +1,28 @@
 """The engine over every kind of layer: each turn prefills what is new, answers stay the same."""
 
-import dataclasses
-import importlib.util
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
+from llm_mlx_promptcache.engine import forward, running
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, KVSettings
 from llm_mlx_promptcache.engine.running import Running
-
-_path = Path(__file__).parent.parent / "cache" / "families.py"
-_spec = importlib.util.spec_from_file_location("families", _path)
-families = sys.modules["families"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
 
 KINDS = ["llama", "gemma3_text", "gpt_oss", "mamba2", "jamba", "qwen3_next", "llama4"]
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words.")
 
 
 @pytest.fixture
-def engine_of_kind(tiny_llama):
-    """`engine_of_kind(name, cache)`: a random model of a family with the tiny tokenizer."""
+def engine_of_kind(loaded_kind):
+    """`engine_of_kind(name, cache, **own)`: an engine over a random model of a family."""
     made = []
 
-    def make(name, cache):
-        def load():
-            base = load_model(str(tiny_llama()))
-            family = families.BY_NAME[name]
-            words = base.config["vocab_size"]
-            family = dataclasses.replace(family, own={**family.own, "vocab_size": words})
-            loaded = LoadedModel(family.build(), base.tokenizer, base.config, base.folder, 4096)
-            return Running(loaded, name, cache)
-
-        made.append(Engine(load))
+    def make(name, cache, **own):
+        made.append(Engine(lambda: Running(loaded_kind(name, **own), name, cache)))
         return made[-1]
 
     yield make
@@ -91,6 +74,70 @@ def test_a_restart_goes_on_from_the_disk(name, engine_of_kind, tmp_path):
     second = ask(engine_of_kind(name, PromptCache("500MB", DiskStore(tmp_path))), history)
     assert second.usage.cached == first.usage.prompt + first.usage.generated
     assert store.check() == []
+
+
+def chances(event):
+    """The log probabilities of an answer: a state that is a little wrong shows in them first."""
+    return [one.chosen.logprob for one in event.logprobs]
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_behind_a_restart_states_stand_where_they_say(name, engine_of_kind, tmp_path):
+    first_engine = engine_of_kind(name, PromptCache("500MB", DiskStore(tmp_path)))
+    history = [SYSTEM, Message("user", "One?")]
+    first = ask(first_engine, history)
+    first_engine.close()
+    cache = PromptCache("500MB", DiskStore(tmp_path))
+    engine = engine_of_kind(name, cache)
+    histories = [[*history, answered(first), Message("user", "Two?")]]
+    histories += [[SYSTEM, Message("user", text)] for text in ("Something else?", "Who?", "Why?")]
+    for asked in histories:
+        warm = ask(engine, asked, logprobs=1)
+        cold = ask(engine, asked, logprobs=1, use_cache=False)
+        assert warm.usage.cached > 0
+        assert warm.ids == cold.ids
+        assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_a_state_that_a_failed_prefill_left_is_nobody_s(name, engine_of_kind, monkeypatch):
+    cache = PromptCache("500MB")
+    engine = engine_of_kind(name, cache)
+    calls = []
+
+    def prefill(model, layers, ids):
+        forward.prefill(model, layers, ids)
+        calls.append(len(ids))
+        if len(calls) == 3:
+            raise RuntimeError("[metal::malloc] no more memory")
+
+    monkeypatch.setattr(running, "prefill", prefill)
+    history = [SYSTEM, Message("user", "and more of it, the lamp and the fog. " * 18)]
+    with pytest.raises(RuntimeError, match="no more memory"):
+        ask(engine, history)
+    warm = ask(engine, history, logprobs=1)
+    cold = ask(engine, history, logprobs=1, use_cache=False)
+    assert warm.usage.cached > 0  # what was kept before the fault
+    assert warm.ids == cold.ids
+    assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "gemma3_text"])
+def test_quantised_rows_beside_states_and_windows(name, engine_of_kind):
+    cache = PromptCache("500MB")
+    engine = engine_of_kind(name, cache, head_dim=32)
+    kv = KVSettings(8, 32, 100)
+    long = [SYSTEM, Message("user", "A rather long question about lamps, oil and wicks. " * 3)]
+    ask(engine, [SYSTEM, Message("user", "Hi?")])  # plain, up to where both part
+    for asked in (long, long, [*long[:1], Message("user", "Hi?")]):
+        warm = ask(engine, asked, kv=kv, logprobs=1)
+        cold = ask(engine, asked, kv=kv, logprobs=1, use_cache=False)
+        assert warm.usage.cached > 0
+        assert warm.ids == cold.ids
+        assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
+    assert cache.check() == []
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba", "gemma3_text"])

@@ -1,0 +1,62 @@
+"""Requests without an engine's thread: askers that a test steps itself; loaded by path."""
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+
+SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
+
+
+class Asked:
+    """An asker that writes down what it is told; `gone_after` events it is gone."""
+
+    def __init__(self, request, gone_after=None):
+        self.request = request
+        self.events = []
+        self.gone_after = gone_after
+
+    def tell(self, told):
+        self.events.append(told)
+
+    def gone(self):
+        return self.gone_after is not None and len(self.events) >= self.gone_after
+
+    @property
+    def last(self):
+        *_, event, end = self.events
+        assert end is None
+        if isinstance(event, BaseException):
+            raise event
+        assert isinstance(event, Finished)
+        return event
+
+
+def request(text, *, system=True, **more):
+    messages = ([SYSTEM] if system else []) + [Message("user", text)]
+    return GenerationRequest(tuple(messages), **{"max_tokens": 12, **more})
+
+
+def together(running, *requests):
+    """All answered at once; the askers."""
+    asked = [one if isinstance(one, Asked) else Asked(one) for one in requests]
+    for one in asked:
+        running.add(one)
+    while running.busy:
+        running.step()
+    return asked
+
+
+class Failing:
+    """A model that fails when `when(tokens)` says so."""
+
+    def __init__(self, model, when):
+        self._model, self._when = model, when
+        self.failed = 0
+
+    def __call__(self, tokens, cache=None):
+        if self._when(tokens):
+            self.failed += 1
+            raise RuntimeError("[metal::malloc] no more memory")
+        return self._model(tokens, cache=cache)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)

@@ -1,0 +1,211 @@
+"""What fails half way: the answers of others stay right, the cache whole, and the engine alive."""
+
+import dataclasses
+import importlib.util
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlx_lm.models.cache import BatchKVCache, KVCache
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import decoding, forward
+from llm_mlx_promptcache.engine.batches import Batches
+from llm_mlx_promptcache.engine.loading import load_model
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.running import Running
+
+_path = Path(__file__).with_name("askers.py")
+_spec = importlib.util.spec_from_file_location("askers", _path)
+askers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(askers)
+Asked, request, together = askers.Asked, askers.request, askers.together
+
+QUESTIONS = ("One?", "Two?", "Three?")
+
+
+@pytest.fixture
+def cache():
+    made = PromptCache("100MB")
+    yield made
+    assert made.check() == []
+
+
+def no_memory(*_):
+    raise RuntimeError("[metal::malloc] no more memory")
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_merge_that_fails_half_way_spoils_no_other_answer(
+    running_of, tiny_llama, cache, monkeypatch, before
+):
+    folder = tiny_llama(layers=4)
+    asked = [request(text, max_tokens=24) for text in QUESTIONS[: before + 1]]
+    alone = [together(running_of(folder=folder), one)[0].last.ids for one in asked]
+    running = running_of(cache, folder)
+    first = [Asked(one) for one in asked[:before]]
+    for one in first:
+        running.add(one)
+        for _ in range(6):
+            running.step()
+    merge, merged = KVCache.merge, []
+
+    def fails(layers):
+        merged.append(layers)
+        return no_memory() if len(merged) == 2 else merge(layers)
+
+    monkeypatch.setattr(KVCache, "merge", fails)
+    [last] = together(running, asked[before])
+    assert len(merged) >= 2
+    assert [one.last.ids for one in first] == alone[:before]
+    with pytest.raises(RuntimeError, match="no more memory"):
+        _ = last.last
+    [again] = together(running, asked[before])
+    assert again.last.ids == alone[before]
+
+
+def test_an_answer_that_can_not_be_taken_out_spoils_no_other(running_of, cache, monkeypatch):
+    asked = [
+        request(text, max_tokens=most) for text, most in zip(QUESTIONS, (4, 12, 20), strict=True)
+    ]
+    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    running = running_of(cache)
+    tried = []
+
+    def extract(layers, row):
+        tried.append(row)
+        no_memory()
+
+    monkeypatch.setattr(decoding, "extract", extract)
+    assert [one.last.ids for one in together(running, *asked)] == alone
+    assert tried
+    monkeypatch.undo()
+    assert [one.last.ids for one in together(running, *asked)] == alone
+
+
+def test_a_batch_that_is_half_smaller_spoils_no_answer(running_of, cache, monkeypatch):
+    asked = [request(text, max_tokens=most) for text, most in (("One?", 4), ("Two?", 20))]
+    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    shrink, shrunk = BatchKVCache.filter, []
+
+    def fails(layer, keep):
+        shrunk.append(layer)
+        return no_memory() if len(shrunk) == 2 else shrink(layer, keep)
+
+    monkeypatch.setattr(BatchKVCache, "filter", fails)
+    assert [one.last.ids for one in together(running_of(cache), *asked)] == alone
+    assert len(shrunk) == 2
+
+
+def test_when_a_step_fails_everybody_is_told_and_the_engine_lives_on(
+    tiny_llama, engine_of, cache, monkeypatch
+):
+    engine = engine_of(tiny_llama(), cache)
+    told = {}
+
+    def ask(text):
+        try:
+            *_, told[text] = engine.generate(request(text))
+        except Exception as error:
+            told[text] = error
+
+    ask("Before")
+    monkeypatch.setattr(Batches, "step", no_memory)
+    monkeypatch.setattr(Batches, "leave", no_memory)
+    # Daemons, and waited for in vain a while, where nobody tells them.
+    threads = [threading.Thread(target=ask, args=(text,), daemon=True) for text in QUESTIONS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [str(told.get(text)) for text in QUESTIONS] == ["[metal::malloc] no more memory"] * 3
+    monkeypatch.undo()
+    ask("After")
+    assert isinstance(told["After"], Finished)
+    assert told["After"].usage.generated == 12
+
+
+LONG = Message("system", "words and the capital of things " * 60)
+
+
+@pytest.fixture(params=["llama", "mamba"])
+def begun_again(request, tiny_llama, loaded_kind, cache):
+    """A model, and two answers that begin again: the first has run a chunk of its prompt."""
+    fails = []
+    kind = request.param
+    loaded = load_model(str(tiny_llama(context=8192))) if kind == "llama" else loaded_kind(kind)
+    model = askers.Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
+    running = Running(dataclasses.replace(loaded, model=model), kind, cache)
+    asked = [
+        Asked(GenerationRequest((LONG, Message("user", text)), max_tokens=40))
+        for text in QUESTIONS[:2]
+    ]
+    for one in asked:
+        running.add(one)
+    while len(running._answering) < 2:
+        running.step()
+    for _ in range(3):
+        running.step()
+    fails.append(2)
+    cache.clear()  # as if others had needed the room
+    running.step()
+    assert (model.failed, len(running._waiting)) == (1, 2)
+    running.step()
+    assert [task.done for task in running._prefilling] == [256]
+    return running, asked
+
+
+def cold(running, one):
+    asked = dataclasses.replace(one.request, use_cache=False)
+    return together(running, asked)[0].last.ids
+
+
+def test_a_newcomer_shares_with_one_that_begins_again(begun_again):
+    running, asked = begun_again
+    start = Message("system", LONG.content[:300])
+    new = Asked(GenerationRequest((start, Message("user", "Three?")), max_tokens=4))
+    together(running, new)
+    for one in [*asked, new]:
+        assert one.last.ids == cold(running, one)
+
+
+def test_one_that_begins_again_and_goes_leaves_no_more_than_it_has(begun_again, cache):
+    running, asked = begun_again
+    [task] = running._prefilling
+    whole, done = task.row.path, task.done
+    assert done < len(whole)
+    for one in asked:
+        one.gone_after = 0
+    running.step()
+    assert not running.busy
+    assert cache.fetch(task.prepared.namespace, [*whole, 0]).cached == done
+    assert cache.check() == []
+    after = together(running, asked[0].request)[0]
+    assert after.last.ids == cold(running, asked[0])
+
+
+def test_models_at_work_share_one_limit_of_wired_memory(running_of, monkeypatch):
+    told = []
+
+    @contextmanager
+    def wired_limit(model):
+        told.append("set")
+        yield
+        told.append("given back")
+
+    monkeypatch.setattr(forward, "wired_limit", wired_limit)
+    first, second = running_of(), running_of()
+    long = Asked(request("One?", max_tokens=30))
+    first.add(long)
+    together(second, request("Two?", max_tokens=3))
+    assert not second.busy
+    assert first.busy
+    assert told == ["set"]
+    together(second, request("Two?", max_tokens=3))
+    while first.busy:
+        first.step()
+    assert told == ["set", "given back"]
+    together(first, request("Three?", max_tokens=3))
+    assert told == ["set", "given back"] * 2
