@@ -245,7 +245,7 @@ class ChatMLXCached(Settings):
         bound = {**kwargs, "tools": tools} if tools else kwargs
         given = self._convert_input(messages).to_messages()
         asked = self._asked(given, None, bound)
-        return asked.engine, replace(asked.request, warm=True)
+        return asked.engine, replace(asked.request, warm=True, pin=True)
 
 
 @contextmanager
