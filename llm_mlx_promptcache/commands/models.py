@@ -17,6 +17,7 @@ from ..config import (
     load_settings,
     save_settings,
 )
+from ..engine.references import divided, folder_of, spelled
 from .shown import json_option, show_json, show_table
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def default(model: str | None, as_json: bool) -> None:
     """
     settings = load_settings()
     if model is not None:
-        settings = settings._replace(default_model=_whole(settings.reference(model)))
+        settings = settings._replace(default_model=_default(settings, model))
         save_settings(settings)
     if as_json:
         show_json({"default_model": settings.default_model})
@@ -128,12 +129,23 @@ def download(model: str, as_json: bool) -> None:
         click.echo(f"{reference} is here, {format_size(weights_of(folder))}: {folder}")
 
 
+def _default(settings: Settings, model: str) -> str:
+    """What a registered name, an alias, a hub id, a folder or "default" stands for; ValueError."""
+    if model == MODEL_ID or settings.model(model) is not None:
+        return settings.reference(model)
+    return _reference(model)
+
+
 def _reference(model: str) -> str:
     """A folder's whole path, a hub id, or "default"; ValueError for anything else."""
-    found = _whole(model)
-    if found == DEFAULT_MODEL or _HUB_ID.fullmatch(found):
+    found, adapter = divided(spelled(model))
+    if adapter:
+        return _with_adapter(_reference(found), adapter)
+    if found == DEFAULT_MODEL:
         return found
-    if not (Path(found) / "config.json").is_file():
+    folder = folder_of(found)
+    known = _HUB_ID.fullmatch(found) if folder is None else (folder / "config.json").is_file()
+    if not known:
         raise ValueError(
             f"{model!r} is no folder with a model (config.json) and no hub id; give a folder, or"
             " a hub id such as mlx-community/Qwen3-0.6B-4bit"
@@ -142,19 +154,13 @@ def _reference(model: str) -> str:
 
 
 def _with_adapter(reference: str, adapter: str) -> str:
-    folder = Path(adapter).expanduser().resolve()
-    if not (folder / "adapter_config.json").is_file():
+    folder = folder_of(adapter)
+    if folder is None or not (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
             " mlx_lm.lora wrote"
         )
     return f"{reference}@{folder}"
-
-
-def _whole(model: str) -> str:
-    """The whole path where `model` is a folder here: the next command may run elsewhere."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != DEFAULT_MODEL and folder.is_dir() else model
 
 
 def _last_part(reference: str) -> str:

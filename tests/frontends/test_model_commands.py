@@ -79,6 +79,16 @@ def test_a_name_or_alias_or_folder_becomes_the_default(bare_home, tiny_llama, mo
 
 
 @pytest.mark.parametrize(
+    "name", ["nobody", "/nowhere", "~nobody-has-this-name/x", "mlx-cached/no me"]
+)
+def test_what_is_no_model_does_not_become_the_default(bare_home, name):
+    assert "no folder with a model" in one_line(bare_home.ours("default", name, status=1)[1])
+    assert bare_home.told("default") == {"default_model": "default"}
+    for given in ("somebody/not-here-4bit", "mlx-cached", "default"):
+        bare_home.ours("default", given)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("/nowhere",), "no folder with a model"),
