@@ -50,12 +50,16 @@ def shared_cache() -> PromptCache:
 
     with _lock:
         if _cache is None:
-            on_disk = os.environ.get(DISK_SWITCH, "1") != "0"
             memory = load_settings().memory
             _cache = PromptCache(
-                MEMORY if memory is None else memory, disk=disk_store() if on_disk else None
+                MEMORY if memory is None else memory, disk=disk_store() if uses_disk() else None
             )
         return _cache
+
+
+def uses_disk() -> bool:
+    """Whether what this process computes may be kept on the disk."""
+    return os.environ.get(DISK_SWITCH, "1") != "0"
 
 
 def disk_store() -> DiskStore:
