@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Settings, cache_folder, load_settings, save_settings
-from ..engine.pool import MEMORY, disk_store
+from ..config import Settings, cache_folder, change_settings, load_settings
+from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
 from .shown import json_option, label_of, show_json, show_table
 
 if TYPE_CHECKING:
@@ -100,16 +100,14 @@ def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
 @json_option
 def settings(memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
     """Show or set the cache's bounds; "auto" leaves one to the cache."""
-    found = load_settings()
+    said: dict[str, Any] = {}
     if memory is not None:
-        found = found._replace(memory=_size("--memory", memory))
+        said["memory"] = _size("--memory", memory)
     if disk is not None:
-        found = found._replace(disk=_size("--disk", disk))
+        said["disk"] = _size("--disk", disk)
     if max_age is not None:
-        days = None if max_age == _AUTO else _days("--max-age", max_age)
-        found = found._replace(max_days=days)
-    if (memory, disk, max_age) != (None, None, None):
-        save_settings(found)
+        said["max_days"] = _most_days(max_age)
+    found = change_settings(lambda bounds: bounds._replace(**said)) if said else load_settings()
     if as_json:
         show_json({"memory": found.memory, "disk": found.disk, "max_days": found.max_days})
     else:
@@ -147,6 +145,16 @@ def _size(option: str, size: str) -> str | None:
         return None
     parse_size(size, option)
     return size
+
+
+def _most_days(age: str) -> float | None:
+    days = None if age == _AUTO else _days("--max-age", age)
+    if days == 0:
+        raise ValueError(
+            f"--max-age is {age!r}, which keeps nothing; give an age such as 30d,"
+            f" or set {DISK_SWITCH}=0 to keep nothing on disk"
+        )
+    return days
 
 
 def _days(option: str, age: str) -> float:

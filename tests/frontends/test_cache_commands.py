@@ -75,7 +75,8 @@ def test_bounds_are_kept_and_hold(asked):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old")]
+    ("option", "value"),
+    [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old"), ("--max-age", "0d")],
 )
 def test_a_bound_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
     (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()
