@@ -233,7 +233,7 @@ class ChatMLXCached(Settings):
         settings = self.given(stop, kwargs)
         request = settings.request(messages, kwargs)
         must_call = request.tool_choice == "any"
-        answer = Answer(settings.model, self.output_version == "v1", must_call)
+        answer = Answer(settings.model, settings.output_version == "v1", must_call)
         return _Asked(engine_for(settings.model), request, answer)
 
     def _warming(
