@@ -524,5 +524,8 @@ def test_the_profile_tells_what_is_known_before_loading(tmp_path):
     assert profile["tool_calling"]
     assert profile["structured_output"]
     assert not profile["image_inputs"]
-    assert "max_input_tokens" not in ChatMLXCached(model=str(tmp_path / "none")).profile
+    with_adapter = ChatMLXCached(model=f"{tmp_path}@{tmp_path / 'adapter'}").profile
+    assert with_adapter["max_input_tokens"] == 4096
+    for nowhere in (str(tmp_path / "none"), "~nobody-has-this-name/x"):
+        assert "max_input_tokens" not in ChatMLXCached(model=nowhere).profile
     assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}
