@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
@@ -20,6 +20,8 @@ from llm_mlx_promptcache.engine.request import (
 )
 
 from .messages import METADATA, REASONING
+
+M = TypeVar("M", AIMessage, AIMessageChunk)
 
 PROVIDER = "mlx-cached"
 # The key of `response_metadata` that names what should have been whole and was not.
@@ -43,6 +45,10 @@ class Answer:
 
     def chunk(self, event: Event) -> AIMessageChunk | None:
         """The chunk that tells an event; None where LangChain has no word for it."""
+        made = self._chunk(event)
+        return _in_blocks(made) if made is not None and self.as_blocks else made
+
+    def _chunk(self, event: Event) -> AIMessageChunk | None:
         if isinstance(event, TextDelta):
             return AIMessageChunk(content=self._said("text", event.text))
         if isinstance(event, ReasoningDelta):
@@ -72,7 +78,8 @@ class Answer:
             tool_call(name=call.name, args=dict(call.arguments), id=call.id)
             for call in event.tool_calls
         ]
-        return AIMessage(content=self._content(event), tool_calls=calls, **closing)
+        made = AIMessage(content=self._content(event), tool_calls=calls, **closing)
+        return _in_blocks(made) if self.as_blocks else made
 
     def _check(self, event: Finished) -> None:
         """CutShort where a call is not whole: half of one must never look like a call."""
@@ -88,7 +95,6 @@ class Answer:
             blocks.append({"type": "reasoning", "reasoning": event.reasoning})
         if event.text:
             blocks.append({"type": "text", "text": event.text})
-        # LangChain itself puts the calls behind them.
         return blocks
 
     def _block(self, kind: str) -> int:
@@ -127,6 +133,15 @@ class Answer:
         }
 
 
+def _in_blocks(message: M) -> M:
+    """The message as LangChain makes it for a model of `output_version="v1"`, calls included.
+
+    It looks at the model alone, and a call may say so too; what is done already stays as it is.
+    """
+    told = {**message.response_metadata, "output_version": "v1"}
+    return message.model_copy(update={"content": message.content_blocks, "response_metadata": told})
+
+
 def _usage(event: Finished) -> UsageMetadata:
     """All tokens of the prompt, those from the cache among them, as LangChain counts."""
     usage = event.usage
@@ -146,6 +161,8 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
         "finish_reason": event.reason,
         "cache": {
             "read": event.usage.cached,
+            "from_memory": event.usage.cached - event.from_disk,
+            "from_disk": event.from_disk,
             "prefilled": event.usage.prefilled,
             "why": event.why,
         },

@@ -233,7 +233,7 @@ class ChatMLXCached(Settings):
         settings = self.given(stop, kwargs)
         request = settings.request(messages, kwargs)
         must_call = request.tool_choice == "any"
-        answer = Answer(settings.model, self.output_version == "v1", must_call)
+        answer = Answer(settings.model, settings.output_version == "v1", must_call)
         return _Asked(engine_for(settings.model), request, answer)
 
     def _warming(
@@ -245,7 +245,7 @@ class ChatMLXCached(Settings):
         bound = {**kwargs, "tools": tools} if tools else kwargs
         given = self._convert_input(messages).to_messages()
         asked = self._asked(given, None, bound)
-        return asked.engine, replace(asked.request, warm=True)
+        return asked.engine, replace(asked.request, warm=True, pin=True)
 
 
 @contextmanager

@@ -34,6 +34,15 @@ _BESIDE = frozenset(
         *("server_tool_result", "server_tool_use", "web_search_call", "code_interpreter_call"),
     ]
 )
+# Blocks that say something, and not in words.
+_MEDIA = frozenset(
+    [
+        *("image", "image_url", "input_image", "audio", "input_audio", "audio_url", "video"),
+        *("video_url", "file", "input_file", "document", "media", "image_generation_call"),
+    ]
+)
+# Under these keys blocks of any kind have what was said.
+_SAYING = ("text", "refusal", "content", "transcript")
 
 
 class _Content(NamedTuple):
@@ -112,12 +121,24 @@ def _content(where: str, role: Role, content: str | Sequence[str | Mapping[str, 
             reasonings.append(str(block.get(kind) or ""))
         elif kind == "tool_result" and role == "user":
             results.append(_result(where, block))
-        elif kind not in _BESIDE or role != "assistant":
+        elif role != "assistant" or not _is_beside(kind, block):
             raise ValueError(
                 f"{where} holds a {kind[:40]!r} block, and only text is supported;"
                 " leave that block out or put it in words"
             )
     return _Content("".join(texts), "".join(reasonings), tuple(results))
+
+
+def _is_beside(kind: str, block: Mapping[str, Any]) -> bool:
+    """Whether a block of an answer says nothing to the user: providers have new ones each month."""
+    return kind in _BESIDE or not (kind in _MEDIA or _has_text(block))
+
+
+def _has_text(value: object) -> bool:
+    if isinstance(value, Mapping):
+        said = any(isinstance(value.get(key), str) and value[key] for key in _SAYING)
+        return said or any(map(_has_text, value.values()))
+    return isinstance(value, list) and any(map(_has_text, value))
 
 
 def _result(where: str, block: Mapping[str, Any]) -> Message:

@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.language_models import ModelProfile
 
 from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.references import divided, folder_of
 
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 _DEFAULT_CONTEXT = 8192
@@ -53,9 +54,9 @@ def _context(model: str) -> int | None:
 
 def _config(model: str) -> dict[str, Any]:
     try:
-        file = Path(model).expanduser() / "config.json"
-        if not file.exists():
-            file = _from_hub_cache(model)
+        base, _ = divided(model)
+        folder = folder_of(base)
+        file = _from_hub_cache(base) if folder is None else folder / "config.json"
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

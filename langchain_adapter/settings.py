@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from pydantic import Field
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
@@ -33,6 +34,11 @@ _CALL_ONLY = frozenset(
 ).union(["stream", "ls_structured_output_format"])
 
 
+Stops = Annotated[
+    list[str] | None, BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
+]
+
+
 class Settings(BaseChatModel):
     """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
 
@@ -47,7 +53,7 @@ class Settings(BaseChatModel):
     logit_bias: dict[int, float] = Field(default_factory=dict)
     max_tokens: int = DEFAULT_MAX_TOKENS
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: Stops = None
     streaming: bool = False
     thinking: bool | None = None
     template_arguments: dict[str, Any] = Field(default_factory=dict)
@@ -75,7 +81,9 @@ class Settings(BaseChatModel):
                 f" {', '.join(sorted({*Settings.__annotations__, *_CALL_ONLY}))}"
             )
         said = {name: value for name, value in call.items() if name in fields}
-        return self.model_copy(update={**said, "stop": stop} if stop else said)
+        if stop:
+            said["stop"] = stop
+        return self.model_copy(update={name: _checked(name, said[name]) for name in said})
 
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
         """These messages and what this call binds, with the settings of this model."""
@@ -122,3 +130,19 @@ class Settings(BaseChatModel):
         if self.kv_bits is None:
             return None
         return KVSettings(self.kv_bits, self.kv_group_size, self.kv_start)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A call's value as the model's own field would take it; ValueError names the setting."""
+    # What else there is belongs to LangChain, which says itself what it takes.
+    if name not in Settings.__annotations__ and name != "output_version":
+        return value
+    try:
+        return _taker(name).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{name} is {str(value)[:60]!r}: {error.errors()[0]['msg']}") from error
+
+
+@cache
+def _taker(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Settings.model_fields[name].rebuild_annotation())

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 APP = "llm-mlx-promptcache"
 HOME_VARIABLE = "LLM_MLX_CACHED_HOME"
@@ -109,16 +112,51 @@ def load_settings() -> Settings:
         ) from error
 
 
+def change_settings(change: Callable[[Settings], Settings]) -> Settings:
+    """Load, change and keep the settings; who does the same meanwhile waits, so none are lost."""
+    with _alone():
+        changed = change(load_settings())
+        save_settings(changed)
+    return changed
+
+
 def save_settings(settings: Settings) -> None:
-    """Keep the settings for later processes; ValueError where they can't be written."""
+    """Keep the settings for later processes, and what a later version wrote beside them.
+
+    ValueError where they can't be written.
+    """
     path = _settings_file()
     try:
-        write_private_file(path, json.dumps(_plain(settings), indent=2) + "\n")
+        made = json.dumps(_foreign(path) | _plain(settings), indent=2) + "\n"
+        write_private_file(path, made)
     except OSError as error:
         raise ValueError(
             f"the settings can't be written to {path} ({error.strerror});"
             f" make that folder writable or set {HOME_VARIABLE} to another one"
         ) from error
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock of the settings, where this system has locks and their folder takes a file."""
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            path = _settings_file().with_suffix(".lock")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _foreign(path: Path) -> dict[str, Any]:
+    """What the file holds that this version has no name for."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return {name: found[name] for name in found if name not in Settings._fields}
+    return {}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -135,8 +173,9 @@ def _settings(found: Any) -> Settings:
     known = {name: found[name] for name in Settings._fields if name in found}
     for name, kinds in _KINDS.items():
         value = known.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"{name} is {value!r}")
+        is_set = value is not None or (name == "default_model" and name in known)
+        if is_set and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"{name} is {json.dumps(value)}")
     models = tuple(_registered(entry) for entry in known.get("models") or ())
     return Settings(**{**known, "models": models})
 
@@ -165,7 +204,12 @@ def _settings_file() -> Path:
 
 def _folder(kind: str, ordinary: str) -> Path:
     home = os.environ.get(HOME_VARIABLE)
-    folder = (Path(home).expanduser() / kind if home else Path(ordinary)).absolute()
+    try:
+        folder = (Path(home).expanduser() / kind if home else Path(ordinary)).absolute()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{HOME_VARIABLE} is {home!r}, and nobody has that home; give a whole path"
+        ) from error
     # Only who writes there can say what a missing folder means for them.
     with suppress(OSError):
         make_private_folder(folder)

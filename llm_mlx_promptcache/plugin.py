@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,12 +22,18 @@ def register_models(register: Callable[..., Any]) -> None:
         settings = load_settings()
     except ValueError as error:
         # Of no concern to other plugins' models; our own say it as their error.
-        click.echo(f"llm-mlx-promptcache: {error}", err=True)
+        _tell(str(error))
         settings = Settings()
     register(MlxCached(), AsyncMlxCached())
     for model in settings.models:
         made = (model.name, model.reference)
         register(MlxCached(*made), AsyncMlxCached(*made), aliases=model.aliases)
+
+
+@cache
+def _tell(error: str) -> None:
+    """Once a process: llm asks for the models each time that it looks one up."""
+    click.echo(f"llm-mlx-promptcache: {error}", err=True)
 
 
 @llm.hookimpl

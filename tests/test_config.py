@@ -1,8 +1,10 @@
 """Paths and settings: private, movable, and never a traceback."""
 
+import json
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -74,6 +76,7 @@ def test_names_and_aliases_stand_for_references():
         "",
         "[]",
         '{"default_model": 3}',
+        '{"default_model": null}',
         '{"models": 3}',
         '{"models": [3]}',
         '{"models": [{"name": "a"}]}',
@@ -90,6 +93,64 @@ def test_settings_that_cannot_be_read_are_named(home, text):
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"settings.json can't be read .* correct or remove"):
         config.load_settings()
+
+
+def test_what_a_later_version_wrote_stays(home):
+    path = config.data_folder() / "settings.json"
+    path.write_text('{"default_model": "a/b", "colour": "blue", "memory": 5}')
+    config.change_settings(lambda settings: settings._replace(disk="8GB", memory=None))
+    kept = {"default_model": "a/b", "colour": "blue", "disk": "8GB"}
+    assert json.loads(path.read_text()) == kept
+
+
+def test_changes_at_the_same_time_are_all_kept(home):
+    def register(number):
+        model = config.RegisteredModel(f"m{number}", "a/b")
+        config.change_settings(lambda s: s._replace(models=(*s.models, model)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(register, range(40)))
+    assert {model.name for model in config.load_settings().models} == {f"m{n}" for n in range(40)}
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (home / "data").iterdir()}
+    assert files == {"settings.json": 0o600, "settings.lock": 0o600}
+
+
+def test_another_process_waits_until_a_change_is_kept(home):
+    script = (
+        "from llm_mlx_promptcache import config\n"
+        "config.change_settings(lambda s: s._replace(disk=s.memory))"
+    )
+
+    def change(settings):
+        others.append(subprocess.Popen([sys.executable, "-c", script]))
+        with pytest.raises(subprocess.TimeoutExpired):
+            others[0].wait(2)
+        return settings._replace(memory="3GB")
+
+    others = []
+    config.change_settings(change)
+    assert others[0].wait(60) == 0
+    assert config.load_settings() == config.Settings(memory="3GB", disk="3GB")
+
+
+def test_a_change_that_fails_changes_nothing_and_holds_nobody_up(home):
+    with pytest.raises(ZeroDivisionError):
+        config.change_settings(lambda settings: settings._replace(memory=1 // 0))
+    config.change_settings(lambda settings: settings._replace(memory=1))
+    assert config.load_settings() == config.Settings(memory=1)
+
+
+def test_a_system_without_locks_keeps_settings_all_the_same(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    config.change_settings(lambda settings: settings._replace(memory=1))
+    assert config.load_settings() == config.Settings(memory=1)
+
+
+def test_a_home_that_nobody_has_is_named(monkeypatch):
+    monkeypatch.setenv(config.HOME_VARIABLE, "~nobody-has-this-name/x")
+    for ask in (config.cache_folder, config.load_settings):
+        with pytest.raises(ValueError, match=r"LLM_MLX_CACHED_HOME is '~nobody-has-this-name/x'"):
+            ask()
 
 
 def test_the_config_imports_nothing_heavy():

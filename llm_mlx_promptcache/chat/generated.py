@@ -105,7 +105,8 @@ class Generated:
             return None
         ids = _unpack(obj.get("ids"))
         rendered = _read_rendered(obj.get("rendered"))
-        return cls(tuple(ids), fingerprint, digest, rendered) if ids else None
+        # Without ids (a stop string parted a token) it still says how the prompt was rendered.
+        return None if ids is None else cls(tuple(ids), fingerprint, digest, rendered)
 
 
 def canonical_json(value: object) -> str:

@@ -53,11 +53,17 @@ class TextDelta(NamedTuple):
 
     text: str
 
+    def __repr__(self) -> str:
+        return f"TextDelta({len(self.text)} characters)"
+
 
 class ReasoningDelta(NamedTuple):
     """The next piece of the reasoning."""
 
     text: str
+
+    def __repr__(self) -> str:
+        return f"ReasoningDelta({len(self.text)} characters)"
 
 
 class CallName(NamedTuple):
@@ -72,6 +78,9 @@ class CallArguments(NamedTuple):
 
     id: str
     text: str
+
+    def __repr__(self) -> str:
+        return f"CallArguments({self.id!r}, {len(self.text)} characters)"
 
 
 Part = TextDelta | ReasoningDelta | CallName | CallArguments

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Settings, cache_folder, load_settings, save_settings
-from ..engine.pool import MEMORY, disk_store
-from .shown import json_option, show_json, show_table
+from ..config import Settings, cache_folder, change_settings, load_settings
+from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
+from .shown import json_option, label_of, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..cache.disk import DiskStore
 
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
 _DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
@@ -76,8 +80,9 @@ def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
     from ..cache.sizes import format_size
 
     days = None if older_than is None else _days("--older-than", older_than)
-    named = None if model is None else load_settings().reference(model)
-    freed = disk_store().clear(model=named, days=days)
+    store = disk_store()
+    named = None if model is None else _stored(store, model)
+    freed = store.clear(model=named, days=days)
     if model is None and days is None:
         # Digests of the models' files: no conversation, but ours.
         with suppress(OSError):
@@ -95,20 +100,34 @@ def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
 @json_option
 def settings(memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
     """Show or set the cache's bounds; "auto" leaves one to the cache."""
-    found = load_settings()
+    said: dict[str, Any] = {}
     if memory is not None:
-        found = found._replace(memory=_size("--memory", memory))
+        said["memory"] = _size("--memory", memory)
     if disk is not None:
-        found = found._replace(disk=_size("--disk", disk))
+        said["disk"] = _size("--disk", disk)
     if max_age is not None:
-        days = None if max_age == _AUTO else _days("--max-age", max_age)
-        found = found._replace(max_days=days)
-    if (memory, disk, max_age) != (None, None, None):
-        save_settings(found)
+        said["max_days"] = _most_days(max_age)
+    found = change_settings(lambda bounds: bounds._replace(**said)) if said else load_settings()
     if as_json:
         show_json({"memory": found.memory, "disk": found.disk, "max_days": found.max_days})
     else:
         show_table(("bound", "set to"), _bounds(found))
+
+
+def _stored(store: DiskStore, model: str) -> str:
+    """What the store calls a model of this name, or how a namespace starts; ValueError."""
+    from ..cache.listing import ID_LENGTH
+
+    labels = {label for label, _, _ in store.by_model()}
+    for name in (label_of(model), model):
+        if name in labels:
+            return name
+    namespaces = {span.namespace for span in store.listing().spans}
+    if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
+        return model
+    raise ValueError(
+        f"nothing is stored of {model!r}; llm mlx-cached stats lists the models that have something"
+    )
 
 
 def _bounds(found: Settings) -> list[tuple[str, str]]:
@@ -126,6 +145,16 @@ def _size(option: str, size: str) -> str | None:
         return None
     parse_size(size, option)
     return size
+
+
+def _most_days(age: str) -> float | None:
+    days = None if age == _AUTO else _days("--max-age", age)
+    if days == 0:
+        raise ValueError(
+            f"--max-age is {age!r}, which keeps nothing; give an age such as 30d,"
+            f" or set {DISK_SWITCH}=0 to keep nothing on disk"
+        )
+    return days
 
 
 def _days(option: str, age: str) -> float:

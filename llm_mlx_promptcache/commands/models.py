@@ -14,9 +14,10 @@ from ..config import (
     MODEL_ID,
     RegisteredModel,
     Settings,
+    change_settings,
     load_settings,
-    save_settings,
 )
+from ..engine.references import divided, folder_of, spelled
 from .shown import json_option, show_json, show_table
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ def add(
     model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
 ) -> None:
     """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
-    settings = load_settings()
     reference = _reference(model)
     made = RegisteredModel(name or _last_part(reference), reference, aliases)
     if adapter is not None:
         made = made._replace(reference=_with_adapter(reference, adapter))
-    _check_names(settings, made)
-    save_settings(settings._replace(models=(*settings.models, made)))
+
+    def with_it(settings: Settings) -> Settings:
+        _check_names(settings, made)
+        return settings._replace(models=(*settings.models, made))
+
+    change_settings(with_it)
     if as_json:
         show_json(_plain(made))
     else:
@@ -54,14 +58,13 @@ def add(
 @json_option
 def remove(name: str, as_json: bool) -> None:
     """Forget a registered model, by name or alias; its files and what is cached of it stay."""
-    settings = load_settings()
-    gone = settings.model(name)
-    if gone is None:
-        raise click.ClickException(
-            f"no model {name!r} is registered; llm mlx-cached models lists those that are"
-        )
-    kept = tuple(model for model in settings.models if model != gone)
-    save_settings(settings._replace(models=kept))
+    gone = _registered(load_settings(), name)
+
+    def without_it(settings: Settings) -> Settings:
+        kept = tuple(model for model in settings.models if model != gone)
+        return settings._replace(models=kept)
+
+    change_settings(without_it)
     if as_json:
         show_json(_plain(gone))
     else:
@@ -76,10 +79,10 @@ def default(model: str | None, as_json: bool) -> None:
 
     MODEL is a registered name or alias, a hub id, a folder, or "default", the embedded one.
     """
-    settings = load_settings()
-    if model is not None:
-        settings = settings._replace(default_model=_whole(settings.reference(model)))
-        save_settings(settings)
+    if model is None:
+        settings = load_settings()
+    else:
+        settings = change_settings(lambda s: s._replace(default_model=_default(s, model)))
     if as_json:
         show_json({"default_model": settings.default_model})
     else:
@@ -128,12 +131,33 @@ def download(model: str, as_json: bool) -> None:
         click.echo(f"{reference} is here, {format_size(weights_of(folder))}: {folder}")
 
 
+def _registered(settings: Settings, name: str) -> RegisteredModel:
+    """The registered model of this name or alias; ValueError where there is none."""
+    found = settings.model(name)
+    if found is None:
+        raise ValueError(
+            f"no model {name!r} is registered; llm mlx-cached models lists those that are"
+        )
+    return found
+
+
+def _default(settings: Settings, model: str) -> str:
+    """What a registered name, an alias, a hub id, a folder or "default" stands for; ValueError."""
+    if model == MODEL_ID or settings.model(model) is not None:
+        return settings.reference(model)
+    return _reference(model)
+
+
 def _reference(model: str) -> str:
     """A folder's whole path, a hub id, or "default"; ValueError for anything else."""
-    found = _whole(model)
-    if found == DEFAULT_MODEL or _HUB_ID.fullmatch(found):
+    found, adapter = divided(spelled(model))
+    if adapter:
+        return _with_adapter(_reference(found), adapter)
+    if found == DEFAULT_MODEL:
         return found
-    if not (Path(found) / "config.json").is_file():
+    folder = folder_of(found)
+    known = _HUB_ID.fullmatch(found) if folder is None else (folder / "config.json").is_file()
+    if not known:
         raise ValueError(
             f"{model!r} is no folder with a model (config.json) and no hub id; give a folder, or"
             " a hub id such as mlx-community/Qwen3-0.6B-4bit"
@@ -142,19 +166,13 @@ def _reference(model: str) -> str:
 
 
 def _with_adapter(reference: str, adapter: str) -> str:
-    folder = Path(adapter).expanduser().resolve()
-    if not (folder / "adapter_config.json").is_file():
+    folder = folder_of(adapter)
+    if folder is None or not (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
             " mlx_lm.lora wrote"
         )
     return f"{reference}@{folder}"
-
-
-def _whole(model: str) -> str:
-    """The whole path where `model` is a folder here: the next command may run elsewhere."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != DEFAULT_MODEL and folder.is_dir() else model
 
 
 def _last_part(reference: str) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from ..config import load_settings
+from ..engine.references import spelled
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -51,6 +54,11 @@ def show_tree(title: str, lines: Iterable[tuple[int, str]]) -> None:
         del branches[depth + 1 :]
         branches.append(branches[depth].add(Text(line)))
     Console().print(branches[0])
+
+
+def label_of(model: str) -> str:
+    """What the store calls a model: by its name, an alias, or a folder however it is spelled."""
+    return spelled(load_settings().reference(model))
 
 
 def quoted(text: str, limit: int = 60) -> str:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import load_settings
 from ..engine.pool import disk_store
-from .shown import json_option, quoted, show_json, show_tree
+from .shown import json_option, label_of, quoted, show_json, show_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +29,7 @@ def tree(model: str | None, text: bool, as_json: bool) -> None:
     that begins with "+" goes on from the line above it.
     """
     listing = disk_store().listing()
-    wanted = None if model is None else load_settings().reference(model)
+    wanted = None if model is None else label_of(model)
     roots: dict[str, str] = {}
     for span in listing.spans:
         if wanted is None or wanted in (span.model, span.namespace):

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from ..config import MODEL_ID, load_settings
+from ..config import MODEL_ID, Settings, load_settings
 from .shown import json_option, show_json
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ..cache.disk import DiskStore
     from ..engine.request import Event, Finished, GenerationRequest
+    from ..llm_adapter.models import MlxCached
+    from ..llm_adapter.options import MlxCachedOptions
 
 
 @click.command()
@@ -35,11 +37,15 @@ def warm(
 
     if system is None and not tools:
         raise click.UsageError("give a system prompt (-s FILE) or tools (-T NAME)")
-    request = _request(system.read() if system is not None else "", tools)
-    request = replace(request, warm=True, pin=keep)
+    text = system.read() if system is not None else ""
+    if not text and not tools:
+        raise ValueError("the system prompt is empty; give a file with text, or tools (-T NAME)")
+    settings = load_settings()
+    request = replace(_request(settings, model, text, tools), warm=True, pin=keep)
+    _check_kept(request)
     store = disk_store()
     before = _pinned(store)
-    finished = _run(engine_for(load_settings().reference(model)).generate(request))
+    finished = _run(engine_for(settings.reference(model)).generate(request))
     close_engines()  # what it stored is on the disk then
     pinned = {stem: id for stem, id in _pinned(store).items() if stem not in before}
     usage = finished.usage
@@ -76,18 +82,54 @@ def _run(events: Iterator[Event]) -> Finished:
     raise ValueError("the engine ended without an answer; run it again")
 
 
-def _request(system: str, names: Sequence[str]) -> GenerationRequest:
-    """What warms the beginning that every prompt of `llm -s SYSTEM -T TOOL` shares."""
+def _check_kept(request: GenerationRequest) -> None:
+    """ValueError where nothing would be left of it once this command has ended."""
+    from ..engine.pool import DISK_SWITCH, uses_disk
+
+    if not request.use_cache:
+        raise ValueError(
+            "nothing would be kept: the option cache is false; llm models options clear resets it"
+        )
+    if not request.on_disk:
+        raise ValueError("nothing would be kept on the disk: llm's logs are off; llm logs on")
+    if not uses_disk():
+        raise ValueError(f"nothing would be kept on the disk: {DISK_SWITCH} is 0; unset it")
+
+
+def _request(settings: Settings, name: str, system: str, tools: Sequence[str]) -> GenerationRequest:
+    """What warms the beginning that every prompt of `llm -m NAME -s SYSTEM -T TOOL` shares."""
     import llm
 
     from ..llm_adapter.models import MlxCached
     from ..llm_adapter.requests import question
 
-    model = MlxCached()
+    registered = settings.model(name)
+    model = MlxCached() if registered is None else MlxCached(*registered[:2])
+    # A hub id or a folder is no model of llm's, so nobody can have set options for it.
+    known = registered is not None or name == MODEL_ID
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]
-        None, model, system=system or None, tools=_tools(names)
+        None,
+        model,
+        system=system or None,
+        tools=_tools(tools),
+        options=_options(model) if known else None,
     )
     return question(prompt, model.model_id).request
+
+
+def _options(model: MlxCached) -> MlxCachedOptions:
+    """What `llm models options set` says of a model; ValueError where it can't be used."""
+    from llm.cli import get_model_options
+    from pydantic import ValidationError
+
+    try:
+        return model.Options(**get_model_options(model.model_id))
+    except ValidationError as error:
+        told = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise ValueError(
+            f"the options set for {model.model_id} can't be used ({told});"
+            " llm models options clear resets them"
+        ) from error
 
 
 def _tools(names: Sequence[str]) -> list[llm.Tool | type[llm.Toolbox] | llm.Toolbox]:

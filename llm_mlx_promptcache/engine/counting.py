@@ -9,6 +9,7 @@ from functools import cache
 from ..chat.transcript import Transcript, render
 from .chat_tokenizer import TemplateTokenizer
 from .preparing import arguments_of
+from .references import spelled
 from .request import GenerationRequest
 
 
@@ -53,9 +54,13 @@ class TokenCounter:
         )
 
 
-@cache
 def counter_for(reference: str) -> TokenCounter:
     """The counter of a model: "default", a folder, or a hub id; ModelLoadError."""
+    return _counter_for(spelled(reference))
+
+
+@cache
+def _counter_for(reference: str) -> TokenCounter:
     loaded: Future[TokenCounter] = Future()
 
     def load() -> None:

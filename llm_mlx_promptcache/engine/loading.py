@@ -22,6 +22,7 @@ from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
 from .forward import make_layers
+from .references import divided, folder_of
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -71,9 +72,8 @@ def model_folder(reference: str) -> Path:
     reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
         return ensure_default_model(data_folder())
-    folder = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
-    if reference and folder.is_dir():
-        return folder.resolve()
+    if (given := folder_of(reference)) is not None:
+        return given
     if _HUB_ID.fullmatch(reference):
         return _from_hub(reference)
     raise ModelLoadError(
@@ -88,18 +88,9 @@ def kept_folder(reference: str) -> Path | None:
     if reference == DEFAULT_MODEL:
         folder = default_folder(data_folder())
         return folder if folder.is_dir() else None
-    folder = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
-    if reference and folder.is_dir():
-        return folder.resolve()
+    if (given := folder_of(reference)) is not None:
+        return given
     return _kept_of_hub(reference) if _HUB_ID.fullmatch(reference) else None
-
-
-def divided(reference: str) -> tuple[str, str]:
-    """A model's reference and its adapter's folder, which may be empty."""
-    if Path(reference).expanduser().is_dir():
-        return reference, ""
-    model, _, adapter = reference.partition("@")
-    return model, adapter
 
 
 def adapter_folder(reference: str) -> Path | None:
@@ -107,13 +98,13 @@ def adapter_folder(reference: str) -> Path | None:
     _, adapter = divided(reference)
     if not adapter:
         return None
-    folder = Path(adapter).expanduser()
-    if not (folder / "adapter_config.json").is_file():
+    folder = folder_of(adapter)
+    if folder is None or not (folder / "adapter_config.json").is_file():
         raise ModelLoadError(
             f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
             " mlx_lm.lora wrote"
         )
-    return folder.resolve()
+    return folder
 
 
 def load_tokenizer(folder: Path) -> Any:

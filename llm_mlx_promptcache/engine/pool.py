@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..config import cache_folder, load_settings, write_private_file
 from .engine import Engine
 from .memory import budget, weights_of
+from .references import spelled
 
 if TYPE_CHECKING:
     from ..cache.disk import DiskStore
@@ -33,6 +34,7 @@ MEMORY = "4GB"  # of this process, for what the user set no bound for
 
 def engine_for(reference: str) -> Engine:
     """The engine of a model: "default", a folder, or a hub id. Loads nothing yet."""
+    reference = spelled(reference)
     with _lock:
         if reference not in _engines:
             _engines[reference] = Engine(partial(_load, reference))
@@ -48,12 +50,16 @@ def shared_cache() -> PromptCache:
 
     with _lock:
         if _cache is None:
-            on_disk = os.environ.get(DISK_SWITCH, "1") != "0"
             memory = load_settings().memory
             _cache = PromptCache(
-                MEMORY if memory is None else memory, disk=disk_store() if on_disk else None
+                MEMORY if memory is None else memory, disk=disk_store() if uses_disk() else None
             )
         return _cache
+
+
+def uses_disk() -> bool:
+    """Whether what this process computes may be kept on the disk."""
+    return os.environ.get(DISK_SWITCH, "1") != "0"
 
 
 def disk_store() -> DiskStore:

@@ -212,6 +212,9 @@ class Logprob(NamedTuple):
     text: str
     logprob: float
 
+    def __repr__(self) -> str:
+        return f"Logprob({len(self.text)} characters, {self.logprob})"
+
 
 class TokenLogprobs(NamedTuple):
     """A generated token and the likeliest alternatives, itself among them where it is one."""
@@ -244,6 +247,9 @@ class Finished(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     peak_bytes: int = 0
     from_disk: int = 0
+
+    def __repr__(self) -> str:
+        return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"
 
     def generated(self) -> Generated:
         """The record with which a later prompt replays this answer; front ends keep it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm.parts import Message as LlmMessage
@@ -73,9 +73,15 @@ def asked_of(message: LlmMessage) -> Asked | None:
 
 
 def latest(messages: Iterable[LlmMessage], model: str) -> Asked | None:
-    """What the last answer of this very model in the conversation was asked with."""
+    """What the last answer of this very model in the conversation was asked with.
+
+    The namespace is the conversation's, so it is that of the last answer of any model of ours.
+    """
     found = [asked for message in messages if (asked := asked_of(message)) is not None]
-    return next((asked for asked in reversed(found) if asked.model == model), None)
+    if not found:
+        return None
+    own = next((asked for asked in reversed(found) if asked.model == model), Asked(model))
+    return replace(own, namespace=found[-1].namespace)
 
 
 def _record(message: LlmMessage) -> object:

@@ -70,7 +70,6 @@ def test_any_field_of_any_kind_gives_none_or_a_record(name, value):
         "not base64!",
         base64.b64encode(b"not zlib").decode(),
         pack(bytes(8)) + "\n",
-        pack(b""),
         pack(b"123"),
         pack(bytes(8))[:-8],
         base64.b64encode(zlib.compress(bytes(8)) + b"more").decode(),
@@ -81,6 +80,14 @@ def test_damaged_ids_give_none(ids):
     stored = Generated.of([5, 6], "Rome", "a").to_json()
     assert Generated.from_json(stored) is not None
     assert Generated.from_json({**stored, "ids": ids}) is None
+
+
+def test_a_record_without_ids_keeps_how_its_prompt_was_rendered():
+    made = Generated.of([], "Rome", "a", rendered={"date_string": "23 Nov 2026"})
+    read = Generated.from_json(json.loads(json.dumps(made.to_json())))
+    assert read == made
+    assert read.rendered == {"date_string": "23 Nov 2026"}
+    assert not Message("assistant", "Rome", read).unchanged("a")
 
 
 def test_every_flipped_byte_gives_none():

@@ -1,5 +1,6 @@
 """One engine a model, all models within one budget of memory."""
 
+import os
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.memory import weights_of
+from llm_mlx_promptcache.engine.references import spelled
 from llm_mlx_promptcache.engine.request import GenerationRequest
 
 
@@ -75,3 +77,33 @@ def test_an_engine_that_was_never_asked_has_nothing_to_give_back(folders):
     assert ask(folders[0]).usage.generated == 6
     assert engine.unload()
     assert not engine.loaded
+
+
+def test_one_model_has_one_engine_however_its_folder_is_spelled(folders, monkeypatch):
+    folder = folders[0]
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    (folder.parent / "link").symlink_to(folder)
+    engine = pool.engine_for(str(folder))
+    for spelling in (folder.name, f"./{folder.name}/", f"~/{folder.name}", "link", f"{folder}/."):
+        assert pool.engine_for(spelling) is engine
+    ask(f"./{folder.name}")
+    pool.close_engines()
+    assert [label for label, *_ in pool.disk_store().by_model()] == [str(folder)]
+
+
+def test_an_adapter_keeps_its_place_in_a_reference(folders, monkeypatch):
+    model, adapter = folders[:2]
+    monkeypatch.chdir(model.parent)
+    engine = pool.engine_for(f"{model}@{adapter}")
+    assert pool.engine_for(os.path.relpath(model) + "@" + os.path.relpath(adapter)) is engine
+    assert pool.engine_for(str(model)) is not engine
+    assert list(pool._engines) == [f"{model}@{adapter}", str(model)]
+
+
+@pytest.mark.parametrize("name", ["default", "somebody/small", "~nobody-has-this-name/x", "a\0b"])
+def test_what_is_no_folder_keeps_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").mkdir()
+    assert spelled(name) == name
+    assert spelled(f"{name}@") == name

@@ -6,12 +6,18 @@ import pytest
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.engine.request import (
+    CallArguments,
     Finished,
     GenerationRequest,
     KVSettings,
+    Logprob,
     Progress,
+    ReasoningDelta,
     Sampling,
     TextDelta,
+    Timings,
+    TokenLogprobs,
+    Usage,
 )
 from llm_mlx_promptcache.engine.wire import from_json, to_json
 
@@ -75,3 +81,26 @@ def test_the_events_of_an_answer_survive(tiny_llama, engine_of):
 def test_what_is_none_of_ours_is_refused(data):
     with pytest.raises(ValueError, match=r"of ours|top_p is 3"):
         from_json(data)
+
+
+def test_no_repr_of_an_event_shows_text():
+    likely = Logprob(1, "secret", -0.5)
+    finished = Finished(
+        (4711, 4712),
+        "secret",
+        "stop",
+        Usage(1, 0, 1, 2),
+        Timings(0.0, 0.0, 0.0),
+        "nothing is stored",
+        "f",
+        reasoning="secret",
+        tool_calls=(ToolCall("magic", {"word": "secret"}, "call_1"),),
+        rendered={"now": "secret"},
+        logprobs=(TokenLogprobs(likely, (likely,)),),
+    )
+    deltas = [TextDelta("secret"), ReasoningDelta("secret"), CallArguments("c1", '{"a": "secret"}')]
+    shown = repr([*deltas, finished, likely])
+    assert "secret" not in shown
+    assert "4711" not in shown
+    assert "TextDelta(6 characters)" in shown
+    assert "Usage(prompt=1" in shown

@@ -1,6 +1,7 @@
 """The cache as a whole: what programs are told of it, and the bounds that the user sets."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,29 @@ def test_stats_for_programs(asked):
 
 def test_clear_takes_a_registered_name(asked):
     before = asked.told("stats")["bytes"]
-    assert asked.told("clear", "--model", "nobody") == {"freed": 0}
     assert asked.told("clear", "--model", "t") == {"freed": before}
+    assert asked.told("stats")["spans"] == 0
+
+
+@pytest.mark.parametrize("name", ["nobody", "embedded", "default", "", "a"])
+def test_clear_of_what_is_not_stored_is_one_line(asked, name):
+    before = asked.told("stats")
+    (line,) = asked.ours("clear", "--model", name, status=1)[1].splitlines()
+    assert line.startswith(f"Error: nothing is stored of {name!r}")
+    assert asked.told("stats") == before
+
+
+def test_clear_takes_a_folder_however_it_is_spelled(asked, monkeypatch):
+    (model,) = asked.told("stats")["models"]
+    folder = Path(model["model"])
+    monkeypatch.chdir(folder.parent)
+    assert asked.told("tree", "--model", folder.name) == asked.told("tree")
+    assert asked.told("clear", "--model", f"./{folder.name}/") == {"freed": model["bytes"]}
+
+
+def test_clear_takes_a_namespace(asked):
+    (namespace,) = {span["namespace"] for span in asked.told("tree")}
+    asked.ours("clear", "--model", namespace[:8])
     assert asked.told("stats")["spans"] == 0
 
 
@@ -53,7 +75,8 @@ def test_bounds_are_kept_and_hold(asked):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old")]
+    ("option", "value"),
+    [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old"), ("--max-age", "0d")],
 )
 def test_a_bound_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
     (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()

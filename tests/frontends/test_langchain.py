@@ -20,6 +20,7 @@ from langchain_core.runnables import RunnableParallel
 from langchain_core.tools import tool
 
 from langchain_adapter import ChatMLXCached
+from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.pool import close_engines
 
 ASK = [SystemMessage("You answer in one word."), HumanMessage("Which colour has the sky?")]
@@ -219,6 +220,18 @@ def test_warming_leaves_only_the_question_to_prefill(model):
     assert asyncio.run(chat.awarm([LONG], tools=[look])) > 1000
     elsewhere = ChatMLXCached(model=str(model), max_tokens=4, namespace="else")
     assert prefilled([elsewhere.bind_tools([look]).invoke([LONG, AGAIN])])[0] > 1000
+
+
+@pytest.mark.parametrize("way", ["warm", "awarm"])
+def test_what_is_warmed_is_pinned(model, way):
+    chat = ChatMLXCached(model=str(model), max_tokens=4)
+    tokens = getattr(chat, way)([LONG])
+    assert (tokens if way == "warm" else asyncio.run(tokens)) > 100
+    chat.invoke("Something else")
+    pool.close_engines()
+    spans = pool.disk_store().listing().spans
+    assert {span.tier for span in spans if span.pinned} == {"system"}
+    assert not all(span.pinned for span in spans)
 
 
 def test_tokens_are_counted_as_a_call_counts_them(model):

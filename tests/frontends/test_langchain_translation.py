@@ -144,11 +144,23 @@ def test_messages_of_every_kind():
     ]
 
 
+def test_blocks_of_an_answer_that_say_nothing_are_passed_over():
+    blocks = [
+        {"type": "mcp_list_tools", "tools": [{"name": "a"}]},
+        {"type": "text", "text": "So."},
+        {"type": "non_standard", "value": {"type": "reasoning.encrypted", "data": "x"}},
+    ]
+    assert list(from_langchain([AIMessage(blocks)])) == [Message("assistant", "So.")]
+
+
 @pytest.mark.parametrize(
     ("message", "said"),
     [
         (HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}]), "'image_url' block"),
         (AIMessage([{"type": "audio", "data": "x"}]), "'audio' block"),
+        (AIMessage([{"type": "refusal_2", "parts": [{"text": "No."}]}]), "'refusal_2' block"),
+        (AIMessage([{"type": "refusal", "refusal": "No."}]), "'refusal' block"),
+        (HumanMessage([{"type": "cache_point"}]), "'cache_point' block"),
         (ToolMessage([{"type": "image", "url": "x"}], tool_call_id="1"), "'image' block"),
         (ChatMessage("Hi.", role="wizard"), "role 'wizard'"),
     ],
@@ -242,6 +254,35 @@ def test_settings_of_the_model_and_of_one_call(engine):
         chat.invoke("Hi.", temprature=1)
 
 
+def test_a_call_gives_what_the_model_itself_takes(engine):
+    chat = ChatMLXCached(stop="END")
+    chat.invoke("Hi.")
+    chat.invoke("Hi.", stop="over")
+    chat.bind(temperature="0.5", kv_bits="8").invoke("Hi.", logit_bias={"7": 1})
+    assert [request.stop for request in engine.asked] == [("END",), ("over",), ("END",)]
+    last = engine.asked[2]
+    assert (last.sampling.temperature, last.kv) == (0.5, KVSettings(8))
+    assert last.sampling.logit_bias == ((7, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "warm"),
+        ("max_tokens", None),
+        ("tool_policy", "call_last"),
+        ("stop", [1]),
+        ("output_version", 1),
+        ("thinking", "perhaps"),
+    ],
+)
+def test_a_wrong_value_of_a_call_is_named(engine, name, value):
+    with pytest.raises(ValueError, match=f"^{name} is ") as caught:
+        ChatMLXCached().invoke("Hi.", **{name: value})
+    assert len(str(caught.value).splitlines()) == 1
+    assert engine.asked == []
+
+
 SPOKEN = [
     Progress(20, 20, 12),
     ReasoningDelta("Let me "),
@@ -294,6 +335,19 @@ def test_a_stream_put_together_is_the_invocation(engine, version):
     assert engine.ended == 4
 
 
+def test_one_call_may_want_blocks(engine):
+    engine.events = SPOKEN
+    of_model, of_call = ChatMLXCached(output_version="v1"), ChatMLXCached()
+    whole = of_model.invoke("Hi.")
+    assert [block["type"] for block in whole.content][-2:] == ["tool_call", "tool_call"]
+    one = of_call.invoke("Hi.", output_version="v1")
+    assert (one.content, one.response_metadata) == (whole.content, whole.response_metadata)
+    streamed = merged(list(of_call.stream("Hi.", output_version="v1")))
+    wanted = merged(list(of_model.stream("Hi.")))
+    assert _plain(streamed.content) == _plain(wanted.content)
+    assert streamed.tool_calls == wanted.tool_calls == whole.tool_calls
+
+
 def _plain(blocks):
     return [{k: v for k, v in block.items() if k != "index"} for block in blocks]
 
@@ -309,7 +363,9 @@ def test_text_after_a_call_stays_text_in_blocks(engine):
 
 def test_usage_and_metadata(engine):
     likely = TokenLogprobs(Logprob(5, "He", -0.1), (Logprob(5, "He", -0.1), Logprob(6, "A", -2.0)))
-    engine.events = [finished("Hello", logprobs=(likely,), peak_bytes=7, stopped_by="!")]
+    engine.events = [
+        finished("Hello", logprobs=(likely,), peak_bytes=7, stopped_by="!", from_disk=5)
+    ]
     answer = ChatMLXCached(model="mine").invoke("Hi.")
     assert answer.usage_metadata == {
         "input_tokens": 20,
@@ -320,7 +376,13 @@ def test_usage_and_metadata(engine):
     }
     told = answer.response_metadata
     assert (told["model_name"], told["model_provider"]) == ("mine", "mlx-cached")
-    assert told["cache"] == {"read": 12, "prefilled": 8, "why": "told off after token 12"}
+    assert told["cache"] == {
+        "read": 12,
+        "from_memory": 7,
+        "from_disk": 5,
+        "prefilled": 8,
+        "why": "told off after token 12",
+    }
     assert (told["finish_reason"], told["stop_sequence"], told["peak_bytes"]) == ("stop", "!", 7)
     assert told["logprobs"]["content"][0]["top_logprobs"][1] == {"token": "A", "logprob": -2.0}
     assert ChatMLXCached()._get_ls_params()["ls_provider"] == told["model_provider"]
@@ -462,5 +524,8 @@ def test_the_profile_tells_what_is_known_before_loading(tmp_path):
     assert profile["tool_calling"]
     assert profile["structured_output"]
     assert not profile["image_inputs"]
-    assert "max_input_tokens" not in ChatMLXCached(model=str(tmp_path / "none")).profile
+    with_adapter = ChatMLXCached(model=f"{tmp_path}@{tmp_path / 'adapter'}").profile
+    assert with_adapter["max_input_tokens"] == 4096
+    for nowhere in (str(tmp_path / "none"), "~nobody-has-this-name/x"):
+        assert "max_input_tokens" not in ChatMLXCached(model=nowhere).profile
     assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}

@@ -359,6 +359,21 @@ def test_what_shaped_another_models_prompt_does_not(scripted):
     assert (scripted.requests[1].thinking, scripted.requests[1].kv) == (None, None)
 
 
+def test_a_conversation_stays_in_its_namespace_with_another_model_of_ours(scripted):
+    def go_on(model, history, **options):
+        response = model.prompt("More.", messages=history, **options)
+        response.text()
+        return [*history, *response.messages(), llm.user("More.")]
+
+    small = MlxCached("small", "/small")
+    history = go_on(small, [llm.user("Go.")], namespace="n", thinking=True)
+    history = go_on(MlxCached(), history)
+    history = go_on(MlxCached(), history, namespace="")
+    go_on(small, history)
+    told = [(request.salt, request.thinking) for request in scripted.requests]
+    assert told == [("n", True), ("n", None), ("", None), ("", True)]
+
+
 def test_tools_that_got_lost_are_told(scripted, caplog):
     scripted.answers = [[TextDelta("One.")], [TextDelta("Two.")], [TextDelta("Three.")]]
     model = MlxCached()

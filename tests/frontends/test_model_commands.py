@@ -1,6 +1,8 @@
 """Models by name: registered, listed, fetched, forgotten; every mistake is one line."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -79,6 +81,16 @@ def test_a_name_or_alias_or_folder_becomes_the_default(bare_home, tiny_llama, mo
 
 
 @pytest.mark.parametrize(
+    "name", ["nobody", "/nowhere", "~nobody-has-this-name/x", "mlx-cached/no me"]
+)
+def test_what_is_no_model_does_not_become_the_default(bare_home, name):
+    assert "no folder with a model" in one_line(bare_home.ours("default", name, status=1)[1])
+    assert bare_home.told("default") == {"default_model": "default"}
+    for given in ("somebody/not-here-4bit", "mlx-cached", "default"):
+        bare_home.ours("default", given)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("/nowhere",), "no folder with a model"),
@@ -107,6 +119,26 @@ def test_damaged_settings_are_told_and_cost_other_plugins_nothing(bare_home):
     (line,) = told.splitlines()
     assert re.search(r"settings.json can't be read .*models holds", line)
     assert "settings.json" in one_line(bare_home.ours("models", status=1)[1])
+
+
+def test_damaged_settings_are_told_once_a_process(bare_home):
+    settings = bare_home.folder / "mlx" / "data" / "settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"default_model": null}')
+    script = "import llm\nfor _ in range(3): print(llm.get_model('mlx-cached').model_id)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=bare_home.environment(), capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["mlx-cached"] * 3
+    (line,) = done.stderr.splitlines()
+    assert "default_model is null" in line
+
+
+def test_a_home_that_nobody_has_is_one_line(bare_home):
+    variables = {"LLM_MLX_CACHED_HOME": "~nobody-has-this-name/x"}
+    for command in (("mlx-cached", "path"), ("-m", "mlx-cached", "Hello")):
+        _, told = bare_home.llm(*command, status=1, **variables)
+        assert re.match("Error: LLM_MLX_CACHED_HOME is ", told.splitlines()[-1])
 
 
 def test_a_model_that_is_nowhere_cannot_be_downloaded(bare_home):

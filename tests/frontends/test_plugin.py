@@ -65,12 +65,14 @@ def test_a_wrong_call_is_one_line_and_status_1(bare_home, arguments, words):
     assert words in error
 
 
-def test_a_default_model_that_is_nowhere_is_one_line_and_status_1(bare_home):
-    bare_home.llm("mlx-cached", "default", "/nowhere/at/all")
+def test_a_default_model_that_went_away_is_one_line_and_status_1(bare_home, tiny_llama, tmp_path):
+    folder = tiny_llama().rename(tmp_path / "model")
+    bare_home.llm("mlx-cached", "default", str(folder))
+    folder.rename(tmp_path / "elsewhere")
     _, error = bare_home.llm("-m", "mlx-cached", "hi", status=1)
     (line,) = error.splitlines()
     assert line.startswith("Error: ")
-    assert "/nowhere/at/all" in line
+    assert str(folder) in line
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A beginning computed before anybody asks is one that prompts then start from."""
 
+import os
+
 import pytest
 
 LIMIT = ("-o", "max_tokens", "4")
@@ -53,7 +55,51 @@ def test_tools_are_part_of_what_is_warmed(warmed, show_tools):
         ((), 2, "give a system prompt"),
         (("-s", "/nowhere"), 2, "/nowhere"),
         (("-T", "no_such_tool"), 1, "llm has no tool 'no_such_tool'"),
+        (("-s", os.devnull), 1, "the system prompt is empty"),
     ],
 )
 def test_what_cannot_be_warmed_is_told(warmed, arguments, status, words):
     assert words in warmed[0].ours("warm", *arguments, status=status)[1]
+
+
+def test_what_would_not_be_kept_is_refused(warmed):
+    home, file = warmed
+    command = ("mlx-cached", "warm", "-s", file, "--pin")
+
+    def refused(**variables):
+        (line,) = home.llm(*command, status=1, **variables)[1].splitlines()
+        assert line.startswith("Error: nothing would be kept")
+        assert home.told("tree") == []
+        return line
+
+    assert "LLM_MLX_CACHED_DISK is 0" in refused(LLM_MLX_CACHED_DISK="0")
+    home.llm("logs", "off")
+    assert "llm logs on" in refused()
+    home.llm("logs", "on")
+    home.llm("models", "options", "set", "mlx-cached", "cache", "false")
+    assert "cache is false" in refused()
+    home.llm("models", "options", "clear", "mlx-cached")
+    assert "pinned: " in home.llm(*command)[0]
+
+
+def test_a_registered_model_is_warmed_with_its_own_options(warmed, tiny_llama):
+    home, file = warmed
+    folder = tiny_llama(seed=3)
+    home.ours("add", str(folder), "--name", "small", "-a", "s")
+    home.llm("models", "options", "set", "mlx-cached/small", "namespace", "mine")
+    home.llm("mlx-cached", "warm", "-m", "s", "-s", file)
+    (span,) = home.told("tree")
+    assert span["model"] == str(folder)
+    home.llm("-m", "s", "-s", SYSTEM, "Hello", *LIMIT)
+    assert home.last()["details"]["cached"] == span["end"]
+    # The folder itself is no model of llm's, and has no options.
+    out, _ = home.llm("mlx-cached", "warm", "-m", str(folder), "-s", file)
+    assert out.startswith("0 tokens were cached")
+
+
+def test_options_that_are_none_of_ours_are_one_line(warmed):
+    home, file = warmed
+    (home.folder / "llm").mkdir(exist_ok=True)
+    (home.folder / "llm" / "model_options.json").write_text('{"mlx-cached": {"top_p": "x"}}')
+    (line,) = home.llm("mlx-cached", "warm", "-s", file, status=1)[1].splitlines()
+    assert "the options set for mlx-cached can't be used (top_p" in line
