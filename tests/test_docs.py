@@ -161,7 +161,7 @@ def user(tmp_path, real_model_folder):
         assert "Traceback" not in done.stderr
         return done.stdout
 
-    run("llm", "models", "options", "set", "mlx-cached", "max_tokens", "6")
+    run("llm", "models", "options", "set", "mlx-cached", "max_tokens", "40")
     (tmp_path / "work" / "system.txt").write_text("You answer in one word.")
     return run
 
