@@ -122,6 +122,12 @@ def test_tools_are_called_and_their_results_are_all_that_is_new(user, tools):
     again, last = user.logged(2)
     goes_on(again, answer)
     goes_on(last, again)
+    # A third step of the loop, each in a process of its own.
+    user.llm("-c", "And in Oslo?", *tools)
+    third, end = user.logged(2)
+    assert third["tool_calls"]
+    goes_on(third, last)
+    goes_on(end, third)
     # llm gives a conversation only its plugins' tools back.
     user.llm("-c", "Thanks.", "-o", "max_tokens", "12")
     assert user.last()["response_json"]["lost_tools"] == ["weather"]
