@@ -104,7 +104,9 @@ def main() -> int:
     build.mkdir(exist_ok=True)
     _draw(found, build / "agents.svg")
     if given.keep is not None:
-        text = f"# A ten-step agent, kept from one run\n\n{report}\n\n![](agents.svg)\n"
+        picture = "![Tokens prefilled and seconds to the first token, step by step](agents.svg)"
+        title = f"# An agent of {given.steps} steps, kept from one run"
+        text = f"{title}\n\n{report}\n\n{picture}\n"
         (given.keep / "agents.md").write_text(text)
         shutil.copy(build / "agents.svg", given.keep / "agents.svg")
     return 0
