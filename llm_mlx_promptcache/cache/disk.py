@@ -17,7 +17,7 @@ from typing import Final
 
 from . import sweep
 from .files import Files
-from .index import Index, Row, Totals
+from .index import Index, Totals
 from .layers import Layout, layout_from_json, layout_to_json
 from .listing import Listing
 from .shared_index import SPANS, SharedIndex
@@ -242,17 +242,7 @@ class DiskStore:
         return found.spans[-1].stem if found.spans else ""
 
     def _add(self, index: Index, stem: str, size: int, head: Head) -> bool:
-        row = Row(
-            stem=stem,
-            namespace=head.namespace,
-            parent=head.parent,
-            start=head.start,
-            tokens=head.tokens,
-            resumes=head.resumes,
-            tier=sweep.rank_of(self._tiers, head.tier),
-            bytes=size,
-            used_at=int(self._files.now()),
-        )
+        row = sweep.row_of(stem, size, head, self._files, self._tiers)
         layout = json.dumps(layout_to_json(head.layout))
         with index.transaction():
             return index.add(row, layout, self._labels.get(head.namespace, ""))

@@ -12,7 +12,7 @@ from typing import Final
 from .files import Files
 from .index import Index, Row
 from .layers import layout_to_json
-from .span_file import SUFFIX, TEMPORARY, DamagedSpan, OpenSpan, read_span
+from .span_file import SUFFIX, TEMPORARY, DamagedSpan, Head, OpenSpan, read_span
 
 STALE_SECONDS: Final = 3600.0  # a file without a row may be another process's, about to get one
 
@@ -103,8 +103,13 @@ def unreadable(index: Index, folder: Path, files: Files) -> Iterator[str]:
 def _row(folder: Path, stem: str, files: Files, tiers: Sequence[str]) -> tuple[Row, str]:
     span = OpenSpan(folder / (stem + SUFFIX), files)
     span.close()
-    head = span.head
-    row = Row(
+    row = row_of(stem, span.size, span.head, files, tiers)
+    return row, json.dumps(layout_to_json(span.head.layout))
+
+
+def row_of(stem: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> Row:
+    """The index's row of a file with this head, used just now."""
+    return Row(
         stem=stem,
         namespace=head.namespace,
         parent=head.parent,
@@ -112,10 +117,9 @@ def _row(folder: Path, stem: str, files: Files, tiers: Sequence[str]) -> tuple[R
         tokens=head.tokens,
         resumes=head.resumes,
         tier=rank_of(tiers, head.tier),
-        bytes=span.size,
+        bytes=size,
         used_at=int(files.now()),
     )
-    return row, json.dumps(layout_to_json(head.layout))
 
 
 def _hangs(row: Row, parent: Row | None) -> bool:

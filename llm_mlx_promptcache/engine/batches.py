@@ -22,9 +22,6 @@ class Batches:
         self._of: dict[Row, Decoding] = {}
         self._together = True
 
-    def __len__(self) -> int:
-        return len(self._of)
-
     def add(self, row: Row, layers: list[Any]) -> None:
         """An answer begins; the list of layers is this object's from now on."""
         for decoding in self._all():

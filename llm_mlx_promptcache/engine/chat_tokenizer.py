@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
+from ..chat.call_forms import CallForm, form_of, plain_turns, tool_prompt, with_instructions
 
 # transformers lets templates have plain data only, so the moment comes as a table; a macro of the
 # same name takes the place of its own clock.
@@ -31,6 +32,11 @@ class TemplateTokenizer:
         # What its template calls the wish for reasoning.
         self.thinking_argument: str = getattr(wrapper, "_thinking_kwarg", "enable_thinking")
         self._shows_tools = wrapper.has_tool_calling or "tools" in template
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How the model writes calls; found once, since it takes the whole vocabulary."""
+        return form_of(self._wrapper)
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any

@@ -9,7 +9,6 @@ from typing import Any
 from ..cache.explain import Why
 from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.prompt_cache import Lease, PromptCache
-from ..cache.trie import common_prefix
 from .forward import check_quantised, is_quantised, make_layers, quantise
 from .preparing import Prepared
 from .request import KVSettings
@@ -31,7 +30,7 @@ class Holding:
         self.prepared = prepared
         self.lease = lease
         self.layers = layers
-        self.kept = 0
+        self.kept, self.kept_in = 0, ""
         # Whether rows moved out of the cache, and how many of its tokens others find there.
         self.away = taken and lease.cached > 0
         self.at_home = 0 if taken else lease.cached
@@ -83,13 +82,15 @@ class Keeper:
         prepared, done = holding.prepared, len(path)
         if not self._keeps(prepared) or not done or not holding.layers:
             return
+        namespace = self._namespace(holding)
+        if namespace != holding.kept_in:  # rows that were quantised since belong elsewhere
+            holding.kept, holding.kept_in = 0, namespace
         bounds = prepared.transcript.boundaries
         ends = [(b.position, b.tier) for b in bounds if holding.kept < b.position <= done]
         if not ends or ends[-1][0] < done:
             ends.append((done, "assistant"))
         if not self._counts:  # they can't tell where they stand: at the last end, and no other
             ends = ends[-1:]
-        namespace = self._namespace(holding)
         for number, (end, tier) in enumerate(ends, 1):
             final = last and number == len(ends)
             self._cache.insert(
@@ -129,7 +130,6 @@ class Keeper:
         kv = holding.prepared.request.kv
         if kv is not None and done == kv.start and not is_quantised(holding.layers):
             quantise(holding.layers, kv)
-            holding.kept = 0  # of what belongs there now
 
     def pin(self, holding: Holding, path: array[int]) -> None:
         """Keep a path whatever happens."""
@@ -175,8 +175,3 @@ class Keeper:
             places |= {boundary.position for boundary in prepared.transcript.boundaries}
             places |= {holding.lease.matched} | set(range(_CHECKPOINT, length, _CHECKPOINT))
         return places
-
-
-def shared(one: array[int], other: array[int]) -> int:
-    """How many tokens two paths share from their starts."""
-    return common_prefix(one, other)

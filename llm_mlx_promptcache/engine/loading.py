@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..cache.layers import NotCached, layout_of, layout_to_json
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
-from .forward import make_layers
+from .forward import make_layers, words_of
 from .references import divided, folder_of
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
@@ -48,6 +49,11 @@ class LoadedModel:
     folder: Path
     context_length: int | None
     adapter: Path | None = None
+
+    @cached_property
+    def words(self) -> int:
+        """How many columns the model's logits have; asked of it once."""
+        return words_of(self.model)
 
 
 def load_model(reference: str) -> LoadedModel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cache.identity import namespace_of
-from ..chat.call_forms import CallForm, Thinking, form_of, thinking_of
+from ..chat.call_forms import CallForm, Thinking, thinking_of
 from ..chat.grammar import (
     Caps,
     Grammar,
@@ -56,9 +56,10 @@ def prepare(
     namespace = plain if request.kv is None else namespace_of(identity, request.salt, request.kv)
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
+    _check_bias(request, loaded)
     transcript = _transcript(request, tokenizer, identity)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
-    form = form_of(loaded.tokenizer) if tools else None
+    form = tokenizer.call_form if tools else None
     return Prepared(
         request,
         namespace,
@@ -69,6 +70,15 @@ def prepare(
         thinking_of(loaded.tokenizer, transcript.ids),
         _grammar(request, form),
     )
+
+
+def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
+    """ValueError where a bias is for no token: MLX would write behind the logits."""
+    for token, _ in request.sampling.logit_bias:
+        if not 0 <= token < loaded.words:
+            raise ValueError(
+                f"logit_bias names token {token}; this model's are 0 to {loaded.words - 1}"
+            )
 
 
 def _transcript(

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..cache.prompt_cache import PromptCache
+from ..cache.trie import common_prefix
 from .admission import Admission
 from .answering import Answering, Measured
 from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
 from .decoding import Row, Step
-from .forward import prefill, prefill_step, wired, words_of
-from .keeping import Keeper, shared
+from .forward import prefill, prefill_step, wired
+from .keeping import Keeper
 from .loading import LoadedModel
 from .preparing import Prepared, prepare
 from .request import Progress
@@ -70,7 +71,6 @@ class Running:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
             prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
-            self._check_bias(prepared)
             answering = Answering(prepared, self._tokenizer, self._loaded.tokenizer.detokenizer)
             task = Task(asker, prepared, answering, self._constraint(prepared))
         except BaseException as error:
@@ -148,7 +148,7 @@ class Running:
                 continue
             if other.prepared.namespace != task.prepared.namespace:
                 continue
-            both = min(shared(task.ids, other.ids), len(other.ids) - 1, len(task.ids) - 1)
+            both = min(common_prefix(task.ids, other.ids), len(other.ids) - 1, len(task.ids) - 1)
             if both > other.done:
                 holding.places.add(both)
                 return True
@@ -161,7 +161,7 @@ class Running:
             return
         if not (task.prepared.request.use_cache and other.prepared.request.use_cache):
             return
-        if shared(other.path, task.ids) <= holding.at_home:
+        if common_prefix(other.path, task.ids) <= holding.at_home:
             return
         answering = other.row if other.row in self._answering else None
         if answering is not None:
@@ -179,22 +179,12 @@ class Running:
         self._prefilling.append(task)
         self._progress(task)
 
-    def _check_bias(self, prepared: Prepared) -> None:
-        """ValueError where a bias is for no token: MLX would write behind the logits."""
-        bias = prepared.request.sampling.logit_bias
-        words = words_of(self._loaded.model) if bias else 0
-        for token, _ in bias:
-            if not 0 <= token < words:
-                raise ValueError(
-                    f"logit_bias names token {token}; this model's are 0 to {words - 1}"
-                )
-
     def _constraint(self, prepared: Prepared) -> Constraint | None:
         if prepared.grammar is None:
             return None
         from .constraint import Constraint, grammar_tokenizer
 
-        words = words_of(self._loaded.model)
+        words = self._loaded.words
         if self._grammars is None:
             self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)
         return Constraint(self._grammars, prepared.grammar, words, thinking=prepared.thinking)

@@ -269,6 +269,18 @@ def test_where_rows_are_quantised_a_shorter_prompt_is_not(tiny_llama, engine_of,
     )
 
 
+def test_what_an_answer_quantises_keeps_the_tiers_of_its_messages(tiny_llama, engine_of, tmp_path):
+    cache = PromptCache("100MB", disk=DiskStore(tmp_path))  # so prompts are kept before answers
+    engine = engine_of(tiny_llama(heads=2), cache)
+    history = [Message("system", "Keep a lighthouse."), ASK]
+    plain = ask(engine, history, max_tokens=1)
+    before = cache.stats()["memory"]["tiers"]["system"]["tokens"]
+    start = plain.usage.prompt + 4  # crossed in the middle of the answer
+    ask(engine, history, kv=KVSettings(8, 32, start), max_tokens=12)
+    assert cache.stats()["memory"]["tiers"]["system"]["tokens"] == 2 * before > 0
+    assert cache.check() == []
+
+
 def test_warm_prefills_and_pins_what_every_prompt_shares(tiny_llama, engine_of):
     cache = PromptCache("100MB")
     engine = engine_of(tiny_llama(context=4096), cache)
