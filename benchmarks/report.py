@@ -88,7 +88,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     names = [one.name for one in runs()]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="ten minutes on two cores")
+    parser.add_argument("--short", action="store_true", help="fewer rounds and smaller inputs")
     parser.add_argument(
         "--only", nargs="+", choices=names, default=[], metavar="NAME", help=str(names)
     )
@@ -195,7 +195,7 @@ def page(found: dict[str, dict[str, Any]], figures: Path) -> str:
 _HEAD = """\
 # Benchmarks
 
-Written by `make bench` (`make bench SHORT=1` ends within about ten minutes on two cores) from the
+Written by `make bench` (`make bench SHORT=1` takes fewer rounds and smaller inputs) from the
 files in `figures/`; nothing on this page is typed by hand. A ratio over 1 says how many times
 better ours is, under 1 how much worse. Each benchmark tells its own machine: compare ratios, which
 are measured side by side in one run, rather than seconds. On a machine that does other work

@@ -24,7 +24,7 @@ from .trie import Tokens
 
 _log = logging.getLogger(__name__)
 
-# A file of its own costs as much at every later read of its path as the rows of 19 tokens do
+# A file of its own costs as much at every later read of its path as the rows of about this many do
 # (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
 # memory, for what comes after them. At the end of a process all of it is written.
 SHORT = 16
