@@ -119,6 +119,34 @@ def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog,
     assert holding_the_needle(tmp_path) == []
 
 
+def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
+    """SQLite refuses a second checkpoint at once, whatever its timeout."""
+    store = DiskStore(tmp_path)
+    worlds.put(store, NEEDLE)
+    refused = []
+
+    class Beside:
+        """The index's connection, which meets another's checkpoint twice."""
+
+        def __init__(self, real):
+            self._real = real
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+        def execute(self, query, *more):
+            if "TRUNCATE" in query and len(refused) < 2:
+                refused.append(query)
+                return self._real.execute("SELECT 1, -1, -1")
+            return self._real.execute(query, *more)
+
+    index = store._index._open()
+    monkeypatch.setattr(index, "db", Beside(index.db))
+    store.clear()
+    assert len(refused) == 2
+    assert holding_the_needle(tmp_path) == []
+
+
 def test_p8_clear_says_so_where_a_writer_holds_the_index(worlds, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
     store = DiskStore(tmp_path)
