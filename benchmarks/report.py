@@ -58,6 +58,8 @@ KNOWN = (
         for trace in ("mix", "agents", "chats", "rag")
     ),
     Run("agents", "agents.py", (), ("--steps", "3")),
+    Run("reuse", "reuse.py", (), ("--models", "rows")),
+    Run("batch", "batch.py", (), ("--rounds", "1", "--tokens", "24")),
     Run("startup", "startup.py", (), ("--rounds", "5")),
     # llm-mlx wants an environment of its own; the script tells how it is made.
     Run("llm_turns", "llm_turns.py", ("--llm-mlx", "$LLM_MLX"), ("--llm-mlx", "$LLM_MLX")),

@@ -117,6 +117,40 @@ def _turns(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     yield Headline("`llm -c`, process start to first word", "llm-mlx", *took, theirs / ours)
 
 
+def _agents(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    (_, ours), *others = figures["steps"].items()
+    for beside, theirs in others:
+        what = f"an agent of {len(ours)} steps, to the first tokens"
+        other, mine = (sum(step["seconds"] for step in steps) for steps in (theirs, ours))
+        beside = beside.removeprefix("ChatMLXCached, ")
+        yield Headline(what, beside, f"{other:.2f} s", f"{mine:.2f} s", other / mine)
+
+
+def _reuse(name: str, rows: list[dict[str, Any]]) -> Iterator[Headline]:
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for kind, told in (("one", ""), ("cut", ", a restart before each request")):
+            sums = [row[kind] for row in rows if row["model"] == model]
+            new, theirs, ours = (sum(s[key] for s in sums) for key in ("new", "theirs", "ours"))
+            what = f"tokens prefilled of {new:,} new, {model}{told}"
+            yield Headline(what, "mlx-lm's server", f"{theirs:,}", f"{ours:,}", theirs / ours)
+
+
+def _batch(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    if "alone" in figures:
+        other, ours = (median(figures["alone"][key]) for key in ("mlx-lm", "ours"))
+        took = f"{other:.2f} s", f"{ours:.2f} s"
+        what, ratio = "one request over a cached prompt", 1 / figures["alone"]["ratio"]
+        yield Headline(what, "mlx-lm's `stream_generate`", *took, ratio)
+    if "together" in figures:
+        rates = {how: median(found) for how, found in figures["together"]["rates"].items()}
+        ratios = figures["together"]["ratios"]
+        named = {"mlx-lm": "mlx-lm's `BatchGenerator`", "in a row": "ours, one after the other"}
+        for how, beside in named.items():
+            told = (f"{rates[key]:.1f} tokens/s" for key in (how, "together"))
+            ratio = ratios["together"] / ratios[how]
+            yield Headline("eight requests over one prefix", beside, *told, ratio)
+
+
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "demo": _demo,
     "trie": _trie,
@@ -125,6 +159,9 @@ _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "eviction": _eviction,
     "startup": _startup,
     "llm_turns": _turns,
+    "agents": _agents,
+    "reuse": _reuse,
+    "batch": _batch,
 }
 
 

@@ -120,8 +120,34 @@ def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Su
     return Sums(len(played), sum(one.drifted for one in played), new, ours, theirs)
 
 
-def row(name: str, script: Any, place: Path) -> tuple[str, bool]:
-    """A line of the table, and whether every token that was prefilled is new."""
+class Row(NamedTuple):
+    """A conversation with one model: over one engine, and with a new process for each request."""
+
+    model: str
+    conversation: str
+    one: Sums
+    cut: Sums
+
+    @property
+    def line(self) -> str:
+        """Its line of the table."""
+        ratios = [f"{x:.2f}" for s in self[2:] for x in (s.ours / s.new, s.theirs / s.new)]
+        cells = [self.model, self.conversation, self.one.requests, self.one.drifted]
+        return f"| {' | '.join(map(str, [*cells, f'{self.one.new:,}', *ratios]))} |\n"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """It as JSON data."""
+        return self._asdict() | {"one": self.one._asdict(), "cut": self.cut._asdict()}
+
+    @property
+    def held(self) -> bool:
+        """Whether every token that was prefilled is new."""
+        return all(sums.ours == sums.new for sums in self[2:])
+
+
+def row(name: str, script: Any, place: Path) -> Row:
+    """Play a conversation both ways."""
     folder, kind = DEFAULT_MODEL, ""
     if name != DEFAULT_MODEL:
         made = place / f"{script.thinking}"
@@ -130,11 +156,7 @@ def row(name: str, script: Any, place: Path) -> tuple[str, bool]:
         folder, kind = str(made), name
     loaded = _conversations().load(folder, kind)
     one, cut = (play(script, folder, kind, loaded, restarts) for restarts in (False, True))
-    ratios = [f"{x:.2f}" for s in (one, cut) for x in (s.ours / s.new, s.theirs / s.new)]
-    title = script.name + ", thinking stripped" * script.thinking
-    cells = [name, title, one.requests, one.drifted, f"{one.new:,}", *ratios]
-    line = f"| {' | '.join(map(str, cells))} |\n"
-    return line, one.ours == one.new and cut.ours == cut.new
+    return Row(name, script.name + ", thinking stripped" * script.thinking, one, cut)
 
 
 def main() -> int:
@@ -143,27 +165,31 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="only these")
     parser.add_argument("--only", default="", help="conversations with this in their names")
     parser.add_argument("--keep", type=Path, help="write the table into FOLDER/reuse.md")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         serve(*asked.serve)
         return 0
     conversations = _conversations()
-    lines, held = [], True
+    rows: list[Row] = []
     sys.stdout.write(HEAD)
     with tempfile.TemporaryDirectory() as place:
         for name in asked.models:
             for script in (*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS):
                 if asked.only not in script.name or (script.thinking and name == DEFAULT_MODEL):
                     continue  # the default model does not think
-                line, is_new = row(name, script, Path(place))
-                sys.stdout.write(line)
+                rows.append(row(name, script, Path(place)))
+                sys.stdout.write(rows[-1].line)
                 sys.stdout.flush()
-                lines.append(line)
-                held = held and is_new
     if asked.keep is not None:
-        _write(asked.keep / "reuse.md", HEAD + "".join(lines))
-    return not held
+        _write(asked.keep / "reuse.md", HEAD + "".join(one.line for one in rows))
+    if asked.json is not None:
+        kept = [
+            one._asdict() | {"one": one.one._asdict(), "cut": one.cut._asdict()} for one in rows
+        ]
+        asked.json.write_text(json.dumps(kept))
+    return not all(one.held for one in rows)
 
 
 def _write(page: Path, table: str) -> None:
