@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib.util
 import json
 import statistics
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from harness import helper
 from memory import build, row_bytes
 from mlx_lm import batch_generate, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
@@ -40,7 +40,7 @@ from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 from llm_mlx_promptcache.engine.running import Running
 
-ROOT = Path(__file__).resolve().parent.parent
+conversations, crowds = helper("conversations"), helper("crowds")
 PREFIX, EIGHT = 1000, 8
 MOST_OVER, LEAST_FASTER, MOST_ROWS = 1.05, 2.0, 1.25
 
@@ -51,18 +51,6 @@ class Found(NamedTuple):
     text: str
     held: bool
     figures: dict[str, Any]
-
-
-def helper(name: str) -> Any:
-    """A helper of the engine's tests; tests are no package, so it is loaded by its path."""
-    if name not in sys.modules:
-        path = ROOT / "tests" / "engine" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @contextmanager
@@ -93,7 +81,7 @@ def prefilled_layers(loaded: LoadedModel, ids: list[int]) -> list[Any]:
 def alone(loaded: LoadedModel, rounds: int, tokens: int) -> Found:
     """One request whose prompt is cached but for its last token, against mlx-lm's loop."""
     tokenizer = TemplateTokenizer(loaded.tokenizer)
-    [messages] = helper("crowds").crowd(tokenizer, 1, PREFIX)
+    [messages] = crowds.crowd(tokenizer, 1, PREFIX)
     ids = list(render(messages, tokenizer, fingerprint="benchmark").ids)
     request = GenerationRequest(messages, tokens)
     layers = prefilled_layers(loaded, ids[:-1])
@@ -104,14 +92,14 @@ def alone(loaded: LoadedModel, rounds: int, tokens: int) -> Found:
 
     ours, upstream = [], []
     with engine_of(loaded) as engine:
-        first = helper("crowds").one(engine, request)
+        first = crowds.one(engine, request)
         for _ in range(rounds):
             said: list[int] = []
             held = copy.deepcopy(layers)
             mx.eval([layer.state for layer in held])
             upstream.append(seconds(lambda h=held, s=said: theirs(h, s)))  # type: ignore[misc]
             ends: list[Finished] = []
-            ours.append(seconds(lambda e=ends: e.append(helper("crowds").one(engine, request))))  # type: ignore[misc]
+            ours.append(seconds(lambda e=ends: e.append(crowds.one(engine, request))))  # type: ignore[misc]
             assert ends[0].usage.prefilled == 1
             assert list(ends[0].ids) == list(first.ids)
             assert len(said) == len(first.ids)
@@ -130,7 +118,7 @@ def alone(loaded: LoadedModel, rounds: int, tokens: int) -> Found:
 
 def together(loaded: LoadedModel, rounds: int, tokens: int) -> Found:
     """Eight requests over one prefix: sent together, one after the other, and by mlx-lm's batch."""
-    crowds, tokenizer = helper("crowds"), TemplateTokenizer(loaded.tokenizer)
+    tokenizer = TemplateTokenizer(loaded.tokenizer)
     asked = crowds.crowd(tokenizer, EIGHT, PREFIX)
     requests = [GenerationRequest(messages, tokens) for messages in asked]
     prompts = [list(render(each, tokenizer, fingerprint="benchmark").ids) for each in asked]
@@ -198,19 +186,18 @@ def _compared(rates: dict[str, list[float]], prefilled: dict[str, int], tokens: 
 def peak(loaded: LoadedModel, name: str, length: int) -> tuple[str, float]:
     """Peak memory of the last of three turns, fetch to insert, in the conversation's own rows."""
     tokenizer = TemplateTokenizer(loaded.tokenizer)
-    one = helper("crowds").one
-    [messages] = helper("crowds").crowd(tokenizer, 1, length)
+    [messages] = crowds.crowd(tokenizer, 1, length)
     history = list(messages)
     with engine_of(loaded) as engine:
         for question in ("And the next rule?", "And the last one?"):
-            end = one(engine, GenerationRequest(tuple(history), 16))
+            end = crowds.one(engine, GenerationRequest(tuple(history), 16))
             path = end.usage.prompt + end.usage.generated
             history += [Message("assistant", end.text, end.generated()), Message("user", question)]
         time.sleep(2)  # until the disk has what it was promised
         gc.collect()
         mx.clear_cache()
         before = mx.get_active_memory()
-        end = one(engine, GenerationRequest(tuple(history), 32))
+        end = crowds.one(engine, GenerationRequest(tuple(history), 32))
         highest = mx.get_peak_memory()
         assert end.usage.cached >= path, end.why
     own = end.usage.cached * row_bytes(loaded.model)
@@ -221,10 +208,10 @@ def peak(loaded: LoadedModel, name: str, length: int) -> tuple[str, float]:
 def memory(loaded: LoadedModel) -> Found:
     """Both models' peaks."""
     with tempfile.TemporaryDirectory() as place:
-        folder = helper("conversations").write_model(Path(place) / "model")
+        folder = conversations.write_model(Path(place) / "model")
         tiny = load_model(str(folder))
     random = build(8, tiny.config["vocab_size"])
-    tiny = helper("conversations").loaded_as(tiny, random, context=100_000)
+    tiny = conversations.loaded_as(tiny, random, context=100_000)
     found = {
         name: peak(model, name, length)
         for name, model, length in (

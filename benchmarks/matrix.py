@@ -5,18 +5,18 @@ held against cold runs, in memory and after a restart from the disk.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import ROOT, helper
+
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.layers import NotCached, cut_anywhere, layout_of, layout_to_json
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
-ROOT = Path(__file__).resolve().parent.parent
 HEAD = """\
 # Models
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/models.md")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     asked = parser.parse_args()
-    trials = _trials()
+    trials = helper("trials")
     found = [f for f in trials.families.FAMILIES if f.name in asked.models or not asked.models]
     rows = [_row(trials, family) for family in sorted(found, key=lambda f: f.name.lower())]
     table = _table(rows, {} if asked.models else trials.families.LEFT_OUT)
@@ -56,17 +56,6 @@ def main() -> int:
     if asked.json is not None:
         asked.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
     return any(row.passed.startswith("no") for row in rows)
-
-
-def _trials() -> Any:
-    """The tests' own harness; tests are no package, so it is loaded by its path."""
-    path = ROOT / "tests" / "cache" / "trials.py"
-    spec = importlib.util.spec_from_file_location("trials", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["trials"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _row(trials: Any, family: Any) -> Row:

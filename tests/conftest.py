@@ -1,6 +1,5 @@
 """Models for the tests of all rooms: tiny random ones, and the real default one."""
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -25,22 +24,13 @@ def soak_share():
     return float(os.environ.get("SOAK_SHARE", "1"))
 
 
-def _tiny_models():
-    # Tests are imported one by one and are no package, so a helper is loaded by its path.
-    path = Path(__file__).parent / "engine" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """`tiny_llama(layers=2, vocab=None, seed=0, context=2048)` -> a new folder with that model."""
-    helper = _tiny_models()
+    import tiny_models
 
     def write(**sizes):
-        return helper.write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), **sizes)
+        return tiny_models.write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), **sizes)
 
     return write
 

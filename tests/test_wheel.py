@@ -114,6 +114,7 @@ def test_the_wheel_works_in_a_clean_environment(clean, wheel, tmp_path):
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     markers = "\n ".join(options["markers"])
     settings = f"[pytest]\naddopts = {' '.join(options['addopts'])}\nmarkers =\n {markers}\n"
+    settings += f"pythonpath = {' '.join(options['pythonpath'])}\n"
     (tmp_path / "pytest.ini").write_text(f"{settings}filterwarnings = error\n")
     tests = [f"tests/{name}" for name in TESTS]
     told = run(python, "-m", "pytest", "-q", "-m", "not real_model and not soak", *tests, **where)

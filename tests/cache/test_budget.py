@@ -1,10 +1,10 @@
 """Budgets, pins, tiers, thinning and reasons, on tiny models whose bytes are counted exactly."""
 
-import importlib.util
 import random
-import sys
+import runpy
 from pathlib import Path
 
+import families
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
@@ -13,18 +13,7 @@ from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.explain import summary
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
-HERE = Path(__file__).parent
-
-
-def _module(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-families = _module(HERE / "families.py")
-memory = _module(HERE.parent.parent / "benchmarks" / "memory.py")
+MEMORY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))
 
 ROW = 3 * 2 * 2 * 8 * 4  # layers x keys and values x heads x width x bytes: conftest's model
 
@@ -273,12 +262,12 @@ def test_thirty_turns_of_a_model_of_state_hold_a_small_multiple_of_one():
 
 
 def test_one_turn_on_the_longest_conversation_peaks_near_once_its_size():
-    peaks = {row["cache"]: row["peak"] for row in memory.long_turn(8, 4000)}
+    peaks = {row["cache"]: row["peak"] for row in MEMORY["long_turn"](8, 4000)}
     assert peaks["ours"] <= 1.15 < peaks["mlx-lm"]
 
 
 def test_a_shared_prefix_is_held_once_however_many_go_on_from_it():
-    held = {row["cache"]: row["ratio"] for row in memory.shared_prefix(20, 1000, 50)}
+    held = {row["cache"]: row["ratio"] for row in MEMORY["shared_prefix"](20, 1000, 50)}
     assert held["ours"] <= 1.05 < held["mlx-lm"]
 
 

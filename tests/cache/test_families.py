@@ -2,21 +2,15 @@
 
 import dataclasses
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
+import families
 import mlx.core as mx
 import pytest
+import trials
 
 from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
 from llm_mlx_promptcache.cache.layers import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-
-_spec = importlib.util.spec_from_file_location("trials", Path(__file__).with_name("trials.py"))
-trials = sys.modules["trials"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(trials)
-families = trials.families
 
 NS = trials.NAMESPACE
 PATH = trials.PATH

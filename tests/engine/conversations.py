@@ -1,17 +1,17 @@
 """Scripted conversations, and what each request of them should have to compute.
 
 Shared by test_reuse.py, where the counts are assertions, and by benchmarks/reuse.py, which prints
-them; both load it by its path (tests are no package). Histories are plain data, as front ends
-keep them: every one goes through JSON.
+them. Histories are plain data, as front ends keep them: every one goes through JSON.
 """
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import families
+import tiny_models
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -24,7 +24,6 @@ from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Sampling
 from llm_mlx_promptcache.engine.running import Running
 
-ROOT = Path(__file__).resolve().parent.parent
 # What each kind is played with; rows can be cut at any token, the others at checkpoints.
 KINDS = {"rows": "llama", "window": "gemma3_text", "hybrid": "qwen3_next"}
 IDENTITY = "reuse"
@@ -136,26 +135,13 @@ _THOUGHT = (
 STRIPPING = _TEMPLATE.replace("[THOUGHT]", _THOUGHT).replace("[OPENING]", "<think>\\n")
 
 
-def sibling(path: Path) -> Any:
-    """A helper of the tests as a module."""
-    name = path.stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def write_model(folder: Path, thinking: bool = False) -> Path:
     """A folder with the tiny tokenizer and a template that shows tools, and drops thinking or not.
 
     It always holds the tiny llama; models of other kinds take only the tokenizer.
     """
     special = ("<think>", "</think>") if thinking else ()
-    tiny = sibling(ROOT / "engine" / "tiny_models.py")
-    tiny.write_tiny_llama(folder, context=8192, special=special)
+    tiny_models.write_tiny_llama(folder, context=8192, special=special)
     path = folder / "tokenizer_config.json"
     template = STRIPPING if thinking else PLAIN
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
@@ -167,7 +153,7 @@ def load(folder: str, kind: str) -> LoadedModel:
     loaded = load_model(folder)
     if not kind:
         return loaded
-    family = sibling(ROOT / "cache" / "families.py").BY_NAME[KINDS[kind]]
+    family = families.BY_NAME[KINDS[kind]]
     own = {**family.own, "vocab_size": loaded.config["vocab_size"]}
     return loaded_as(loaded, dataclasses.replace(family, own=own).build())
 

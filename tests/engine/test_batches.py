@@ -1,11 +1,10 @@
 """Many requests at once: the same answers as alone, prefixes run once, faults that stay alone."""
 
 import dataclasses
-import importlib.util
 import threading
-from pathlib import Path
 
 import pytest
+from askers import Asked, Failing, request, together
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
@@ -21,13 +20,6 @@ from llm_mlx_promptcache.engine.request import (
     TextDelta,
 )
 from llm_mlx_promptcache.engine.running import Running
-
-_path = Path(__file__).with_name("askers.py")
-_spec = importlib.util.spec_from_file_location("askers", _path)
-askers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(askers)
-Asked, Failing = askers.Asked, askers.Failing
-request, together = askers.request, askers.together
 
 TOOL = {
     "type": "function",

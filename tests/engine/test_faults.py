@@ -1,12 +1,11 @@
 """What fails half way: the answers of others stay right, the cache whole, and the engine alive."""
 
 import dataclasses
-import importlib.util
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from askers import Asked, Failing, request, together
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -16,12 +15,6 @@ from llm_mlx_promptcache.engine.batches import Batches
 from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 from llm_mlx_promptcache.engine.running import Running
-
-_path = Path(__file__).with_name("askers.py")
-_spec = importlib.util.spec_from_file_location("askers", _path)
-askers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(askers)
-Asked, request, together = askers.Asked, askers.request, askers.together
 
 QUESTIONS = ("One?", "Two?", "Three?")
 
@@ -136,7 +129,7 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
     fails = []
     kind = request.param
     loaded = load_model(str(tiny_llama(context=8192))) if kind == "llama" else loaded_kind(kind)
-    model = askers.Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
+    model = Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
     running = Running(dataclasses.replace(loaded, model=model), kind, cache)
     asked = [
         Asked(GenerationRequest((LONG, Message("user", text)), max_tokens=40))

@@ -1,10 +1,9 @@
 """Prefilled divided by new is 1.00, to the token, whatever conversations do (docs/reuse.md)."""
 
 import gc
-import importlib.util
-import sys
-from pathlib import Path
 
+import conversations
+import crowds
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
@@ -18,15 +17,6 @@ from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.running import Running
 
-
-def _helper(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-conversations, crowds = _helper("conversations"), _helper("crowds")
 ALL = [*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS]
 
 

@@ -1,17 +1,13 @@
 """The worlds of the fault tests, and children that live in them."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import worlds as worlds_module
 
-WORLDS = Path(__file__).with_name("worlds.py")
-_spec = importlib.util.spec_from_file_location("worlds", WORLDS)
-worlds_module = sys.modules["worlds"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(worlds_module)
+WORLDS = worlds_module.__file__
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +21,7 @@ def child():
     started = []
 
     def start(what, folder, seed=1, *more, before=(), **options):
-        command = [*before, sys.executable, str(WORLDS), what, str(folder), str(seed), *more]
+        command = [*before, sys.executable, WORLDS, what, str(folder), str(seed), *more]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=environment, **(pipes | options)))
