@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from harness import helper
+from harness import helper, write_part
 from memory import build, row_bytes
 from mlx_lm import batch_generate, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
@@ -229,6 +229,7 @@ def memory(loaded: LoadedModel) -> Found:
     return Found("\n".join(lines), max(ratios.values()) <= MOST_ROWS, ratios)
 
 
+KEPT_BY = "benchmarks/batch.py --keep docs"
 PARTS = ("alone", "together", "memory")
 
 
@@ -252,17 +253,10 @@ def main() -> int:
             found[part] = work(loaded, asked.rounds, asked.tokens)
         print(found[part].text, flush=True)
         if asked.keep is not None:
-            _write(asked.keep / "reuse.md", part, found[part].text)
+            write_part(asked.keep / "reuse.md", part, KEPT_BY, found[part].text)
     if asked.json is not None:
         asked.json.write_text(json.dumps({name: one.figures for name, one in found.items()}))
     return not all(one.held for one in found.values())
-
-
-def _write(page: Path, part: str, text: str) -> None:
-    start, end = f"<!-- {part}: benchmarks/batch.py --keep docs -->", f"<!-- end of {part} -->"
-    before, _, rest = page.read_text(encoding="utf-8").partition(start)
-    _, _, after = rest.partition(end)
-    page.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

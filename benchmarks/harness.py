@@ -1,4 +1,4 @@
-"""The tests' own helpers, so that benchmarks play the very conversations that the tests count."""
+"""What benchmarks share: the tests' own helpers, and the parts of pages that they write."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def helper(name: str) -> Any:
         if folder not in sys.path:
             sys.path.append(folder)
     return importlib.import_module(name)
+
+
+def write_part(page: Path, part: str, command: str, text: str) -> None:
+    """Put `text` between the page's two comments of that name; an error where they aren't there."""
+    start, end = f"<!-- {part}: {command} -->\n", f"<!-- end of {part} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page} has no part between '{start.strip()}' and '{end}'")
+    page.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")

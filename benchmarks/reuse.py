@@ -17,14 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import helper
+from harness import helper, write_part
 from upstream import Upstream
 
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 
 conversations = helper("conversations")
-START, END = "<!-- table: benchmarks/reuse.py --keep docs -->", "<!-- end of table -->"
 HEAD = """\
 | model | conversation | requests | drifted | new | ours | mlx-lm | restarts: ours | mlx-lm |
 |---|---|--:|--:|--:|--:|--:|--:|--:|
@@ -167,20 +166,14 @@ def main() -> int:
                 sys.stdout.write(rows[-1].line)
                 sys.stdout.flush()
     if asked.keep is not None:
-        _write(asked.keep / "reuse.md", HEAD + "".join(one.line for one in rows))
+        table = HEAD + "".join(one.line for one in rows)
+        write_part(asked.keep / "reuse.md", "table", "benchmarks/reuse.py --keep docs", table)
     if asked.json is not None:
         kept = [
             one._asdict() | {"one": one.one._asdict(), "cut": one.cut._asdict()} for one in rows
         ]
         asked.json.write_text(json.dumps(kept))
     return not all(one.held for one in rows)
-
-
-def _write(page: Path, table: str) -> None:
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, helper
+from harness import ROOT, helper, write_part
 
 PAGE = ROOT / "docs" / "prompts.md"
-START, END = "<!-- table: benchmarks/templates.py --write -->", "<!-- end of table -->"
 HEAD = """\
 | situation | render | text goes on | answer too | path to last token | other words | otherwise |
 |---|---|---|---|---|---|---|
@@ -36,7 +35,7 @@ def main() -> int:
     wrong = [line for _, lines in rows for line in lines]
     sys.stdout.write("".join(f"{line}\n" for line in wrong))
     if asked.write:
-        _write(table)
+        write_part(PAGE, "table", "benchmarks/templates.py --write", table)
     if asked.json is not None:
         cells = [[cell.strip() for cell in row.strip("|\n ").split("|")] for row, _ in rows]
         asked.json.write_text(json.dumps(cells, indent=1))
@@ -73,13 +72,6 @@ def _otherwise(rest: list[Any]) -> str:
     rows = 100 * sum(one.shared for one in rest) / tokens
     state = 100 * sum(one.boundary for one in rest) / tokens
     return f"{rows:.0f} % / {state:.0f} %"
-
-
-def _write(table: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{START}\n\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tiny random models of mlx-lm's families, one small config each.
 
-Loaded by path (tests are no package): by test_families.py and by benchmarks/matrix.py.
+Used by test_families.py and by benchmarks/matrix.py.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """How a family is held to law 1: warm runs beside cold ones, on paths kept as an engine would.
 
-Loaded by path (tests are no package): by test_families.py and by benchmarks/matrix.py.
+Used by test_families.py and by benchmarks/matrix.py.
 """
 
 import gc

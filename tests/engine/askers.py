@@ -1,8 +1,20 @@
-"""Requests without an engine's thread: askers that a test steps itself; loaded by path."""
+"""Requests without an engine's thread: askers that a test steps itself, and a tool to ask with."""
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 
+MAGIC = {
+    "type": "function",
+    "function": {
+        "name": "magic",
+        "description": "Do magic.",
+        "parameters": {
+            "type": "object",
+            "properties": {"input": {"type": "integer", "minimum": 0, "maximum": 99}},
+            "required": ["input"],
+        },
+    },
+}
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
 
 

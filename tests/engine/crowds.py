@@ -1,4 +1,4 @@
-"""Requests over one prefix that come at the same time; loaded by path, as conversations.py is."""
+"""Requests over one prefix that come at the same time."""
 
 import threading
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from askers import MAGIC
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -20,18 +21,6 @@ from llm_mlx_promptcache.engine.request import (
     TextDelta,
 )
 
-MAGIC = {
-    "type": "function",
-    "function": {
-        "name": "magic",
-        "description": "Do magic.",
-        "parameters": {
-            "type": "object",
-            "properties": {"input": {"type": "integer", "minimum": 0, "maximum": 99}},
-            "required": ["input"],
-        },
-    },
-}
 OTHER = {
     "type": "function",
     "function": {

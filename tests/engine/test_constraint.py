@@ -6,6 +6,7 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
+from askers import MAGIC
 
 from llm_mlx_promptcache.chat.call_forms import (
     GENERIC,
@@ -30,18 +31,6 @@ from llm_mlx_promptcache.engine.constraint import (
 )
 
 CAPS = Caps(string=6, items=2)
-MAGIC = {
-    "type": "function",
-    "function": {
-        "name": "magic",
-        "description": "Do magic.",
-        "parameters": {
-            "type": "object",
-            "properties": {"input": {"type": "integer", "minimum": 0, "maximum": 99}},
-            "required": ["input"],
-        },
-    },
-}
 OTHER = {
     "type": "function",
     "function": {

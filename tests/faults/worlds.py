@@ -1,6 +1,6 @@
 """Paths whose rows follow from their tokens alone, so that any process can tell a wrong byte.
 
-Loaded by path (tests are no package), and run as a child: python worlds.py WHAT FOLDER SEED ...
+Imported by the tests, and run as a child: python worlds.py WHAT FOLDER SEED ...
 """
 
 import os
