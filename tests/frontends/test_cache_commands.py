@@ -31,10 +31,10 @@ def test_clear_takes_a_registered_name(asked):
 
 @pytest.mark.parametrize("name", ["nobody", "embedded", "default", "", "a"])
 def test_clear_of_what_is_not_stored_is_one_line(asked, name):
-    before = asked.told("stats")
+    before = asked.told("tree")
     (line,) = asked.ours("clear", "--model", name, status=1)[1].splitlines()
     assert line.startswith(f"Error: nothing is stored of {name!r}")
-    assert asked.told("stats") == before
+    assert asked.told("tree") == before
 
 
 def test_clear_takes_a_folder_however_it_is_spelled(asked, monkeypatch):

@@ -98,11 +98,11 @@ def test_bad_prompts_are_one_line_and_status_1_and_lose_nothing(bare_home, tiny_
     bare_home.llm("mlx-cached", "default", str(tiny_llama()))
     limit = ("-o", "max_tokens", "4")
     bare_home.llm("-m", "mlx-cached", "Hello", *limit)
-    kept = bare_home.llm("mlx-cached", "stats")
+    kept = bare_home.told("tree")
     assert "empty" in one_line(bare_home.llm("-m", "mlx-cached", "", *limit, status=1)[1])
     long = one_line(bare_home.llm("-m", "mlx-cached", "word " * 3000, *limit, status=1)[1])
     assert "context" in long
-    assert bare_home.llm("mlx-cached", "stats") == kept
+    assert bare_home.told("tree") == kept
     bare_home.llm("-m", "mlx-cached", "Hello", *limit)
     assert bare_home.last()["details"]["prefilled"] == 1
 
