@@ -1,7 +1,7 @@
 """A loaded model at work: requests are admitted, prefilled in turns, and answered together.
 
-Each prompt is prefilled alone, in layers of its own, a chunk at a time between the steps of those
-that are answered already. Who asks for a prefix that another is just computing waits for it.
+Each prompt is prefilled alone, in layers of its own, a chunk's worth at a time between the steps of
+those that are answered already. Who asks for a prefix that another is just computing waits for it.
 """
 
 from __future__ import annotations
@@ -83,13 +83,14 @@ class Running:
         self._waiting.append(task)
 
     def step(self) -> None:
-        """One chunk of one prompt, and one step of each answer."""
+        """One chunk's worth of prompts, and one step of each answer."""
         for task in [*self._waiting, *self._active()]:
             if task.asker.gone():
                 self._end(task)
         self._admit()
-        if self._prefilling:
-            self._prefill(self._prefilling[0])
+        left = prefill_step()
+        while self._prefilling and left > 0:  # short prompts that come together answer together
+            left -= self._prefill(self._prefilling[0], left)
         for row, step in self._batches.step():
             self._hear(self._answering[row], step)
         if not self.busy:
@@ -191,15 +192,18 @@ class Running:
 
     # Prompts.
 
-    def _prefill(self, task: Task) -> None:
-        """Run the next chunk of a prompt, up to the next place that must be kept."""
+    def _prefill(self, task: Task, most: int) -> int:
+        """Run the next chunk of a prompt, up to the next place that must be kept; returns its size.
+
+        An error ends the request.
+        """
         assert task.holding is not None
-        holding, last = task.holding, len(task.ids) - 1
+        holding, start, last = task.holding, task.done, len(task.ids) - 1
         self._prefilling.append(self._prefilling.pop(0))
         try:
-            places = [place for place in holding.places if task.done < place <= last]
-            end = min(task.done + prefill_step(), last, *places)
-            prefill(self._loaded.model, holding.layers, task.ids[task.done : end])
+            places = [place for place in holding.places if start < place <= last]
+            end = min(start + most, last, *places)
+            prefill(self._loaded.model, holding.layers, task.ids[start:end])
             task.done = end
             self._admission.measure(holding.layers, end)
             if end in holding.places:
@@ -207,6 +211,7 @@ class Running:
             self._progress(task)
         except BaseException as error:
             self._end(task, error)
+        return task.done - start
 
     def _progress(self, task: Task) -> None:
         """Tell how far a prompt is; where it is through, its answer begins."""

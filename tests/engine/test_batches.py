@@ -57,6 +57,37 @@ def test_answers_together_are_those_alone(running_of):
     assert cache.check() == []
 
 
+def test_short_prompts_that_come_together_answer_together(running_of):
+    """A step runs a chunk's worth of prompts; what they share is run by the first of them."""
+    running = running_of()
+    asked = [Asked(request(f"{n}?", system=False)) for n in range(8)]
+    for one in asked:
+        running.add(one)
+    running.step()
+    running.step()
+    reached = [[e for e in one.events if isinstance(e, Progress)][-1] for one in asked]
+    assert all(last.done == last.total - 1 for last in reached)
+
+
+def test_a_step_runs_no_more_than_a_chunk_of_prompts(running_of, monkeypatch):
+    monkeypatch.setattr("llm_mlx_promptcache.engine.running.prefill_step", lambda: 32)
+    running = running_of(context=8192)
+    asked = [Asked(request(f"{n}? " * 40, system=False)) for n in range(3)]
+    for one in asked:
+        running.add(one)
+    while running.busy:
+        before = _run_of_prompts(asked)
+        running.step()
+        assert _run_of_prompts(asked) - before <= 32
+    assert _run_of_prompts(asked) > 3 * 32
+
+
+def _run_of_prompts(asked):
+    """Tokens of their prompts that were run so far."""
+    lists = [[e for e in one.events if isinstance(e, Progress)] for one in asked]
+    return sum(marks[-1].done - marks[0].done for marks in lists if marks)
+
+
 def test_who_joins_late_and_who_leaves_early_changes_no_answer(running_of):
     alone = [together(running_of(), one)[0].last.ids for one in VARIED]
     running = running_of()
