@@ -1,4 +1,4 @@
-"""Tiny random models of mlx-lm's families, one small config each.
+"""Tiny random models of mlx-lm's families, one small config each: a table, so it is long.
 
 Used by test_families.py and by benchmarks/matrix.py.
 """

@@ -45,14 +45,8 @@ RAW = {
 
 
 def made(tokenizer, *messages, tools=TOOLS, now=None, **arguments):
-    return render(
-        messages,
-        tokenizer,
-        fingerprint=FINGERPRINT,
-        tools=tools,
-        template_arguments=arguments or None,
-        now=now,
-    )
+    shaped = {"tools": tools, "template_arguments": arguments or None, "now": now}
+    return render(messages, tokenizer, fingerprint=FINGERPRINT, **shaped)
 
 
 def result(text="24 degrees", call=CALL):

@@ -16,6 +16,12 @@ def worlds():
 
 
 @pytest.fixture
+def ids(worlds):
+    """A path."""
+    return worlds.paths(1)[0]
+
+
+@pytest.fixture
 def child():
     """`child(what, folder, seed, ..., before=[...])` starts a process, which dies with the test."""
     started = []

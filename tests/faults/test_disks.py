@@ -27,11 +27,6 @@ def unfinished(store):
     return [p for p in store.spans_folder.iterdir() if p.name.startswith(".tmp-")]
 
 
-@pytest.fixture
-def ids(worlds):
-    return worlds.paths(1)[0]
-
-
 class FullDisk(Files):
     """Writes go to /dev/full; the name is made as always."""
 

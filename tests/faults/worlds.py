@@ -27,6 +27,12 @@ NAMESPACE = "m"
 ROW = LAYERS * 2 * 2 * 4  # layers x keys and values x width x bytes
 
 
+def file_of(store):
+    """A store's only file."""
+    (path,) = store.spans_folder.glob("*.safetensors")
+    return path
+
+
 def rows(ids):
     """A number a position that depends on every token up to it."""
     sums = np.cumsum(np.array(ids, dtype=np.uint64) * np.arange(1, len(ids) + 1, dtype=np.uint64))

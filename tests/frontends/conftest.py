@@ -240,6 +240,18 @@ def scripted(monkeypatch, tmp_path):
     return engine
 
 
+@pytest.fixture
+def engine(monkeypatch):
+    """The engine of every `ChatMLXCached`: it says hello, unless it is given other events."""
+    from scripted_engine import ScriptedEngine, finished
+
+    from langchain_adapter import chat_model
+
+    made = ScriptedEngine([TextDelta("Hello"), finished("Hello")])
+    monkeypatch.setattr(chat_model, "engine_for", lambda reference: made)
+    return made
+
+
 class Logged:
     """llm's log, in a database file of its own."""
 

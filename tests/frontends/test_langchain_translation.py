@@ -1,10 +1,8 @@
 """Every word of LangChain's to the engine's and back, with an engine that says what it is told."""
 
 import asyncio
-from typing import TypedDict
 
 import pytest
-from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumpd, load
 from langchain_core.messages import (
     AIMessage,
@@ -18,96 +16,27 @@ from langchain_core.messages import (
 )
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.tools import tool
-from pydantic import BaseModel
+from scripted_engine import Person, add, finished
 
-from langchain_adapter import ChatMLXCached, chat_model
+from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
 from llm_mlx_promptcache.engine.request import (
     CallArguments,
     CallName,
-    CutShort,
-    Finished,
     KVSettings,
     Logprob,
     Progress,
     ReasoningDelta,
     TextDelta,
-    Timings,
     TokenLogprobs,
-    Usage,
 )
-
-NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
-
-
-class Scripted:
-    """An engine that answers with the events that it is given, and keeps what it was asked."""
-
-    def __init__(self, events):
-        self.events, self.asked, self.ended = events, [], 0
-
-    def generate(self, request):
-        self.asked.append(request)
-        try:
-            yield from self.events
-        finally:
-            self.ended += 1
-
-    async def agenerate(self, request):
-        self.asked.append(request)
-        try:
-            for event in self.events:
-                yield event
-        finally:
-            self.ended += 1
-
-
-def finished(text="", calls=(), **more):
-    parts = {
-        "ids": (5, 6, 2),
-        "text": text,
-        "reason": "tool_calls" if calls else "stop",
-        "usage": Usage(20, 12, 8, 3, reasoning=1),
-        "timings": Timings(0.0, 0.1, 0.2),
-        "why": "told off after token 12",
-        "fingerprint": "model",
-        "tool_calls": tuple(calls),
-    }
-    return Finished(**{**parts, **more})
-
-
-@pytest.fixture
-def engine(monkeypatch):
-    scripted = Scripted([TextDelta("Hello"), finished("Hello")])
-    monkeypatch.setattr(chat_model, "engine_for", lambda reference: scripted)
-    return scripted
-
-
-@tool
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
 
 
 @tool
 def clock() -> str:
     """Tell the time."""
     return "noon"
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str
-    age: int
-
-
-class PersonDict(TypedDict):
-    """A person."""
-
-    name: str
-    age: int
 
 
 def test_messages_of_every_kind():
@@ -398,79 +327,6 @@ def test_the_record_of_an_answer_survives_storage_and_streams(engine):
         assert message.unchanged("model")
         edited = stored.model_copy(update={"content": "I won't."})
         assert not next(from_langchain([edited])).unchanged("model")
-
-
-def test_half_a_call_is_an_error_and_never_a_call(engine):
-    said = [CallName("c1", "add"), CallArguments("c1", '{"a": 1')]
-    engine.events = [*said, finished(cut="a call of a tool", reason="length")]
-    chat = ChatMLXCached().bind_tools([add])
-    with pytest.raises(CutShort, match="raise max_tokens"):
-        chat.invoke("Hi.")
-    with pytest.raises(CutShort, match="raise max_tokens"):
-        list(chat.stream("Hi."))
-    engine.events = [finished(cut="a call of a tool", reason="length")]
-    with pytest.raises(CutShort):
-        ChatMLXCached().bind_tools([add], tool_choice="any").invoke("Hi.")
-
-
-@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
-@pytest.mark.parametrize("schema", [Person, PersonDict, Person.model_json_schema()])
-def test_structured_output_by_every_method(engine, method, schema):
-    text = '{"name": "Ann", "age": 7}'
-    engine.events = [TextDelta(text[:9]), TextDelta(text[9:]), finished(text)]
-    name = schema["title"] if isinstance(schema, dict) else schema.__name__
-    if method == "function_calling":
-        call = ToolCall(name, {"name": "Ann", "age": 7}, "c1")
-        said = [CallName("c1", name), CallArguments("c1", text)]
-        engine.events = [*said, finished("", [call])]
-    chat = ChatMLXCached().with_structured_output(schema, method=method)
-    person = Person(name="Ann", age=7) if schema is Person else {"name": "Ann", "age": 7}
-    assert chat.invoke("Who?") == person
-    assert list(chat.stream("Who?"))[-1] == person
-    assert asyncio.run(chat.ainvoke("Who?")) == person
-    raw = ChatMLXCached().with_structured_output(schema, method=method, include_raw=True)
-    answer = raw.invoke("Who?")
-    assert (answer["parsed"], answer["parsing_error"]) == (person, None)
-    assert isinstance(answer["raw"], AIMessage)
-    asked = engine.asked[0]
-    if method == "function_calling":
-        assert (asked.tool, asked.max_calls, asked.schema) == (name, 1, None)
-    else:
-        assert set(asked.schema["properties"]) == {"name", "age"}
-
-
-def test_json_mode_without_a_schema_and_recursive_schemas(engine):
-    engine.events = [finished('{"a": 1}')]
-    assert ChatMLXCached().with_structured_output(method="json_mode").invoke("Hi.") == {"a": 1}
-    recursive = {"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"}
-    ChatMLXCached().with_structured_output(recursive).invoke("Hi.")
-    assert [asked.json_object for asked in engine.asked] == [True, False]
-    assert engine.asked[1].schema == recursive
-
-
-def test_half_a_document_is_an_error_which_include_raw_tells(engine):
-    half = '{"name": "Ann", "age": 7, "more": "an'
-    engine.events = [TextDelta(half), finished(half, cut="a JSON document", reason="length")]
-    schema = Person.model_json_schema()
-    chat = ChatMLXCached().with_structured_output(schema)
-    with pytest.raises(OutputParserException, match="raise max_tokens"):
-        chat.invoke("Who?")
-    with pytest.raises(OutputParserException, match="raise max_tokens"):
-        list(chat.stream("Who?"))
-    told = ChatMLXCached().with_structured_output(schema, include_raw=True).invoke("Who?")
-    assert told["parsed"] is None
-    assert isinstance(told["parsing_error"], OutputParserException)
-    assert told["raw"].response_metadata["finish_reason"] == "length"
-
-
-def test_what_with_structured_output_refuses():
-    chat = ChatMLXCached()
-    with pytest.raises(ValueError, match="method is 'magic'"):
-        chat.with_structured_output(Person, method="magic")
-    with pytest.raises(ValueError, match="schema is None"):
-        chat.with_structured_output(None)
-    with pytest.raises(ValueError, match="does not know depth"):
-        chat.with_structured_output(Person, depth=3)
 
 
 def test_a_reader_who_stops_frees_the_engine(engine):

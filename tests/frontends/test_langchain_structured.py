@@ -1,0 +1,102 @@
+"""Structured output by each of LangChain's methods, and halves of it; the engine is scripted."""
+
+import asyncio
+from typing import TypedDict
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import (
+    AIMessage,
+)
+from scripted_engine import Person, add, finished
+
+from langchain_adapter import ChatMLXCached
+from llm_mlx_promptcache.chat.messages import ToolCall
+from llm_mlx_promptcache.engine.request import (
+    CallArguments,
+    CallName,
+    CutShort,
+    TextDelta,
+)
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
+
+
+class PersonDict(TypedDict):
+    """A person."""
+
+    name: str
+    age: int
+
+
+def test_half_a_call_is_an_error_and_never_a_call(engine):
+    said = [CallName("c1", "add"), CallArguments("c1", '{"a": 1')]
+    engine.events = [*said, finished(cut="a call of a tool", reason="length")]
+    chat = ChatMLXCached().bind_tools([add])
+    with pytest.raises(CutShort, match="raise max_tokens"):
+        chat.invoke("Hi.")
+    with pytest.raises(CutShort, match="raise max_tokens"):
+        list(chat.stream("Hi."))
+    engine.events = [finished(cut="a call of a tool", reason="length")]
+    with pytest.raises(CutShort):
+        ChatMLXCached().bind_tools([add], tool_choice="any").invoke("Hi.")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize("schema", [Person, PersonDict, Person.model_json_schema()])
+def test_structured_output_by_every_method(engine, method, schema):
+    text = '{"name": "Ann", "age": 7}'
+    engine.events = [TextDelta(text[:9]), TextDelta(text[9:]), finished(text)]
+    name = schema["title"] if isinstance(schema, dict) else schema.__name__
+    if method == "function_calling":
+        call = ToolCall(name, {"name": "Ann", "age": 7}, "c1")
+        said = [CallName("c1", name), CallArguments("c1", text)]
+        engine.events = [*said, finished("", [call])]
+    chat = ChatMLXCached().with_structured_output(schema, method=method)
+    person = Person(name="Ann", age=7) if schema is Person else {"name": "Ann", "age": 7}
+    assert chat.invoke("Who?") == person
+    assert list(chat.stream("Who?"))[-1] == person
+    assert asyncio.run(chat.ainvoke("Who?")) == person
+    raw = ChatMLXCached().with_structured_output(schema, method=method, include_raw=True)
+    answer = raw.invoke("Who?")
+    assert (answer["parsed"], answer["parsing_error"]) == (person, None)
+    assert isinstance(answer["raw"], AIMessage)
+    asked = engine.asked[0]
+    if method == "function_calling":
+        assert (asked.tool, asked.max_calls, asked.schema) == (name, 1, None)
+    else:
+        assert set(asked.schema["properties"]) == {"name", "age"}
+
+
+def test_json_mode_without_a_schema_and_recursive_schemas(engine):
+    engine.events = [finished('{"a": 1}')]
+    assert ChatMLXCached().with_structured_output(method="json_mode").invoke("Hi.") == {"a": 1}
+    recursive = {"$defs": {"Node": NODE}, "$ref": "#/$defs/Node"}
+    ChatMLXCached().with_structured_output(recursive).invoke("Hi.")
+    assert [asked.json_object for asked in engine.asked] == [True, False]
+    assert engine.asked[1].schema == recursive
+
+
+def test_half_a_document_is_an_error_which_include_raw_tells(engine):
+    half = '{"name": "Ann", "age": 7, "more": "an'
+    engine.events = [TextDelta(half), finished(half, cut="a JSON document", reason="length")]
+    schema = Person.model_json_schema()
+    chat = ChatMLXCached().with_structured_output(schema)
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        chat.invoke("Who?")
+    with pytest.raises(OutputParserException, match="raise max_tokens"):
+        list(chat.stream("Who?"))
+    told = ChatMLXCached().with_structured_output(schema, include_raw=True).invoke("Who?")
+    assert told["parsed"] is None
+    assert isinstance(told["parsing_error"], OutputParserException)
+    assert told["raw"].response_metadata["finish_reason"] == "length"
+
+
+def test_what_with_structured_output_refuses():
+    chat = ChatMLXCached()
+    with pytest.raises(ValueError, match="method is 'magic'"):
+        chat.with_structured_output(Person, method="magic")
+    with pytest.raises(ValueError, match="schema is None"):
+        chat.with_structured_output(None)
+    with pytest.raises(ValueError, match="does not know depth"):
+        chat.with_structured_output(Person, depth=3)
