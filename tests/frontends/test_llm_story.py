@@ -5,6 +5,7 @@ default model.
 """
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -149,6 +150,33 @@ def test_a_loop_of_three_steps(quick_home, tools, monkeypatch):
     assert list(json.loads(third["response"])) == ["population"]
     goes_on(second, first)
     goes_on(third, second)
+
+
+CALL = '<tool_call>{"name": "step", "arguments": {"number": %d}}</tool_call>'
+STEPS = f"""
+def step(number: int) -> str:
+    "Do one step of the work."
+    if number < 3:
+        return 'Next: {CALL}' % (number + 1)
+    return "All steps are done."
+"""
+
+
+@pytest.mark.real_model
+def test_a_loop_of_three_steps_that_nobody_forces(home, tmp_path):
+    """The model is small; what it copies well is a call that it has just read."""
+    (tmp_path / "steps.py").write_text(STEPS)
+    asked = "Say exactly this: " + CALL % 1
+    tools = ("-T", "llm_version", "--functions", str(tmp_path / "steps.py"))
+    home.llm("-m", "mlx-cached", asked, *tools, "-o", "max_tokens", "60")
+    *steps, end = home.logged(4)
+    assert [call["arguments"] for one in steps for call in one["tool_calls"]] == [
+        {"number": number} for number in (1, 2, 3)
+    ]
+    assert not end["tool_calls"]
+    for before, after in pairwise([*steps, end]):
+        goes_on(after, before)
+        assert after["response_json"]["from_disk"] == 0
 
 
 def test_a_json_object_and_the_options_of_sampling(user):
