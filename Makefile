@@ -11,7 +11,7 @@ RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 SOAK_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
-COG_PAGES := README.md docs/commands.md
+COG_PAGES := README.md docs/commands.md docs/comparison.md
 
 .PHONY: test langchain-versions soak wheel-test compat-test demo bench cog cog-check docs lint format clean
 

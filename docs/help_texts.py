@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from llm_mlx_promptcache.commands import mlx_cached
+from llm_mlx_promptcache.commands.bench import machine_line
 from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
 
 _WIDTH = 80
@@ -62,6 +63,15 @@ def gains_table() -> str:
             if line.what.startswith(kept):
                 lines.append(f"| {line.what} | {' | '.join(line[1:4])} | {shown(line.ratio)} |")
     return "\n".join(lines)
+
+
+def printed(name: str) -> str:
+    """What a benchmark printed when `make bench` kept it, and where and how it ran."""
+    record = json.loads((_DOCS / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+    ran = (
+        f"`{record['command']}` on {record['when']}, at a load of {record['load']} before it began"
+    )
+    return f"{record['printed']}\n\n{ran}. {machine_line(record['machine'])}"
 
 
 def _commands() -> list[tuple[str, click.Command]]:
