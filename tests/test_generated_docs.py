@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llm
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,13 @@ def checked(*names):
 def test_generated_parts_are_up_to_date():
     done = checked(*pages())
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nmake cog writes them anew"
+
+
+def test_the_documented_options_are_the_options():
+    text = (ROOT / "docs" / "llm.md").read_text()
+    documented = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    fields = llm.get_model("mlx-cached").Options.model_fields
+    assert documented == [(name, field.description) for name, field in fields.items()]
 
 
 def test_every_page_with_generated_parts_is_checked():

@@ -1,9 +1,7 @@
 """The plugin as llm sees it before any model is run."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import llm
 import pytest
@@ -42,13 +40,6 @@ def test_llm_knows_the_model_and_its_options():
     assert model.supports_schema
     assert model.supports_tools
     assert all(field.get("description") for field in fields.values())
-
-
-def test_the_documented_options_are_the_options():
-    text = (Path(__file__).parents[2] / "docs" / "llm.md").read_text()
-    documented = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
-    fields = llm.get_model("mlx-cached").Options.model_fields
-    assert documented == [(name, field.description) for name, field in fields.items()]
 
 
 @pytest.mark.parametrize(
