@@ -69,6 +69,7 @@ format: .venv/ready
 
 # The adapter's fast tests with langchain-core 1.7 and with the newest 1.x, each over .venv's packages.
 LANGCHAIN := 1.7.* 1.*
+LANGCHAIN_TESTS := $(foreach part,langchain langchain_structured langchain_translation,tests/frontends/test_$(part).py)
 langchain-versions: .venv/ready
 	@mkdir -p build
 	@set -e; for v in $(foreach v,$(LANGCHAIN),'$(v)'); do \
@@ -78,8 +79,7 @@ langchain-versions: .venv/ready
 		echo "import site; site.addsitedir('$$site')" > "$$inner/base.pth"; \
 		"$$e/bin/python" -m pip install --quiet --upgrade --no-deps "langchain-core==$$v" langchain-protocol; \
 		"$$e/bin/python" -c 'from importlib.metadata import version; print("has", version("langchain-core"))'; \
-		"$$e/bin/python" -m pytest -q -p no:cacheprovider -m "not real_model" \
-			tests/frontends/test_langchain.py tests/frontends/test_langchain_translation.py; done
+		"$$e/bin/python" -m pytest -q -p no:cacheprovider -m "not real_model" $(LANGCHAIN_TESTS); done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
