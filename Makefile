@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-# mlx's Linux wheel links a slow reference BLAS; Debian's OpenBLAS, preloaded, is 13 times faster.
+# mlx's Linux wheel links a slow reference BLAS; Debian's OpenBLAS, preloaded, is many times faster.
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 
@@ -11,7 +11,7 @@ RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 SOAK_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
-COG_PAGES := README.md docs/commands.md docs/comparison.md
+COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
 .PHONY: test langchain-versions soak wheel-test compat-test demo bench cog cog-check docs lint format clean
 

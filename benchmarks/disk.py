@@ -3,7 +3,7 @@
 Restores a path of the default model's shape, stored as 1, 10 and 50 spans, verified, against
 `load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each is the first of a
 fresh process, as for the command line, and they alternate. Also: what a short span costs as a file
-of its own. Run with: python benchmarks/disk.py (`--keep docs` puts the figures into docs/disk.md)
+of its own. Run with: python benchmarks/disk.py
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
 LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
 BARS = {1: 1.5, 10: 1.75, 50: 2.25}
 REFERENCE = "reference.safetensors"
-FIRST_MARK, LAST_MARK = "<!-- figures -->", "<!-- end of the figures -->"
 
 
 def layers_of(count: int) -> list[Any]:
@@ -291,27 +290,17 @@ medians of {rounds}, against mlx-lm's `load_prompt_cache` and evaluating the sam
 | a save that evicts | {index["save with its evictions"]} | |
 
 A file of its own costs {each:.2f} ms at each read, as much as the rows of {worth:.0f} tokens
-({row:.0f} µs each): ends of paths below `SHORT` ({SHORT}) tokens would cost more as files than as
-rows of the next one. A crash loses what waits: after {count} tokens prefill takes, for {took}.
+({row:.0f} µs each): ends of paths below `SHORT` ({SHORT}) tokens wait, to be rows of the next
+one. A crash loses what waits: after {count} tokens prefill takes, for {took}.
 """
 
 
-def keep(page: Path, text: str) -> None:
-    """Put the figures into a page, between its two marks."""
-    before, found, rest = page.read_text().partition(FIRST_MARK)
-    _, also, after = rest.partition(LAST_MARK)
-    if not found or not also:
-        raise SystemExit(f"{page} has no {FIRST_MARK} and {LAST_MARK} to write between")
-    page.write_text(f"{before}{FIRST_MARK}\n{text}{LAST_MARK}{after}")
-
-
 def main() -> None:
-    """Print the figures, and keep them if asked to."""
+    """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--json", type=Path, help="also write the figures there")
-    parser.add_argument("--keep", type=Path, help="also write them into this folder's disk.md")
     parser.add_argument("--once", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -325,12 +314,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found["index"] = index_times(Path(folder), 10_000, 5_000_000)
     found["short"] = short_spans(found["restores"], options.tokens, options.rounds)
-    text = report(found, options.tokens, options.rounds)
-    print(text)
+    print(report(found, options.tokens, options.rounds))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
-    if options.keep is not None:
-        keep(options.keep / "disk.md", text)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_ROOMS = ("cache", "chat", "engine")
 
 
 def helper(name: str) -> Any:
-    """A module beside the tests; pytest finds them by `pythonpath` in pyproject.toml."""
-    for folder in (str(ROOT / "tests" / room) for room in _ROOMS):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    """A module beside the tests, found where pytest finds it."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for folder in settings["tool"]["pytest"]["ini_options"]["pythonpath"]:
+        if str(ROOT / folder) not in sys.path:
+            sys.path.append(str(ROOT / folder))
     return importlib.import_module(name)
 
 

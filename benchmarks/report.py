@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report_figures import draw, headlines, shown
+from report_figures import draw, headlines, ran, shown
 
 from llm_mlx_promptcache.commands.bench import machine, machine_line
 
@@ -187,8 +187,7 @@ def page(found: dict[str, dict[str, Any]], figures: Path) -> str:
             record["what"],
             *([picture] if (figures / f"{name}.svg").exists() else []),
             record["printed"],
-            f"`{record['command']}` took {record['seconds']} s on {record['when']}, at a load of"
-            f" {record['load']} before it began ([figures](figures/{name}.json)).",
+            f"{ran(record)} ([figures](figures/{name}.json)).",
             machine_line(record["machine"]),
         ]
     return "\n\n".join(parts) + "\n"

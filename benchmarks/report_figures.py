@@ -41,6 +41,14 @@ def draw(name: str, figures: Any, target: Path) -> None:
         _draw(form(figures), target)
 
 
+def ran(record: dict[str, Any]) -> str:
+    """How and when a kept benchmark ran; a sentence without its full stop."""
+    return (
+        f"`{record['command']}` took {record['seconds']} s on {record['when']}, at a load of"
+        f" {record['load']} before it began"
+    )
+
+
 def shown(value: float) -> str:
     """A number with three digits that count, and none that don't."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"

@@ -1,8 +1,8 @@
 """What the plugin costs before the model's first work: `llm --help`, and the imports of a prompt.
 
-Prints tables; `--keep FOLDER` also writes them to FOLDER/startup.md. The first two compare
-`llm --help` and `llm models list` without plugins and with this one, in turns: wall time, and
-processor time, which other processes disturb less. The last asks under `-X importtime`.
+Prints tables. The first two compare `llm --help` and `llm models list` without plugins and with
+this one, in turns: wall time, and processor time, which other processes disturb less. The last
+asks under `-X importtime`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ def main() -> int:
     """Measure and print; status 1 where the plugin costs `llm --help` more than a twentieth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of `llm --help`, each way")
-    parser.add_argument("--keep", type=Path, help="also write what is printed there")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mlx-cached-startup-") as name:
@@ -78,11 +77,7 @@ def main() -> int:
         pair = _pair(home, asked.rounds, "--help")
         models = _pair(home, max(1, asked.rounds // 4), "models", "list")
         tables = [_table("--help", pair), _table("models list", models), _prompt_table(home)]
-        report = "\n\n".join([_machine(), *tables, _NOTES])
-    print(report)
-    if asked.keep is not None:
-        head = "# Start-up, kept from one run of `python benchmarks/startup.py`"
-        (asked.keep / "startup.md").write_text(f"{head}\n\n{report}\n")
+    print("\n\n".join([_machine(), *tables, _NOTES]))
     if asked.json is not None:
         found = {"llm --help": pair, "llm models list": models}
         rows = {name: {**runs._asdict(), "ratio": runs.ratio()} for name, runs in found.items()}

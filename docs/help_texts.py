@@ -15,7 +15,7 @@ from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
 _WIDTH = 80
 _DOCS = Path(__file__).resolve().parent
 sys.path.append(str(_DOCS.parent / "benchmarks"))
-from report_figures import headlines, shown  # noqa: E402 - the benchmarks are in no package
+from report_figures import headlines, ran, shown  # noqa: E402 - the benchmarks are in no package
 
 # Benchmarks whose headlines the README shows, and how these begin.
 _GAINS: dict[str, tuple[str, ...]] = {
@@ -68,10 +68,7 @@ def gains_table() -> str:
 def printed(name: str) -> str:
     """What a benchmark printed when `make bench` kept it, and where and how it ran."""
     record = json.loads((_DOCS / "figures" / f"{name}.json").read_text(encoding="utf-8"))
-    ran = (
-        f"`{record['command']}` on {record['when']}, at a load of {record['load']} before it began"
-    )
-    return f"{record['printed']}\n\n{ran}. {machine_line(record['machine'])}"
+    return f"{record['printed']}\n\n{ran(record)}. {machine_line(record['machine'])}"
 
 
 def _commands() -> list[tuple[str, click.Command]]:

@@ -299,11 +299,11 @@ class DiskStore:
         return freed
 
     def _shrink(self, index: Index) -> None:
-        if not index.shrink():
+        if why := index.shrink():
             _log.warning(
-                "tokens may be left in the index's log in %s, which another process holds;"
-                " clear again when it has ended",
+                "tokens may be left in the index's log in %s (%s); clear again when that is over",
                 self.folder,
+                why,
             )
 
     def _fix(self, index: Index) -> None:

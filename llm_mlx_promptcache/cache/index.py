@@ -307,22 +307,22 @@ class Index:
         (found,) = self.db.execute("PRAGMA quick_check(1)").fetchone()
         return found == "ok" and not list(self.check())
 
-    def shrink(self) -> bool:
+    def shrink(self) -> str:
         """Leave no token in free pages or the log: they are conversation. Not in a transaction.
 
-        False where another process held the log for so long that something may be left there.
+        Says why something may be left there, or "": another process held the log for too long.
         """
         try:
             self.db.execute("VACUUM")
-        except sqlite3.OperationalError:
-            return False
-        # Beside another's checkpoint SQLite gives up at once, without waiting (1 clear in 70 was).
+        except sqlite3.OperationalError as error:
+            return str(error)
+        # Beside another's checkpoint SQLite gives up at once, without waiting.
         until = time.monotonic() + _BUSY_SECONDS
         while self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             if time.monotonic() > until:
-                return False
+                return "database is locked"
             time.sleep(_POLL_SECONDS)
-        return True
+        return ""
 
     def check(self) -> Iterator[str]:
         """What is wrong with the index itself, a line each."""

@@ -55,8 +55,8 @@ def prepare(
     plain = namespace_of(identity, request.salt)
     namespace = plain if request.kv is None else namespace_of(identity, request.salt, request.kv)
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
-    # Tools that may not be called still stand in the prompt: the next turn's shares it.
     _check_bias(request, loaded)
+    # Tools that may not be called still stand in the prompt: the next turn's shares it.
     transcript = _transcript(request, tokenizer, identity)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
     form = tokenizer.call_form if tools else None

@@ -119,29 +119,49 @@ def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog,
     assert holding_the_needle(tmp_path) == []
 
 
+class Through:
+    """An index's connection whose statements go through `execute(real, query, ...)`."""
+
+    def __init__(self, real, execute):
+        self._real, self._execute = real, execute
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def execute(self, query, *more):
+        return self._execute(self._real, query, *more)
+
+
+def test_p8_clear_tells_why_tokens_may_be_left(worlds, tmp_path, caplog, monkeypatch):
+    store = DiskStore(tmp_path)
+    worlds.put(store, NEEDLE)
+
+    def execute(real, query, *more):
+        if query == "VACUUM":
+            raise sqlite3.OperationalError("database or disk is full")
+        return real.execute(query, *more)
+
+    index = store._index._open()
+    monkeypatch.setattr(index, "db", Through(index.db, execute))
+    assert store.clear() > 0
+    (record,) = caplog.records
+    assert "(database or disk is full)" in record.getMessage()
+
+
 def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
     """SQLite refuses a second checkpoint at once, whatever its timeout."""
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
     refused = []
 
-    class Beside:
-        """The index's connection, which meets another's checkpoint twice."""
-
-        def __init__(self, real):
-            self._real = real
-
-        def __getattr__(self, name):
-            return getattr(self._real, name)
-
-        def execute(self, query, *more):
-            if "TRUNCATE" in query and len(refused) < 2:
-                refused.append(query)
-                return self._real.execute("SELECT 1, -1, -1")
-            return self._real.execute(query, *more)
+    def execute(real, query, *more):
+        if "TRUNCATE" in query and len(refused) < 2:
+            refused.append(query)
+            return real.execute("SELECT 1, -1, -1")
+        return real.execute(query, *more)
 
     index = store._index._open()
-    monkeypatch.setattr(index, "db", Beside(index.db))
+    monkeypatch.setattr(index, "db", Through(index.db, execute))
     store.clear()
     assert len(refused) == 2
     assert holding_the_needle(tmp_path) == []
