@@ -39,6 +39,7 @@ SUFFIX = ".safetensors"
 TEMPORARY = ".tmp-"
 
 _MOST_AT_ONCE = 512  # buffers of one call; systems take 1,024
+_AHEAD = 1 << 20  # bytes; of more at once Linux reads only as much as the device takes in a request
 
 
 class DamagedSpan(ValueError):
@@ -145,7 +146,8 @@ class OpenSpan:
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            for start in range(0, self.size, _AHEAD):
+                os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
         """The bytes of the layers [first, last) in the file's data."""

@@ -17,6 +17,7 @@ from llm_mlx_promptcache.cache.span_file import (
     DamagedSpan,
     Draft,
     Head,
+    OpenSpan,
     host_tensors,
     read_span,
     write_span,
@@ -77,6 +78,21 @@ def opened(store, found, tokens):
     if file is not None:
         file.close()
     return file is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_all_of_a_large_file_is_read_ahead(tmp_path, monkeypatch):
+    """In steps: of one call for all, Linux reads only as much as a device takes in a request."""
+    path, _, _ = write(tmp_path, 40_000)
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: asked.append((start, size)))
+    opened = OpenSpan(path, Files())
+    opened.read_ahead()
+    opened.close()
+    starts = [start for start, _ in asked]
+    assert starts == [sum(size for _, size in asked[:at]) for at in range(len(asked))]
+    assert sum(size for _, size in asked) >= opened.size > 4 << 20
+    assert max(size for _, size in asked) <= 1 << 20
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
