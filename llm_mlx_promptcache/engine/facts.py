@@ -1,0 +1,137 @@
+"""What was found out about models with the models themselves, kept from process to process.
+
+A fact belongs to a model's fingerprint, a kind, the versions of mlx and mlx-lm, and the device: an
+upgrade or another machine asks again. Nothing of a conversation is ever among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import threading
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..cache.files import Files
+from ..config import cache_folder, write_private_file
+
+_FILE = "facts.json"
+_FORMAT = 1
+_MOST_FACTS = 512
+_MOST_CHARACTERS = 1024  # of one fact as JSON
+_MOST_BYTES = 2 << 20  # of the file
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class _Key(NamedTuple):
+    identity: str
+    kind: str
+    environment: str
+
+
+class ModelFacts:
+    """JSON values by model and kind, in one file of the owner's; safe from several threads.
+
+    What the file holds is untrusted: whoever gets a value checks it. A damaged file is as if
+    absent. Two processes that write at once may lose one's fact, which is then found out again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._here: dict[_Key, Any] = {}  # holds also where the file can't be written
+        self._lock = threading.Lock()
+
+    def get(self, identity: str, kind: str) -> Any:
+        """What is remembered; None where nothing is, or `identity` is no fingerprint."""
+        key = _Key(identity, kind, environment())
+        with self._lock:
+            if key not in self._here and _FINGERPRINT.fullmatch(identity):
+                self._here = _read(self._path) | self._here
+            return self._here.get(key)
+
+    def put(self, identity: str, kind: str, value: Any) -> None:
+        """Remember a JSON value, and write it at once: for what is found out once, not each step.
+
+        ValueError where it is no JSON, or too long. What is no fingerprint is not remembered.
+        """
+        text = json.dumps(value, allow_nan=False)
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(
+                f"a fact of kind {kind!r} has {len(text)} characters, and {_MOST_CHARACTERS} are"
+                " the most; keep less of it"
+            )
+        if not _FINGERPRINT.fullmatch(identity):
+            return
+        key = _Key(identity, kind, environment())
+        with self._lock:
+            facts = _read(self._path) | self._here
+            facts.pop(key, None)
+            facts[key] = json.loads(text)
+            # The newest stand last: the oldest go.
+            self._here = dict(list(facts.items())[-_MOST_FACTS:])
+            with suppress(OSError):  # the next process finds it out again, and that is all
+                write_private_file(self._path, _written(self._here))
+
+
+@cache
+def _of(folder: Path) -> ModelFacts:
+    return ModelFacts(folder / _FILE)
+
+
+def model_facts() -> ModelFacts:
+    """The facts of this process, beside its cache."""
+    return _of(cache_folder())
+
+
+def environment() -> str:
+    """What besides the model decides a fact: mlx, mlx-lm, and the default device by name."""
+    device = mx.default_device()
+    name = mx.device_info(device).get("device_name", "")
+    kind = "cpu" if device.type == mx.DeviceType.cpu else "gpu"
+    return f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}, {kind} {name}"
+
+
+def _written(facts: dict[_Key, Any]) -> str:
+    return json.dumps({"format": _FORMAT, "facts": [[*key, facts[key]] for key in facts]})
+
+
+def _read(path: Path) -> dict[_Key, Any]:
+    """The facts in a file; none where it is absent, damaged, too large, or not its owner's own."""
+    with suppress(OSError, ValueError, RecursionError):
+        descriptor = Files().open(path)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            own = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+            if not stat.S_ISREG(status.st_mode) or not own:
+                return {}
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) <= _MOST_BYTES:
+            return _checked(json.loads(content))
+    return {}
+
+
+def _checked(found: Any) -> dict[_Key, Any]:
+    """What in JSON data has the form of facts, the newest of them; the rest is let go."""
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        return {}
+    entries = found.get("facts")
+    if not isinstance(entries, list):
+        return {}
+    facts: dict[_Key, Any] = {}
+    for entry in entries[-_MOST_FACTS:]:
+        if not isinstance(entry, list) or len(entry) != 4:
+            continue
+        *names, value = entry
+        if not all(isinstance(name, str) for name in names):
+            continue
+        with suppress(ValueError):  # NaN and infinity are no JSON
+            if len(json.dumps(value, allow_nan=False)) <= _MOST_CHARACTERS:
+                facts[_Key(*names)] = value
+    return facts
