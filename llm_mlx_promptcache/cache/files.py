@@ -73,8 +73,11 @@ class Files:
 
 
 def make_own_folder(folder: Path, through_link: bool = False) -> None:
-    """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's.
+
+    Folders that are missing on the way are made for the owner alone too; others stay as they are.
+    """
+    _make_missing(folder)
     status = folder.stat() if through_link else folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{folder} is no folder; remove it")
@@ -82,6 +85,18 @@ def make_own_folder(folder: Path, through_link: bool = False) -> None:
         raise PermissionError(f"{folder} belongs to user {status.st_uid}; use a folder of your own")
     if status.st_mode & 0o077:
         folder.chmod(0o700)
+
+
+def _make_missing(folder: Path) -> None:
+    # Not `parents=True`, which gives the folders on the way the umask's mode and not ours.
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+        if folder == missing[-1]:
+            break
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextmanager

@@ -139,6 +139,30 @@ def test_law_12_only_the_owner_can_read(store):
         assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_law_12_folders_on_the_way_are_made_for_the_owner_too(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o755)
+    old = os.umask(0)
+    try:
+        assert save(DiskStore(tmp_path / "there/a/b/c"), [1, 2, 3])
+    finally:
+        os.umask(old)
+    ways = ("there", "there/a", "there/a/b", "there/a/b/c")
+    modes = [stat.S_IMODE((tmp_path / way).stat().st_mode) for way in ways]
+    assert modes == [0o755, 0o700, 0o700, 0o700]
+
+
+@pytest.mark.parametrize("way", ["file/a/b", "nowhere/a", "loop/a"])
+def test_a_folder_that_cannot_be_made_is_one_warning_and_a_miss(tmp_path, caplog, way):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    store = DiskStore(tmp_path / way)
+    assert not save(store, [1, 2, 3])
+    assert not lookup(store, [1, 2, 3])
+    assert len(caplog.records) == 1
+
+
 def test_a_file_that_others_can_read_is_left_out(store):
     save(store, [1, 2, 3])
     (found,) = lookup(store, [1, 2, 3])
