@@ -22,6 +22,9 @@ HOME_VARIABLE = "LLM_MLX_CACHED_HOME"
 DEFAULT_MODEL = "default"
 MODEL_ID = "mlx-cached"
 
+_MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fits
+_SHOWN = 80  # characters of a bad value
+
 
 class RegisteredModel(NamedTuple):
     """A model of the user's: `mlx-cached/<name>` in llm, and what it is: a folder or a hub id."""
@@ -107,8 +110,9 @@ def load_settings() -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
         raise ValueError(
-            f"the settings in {path} can't be read ({error}); correct or remove that file"
+            f"the settings in {path} can't be read ({reason}); correct or remove that file"
         ) from error
 
 
@@ -175,7 +179,9 @@ def _settings(found: Any) -> Settings:
         value = known.get(name)
         is_set = value is not None or (name == "default_model" and name in known)
         if is_set and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"{name} is {json.dumps(value)}")
+            raise ValueError(f"{name} is {_shown(value)}; give {_WANTED[name]}")
+        if is_set:
+            _check_value(name, value)
     models = tuple(_registered(entry) for entry in known.get("models") or ())
     return Settings(**{**known, "models": models})
 
@@ -189,13 +195,48 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+_SIZES = 'bytes, or a string such as "500MB" or "4GiB"'
+_WANTED = {
+    "default_model": f'"{DEFAULT_MODEL}", a folder, or a hub id',
+    "models": "a list of objects with name, reference and aliases",
+    "memory": _SIZES,
+    "disk": _SIZES,
+    "max_days": "days above 0",
+}
+
+
+def _check_value(name: str, value: Any) -> None:
+    """ValueError where a setting of the right type has a value that nothing can be done with."""
+    if name in ("memory", "disk"):
+        from .cache.sizes import parse_size
+
+        with suppress(ValueError):
+            parse_size(value, name)
+            return
+    elif name == "default_model":
+        if value.strip():
+            return
+    elif name != "max_days" or 0 < value < _MOST_DAYS:
+        return
+    raise ValueError(f"{name} is {_shown(value)}; give {_WANTED[name]}")
+
+
+def _shown(value: Any) -> str:
+    """A value as the file has it, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
 def _registered(entry: Any) -> RegisteredModel:
     known = entry if isinstance(entry, dict) else {}
     name, reference = known.get("name"), known.get("reference")
     aliases = known.get("aliases", [])
-    if not isinstance(name, str) or not isinstance(reference, str) or not isinstance(aliases, list):
-        raise ValueError(f"models holds {entry!r}, which has no name, reference and aliases")
-    return RegisteredModel(name, reference, tuple(str(alias) for alias in aliases))
+    named = all(isinstance(text, str) and text for text in (name, reference))
+    if not named or not isinstance(aliases, list) or not all(isinstance(a, str) for a in aliases):
+        raise ValueError(
+            f"models holds {_shown(entry)}; give each a name, a reference, and a list of aliases"
+        )
+    return RegisteredModel(str(name), str(reference), tuple(aliases))
 
 
 def _settings_file() -> Path:

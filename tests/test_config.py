@@ -95,6 +95,36 @@ def test_settings_that_cannot_be_read_are_named(home, text):
         config.load_settings()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("memory", '"lots"'),
+        ("memory", "-1"),
+        ("memory", '"9' + "9" * 400 + 'GB"'),
+        ("memory", "0.5"),
+        ("disk", '"4XB"'),
+        ("disk", "true"),
+        ("max_days", "0"),
+        ("max_days", "-3"),
+        ("max_days", "NaN"),
+        ("max_days", "Infinity"),
+        ("max_days", '"30d"'),
+        ("default_model", '""'),
+        ("models", '[{"name": "", "reference": "b"}]'),
+        ("models", '[{"name": "a", "reference": "b", "aliases": [1]}]'),
+    ],
+)
+def test_a_bad_value_is_told_with_the_file_its_name_and_what_to_give(home, key, value):
+    path = config.data_folder() / "settings.json"
+    path.write_text(f'{{"{key}": {value}}}')
+    with pytest.raises(ValueError) as told:
+        config.load_settings()
+    line = str(told.value)
+    assert "\n" not in line and len(line) < 400
+    assert str(path) in line and key in line and "; give " in line
+    assert value[:20].strip('"[') in line
+
+
 def test_what_a_later_version_wrote_stays(home):
     path = config.data_folder() / "settings.json"
     path.write_text('{"default_model": "a/b", "colour": "blue", "memory": 5}')

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
+_LONGEST = 40  # characters; no number of so few overflows
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -15,7 +16,7 @@ def parse_size(size: int | str, name: str) -> int:
     """Bytes of `size`; ValueError that names the argument where it is no size."""
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    match = _SIZE.fullmatch(size) if isinstance(size, str) and len(size) <= _LONGEST else None
     if match is None:
         raise ValueError(f'{name} is {size!r}; give bytes, or a string such as "500MB" or "4GiB"')
     number, unit, binary = match.groups()
