@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from . import sweep
+from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
 from .files import Files
 from .index import Index, Totals
 from .layers import Layout, layout_from_json, layout_to_json
 from .listing import Listing
 from .shared_index import SPANS, SharedIndex
-from .sizes import FolderBudget
 from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
 from .store import NOTHING, Found, NullStore, Store, StoredSpan
 from .tiers import TIERS
@@ -32,6 +33,8 @@ __all__ = ["DiskStore", "NullStore", "Store", "StoredSpan"]
 _log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS: Final = 3600
+_STEPS: Final = 16  # of eviction that one save waits for
+_YIELD_SECONDS: Final = 0.002
 
 
 class DiskStore:
@@ -83,7 +86,7 @@ class DiskStore:
         try:
             opened = OpenSpan(self._path(span.stem), self._files)
         except FileNotFoundError:  # evicted by another process
-            self._index.run(lambda index: self._drop(index, span.stem), None)
+            self._remove_rows(Below(span.stem))
             return None
         except (OSError, DamagedSpan) as error:
             self.damaged(span, error)
@@ -100,7 +103,7 @@ class DiskStore:
     def damaged(self, span: StoredSpan, error: Exception) -> None:
         """A span turned out not to be what was written: it goes, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
-        self._index.run(lambda index: self._drop(index, span.stem), None)
+        self._remove_rows(Below(span.stem))
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
@@ -139,7 +142,8 @@ class DiskStore:
         added = self._index.run(lambda index: self._add(index, stem, size, head), False)
         if added:
             self._written += size
-            self._index.run(self._keep_budget, None)
+            self._keep_budget()
+            self._tidy()
         else:  # another process stored the same meanwhile, or evicted the parent
             self._remove([stem])
         return added
@@ -201,7 +205,7 @@ class DiskStore:
         if self._index.off:
             return [f"the folder {self.folder} can't be used"]
         if found and fix:
-            self._index.run(self._fix, None)
+            self._fix()
         return found
 
     def sweep(self, every: bool = False) -> int:
@@ -217,7 +221,7 @@ class DiskStore:
         if not self.folder.exists():
             return 0
         if model is not None or days is not None:
-            return self._index.run(lambda index: self._clear_some(index, model, days), 0)
+            return self._clear_some(model, days)
         freed = self._index.run(self._wipe, None)
         if freed is None and not self._index.off:
             _log.warning("%s is not cleared: its index is locked; try again", self.folder)
@@ -247,42 +251,60 @@ class DiskStore:
         with index.transaction():
             return index.add(row, layout, self._labels.get(head.namespace, ""))
 
-    def _keep_budget(self, index: Index) -> None:
-        """Evict until the folder keeps to its budget and the disk to its watermark."""
-        held = index.totals().bytes
-        excess = max(held - self._budget.most(held, self._room), self._budget.lacking(self._room))
-        while excess > 0:
-            before = index.totals().bytes
-            with index.transaction():
-                stem = index.next_victim()
-                gone = index.drop(stem) if stem is not None else []
-            if not gone:
-                break
-            self._remove(gone)
-            excess -= before - index.totals().bytes
-        index.trim_log()
-        now = int(self._files.now())
-        if not 0 <= now - index.totals().swept < _SWEEP_SECONDS:
-            self._tidy(index, now)
+    def _keep_budget(self) -> bool:
+        """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
+        held = self._index.run(lambda index: index.totals().bytes, 0)
+        most = min(self._budget.most(held, self._room), held - self._budget.lacking(self._room))
+        return held <= most or self._remove_rows(Excess(most), _STEPS) is not None
 
-    def _tidy(self, index: Index, now: int) -> None:
+    def _tidy(self) -> None:
         """Now and then: sweep, and drop what is too old."""
-        with index.transaction():
-            index.swept(now)
-        sweep.sweep(index, self.spans_folder, self._files)
-        if self._max_days is not None:
-            self._clear_some(index, None, self._max_days)
+        now = int(self._files.now())
+        swept = self._index.run(lambda index: index.totals().swept, now)
+        if 0 <= now - swept < _SWEEP_SECONDS:
+            return
 
-    def _clear_some(self, index: Index, model: str | None, days: float | None) -> int:
-        before = index.totals().bytes
-        with index.transaction():
-            used_before = None if days is None else int(self._files.now() - days * 86400)
-            stems = index.chosen(model, used_before)
-            gone = [one for stem in stems for one in index.drop(stem)]
-        self._remove(gone)
-        if gone:
-            self._shrink(index)
-        return before - index.totals().bytes
+        def begin(index: Index) -> None:
+            with index.transaction():
+                index.swept(now)
+
+        self._index.run(begin, None)
+        self.sweep()
+        if self._max_days is not None:
+            self._clear_some(None, self._max_days)
+
+    def _clear_some(self, model: str | None, days: float | None) -> int:
+        before = None if days is None else int(self._files.now() - days * 86400)
+        nothing: list[str] = []
+        namespaces = self._index.run(lambda index: index.matching(model), nothing)
+        freed = self._remove_rows(Chosen(namespaces, before)) or 0
+        if freed:
+            self._index.run(self._shrink, None)
+        return freed
+
+    def _remove_rows(self, removal: Removal, most: int | None = None) -> int | None:
+        """Take the steps of a removal, at most so many; bytes freed, None where there is more.
+
+        Rows go first and their files then, so that nobody looks for a file without a row.
+        """
+
+        def step(index: Index) -> Removed:
+            with index.transaction():
+                found = removal.step(index)
+            index.trim_log()
+            return found
+
+        freed = taken = 0
+        while most is None or taken < most:
+            removed = self._index.run(step, None)
+            if removed is None:  # locked: the rest waits for the next time
+                return None
+            self._remove(removed.stems)
+            freed, taken = freed + removed.nbytes, taken + 1
+            if removed.done:
+                return freed
+            time.sleep(_YIELD_SECONDS)  # others have been waiting for the index
+        return None
 
     def _wipe(self, index: Index) -> int:
         freed = 0
@@ -306,18 +328,16 @@ class DiskStore:
                 why,
             )
 
-    def _fix(self, index: Index) -> None:
-        for stem in list(sweep.unreadable(index, self.spans_folder, self._files)):
-            self._drop(index, stem)
-        sweep.sweep(index, self.spans_folder, self._files, every=True)
-        if wrong := list(index.check()):
-            self._index.put_aside(sqlite3.DatabaseError(wrong[0]))
+    def _fix(self) -> None:
+        def unreadable(index: Index) -> list[str]:
+            return list(sweep.unreadable(index, self.spans_folder, self._files))
 
-    def _drop(self, index: Index, stem: str) -> None:
-        """Remove a span and what hangs on it: rows first, so that nobody looks for the files."""
-        with index.transaction():
-            gone = index.drop(stem)
-        self._remove(gone)
+        nothing: list[str] = []
+        for stem in self._index.run(unreadable, nothing):
+            self._remove_rows(Below(stem))
+        self.sweep(every=True)
+        if wrong := self._index.run(lambda index: list(index.check()), nothing):
+            self._index.put_aside(sqlite3.DatabaseError(wrong[0]))
 
     def _remove(self, stems: Sequence[str]) -> None:
         for stem in stems:

@@ -16,17 +16,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .policies import Worth, density, worth
+from .policies import density
 from .store import Found, StoredSpan
 from .trie import Tokens, common_prefix
 
-VERSION: Final = 2
+VERSION: Final = 3
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _LONG_LOG = 4 << 20
 _CHECKPOINT = -1  # the `first` token of a span that has none
+_ALTERNATING = 100  # openings of others after which a model that came back once counts as gone
 _SCHEMA = """
-CREATE TABLE namespaces (name TEXT PRIMARY KEY, layout TEXT NOT NULL, label TEXT NOT NULL);
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    layout TEXT NOT NULL,
+    label TEXT NOT NULL,
+    identity TEXT NOT NULL
+);
+CREATE TABLE models (
+    identity TEXT NOT NULL,
+    label TEXT NOT NULL,
+    opened INTEGER NOT NULL,
+    came_back INTEGER NOT NULL,
+    PRIMARY KEY (identity, label)
+);
 CREATE TABLE spans (
     stem TEXT PRIMARY KEY,
     namespace TEXT NOT NULL,
@@ -44,10 +57,12 @@ CREATE TABLE spans (
     used_at INTEGER NOT NULL,
     pinned INTEGER NOT NULL DEFAULT 0,
     children INTEGER NOT NULL DEFAULT 0,
+    bucket INTEGER AS ((tier * 2 + (hits > 0)) * 65536 + octave),
     UNIQUE (namespace, parent, start, first)
 );
 CREATE INDEX by_parent ON spans (parent, start);
-CREATE INDEX by_worth ON spans (children, pinned, tier, hits > 0, octave, last_use);
+CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, stem);
+CREATE INDEX by_age ON spans (namespace, children, used_at, pinned);
 CREATE TABLE totals (spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER);
 INSERT INTO totals VALUES (0, 0, 0, 0, 0);
 CREATE TRIGGER added AFTER INSERT ON spans BEGIN
@@ -81,13 +96,12 @@ WITH RECURSIVE below (stem) AS (
 )
 SELECT stem FROM below
 """
-_LEAVES = """
-SELECT tier, hits > 0, octave, min(last_use) FROM spans WHERE children = 0 AND pinned = 0
-GROUP BY tier, hits > 0, octave
-"""
-_LEAF = """
-SELECT stem FROM spans WHERE children = 0 AND pinned = 0
-AND tier = ? AND (hits > 0) = ? AND octave = ? AND last_use = ? ORDER BY stem LIMIT 1
+# All names that a model was opened under have been given to another one since. Where two take
+# turns (environments with other versions of mlx, say), both stay.
+_SUPERSEDED = """
+SELECT name FROM namespaces AS n JOIN models AS m ON m.identity = n.identity GROUP BY name
+HAVING min((SELECT max(opened) FROM models WHERE label = m.label) - m.opened
+    - m.came_back * ?) > 0
 """
 
 
@@ -219,12 +233,12 @@ class Index:
 
     # Changing; each of these inside a transaction.
 
-    def add(self, row: Row, layout: str, label: str = "") -> bool:
+    def add(self, row: Row, layout: str, label: str = "", identity: str = "") -> bool:
         """Enter a span; False where its place is taken, or its parent gone."""
         self.db.execute(
-            "INSERT INTO namespaces VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-            " SET label = excluded.label WHERE excluded.label != ''",
-            (row.namespace, layout, label),
+            "INSERT INTO namespaces VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET label = excluded.label, identity = excluded.identity WHERE excluded.label != ''",
+            (row.namespace, layout, label, identity),
         )
         self.db.execute("UPDATE totals SET tick = tick + 1")
         values = row._asdict() | {
@@ -256,35 +270,28 @@ class Index:
         self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
         return stems
 
-    def next_victim(self) -> str | None:
-        """The leaf that is worth least, by memory's own comparison; pinned ones only last."""
-        tick = self.totals().tick
-        heads = self.db.execute(_LEAVES).fetchall()
-        if not heads:
-            row = self.db.execute(
-                "SELECT stem FROM spans WHERE children = 0 ORDER BY last_use, stem LIMIT 1"
-            ).fetchone()
-            return row[0] if row is not None else None
-        bias = 2.0**Worth.START
-        least = min(heads, key=lambda h: (worth(tick - h[3], h[0], bool(h[1]), h[2], bias), h))
-        row = self.db.execute(_LEAF, least).fetchone()
-        return row[0] if row is not None else None
+    def opened(self, identity: str, label: str) -> None:
+        """A process opened the model that people call `label`.
 
-    def chosen(self, model: str | None, used_before: int | None) -> list[str]:
-        """Spans of a model (a label, or how a namespace starts), of no later use than that.
-
-        What hangs on one of them is as old, or it is not among them; pinned ones are never too old.
+        It came back where another one was opened under that name since it was last opened.
         """
-        query = """SELECT stem FROM spans AS s JOIN namespaces ON name = namespace
-            WHERE (:model IS NULL OR label = :model
-                OR (length(:model) >= 8 AND substr(name, 1, length(:model)) = :model))
-            AND (:before IS NULL OR NOT EXISTS (
-                WITH RECURSIVE below (stem) AS (VALUES (s.stem)
-                    UNION SELECT c.stem FROM spans AS c JOIN below ON c.parent = below.stem)
-                SELECT 1 FROM below JOIN spans AS b ON b.stem = below.stem
-                WHERE b.used_at >= :before OR b.pinned))"""
-        rows = self.db.execute(query, {"model": model, "before": used_before})
-        return [row[0] for row in rows]
+        query = "SELECT identity, opened FROM models WHERE label = ? ORDER BY opened DESC LIMIT 1"
+        last, count = self.db.execute(query, (label,)).fetchone() or (identity, 0)
+        self.db.execute(
+            "INSERT INTO models VALUES (?, ?, ?, 0) ON CONFLICT (identity, label) DO UPDATE"
+            " SET opened = excluded.opened, came_back = max(came_back, ?)",
+            (identity, label, count + 1, last != identity),
+        )
+
+    def superseded(self) -> list[str]:
+        """Namespaces of models that nobody can open any more, as far as is known."""
+        return [name for (name,) in self.db.execute(_SUPERSEDED, (_ALTERNATING,))]
+
+    def matching(self, model: str | None) -> list[str]:
+        """Namespaces of a model (a label, or how a namespace starts), or all."""
+        query = """SELECT name FROM namespaces WHERE :model IS NULL OR label = :model
+            OR (length(:model) >= 8 AND substr(name, 1, length(:model)) = :model)"""
+        return [name for (name,) in self.db.execute(query, {"model": model})]
 
     def swept(self, now: int) -> None:
         """Remember when the folder was swept."""

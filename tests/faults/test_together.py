@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from llm_mlx_promptcache.cache.budget import FolderBudget
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.sizes import FolderBudget
 
 SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the time
 
