@@ -8,11 +8,13 @@ from typing import Any
 
 from langchain_core.language_models import ModelProfile
 
+from llm_mlx_promptcache.cache.manifest import read_plain
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.references import divided, folder_of
 
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 _DEFAULT_CONTEXT = 8192
+_LARGEST = 64 << 20  # bytes of a config
 
 
 def profile_of(model: str, max_tokens: int) -> ModelProfile:
@@ -57,8 +59,8 @@ def _config(model: str) -> dict[str, Any]:
         base, _ = divided(model)
         folder = folder_of(base)
         file = _from_hub_cache(base) if folder is None else folder / "config.json"
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_plain(file, _LARGEST))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

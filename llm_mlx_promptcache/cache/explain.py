@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Reason = Literal[
-    "whole", "cold", "diverged", "evicted", "checkpoint", "unreadable", "namespace", "layers", "off"
+    "whole",
+    "cold",
+    "diverged",
+    "evicted",
+    "checkpoint",
+    "unreadable",
+    "namespace",
+    "layers",
+    "changed",
+    "off",
 ]
 
 _TEXT: dict[Reason, str] = {
@@ -18,6 +27,7 @@ _TEXT: dict[Reason, str] = {
     "unreadable": "what was stored after token {position} could not be read",
     "namespace": "another namespace holds the first {position} tokens; this one does not",
     "layers": "{detail}",
+    "changed": "{detail}",
     "off": "the cache is switched off",
 }
 

@@ -1,4 +1,4 @@
-"""A model's fingerprint: what must be equal before one process may use another's rows.
+"""Two identities of a model: what its ids mean, and what must be equal before rows are shared.
 
 Content only: no path, alias, clock, or size that depends on free memory, so that a copied or
 moved model still hits, and other weights under the same name never do.
@@ -8,37 +8,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+import os
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
+from .manifest import Entry, FilesChanged, Manifest, Stamp
 from .span_file import FORMAT
 
-_CONTENT = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt")
 _BLOCK = 8 << 20
+# Larger than any tokenizer; a file that is told apart by its stamp need not be read.
+_LARGEST = 1 << 30
+_DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
-def fingerprint(
-    folders: Iterable[Path], settings: Mapping[str, Any], known: MutableMapping[str, str]
-) -> str:
-    """A hex digest of all that the folders of a model and adapter hold, and of `settings`.
+class Identity(NamedTuple):
+    """`model` says what weights, tokenizer and template are, `rows` also what computes with them.
 
-    `known` remembers the digests of large files by their inode and change time, for the caller
-    to keep from process to process.
+    Exact ids of an answer are replayed where `model` is the same: a new mlx or mlx-lm, or another
+    device, changes no token's meaning. Rows are shared only where `rows` is.
     """
-    files = [
-        [path.name, _file_digest(path, known)]
-        for folder in folders
-        for path in sorted({path for pattern in _CONTENT for path in folder.glob(pattern)})
-    ]
-    content = json.dumps([FORMAT, files, settings], sort_keys=True)
+
+    model: str
+    rows: str
+
+
+def fingerprint(files: Manifest, known: MutableMapping[str, str]) -> str:
+    """A hex digest of what the files of a model and adapter hold: `Identity.model`.
+
+    `known` remembers the digests of large files by their stamps, for the caller to keep from
+    process to process. FilesChanged where a file is not the one that was listed.
+    """
+    folders: list[list[list[str]]] = [[] for _ in files.folders]
+    for entry in files.plain():
+        name = str(entry.path.relative_to(files.folders[entry.folder]))
+        folders[entry.folder].append([name, _file_digest(entry, known)])
+    return hashlib.sha256(json.dumps(folders).encode()).hexdigest()
+
+
+def rows_identity(model: str, settings: Mapping[str, Any]) -> str:
+    """`Identity.rows`: a model under what decides how its rows come out, and how they are kept."""
+    content = json.dumps([FORMAT, model, settings], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def namespace_of(identity: str, salt: str = "", settings: Sequence[int] | None = None) -> str:
-    """The namespace of a model, an application's own salt, and settings of keys and values.
+    """The namespace of a model's rows, an application's own salt, and settings of keys and values.
 
     Other salts never meet, nor do other settings.
     """
@@ -48,17 +66,34 @@ def namespace_of(identity: str, salt: str = "", settings: Sequence[int] | None =
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
-def _file_digest(path: Path, known: MutableMapping[str, str]) -> str:
-    status = path.stat()
-    # The change time can't be set by a program, so a file that was rewritten is read again.
-    key = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_ctime_ns}"
-    digest = known.get(key)
-    if digest is None:
-        hasher = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                hasher.update(block)
-        digest = hasher.hexdigest()
-    if status.st_size >= _BLOCK:
-        known[key] = digest
+def _file_digest(entry: Entry, known: MutableMapping[str, str]) -> str:
+    stamp = entry.read
+    assert stamp is not None
+    key = f"{stamp.device}:{stamp.inode}:{stamp.size}:{stamp.changed}"
+    if stamp.size > _LARGEST and entry.path.suffix != ".safetensors":
+        return f"unread {key}"  # no file of a model; nobody waits for its end
+    digest = known.get(key, "")
+    if not _DIGEST.fullmatch(digest):
+        digest = _digest(entry.path, stamp)
+        if stamp.size >= _BLOCK:
+            known[key] = digest
     return digest
+
+
+def _digest(path: Path, stamp: Stamp) -> str:
+    """The digest of a file that bears this stamp, before and after it was read."""
+    # Never waiting for a pipe's writer: what is there may not be what was listed.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FilesChanged(f"{path} went") from None
+    hasher = xxhash.xxh3_128()
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        unchanged = Stamp.of(os.fstat(descriptor)) == stamp
+        left = stamp.size
+        while unchanged and left and (block := file.read(min(_BLOCK, left))):
+            hasher.update(block)
+            left -= len(block)
+        if left or not unchanged or Stamp.of(os.fstat(descriptor)) != stamp:
+            raise FilesChanged(f"{path} has changed")
+    return hasher.hexdigest()

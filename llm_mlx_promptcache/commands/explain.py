@@ -117,11 +117,9 @@ class _Explained(NamedTuple):
 
 
 def _explained(answer: LoggedAnswer, listing: Listing) -> _Explained:
-    from ..cache.identity import namespace_of
     from ..cache.listing import stored_length
 
-    identity = answer.record.fingerprint
-    namespace = namespace_of(identity, answer.request.salt, answer.request.kv)
+    namespace = answer.namespace
     named = [span.model for span in listing.spans if span.namespace == namespace and span.model]
     # What the model was called then may be another one now; the store knows.
     reference = named[0] if named else answer.reference

@@ -110,6 +110,7 @@ class Answering:
             logprobs=tuple(self._logprobs),
             peak_bytes=measured.peak_bytes,
             from_disk=measured.from_disk,
+            namespace=self._prepared.namespace,
         )
 
     def _replayable(self) -> tuple[int, ...]:

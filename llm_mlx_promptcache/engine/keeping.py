@@ -40,11 +40,11 @@ class Holding:
 class Keeper:
     """Leases for the requests of one model, and their way home."""
 
-    def __init__(self, model: Any, cache: PromptCache, name: str) -> None:
+    def __init__(self, model: Any, cache: PromptCache, name: str, uncached: str = "") -> None:
         self._model = model
         self._cache = cache
         self._name = name
-        self._uncached: str | None = None
+        self._uncached = Why("changed", detail=uncached) if uncached else None
         self._stops, self._counts = False, True
         self._quantised: set[KVSettings] = set()
         try:
@@ -53,7 +53,7 @@ class Keeper:
             self._stops = not cut_anywhere(layout)
             self._counts = position_of(layout, layers) is not None
         except NotCached as reason:
-            self._uncached = str(reason)
+            self._uncached = self._uncached or Why("layers", detail=str(reason))
 
     def lease(self, prepared: Prepared, ids: array[int], take: bool) -> Holding:
         """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting."""
@@ -148,7 +148,7 @@ class Keeper:
         if not request.use_cache:
             return Lease(None, 0, Why("off"))
         if self._uncached is not None:
-            return Lease(None, 0, Why("layers", detail=self._uncached))
+            return Lease(None, 0, self._uncached)
         room = min(prepared.limit, _ROOM)
         lease = self._cache.fetch(prepared.namespace, ids, room, take=take)
         if request.kv is None or lease.cached >= request.kv.start:

@@ -12,16 +12,17 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..cache.layers import NotCached, layout_of, layout_to_json
+from ..cache.manifest import Manifest, read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
+from .facts import environment
 from .forward import make_layers, words_of
 from .references import divided, folder_of
 
@@ -32,6 +33,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
+# Of a file that is read whole before anything else is known of it.
+_LARGEST_JSON = 64 << 20
 # Tokenizers without a limit of their own say 10^30.
 _LONGEST_CONTEXT = 1 << 30
 
@@ -40,7 +43,8 @@ _LONGEST_CONTEXT = 1 << 30
 class LoadedModel:
     """A model ready to run; `context_length` in tokens, None where the model doesn't say.
 
-    `adapter` is the folder of what was trained on top of it, if anything.
+    `adapter` is the folder of what was trained on top of it, if anything. `files` is what all of
+    it was read from, listed before the first of them was opened.
     """
 
     model: Any
@@ -49,6 +53,7 @@ class LoadedModel:
     folder: Path
     context_length: int | None
     adapter: Path | None = None
+    files: Manifest | None = None
 
     @cached_property
     def words(self) -> int:
@@ -63,14 +68,16 @@ def load_model(reference: str) -> LoadedModel:
     ModelLoadError, in one line, where there is no such model or it is damaged.
     """
     _hush()
-    folder, adapter = model_folder(reference), adapter_folder(reference)
+    # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
+    folder, adapter = model_folder(reference).resolve(), adapter_folder(reference)
+    files = _listed(folder, adapter)
     _check_files(folder)
     model, config = _load_weights(folder)
     if adapter is not None:
         model = _adapted(model, adapter)
     tokenizer = _load_tokenizer(folder, config)
     context = _context_length(config, tokenizer)
-    return LoadedModel(model, tokenizer, config, folder, context, adapter)
+    return LoadedModel(model, tokenizer, config, folder, context, adapter, files)
 
 
 def model_folder(reference: str) -> Path:
@@ -116,23 +123,21 @@ def adapter_folder(reference: str) -> Path | None:
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model's folder alone; ModelLoadError where it is damaged."""
     _hush()
+    _listed(folder)
     return _load_tokenizer(folder, _read_json(folder, "config.json"))
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """What besides the folder's files decides the rows that a model computes, for its identity.
+    """What besides the folder's files decides the rows that a model computes, for their identity.
 
-    A CPU's rows differ from a GPU's, and another mlx-lm may run the same weights otherwise.
+    A CPU's rows differ from a GPU's, another mlx may mend a kernel, and another mlx-lm may run the
+    same weights otherwise.
     """
     try:
         layout: Any = layout_to_json(layout_of(make_layers(loaded.model)))
     except NotCached as reason:
         layout = str(reason)
-    return {
-        "device": "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu",
-        "layers": layout,
-        "mlx-lm": version("mlx-lm"),
-    }
+    return {"environment": environment(), "layers": layout}
 
 
 def _hush() -> None:
@@ -175,6 +180,18 @@ def _hub_reason(error: Exception) -> str:
     return one_line(lines[0] if lines else type(error).__name__, limit=120)
 
 
+def _listed(*folders: Path | None) -> Manifest:
+    """The files that a model will be read from; ModelLoadError where one must not be opened."""
+    given = [folder for folder in folders if folder is not None]
+    try:
+        files = Manifest.of(given)
+    except OSError as error:
+        raise _damaged(given[0], f"its files can't be listed: {one_line(error)}") from error
+    if (found := files.endless()) is not None:
+        raise _damaged(found.parent, f"{found.name} is a pipe, a socket or a device, and no file")
+    return files
+
+
 def _check_files(folder: Path) -> None:
     """ModelLoadError where a file that every model needs is missing or can't be read."""
     config = _read_json(folder, "config.json")
@@ -201,7 +218,7 @@ def _missing_weights(folder: Path) -> str | None:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = json.loads(read_plain(folder / name, _LARGEST_JSON))
     except FileNotFoundError as error:
         raise _damaged(folder, f"{name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:

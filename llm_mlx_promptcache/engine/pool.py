@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..config import cache_folder, load_settings, write_private_file
+from ..config import cache_folder, load_settings
 from .engine import Engine
 from .memory import budget, weights_of
 from .references import spelled
@@ -18,7 +16,6 @@ from .references import spelled
 if TYPE_CHECKING:
     from ..cache.disk import DiskStore
     from ..cache.prompt_cache import PromptCache
-    from .loading import LoadedModel
     from .running import Running
 
 # llm makes a new model object for each lookup, so what is dear to make can't live in one.
@@ -84,14 +81,18 @@ def close_engines() -> None:
 
 def _load(reference: str) -> Running:
     started = time.perf_counter()
+    from .identities import identify
     from .loading import load_model, model_folder
     from .running import Running
 
     _make_room(reference, weights_of(model_folder(reference)))
     loaded = load_model(reference)
-    identity = _identity(loaded)
+    found = identify(loaded, cache_folder())
     cache = shared_cache()
-    return Running(loaded, identity, cache, time.perf_counter() - started, name=reference)
+    seconds = time.perf_counter() - started
+    return Running(
+        loaded, found.model, cache, seconds, reference, rows=found.rows, uncached=found.uncached
+    )
 
 
 def _make_room(reference: str, needed: int) -> None:
@@ -109,21 +110,3 @@ def _make_room(reference: str, needed: int) -> None:
                 _weights.pop(name, None)
     with _lock:
         _weights[reference] = needed
-
-
-def _identity(loaded: LoadedModel) -> str:
-    """The model's fingerprint; digests of its large files are remembered beside the cache."""
-    from ..cache.identity import fingerprint
-    from .loading import describe
-
-    memo = cache_folder() / "digests.json"
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        known = {str(k): str(v) for k, v in json.loads(memo.read_text()).items()}
-    before = dict(known)
-    folders = [loaded.folder, *([loaded.adapter] if loaded.adapter is not None else [])]
-    identity = fingerprint(folders, describe(loaded), known)
-    if known != before:
-        with suppress(OSError):  # the next process reads the files again, and that is all
-            write_private_file(memo, json.dumps(known))
-    return identity

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..cache.identity import namespace_of
+from ..cache.identity import Identity, namespace_of
 from ..chat.call_forms import CallForm, Thinking, thinking_of
 from ..chat.grammar import (
     Caps,
@@ -49,15 +49,19 @@ class Prepared:
 
 
 def prepare(
-    request: GenerationRequest, loaded: LoadedModel, tokenizer: TemplateTokenizer, identity: str
+    request: GenerationRequest,
+    loaded: LoadedModel,
+    tokenizer: TemplateTokenizer,
+    identity: Identity,
 ) -> Prepared:
     """The request ready to run; ValueError names what is wrong with which field."""
-    plain = namespace_of(identity, request.salt)
-    namespace = plain if request.kv is None else namespace_of(identity, request.salt, request.kv)
+    plain = namespace_of(identity.rows, request.salt)
+    kv = request.kv
+    namespace = plain if kv is None else namespace_of(identity.rows, request.salt, kv)
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
     _check_bias(request, loaded)
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
-    transcript = _transcript(request, tokenizer, identity)
+    transcript = _transcript(request, tokenizer, identity.model)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
     form = tokenizer.call_form if tools else None
     return Prepared(
@@ -81,9 +85,7 @@ def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
             )
 
 
-def _transcript(
-    request: GenerationRequest, tokenizer: TemplateTokenizer, identity: str
-) -> Transcript:
+def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model: str) -> Transcript:
     messages = request.messages
     if request.warm and not any(message.role == "user" for message in messages):
         messages = (*messages, _PROBE)
@@ -91,7 +93,7 @@ def _transcript(
     transcript = render(
         messages,
         tokenizer,
-        fingerprint=identity,
+        fingerprint=model,
         tools=request.tools,
         template_arguments=arguments_of(request, tokenizer.thinking_argument),
     )

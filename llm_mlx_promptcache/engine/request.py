@@ -229,7 +229,7 @@ class Finished(NamedTuple):
     Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
     they part inside a token: a replay must say what was shown. `cut` names what should have been
     whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile;
-    `from_disk` of the cached tokens were read from the disk.
+    `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
     """
 
     ids: tuple[int, ...]
@@ -247,6 +247,7 @@ class Finished(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     peak_bytes: int = 0
     from_disk: int = 0
+    namespace: str = ""
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..cache.identity import Identity
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
 from .admission import Admission
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 class Running:
     """One loaded model and the requests that it answers; used on the engine's thread only.
 
-    `identity` is the model's fingerprint, `load_seconds` what the first answer had to wait for,
-    `name` what people call the model.
+    `identity` is the model's fingerprint, `rows` that of its rows (the same, unless given),
+    `load_seconds` what the first answer had to wait for, `name` what people call the model,
+    `uncached` why nothing of it may be kept.
     """
 
     def __init__(
@@ -48,12 +50,15 @@ class Running:
         cache: PromptCache,
         load_seconds: float = 0.0,
         name: str = "",
+        *,
+        rows: str | None = None,
+        uncached: str = "",
     ) -> None:
         self._loaded = loaded
-        self._identity = identity
+        self._identity = Identity(identity, identity if rows is None else rows)
         self._load_seconds = load_seconds
         self._tokenizer = TemplateTokenizer(loaded.tokenizer)
-        self._keeper = Keeper(loaded.model, cache, name)
+        self._keeper = Keeper(loaded.model, cache, name, uncached)
         self._admission = Admission()
         self._waiting: list[Task] = []
         self._prefilling: list[Task] = []
@@ -280,7 +285,7 @@ class Running:
             load,
             task.cached,
             task.why,
-            self._identity,
+            self._identity.model,
             mx.get_peak_memory(),
             task.from_disk,
         )

@@ -98,6 +98,8 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
         "first_token_seconds": round(timings.first_token, 3),
         "decode_seconds": round(timings.decode, 3),
     }
+    if event.namespace:
+        told["namespace"] = event.namespace
     if event.stopped_by:
         told["stopped_by"] = event.stopped_by
     if question.lost_tools:

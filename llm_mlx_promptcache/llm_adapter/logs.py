@@ -34,8 +34,8 @@ order by turns.id desc limit 1
 class LoggedAnswer(NamedTuple):
     """An answer in llm's logs: `request` is its prompt, `record` what its own message keeps.
 
-    `prompt` and `cached` are counts of tokens, `why` is why not more was cached; None and "" where
-    nothing was logged of them.
+    `prompt` and `cached` are counts of tokens, `why` is why not more was cached, `namespace` where
+    its rows went; None and "" where nothing was logged of them.
     """
 
     id: str
@@ -46,6 +46,7 @@ class LoggedAnswer(NamedTuple):
     prompt: int | None
     cached: int | None
     why: str
+    namespace: str
 
 
 def logged_answer(response_id: str | None, settings: Settings) -> LoggedAnswer:
@@ -93,6 +94,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         prompt=row["input_tokens"],
         cached=details.get("cached"),
         why=str(told.get("cache", "")),
+        namespace=str(told.get("namespace", "")),
     )
 
 

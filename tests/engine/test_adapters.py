@@ -1,10 +1,7 @@
 """An adapter on top of a model: another identity, other answers, the model's own files."""
 
-import json
-
-import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
+from tiny_models import write_adapter
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
@@ -18,25 +15,6 @@ def own_pool(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
     yield
     pool.close_engines()
-
-
-def write_adapter(folder, model_folder, seed=0):
-    """What mlx_lm.lora writes, with random weights."""
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    config = {"num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.1}}
-    model = load_model(str(model_folder)).model
-    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
-    mx.random.seed(seed)
-    weights = {
-        name: mx.random.normal(value.shape)
-        for name, value in tree_flatten(model.parameters())
-        if name.endswith(("lora_a", "lora_b"))
-    }
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
-    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", **config}))
-    return folder
 
 
 def ask(reference):

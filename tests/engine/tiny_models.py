@@ -52,6 +52,27 @@ def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048, head
     return folder
 
 
+def write_adapter(folder, model_folder, seed=0):
+    """What mlx_lm.lora writes, with random weights."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    from llm_mlx_promptcache.engine.loading import load_model
+
+    config = {"num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.1}}
+    model = load_model(str(model_folder)).model
+    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
+    mx.random.seed(seed)
+    weights = {
+        name: mx.random.normal(value.shape)
+        for name, value in tree_flatten(model.parameters())
+        if name.endswith(("lora_a", "lora_b"))
+    }
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", **config}))
+    return folder
+
+
 def _weights(config, seed):
     """Normal weights of spread 2/sqrt(inputs): twice the usual, so greedy choices are no ties."""
     random = np.random.default_rng(seed)

@@ -9,12 +9,12 @@ import pytest
 from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 
 from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.identity import fingerprint, namespace_of
+from llm_mlx_promptcache.cache.identity import fingerprint, namespace_of, rows_identity
+from llm_mlx_promptcache.cache.manifest import Manifest
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.engine import loading
+from llm_mlx_promptcache.engine import facts, loading
 
 IDS = [5, 9, 3, 7, 1, 8, 2, 6, 4, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
-VERSION = "llm_mlx_promptcache.engine.loading.version"
 
 
 class Place:
@@ -26,7 +26,10 @@ class Place:
     def namespace(self, *adapters, salt="", **settings):
         loaded = loading.load_model(str(self.model))
         described = {**loading.describe(loaded), **settings}
-        return namespace_of(fingerprint([loaded.folder, *adapters], described, {}), salt)
+        return namespace_of(rows_identity(self.fingerprint(*adapters), described), salt)
+
+    def fingerprint(self, *adapters):
+        return fingerprint(Manifest.of([self.model, *adapters]), {})
 
     def rows(self):
         model = loading.load_model(str(self.model)).model
@@ -55,8 +58,13 @@ def place(tiny_llama, tmp_path):
     return made
 
 
-def test_p1_another_mlx_lm_is_a_miss_and_the_same_one_hits_again(place, monkeypatch):
-    monkeypatch.setattr(VERSION, lambda name: "0.31.3")
+@pytest.mark.parametrize("package", ["mlx", "mlx-lm"])
+def test_p1_another_mlx_or_mlx_lm_is_a_miss_and_the_same_one_hits_again(
+    place, monkeypatch, package
+):
+    real, same = facts.version, place.fingerprint()
+    monkeypatch.setattr(facts, "version", lambda name: "0" if name == package else real(name))
+    assert place.fingerprint() == same  # answers of both are replayed alike
     older = place.namespace()
     assert place.found(older) == 0
     place.fill(older)  # both live side by side in one folder
@@ -64,6 +72,13 @@ def test_p1_another_mlx_lm_is_a_miss_and_the_same_one_hits_again(place, monkeypa
     monkeypatch.undo()
     assert place.found(place.namespace()) == len(IDS)
     assert DiskStore(place.folder).check() == []
+
+
+def test_p1_another_device_is_a_miss(place, monkeypatch):
+    same = place.fingerprint()
+    monkeypatch.setattr(facts.mx, "device_info", lambda _: {"device_name": "another"})
+    assert place.fingerprint() == same
+    assert place.found(place.namespace()) == 0
 
 
 def test_p1_one_other_weight_under_the_same_name_is_a_miss(place):
@@ -78,10 +93,11 @@ def test_p1_one_other_weight_under_the_same_name_is_a_miss(place):
 
 
 def test_p1_a_changed_template_or_config_is_a_miss(place):
-    before = place.namespace()
+    before, model = place.namespace(), place.fingerprint()
     config = place.model / "tokenizer_config.json"
     config.write_text(config.read_text().replace("assistant", "Assistant"))
     assert place.namespace() != before
+    assert place.fingerprint() != model  # nor do its ids mean the same any more
     assert place.found(place.namespace()) == 0
 
 

@@ -1,0 +1,74 @@
+"""A loaded model's identities, told once its files are known to be those that were loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ..cache.identity import fingerprint, rows_identity
+from ..cache.manifest import FilesChanged, read_plain
+from ..config import write_private_file
+from .errors import one_line
+from .loading import LoadedModel, describe
+
+_log = logging.getLogger(__name__)
+
+_DIGESTS = "digests.json"
+_MOST_DIGESTS = 4096
+_MOST_BYTES = 1 << 20  # of the file
+
+
+class Identified(NamedTuple):
+    """`cache/identity.py`'s identities, and why nothing of the model may be kept, if that is so."""
+
+    model: str
+    rows: str
+    uncached: str = ""
+
+
+def identify(loaded: LoadedModel, folder: Path) -> Identified:
+    """What a model is; digests of its large files are remembered in `folder`.
+
+    Called once all of it is read. Where its files are not those of the list that was made before,
+    nobody can say what was loaded: it answers, and nothing of it is kept.
+    """
+    known = _known(folder / _DIGESTS)
+    before = dict(known)
+    try:
+        if loaded.files is None:
+            raise FilesChanged("nobody listed its files before it")
+        model = fingerprint(loaded.files, known)
+        loaded.files.check()
+    except FilesChanged as error:
+        return _unknown(loaded, f"a model's files changed while it was loaded ({one_line(error)})")
+    except OSError as error:
+        return _unknown(loaded, f"a model's files can't all be read ({one_line(error)})")
+    if known != before:
+        with suppress(OSError):  # the next process reads the files again, and that is all
+            write_private_file(folder / _DIGESTS, _written(known))
+    return Identified(model, rows_identity(model, describe(loaded)))
+
+
+def _unknown(loaded: LoadedModel, why: str) -> Identified:
+    """A model that shares nothing with any other, itself as it is loaded next included."""
+    why = f"{why}, so nothing of it is cached; load it again"
+    _log.warning("%s: %s", loaded.folder, why)
+    name = f"unknown-{secrets.token_hex(16)}"
+    return Identified(name, name, why)
+
+
+def _known(path: Path) -> dict[str, str]:
+    """The digests that were remembered, the newest last; none where the file is damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_plain(path, _MOST_BYTES))
+        if isinstance(found, dict):
+            return {key: digest for key, digest in found.items() if isinstance(digest, str)}
+    return {}
+
+
+def _written(known: dict[str, str]) -> str:
+    return json.dumps(dict(list(known.items())[-_MOST_DIGESTS:]))
