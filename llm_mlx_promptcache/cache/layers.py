@@ -263,6 +263,11 @@ def join(
     return layers
 
 
+def active_memory() -> int:
+    """Bytes that MLX holds in this process, for whatever."""
+    return mx.get_active_memory()
+
+
 def nbytes(pieces: Iterable[Piece | None]) -> int:
     """Bytes of all arrays of a span."""
     return sum(a.nbytes for piece in pieces if piece is not None for a in piece if a is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from .explain import Why
@@ -31,6 +32,7 @@ class Lease(NamedTuple):
 class _Loan(NamedTuple):
     namespace: str
     prefix: Tokens[int]
+    layers: list[weakref.ref[Any]]
 
 
 class Loans:
@@ -38,21 +40,33 @@ class Loans:
 
     def __init__(self) -> None:
         self._loans: weakref.WeakKeyDictionary[Any, _Loan] = weakref.WeakKeyDictionary()
+        self._held: dict[int, Entry[SpanNode]] = {}
+        self._numbers = count()
         # A layer can die inside any call, in any thread: its span's hold waits here meanwhile.
-        self._ended: deque[Entry[SpanNode]] = deque()
+        # By number, since finalizers live as long as the layer: a cache may be gone before it.
+        self._ended: deque[int] = deque()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the layers that are out, with the unused ends of their buffers."""
+        loans = list(self._loans.values())
+        return sum(getattr(layer(), "nbytes", 0) for loan in loans for layer in loan.layers)
 
     def lend(
         self, namespace: str, prefix: Tokens[int], layers: list[Any], held: Entry[SpanNode] | None
     ) -> None:
         """Remember which tokens the layers cover, and which span is held for them."""
-        self._loans[layers[0]] = _Loan(namespace, prefix)
+        watched = [weakref.ref(a) for a in layers if type(a).__weakrefoffset__]
+        self._loans[layers[0]] = _Loan(namespace, prefix, watched)
         if held is not None:
-            weakref.finalize(layers[0], self._ended.append, held)
+            number = next(self._numbers)
+            self._held[number] = held
+            weakref.finalize(layers[0], self._ended.append, number).atexit = False
 
     def ended(self) -> Iterator[Entry[SpanNode]]:
         """The holds of leases that ended since this was last asked."""
         while self._ended:
-            yield self._ended.popleft()
+            yield self._held.pop(self._ended.popleft())
 
     def check(self, namespace: str, ids: Tokens[int], layers: Sequence[Any]) -> None:
         """ValueError where leased layers come back under tokens that they don't cover."""

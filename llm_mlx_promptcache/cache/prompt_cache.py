@@ -7,6 +7,7 @@ tokens and for no others, so a prefix that many conversations share is kept once
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -54,6 +55,8 @@ class PromptCache:
         self._loans = Loans()
         self._writer = Writer(self._store)
         self._evicting = False
+        # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
+        weakref.finalize(self, self._tree.clear).atexit = False
 
     def fetch(
         self, namespace: str, tokens: Iterable[int], room: int = 0, *, take: bool = False
@@ -228,12 +231,18 @@ class PromptCache:
             found = max((self._tree.walk(other, ids).length for other in others), default=0)
             return Why("namespace", found) if found else why
 
-    def stats(self) -> dict[str, Any]:
-        """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier."""
+    def stats(self, elsewhere: int = 0) -> dict[str, Any]:
+        """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
+
+        Of memory `bytes` are counted, span by span, and `held` is what MLX really holds but for
+        leases (`leased`) and what the caller knows to be `elsewhere`, weights above all.
+        """
         with self._lock:
             tiers = {tier: held._asdict() for tier, held in self._tree.held().items()}
             names = ("spans", "tokens", "bytes")
             total = {name: sum(held[name] for held in tiers.values()) for name in names}
+            leased = self._loans.nbytes
+            total |= {"held": max(0, kinds.active_memory() - elsewhere - leased), "leased": leased}
             return {
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),

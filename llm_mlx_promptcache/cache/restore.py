@@ -137,7 +137,8 @@ class _InPieces(_Stream):
 
     def __init__(self, spans: Sequence[OpenSpan]) -> None:
         super().__init__(spans, _GROUPS)
-        self._coming = self.rounds()
+        # A list: a generator would hold this object, and this one the generator.
+        self._coming = iter(list(self.rounds()))
         self._now = range(0)
         self._pieces: list[list[Piece | None]] = []
 

@@ -84,7 +84,8 @@ class CacheOrder(Generic[T]):
         self.nbytes = 0
         self._entries: dict[int, Entry[T]] = {}
         self._counts = [0] * len(self.tiers)
-        self._heaps: dict[Hashable, list[tuple[float, int, int, Entry[T]]]] = {}
+        # Places by serial and stamp: one that is no longer valid must keep no span alive.
+        self._heaps: dict[Hashable, list[tuple[float, int, int]]] = {}
         self._queued = 0
 
     def __len__(self) -> int:
@@ -250,7 +251,7 @@ class CacheOrder(Generic[T]):
         self._stamp += 1
         entry.stamp = self._stamp
         heap = self._heaps.setdefault(self.policy.bucket(entry), [])
-        heapq.heappush(heap, (self.policy.rank(entry), entry.serial, entry.stamp, entry))
+        heapq.heappush(heap, (self.policy.rank(entry), entry.serial, entry.stamp))
         self._queued += 1
         if self._queued > 2 * len(self._entries) + 64:
             self._sweep()
@@ -258,18 +259,23 @@ class CacheOrder(Generic[T]):
     def _head(self, bucket: Hashable) -> Entry[T] | None:
         heap = self._heaps[bucket]
         while heap:
-            _, _, stamp, entry = heap[0]
-            if entry.stamp == stamp:
+            if (entry := self._placed(heap[0])) is not None:
                 return entry
             heapq.heappop(heap)
             self._queued -= 1
         del self._heaps[bucket]
         return None
 
+    def _placed(self, place: tuple[float, int, int]) -> Entry[T] | None:
+        """The entry whose valid place this is, if it still is one."""
+        _, serial, stamp = place
+        entry = self._entries.get(serial)
+        return entry if entry is not None and entry.stamp == stamp else None
+
     def _sweep(self) -> None:
         """Drop the places that are no longer valid, once they are more than half."""
         for bucket, heap in list(self._heaps.items()):
-            kept = [place for place in heap if place[3].stamp == place[2]]
+            kept = [place for place in heap if self._placed(place) is not None]
             heapq.heapify(kept)
             self._heaps[bucket] = kept
             if not kept:

@@ -186,11 +186,16 @@ class PromptTrie(Generic[V]):
         return child
 
     def prune(self, node: Node[V]) -> None:
-        """Remove a leaf; its root goes with the last one."""
+        """Remove a leaf; its root goes with the last one.
+
+        The leaf's value goes with it, whoever still holds the node: values know their nodes, and
+        a cycle would keep what they hold until the collector comes.
+        """
         parent = node.parent
         if node.children or parent is None:
             raise ValueError(f"{node!r} is not a leaf")
         del parent.children[node.tokens[0]]
+        node.parent, node.value = None, _ABSENT
         if parent.parent is None and not parent.children:
             self._roots.pop(parent.model, None)
 
@@ -215,7 +220,7 @@ class PromptTrie(Generic[V]):
     def clear(self) -> None:
         """Forget everything at once, without waiting for the collector of cycles."""
         for node in [*self.nodes(), *self._roots.values()]:
-            node.parent = None
+            node.parent, node.value = None, _ABSENT
             node.children = {}
         self._roots.clear()
 
