@@ -58,6 +58,10 @@ class Files:
         """Seconds by the wall clock; it may jump, so nothing but ages is ever told by it."""
         return time.time()
 
+    def clock(self) -> float:
+        """Seconds that only go forward, from any beginning: pauses are told by them."""
+        return time.monotonic()
+
     def room(self, folder: Path) -> tuple[int, int]:
         """Bytes that are free on the folder's disk for this user, and its size."""
         found = os.statvfs(folder)

@@ -132,15 +132,20 @@ class Totals(NamedTuple):
 class Index:
     """One connection to a folder's index; not locked, the owner is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: float = _BUSY_SECONDS) -> None:
         self.path = path
-        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found.
-        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(path, flags, 0o600))
+        self.transactions = 0  # that were begun
+        self._wait = wait
+        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found. One that
+        # is there must not be opened here: closing it would drop the locks that other connections
+        # of this process hold on it, and others would take the log from under them.
+        if path.is_symlink():
+            raise OSError(f"{path} is a link; remove it")
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        with suppress(FileExistsError):
+            os.close(os.open(path, flags, 0o600))
         self.inode = (path.stat().st_dev, path.stat().st_ino)
-        self.db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
-        )
+        self.db = sqlite3.connect(path, timeout=wait, check_same_thread=False, isolation_level=None)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=NORMAL")
         self.db.execute("PRAGMA secure_delete=ON")
@@ -170,6 +175,7 @@ class Index:
     def transaction(self) -> Iterator[None]:
         """One writer at a time across processes; all of it or nothing."""
         self.db.execute("BEGIN IMMEDIATE")
+        self.transactions += 1
         try:
             yield
         except BaseException:
@@ -177,6 +183,22 @@ class Index:
                 self.db.execute("ROLLBACK")
             raise
         self.db.execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """The index as it is at this moment: only the first query of several can meet a lock."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+
+    def wait_for_locks(self, seconds: float) -> None:
+        """From now on wait so long for other processes."""
+        if seconds != self._wait:
+            self.db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._wait = seconds
 
     # Looking up.
 
@@ -214,6 +236,14 @@ class Index:
     def rows(self) -> list[tuple[str, str]]:
         """Every span's stem and parent."""
         return self.db.execute("SELECT stem, parent FROM spans").fetchall()
+
+    def superseded_by_model(self) -> list[tuple[str, int, int]]:
+        """A label, and the spans and bytes under it that nobody can open any more."""
+        query = """SELECT label, count(*), sum(bytes) FROM spans JOIN namespaces
+            ON name = namespace WHERE name = ? GROUP BY label"""
+        return [
+            row for name in self.superseded() for row in self.db.execute(query, (name,)).fetchall()
+        ]
 
     def by_model(self) -> list[tuple[str, int, int]]:
         """A label, and the spans and bytes under it."""
@@ -270,6 +300,11 @@ class Index:
         self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
         return stems
 
+    def name(self, namespace: str, label: str, identity: str) -> None:
+        """What people call the model of a namespace, and which model that is."""
+        change = "UPDATE namespaces SET label = ?, identity = ? WHERE name = ?"
+        self.db.execute(change, (label, identity, namespace))
+
     def opened(self, identity: str, label: str) -> None:
         """A process opened the model that people call `label`.
 
@@ -292,6 +327,17 @@ class Index:
         query = """SELECT name FROM namespaces WHERE :model IS NULL OR label = :model
             OR (length(:model) >= 8 AND substr(name, 1, length(:model)) = :model)"""
         return [name for (name,) in self.db.execute(query, {"model": model})]
+
+    def forget_empty(self) -> None:
+        """Forget namespaces of which nothing is stored, and models that are long gone."""
+        self.db.execute(
+            "DELETE FROM namespaces WHERE NOT EXISTS (SELECT 1 FROM spans WHERE namespace = name)"
+        )
+        self.db.execute(
+            "DELETE FROM models AS m WHERE identity NOT IN (SELECT identity FROM namespaces)"
+            " AND opened + ? < (SELECT max(opened) FROM models WHERE label = m.label)",
+            (_ALTERNATING,),
+        )
 
     def swept(self, now: int) -> None:
         """Remember when the folder was swept."""

@@ -29,13 +29,16 @@ def prepare(index: Index, spans: Path, files: Files, tiers: Sequence[str]) -> No
         _log.warning("the index in %s was lost; rebuilt from %d files", spans.parent, taken)
 
 
-def set_aside(path: Path, aside: Path, error: Exception) -> bool:
-    """Put a damaged index out of the way; whether that was done, by us or by others."""
+def set_aside(path: Path, aside: Path, error: Exception, wait: bool = True) -> bool:
+    """Put a damaged index out of the way; whether that was done, by us or by others.
+
+    Without `wait` it is left to the process that is just doing it.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         return True
-    with locked(path.parent) as alone:
+    with locked(path.parent, wait) as alone:
         if not alone:
             return False
         if not same_file(path, (status.st_dev, status.st_ino)) or _is_whole(path):

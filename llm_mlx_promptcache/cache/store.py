@@ -52,6 +52,10 @@ class Store(Protocol):
     def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
         """What is stored along `tokens`, from the path's start."""
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the last lookup could not see what is stored, and did not wait until it could."""
+
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """A span's file, checked as far as its head goes; None where it is gone or not whole."""
 
@@ -64,11 +68,21 @@ class Store(Protocol):
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
 
+    @property
+    def pause(self) -> float:
+        """Seconds for which `save` tries nothing, since others are in the way; mostly 0."""
+
+    def try_again(self) -> None:
+        """End such a pause."""
+
+    def tend(self) -> bool:
+        """Do what lookups left to do, and keep to the budget; False if there is more of it."""
+
     def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
         """Keep what is stored along a path from being evicted, or no longer; whether any is."""
 
-    def label(self, namespace: str, name: str) -> None:
-        """What people call the model of a namespace."""
+    def label(self, namespace: str, name: str, identity: str = "") -> None:
+        """What people call the model of a namespace, and which model that is."""
 
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
@@ -88,6 +102,11 @@ class NullStore:
         """Nothing is found."""
         return NOTHING
 
+    @property
+    def unseen(self) -> bool:
+        """There is nothing to see."""
+        return False
+
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """Nothing is there."""
         return None
@@ -102,11 +121,23 @@ class NullStore:
         """Nothing is written."""
         return False
 
+    @property
+    def pause(self) -> float:
+        """Nothing is in the way."""
+        return 0.0
+
+    def try_again(self) -> None:
+        """Nothing is tried."""
+
+    def tend(self) -> bool:
+        """Nothing is left to do."""
+        return True
+
     def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
         """Nothing is kept."""
         return False
 
-    def label(self, namespace: str, name: str) -> None:
+    def label(self, namespace: str, name: str, identity: str = "") -> None:
         """Nothing is named."""
 
     def stats(self) -> dict[str, int]:

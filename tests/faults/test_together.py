@@ -104,6 +104,7 @@ def test_p8_no_token_is_left_though_others_read_and_write_meanwhile(child, world
 
 def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.shared_index.COMMAND_SECONDS", 0.2)
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
     reader = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
@@ -141,7 +142,7 @@ def test_p8_clear_tells_why_tokens_may_be_left(worlds, tmp_path, caplog, monkeyp
             raise sqlite3.OperationalError("database or disk is full")
         return real.execute(query, *more)
 
-    index = store._index._open()
+    index = store._index._open(1.0)
     monkeypatch.setattr(index, "db", Through(index.db, execute))
     assert store.clear() > 0
     (record,) = caplog.records
@@ -160,7 +161,7 @@ def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
             return real.execute("SELECT 1, -1, -1")
         return real.execute(query, *more)
 
-    index = store._index._open()
+    index = store._index._open(1.0)
     monkeypatch.setattr(index, "db", Through(index.db, execute))
     store.clear()
     assert len(refused) == 2
@@ -169,6 +170,7 @@ def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
 
 def test_p8_clear_says_so_where_a_writer_holds_the_index(worlds, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.shared_index.COMMAND_SECONDS", 0.2)
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
     writer = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)

@@ -1,0 +1,177 @@
+"""Upkeep: what is done to a folder behind everybody's back, by the writer's thread or a command.
+
+Notes of lookups are written down, the budget is kept, and now and then what is old or left over
+goes. Each change of the index is a small transaction; nothing of this is ever done in a lookup.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from . import sweep
+from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
+from .files import Files
+from .index import Index
+from .notes import Notes
+from .shared_index import SPANS, SharedIndex
+from .span_file import SUFFIX
+
+_log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS: Final = 3600
+_STEPS: Final = 16  # of eviction that one save waits for
+_YIELD_SECONDS: Final = 0.002
+_USES: Final = 256  # that are counted in one transaction
+
+
+class Upkeep:
+    """What keeps a folder within its budget and its index true to it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        index: SharedIndex,
+        notes: Notes,
+        files: Files,
+        max_bytes: int | str | None,
+        max_days: float | None,
+    ) -> None:
+        self._folder = folder
+        self._spans = folder / SPANS
+        self._index = index
+        self._notes = notes
+        self._files = files
+        self._budget = FolderBudget(max_bytes)
+        self._max_days = _checked_days(max_days)
+
+    @property
+    def most(self) -> int:
+        """Bytes that all files of the folder may have."""
+        held = self._index.look(lambda index: index.totals().bytes, 0)
+        return self._budget.most(held, self._room)
+
+    def write_notes(self) -> None:
+        """Put into the index what lookups noted, in small transactions."""
+        noted = self._notes.waiting()
+
+        def write(index: Index) -> bool:
+            for first in range(0, len(noted.used), _USES):
+                with index.transaction():
+                    index.touch(noted.used[first : first + _USES], int(self._files.now()))
+            with index.transaction():
+                for opened in noted.opened:
+                    index.name(*opened)
+                for identity, label in noted.models:
+                    index.opened(identity, label)
+            return True
+
+        if (noted.used or noted.opened or noted.models) and self._index.run(write, False):
+            self._notes.written(noted)
+        for stem in noted.gone:
+            if self.remove(Below(stem)) is not None:
+                self._notes.removed(stem)
+
+    def keep_budget(self) -> bool:
+        """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
+        held = self._index.look(lambda index: index.totals().bytes, 0)
+        most = min(self._budget.most(held, self._room), held - self._budget.lacking(self._room))
+        return held <= most or self.remove(Excess(most), _STEPS) is not None
+
+    def tidy(self) -> None:
+        """Now and then: sweep, and drop what is too old."""
+        now = int(self._files.now())
+        swept = self._index.look(lambda index: index.totals().swept, now)
+        if 0 <= now - swept < _SWEEP_SECONDS:
+            return
+
+        def begin(index: Index) -> None:
+            with index.transaction():
+                index.swept(now)
+                index.forget_empty()
+
+        self._index.run(begin, None)
+        self.sweep()
+        if self._max_days is not None:
+            self.clear_some(None, self._max_days)
+
+    def clear_some(
+        self, model: str | None, days: float | None, *, asked: bool = False
+    ) -> int | None:
+        """Remove what is stored of one model, or unused for days, or both; returns bytes freed.
+
+        None where the index is locked. Who was `asked` by the user leaves no token behind.
+        """
+        before = None if days is None else int(self._files.now() - days * 86400)
+        nothing: list[str] = []
+        namespaces = self._index.run(lambda index: index.matching(model), nothing, asked=asked)
+        freed = self.remove(Chosen(namespaces, before), asked=asked)
+        if freed:
+            self._index.run(self.shrink if asked else _empty_log, None, asked=asked)
+        return freed
+
+    def remove(
+        self, removal: Removal, most: int | None = None, *, asked: bool = False
+    ) -> int | None:
+        """Take the steps of a removal, at most so many; bytes freed, None where there is more.
+
+        Rows go first and their files then, so that nobody looks for a file without a row.
+        """
+
+        def step(index: Index) -> Removed:
+            with index.transaction():
+                found = removal.step(index)
+            index.trim_log()
+            return found
+
+        freed = taken = 0
+        while most is None or taken < most:
+            removed = self._index.run(step, None, asked=asked)
+            if removed is None:  # locked: the rest waits for the next time
+                return None
+            self.unlink(removed.stems)
+            freed, taken = freed + removed.nbytes, taken + 1
+            if removed.done:
+                return freed
+            time.sleep(_YIELD_SECONDS)  # others have been waiting for the index
+        return None
+
+    def sweep(self, every: bool = False) -> int:
+        """Drop what a killed process left; returns how many files and rows."""
+        return self._index.run(lambda index: sweep.sweep(index, self._spans, self._files, every), 0)
+
+    def shrink(self, index: Index) -> None:
+        """Leave no token in the index's free pages or log, or say why some may be there."""
+        if why := index.shrink():
+            _log.warning(
+                "tokens may be left in the index's log in %s (%s); clear again when that is over",
+                self._folder,
+                why,
+            )
+
+    def unlink(self, stems: Sequence[str]) -> None:
+        """Remove files whose rows are gone."""
+        for stem in stems:
+            with suppress(OSError):
+                self._files.unlink(self._spans / (stem + SUFFIX))
+
+    def _room(self) -> tuple[int, int]:
+        with suppress(OSError):
+            return self._files.room(self._folder)
+        return 0, 0
+
+
+def _empty_log(index: Index) -> None:
+    # Rows that were removed are zeros in the file; in the log they are not.
+    index.wait_for_locks(0.0)
+    index.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _checked_days(days: float | None) -> float | None:
+    if days is not None and (isinstance(days, bool) or not days > 0):
+        raise ValueError(f"max_days is {days!r}; give days above 0, or None for any age")
+    return days
