@@ -1,7 +1,8 @@
 """How many requests may hold layers at once: padding is what costs, not their number.
 
 A batch holds as many tokens for each of its rows as the longest has, so a short request beside a
-long one can double what the long one takes: it waits, or takes its steps apart.
+long one can double what the long one takes: it takes its steps apart. What an answer may come to is
+no measure (nobody knows where it ends, and most end soon): what it holds soon is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from .memory import total_memory
 _MOST_REQUESTS = 32
 # A batch may hold so many times the tokens of its rows.
 _PADDING = 1.5
+# A request is expected to hold so many tokens more than now, where it may have them.
+_AHEAD = 512
+# One that doesn't fit lets so many pass that came later and do; then it is its turn.
+MOST_PASSED = 8
 # Of the memory that nothing is in, what requests may take.
 _SHARE = 0.5
 
@@ -37,7 +42,7 @@ class Admission:
             self._seen, self._per_token = tokens, held / max(1, -(-tokens // 256) * 256)
 
     def admits(self, tokens: int, others: Sequence[int]) -> bool:
-        """Whether a request that may come to so many tokens fits beside the others.
+        """Whether a request that is expected to hold so many tokens fits beside the others.
 
         One alone always does: nothing would be gained by refusing it.
         """
@@ -45,7 +50,18 @@ class Admission:
             return True
         if len(others) >= _MOST_REQUESTS:
             return False
-        return padded(tokens, others) * self._per_token <= self._limit
+        # Those that would be padded more step in batches of their own.
+        held = min(padded(tokens, others), _PADDING * (tokens + sum(others)))
+        return self.holds(held)
+
+    def holds(self, tokens: float) -> bool:
+        """Whether layers for so many tokens, padding included, keep to the limit."""
+        return tokens * self._per_token <= self._limit
+
+
+def expected(held: int, left: int) -> int:
+    """How many tokens a request holds soon that holds so many, and wants at most `left` more."""
+    return held + min(left, _AHEAD)
 
 
 def padded(tokens: int, others: Sequence[int]) -> int:

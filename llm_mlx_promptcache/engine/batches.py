@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from .admission import fits_together
+from .admission import expected, fits_together
 from .decoding import Decoding, Row, Step
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,23 @@ class Batches:
             _log.warning("what an answer had computed could not be kept: %s", error)
             return []
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens all batches hold room for, padding included."""
+        return sum(
+            len(decoding.rows) * max(len(row.path) for row in decoding.rows)
+            for decoding in self._all()
+        )
+
+    def suspend(self, row: Row) -> list[Any]:
+        """An answer goes on later, at its `path` and `last`; returns its layers, as `leave`."""
+        decoding = self._of.pop(row)
+        try:
+            return decoding.suspend(row)
+        except Exception as error:
+            _log.warning("what an answer had computed could not be kept: %s", error)
+            return []
+
     def _failed(self, rows: list[Row], error: Exception, broken: bool) -> list[Step]:
         if len(rows) == 1 and not broken:  # what its layers still are is for `leave` to give back
             return [Step([], error=error)]
@@ -73,5 +90,5 @@ class Batches:
 def _fits(decoding: Decoding, row: Row) -> bool:
     if row.kv is not None or any(other.kv is not None for other in decoding.rows):
         return False
-    lengths = [len(other.path) + other.left for other in decoding.rows]
-    return fits_together(len(row.path) + row.left, lengths)
+    lengths = [expected(len(other.path), other.left) for other in decoding.rows]
+    return fits_together(expected(len(row.path), row.left), lengths)

@@ -118,6 +118,17 @@ class Decoding:
             self._layers = []
         return layers
 
+    def suspend(self, row: Row) -> list[Any]:
+        """Take out an answer that goes on later, at its `path` and `last`; returns its layers."""
+        value = self._values()[self.rows.index(row)]
+        try:
+            if row.last is None and row.constraint is not None and row.error is None:
+                row.constraint.consume(value)
+        except Exception as error:
+            row.error = error
+        row.last, row.owed = value, row.last is None or row.owed
+        return self.leave(row)
+
     def step(self) -> list[Step]:
         """Run every row's next token, choose the one that follows; returns what came of each.
 

@@ -64,11 +64,6 @@ def wired(model: nn.Module) -> AbstractContextManager[None]:
     return _wired.held(model)
 
 
-def prefill_step() -> int:
-    """Tokens a chunk: on the CPU attention over a chunk is materialised, so it is smaller there."""
-    return 256 if mx.default_device().type == mx.DeviceType.cpu else 2048
-
-
 def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None:
     """Run `ids` for what they leave in the layers."""
     model(mx.array([list(ids)]), cache=layers)

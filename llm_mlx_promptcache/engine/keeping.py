@@ -9,6 +9,7 @@ from typing import Any
 from ..cache.explain import Why
 from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.prompt_cache import Lease, PromptCache
+from .chunks import checkpoints
 from .forward import check_quantised, is_quantised, make_layers, quantise
 from .preparing import Prepared
 from .request import KVSettings
@@ -17,8 +18,6 @@ _log = logging.getLogger(__name__)
 
 # Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
 _ROOM = 256
-# Layers that can't be cut are kept at least this often in a long prefill.
-_CHECKPOINT = 4096
 # A longer rest of a prompt is written after its answer: until then the lease has its only copy.
 _BEHIND = 4096
 
@@ -173,5 +172,5 @@ class Keeper:
         places = {kv.start} if kv is not None else set()
         if self._stops and self._keeps(prepared):
             places |= {boundary.position for boundary in prepared.transcript.boundaries}
-            places |= {holding.lease.matched} | set(range(_CHECKPOINT, length, _CHECKPOINT))
+            places |= {holding.lease.matched} | set(checkpoints(length))
         return places

@@ -1,13 +1,15 @@
 """A loaded model at work: requests are admitted, prefilled in turns, and answered together.
 
-Each prompt is prefilled alone, in layers of its own, a chunk's worth at a time between the steps of
-those that are answered already. Who asks for a prefix that another is just computing waits for it.
+Each prompt is prefilled alone, in layers of its own, a chunk at a time; prompts and answers take
+turns, counted in seconds. Who asks for a prefix that another is just computing waits for it.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from array import array
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,18 +18,20 @@ import mlx.core as mx
 from ..cache.identity import Identity
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
-from .admission import Admission
+from .admission import MOST_PASSED, Admission
 from .answering import Answering, Measured
 from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
+from .chunks import ChunkPlanner, chunk_end
 from .decoding import Row, Step
-from .forward import prefill, prefill_step, wired
+from .forward import prefill, wired
 from .keeping import Keeper
 from .loading import LoadedModel
 from .preparing import Prepared, prepare
 from .request import Progress
 from .sampling import Chooser
 from .tasks import Asker, Task
+from .turns import Party, Turns
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -40,7 +44,7 @@ class Running:
 
     `identity` is the model's fingerprint, `rows` that of its rows (the same, unless given),
     `load_seconds` what the first answer had to wait for, `name` what people call the model,
-    `uncached` why nothing of it may be kept.
+    `uncached` why nothing of it may be kept. `planner` sizes its chunks, `clock` tells seconds.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Running:
         *,
         rows: str | None = None,
         uncached: str = "",
+        planner: ChunkPlanner | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._loaded = loaded
         self._identity = Identity(identity, identity if rows is None else rows)
@@ -60,6 +66,9 @@ class Running:
         self._tokenizer = TemplateTokenizer(loaded.tokenizer)
         self._keeper = Keeper(loaded.model, cache, name, uncached)
         self._admission = Admission()
+        self._planner = planner or ChunkPlanner(identity)
+        self._turns = Turns()
+        self._clock = clock
         self._waiting: list[Task] = []
         self._prefilling: list[Task] = []
         self._answering: dict[Row, Task] = {}
@@ -88,16 +97,14 @@ class Running:
         self._waiting.append(task)
 
     def step(self) -> None:
-        """One chunk's worth of prompts, and one step of each answer."""
+        """One turn: a step of all answers, or a chunk's worth of prompts."""
         for task in [*self._waiting, *self._active()]:
             if task.asker.gone():
                 self._end(task)
         self._admit()
-        left = prefill_step()
-        while self._prefilling and left > 0:  # short prompts that come together answer together
-            left -= self._prefill(self._prefilling[0], left)
-        for row, step in self._batches.step():
-            self._hear(self._answering[row], step)
+        if there := self._parties():
+            self._take_turn(self._turns.next(there))
+        self._preempt()
         if not self.busy:
             self._wired.close()
 
@@ -127,19 +134,44 @@ class Running:
 
     def _admit(self) -> None:
         """Begin what there is room for, in the order in which it came."""
+        passed: list[Task] = []
         for task in list(self._waiting):
             active = self._active()
-            if not self._admission.admits(task.most, [other.most for other in active]):
-                return
+            if not self._admission.admits(task.expected, [other.expected for other in active]):
+                if task.passed >= MOST_PASSED:
+                    return
+                passed.append(task)
+                continue
             if self._awaits_another(task):
                 continue
             self._waiting.remove(task)
+            for other in passed:
+                other.passed += 1
             try:
                 for other in active:
                     self._give_back(other, task)
                 self._begin(task, take=not active and not self._waiting)
             except BaseException as error:
                 self._end(task, error)
+
+    def _preempt(self) -> None:
+        """Where answers outgrew the bound the newest waits again: what it has comes home."""
+        while len(active := self._active()) > 1:
+            prompts = sum(task.done for task in self._prefilling)
+            if self._admission.holds(prompts + self._batches.tokens):
+                return
+            self._suspend(max(active, key=lambda task: task.started))
+
+    def _suspend(self, task: Task) -> None:
+        assert task.holding is not None
+        if task in self._prefilling:
+            self._prefilling.remove(task)
+        elif task.row is not None:
+            del self._answering[task.row]
+            task.holding.layers = self._batches.suspend(task.row)
+        self._keeper.bring_home(task.holding, task.path)
+        task.restart()
+        self._waiting.insert(0, task)
 
     def _active(self) -> list[Task]:
         return [*self._prefilling, *self._answering.values()]
@@ -179,9 +211,10 @@ class Running:
     def _begin(self, task: Task, take: bool) -> None:
         task.holding = self._keeper.lease(task.prepared, task.ids, take)
         task.done = task.holding.lease.cached
-        if task.row is None:
+        if task.plan is None:
             task.cached, task.why = task.done, str(task.holding.lease.why)
             task.from_disk = task.holding.lease.from_store
+        task.plan = self._planner.begin()
         self._prefilling.append(task)
         self._progress(task)
 
@@ -195,6 +228,52 @@ class Running:
             self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)
         return Constraint(self._grammars, prepared.grammar, words, thinking=prepared.thinking)
 
+    # Turns.
+
+    def _parties(self) -> set[Party]:
+        """Who wants the model now."""
+        long = self._long()
+        there = {Party.ANSWERS} if self._answering else set()
+        there |= {Party.LONG} if long is not None else set()
+        return there | ({Party.SHORT} if self._short(long) else set())
+
+    def _long(self) -> Task | None:
+        """The oldest prompt that more than a chunk is left of; all others are short beside it."""
+        return next((task for task in self._prefilling if task.left > task.chunk()), None)
+
+    def _short(self, long: Task | None) -> list[Task]:
+        return [task for task in self._prefilling if task is not long]
+
+    def _take_turn(self, party: Party) -> None:
+        started = self._clock()
+        if party is Party.ANSWERS:
+            for row, step in self._batches.step():
+                self._hear(self._answering[row], step)
+        else:
+            if self._answering:  # their next step is on its way already, and theirs to pay
+                mx.synchronize()
+                ended = self._clock()
+                self._turns.spent(Party.ANSWERS, ended - started)
+                started = ended
+            self._run_prompts(self._long(), party)
+        self._turns.spent(party, self._clock() - started)
+
+    def _run_prompts(self, long: Task | None, party: Party) -> None:
+        """A chunk of the long prompt, or a chunk's worth of short ones, the shortest first.
+
+        Short prompts that come together answer together. Chunks are smaller while others answer.
+        """
+        shared = bool(self._answering)
+        if party is Party.LONG:
+            assert long is not None
+            self._prefill(long, long.chunk(shared))
+            return
+        left: int | None = None
+        while (short := self._short(long)) and (left is None or left > 0):
+            task = min(short, key=lambda task: task.left)
+            left = task.chunk(shared) if left is None else left
+            left -= self._prefill(task, left)
+
     # Prompts.
 
     def _prefill(self, task: Task, most: int) -> int:
@@ -204,11 +283,11 @@ class Running:
         """
         assert task.holding is not None
         holding, start, last = task.holding, task.done, len(task.ids) - 1
-        self._prefilling.append(self._prefilling.pop(0))
         try:
-            places = [place for place in holding.places if start < place <= last]
-            end = min(start + most, last, *places)
+            end = chunk_end(start, last, holding.places, most)
+            began = self._clock()
             prefill(self._loaded.model, holding.layers, task.ids[start:end])
+            self._planner.observe(start, end - start, self._clock() - began)
             task.done = end
             self._admission.measure(holding.layers, end)
             if end in holding.places:

@@ -6,7 +6,9 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Protocol
 
+from .admission import expected
 from .answering import Answering
+from .chunks import ChunkPlan
 from .decoding import Row
 from .keeping import Holding
 from .preparing import Prepared
@@ -49,6 +51,8 @@ class Task:
         self.ids: array[int] = prepared.transcript.ids
         self.done = 0
         self.holding: Holding | None = None
+        self.plan: ChunkPlan | None = None
+        self.passed = 0  # how many that came later were let in before it
         self.row: Row | None = None
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0
@@ -61,9 +65,21 @@ class Task:
         return self.done == len(self.ids) - 1
 
     @property
-    def most(self) -> int:
-        """How many tokens its layers may come to hold."""
-        return len(self.prepared.transcript.ids) + self.prepared.limit
+    def left(self) -> int:
+        """How many tokens of its prompt are left to prefill."""
+        return len(self.ids) - 1 - self.done
+
+    def chunk(self, shared: bool = False) -> int:
+        """The size of its next chunk; `shared`: others answer meanwhile."""
+        assert self.plan is not None
+        return self.plan.size(self.done, shared)
+
+    @property
+    def expected(self) -> int:
+        """How many tokens its layers hold soon."""
+        if self.row is None:
+            return expected(len(self.ids), self.prepared.limit)
+        return expected(max(len(self.ids), len(self.row.path)), self.row.left)
 
     @property
     def path(self) -> array[int]:
@@ -74,7 +90,7 @@ class Task:
 
     def restart(self) -> None:
         """Begin again behind what was answered so far; its layers are gone."""
-        assert self.row is not None
-        assert self.row.last is not None
-        self.ids = self.row.path + array("I", [self.row.last])
+        if self.row is not None and self.prefilled:
+            assert self.row.last is not None
+            self.ids = self.row.path + array("I", [self.row.last])
         self.holding, self.done = None, 0

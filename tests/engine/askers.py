@@ -1,6 +1,7 @@
 """Requests without an engine's thread: askers that a test steps itself, and a tool to ask with."""
 
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 
 MAGIC = {
@@ -16,6 +17,11 @@ MAGIC = {
     },
 }
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
+
+
+def planner_of(size):
+    """A planner whose chunks have this size whatever the machine."""
+    return ChunkPlanner(sizes=ChunkSizes(1, 1, size, size, unknown=size, most=size))
 
 
 class Asked:

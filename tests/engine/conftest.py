@@ -28,13 +28,13 @@ def engine_of():
 
 @pytest.fixture
 def running_of(tiny_llama):
-    """`running_of(cache=None, **model)` -> a model that this thread runs."""
+    """`running_of(cache=None, planner=None, **model)` -> a model that this thread runs."""
     from llm_mlx_promptcache.engine.loading import load_model
     from llm_mlx_promptcache.engine.running import Running
 
-    def make(cache=None, folder=None, **sizes):
+    def make(cache=None, folder=None, planner=None, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
-        return Running(loaded, "tiny", cache or PromptCache("100MB"))
+        return Running(loaded, "tiny", cache or PromptCache("100MB"), planner=planner)
 
     return make
 

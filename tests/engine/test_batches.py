@@ -4,7 +4,7 @@ import dataclasses
 import threading
 
 import pytest
-from askers import Asked, Failing, request, together
+from askers import Asked, Failing, planner_of, request, together
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
@@ -69,9 +69,8 @@ def test_short_prompts_that_come_together_answer_together(running_of):
     assert all(last.done == last.total - 1 for last in reached)
 
 
-def test_a_step_runs_no_more_than_a_chunk_of_prompts(running_of, monkeypatch):
-    monkeypatch.setattr("llm_mlx_promptcache.engine.running.prefill_step", lambda: 32)
-    running = running_of(context=8192)
+def test_a_step_runs_no_more_than_a_chunk_of_prompts(running_of):
+    running = running_of(context=8192, planner=planner_of(32))
     asked = [Asked(request(f"{n}? " * 40, system=False)) for n in range(3)]
     for one in asked:
         running.add(one)
@@ -157,25 +156,6 @@ def test_who_comes_while_another_answers_shares_its_prompt(running_of):
     assert first.last.usage.generated == 40
 
 
-def test_a_long_prompt_does_not_stop_the_tokens_of_others(running_of):
-    running = running_of(context=1 << 14)
-    short = Asked(request("One?", max_tokens=60))
-    running.add(short)
-    for _ in range(4):
-        running.step()
-    long = Asked(request("words " * 1500, system=False))
-    running.add(long)
-    seen = []
-    while running.busy:
-        before = len(short.events), len(long.events)
-        running.step()
-        seen.append((len(short.events) - before[0], len(long.events) - before[1]))
-    chunks = [told for told, done in seen if done and told]
-    assert len(chunks) > 10  # tokens came between the chunks of the long prompt
-    assert sum(isinstance(event, Progress) for event in long.events) > 10
-    assert long.last.usage.generated == 12
-
-
 def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
     cache = PromptCache("100MB")
     running = running_of(cache, context=4096)
@@ -239,7 +219,9 @@ def test_admission_counts_padding():
     admission.measure([Layer()], 100 * 256)  # a byte a token
     assert admission.admits(5000, [])  # one alone always
     assert admission.admits(400, [500])
-    assert not admission.admits(10, [600])  # twice the longest
+    assert admission.admits(10, [600])  # in a batch of its own
+    assert not admission.admits(10, [700])
+    assert not admission.admits(400, [600])  # twice the longest
     assert not admission.admits(1, [1] * 32)
     assert fits_together(900, [1000])
     assert not fits_together(100, [4000])
@@ -259,7 +241,7 @@ def test_admission_learns_from_the_longest_prompt():
     admission.measure([Layer(2560)], 10)  # a state, as large for one token as for all
     assert admission.admits(1000, [1000])
     admission.measure([Layer(2048)], 1024)
-    assert not admission.admits(501, [500])
+    assert not admission.admits(501, [500, 500])
 
 
 def test_who_does_not_fit_waits_and_is_answered(running_of, monkeypatch):

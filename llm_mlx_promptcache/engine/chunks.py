@@ -1,0 +1,195 @@
+"""ChunkPlanner: how many tokens of a prompt run at once, everywhere in this project.
+
+A chunk can't be stopped half way: whoever comes meanwhile, or wants to leave, waits for its end. So
+chunks are sized in time, out of a speed that is remembered for each model and device.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .facts import ModelFacts, model_facts
+
+# Layers that can't be cut are kept at least this often in a long prefill.
+CHECKPOINT = 4096
+
+_KIND = "prefill"
+# Attention makes a token dearer the more stand before it: each band of places has its own speed,
+# 0 to 1,023, 1,024 to 2,047, and then each twice as long as the one before.
+_BAND = 1024
+_BANDS = 16
+# A remembered speed stands until three chunks say that it is off by so much: sizes don't waver.
+_OFF = 2.0
+_ENOUGH = 3
+_SANE = (1e-7, 60.0)  # seconds a token
+
+
+class ChunkSizes(NamedTuple):
+    """What chunks should take, in seconds, and their bounds in tokens, all powers of two.
+
+    `shared` and `least_shared` hold while others answer; `unknown` is the size until a speed is
+    known.
+    """
+
+    whole: float
+    shared: float
+    least: int
+    least_shared: int
+    unknown: int
+    most: int
+
+
+# On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens
+# (`python benchmarks/fairness.py curve`), fewer where many stand before: there small chunks do.
+_CPU = ChunkSizes(0.5, 0.15, 16, 16, unknown=256, most=256)
+_GPU = ChunkSizes(0.5, 0.15, 64, 32, unknown=512, most=2048)
+
+
+class ChunkPlanner:
+    """The sizes of one model's chunks, and how fast it was seen to prefill.
+
+    `identity` is its fingerprint; without one nothing is remembered beyond this object.
+    """
+
+    def __init__(
+        self,
+        identity: str = "",
+        facts: ModelFacts | None = None,
+        sizes: ChunkSizes | None = None,
+    ) -> None:
+        cpu = mx.default_device().type == mx.DeviceType.cpu
+        self._sizes = sizes or (_CPU if cpu else _GPU)
+        self._identity = identity
+        self._facts = facts or model_facts()
+        self._known = _checked(self._facts.get(identity, _KIND))
+        self._seen: dict[int, list[float]] = {}
+        self._warm = False
+
+    def begin(self) -> ChunkPlan:
+        """The sizes of one prefill, which stay what they are while it runs."""
+        return ChunkPlan(self)
+
+    def alone(self, length: int) -> Iterator[tuple[int, int]]:
+        """Where the chunks of a prefill start and end that nobody waits for."""
+        plan, start = self.begin(), 0
+        while start < length:
+            end = min(start + plan.size(start), length)
+            yield start, end
+            start = end
+
+    def size(self, start: int, shared: bool = False) -> int:
+        """Tokens of a chunk from `start` on, as far as speeds are known now: a power of two."""
+        sizes = self._sizes
+        seconds = sizes.shared if shared else sizes.whole
+        each = self._each(_band(start))
+        fits = int(sizes.unknown * seconds / sizes.whole if each is None else seconds / each)
+        return min(
+            max(_power_of_two(fits), sizes.least_shared if shared else sizes.least), sizes.most
+        )
+
+    def observe(self, start: int, count: int, seconds: float) -> None:
+        """Learn from a chunk; what is found out is remembered for this model and device."""
+        # The first one also reads weights and makes kernels; of small ones the pass is most.
+        counts, self._warm = self._warm and 2 * count >= self.size(start), True
+        if not counts or not _SANE[0] <= seconds / count <= _SANE[1]:
+            return
+        band, each = _band(start), seconds / count
+        if band in self._known:
+            seen = self._seen.setdefault(band, [])
+            seen.append(each)
+            if len(seen) < _ENOUGH:
+                return
+            each = statistics.median(seen)
+            seen.clear()
+            if 1 / _OFF < each / self._known[band] < _OFF:
+                return
+        self._known[band] = float(f"{each:.3g}")
+        kept = {str(band): self._known[band] for band in sorted(self._known)}
+        self._facts.put(self._identity, _KIND, kept)
+
+    def speed(self, start: int, end: int) -> float | None:
+        """Tokens a second of a prefill from `start` to `end`; None until some were measured."""
+        seconds, at = 0.0, start
+        while at < end:
+            band = _band(at)
+            each = self._each(band)
+            if each is None:
+                return None
+            following = min(end, _BAND << band) if band < _BANDS - 1 else end
+            seconds, at = seconds + (following - at) * each, following
+        return (end - start) / seconds if seconds else None
+
+    def _each(self, band: int) -> float | None:
+        """Seconds a token in a band: as measured, or as the nearest ones let expect."""
+        known = self._known
+        deeper = [other for other in known if other >= band]
+        if deeper:
+            return known[min(deeper)]
+        if not known:
+            return None
+        *before, last = sorted(known)
+        if not before:
+            return known[last]
+        grows = (known[last] - known[before[-1]]) / (_middle(last) - _middle(before[-1]))
+        return known[last] + max(0.0, grows) * (_middle(band) - _middle(last))
+
+
+class ChunkPlan:
+    """The chunks of one prefill: a size for each band of places, which stays once it was used.
+
+    So a prompt that runs alone is cut at the same places whatever the clock says meanwhile, and
+    its rounding is the same each time.
+    """
+
+    def __init__(self, planner: ChunkPlanner) -> None:
+        self._planner = planner
+        self._sizes: dict[tuple[int, bool], int] = {}
+
+    def size(self, start: int, shared: bool = False) -> int:
+        """Tokens of the chunk from `start` on; `shared`: others answer, and wait for its end."""
+        key = _band(start), shared
+        if key not in self._sizes:
+            self._sizes[key] = self._planner.size(start, shared)
+        return self._sizes[key]
+
+
+def chunk_end(start: int, last: int, stops: Collection[int], most: int) -> int:
+    """Where a chunk of at most `most` tokens ends, which passes none of `stops`."""
+    return min(start + most, last, *(stop for stop in stops if start < stop))
+
+
+def checkpoints(length: int) -> range:
+    """Where a prefill of so many tokens stops for what can't be cut, beside messages' ends."""
+    return range(CHECKPOINT, length, CHECKPOINT)
+
+
+def _band(start: int) -> int:
+    return min((start // _BAND).bit_length(), _BANDS - 1)
+
+
+def _middle(band: int) -> float:
+    return _BAND * (0.75 * 2**band if band else 0.5)
+
+
+def _power_of_two(most: int) -> int:
+    """The largest that is not over `most`, or 1."""
+    return 1 << max(0, most.bit_length() - 1)
+
+
+def _checked(found: Any) -> dict[int, float]:
+    """What a file of facts holds, where it is speeds by band; else nothing."""
+    if not isinstance(found, dict):
+        return {}
+    known = {}
+    for name, each in found.items():
+        if name not in _NAMES or type(each) is not float or not _SANE[0] <= each <= _SANE[1]:
+            return {}
+        known[int(name)] = each
+    return known
+
+
+_NAMES = frozenset(str(band) for band in range(_BANDS))

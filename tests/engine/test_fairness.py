@@ -1,0 +1,173 @@
+"""Nobody waits for one request: the real scheduler over a played model, whose passes move a clock.
+
+A pass costs what the curve of the default model says, as `python benchmarks/fairness.py curve`
+measured it on a machine with two cores; nothing here waits or reads a real clock.
+"""
+
+import dataclasses
+import itertools
+
+import mlx.core as mx
+import pytest
+from askers import Asked
+from mlx_lm.models.cache import KVCache
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner
+from llm_mlx_promptcache.engine.facts import ModelFacts
+from llm_mlx_promptcache.engine.loading import load_model
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Progress
+
+# Seconds of a pass: at all, for each of its tokens, and for each token that stood there before.
+PASS, TOKEN, BEFORE, PAIR = 0.035, 0.0023, 15e-6, 4.7e-6
+IDENTITY = "f" * 64
+LONG = 10_000
+
+
+class Played:
+    """A model of one layer that computes nothing: its passes move `now`, and are written down."""
+
+    def __init__(self, vocabulary, deep):
+        self.layers = [None]
+        self.now = 0.0
+        self.passes = []  # the tokens of each row, and the seconds
+        self._vocabulary, self._deep = vocabulary, deep
+
+    def clock(self):
+        return self.now
+
+    def make_cache(self):
+        return [KVCache()]
+
+    def __call__(self, tokens, cache=None):
+        rows, count = tokens.shape
+        if cache is not None:
+            before = int(mx.max(mx.array(cache[0].offset)).item()) if self._deep else 0
+            took = PASS + rows * count * TOKEN + rows * before * (BEFORE + PAIR * count)
+            self.now += took
+            self.passes.append((count, took))
+            held = mx.zeros((rows, 1, count, 4))
+            cache[0].update_and_fetch(held, held)
+        return mx.broadcast_to(mx.arange(self._vocabulary) == 5, (rows, count, self._vocabulary))
+
+
+@pytest.fixture(params=[False, True], ids=["flat", "deep"])
+def played(request, tiny_llama, tmp_path):
+    """`played()` -> a model at work, and its clock; its speed is known, as after a day of use.
+
+    "deep": a token costs more, the more stand before it, as on a CPU.
+    """
+    from llm_mlx_promptcache.engine.running import Running
+
+    loaded = load_model(str(tiny_llama(context=1 << 15)))
+    facts = ModelFacts(tmp_path / "facts.json")
+
+    def make(cache=None):
+        model = Played(loaded.config["vocab_size"], request.param)
+        playing = dataclasses.replace(loaded, model=model)
+        planner = ChunkPlanner(IDENTITY, facts)
+        cache = cache or PromptCache("1GB")
+        return Running(playing, IDENTITY, cache, planner=planner, clock=model.clock), model
+
+    running, model = make()
+    spent(running, model, [(0, long_prompt("to learn"))])
+    return make
+
+
+numbers = itertools.count()
+
+
+def long_prompt(about, tokens=LONG):
+    return asking(f"{about} {next(numbers)} " + "x " * (tokens // 2), 1)
+
+
+def asking(text, answer):
+    return Asked(GenerationRequest((Message("user", text),), answer, use_cache=False))
+
+
+def chat(answer=8):
+    return asking(f"{next(numbers)}?", answer)
+
+
+def spent(running, model, arrivals):
+    """Seconds from each one's arrival, at its second, to its end; and how many tokens it had."""
+    waiting = sorted(arrivals, key=lambda arrival: arrival[0])
+    came, ended = {}, {}
+    while waiting or running.busy:
+        if waiting and not running.busy:
+            model.now = max(model.now, waiting[0][0])
+        while waiting and waiting[0][0] <= model.now:
+            second, asker = waiting.pop(0)
+            came[asker] = second
+            running.add(asker)
+        running.step()
+        for asker in came.keys() - ended.keys():
+            if asker.events and asker.events[-1] is None:
+                ended[asker] = model.now
+                assert isinstance(asker.last, Finished)
+    return [ended[asker] - came[asker] for _, asker in arrivals]
+
+
+def alone(played, asker):
+    running, model = played()
+    [seconds] = spent(running, model, [(0, asker)])
+    return seconds
+
+
+def prefilled(asker):
+    """Tokens of its prompt that were run so far."""
+    marks = [event for event in asker.events if isinstance(event, Progress)]
+    return marks[-1].done if marks else 0
+
+
+# Places in the long prompt's time at which somebody comes.
+SHARES = [0, 0.00004, 0.02, 0.1, 0.31, 0.555, 0.77, 0.95]
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_chat_beside_a_long_prompt_takes_three_times_as_long_at_most(played, share):
+    long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
+    running, model = played()
+    arrivals = [(0, long_prompt("two")), (share * long_alone, chat())]
+    long, short = spent(running, model, arrivals)
+    assert short <= 3 * chat_alone
+    assert long <= 1.1 * long_alone
+    assert len(arrivals[1][1].last.ids) == 8
+
+
+@pytest.mark.parametrize("words", [1, 300])
+def test_chats_one_after_another_leave_a_third_to_the_long_prompt(played, words):
+    """Each comes when the one before has ended."""
+    running, model = played()
+    long = long_prompt("one")
+    running.add(long)
+    chats = []
+    while prefilled(long) < LONG - 256:
+        if not chats or chats[-1].events[-1:] == [None]:
+            chats.append(asking(f"{next(numbers)} " + "x" * words, 8))
+            running.add(chats[-1])
+        running.step()
+    assert len(chats) > 20
+    assert model.now <= 3 * alone(played, long_prompt("two"))
+    chat_alone = alone(played, asking("0 " + "x" * words, 8))
+    assert model.now <= 3 * chat_alone * len(chats)
+
+
+@pytest.mark.parametrize("answers", [1, 4])
+def test_long_answers_and_a_long_prompt_get_a_third_each(played, answers):
+    running, model = played()
+    asked = [chat(20_000) for _ in range(answers)]
+    for one in asked:
+        running.add(one)
+    while not all(one.events and len(one.events) > 1 for one in asked):
+        running.step()
+    running.add(long := long_prompt("one"))
+    # Each window is long enough for the credit that who comes has to be used up.
+    for _ in range(3):
+        began, passes = model.now, len(model.passes)
+        while model.now < began + 20 and prefilled(long) < LONG - 256:
+            running.step()
+        took = model.now - began
+        answered = sum(seconds for count, seconds in model.passes[passes:] if count == 1)
+        assert took / 3 <= answered <= took * 2 / 3
