@@ -34,6 +34,7 @@ from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.transcript import render
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.forward import prefill
 from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
@@ -73,8 +74,8 @@ def seconds(work: Callable[[], object]) -> float:
 def prefilled_layers(loaded: LoadedModel, ids: list[int]) -> list[Any]:
     """mlx-lm's own layers, having run these tokens."""
     layers = make_prompt_cache(loaded.model)
-    for start in range(0, len(ids), 256):
-        prefill(loaded.model, layers, ids[start : start + 256])
+    for start, end in ChunkPlanner().alone(len(ids)):
+        prefill(loaded.model, layers, ids[start:end])
     return layers
 
 

@@ -24,6 +24,7 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 
 WORDS = 500
 
@@ -42,8 +43,8 @@ def build(layers: int, vocabulary: int = WORDS) -> Model:
 
 def run(model: Model, tokens: list[int], layers: list[Any], step: int = 128) -> None:
     """Prefill tokens in small chunks, so that attention's own scratch space stays small."""
-    for start in range(0, len(tokens), step):
-        model(mx.array([tokens[start : start + step]]), cache=layers)
+    for start, end in ChunkPlanner(sizes=ChunkSizes.fixed(step)).alone(len(tokens)):
+        model(mx.array([tokens[start:end]]), cache=layers)
         mx.eval([layer.state for layer in layers])
         mx.clear_cache()
 

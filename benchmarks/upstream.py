@@ -17,9 +17,9 @@ from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 
 _TAIL = 11
-_CHUNK = 256
 
 
 class Upstream:
@@ -81,6 +81,6 @@ class Upstream:
         return [*found, (len(prompt), "assistant")] if tail < len(prompt) else found
 
     def _run(self, layers: list[Any], ids: Sequence[int]) -> None:
-        for start in range(0, len(ids), _CHUNK):
-            self._model(mx.array([list(ids[start : start + _CHUNK])]), cache=layers)
+        for start, end in ChunkPlanner().alone(len(ids)):
+            self._model(mx.array([list(ids[start:end])]), cache=layers)
             mx.eval([layer.state for layer in layers])

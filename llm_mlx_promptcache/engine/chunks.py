@@ -42,6 +42,11 @@ class ChunkSizes(NamedTuple):
     unknown: int
     most: int
 
+    @classmethod
+    def fixed(cls, size: int) -> ChunkSizes:
+        """Chunks of one size, however fast they are."""
+        return cls(1.0, 1.0, size, size, size, size)
+
 
 # On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens
 # (`python benchmarks/fairness.py curve`), fewer where many stand before: there small chunks do.

@@ -21,7 +21,7 @@ SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6
 
 def planner_of(size):
     """A planner whose chunks have this size whatever the machine."""
-    return ChunkPlanner(sizes=ChunkSizes(1, 1, size, size, unknown=size, most=size))
+    return ChunkPlanner(sizes=ChunkSizes.fixed(size))
 
 
 class Asked:

@@ -158,7 +158,7 @@ def test_who_comes_while_another_answers_shares_its_prompt(running_of):
 
 def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
     cache = PromptCache("100MB")
-    running = running_of(cache, context=4096)
+    running = running_of(cache, context=4096, planner=planner_of(256))
     asked = [
         Asked(request("One?", max_tokens=50), gone_after=8),
         Asked(request("words " * 200, system=False), gone_after=2),  # in the middle of its prompt
