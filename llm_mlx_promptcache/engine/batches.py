@@ -9,24 +9,27 @@ from typing import Any
 import mlx.nn as nn
 
 from .admission import expected, fits_together
+from .batch_probe import BatchProof
 from .decoding import Decoding, Row, Step
+from .forward import BatchForm
 
 _log = logging.getLogger(__name__)
 
 
 class Batches:
-    """Rows take their steps together where their layers can, and padding stays small."""
+    """Rows take their steps together where the model was seen to, and padding stays small."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, proof: BatchProof) -> None:
         self._model = model
+        self._proof = proof
         self._of: dict[Row, Decoding] = {}
         self._together = True
 
     def add(self, row: Row, layers: list[Any]) -> None:
         """An answer begins; the list of layers is this object's from now on."""
         for decoding in self._all():
-            if self._together and _fits(decoding, row) and decoding.takes(layers):
-                decoding.join(row, layers)
+            if self._takes(decoding, row, layers):
+                decoding.join(row, layers, self._proof.form)
                 self._of[row] = decoding
                 return
         self._of[row] = Decoding(self._model, row, layers)
@@ -74,6 +77,12 @@ class Batches:
         except Exception as error:
             _log.warning("what an answer had computed could not be kept: %s", error)
             return []
+
+    def _takes(self, decoding: Decoding, row: Row, layers: list[Any]) -> bool:
+        """Whether a row can join others; what takes time to find out is asked last."""
+        if not self._together or not _fits(decoding, row) or not decoding.takes(layers):
+            return False
+        return self._proof.form is not BatchForm.ALONE
 
     def _failed(self, rows: list[Row], error: Exception, broken: bool) -> list[Step]:
         if len(rows) == 1 and not broken:  # what its layers still are is for `leave` to give back

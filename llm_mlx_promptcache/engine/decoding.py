@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from .forward import can_batch, extend, extract, forward, merge, quantise
+from .forward import BatchForm, can_batch, extend, extract, forward, merge, quantise
 from .request import KVSettings
 from .sampling import Chooser, Likely
 
@@ -79,13 +79,13 @@ class Decoding:
         """Whether another answer with such layers can join."""
         return can_batch(layers) and (self._together or can_batch(self._layers))
 
-    def join(self, row: Row, layers: list[Any]) -> None:
+    def join(self, row: Row, layers: list[Any], form: BatchForm) -> None:
         """Another answer takes its steps with these; its list of layers is emptied."""
         self.broken = True  # unless all goes well: layers are given up one by one
         if self._together:
             extend(self._layers, layers)
         else:
-            self._layers = merge(self._layers, layers)
+            self._layers = merge(self._layers, layers, form)
             self._together = True
         self.broken = False
         self.rows.append(row)

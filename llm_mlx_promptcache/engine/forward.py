@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from enum import Enum
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import mlx.nn as nn
 from mlx_lm.generate import wired_limit
 from mlx_lm.models.cache import (
     ArraysCache,
+    BatchKVCache,
     CacheList,
     KVCache,
     QuantizedKVCache,
@@ -23,8 +25,28 @@ from mlx_lm.models.cache import (
 from .errors import one_line
 from .request import KVSettings
 
-# Their batched forms give each request back what it would have alone; others' are not tried.
+# Their batched forms give each request back what it put in; others' are not tried.
 _BATCHED = (KVCache, RotatingKVCache, ArraysCache)
+
+
+class BatchForm(Enum):
+    """How a model's answers take their steps together, if at all."""
+
+    ALONE = "alone"
+    PLAIN = "plain"  # over mlx-lm's batched layers
+    GROUPED = "grouped"  # over those with a mask for scores [request, group, head, query, key]
+
+
+class GroupedKVCache(BatchKVCache):  # type: ignore[misc]
+    """Batched rows for models that split their scores by groups of heads (gemma2).
+
+    mlx-lm's mask [request, 1, query, key] would fall on their groups.
+    """
+
+    def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array:
+        """The mask of the next N tokens, with an axis for the heads of a group."""
+        mask: mx.array = super().make_mask(N, return_array, **kwargs)
+        return mx.expand_dims(mask, 2)
 
 
 def make_layers(model: nn.Module) -> list[Any]:
@@ -121,7 +143,7 @@ def is_quantised(layers: Sequence[Any]) -> bool:
 
 
 def can_batch(layers: Sequence[Any]) -> bool:
-    """Whether several requests' layers of these kinds can take their steps together."""
+    """Whether layers of these kinds have a batched form; a model must show that it goes with it."""
     for layer in layers:
         if type(layer) is CacheList:
             if not can_batch(layer.caches):
@@ -131,12 +153,18 @@ def can_batch(layers: Sequence[Any]) -> bool:
     return True
 
 
-def merge(one: list[Any], other: list[Any]) -> list[Any]:
+def can_group(layers: Sequence[Any]) -> bool:
+    """Whether the form GROUPED goes with these layers."""
+    return all(type(layer) is KVCache for layer in layers)
+
+
+def merge(one: list[Any], other: list[Any], form: BatchForm = BatchForm.PLAIN) -> list[Any]:
     """Two requests' layers as one batch's; both lists are emptied, layer by layer."""
     merged = []
     while one:
         pair = [one.pop(0), other.pop(0)]
-        merged.append(type(pair[0]).merge(pair))
+        kind = GroupedKVCache if form is BatchForm.GROUPED else type(pair[0])
+        merged.append(kind.merge(pair))
         mx.eval(_arrays(merged[-1]))
     return merged
 

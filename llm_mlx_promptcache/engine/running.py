@@ -20,10 +20,12 @@ from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
 from .admission import MOST_PASSED, Admission
 from .answering import Answering, Measured
+from .batch_probe import BatchProof
 from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
 from .chunks import ChunkPlanner, chunk_end
 from .decoding import Row, Step
+from .facts import model_facts
 from .forward import prefill, wired
 from .keeping import Keeper
 from .loading import LoadedModel
@@ -72,7 +74,8 @@ class Running:
         self._waiting: list[Task] = []
         self._prefilling: list[Task] = []
         self._answering: dict[Row, Task] = {}
-        self._batches = Batches(loaded.model)
+        self._proof = BatchProof(loaded.model, identity, model_facts())
+        self._batches = Batches(loaded.model, self._proof)
         self._grammars: LLTokenizer | None = None
         self._wired = ExitStack()
 
@@ -117,7 +120,7 @@ class Running:
                 task.asker.tell(error)
                 task.asker.tell(None)
         self._waiting, self._prefilling, self._answering = [], [], {}
-        self._batches = Batches(self._loaded.model)
+        self._batches = Batches(self._loaded.model, self._proof)
         self._wired.close()
 
     def settle(self, last: bool = False) -> None:
@@ -126,7 +129,7 @@ class Running:
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
-        del self._loaded, self._keeper, self._batches, self._tokenizer
+        del self._loaded, self._keeper, self._batches, self._proof, self._tokenizer
         gc.collect()  # models hold themselves, through their layers
         mx.clear_cache()
 
