@@ -78,3 +78,18 @@ class Failing:
 
     def __getattr__(self, name):
         return getattr(self._model, name)
+
+
+class Counting:
+    """A model whose runs are counted."""
+
+    def __init__(self, model):
+        self._model = model
+        self.passes = 0
+
+    def __call__(self, tokens, cache=None):
+        self.passes += 1
+        return self._model(tokens, cache=cache)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)

@@ -12,6 +12,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import decoding, forward
 from llm_mlx_promptcache.engine.batches import Batches
+from llm_mlx_promptcache.engine.forward import BatchForm
 from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 from llm_mlx_promptcache.engine.running import Running

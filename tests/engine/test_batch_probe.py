@@ -1,0 +1,266 @@
+"""A model shows that its answers together are those alone before any batch: once, and it lasts."""
+
+import json
+
+import families
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from askers import Asked, Counting, request
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    KVCache,
+    RotatingKVCache,
+)
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine import batch_probe, facts, forward
+from llm_mlx_promptcache.engine.batch_probe import BatchProof, prove
+from llm_mlx_promptcache.engine.facts import ModelFacts
+from llm_mlx_promptcache.engine.forward import BatchForm
+
+MODEL = "a" * 64
+ALONE = {
+    "afm7": "off by",
+    "gpt_bigcode": "steps in a batch fail",
+    "minimax_m3_vl": "padded rows into other blocks",
+    "llama4": "no batched form",
+    "deepseek_v41": "no batched form",
+}
+GROUPED = {"gemma2"}
+
+
+@pytest.mark.parametrize("name", [family.name for family in families.FAMILIES])
+def test_every_family_has_its_verdict(name):
+    """What docs/models.md says; another one is another mlx-lm, or a fault of the trial."""
+    model = Counting(families.BY_NAME[name].build())
+    verdict = prove(model)
+    assert verdict.lasting
+    assert model.passes <= 24
+    if name in ALONE:
+        assert verdict.form is BatchForm.ALONE
+        assert name == "minimax_m3_vl" or ALONE[name] in verdict.why
+    else:
+        assert verdict.form is (BatchForm.GROUPED if name in GROUPED else BatchForm.PLAIN)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "cohere2", "recurrent_gemma"])
+def test_windows_of_any_size_are_passed(name, monkeypatch):
+    """A fault that only shows past a window's end is seen in few tokens, whatever its size."""
+    widths = {"sliding_window": 4096, "attention_window_size": 4096}
+    family = families.BY_NAME[name]
+    model = families.Family(
+        name, {**family.own, **widths}, family.inside, family.scale, family.chunked
+    ).build()
+    assert prove(model).form is BatchForm.PLAIN
+    make_mask = BatchRotatingKVCache.make_mask
+
+    def fails(layer, *args, **more):
+        mask = make_mask(layer, *args, **more)
+        return mx.ones_like(mask) if layer.rotated else mask
+
+    monkeypatch.setattr(BatchRotatingKVCache, "make_mask", fails)
+    assert prove(model).form is BatchForm.ALONE
+
+
+class Slots(BatchKVCache):
+    """Positions counted with the padding before them."""
+
+    @property
+    def offset(self):
+        return mx.full(self._offset.shape, self._idx)
+
+    @offset.setter
+    def offset(self, value):
+        self._offset = value
+
+
+def keeps_the_first(layer, rows):
+    layer.cache = [part[mx.array([0] * len(rows))] for part in layer.cache]
+
+
+def spoilt_join(real):
+    def extend(layer, other):
+        real(layer, other)
+        layer.keys = layer.keys + mx.arange(layer.keys.shape[0])[:, None, None, None] // 2
+
+    return extend
+
+
+def spoilt_copy(real):
+    def extract(layer, row):
+        found = real(layer, row)
+        found.keys = mx.roll(found.keys, 1, axis=2)
+        return found
+
+    return extract
+
+
+def test_positions_that_count_padding_are_seen(monkeypatch):
+    model = families.BY_NAME["llama"].build()
+    monkeypatch.setattr(KVCache, "merge", classmethod(lambda _, layers: Slots.merge(layers)))
+    assert prove(model).form is BatchForm.ALONE
+
+
+def test_padding_that_is_looked_at_is_seen(monkeypatch):
+    model = families.BY_NAME["llama"].build()
+    monkeypatch.setattr(
+        BatchKVCache,
+        "make_mask",
+        lambda layer, count, **_: mx.ones((count, layer._idx + count), mx.bool_),
+    )
+    assert prove(model).form is BatchForm.ALONE
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "method", "fault"),
+    [
+        ("llama", BatchKVCache, "extend", spoilt_join),
+        ("llama", BatchKVCache, "filter", lambda _: lambda layer, rows: None),
+        ("llama", BatchKVCache, "extract", spoilt_copy),
+        ("mamba2", ArraysCache, "filter", lambda _: keeps_the_first),
+        ("gemma3_text", BatchRotatingKVCache, "extract", spoilt_copy),
+    ],
+)
+def test_rows_that_join_leave_and_come_out_wrong_are_seen(family, kind, method, fault, monkeypatch):
+    model = families.BY_NAME[family].build()
+    assert prove(model).form is BatchForm.PLAIN
+    monkeypatch.setattr(kind, method, fault(getattr(kind, method)))
+    assert prove(model).form is BatchForm.ALONE
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "mamba2", "gemma2"])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_rounding_is_no_fault(name, dtype, monkeypatch):
+    """Coarse numbers pass, and a fault is seen in them."""
+    model = families.BY_NAME[name].build()
+    model.set_dtype(dtype)
+    found = prove(model).form
+    assert found is not BatchForm.ALONE
+    monkeypatch.setattr(BatchKVCache, "extend", spoilt_join(BatchKVCache.extend))
+    monkeypatch.setattr(ArraysCache, "filter", keeps_the_first)
+    assert prove(model).form is BatchForm.ALONE
+
+
+def test_four_bits_are_no_fault():
+    model = families.Family(
+        "llama", {"head_dim": 32, "hidden_size": 64, "intermediate_size": 64}
+    ).build()
+    nn.quantize(model, 32, 4)
+    model.set_dtype(mx.bfloat16)
+    assert prove(model).form is BatchForm.PLAIN
+
+
+def test_sparse_attention_is_refused_though_few_tokens_do_not_show_it(monkeypatch):
+    """minimax_m3_vl looks at 2,048 tokens whole; the trial is shorter than that."""
+    family = families.BY_NAME["minimax_m3_vl"]
+    blocks = {**family.own["sparse_attention_config"], "sparse_topk_blocks": 8}
+    model = families.Family(family.name, {"sparse_attention_config": blocks}, family.inside).build()
+    assert prove(model).form is BatchForm.ALONE
+    monkeypatch.setattr(batch_probe, "_NEVER", {})
+    assert prove(model).form is BatchForm.PLAIN  # so it is needed,
+    assert prove(family.build()).form is BatchForm.ALONE  # and mlx-lm still does it
+
+
+class Together:
+    """The model of a proof: counted, and failing where it is told to."""
+
+    def __init__(self, model):
+        self.model, self.passes, self.fault = model, 0, None
+
+    def __call__(self, tokens, cache=None):
+        self.passes += 1
+        if self.fault is not None and tokens.shape[0] > 1:
+            raise self.fault
+        return self.model(tokens, cache=cache)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.fixture
+def model():
+    return Together(families.BY_NAME["llama"].build())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "facts.json"
+
+
+def test_it_is_asked_once_a_process_and_once_a_model(model, path):
+    first = BatchProof(model, MODEL, ModelFacts(path))
+    assert first.form is first.form is BatchForm.PLAIN
+    passes = model.passes
+    assert passes > 10
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
+    assert model.passes == passes
+    assert BatchProof(model, "b" * 64, ModelFacts(path)).form is BatchForm.PLAIN
+    assert model.passes == 2 * passes
+    assert BatchProof(model, "unknown", ModelFacts(path)).form is BatchForm.PLAIN
+    assert model.passes == 3 * passes
+
+
+def test_a_new_mlx_lm_is_asked_again(model, path, monkeypatch):
+    model.fault = ValueError("[broadcast_shapes] other shapes")
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
+    model.fault = None
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
+    monkeypatch.setattr(facts, "version", lambda name: "another")
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
+
+
+def test_a_machine_s_failure_is_not_remembered(model, path, monkeypatch):
+    def no_memory(*_):
+        raise RuntimeError("[metal::malloc] no more memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch_probe, "prefill", no_memory)
+        assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
+    with monkeypatch.context() as patched:
+        patched.setattr(batch_probe, "_number", no_memory)
+        assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
+    assert not path.exists()
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
+
+
+@pytest.mark.parametrize(
+    "known", [None, [], "plain", {"form": "plain"}, {"form": [], "why": ""}, {"form": 1, "why": ""}]
+)
+def test_what_is_remembered_wrongly_is_found_out_again(model, path, known):
+    ModelFacts(path).put(MODEL, "batch", known)
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
+    assert model.passes > 10
+    [entry] = json.loads(path.read_text())["facts"]
+    assert entry[-1] == {"form": "plain", "why": ""}
+
+
+def test_why_answers_step_alone_is_said_once(model, path, caplog):
+    model.fault = ValueError("[broadcast_shapes] other shapes")
+    caplog.set_level("INFO")
+    proof = BatchProof(model, MODEL, ModelFacts(path))
+    for _ in range(3):
+        assert proof.form is BatchForm.ALONE
+    [said] = caplog.messages
+    assert "steps in a batch fail ([broadcast_shapes] other shapes)" in said
+
+
+def test_one_request_alone_asks_nothing(running_of, monkeypatch):
+    monkeypatch.setattr(batch_probe, "prove", lambda _: pytest.fail("one has no batch"))
+    running = running_of(PromptCache("100MB"))
+    for text in ("One?", "Two?"):
+        running.add(Asked(request(text)))
+        while running.busy:
+            running.step()
+
+
+def test_a_window_of_the_trial_is_the_layers_alone():
+    """The model's own layers keep their windows: only the trial's are made narrow."""
+    model = families.BY_NAME["gemma3_text"].build()
+    narrow = batch_probe._narrowed([RotatingKVCache(4096), KVCache()])
+    assert [getattr(layer, "max_size", None) for layer in narrow] == [8, None]
+    before = [getattr(layer, "max_size", None) for layer in forward.make_layers(model)]
+    prove(model)
+    assert [getattr(layer, "max_size", None) for layer in forward.make_layers(model)] == before
