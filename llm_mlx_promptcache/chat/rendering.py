@@ -16,6 +16,9 @@ from .generated import canonical_json, nothing
 from .memo import Prefixes, memo_of
 from .messages import Message
 from .template_input import turns_of
+from .template_work import TemplateError, TooMuchWork
+
+__all__ = ["Boundary", "ChatTokenizer", "Clock", "Rendering", "TemplateError", "Transcript"]
 
 Tier = Literal["system", "user", "assistant"]
 
@@ -66,10 +69,6 @@ class Transcript(NamedTuple):
         return f"Transcript({len(self.ids)} ids, {self.boundaries}, replayed={self.replayed})"
 
 
-class TemplateError(ValueError):
-    """The chat template refused the conversation itself."""
-
-
 class Clock:
     """`strftime_now` for templates, at one moment; knows whether it was asked."""
 
@@ -94,6 +93,8 @@ class Rendering:
         self._heads: dict[tuple[int, bool], str | None] = {}
         try:
             self.turns, self.text = turns_of(messages, lambda made: self._apply(made, True))
+        except TooMuchWork:
+            raise
         except Exception as error:
             # `from None`: a template's traceback can show the conversation.
             raise TemplateError(_refusal(error, messages)) from None
@@ -173,6 +174,8 @@ class Rendering:
         """A rendering that no one asked for, so a template may refuse it: None."""
         try:
             return self._apply(messages, prompt)
+        except TooMuchWork:
+            raise  # the next would not end either
         except Exception:
             return None
 

@@ -15,6 +15,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from .messages import Message, results
+from .template_work import TooMuchWork
 
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 # The names under which templates look for an answer's reasoning.
@@ -40,6 +41,8 @@ def turns_of(
         turns = _with(plain, chosen)
         try:
             text = apply([turn.message for turn in turns])
+        except TooMuchWork:
+            raise
         except Exception as error:
             refusal = refusal or error
             continue
@@ -59,6 +62,8 @@ def _improved(
         other = [Turn(switch(turn.message), turn.sources) for turn in turns]
         try:
             found = apply([turn.message for turn in other])
+        except TooMuchWork:
+            raise
         except Exception:  # noqa: S112 - what renders already stands
             continue
         if better(turns, text, found):

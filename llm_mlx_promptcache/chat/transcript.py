@@ -55,7 +55,6 @@ _RESERVED = frozenset(
         "return_dict",
         "return_assistant_tokens_mask",
         "tokenizer_kwargs",
-        "frozen_clock",
     ]
 )
 

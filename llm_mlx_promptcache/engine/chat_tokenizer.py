@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from ..chat.call_forms import CallForm, form_of, plain_turns, tool_prompt, with_instructions
+from transformers import PreTrainedTokenizerBase
 
-# transformers lets templates have plain data only, so the moment comes as a table; a macro of the
-# same name takes the place of its own clock.
-_DATE_FORMS = [f"%{form}" for form in ("-d", "-m", *"aAbBcdHIjmMpSuUwWxXyY")]
-_FROZEN = (
-    "{%- macro strftime_now(format) -%}{%- set made = namespace(text=format) -%}"
-    "{%- for form, text in frozen_clock | items -%}"
-    "{%- set made.text = made.text.replace(form, text) -%}{%- endfor -%}"
-    "{{- made.text -}}{%- endmacro +%}"
-)
+from ..chat.call_forms import CallForm, form_of, plain_turns, tool_prompt, with_instructions
+from ..chat.template import ChatTemplate
+from ..chat.template_work import TooMuchWork
 
 
 class TemplateTokenizer:
@@ -26,9 +20,13 @@ class TemplateTokenizer:
         self._wrapper = wrapper
         self._inner = wrapper._tokenizer  # the wrapper hides the offsets that encode needs
         self.stop_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
-        # Only Jinja's: templates written in Python refuse arguments that they don't know.
         template = str(getattr(self._inner, "chat_template", None))
-        self._clocked = "strftime_now" in template and wrapper._chat_template is None
+        # Templates written in Python come with mlx-lm and transformers, and are theirs to render.
+        own = type(self._inner).apply_chat_template
+        self._is_jinja = (
+            wrapper._chat_template is None and own is PreTrainedTokenizerBase.apply_chat_template
+        )
+        self._templates: dict[str, ChatTemplate] = {}
         # What its template calls the wish for reasoning.
         self.thinking_argument: str = getattr(wrapper, "_thinking_kwarg", "enable_thinking")
         self._shows_tools = wrapper.has_tool_calling or "tools" in template
@@ -57,6 +55,8 @@ class TemplateTokenizer:
             return self._apply(plain, arguments)
         try:
             return self._apply(with_instructions(plain, tool_prompt(tools), "system"), arguments)
+        except TooMuchWork:
+            raise
         except Exception:
             # Some templates take no system message.
             return self._apply(with_instructions(plain, tool_prompt(tools), "user"), arguments)
@@ -64,11 +64,21 @@ class TemplateTokenizer:
     def _apply(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
         arguments = dict(arguments)
         clock = arguments.pop("strftime_now", None)
-        if self._clocked and clock is not None:
-            template = self._inner.get_chat_template(None, arguments.get("tools"))
-            arguments["chat_template"] = _FROZEN + template
-            arguments["frozen_clock"] = {form: clock(form) for form in _DATE_FORMS}
-        return str(self._wrapper.apply_chat_template(messages, tokenize=False, **arguments))
+        if not self._is_jinja:
+            return str(self._wrapper.apply_chat_template(messages, tokenize=False, **arguments))
+        thinks = {self.thinking_argument: self._wrapper.has_thinking}
+        if self.thinking_argument != "enable_thinking" and "enable_thinking" in arguments:
+            arguments[self.thinking_argument] = arguments.pop("enable_thinking")
+        given = {**self._inner.special_tokens_map, **thinks, **arguments}
+        return self._template_for(given.get("tools")).render(messages, strftime_now=clock, **given)
+
+    def _template_for(self, tools: Any) -> ChatTemplate:
+        """The model's template; some have another one for tools."""
+        source = self._inner.get_chat_template(None, tools)
+        if source not in self._templates:
+            name = str(getattr(self._inner, "name_or_path", "") or "this model")
+            self._templates[source] = ChatTemplate(source, name)
+        return self._templates[source]
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of `text` as it stands, and where each one's characters end."""
