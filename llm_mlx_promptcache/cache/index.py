@@ -136,9 +136,9 @@ class Index:
         self.path = path
         self.transactions = 0  # that were begun
         self._wait = wait
-        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found. One that
-        # is there must not be opened here: closing it would drop the locks that other connections
-        # of this process hold on it, and others would take the log from under them.
+        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found. One
+        # that is there must not be opened here: closing it would drop the locks that other
+        # connections of this process hold on it, and others would take the log from under them.
         if path.is_symlink():
             raise OSError(f"{path} is a link; remove it")
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC

@@ -1,17 +1,13 @@
-"""From memory to the store: which spans are written, as what, and the thread that writes them.
+"""From memory to the store: which spans are written, and as what.
 
 Arrays belong to the engine's thread, so drafts are made there, as bytes of the host that share
-the arrays' memory. Hashing and writing them is the writer's work, while the model decodes.
+the arrays' memory. Hashing and writing them is the writer's work (`writer.py`), while the model
+decodes.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from . import layers as kinds
 from .checkpoints import checkpoint_at, resumes
@@ -19,118 +15,12 @@ from .layers import Layout, Part
 from .pieces import Piece, View
 from .span_file import Draft, host_tensors
 from .span_tree import SpanNode, parts_of
-from .store import NullStore, Store, StoredSpan
-from .trie import Tokens
-
-_log = logging.getLogger(__name__)
+from .store import Store
 
 # A file of its own costs as much at every later read of its path as the rows of about this many do
 # (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
 # memory, for what comes after them. At the end of a process all of it is written.
 SHORT = 16
-_MOST_USES = 64  # paths that wait to be counted as used, in one transaction
-_MOST_WAITING = 256 << 20  # bytes that may wait to be written; then who brings more waits
-
-
-class Use(NamedTuple):
-    """A path that a request resumed."""
-
-    namespace: str
-    path: Tokens[int]
-
-
-class Writer:
-    """Writes drafts behind the caller's back, in order; a daemon that `wait` makes reliable."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._keeps = not isinstance(store, NullStore)
-        self._uses: list[Use] = []
-        self._start()
-
-    def _start(self) -> None:
-        self._process = os.getpid()
-        self._changed = threading.Condition()
-        self._queue: deque[Draft | list[Use]] = deque()
-        self._waiting = 0
-        self._busy = False
-        self._thread: threading.Thread | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is on its way."""
-        return self._process == os.getpid() and (bool(self._queue) or self._busy)
-
-    def put(self, draft: Draft) -> None:
-        """Write this when its turn comes; waits while too much is waiting."""
-        if self._process != os.getpid():  # after a fork: the thread stayed with the parent
-            self._start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting < _MOST_WAITING)
-            self._waiting += draft.nbytes
-            self._append(draft)
-
-    def note_use(self, namespace: str, path: Tokens[int]) -> None:
-        """A request resumed this path from memory: where it is stored as well, that is a use."""
-        if self._keeps and len(path):
-            self._uses.append(Use(namespace, path))
-            if len(self._uses) >= _MOST_USES:
-                self.count_uses()
-
-    def count_uses(self) -> None:
-        """Tell the store of all uses at once, after what was put before."""
-        uses, self._uses = self._uses, []
-        if self._process != os.getpid():
-            self._start()
-        if uses:
-            with self._changed:
-                self._append(uses)
-
-    def _append(self, item: Draft | list[Use]) -> None:
-        self._queue.append(item)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Return once all that was put is written."""
-        if self._process == os.getpid():
-            with self._changed:
-                self._changed.wait_for(lambda: not self._queue and not self._busy)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    # A thread that waited for ever would keep every cache of a process alive.
-                    self._thread = None
-                    return
-                item = self._queue.popleft()
-                self._busy = True
-            size = item.nbytes if isinstance(item, Draft) else 0
-            try:
-                if isinstance(item, Draft):
-                    self._store.save(item)
-                else:
-                    self._count(item)
-            except Exception as error:  # a store of somebody else's: it must not end the thread
-                _log.warning("a span could not be stored: %s", error)
-            del item
-            with self._changed:
-                self._busy = False
-                self._waiting -= size
-                self._changed.notify_all()
-
-    def _count(self, uses: Sequence[Use]) -> None:
-        """What is stored along these paths counts as used, with the checkpoints at their ends."""
-        found: dict[str, StoredSpan] = {}
-        for namespace, path in uses:
-            spans, checkpoints = self._store.lookup(namespace, path)
-            ends = [span for span in checkpoints if span.end == len(path)]
-            found |= {span.stem: span for span in (*spans, *ends)}
-        if found:
-            self._store.used(list(found.values()))
 
 
 def drafts(
@@ -165,7 +55,8 @@ def drafts(
             rank = max(span.value.entry.tier for span in waiting)
             tensors = host_tensors(pieces)
             path = ids[: passed.end]
-            made.append(Draft(namespace, layout, path, held, tiers[rank], tensors, resumed))
+            draft = Draft(namespace, layout, path, held, tiers[rank], tensors, resumed, pieces)
+            made.append(draft)
             held = passed.end
             waiting.clear()
         elif not kinds.cut_anywhere(layout) and not found.resumes_at(passed.end):

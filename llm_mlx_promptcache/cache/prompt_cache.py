@@ -7,16 +7,18 @@ tokens and for no others, so a prefix that many conversations share is kept once
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from . import layers as kinds
+from .bandwidth import Bandwidth
 from .explain import Counters, Why
 from .layers import Layout
 from .leases import Lease, Loans
-from .persistence import Writer, drafts
+from .persistence import drafts
 from .planning import Plan, plan
 from .policies import Policy
 from .sizes import parse_size
@@ -24,6 +26,7 @@ from .span_tree import SpanNode, SpanTree, is_hollow, parts_of
 from .store import NOTHING, Found, NullStore, Store
 from .tiers import TIERS
 from .trie import Tokens, as_tokens
+from .writer import Writer
 
 __all__ = ["Lease", "PromptCache"]
 
@@ -54,36 +57,53 @@ class PromptCache:
         self._counters = Counters()
         self._loans = Loans()
         self._writer = Writer(self._store)
-        self._evicting = False
+        self._bandwidth = Bandwidth()
         # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
         weakref.finalize(self, self._tree.clear).atexit = False
 
     def fetch(
-        self, namespace: str, tokens: Iterable[int], room: int = 0, *, take: bool = False
+        self,
+        namespace: str,
+        tokens: Iterable[int],
+        room: int = 0,
+        *,
+        take: bool = False,
+        prefill_speed: float | None = None,
     ) -> Lease:
         """The longest stored prefix of `tokens`, never all of them, as layers ready to run.
 
         The layers have room for the rest of the prompt and `room` tokens more before they grow.
         With `take`, rows that nobody else needs move into them instead of being copied; they come
         back with `insert`, and who lets go of the layers without it loses what no store holds.
+        With `prefill_speed`, in tokens a second, what the disk would give later is left to prefill.
+        Nothing here waits for other processes or for the writer: 20 ms for each look at an index
+        that is locked, and then no look at it for a while. Threads of this process take turns.
         """
         ids = _checked(tokens)
         with self._lock:
             self._begin()
+            self._writer.note_lookup()
             layout = self._layout(namespace)
             if layout is None:
-                return self._counted(ids, Lease(None, 0, Why("cold")))
+                why = Why("locked" if self._store.unseen else "cold")
+                return self._counted(ids, Lease(None, 0, why))
             nodes, length = self._tree.walk(namespace, ids[:-1])
-            unreadable, layers = False, None
+            unreadable, layers, slow = False, None, False
             # What turns out not to be what was written goes, so each attempt has less before it.
             while layers is None:
                 found = self._find(namespace, layout, ids[:-1], nodes, length)
                 unreadable |= found.restore is not None and found.restore.unreadable
+                if found.restore is not None and self._bandwidth.is_slower(
+                    found.restore.nbytes, found.from_store, prefill_speed
+                ):
+                    slow = True
+                    found.restore.close()
+                    found = self._find(namespace, layout, ids[:-1], nodes, length, NOTHING)
                 if found.place == 0:
                     break
                 layers = self._join(layout, found, nodes, len(ids) + room, take)
                 unreadable |= layers is None
-            why = self._why(namespace, ids, found.place, found.matched, unreadable)
+            why = self._why(namespace, ids, found.place, found.matched, unreadable, slow)
             self._tree.use(nodes, found.place)
             if layers is not None:
                 whole = [node for node in nodes if node.end <= found.place]
@@ -150,16 +170,16 @@ class PromptCache:
                 node.value.pinned = True
             if node in self._tree.unsaved:
                 self._save(node)
-            self._writer.wait()
-            self._store.pin(namespace, ids, True)
+        self._writer.wait()
+        self._store.pin(namespace, ids, True)
 
     def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Undo `pin`; ValueError where nothing is pinned that ends there."""
         ids = _checked(tokens)
+        stored = self._store.pin(namespace, ids, False)
         with self._lock:
             nodes, length = self._tree.walk(namespace, ids)
             node = nodes[-1] if nodes and nodes[-1].end == length == len(ids) else None
-            stored = self._store.pin(namespace, ids, False)
             if node is not None and node.value.pinned:
                 node.value.pinned = False
                 self._tree.release(node.value.entry)
@@ -193,25 +213,41 @@ class PromptCache:
 
         Without `wait` they are written behind the caller's back. Without `short`, ends of paths
         that are not worth a file of their own stay in memory, for what will come after them.
+        A lock that another process keeps is waited for once; what it keeps from being written is
+        told, and stays in memory.
         """
+        written, more = self._hand_over(short)
+        while wait and not self._writer.wait() and more:
+            handed, more = self._hand_over(short)
+            written += handed
+        return written
+
+    def _hand_over(self, short: bool) -> tuple[int, bool]:
+        """Give the writer what it can take; how many spans that were, and whether more is left."""
         with self._lock:
             self._begin()
             waiting, self._tree.unsaved = list(self._tree.unsaved), {}
+            written, refused = 0, False
             # Ends first: what they hang on is written with them.
-            written = sum(self._save(node, short) for node in reversed(waiting))
+            for node in reversed(waiting):
+                refused |= not self._writer.has_room
+                written += self._save(node, short)
+            self._tree.unsaved = {node: None for node in waiting if node in self._tree.unsaved}
             self._writer.count_uses()
-        if wait:
-            self._writer.wait()
-        return written
+            return written, refused
 
     @property
     def saves(self) -> bool:
         """Whether there is a store to write to."""
         return self._saving
 
-    def label(self, namespace: str, name: str) -> None:
-        """What people call the model of a namespace, for who looks at the store."""
-        self._store.label(namespace, name)
+    def label(self, namespace: str, name: str, identity: str = "") -> None:
+        """What people call the model of a namespace, for who looks at the store.
+
+        With the model's `identity`, which is the same under each of its salts and settings, the
+        store knows which namespaces nobody opens any more: those go first.
+        """
+        self._store.label(namespace, name, identity)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
         """Why a prompt would reuse what it would; for who may see all namespaces.
@@ -237,6 +273,7 @@ class PromptCache:
         Of memory `bytes` are counted, span by span, and `held` is what MLX really holds but for
         leases (`leased`) and what the caller knows to be `elsewhere`, weights above all.
         """
+        stored = self._store.stats()
         with self._lock:
             tiers = {tier: held._asdict() for tier, held in self._tree.held().items()}
             names = ("spans", "tokens", "bytes")
@@ -247,7 +284,7 @@ class PromptCache:
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),
                 "memory": {**total, "budget": self._max_bytes, "tiers": tiers},
-                "disk": self._store.stats(),
+                "disk": stored,
             }
 
     def check(self) -> list[str]:
@@ -273,19 +310,25 @@ class PromptCache:
         return self._layouts.get(namespace)
 
     def _find(
-        self, namespace: str, layout: Layout, ids: Tokens[int], nodes: list[SpanNode], length: int
+        self,
+        namespace: str,
+        layout: Layout,
+        ids: Tokens[int],
+        nodes: list[SpanNode],
+        length: int,
+        stored: Found | None = None,
     ) -> Plan:
-        """What memory and store hold along `ids`, and how far that goes."""
-        parts = parts_of(nodes, length)
-        reached = kinds.resumable(layout, parts, length)
-        stored = self._lookup(namespace, ids) if reached < len(ids) else NOTHING
-        return plan(self._store, namespace, layout, ids, parts, reached, stored)
+        """What memory and store hold along `ids`, and how far that goes.
 
-    def _lookup(self, namespace: str, ids: Tokens[int]) -> Found:
-        if self._evicting:  # what has left memory must be found where it went
-            self._writer.wait()
-            self._evicting = False
-        return self._store.lookup(namespace, ids)
+        What is `stored` is looked up where it is not said.
+        """
+        # What has left memory for the disk is found on its way there: nobody waits for it.
+        parts = parts_of(nodes, length) + self._writer.parts(namespace, ids, length)
+        length = parts[-1].end if parts else 0
+        reached = kinds.resumable(layout, parts, length)
+        if stored is None:
+            stored = self._store.lookup(namespace, ids) if reached < len(ids) else NOTHING
+        return plan(self._store, namespace, layout, ids, parts, reached, stored)
 
     def _join(
         self, layout: Layout, found: Plan, nodes: list[SpanNode], wanted: int, take: bool
@@ -294,13 +337,18 @@ class PromptCache:
         moving: list[int] = []
         if take and not found.stitched:
             moving = self._tree.exclusive(nodes, min(found.place, found.in_memory))
+        started = time.monotonic()
         try:
             layers = None
             if found.restore is not None:
                 layers = found.restore.layers(layout, found.place, wanted - found.place)
             if layers is None:
                 layers = kinds.join(layout, found.parts, found.place, wanted - found.place, moving)
-            return layers if found.restore is None or found.restore.verify() else None
+            if found.restore is None:
+                return layers
+            good = found.restore.verify()
+            self._bandwidth.measured(found.restore.nbytes, time.monotonic() - started)
+            return layers if good else None
         except (OSError, ValueError, TypeError, IndexError, RuntimeError) as error:
             # No content of any file may raise out of a lookup (law 6).
             if found.restore is None or not found.restore.failed(error):
@@ -312,12 +360,24 @@ class PromptCache:
                 found.restore.close()
 
     def _why(
-        self, namespace: str, ids: Tokens[int], count: int, matched: int, unreadable: bool
+        self,
+        namespace: str,
+        ids: Tokens[int],
+        count: int,
+        matched: int,
+        unreadable: bool,
+        slow: bool = False,
     ) -> Why:
         if count == len(ids) - 1:
             return Why("whole")
         if unreadable:
             return Why("unreadable", count)
+        if slow:
+            return Why("slow", count)
+        if self._store.unseen:
+            return Why("locked", count)
+        if self._writer.holds(namespace, ids[:-1], count):
+            return Why("writing", count)
         if count < matched:
             return Why("checkpoint", count)
         if self._tree.was_evicted(namespace, ids, count):
@@ -377,11 +437,18 @@ class PromptCache:
     def _leaving(self, node: SpanNode) -> None:
         """What leaves memory goes to the store first, where it is not there yet."""
         if node in self._tree.unsaved:
+            if not self._writer.has_room:
+                self._writer.tell_lost()
             self._save(node)
-            self._evicting = True
 
     def _save(self, node: SpanNode, short: bool = True) -> int:
-        """Have the writer write what the store lacks of a path; returns how many spans."""
+        """Have the writer write what the store lacks of a path; returns how many spans.
+
+        Where too much is waiting, the path stays unsaved: no answer waits for a slow disk.
+        """
+        if not self._writer.has_room:
+            self._tree.unsaved[node] = None
+            return 0
         layout = self._layouts[str(node.model)]
         made = drafts(self._store, layout, self._tree.tiers, node, self._writer.busy, short)
         for draft in made:

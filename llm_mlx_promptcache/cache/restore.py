@@ -50,6 +50,11 @@ class Restore:
             self.parts.append(Part(start, span.end, end, opened.outline()))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes to read: files are read whole, for their digest."""
+        return sum(opened.size for _, opened in self._spans)
+
+    @property
     def starts(self) -> list[int]:
         """Where the spans of the parts start."""
         return [span.start for span, _ in self._spans]

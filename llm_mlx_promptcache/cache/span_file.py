@@ -68,7 +68,11 @@ class Tensor(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A span to be stored: the whole path to its end, and its content."""
+    """A span to be stored: the whole path to its end, and its content.
+
+    `pieces` are the arrays that the tensors share their memory with, for who needs them before
+    they are stored; none of a checkpoint.
+    """
 
     namespace: str
     layout: Layout
@@ -77,6 +81,7 @@ class Draft(NamedTuple):
     tier: str
     tensors: list[Tensor]
     resumes: bool
+    pieces: Sequence[Piece | None] = ()
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,37 @@
+"""How fast this process reads what is stored, and whether computing it again would be faster."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_LEAST_BYTES: Final = 1 << 20  # less says more of the system's calls than of the disk
+_WEIGHT: Final = 0.5  # of the last restore
+_SLOWEST, _FASTEST = 1e4, 1e11  # bytes a second that are believed
+_OPTIMISM: Final = 1.25
+
+
+class Bandwidth:
+    """A moving estimate of the bytes a second that restores get; optimistic until the first."""
+
+    def __init__(self) -> None:
+        self._rate: float | None = None
+
+    def measured(self, nbytes: int, seconds: float) -> None:
+        """A restore of so many bytes took so long."""
+        if nbytes < _LEAST_BYTES:
+            return
+        rate = min(max(nbytes / max(seconds, 1e-9), _SLOWEST), _FASTEST)
+        self._rate = rate if self._rate is None else self._rate ** (1 - _WEIGHT) * rate**_WEIGHT
+
+    def is_slower(self, nbytes: int, tokens: int, prefill_speed: float | None) -> bool:
+        """Whether reading takes longer than prefilling `tokens` at so many a second.
+
+        Who is told so measures nothing, so the estimate rises each time: a disk that was slow once
+        is tried again.
+        """
+        if prefill_speed is None or self._rate is None or not tokens:
+            return False
+        if nbytes / self._rate <= tokens / prefill_speed:
+            return False
+        self._rate = min(self._rate * _OPTIMISM, _FASTEST)
+        return True
