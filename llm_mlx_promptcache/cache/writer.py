@@ -52,7 +52,7 @@ class Writer:
         self._changed = threading.Condition()
         self._queue: deque[_Item] = deque()  # the first is being written
         self._waiting = 0
-        self._untended = False
+        self._saved = self._tending = self._more = False
         self._blocked = self._hurried = self._patient = self._told = False
         self._thread: threading.Thread | None = None
 
@@ -123,9 +123,9 @@ class Writer:
         if self._process != os.getpid():
             return 0
         with self._changed:
-            while self._queue:
-                self._changed.wait_for(lambda: not self._queue or self._blocked)
-                if not self._queue or not self._patient:
+            while not self._idle:
+                self._changed.wait_for(lambda: self._idle or self._blocked)
+                if self._idle or not self._patient:
                     break
                 self._patient, self._hurried = False, True
                 self._changed.notify_all()
@@ -143,6 +143,11 @@ class Writer:
             _log.warning(
                 "the disk is slower than what is computed: some of it is not kept in the disk cache"
             )
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is left to do, but for evictions that take many rounds."""
+        return not (self._queue or self._saved or self._tending)
 
     def _drafts(self, namespace: str) -> list[Draft]:
         if not self.busy:
@@ -183,12 +188,15 @@ class Writer:
             with self._changed:
                 if self._queue:
                     return self._queue[0]
-                if not self._untended:
+                if not (self._saved or self._more):
                     # A thread that waited for ever would keep every cache of a process alive.
                     self._thread = None
                     return None
-                self._untended = False
+                self._tending, self._saved, self._more = self._saved, False, False
             self._tend()
+            with self._changed:
+                self._tending = False
+                self._changed.notify_all()
 
     def _pause(self) -> None:
         """Wait until it is time to try again, or somebody flushes."""
@@ -207,7 +215,7 @@ class Writer:
         try:
             if isinstance(item, Draft):
                 saved = self._store.save(item)
-                self._untended |= saved
+                self._saved |= saved
                 return saved or self._store.pause == 0
             if isinstance(item, list):
                 self._count(item)
@@ -224,7 +232,7 @@ class Writer:
         except Exception as error:
             _log.warning("the disk cache could not be kept in order: %s", error)
             return
-        self._untended = not done and self._store.pause == 0
+        self._more = not done and self._store.pause == 0
 
     def _count(self, uses: Iterable[Use]) -> None:
         """What is stored along these paths counts as used, with the checkpoints at their ends."""

@@ -223,7 +223,7 @@ def test_p4_a_process_ends_soon_and_with_one_warning_beside_a_stopped_one(
     out, error = child("once", tmp_path, 5).communicate(timeout=60)
     assert out == "1\n"
     assert error.count("\n") == 1
-    assert "another process holds its index locked" in error
+    assert "another process holds the index locked" in error
 
 
 def test_law_7_a_fetch_writes_nothing_whatever_it_finds(worlds, tmp_path, ids, tries):
