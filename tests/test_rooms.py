@@ -15,6 +15,7 @@ FORBIDDEN = {
     "llm_adapter": {"plugin", "commands", "langchain_adapter", "langchain_core"},
 }
 TENSORS = {
+    "device.py",
     "layers.py",
     "layer_kinds.py",
     "own_state.py",

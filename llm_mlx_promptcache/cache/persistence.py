@@ -35,7 +35,7 @@ def drafts(
 
     `busy` says that what was drafted earlier may still be on its way there.
     """
-    ids, namespace, chain = node.path(), str(node.model), _chain(node)
+    ids, namespace, chain = node.path(), str(node.model), chain_of(node)
     coming = max((n.end for n in chain if n.value.saved), default=0) if busy else 0
     found = store.lookup(namespace, ids)
     held = max(found.end, coming)
@@ -102,7 +102,8 @@ def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece 
     return kinds.split(layout, pieces, last.end - first.start, held - first.start)[1]
 
 
-def _chain(node: SpanNode) -> list[SpanNode]:
+def chain_of(node: SpanNode) -> list[SpanNode]:
+    """The spans from the root of a namespace to this one."""
     chain = []
     current: SpanNode | None = node
     while current is not None and current.parent is not None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from . import device
 from . import layers as kinds
 from .bandwidth import Bandwidth
 from .explain import Counters, Why
 from .layers import Layout
 from .leases import Lease, Loans
-from .persistence import drafts
+from .persistence import chain_of, drafts
 from .planning import Plan, plan
 from .policies import Policy
 from .sizes import parse_size
+from .span_file import Draft
 from .span_tree import SpanNode, SpanTree, is_hollow, parts_of
 from .store import NOTHING, Found, NullStore, Store
 from .tiers import TIERS
@@ -29,6 +32,8 @@ from .trie import Tokens, as_tokens
 from .writer import Writer
 
 __all__ = ["Lease", "PromptCache"]
+
+_MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
 
 
 class PromptCache:
@@ -58,6 +63,7 @@ class PromptCache:
         self._loans = Loans()
         self._writer = Writer(self._store)
         self._bandwidth = Bandwidth()
+        self._since = 0  # how often the device had failed when a change to spans began
         # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
         weakref.finalize(self, self._tree.clear).atexit = False
 
@@ -130,46 +136,82 @@ class PromptCache:
         Only what is not stored yet is copied. With `consume` the list of layers is emptied, one
         by one, so that a long conversation is never held twice; otherwise they stay the caller's.
         Without `on_disk` the store never gets it, unless another conversation has the same prefix.
-        Without `refill`, rows that moved into a lease stay there until its last insert.
+        Without `refill`, rows that moved into a lease stay there until its last insert. Where
+        the device failed nothing of it is kept: RuntimeError.
         """
         ids = _checked(tokens)
+        with self._lock, self._proving(device.failures()):
+            return self._insert(namespace, ids, layers, tier, consume, on_disk, refill)
+
+    def insert_path(
+        self,
+        namespace: str,
+        tokens: Iterable[int],
+        layers: Sequence[Any],
+        ends: Sequence[tuple[int, str]],
+        *,
+        since: int,
+        consume: bool = False,
+        on_disk: bool = True,
+        refill: bool = True,
+    ) -> None:
+        """`insert` at several ends of one path, each with its tier, the last one last.
+
+        The device is waited for once. `since` is how often it had failed (`device.failures`) when
+        these layers were made: where it has failed again they are nobody's, and RuntimeError.
+        """
+        ids = _checked(tokens)
+        *before, (end, tier) = ends
+        with self._lock, self._proving(since):
+            for at, its_tier in before:
+                self._insert(namespace, ids[:at], layers, its_tier, False, on_disk, refill)
+            refill = refill or consume
+            self._insert(namespace, ids[:end], layers, tier, consume, on_disk, refill)
+
+    def _insert(
+        self,
+        namespace: str,
+        ids: Tokens[int],
+        layers: Sequence[Any],
+        tier: str,
+        consume: bool,
+        on_disk: bool,
+        refill: bool,
+    ) -> int:
         self._tree.check_tier(tier)
         layout = kinds.layout_of(layers)
-        with self._lock:
-            known = self._layout(namespace) or layout
-            at = kinds.position_of(known, layers)
-            at = len(ids) if at is None else at
-            ids = ids[:at]
-            if not len(ids):
-                raise ValueError("layers hold no token yet; run the model before inserting them")
-            self._loans.check(namespace, ids, layers)
-            self._begin()
-            self._layouts[namespace] = known
-            ids = ids[: self._fitting(namespace, known, ids, layers, at)]
-            if len(ids):
-                node = self._tree.add(
-                    namespace, known, ids, layers, at, tier, consume, on_disk, refill
-                )
-                if not kinds.cut_anywhere(known):
-                    self._tree.thin(known, node)
-                held = self._tree.hold(node)  # what has just come is not what goes
-                self._evict()
-                self._tree.release(held)
-                self._evict()
-            if consume and isinstance(layers, list):
-                layers.clear()
-            return len(ids)
+        known = self._layout(namespace) or layout
+        at = kinds.position_of(known, layers)
+        at = len(ids) if at is None else at
+        ids = ids[:at]
+        if not len(ids):
+            raise ValueError("layers hold no token yet; run the model before inserting them")
+        self._loans.check(namespace, ids, layers)
+        self._begin()
+        self._layouts[namespace] = known
+        ids = ids[: self._fitting(namespace, known, ids, layers, at)]
+        if len(ids):
+            node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk, refill)
+            if not kinds.cut_anywhere(known):
+                self._tree.thin(known, node)
+            held = self._tree.hold(node)  # what has just come is not what goes
+            self._evict()
+            self._tree.release(held)
+            self._evict()
+        if consume and isinstance(layers, list):
+            layers.clear()
+        return len(ids)
 
     def pin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Keep a stored prefix whatever happens; ValueError where it is not all in memory."""
         ids = _checked(tokens)
-        with self._lock:
+        with self._lock, self._proving(device.failures()):
             node = self._end_of(namespace, ids)
             if not node.value.pinned:
                 self._tree.hold(node)
                 node.value.pinned = True
             if node in self._tree.unsaved:
-                self._save(node)
+                self._save([node])
         self._writer.wait()
         self._store.pin(namespace, ids, True)
 
@@ -191,7 +233,7 @@ class PromptCache:
         limit = (
             self._max_bytes if memory_bytes is None else parse_size(memory_bytes, "memory_bytes")
         )
-        with self._lock:
+        with self._lock, self._proving(device.failures()):
             self._begin()
             self._tree.evict(limit, _checked_count(spans), self._leaving)
 
@@ -224,14 +266,15 @@ class PromptCache:
 
     def _hand_over(self, short: bool) -> tuple[int, bool]:
         """Give the writer what it can take; how many spans that were, and whether more is left."""
-        with self._lock:
+        with self._lock, self._proving(device.failures()):
             self._begin()
-            waiting, self._tree.unsaved = list(self._tree.unsaved), {}
-            written, refused = 0, False
-            # Ends first: what they hang on is written with them.
-            for node in reversed(waiting):
-                refused |= not self._writer.has_room
-                written += self._save(node, short)
+            waiting, self._tree.unsaved = self._tree.unsaved, {}
+            try:
+                # Ends first: what they hang on is written with them.
+                written, refused = self._save([*reversed(waiting)], short)
+            except BaseException:
+                self._tree.unsaved = waiting
+                raise
             self._tree.unsaved = {node: None for node in waiting if node in self._tree.unsaved}
             self._writer.count_uses()
             return written, refused
@@ -350,6 +393,8 @@ class PromptCache:
             self._bandwidth.measured(found.restore.nbytes, time.monotonic() - started)
             return layers if good else None
         except (OSError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            device.note(error)
+            self._tree.lose(layout, (nodes[index] for index in moving))
             # No content of any file may raise out of a lookup (law 6).
             if found.restore is None or not found.restore.failed(error):
                 raise
@@ -439,23 +484,73 @@ class PromptCache:
         if node in self._tree.unsaved:
             if not self._writer.has_room:
                 self._writer.tell_lost()
-            self._save(node)
+            self._save([node])
 
-    def _save(self, node: SpanNode, short: bool = True) -> int:
-        """Have the writer write what the store lacks of a path; returns how many spans.
+    def _save(self, nodes: Sequence[SpanNode], short: bool = True) -> tuple[int, bool]:
+        """Have the writer write what the store lacks of these paths.
 
-        Where too much is waiting, the path stays unsaved: no answer waits for a slow disk.
+        Returns how many spans that are, and whether more is left: where too much is waiting, a path
+        stays unsaved, and no answer waits for a slow disk.
         """
-        if not self._writer.has_room:
-            self._tree.unsaved[node] = None
-            return 0
+        made: list[Draft] = []
+        fresh: list[SpanNode] = []
+        written, refused = 0, False
+        try:
+            for node in nodes:
+                if not self._writer.has_room:
+                    self._tree.unsaved[node], refused = None, True
+                    continue
+                fresh += [passed for passed in chain_of(node) if not passed.value.saved]
+                made += self._drafts(node, self._writer.busy or bool(made), short)
+                if not node.value.saved and not short:
+                    self._tree.unsaved[node] = None
+                if sum(draft.nbytes for draft in made) > _MOST_DRAFTED:
+                    written += self._write(made)
+                    fresh.clear()
+            written += self._write(made)
+        except BaseException:
+            for node in fresh:
+                node.value.saved = False
+            raise
+        return written, refused
+
+    def _drafts(self, node: SpanNode, busy: bool, short: bool) -> list[Draft]:
         layout = self._layouts[str(node.model)]
-        made = drafts(self._store, layout, self._tree.tiers, node, self._writer.busy, short)
+        with device.work():
+            return drafts(self._store, layout, self._tree.tiers, node, busy, short)
+
+    def _write(self, made: list[Draft]) -> int:
+        """Hand drafts to the writer, once the device has done all that they are made of."""
+        count = len(made)
+        if made:
+            self._prove()
         for draft in made:
             self._writer.put(draft)
-        if not node.value.saved and not short:
-            self._tree.unsaved[node] = None
-        return len(made)
+        made.clear()
+        return count
+
+    # Proving.
+
+    @contextmanager
+    def _proving(self, since: int) -> Iterator[None]:
+        """A change to spans, which nobody finds before the device has done what they are made of.
+
+        Where it failed, spans hold what they held before, or nothing.
+        """
+        self._since = since
+        try:
+            yield
+            if self._tree.unproven:
+                self._prove()
+            self._tree.proved()
+        except BaseException:
+            self._tree.withdraw()
+            raise
+
+    def _prove(self) -> None:
+        device.settle()
+        if device.failures() != self._since:
+            raise RuntimeError("the device failed meanwhile, so nothing of this is kept")
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:

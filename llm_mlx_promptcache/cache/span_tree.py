@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from . import device
 from . import layers as kinds
 from .layers import Layout, Part, Wanted
 from .pieces import Piece
@@ -54,6 +55,8 @@ class SpanTree:
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._saving = saving
         self.unsaved: dict[SpanNode, None] = {}  # parents before their children
+        # What spans held before the device was given work on their pieces, until that is proven.
+        self._unproven: dict[SpanNode, list[Piece | None]] = {}
         self.evicted = dict.fromkeys(tiers, 0)
 
     def __len__(self) -> int:
@@ -151,7 +154,12 @@ class SpanTree:
         ]
         if length < len(ids):
             wanted.append(Wanted(length, len(ids), pieces))
-        kinds.collect(layout, layers, at, wanted, consume)
+        held = [list(n.value.pieces) for n in nodes]
+        try:
+            with device.work():
+                kinds.collect(layout, layers, at, wanted, consume)
+        finally:
+            self._note_changed(nodes, held)
         self._order.touch(n.value.entry for n in nodes)
         before = [n.value.entry.nbytes for n in nodes]
         self.resized(nodes)
@@ -181,24 +189,65 @@ class SpanTree:
         key = _key(node.model, ids)
         entry = self._order.push(node, tier, size, length, above, key)
         node.value = Span(pieces, entry)
+        self._unproven[node] = [None] * len(pieces)
         self._gone.pop(_branch(node.model, ids[: node.start], ids[node.start]), None)
         return node
 
     def split(self, layout: Layout, node: SpanNode, at: int) -> SpanNode:
         """Cut a span at position `at` of its path; returns the new first part."""
         span = node.value
-        left, right = kinds.split(layout, span.pieces, len(node.tokens), at - node.start)
+        with device.work():
+            left, right = kinds.split(layout, span.pieces, len(node.tokens), at - node.start)
         upper = self._trie.split(node, at)
         key = _key(upper.model, upper.path())
         size = kinds.nbytes(left)
         entry = self._order.split(span.entry, upper, size, len(upper.tokens), key)
         upper.value = Span(left, entry, saved=span.saved)
         span.pieces = right
+        self._unproven |= {upper: [None] * len(left), node: [None] * len(right)}
         self.resized([node])
         if node in self.unsaved:
             del self.unsaved[node]
             self.unsaved |= {upper: None, node: None}
         return upper
+
+    def _note_changed(self, nodes: Sequence[SpanNode], held: Sequence[list[Piece | None]]) -> None:
+        for node, before in zip(nodes, held, strict=True):
+            pairs = zip(node.value.pieces, before, strict=True)
+            if any(now is not then for now, then in pairs):
+                self._unproven.setdefault(node, before)
+
+    # Proving.
+
+    @property
+    def unproven(self) -> bool:
+        """Whether there are spans whose pieces the device may not have written yet."""
+        return bool(self._unproven)
+
+    def proved(self) -> None:
+        """The device has done all that it was given."""
+        self._unproven.clear()
+
+    def withdraw(self) -> None:
+        """It has not: spans hold again what they held before, or nothing, and those go."""
+        unproven, self._unproven = self._unproven, {}
+        there = [node for node in unproven if node.value.entry in self._order]
+        for node in there:
+            node.value.pieces = unproven[node]
+            if is_hollow(node):
+                self.unsaved.pop(node, None)
+        self.resized(there)
+        for node in sorted(there, key=lambda node: -node.end):
+            self.drop_hollow(node)
+
+    def lose(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
+        """Rows that were to move out of these spans went nowhere: of what is left none is whole."""
+        for node in nodes:
+            pairs = list(zip(layout, node.value.pieces, strict=True))
+            if any(kind.anywhere and piece is None for kind, piece in pairs):
+                node.value.pieces[:] = [None if kind.anywhere else piece for kind, piece in pairs]
+
+    # Thinning.
 
     def thin(self, layout: Layout, node: SpanNode) -> None:
         """Give up checkpoints on the way to `node` that later ones make unlikely to be needed.
@@ -253,16 +302,21 @@ class SpanTree:
             if entry is None:
                 break  # what is left is pinned or leased
             node = entry.item
-            leaving(node)
-            self.evicted[self.tiers[entry.tier]] += 1
-            self._remember(node)
-            self.unsaved.pop(node, None)
-            self._trie.prune(node)
+            try:
+                leaving(node)
+            finally:
+                self.evicted[self.tiers[entry.tier]] += 1
+                self._remember(node)
+                self._forget(node)
 
     def discard(self, node: SpanNode) -> None:
         """Take a leaf out that its owner wants no more."""
         self._order.remove(node.value.entry)
+        self._forget(node)
+
+    def _forget(self, node: SpanNode) -> None:
         self.unsaved.pop(node, None)
+        self._unproven.pop(node, None)
         self._trie.prune(node)
 
     def drop_hollow(self, node: SpanNode) -> None:
@@ -291,6 +345,7 @@ class SpanTree:
         self._order.clear()
         self._gone.clear()
         self.unsaved.clear()
+        self._unproven.clear()
 
     def _remember(self, node: SpanNode) -> None:
         path = node.path()

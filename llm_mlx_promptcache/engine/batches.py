@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..cache import device
 from .admission import expected, fits_together
 from .batch_probe import BatchProof
 from .decoding import Decoding, Row, Step
@@ -38,8 +39,10 @@ class Batches:
         """One step of every row.
 
         Where rows fail together, each starts again alone: one of them, or batches of this model,
-        may be at fault. One that fails alone has its error.
+        may be at fault. One that fails alone has its error. Nobody steps behind a failure: whose
+        work it was, nobody knows.
         """
+        before = device.failures()
         for decoding in self._all():
             rows = list(decoding.rows)
             try:
@@ -47,6 +50,16 @@ class Batches:
             except Exception as error:
                 steps = self._failed(rows, error, decoding.broken)
             yield from zip(rows, steps, strict=True)
+            if device.failures() != before:
+                return
+
+    def give_up(self) -> list[Row]:
+        """All rows, whose layers are lost: each can go on at its `path` and `last`."""
+        rows = [row for decoding in self._all() for row in decoding.rows]
+        for row in rows:
+            row.rewind()
+        self._of.clear()
+        return rows
 
     def layers_of(self, row: Row) -> list[Any]:
         """Layers that hold `row.path`; its own where it is alone."""

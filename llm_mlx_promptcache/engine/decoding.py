@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..cache import device
 from .forward import BatchForm, can_batch, extend, extract, forward, merge, quantise
 from .request import KVSettings
-from .sampling import Chooser, Likely
+from .sampling import Chooser, Likely, Mark
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -62,6 +63,15 @@ class Row:
         self.logprobs = logprobs
         self.likely: Likely | None = None
         self.error: Exception | None = None
+        # Where chooser and `likely` stood before the last choice.
+        self.chosen_at: tuple[Mark, Likely | None] = (chooser.mark(), None)
+
+    def rewind(self) -> None:
+        """Undo the last choice, which nobody has read: it may be one of garbage."""
+        if self.last is None:
+            self.last, self.path, self.owed = self.path[-1], self.path[:-1], False
+            mark, self.likely = self.chosen_at
+            self.chooser.reset(mark)
 
 
 class Decoding:
@@ -72,6 +82,7 @@ class Decoding:
         self.rows = [row]
         self._layers = layers
         self._together = self.broken = False
+        self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([row.last])
         self._count = 0
 
@@ -82,11 +93,12 @@ class Decoding:
     def join(self, row: Row, layers: list[Any], form: BatchForm) -> None:
         """Another answer takes its steps with these; its list of layers is emptied."""
         self.broken = True  # unless all goes well: layers are given up one by one
-        if self._together:
-            extend(self._layers, layers)
-        else:
-            self._layers = merge(self._layers, layers, form)
-            self._together = True
+        with device.work():
+            if self._together:
+                extend(self._layers, layers)
+            else:
+                self._layers = merge(self._layers, layers, form)
+                self._together = True
         self.broken = False
         self.rows.append(row)
         self._tokens = mx.concatenate([self._tokens, mx.array([row.last], self._tokens.dtype)])
@@ -104,9 +116,10 @@ class Decoding:
         index = self.rows.index(row)
         keep = [at for at in range(len(self.rows)) if at != index]
         try:
-            layers = self.layers_of(row)
-            for layer in self._layers if keep and not self.broken else []:
-                layer.filter(keep)
+            with device.work():
+                layers = self.layers_of(row)
+                for layer in self._layers if keep and not self.broken else []:
+                    layer.filter(keep)
         except Exception:
             self.broken = True  # those that stay begin again
             raise
@@ -120,7 +133,12 @@ class Decoding:
 
     def suspend(self, row: Row) -> list[Any]:
         """Take out an answer that goes on later, at its `path` and `last`; returns its layers."""
-        value = self._values()[self.rows.index(row)]
+        try:
+            with device.work():
+                value = self._values()[self.rows.index(row)]
+        except Exception:
+            row.rewind()
+            raise
         try:
             if row.last is None and row.constraint is not None and row.error is None:
                 row.constraint.consume(value)
@@ -135,17 +153,22 @@ class Decoding:
         Where it raises, the layers are of no use any more, and the rows can start again elsewhere
         at their `path` and `last`.
         """
-        marks = [(row.chooser.mark(), row.likely) for row in self.rows]
-        tokens = self._tokens
+        marks = [(row.chooser.mark(), row.likely, row.chosen_at) for row in self.rows]
+        self._read = None
         try:
-            return self._step()
+            with device.work():
+                return self._step()
         except Exception:
-            chosen = cast("list[int]", tokens.tolist())
-            for row, value, (mark, likely) in zip(self.rows, chosen, marks, strict=True):
-                # Its grammar has been told this token already; who asked has not.
-                row.last, row.owed = value, row.last is None or row.owed
-                row.likely = likely
+            for at, (row, (mark, likely, chosen_at)) in enumerate(
+                zip(self.rows, marks, strict=True)
+            ):
                 row.chooser.reset(mark)
+                row.likely, row.chosen_at = likely, chosen_at
+                if self._read is None:
+                    row.rewind()
+                elif row.last is None:
+                    # Its grammar has been told this token already; who asked has not.
+                    row.last, row.owed = self._read[at], True
             raise
 
     def _step(self) -> list[Step]:
@@ -167,6 +190,8 @@ class Decoding:
         if values is not None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
         before = [row.likely for row in self.rows]
+        for row in self.rows:
+            row.chosen_at = row.chooser.mark(), row.likely
         following = mx.concatenate(
             [self._choose(row, logits[at : at + 1]) for at, row in enumerate(self.rows)]
         )
@@ -182,7 +207,8 @@ class Decoding:
         ]
 
     def _values(self) -> list[int]:
-        return cast("list[int]", self._tokens.tolist())
+        self._read = cast("list[int]", self._tokens.tolist())
+        return self._read
 
     def _consume(self, row: Row, value: int, alone: bool) -> list[int]:
         """Tell a row's grammar its token; returns those that must follow, where they may run."""

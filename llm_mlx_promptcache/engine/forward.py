@@ -22,6 +22,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from ..cache import device
 from .errors import one_line
 from .request import KVSettings
 
@@ -70,8 +71,8 @@ class _Wired:
                 self._limit.enter_context(wired_limit(model))
         try:
             yield
+            device.settle()
         finally:
-            mx.synchronize()
             with self._lock:
                 self._models -= 1
                 if not self._models:
@@ -88,8 +89,9 @@ def wired(model: nn.Module) -> AbstractContextManager[None]:
 
 def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None:
     """Run `ids` for what they leave in the layers."""
-    model(mx.array([list(ids)]), cache=layers)
-    mx.eval([layer.state for layer in layers])
+    with device.work():
+        model(mx.array([list(ids)]), cache=layers)
+        mx.eval([layer.state for layer in layers])
     mx.clear_cache()
 
 

@@ -6,6 +6,7 @@ import logging
 from array import array
 from typing import Any
 
+from ..cache import device
 from ..cache.explain import Why
 from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.prompt_cache import Lease, PromptCache
@@ -25,8 +26,11 @@ _BEHIND = 4096
 class Holding:
     """What one request holds: layers, how far they got, and how much of that is kept."""
 
-    def __init__(self, prepared: Prepared, lease: Lease, layers: list[Any], taken: bool) -> None:
+    def __init__(
+        self, prepared: Prepared, lease: Lease, layers: list[Any], taken: bool, since: int
+    ) -> None:
         self.prepared = prepared
+        self.since = since  # how often the device had failed before
         self.lease = lease
         self.layers = layers
         self.kept, self.kept_in = 0, ""
@@ -34,6 +38,15 @@ class Holding:
         self.away = taken and lease.cached > 0
         self.at_home = 0 if taken else lease.cached
         self.places: set[int] = set()
+
+    @property
+    def whole(self) -> bool:
+        """Whether its layers may be used: no work of the device has failed since they were made.
+
+        A failure does not say whose work it was, and layers grow in place: what a finished step
+        left in them may be gone with the next one.
+        """
+        return self.since == device.failures()
 
 
 class Keeper:
@@ -62,12 +75,12 @@ class Keeper:
             self._quantised.add(kv)
         self._cache.label(prepared.namespace, self._name)
         # Rows of two namespaces may be in one path then, and each finds its own at home.
-        take = take and kv is None
+        take, since = take and kv is None, device.failures()
         lease = self._fetch(prepared, ids, take)
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
-        holding = Holding(prepared, lease, layers, take)
+        holding = Holding(prepared, lease, layers, take, since)
         holding.places = self._places(holding, len(ids))
         return holding
 
@@ -79,7 +92,7 @@ class Keeper:
         Rows that moved into the layers stay there till then, or until others need them (`back`).
         """
         prepared, done = holding.prepared, len(path)
-        if not self._keeps(prepared) or not done or not holding.layers:
+        if not (self._keeps(prepared) and done and holding.layers and holding.whole):
             return
         namespace = self._namespace(holding)
         if namespace != holding.kept_in:  # rows that were quantised since belong elsewhere
@@ -90,17 +103,16 @@ class Keeper:
             ends.append((done, "assistant"))
         if not self._counts:  # they can't tell where they stand: at the last end, and no other
             ends = ends[-1:]
-        for number, (end, tier) in enumerate(ends, 1):
-            final = last and number == len(ends)
-            self._cache.insert(
-                namespace,
-                path[:end],
-                holding.layers,
-                tier,
-                consume=final,
-                on_disk=prepared.request.on_disk,
-                refill=final or back or not holding.away,
-            )
+        self._cache.insert_path(
+            namespace,
+            path,
+            holding.layers,
+            ends,
+            since=holding.since,
+            consume=last,
+            on_disk=prepared.request.on_disk,
+            refill=back or not holding.away,
+        )
         holding.kept = done
         holding.away = holding.away and not (last or back)
         holding.at_home = 0 if holding.away else done
@@ -114,12 +126,10 @@ class Keeper:
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 
-    def bring_home(self, holding: Holding, path: array[int], failed: bool = False) -> None:
+    def bring_home(self, holding: Holding, path: array[int]) -> None:
         """At the end: insert all that the layers hold, which go; what can't be kept is lost."""
         try:
-            # State of a chunk or step that failed half way is nobody's.
-            if holding.layers and not (failed and self._stops):
-                self.keep(holding, path, last=True)
+            self.keep(holding, path, last=True)
         except Exception as error:
             _log.warning("what a request had computed could not be kept: %s", error)
         holding.layers = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..cache import device
 from ..cache.identity import Identity
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
@@ -101,6 +102,7 @@ class Running:
 
     def step(self) -> None:
         """One turn: a step of all answers, or a chunk's worth of prompts."""
+        self._recover()
         for task in [*self._waiting, *self._active()]:
             if task.asker.gone():
                 self._end(task)
@@ -112,7 +114,8 @@ class Running:
             self._wired.close()
 
     def fail(self, error: BaseException) -> None:
-        """Tell everybody that nothing more will come."""
+        """Tell everybody that nothing more will come, and keep nothing of what they hold."""
+        device.note(error)
         for task in [*self._waiting, *self._active()]:
             try:
                 self._end(task, error)
@@ -254,12 +257,24 @@ class Running:
                 self._hear(self._answering[row], step)
         else:
             if self._answering:  # their next step is on its way already, and theirs to pay
-                mx.synchronize()
+                if not self._settle_answers():
+                    return
                 ended = self._clock()
                 self._turns.spent(Party.ANSWERS, ended - started)
                 started = ended
             self._run_prompts(self._long(), party)
         self._turns.spent(party, self._clock() - started)
+
+    def _settle_answers(self) -> bool:
+        """Wait for the answers' step; where the device failed meanwhile, theirs is the error."""
+        try:
+            device.settle()
+        except Exception as error:
+            for task in list(self._answering.values()):
+                self._end(task, error)
+            self._recover()
+            return False
+        return True
 
     def _run_prompts(self, long: Task | None, party: Party) -> None:
         """A chunk of the long prompt, or a chunk's worth of short ones, the shortest first.
@@ -289,7 +304,8 @@ class Running:
         try:
             end = chunk_end(start, last, holding.places, most)
             began = self._clock()
-            prefill(self._loaded.model, holding.layers, task.ids[start:end])
+            with device.work():
+                prefill(self._loaded.model, holding.layers, task.ids[start:end])
             self._planner.observe(start, end - start, self._clock() - began)
             task.done = end
             self._admission.measure(holding.layers, end)
@@ -298,6 +314,7 @@ class Running:
             self._progress(task)
         except BaseException as error:
             self._end(task, error)
+            self._recover()
         return task.done - start
 
     def _progress(self, task: Task) -> None:
@@ -335,6 +352,21 @@ class Running:
             request.kv,
             request.logprobs,
         )
+
+    def _recover(self) -> None:
+        """Behind a failure of the device all who held layers begin again.
+
+        Whose work it was is not told, nor what else was not written. Who was told of it has ended,
+        so there is an end to this.
+        """
+        active = self._active()
+        if all(task.holding is None or task.holding.whole for task in active):
+            return
+        self._batches.give_up()
+        self._prefilling, self._answering = [], {}
+        for task in active:
+            task.restart()
+        self._waiting[:0] = active
 
     # Answers.
 
@@ -385,7 +417,7 @@ class Running:
         if task.holding is not None:
             if task.row is not None and self._answering.pop(task.row, None) is not None:
                 task.holding.layers = self._batches.leave(task.row)
-            self._keeper.bring_home(task.holding, task.path, failed=error is not None)
+            self._keeper.bring_home(task.holding, task.path)
         if error is not None:
             task.asker.tell(error)
         task.asker.tell(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import mlx.core as mx
 
 
@@ -11,5 +13,6 @@ def leave_thread() -> None:
     A thread that ends with streams of its own makes the process abort at its exit, more often
     than not (ml-explore/mlx#3395).
     """
-    mx.synchronize()
+    with suppress(RuntimeError):  # a failure that nobody waits for any more
+        mx.synchronize()
     mx.clear_streams()
