@@ -4,7 +4,7 @@ Used by test_families.py and by benchmarks/matrix.py.
 """
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +13,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 WORDS = 100
 WINDOW = 8
 SLIDE, FULL = "sliding_attention", "full_attention"
+
+# Where a config names the size of a table of tokens besides.
+_TABLES = {"num_vocab", "vocab_size_per_layer_input"}
 
 # mlx-lm's ModelArgs take the names they know and leave the rest, so one dictionary serves nearly
 # all of them; a family names only what is its own.
@@ -72,7 +75,19 @@ class Family:
         config = {**COMMON, "model_type": self.name, **self.own}
         if self.inside is None:
             return config
-        return {"model_type": self.name, "vocab_size": WORDS, self.inside: config}
+        return {
+            "model_type": self.name,
+            "vocab_size": config["vocab_size"],
+            self.inside: config,
+        }
+
+    def with_words(self, words: int) -> "Family":
+        """The same model with so many tokens, in each of its tables.
+
+        An id past a table's end is no error in MLX: it reads what lies behind, which changes.
+        """
+        sizes = {"vocab_size", *(_TABLES & self.own.keys())}
+        return replace(self, own={**self.own, **dict.fromkeys(sizes, words)})
 
     def build(self) -> Any:
         """The model, the same weights every time."""

@@ -51,9 +51,8 @@ def loaded_kind(tiny_llama):
 
     def load(name, **own):
         base = load_model(str(tiny_llama()))
-        family = families.BY_NAME[name]
-        own = {**family.own, "vocab_size": base.config["vocab_size"], **own}
-        model = dataclasses.replace(family, own=own).build()
+        family = families.BY_NAME[name].with_words(base.config["vocab_size"])
+        model = dataclasses.replace(family, own={**family.own, **own}).build()
         if name in ("mamba", "mamba2"):
             for layer in model.layers:
                 layer.mixer.A_log = layer.mixer.A_log * 0 - 8
