@@ -62,6 +62,10 @@ The faults are in mlx-lm's code for these models (0.32.2), not in its batched la
   row: it fails.
 - **llama4** and **deepseek_v41** keep layers that have no batched form.
 
+Where mlx-lm's batches alone differ (**mamba**, **jamba**, **nemotron_h**, **rwkv7** and other
+recurrent ones), the padding of prompts that it prefills together runs into the states: prompts of
+equal length come out the same. The engine prefills each prompt alone, so nothing is padded there.
+
 What depends on a length that a trial of 15 tokens doesn't reach was looked for in mlx-lm's source:
 window layers (the trial makes them narrow), the sparse attention of deepseek_v32 and glm_moe_dsa
 and the scales of ministral3 and mistral4 (right: tried past their lengths), and minimax_m3_vl.

@@ -405,7 +405,8 @@ FAMILIES: tuple[Family, ...] = (
         num_hidden_layers=4,
     ),
     _family("bailing_moe_linear", layer_group_size=2, group_norm_size=2, num_hidden_layers=4),
-    _family("bailing_moe_v3", layer_group_size=2, num_hidden_layers=4),
+    # At scale 2 mlx-lm alone, in other chunks, is 1.3e-4 off with some BLAS.
+    _family("bailing_moe_v3", scale=1.5, layer_group_size=2, num_hidden_layers=4),
     _family(
         "falcon_h1",
         mamba_d_conv=4,
