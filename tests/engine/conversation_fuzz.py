@@ -1,0 +1,425 @@
+"""Random conversations over a random family, each answer beside a cold one of a model alone.
+
+Used by test_conversations_fuzz.py; `python conversation_fuzz.py one SEED` plays one run again, and
+`python conversation_fuzz.py ask FOLDER STORE RUN` is the fresh process that a run asks now and then.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE), str(HERE.parent / "cache"), str(HERE.parent)]
+
+import conversations
+import families
+import mlx.core as mx
+
+from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
+from llm_mlx_promptcache.cache.layers import NotCached, layout_of
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import wire
+from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.forward import make_layers
+from llm_mlx_promptcache.engine.loading import load_model
+from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, KVSettings
+from llm_mlx_promptcache.engine.running import Running
+
+# Layers can be quantised where a head has whole groups of 32.
+QUANTISED = ("llama", "qwen3", "gemma3_text", "qwen3_next", "olmo3", "ministral3")
+NAMES = [family.name for family in families.FAMILIES if family.name != "deepseek_v41"]
+# Log probabilities are differences of logits, so two of law 1's bounds; then a step for rounding.
+PLAIN, ROUNDED = 2.5e-4, 2.5e-2
+TEXTS = ("One?", "Why?", "And the lamp?", "The fog, " * 4, "of the capital and " * 9)
+SYSTEMS = ("You keep a lighthouse.", "You keep a log. " * 8)
+CONTEXT = 1500
+
+
+class Wrong(AssertionError):
+    """A warm answer that is not the cold one."""
+
+
+class Run(NamedTuple):
+    """What a seed stands for: a family, its budgets, and how many steps are played."""
+
+    seed: int
+    family: str
+    heads: int  # 32 wide where keys and values are quantised, 0: as the family has them
+    memory: str
+    disk: str
+    steps: int
+
+    @classmethod
+    def of(cls, seed: int, names: Any = NAMES) -> "Run":
+        """The run of a seed."""
+        rng = random.Random(seed)
+        name = rng.choice(names)
+        heads = 32 if name in QUANTISED and rng.random() < 0.6 else 0
+        memory = rng.choice(["100KB", "1MB", "100MB", "100MB"])
+        disk = rng.choice(["", "300KB", "3MB", "1GB", "1GB"])
+        return cls(seed, name, heads, memory, disk, rng.randint(12, 30))
+
+
+@functools.cache
+def base(folder: str, role: str) -> Any:
+    """The tiny tokenizer's model, once for each thread that uses it."""
+    return load_model(folder)
+
+
+def loaded(run: Run, folder: str, role: str) -> Any:
+    """The family's model over the tiny tokenizer."""
+    tiny = base(folder, role)
+    family = families.BY_NAME[run.family]
+    own = {**family.own, "vocab_size": tiny.config["vocab_size"]}
+    if run.heads:
+        own["head_dim"] = run.heads
+    model = dataclasses.replace(family, own=own).build()
+    return conversations.loaded_as(tiny, model, CONTEXT)
+
+
+class Chat(NamedTuple):
+    """A conversation: what was said, and how it is asked."""
+
+    messages: tuple[Message, ...]
+    kv: KVSettings | None = None
+    tools: bool = False
+    salt: str = ""
+
+
+class Fuzz:
+    """One run: an engine with a cache, one without, and what was said so far."""
+
+    def __init__(self, run: Run, folder: str, store: Path) -> None:
+        self.run, self.folder, self.path = run, folder, store
+        self.rng = random.Random(run.seed + 1)
+        self.seen: Counter[str] = Counter()
+        self.prompts = self.cached = 0
+        self.cold_answers: dict[Any, Finished] = {}
+        self.cold = Engine(
+            lambda: Running(loaded(run, folder, "cold"), f"{run.family}-{run.heads}", PromptCache("1MB"))
+        )
+        self.chats = [self.new_chat()]
+        self.start()
+
+    def start(self) -> None:
+        """An engine and a cache as a new process has them, over the same folder."""
+        run, folder = self.run, self.folder
+        self.store = DiskStore(self.path, run.disk) if run.disk else NullStore()
+        self.cache = PromptCache(run.memory, self.store)
+        cache = self.cache
+        self.engine = Engine(
+            lambda: Running(loaded(run, folder, "warm"), f"{run.family}-{run.heads}", cache)
+        )
+
+    def new_chat(self) -> Chat:
+        rng = self.rng
+        kv = None
+        if self.run.heads and rng.random() < 0.6:
+            kv = KVSettings(rng.choice([4, 8]), 32, rng.choice([0, 40]))
+        system = Message("system", rng.choice(SYSTEMS))
+        salt = rng.choice(["", "", "", "somebody else"])
+        return Chat((system,), kv, rng.random() < 0.25 and not kv, salt)
+
+    def play(self) -> None:
+        """All steps, and what must hold at the end."""
+        steps = [
+            (self.ask, 8),
+            (self.retry, 2),
+            (self.fork, 2),
+            (self.edit, 2),
+            (self.together, 3),
+            (self.cancel, 3),
+            (self.restart, 1.5),
+            (self.squeeze, 1),
+            (self.warm, 0.5),
+            (self.begin, 1.5),
+            (self.elsewhere, 0.12),
+        ]
+        calls, weights = zip(*steps, strict=True)
+        try:
+            for _ in range(self.run.steps):
+                (step,) = self.rng.choices(calls, weights)
+                self.seen[step.__name__] += 1
+                step()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.engine.close()
+        self.cold.close()
+        for found in (self.cache.check(), self.checked_store()):
+            if found:
+                raise Wrong(f"{self.run}: {found}")
+
+    def checked_store(self) -> list[str]:
+        if not isinstance(self.store, DiskStore):
+            return []
+        found = self.store.check()
+        held = sum(path.stat().st_size for path in self.store.spans_folder.glob("*.safetensors"))
+        if (said := self.store.stats()["bytes"]) != held:
+            found = [*found, f"the store counts {said} bytes and holds {held}"]
+        self.store.close()
+        return found
+
+    # -- steps
+
+    def request(self, chat: Chat, **more: Any) -> GenerationRequest:
+        if chat.tools:
+            more = {"tools": conversations.TOOLS, "tool_choice": "any", "max_calls": 2, **more}
+        most = 160 if chat.tools else self.rng.randint(1, 12)
+        asked = {"max_tokens": most, "kv": chat.kv, "salt": chat.salt, "logprobs": 2, **more}
+        return GenerationRequest(chat.messages, **asked)
+
+    def asked(self, chat: Chat) -> tuple[Chat, GenerationRequest]:
+        """The chat with a question, or with the results of its calls, and the request for it."""
+        last = chat.messages[-1]
+        results = tuple(
+            Message("tool", self.rng.choice(TEXTS), tool_call_id=call.id)
+            for call in last.tool_calls
+        )
+        more = results or (Message("user", self.rng.choice(TEXTS)),)
+        chat = chat._replace(messages=(*chat.messages, *more))
+        return chat, self.request(chat)
+
+    def pick(self) -> int:
+        at = self.rng.randrange(len(self.chats))
+        if len(self.chats[at].messages) > 11:
+            self.chats[at] = self.new_chat()
+        return at
+
+    def ask(self) -> None:
+        at = self.pick()
+        chat, request = self.asked(self.chats[at])
+        self.chats[at] = self.answered(chat, self.checked(request))
+
+    def retry(self) -> None:
+        at = self.pick()
+        chat, request = self.asked(self.chats[at])
+        self.checked(request)
+        self.chats[at] = self.answered(chat, self.checked(request))
+
+    def fork(self) -> None:
+        chat = self.chats[self.pick()]
+        cut = self.rng.randint(1, len(chat.messages))
+        while cut < len(chat.messages) and chat.messages[cut].role == "tool":
+            cut += 1
+        self.add(chat._replace(messages=chat.messages[:cut]))
+        self.ask()
+
+    def edit(self) -> None:
+        """Another word in a message, answers included, whose record then no longer holds."""
+        at = self.pick()
+        messages = list(self.chats[at].messages)
+        number = self.rng.randrange(len(messages))
+        said = messages[number]
+        messages[number] = dataclasses.replace(said, content=said.content + " indeed")
+        self.chats[at] = self.chats[at]._replace(messages=tuple(messages))
+        self.ask()
+
+    def begin(self) -> None:
+        self.add(self.new_chat())
+        self.ask()
+
+    def add(self, chat: Chat) -> None:
+        self.chats = [*self.chats[-5:], chat]
+
+    def together(self) -> None:
+        """Several at once: some of one conversation, some of others, some the same."""
+        pairs = [self.asked(self.chats[self.pick()]) for _ in range(self.rng.randint(2, 4))]
+        if self.rng.random() < 0.3:
+            pairs[-1] = pairs[0]
+        with ThreadPoolExecutor(len(pairs)) as threads:
+            answers = list(threads.map(lambda pair: self.answer(pair[1]), pairs))
+        for (_, request), answer in zip(pairs, answers, strict=True):
+            self.compare(request, answer)
+        self.add(self.answered(pairs[0][0], answers[0]))
+
+    def cancel(self) -> None:
+        """Go away in mid-prefill or mid-answer, perhaps beside somebody who stays."""
+        _, request = self.asked(self.chats[self.pick()])
+        other = self.asked(self.chats[self.pick()])[1] if self.rng.random() < 0.5 else None
+        left = self.engine.generate(dataclasses.replace(request, max_tokens=40))
+        with ThreadPoolExecutor(1) as threads:
+            beside = threads.submit(self.answer, other) if other else None
+            for _ in range(self.rng.randint(0, 5)):
+                next(left, None)
+            left.close()
+            if other and beside:
+                self.compare(other, beside.result())
+        self.ask()
+
+    def restart(self) -> None:
+        self.engine.close()
+        for found in (self.cache.check(), self.checked_store()):
+            if found:
+                raise Wrong(f"{self.run}, at a restart: {found}")
+        self.start()
+
+    def squeeze(self) -> None:
+        self.cache.trim_to(memory_bytes=self.rng.choice([0, 20_000, 200_000]))
+
+    def warm(self) -> None:
+        chat, _ = self.asked(self.new_chat())
+        *_, last = self.engine.generate(self.request(chat, warm=True, logprobs=None))
+        if not isinstance(last, Finished):
+            raise Wrong(f"{self.run}: warming ended with {last!r}")
+
+    def elsewhere(self) -> None:
+        """The next turn in a real process of its own, over what this one wrote."""
+        if not self.run.disk:
+            return
+        self.restart()
+        at = self.pick()
+        chat, request = self.asked(self.chats[at])
+        words = [sys.executable, __file__, "ask", self.folder, str(self.path), json.dumps(self.run)]
+        done = subprocess.run(
+            words, input=json.dumps(wire.to_json(request)), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise Wrong(f"{self.run}: a fresh process ended with {done.returncode}: {done.stderr}")
+        answer = wire.from_json(json.loads(done.stdout))
+        self.compare(request, answer)
+        self.chats[at] = self.answered(chat, answer)
+
+    # -- answers
+
+    def answer(self, request: GenerationRequest) -> Finished:
+        *_, last = self.engine.generate(request)
+        if not isinstance(last, Finished):
+            raise Wrong(f"{self.run}: {last!r}")
+        return last
+
+    def checked(self, request: GenerationRequest) -> Finished:
+        answer = self.answer(request)
+        self.compare(request, answer)
+        return answer
+
+    def compare(self, request: GenerationRequest, answer: Finished) -> None:
+        """Hold an answer beside the cold one: ids equal, or apart where rounding may part them."""
+        usage = answer.usage
+        if usage.cached + usage.prefilled != usage.prompt or usage.prefilled < 1:
+            raise Wrong(f"{self.run}: {usage}")
+        self.prompts += usage.prompt
+        self.cached += usage.cached
+        key = json.dumps(wire.to_json(request))
+        if key not in self.cold_answers:
+            *_, last = self.cold.generate(dataclasses.replace(request, use_cache=False))
+            self.cold_answers[key] = last
+        why = difference(answer, self.cold_answers[key], ROUNDED if request.kv else PLAIN)
+        if why:
+            roles = " ".join(message.role for message in request.messages)
+            raise Wrong(
+                f"{self.run}: {why}; {usage}, from disk {answer.from_disk}, kv {request.kv}, {roles}"
+            )
+
+    def answered(self, chat: Chat, answer: Finished) -> Chat:
+        """The chat with its answer; one that was cut in a call has none."""
+        if answer.cut:
+            return chat._replace(messages=chat.messages[:1])
+        calls = answer.tool_calls
+        said = Message("assistant", answer.text, answer.generated(), tool_calls=calls)
+        return chat._replace(messages=(*chat.messages, said))
+
+
+def difference(warm: Finished, cold: Finished, bound: float) -> str:
+    """What parts two answers beyond rounding; empty where nothing does."""
+    for at, (one, other) in enumerate(zip(warm.logprobs, cold.logprobs, strict=False)):
+        apart = abs(one.chosen.logprob - other.chosen.logprob)
+        if one.chosen.id != other.chosen.id:
+            best, second = (entry.logprob for entry in other.top[:2])
+            gap = best - second
+            return "" if gap <= bound else f"token {at} differs, with a gap of {gap:.2e} when cold"
+        if apart > bound:
+            return f"the logits at token {at} differ by {apart:.2e}"
+    if warm.ids != cold.ids:
+        return f"{len(warm.ids)} tokens, {len(cold.ids)} when cold"
+    return ""
+
+
+class Held(NamedTuple):
+    """What a process holds that a run must give back."""
+
+    threads: int
+    descriptors: int
+    memory: int
+
+    @classmethod
+    def now(cls) -> "Held":
+        gc.collect()
+        return cls(threading.active_count(), len(os.listdir("/dev/fd")), mx.get_active_memory())
+
+
+def play(run: Run, folder: str, store: Path) -> Fuzz:
+    """One run; Wrong where an answer, a count or something held at the end is."""
+    base(folder, "warm"), base(folder, "cold")
+    before = Held.now()
+    fuzz = Fuzz(run, folder, store)
+    try:
+        fuzz.play()
+    except Wrong:
+        raise
+    except Exception as error:
+        raise Wrong(f"{run}: {type(error).__name__}: {error}") from error
+    counts = fuzz.seen, fuzz.prompts, fuzz.cached
+    del fuzz.engine, fuzz.cold, fuzz.cache, fuzz.store
+    fuzz.cold_answers.clear()
+    after = Held.now()
+    if after.threads > before.threads or after.descriptors > before.descriptors:
+        raise Wrong(f"{run}: {before} before, {after} after")
+    if after.memory > before.memory + 100_000:
+        raise Wrong(f"{run}: {after.memory - before.memory} bytes of memory stay behind")
+    fuzz.seen, fuzz.prompts, fuzz.cached = counts
+    return fuzz
+
+
+def cacheable(name: str) -> bool:
+    """Whether anything of a family's layers is kept at all."""
+    try:
+        layout_of(make_layers(families.BY_NAME[name].build()))
+    except NotCached:
+        return False
+    return True
+
+
+def main(what: str, *words: str) -> None:
+    if what == "ask":
+        folder, store, told = words
+        run = Run(*json.loads(told))
+        cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
+        engine = Engine(
+            lambda: Running(loaded(run, folder, "warm"), f"{run.family}-{run.heads}", cache)
+        )
+        *_, last = engine.generate(wire.from_json(json.loads(sys.stdin.read())))
+        engine.close()
+        print(json.dumps(wire.to_json(last)))
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(BrokenPipeError):
+        os.environ["LLM_MLX_CACHED_HOME"] = f"{place}/home"
+        folder = str(conversations.write_model(Path(place) / "model"))
+        for seed in range(int(words[0]), int(words[0]) + int(words[1] if words[1:] else 1)):
+            run = Run.of(seed, words[2:] or NAMES)
+            try:
+                fuzz = play(run, folder, Path(place) / f"store-{seed}")
+            except Wrong as wrong:
+                print("WRONG", str(wrong)[:600], flush=True)
+                continue
+            print(run, f"{fuzz.cached} of {fuzz.prompts} cached", dict(fuzz.seen), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
