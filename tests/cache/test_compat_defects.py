@@ -9,7 +9,6 @@ import pickle
 import random
 import sys
 import threading
-import time
 
 import mlx.core as mx
 import pytest
@@ -40,11 +39,20 @@ def test_d2_a_miss_does_not_read_what_is_stored():
     long = list(range(200_000))
     trie = PromptTrie()
     trie.add("m", long, 1)
-    started = time.perf_counter()
-    found = trie.search("m", [0, *[7] * 200_000])
+    other, lines = [0, *[7] * 200_000], []
+
+    def trace(frame, event, _):
+        lines.append(event)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        found = trie.search("m", other)
+    finally:
+        sys.settrace(None)
     assert found.common_prefix == 1
     assert found.longer == long
-    assert time.perf_counter() - started < 1  # mlx-lm: 7 s for half as many
+    assert len(lines) < 1000  # mlx-lm goes through each token that is stored
 
 
 @pytest.mark.parametrize("kind", [lambda: ChunkedKVCache(8), mlx_lm.ConcatenateKVCache])
@@ -152,23 +160,23 @@ def test_d11_a_growing_conversation_holds_a_few_checkpoints(turn):
 
 @pytest.mark.soak
 def test_d13_eight_threads_soak():
-    _eight_threads(20)
+    _eight_threads(6000)
 
 
 def test_d13_eight_threads():
-    _eight_threads(1)
+    _eight_threads(300)
 
 
-def _eight_threads(seconds):
+def _eight_threads(rounds):
     cache = LRUPromptCache(6, 100 * ROW)
-    ends, failed = time.monotonic() + seconds, []
+    failed = []
     # Arrays are made here: a thread that makes its own owes MLX a clean end.
     made = [(path, rows(path)) for path in ([n % 3, *range(n % 7), n] for n in range(40))]
 
     def work(seed):
         order = random.Random(seed)
         try:
-            while time.monotonic() < ends:
+            for _ in range(rounds):
                 path, layer = order.choice(made)
                 cache.fetch_nearest_cache("m", path)
                 cache.insert_cache("m", path, [layer], cache_type=order.choice(["user", "system"]))

@@ -1,8 +1,9 @@
 """Random conversations over a random family, each answer beside a cold one of a model alone.
 
-Used by test_conversations_fuzz.py; `python conversation_fuzz.py one SEED` plays one run again, and
-`python conversation_fuzz.py ask FOLDER STORE RUN` is the fresh process that a run asks now and then.
+Used by test_conversations_fuzz.py. `python conversation_fuzz.py one SEED [COUNT [FAMILY...]]`
+plays runs again, and `... ask` is the fresh process that a run asks now and then.
 """
+# ruff: noqa: E402 - as a program it has to find the helpers of the other rooms first
 
 import contextlib
 import dataclasses
@@ -28,12 +29,10 @@ import families
 import mlx.core as mx
 
 from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
-from llm_mlx_promptcache.cache.layers import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import wire
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.forward import make_layers
 from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, KVSettings
 from llm_mlx_promptcache.engine.running import Running
@@ -61,6 +60,11 @@ class Run(NamedTuple):
     memory: str
     disk: str
     steps: int
+
+    @property
+    def identity(self) -> str:
+        """The model's: who knows it may replay what it said."""
+        return f"{self.family}-{self.heads}"
 
     @classmethod
     def of(cls, seed: int, names: Any = NAMES) -> "Run":
@@ -109,7 +113,7 @@ class Fuzz:
         self.prompts = self.cached = 0
         self.cold_answers: dict[Any, Finished] = {}
         self.cold = Engine(
-            lambda: Running(loaded(run, folder, "cold"), f"{run.family}-{run.heads}", PromptCache("1MB"))
+            lambda: Running(loaded(run, folder, "cold"), run.identity, PromptCache("1MB"))
         )
         self.chats = [self.new_chat()]
         self.start()
@@ -120,9 +124,7 @@ class Fuzz:
         self.store = DiskStore(self.path, run.disk) if run.disk else NullStore()
         self.cache = PromptCache(run.memory, self.store)
         cache = self.cache
-        self.engine = Engine(
-            lambda: Running(loaded(run, folder, "warm"), f"{run.family}-{run.heads}", cache)
-        )
+        self.engine = Engine(lambda: Running(loaded(run, folder, "warm"), run.identity, cache))
 
     def new_chat(self) -> Chat:
         rng = self.rng
@@ -322,7 +324,8 @@ class Fuzz:
         if why:
             roles = " ".join(message.role for message in request.messages)
             raise Wrong(
-                f"{self.run}: {why}; {usage}, from disk {answer.from_disk}, kv {request.kv}, {roles}"
+                f"{self.run}: {why}; {usage}, from disk {answer.from_disk},"
+                f" kv {request.kv}, {roles}"
             )
 
     def answered(self, chat: Chat, answer: Finished) -> Chat:
@@ -359,7 +362,8 @@ class Held(NamedTuple):
     @classmethod
     def now(cls) -> "Held":
         gc.collect()
-        return cls(threading.active_count(), len(os.listdir("/dev/fd")), mx.get_active_memory())
+        descriptors = sum(1 for _ in Path("/dev/fd").iterdir())
+        return cls(threading.active_count(), descriptors, mx.get_active_memory())
 
 
 def play(run: Run, folder: str, store: Path) -> Fuzz:
@@ -385,23 +389,12 @@ def play(run: Run, folder: str, store: Path) -> Fuzz:
     return fuzz
 
 
-def cacheable(name: str) -> bool:
-    """Whether anything of a family's layers is kept at all."""
-    try:
-        layout_of(make_layers(families.BY_NAME[name].build()))
-    except NotCached:
-        return False
-    return True
-
-
 def main(what: str, *words: str) -> None:
     if what == "ask":
         folder, store, told = words
         run = Run(*json.loads(told))
         cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
-        engine = Engine(
-            lambda: Running(loaded(run, folder, "warm"), f"{run.family}-{run.heads}", cache)
-        )
+        engine = Engine(lambda: Running(loaded(run, folder, "warm"), run.identity, cache))
         *_, last = engine.generate(wire.from_json(json.loads(sys.stdin.read())))
         engine.close()
         print(json.dumps(wire.to_json(last)))

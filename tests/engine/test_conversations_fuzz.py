@@ -24,42 +24,42 @@ def folder(tmp_path, monkeypatch):
     return str(conversations.write_model(tmp_path / "model"))
 
 
-def played(seed, names, folder, tmp_path):
+def played(seed, names, folder, tmp_path, **changed):
     """A run of a seed, which is told where it fails."""
-    run = fuzz.Run.of(seed, names)
+    run = fuzz.Run.of(seed, names)._replace(**changed)
     print("seed", seed, run)
     return fuzz.play(run, folder, tmp_path / f"store-{seed}")
 
 
 @pytest.mark.parametrize(("seed", "names"), SHORT, ids=lambda value: str(value))
 def test_law_1_a_short_conversation_of_each_kind(seed, names, folder, tmp_path):
-    made = played(seed, names, folder, tmp_path)
+    made = played(seed, names, folder, tmp_path, steps=10)
     assert made.cached > made.prompts / 4
 
 
 def test_a_cache_that_always_misses_is_noticed(folder, tmp_path, monkeypatch):
     fetch = PromptCache.fetch
 
-    def miss(cache, namespace, tokens, **asked):
-        return fetch(cache, "nobody's", tokens, **asked)
+    def miss(cache, namespace, *asked, **more):
+        return fetch(cache, "nobody's", *asked, **more)
 
     monkeypatch.setattr(PromptCache, "fetch", miss)
-    made = played(*SHORT[0], folder, tmp_path)
+    made = played(*SHORT[0], folder, tmp_path, steps=8)
     assert made.cached == 0 < made.prompts
 
 
 def test_rows_of_another_conversation_are_noticed(folder, tmp_path, monkeypatch):
     fetch = PromptCache.fetch
 
-    def wrong(cache, namespace, tokens, **asked):
-        lease = fetch(cache, namespace, tokens, **asked)
+    def wrong(cache, *asked, **more):
+        lease = fetch(cache, *asked, **more)
         for layer in lease.layers or ():
             layer.keys[..., : lease.cached, :] *= 1.01
         return lease
 
     monkeypatch.setattr(PromptCache, "fetch", wrong)
     with pytest.raises(fuzz.Wrong, match="token"):
-        played(*SHORT[0], folder, tmp_path)
+        played(*SHORT[0], folder, tmp_path, steps=8)
 
 
 @pytest.mark.soak

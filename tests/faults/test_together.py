@@ -1,9 +1,9 @@
 """Several processes, threads and forks on one folder: no luck is needed to be right (P5, P6)."""
 
 import os
+import signal
 import sqlite3
 import threading
-import time
 
 import pytest
 
@@ -25,10 +25,10 @@ def ended_well(processes, timeout=120):
     return said
 
 
-def all_at_once(child, worlds, folder, count, seconds):
+def all_at_once(child, worlds, folder, count, steps):
     budget = str(SPANS)
-    crowd = [child("work", folder, 20 + n, str(seconds), budget) for n in range(count)]
-    assert all(steps > 0 for steps in ended_well(crowd))
+    crowd = [child("work", folder, 20 + n, str(steps), budget) for n in range(count)]
+    assert ended_well(crowd) == [steps] * count
     store = DiskStore(folder, SPANS)
     assert store.check() == []
     assert store.stats()["bytes"] <= SPANS
@@ -39,12 +39,12 @@ def all_at_once(child, worlds, folder, count, seconds):
 def test_p5_p6_processes_that_insert_read_and_evict_at_once_keep_the_budget(
     child, worlds, tmp_path
 ):
-    all_at_once(child, worlds, tmp_path, 3, 4)
+    all_at_once(child, worlds, tmp_path, 3, 100)
 
 
 @pytest.mark.soak
-def test_p5_p6_four_processes_for_half_a_minute(child, worlds, tmp_path):
-    all_at_once(child, worlds, tmp_path, 4, 30)
+def test_p5_p6_four_processes_for_long(child, worlds, tmp_path):
+    all_at_once(child, worlds, tmp_path, 4, 1000)
 
 
 def test_p6_two_processes_that_store_the_same_store_it_once(child, worlds, tmp_path):
@@ -56,8 +56,8 @@ def test_p6_two_processes_that_store_the_same_store_it_once(child, worlds, tmp_p
 
 
 def test_p8_clear_in_a_loop_beside_readers_and_writers(child, worlds, tmp_path):
-    crowd = [child("work", tmp_path, 30 + n, "5") for n in range(2)]
-    crowd.append(child("clear", tmp_path, 1, "5"))
+    crowd = [child("work", tmp_path, 30 + n, "120") for n in range(2)]
+    crowd.append(child("clear", tmp_path, 1, "60"))
     ended_well(crowd)
     store = DiskStore(tmp_path)
     assert store.check() == []
@@ -90,10 +90,9 @@ def test_p8_after_clear_no_token_is_left_in_any_file(worlds, tmp_path):
 
 
 def test_p8_no_token_is_left_though_others_read_and_write_meanwhile(child, worlds, tmp_path):
-    crowd = [child("work", tmp_path, 50 + n, "6") for n in range(2)]
+    crowd = [child("work", tmp_path, 50 + n, "150") for n in range(2)]
     store = DiskStore(tmp_path)
-    for _ in range(3):
-        time.sleep(1)
+    while any(process.poll() is None for process in crowd):
         worlds.put(store, NEEDLE)
         assert holding_the_needle(tmp_path)
         store.clear()
@@ -205,11 +204,10 @@ def test_a_writer_of_the_parent_is_not_waited_for_in_a_fork(worlds, tmp_path):
     cache.flush(wait=False)
     child = os.fork()
     if not child:
+        signal.alarm(60)  # which ends a child that waits for a thread it does not have
         cache._writer.wait()
         os._exit(0)
-    started = time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert time.monotonic() - started < 10
     cache.flush()
 
 

@@ -3,12 +3,12 @@
 Imported by the tests, and run as a child: python worlds.py WHAT FOLDER SEED ...
 """
 
+import contextlib
 import os
 import random
 import resource
 import signal
 import sys
-import time
 from array import array
 from pathlib import Path
 
@@ -93,29 +93,50 @@ def get(store, ids):
     return lease.cached
 
 
-def work(folder, seed, seconds, budget="20MB"):
-    """Insert and look up for a while; the number of steps."""
-    store = DiskStore(folder, budget)
-    rng, steps, end = random.Random(seed), 0, time.monotonic() + float(seconds)
+def work(folder, seed, steps, budget="20MB"):
+    """Insert and look up so many times."""
+    return sum(1 for _ in _working(folder, seed, int(steps), budget))
+
+
+def tell(folder, seed):
+    """The same until somebody ends it, with a dot for each time."""
+    for _ in _working(folder, seed, 1 << 30, "20MB"):
+        os.write(1, b".")
+
+
+def _working(folder, seed, steps, budget):
+    store, rng = DiskStore(folder, budget), random.Random(seed)
     choices = paths(1, 30) + paths(seed, 30)
-    while time.monotonic() < end:
+    for _ in range(steps):
         ids = rng.choice(choices)
         if rng.random() < 0.5:
             put(store, ids)
         else:
             get(store, ids)
-        steps += 1
-    return steps
+        yield
 
 
-def clear(folder, seed, seconds):
-    """Clear again and again."""
-    end, steps = time.monotonic() + float(seconds), 0
-    while time.monotonic() < end:
+def clear(folder, seed, steps):
+    """Clear so many times."""
+    for _ in range(int(steps)):
         DiskStore(folder).clear()
-        steps += 1
-        time.sleep(0.05)
     return steps
+
+
+@contextlib.contextmanager
+def watched(seconds=60):
+    """Fails what hangs: no test waits for longer, and none is asked to be fast."""
+
+    def hangs(*_):
+        raise AssertionError(f"nothing came back in {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def once(folder, seed):
