@@ -61,7 +61,8 @@ class Notes:
             if self._names.get(opened.namespace) == opened:
                 return
             self._names[opened.namespace] = opened
-            if opened.identity:
+            # Under no name at all, one model says nothing of another.
+            if opened.identity and opened.label:
                 self._opened[opened] = None
                 self._models.setdefault((opened.identity, opened.label), False)
 

@@ -40,18 +40,26 @@ def stats(as_json: bool) -> None:
     store = disk_store()
     held = store.stats()
     models = store.by_model()
+    gone = dict.fromkeys((m for m, _, _ in models), 0)
+    for m, _, size in store.superseded():
+        gone[m] = gone.get(m, 0) + size
     if as_json:
         del held["written"]  # by this process, which writes nothing
-        named = [{"model": m, "spans": spans, "bytes": size} for m, spans, size in models]
+        named = [
+            {"model": m, "spans": spans, "bytes": size, "superseded_bytes": gone[m]}
+            for m, spans, size in models
+        ]
         show_json({**held, "folder": str(cache_folder()), "models": named})
         return
     click.echo(
         f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
         f" of at most {format_size(held['budget'])} in {cache_folder()}"
     )
-    rows = [(m or "unnamed", str(spans), format_size(size)) for m, spans, size in models]
+    # What nobody can open any more, since mlx or the weights changed: it goes first.
+    told = {m: f"{format_size(size)} superseded" if size else "" for m, size in gone.items()}
+    rows = [(m or "unnamed", str(spans), format_size(size), told[m]) for m, spans, size in models]
     if rows:
-        show_table(("model", "spans", "size"), rows)
+        show_table(("model", "spans", "size", "of which"), rows)
 
 
 @click.command()

@@ -50,12 +50,23 @@ class Holding:
 
 
 class Keeper:
-    """Leases for the requests of one model, and their way home."""
+    """Leases for the requests of one model, and their way home.
 
-    def __init__(self, model: Any, cache: PromptCache, name: str, uncached: str = "") -> None:
+    `name` is what people call it, `identity` what all of its namespaces have in common.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cache: PromptCache,
+        name: str,
+        uncached: str = "",
+        identity: str = "",
+    ) -> None:
         self._model = model
         self._cache = cache
         self._name = name
+        self._identity = identity
         self._uncached = Why("changed", detail=uncached) if uncached else None
         self._stops, self._counts = False, True
         self._quantised: set[KVSettings] = set()
@@ -67,16 +78,22 @@ class Keeper:
         except NotCached as reason:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
 
-    def lease(self, prepared: Prepared, ids: array[int], take: bool) -> Holding:
-        """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting."""
+    def lease(
+        self, prepared: Prepared, ids: array[int], take: bool, speed: float | None = None
+    ) -> Holding:
+        """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting.
+
+        `speed` is how many tokens of them a second of prefill computes, where that is known.
+        """
         kv = prepared.request.kv
         if kv is not None and kv not in self._quantised:
             check_quantised(self._model, kv)  # refused before any token is computed
             self._quantised.add(kv)
-        self._cache.label(prepared.namespace, self._name)
+        for namespace in {prepared.namespace, prepared.plain_namespace}:
+            self._cache.label(namespace, self._name, self._identity)
         # Rows of two namespaces may be in one path then, and each finds its own at home.
         take, since = take and kv is None, device.failures()
-        lease = self._fetch(prepared, ids, take)
+        lease = self._fetch(prepared, ids, take, speed)
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
@@ -152,19 +169,20 @@ class Keeper:
         """
         self._cache.flush(wait=last, short=last)
 
-    def _fetch(self, prepared: Prepared, ids: array[int], take: bool) -> Lease:
+    def _fetch(self, prepared: Prepared, ids: array[int], take: bool, speed: float | None) -> Lease:
         request = prepared.request
         if not request.use_cache:
             return Lease(None, 0, Why("off"))
         if self._uncached is not None:
             return Lease(None, 0, self._uncached)
         room = min(prepared.limit, _ROOM)
-        lease = self._cache.fetch(prepared.namespace, ids, room, take=take)
+        lease = self._cache.fetch(prepared.namespace, ids, room, take=take, prefill_speed=speed)
         if request.kv is None or lease.cached >= request.kv.start:
             return lease
         # Up to where quantising starts, rows are those of everybody else.
         plain = ids[: request.kv.start + 1]
-        return self._cache.fetch(prepared.plain_namespace, plain, room, take=take)
+        namespace = prepared.plain_namespace
+        return self._cache.fetch(namespace, plain, room, take=take, prefill_speed=speed)
 
     def _namespace(self, holding: Holding) -> str:
         """Where layers belong, as they are now."""

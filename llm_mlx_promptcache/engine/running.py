@@ -67,7 +67,7 @@ class Running:
         self._identity = Identity(identity, identity if rows is None else rows)
         self._load_seconds = load_seconds
         self._tokenizer = TemplateTokenizer(loaded.tokenizer)
-        self._keeper = Keeper(loaded.model, cache, name, uncached)
+        self._keeper = Keeper(loaded.model, cache, name, uncached, self._identity.rows)
         self._admission = Admission()
         self._planner = planner or ChunkPlanner(identity)
         self._turns = Turns()
@@ -215,7 +215,8 @@ class Running:
             holding.layers = []
 
     def _begin(self, task: Task, take: bool) -> None:
-        task.holding = self._keeper.lease(task.prepared, task.ids, take)
+        speed = self._planner.speed(0, len(task.ids))
+        task.holding = self._keeper.lease(task.prepared, task.ids, take, speed)
         task.done = task.holding.lease.cached
         if task.plan is None:
             task.cached, task.why = task.done, str(task.holding.lease.why)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_mlx_promptcache.cache.disk import DiskStore
+
 LIMIT = ("-o", "max_tokens", "4")
 
 
@@ -20,7 +22,19 @@ def test_stats_for_programs(asked):
     (model,) = stats["models"]
     assert model["spans"] == stats["spans"] > 0
     assert model["bytes"] == stats["bytes"] > 0
+    assert model["superseded_bytes"] == 0
     assert stats["folder"] == asked.told("path")["path"] == asked.ours("path")[0]
+
+
+def test_stats_shows_what_nobody_can_open_any_more(asked):
+    (model,) = asked.told("stats")["models"]
+    store = DiskStore(asked.told("path")["path"])
+    store.label("other", model["model"], "the model with other weights")
+    store.tend()
+    store.close()
+    (model,) = asked.told("stats")["models"]
+    assert model["superseded_bytes"] == model["bytes"] > 0
+    assert asked.ours("stats")[0].rstrip().endswith("superseded")
 
 
 def test_clear_takes_a_registered_name(asked):
