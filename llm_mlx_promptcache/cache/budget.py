@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from .index_rows import typed
 from .policies import Worth, worth
 from .sizes import parse_size
 
@@ -147,7 +148,7 @@ class _Leaves:
             self._started = True
             bucket = -_ANY_AGE
             while found := self._db.execute(_NEXT_BUCKET, (self._pinned, bucket)).fetchone():
-                (bucket,) = found
+                (bucket,) = typed(found, int)
                 self._look(bucket)
         if not self._heads:
             return None
@@ -165,7 +166,7 @@ class _Leaves:
         if found is None:
             self._heads.pop(bucket, None)
         else:
-            self._heads[bucket] = _Leaf(*found)
+            self._heads[bucket] = _Leaf(*typed(found, int, str, str, int))
 
     def _value(self, bucket: int) -> tuple[float, int, int]:
         rank = (bucket + _RANK // 2) // _RANK
@@ -191,7 +192,7 @@ def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
                 break
-            for stem, size in leaves:
+            for stem, size in (typed(leaf, str, int) for leaf in leaves):
                 if nbytes >= excess:
                     break
                 index.db.execute(_REMOVE, (stem,))

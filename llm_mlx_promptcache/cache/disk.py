@@ -7,9 +7,8 @@ fails here is a miss (law 7). Format, budget and faults: docs/disk.md.
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
-import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +16,19 @@ from typing import Final
 
 from . import sweep
 from .backoff import Backoff
-from .budget import Below
+from .budget import ROWS, Below
+from .damage import DamagedIndex, DamagedSpan
 from .files import Files
-from .index import Index, Totals
-from .layers import Layout, layout_from_json, layout_to_json
+from .index import Index
+from .index_rows import MOST_LABEL, Totals
+from .inspection import Finding, Kind, inspect
+from .layers import Layout
+from .layout_text import UnknownKind, layout_from_text, layout_to_text
 from .listing import Listing
 from .notes import Notes, Opened
 from .shared_index import SPANS, SharedIndex
-from .span_file import SUFFIX, DamagedSpan, Draft, Head, OpenSpan, write_span
+from .span_file import Draft, Head, OpenSpan, UnpublishedSpan
+from .stems import SUFFIX, is_temporary, span_path, stems_in
 from .store import NOTHING, Found, NullStore, Store, StoredSpan
 from .tiers import TIERS
 from .trie import Tokens, common_prefix
@@ -37,6 +41,10 @@ _log = logging.getLogger(__name__)
 _SWEEP_SECONDS: Final = 3600
 _STEPS: Final = 16  # of eviction that one save waits for
 _YIELD_SECONDS: Final = 0.002
+
+
+class _NotPublished(Exception):
+    """A span's file could not get its name: not the index's fault, which loses the row again."""
 
 
 class DiskStore:
@@ -61,10 +69,11 @@ class DiskStore:
         self._notes = Notes()
         self._index = SharedIndex(self.folder, self._files, self._tiers)
         self._upkeep = Upkeep(
-            self.folder, self._index, self._notes, self._files, max_bytes, max_days
+            self.folder, self._index, self._notes, self._files, self._tiers, max_bytes, max_days
         )
         self._written = 0
         self._full = Backoff(1.0, 60.0, self._files.clock)
+        self._told_unreadable = False
 
     @property
     def spans_folder(self) -> Path:
@@ -77,7 +86,7 @@ class DiskStore:
         """The kinds of layer that a namespace's spans hold, where it has any."""
         found = self._index.look(lambda index: index.layout(namespace), None)
         with suppress(ValueError):  # of kinds that nobody brings any more
-            return layout_from_json(found) if found is not None else None
+            return layout_from_text(found) if found is not None else None
         return None
 
     def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
@@ -91,14 +100,17 @@ class DiskStore:
         return self._index.unseen
 
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
-        """A span's file, checked as far as its head goes; None where it is gone or not whole."""
+        """A span's file, checked as far as its head goes; None where it can't be had."""
         try:
             opened = OpenSpan(self._path(span.stem), self._files)
         except FileNotFoundError:  # evicted by another process
             self._notes.lose(span.stem)
             return None
-        except (OSError, DamagedSpan) as error:
+        except DamagedSpan as error:
             self.damaged(span, error)
+            return None
+        except (OSError, UnknownKind) as error:
+            self.unreadable(error)
             return None
         head, length = opened.head, span.end - span.start
         shared = common_prefix(head.tokens, tokens, 0, span.start)
@@ -109,10 +121,20 @@ class DiskStore:
             return None
         return opened
 
-    def damaged(self, span: StoredSpan, error: Exception) -> None:
-        """A span turned out not to be what was written: it goes, with all that hangs on it."""
+    def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
+        """A span was seen not to be what was written: it goes, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
         self._notes.lose(span.stem)
+
+    def unreadable(self, error: Exception) -> None:
+        """Something could not be read, by no fault of its own: it stays, and is told once."""
+        if not self._told_unreadable:
+            self._told_unreadable = True
+            _log.warning(
+                "what is stored in %s can't be read just now, and nothing is lost: %s",
+                self.folder,
+                error or type(error).__name__,
+            )
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
@@ -165,23 +187,26 @@ class DiskStore:
             layout=draft.layout,
             tokens=tokens,
             resumes=draft.resumes,
+            label=self._notes.of(draft.namespace).label[:MOST_LABEL],
         )
         try:
-            stem, size = write_span(self.spans_folder, head, draft.tensors, self._files)
+            with UnpublishedSpan(self.spans_folder, head, draft.tensors, self._files) as span:
+                added = self._index.run(lambda index: self._add(index, span, head), False)
         except FileNotFoundError:  # cleared by another process in the meantime
             return False
         except OSError as error:
             self._stop_writing(error)
             return False
+        except _NotPublished as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.ENOENT:
+                self._stop_writing(error.__cause__)
+            return False
         self._full.worked()
-        added = self._index.run(lambda index: self._add(index, stem, size, head), False)
         if added:
-            self._written += size
+            self._written += span.size
             self._upkeep.keep_budget()
             self._upkeep.tidy()
-        else:  # another process stored the same meanwhile, or evicted the parent
-            self._upkeep.unlink([stem])
-        return added
+        return added  # not where another process stored the same meanwhile, or evicted the parent
 
     def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
         """Keep what is stored along a path from being evicted, or no longer; whether any is."""
@@ -192,7 +217,9 @@ class DiskStore:
                 return False
             ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
             with index.transaction():
-                return sum(index.pin(span.stem, pinned) for span in ends) > 0
+                changed = sum(index.pin(span.stem, pinned) for span in ends) > 0
+                self._keep_pins(index)
+            return changed
 
         return self._index.run(mark, False)
 
@@ -230,21 +257,24 @@ class DiskStore:
         )
 
     def check(self, fix: bool = False) -> list[str]:
-        """What is wrong, a line each (law 3); with `fix` what can't be read goes."""
+        """What is wrong, a line each (law 3); with `fix` it is mended, and what is damaged goes."""
         if not self.folder.exists():
             return []
 
-        def look(index: Index) -> list[str]:
-            return list(sweep.check(index, self.spans_folder, self._files))
+        def look(index: Index) -> list[Finding]:
+            folder, files, pins = self.spans_folder, self._files, self._index.pins
+            return list(inspect(index, folder, files, self._tiers, pins))
 
-        nothing: list[str] = []
+        nothing: list[Finding] = []
         self._upkeep.write_notes()
+        mended = len(self._index.mended)
         found = self._index.run(look, nothing, asked=True)
         if self._index.off:
             return [f"the folder {self.folder} can't be used"]
         if found and fix:
-            self._fix()
-        return found
+            self._fix(found)
+        # What could not even be looked at is mended by now.
+        return [*self._index.mended[mended:], *(finding.said for finding in found)]
 
     def sweep(self, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
@@ -284,40 +314,69 @@ class DiskStore:
             return None
         return found.spans[-1].stem if found.spans else ""
 
-    def _add(self, index: Index, stem: str, size: int, head: Head) -> bool:
-        row = sweep.row_of(stem, size, head, self._files, self._tiers)
-        layout = json.dumps(layout_to_json(head.layout))
-        with index.transaction():
-            _, label, identity = self._notes.of(head.namespace)
-            return index.add(row, layout, label, identity)
+    def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
+        """Enter a span and publish its file at once: who can write to the index sees both or none.
+
+        False where its place was taken or its parent evicted meanwhile.
+        """
+        row = sweep.row_of(span.stem, span.size, head, self._files, self._tiers)
+        try:
+            with index.transaction():
+                _, label, identity = self._notes.of(head.namespace)
+                if not index.add(row, layout_to_text(head.layout), label, identity):
+                    return False
+                try:
+                    span.publish()
+                except OSError as error:
+                    raise _NotPublished from error
+        except BaseException:
+            span.withdraw()
+            raise
+        return True
 
     def _wipe(self, index: Index) -> int:
-        freed = 0
         with index.transaction():
             index.wipe()
+        self._index.pins.clear()
         names = self._files.names(self.spans_folder)
-        ours = [stem + SUFFIX for stem in sweep.stems_in(names)]
-        for name in [*ours, *filter(sweep.is_temporary, names)]:
-            path = self.spans_folder / name
-            with suppress(OSError):
-                freed += path.lstat().st_size
-                self._files.unlink(path)
+        ours = [stem + SUFFIX for stem in stems_in(names)] + [n for n in names if is_temporary(n)]
+        freed = 0
+        for start in range(0, len(ours), ROWS):
+            # Nobody publishes a file meanwhile; one that was since has a row, and is not of these.
+            with index.transaction():
+                freed += sum(self._removed(index, name) for name in ours[start : start + ROWS])
         self._upkeep.shrink(index)
         return freed
 
-    def _fix(self) -> None:
-        def unreadable(index: Index) -> list[str]:
-            return list(sweep.unreadable(index, self.spans_folder, self._files))
+    def _removed(self, index: Index, name: str) -> int:
+        """Remove a file unless it has a row; the bytes that it had."""
+        path = self.spans_folder / name
+        with suppress(OSError):
+            if not index.has(name.removesuffix(SUFFIX)):
+                size = path.lstat().st_size
+                return size if self._files.unlink(path) else 0
+        return 0
 
-        nothing: list[str] = []
-        for stem in self._index.run(unreadable, nothing):
-            self._upkeep.remove(Below(stem))
+    def _keep_pins(self, index: Index) -> None:
+        try:
+            self._index.pins.write(index.pinned())
+        except OSError as error:
+            _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
+
+    def _fix(self, found: Sequence[Finding]) -> None:
+        """Only what was seen to be damaged goes; what can't be read just now stays."""
+        wrong = [finding for finding in found if finding.kind is Kind.INDEX]
+        if wrong:
+            self._index.put_aside(DamagedIndex(wrong[0].said))
+        for finding in found:
+            if finding.kind is Kind.SPAN:
+                self._upkeep.remove(Below(finding.stem))
         self.sweep(every=True)
-        if wrong := self._index.run(lambda index: list(index.check()), nothing):
-            self._index.put_aside(sqlite3.DatabaseError(wrong[0]))
+        if any(finding.kind is Kind.PINS for finding in found):
+            self._index.run(self._keep_pins, None)
 
     def _path(self, stem: str) -> Path:
-        return self.spans_folder / (stem + SUFFIX)
+        return span_path(self.spans_folder, stem)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from .claims import claim
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,9 +30,19 @@ class Files:
     """The calls that can fail: make, publish, remove, list, and look at the clock and the room."""
 
     def create(self, path: Path) -> IO[bytes]:
-        """A new file of its owner's alone, to write; an error where anything is there already."""
+        """A new file of its owner's alone, to write, claimed by who has it open (claims.py).
+
+        An error where anything is there already.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINKS
-        return os.fdopen(os.open(path, flags, _OWNER_ONLY), "wb", buffering=0)
+        file = os.fdopen(os.open(path, flags, _OWNER_ONLY), "wb", buffering=0)
+        try:
+            claim(file.fileno())
+        except BaseException:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return file
 
     def open(self, path: Path) -> int:
         """A descriptor to read; never through a link, and never waiting for a pipe's writer."""

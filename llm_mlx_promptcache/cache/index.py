@@ -6,89 +6,54 @@ nothing else. Totals and counts of children are kept by triggers: no writer can 
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
-from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
+from .damage import DamagedIndex
+from .index_rows import (
+    MOST_LABEL,
+    SELECT_COUNTED,
+    SELECT_ROWS,
+    ListedRow,
+    Namespace,
+    Row,
+    Totals,
+    checked_stems,
+    digest_of,
+    digest_of_namespace,
+    first_of,
+    namespace_from,
+    row_from,
+    totals_from,
+    typed,
+    whole_row,
+)
+from .index_schema import connect, create, schema_cookie, verify
 from .policies import density
 from .store import Found, StoredSpan
 from .trie import Tokens, common_prefix
 
-VERSION: Final = 3
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _LONG_LOG = 4 << 20
-_CHECKPOINT = -1  # the `first` token of a span that has none
 _ALTERNATING = 100  # openings of others after which a model that came back once counts as gone
-_SCHEMA = """
-CREATE TABLE namespaces (
-    name TEXT PRIMARY KEY,
-    layout TEXT NOT NULL,
-    label TEXT NOT NULL,
-    identity TEXT NOT NULL
-);
-CREATE TABLE models (
-    identity TEXT NOT NULL,
-    label TEXT NOT NULL,
-    opened INTEGER NOT NULL,
-    came_back INTEGER NOT NULL,
-    PRIMARY KEY (identity, label)
-);
-CREATE TABLE spans (
-    stem TEXT PRIMARY KEY,
-    namespace TEXT NOT NULL,
-    parent TEXT NOT NULL,
-    start INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    tokens BLOB NOT NULL,
-    count INTEGER NOT NULL,
-    resumes INTEGER NOT NULL,
-    tier INTEGER NOT NULL,
-    octave INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    hits INTEGER NOT NULL DEFAULT 0,
-    last_use INTEGER NOT NULL,
-    used_at INTEGER NOT NULL,
-    pinned INTEGER NOT NULL DEFAULT 0,
-    children INTEGER NOT NULL DEFAULT 0,
-    bucket INTEGER AS ((tier * 2 + (hits > 0)) * 65536 + octave),
-    UNIQUE (namespace, parent, start, first)
-);
-CREATE INDEX by_parent ON spans (parent, start);
-CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, stem);
-CREATE INDEX by_age ON spans (namespace, children, used_at, pinned);
-CREATE TABLE totals (spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER);
-INSERT INTO totals VALUES (0, 0, 0, 0, 0);
-CREATE TRIGGER added AFTER INSERT ON spans BEGIN
-    UPDATE totals SET spans = spans + 1, tokens = tokens + NEW.count, bytes = bytes + NEW.bytes;
-    UPDATE spans SET children = children + 1 WHERE stem = NEW.parent;
-END;
-CREATE TRIGGER removed AFTER DELETE ON spans BEGIN
-    UPDATE totals SET spans = spans - 1, tokens = tokens - OLD.count, bytes = bytes - OLD.bytes;
-    UPDATE spans SET children = children - 1 WHERE stem = OLD.parent;
-END;
-"""
 # Another process may have evicted the parent since it was looked up.
 _INSERT = """
 INSERT OR IGNORE INTO spans (stem, namespace, parent, start, first, tokens, count, resumes, tier,
-    octave, bytes, last_use, used_at)
+    octave, bytes, digest, last_use, used_at)
 SELECT :stem, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier, :octave,
-    :bytes, (SELECT tick FROM totals), :used_at
+    :bytes, :digest, (SELECT tick FROM totals), :used_at
 WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = :parent)
 """
-_STEP = """
-SELECT stem, tokens, resumes FROM spans
-WHERE namespace = ? AND parent = ? AND start = ? AND first = ?
-"""
-_CHECKPOINTS = """
-SELECT stem, start FROM spans WHERE parent = ? AND start <= ? AND first = -1 AND namespace = ?
-"""
+_STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
+_CHECKPOINTS = (
+    SELECT_ROWS + " WHERE parent = ? AND start <= ? AND first = -1 AND namespace = ? LIMIT 10000"
+)
+_NAMESPACES = "SELECT name, layout, label, identity, digest FROM namespaces"
 _SUBTREE = """
 WITH RECURSIVE below (stem) AS (
     SELECT stem FROM spans WHERE stem = ?
@@ -105,67 +70,54 @@ HAVING min((SELECT max(opened) FROM models WHERE label = m.label) - m.opened
 """
 
 
-class Row(NamedTuple):
-    """A span as it enters the index."""
-
-    stem: str
-    namespace: str
-    parent: str
-    start: int
-    tokens: Tokens[int]
-    resumes: bool
-    tier: int
-    bytes: int
-    used_at: int
-
-
-class Totals(NamedTuple):
-    """What the index holds in all, the tick of the last use, and when it was last swept."""
-
-    spans: int
-    tokens: int
-    bytes: int
-    tick: int
-    swept: int
-
-
 class Index:
     """One connection to a folder's index; not locked, the owner is."""
 
-    def __init__(self, path: Path, wait: float = _BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, wait: float = _BUSY_SECONDS, new: bool = False) -> None:
+        """Open an index, or make a `new` one where nothing is.
+
+        FileNotFoundError where there is none, DamagedIndex where it is none of ours.
+        """
         self.path = path
         self.transactions = 0  # that were begun
         self._wait = wait
-        # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found. One
-        # that is there must not be opened here: closing it would drop the locks that other
-        # connections of this process hold on it, and others would take the log from under them.
-        if path.is_symlink():
-            raise OSError(f"{path} is a link; remove it")
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-        with suppress(FileExistsError):
+        if new:
+            # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found.
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
             os.close(os.open(path, flags, 0o600))
-        self.inode = (path.stat().st_dev, path.stat().st_ino)
-        self.db = sqlite3.connect(path, timeout=wait, check_same_thread=False, isolation_level=None)
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=NORMAL")
+        # It must not be opened here: closing it would drop the locks that other connections of
+        # this process hold on it, and others would take the log from under them.
+        self.db = connect(path, wait)
+        try:
+            self.inode = (path.stat().st_dev, path.stat().st_ino)
+            self._prepare(new)
+        except BaseException:
+            self.db.close()
+            raise
+
+    def _prepare(self, new: bool) -> None:
         self.db.execute("PRAGMA secure_delete=ON")
-        # What VACUUM puts aside meanwhile are tokens: not in a folder that others can write to.
-        self.db.execute("PRAGMA temp_store=MEMORY")
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        if new:
+            with self.transaction():
+                create(self.db)
+        self._cookie = -1
+        self.look_at_schema()
+        self.db.execute("PRAGMA journal_mode=WAL")
         # SQLite would move its log home inside somebody's insert, and wait for the disk there.
         self.db.execute("PRAGMA wal_autocheckpoint=0")
 
-    @property
-    def version(self) -> int:
-        """The schema's version; 0 where there is none yet."""
-        (found,) = self.db.execute("PRAGMA user_version").fetchone()
-        return int(found)
+    def look_at_schema(self) -> None:
+        """DamagedIndex unless the schema is ours; it is read where anybody changed it."""
+        self.db.size = sum(_size(name) for name in (self.path, self._log))
+        cookie = schema_cookie(self.db)
+        if cookie != self._cookie:
+            verify(self.db)
+            self._cookie = cookie
 
-    def create(self) -> None:
-        """Make the tables, inside a transaction of the caller's."""
-        # `executescript` would commit the caller's transaction first.
-        for statement in _statements(_SCHEMA):
-            self.db.execute(statement)
-        self.db.execute(f"PRAGMA user_version = {VERSION}")
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
 
     def close(self) -> None:
         """Let go of the file."""
@@ -202,11 +154,19 @@ class Index:
 
     # Looking up.
 
-    def layout(self, namespace: str) -> Any:
-        """A namespace's layout as JSON data; None where it is unknown."""
-        query = "SELECT layout FROM namespaces WHERE name = ?"
-        row = self.db.execute(query, (namespace,)).fetchone()
-        return json.loads(row[0]) if row is not None else None
+    def layout(self, namespace: str) -> str | None:
+        """A namespace's layout as text; None where it is unknown."""
+        found = self.namespace(namespace)
+        return found.layout if found is not None else None
+
+    def namespace(self, name: str) -> Namespace | None:
+        """What is known of a namespace, if anything is."""
+        values = self.db.execute(_NAMESPACES + " WHERE name = ?", (name,)).fetchone()
+        return namespace_from(values) if values is not None else None
+
+    def namespaces(self) -> list[Namespace]:
+        """What is known of all namespaces."""
+        return [namespace_from(values) for values in self.db.execute(_NAMESPACES)]
 
     def walk(self, namespace: str, tokens: Tokens[int]) -> Found:
         """What is stored along `tokens`: below each span, only a child that starts where they part.
@@ -216,66 +176,113 @@ class Index:
         found = Found([], [])
         stem, end = "", 0
         while end < len(tokens):
-            row = self.db.execute(_STEP, (namespace, stem, end, tokens[end])).fetchone()
-            if row is None:
+            values = self.db.execute(_STEP, (namespace, stem, end, tokens[end])).fetchone()
+            if values is None:
                 break
-            stored = array("I")
-            stored.frombytes(row[1])
-            same = common_prefix(stored, tokens, 0, end)
-            whole = same == len(stored)
-            found.spans.append(StoredSpan(row[0], end, end + same, bool(row[2]) and whole))
-            stem, end = row[0], end + same
-            checkpoints = self.db.execute(_CHECKPOINTS, (stem, end, namespace))
-            found.checkpoints.extend(StoredSpan(s, at, at) for s, at in checkpoints)
+            row = row_from(values)
+            same = common_prefix(row.tokens, tokens, 0, end)
+            if not same or (row.namespace, row.parent, row.start) != (namespace, stem, end):
+                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            whole = same == len(row.tokens)
+            found.spans.append(StoredSpan(row.stem, end, end + same, row.resumes and whole))
+            stem, end = row.stem, end + same
+            found.checkpoints.extend(self._checkpoints(namespace, stem, row.start, end))
         return found
+
+    def _checkpoints(self, namespace: str, stem: str, start: int, end: int) -> list[StoredSpan]:
+        """What was taken of a span's path from `start` up to `end`, and hangs there."""
+        rows = map(row_from, self.db.execute(_CHECKPOINTS, (stem, end, namespace)).fetchall())
+        return [StoredSpan(r.stem, r.start, r.start) for r in rows if start < r.start == r.end]
 
     def totals(self) -> Totals:
         """Counted by the triggers."""
-        return Totals(*self.db.execute("SELECT * FROM totals").fetchone())
+        query = "SELECT spans, tokens, bytes, tick, swept, proof FROM totals LIMIT 2"
+        return totals_from(self.db.execute(query).fetchall())
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Every span's stem and parent."""
-        return self.db.execute("SELECT stem, parent FROM spans").fetchall()
+    def has(self, stem: str) -> bool:
+        """Whether a span has a row."""
+        query = "SELECT 1 FROM spans WHERE stem = ?"
+        return self.db.execute(query, (stem,)).fetchone() is not None
+
+    def row(self, stem: str) -> Row | None:
+        """A span's row."""
+        values = self.db.execute(SELECT_ROWS + " WHERE stem = ?", (stem,)).fetchone()
+        return row_from(values) if values is not None else None
+
+    def stems(self) -> list[str]:
+        """Every span's stem."""
+        return checked_stems(self.db.execute("SELECT stem FROM spans").fetchall())
+
+    def pinned(self) -> list[str]:
+        """The stems of what nobody may evict."""
+        query = "SELECT stem FROM spans WHERE pinned != 0"
+        return checked_stems(self.db.execute(query).fetchall())
+
+    def every_row(self) -> Iterator[Row | DamagedIndex]:
+        """Each span's row, or what is wrong with it: all that is read of it anywhere."""
+        tick = self.totals().tick
+        for values in self.db.execute(SELECT_COUNTED):
+            try:
+                yield whole_row(values, tick)
+            except DamagedIndex as error:
+                yield error
 
     def superseded_by_model(self) -> list[tuple[str, int, int]]:
         """A label, and the spans and bytes under it that nobody can open any more."""
-        query = """SELECT label, count(*), sum(bytes) FROM spans JOIN namespaces
-            ON name = namespace WHERE name = ? GROUP BY label"""
-        return [
-            row for name in self.superseded() for row in self.db.execute(query, (name,)).fetchall()
-        ]
+        return self._by_label(set(self.superseded()))
 
     def by_model(self) -> list[tuple[str, int, int]]:
-        """A label, and the spans and bytes under it."""
-        query = """SELECT coalesce(label, ''), count(*), sum(bytes) FROM spans
-            LEFT JOIN namespaces ON name = namespace GROUP BY 1 ORDER BY 3 DESC"""
-        return self.db.execute(query).fetchall()
+        """A label, and the spans and bytes under it; the largest first."""
+        return self._by_label(None)
 
-    def listed(self) -> list[tuple[Any, ...]]:
-        """Every span with what is counted of it (`listing.py`), parents before what hangs on them.
+    def _by_label(self, only: set[str] | None) -> list[tuple[str, int, int]]:
+        labels = {found.name: found.label for found in self.namespaces()}
+        query = "SELECT namespace, count(*), sum(bytes) FROM spans GROUP BY namespace"
+        held: dict[str, tuple[int, int]] = {}
+        for values in self.db.execute(query):
+            name, spans, size = typed(values, str, int, int)
+            if only is None or name in only:
+                label = labels.get(name, "")
+                before = held.get(label, (0, 0))
+                held[label] = (before[0] + spans, before[1] + size)
+        found = [(label, *counted) for label, counted in held.items()]
+        return sorted(found, key=lambda model: -model[2])
+
+    def listed(self) -> list[ListedRow]:
+        """Every span with what is counted of it, parents before what hangs on them.
 
         A span hangs on one that was stored before it.
         """
-        query = """SELECT stem, parent, namespace, coalesce(label, ''), start, tokens, tier, bytes,
-            hits, used_at, pinned, resumes FROM spans LEFT JOIN namespaces ON name = namespace
-            ORDER BY spans.rowid"""
-        return self.db.execute(query).fetchall()
+        labels = {found.name: found.label for found in self.namespaces()}
+        found: list[ListedRow] = []
+        known = {""}
+        tick = self.totals().tick
+        for values in self.db.execute(SELECT_COUNTED + " ORDER BY rowid"):
+            row = whole_row(values, tick)
+            if row.parent not in known:
+                raise DamagedIndex(f"span {row.stem} hangs on nothing")
+            known.add(row.stem)
+            hits, used_at, pinned = values[9:12]
+            label = labels.get(row.namespace, "")
+            found.append(ListedRow(row, label, hits, used_at, pinned != 0))
+        return found
 
     # Changing; each of these inside a transaction.
 
     def add(self, row: Row, layout: str, label: str = "", identity: str = "") -> bool:
-        """Enter a span; False where its place is taken, or its parent gone."""
-        self.db.execute(
-            "INSERT INTO namespaces VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
-            " SET label = excluded.label, identity = excluded.identity WHERE excluded.label != ''",
-            (row.namespace, layout, label, identity),
-        )
+        """Enter a span; False where its place is taken, its parent gone, or its model another."""
+        known = self.namespace(row.namespace)
+        if known is not None and known.layout != layout:
+            return False
+        if known is None or label:
+            self._know(known, Namespace(row.namespace, layout, label[:MOST_LABEL], identity))
         self.db.execute("UPDATE totals SET tick = tick + 1")
         values = row._asdict() | {
             "tokens": row.tokens.tobytes(),
             "count": len(row.tokens),
-            "first": row.tokens[0] if len(row.tokens) else _CHECKPOINT,
+            "first": first_of(row),
             "octave": density(len(row.tokens), row.bytes),
+            "digest": digest_of(row),
         }
         return self.db.execute(_INSERT, values).rowcount == 1
 
@@ -295,15 +302,21 @@ class Index:
 
     def drop(self, stem: str) -> list[str]:
         """Take a span out with all that hangs on it; returns their stems."""
-        stems = [row[0] for row in self.db.execute(_SUBTREE, (stem,))]
+        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
         # Children first: the trigger counts at their parents.
         self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
         return stems
 
     def name(self, namespace: str, label: str, identity: str) -> None:
         """What people call the model of a namespace, and which model that is."""
-        change = "UPDATE namespaces SET label = ?, identity = ? WHERE name = ?"
-        self.db.execute(change, (label, identity, namespace))
+        known = self.namespace(namespace)
+        if known is not None:
+            self._know(known, known._replace(label=label[:MOST_LABEL], identity=identity))
+
+    def _know(self, known: Namespace | None, found: Namespace) -> None:
+        if found != known:
+            change = "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?)"
+            self.db.execute(change, (*found, digest_of_namespace(found)))
 
     def opened(self, identity: str, label: str) -> None:
         """A process opened the model that people call `label`.
@@ -311,7 +324,8 @@ class Index:
         It came back where another one was opened under that name since it was last opened.
         """
         query = "SELECT identity, opened FROM models WHERE label = ? ORDER BY opened DESC LIMIT 1"
-        last, count = self.db.execute(query, (label,)).fetchone() or (identity, 0)
+        found = self.db.execute(query, (label,)).fetchone() or (identity, 0)
+        last, count = typed(found, str, int)
         self.db.execute(
             "INSERT INTO models VALUES (?, ?, ?, 0) ON CONFLICT (identity, label) DO UPDATE"
             " SET opened = excluded.opened, came_back = max(came_back, ?)",
@@ -324,9 +338,11 @@ class Index:
 
     def matching(self, model: str | None) -> list[str]:
         """Namespaces of a model (a label, or how a namespace starts), or all."""
-        query = """SELECT name FROM namespaces WHERE :model IS NULL OR label = :model
-            OR (length(:model) >= 8 AND substr(name, 1, length(:model)) = :model)"""
-        return [name for (name,) in self.db.execute(query, {"model": model})]
+        return [
+            name
+            for name, _, label, _ in self.namespaces()
+            if model is None or model == label or (len(model) >= 8 and name.startswith(model))
+        ]
 
     def forget_empty(self) -> None:
         """Forget namespaces of which nothing is stored, and models that are long gone."""
@@ -350,15 +366,8 @@ class Index:
 
     def trim_log(self) -> None:
         """Move the log home where it has become long. Not in a transaction."""
-        log = self.path.with_name(self.path.name + "-wal")
-        with suppress(FileNotFoundError):
-            if log.stat().st_size > _LONG_LOG:
-                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    def is_sound(self) -> bool:
-        """Whether SQLite finds nothing wrong with the file, nor we with our counters."""
-        (found,) = self.db.execute("PRAGMA quick_check(1)").fetchone()
-        return found == "ok" and not list(self.check())
+        if _size(self._log) > _LONG_LOG:
+            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def shrink(self) -> str:
         """Leave no token in free pages or the log: they are conversation. Not in a transaction.
@@ -379,6 +388,14 @@ class Index:
 
     def check(self) -> Iterator[str]:
         """What is wrong with the index itself, a line each."""
+        (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            yield f"the index is damaged: {found}"
+            return
+        yield from self._check_counters()
+
+    def _check_counters(self) -> Iterator[str]:
+        self.namespaces()
         held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
         counted = tuple(value or 0 for value in held)
         if counted != self.totals()[:3]:
@@ -393,11 +410,8 @@ class Index:
             yield f"span {stem} hangs on {parent}, which is gone"
 
 
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, triggers whole."""
-    statement = ""
-    for line in script.strip().splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

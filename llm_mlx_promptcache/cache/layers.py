@@ -130,13 +130,11 @@ def layout_to_json(layout: Layout) -> list[Any]:
     return runs
 
 
-def layout_from_json(runs: Any) -> Layout:
-    """The layout that `layout_to_json` described; ValueError for anything else."""
-    try:
-        kinds = [(int(count), _kind_from_json(described)) for count, described in runs]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not a description of layers: {error!r}") from None
-    return tuple(kind for count, kind in kinds for _ in range(count))
+def kind_class(name: str) -> type[Any] | None:
+    """The class of the kinds of this name, those of plugins among them; None for no kind's name."""
+    if name not in _KINDS:
+        load_layer_kinds()
+    return _KINDS.get(name)
 
 
 def cut_anywhere(layout: Layout) -> bool:
@@ -278,16 +276,6 @@ def _kind_to_json(kind: LayerKind) -> list[Any]:
         return [kind.name, [_kind_to_json(part) for part in kind.parts]]
     settings = {f.name: getattr(kind, f.name) for f in fields(kind)}  # type: ignore[arg-type]
     return [kind.name, settings]
-
-
-def _kind_from_json(described: Any) -> LayerKind:
-    name, settings = described
-    if name == ListOf.name:
-        return ListOf(tuple(_kind_from_json(part) for part in settings))
-    if name not in _KINDS:
-        load_layer_kinds()
-    kind: LayerKind = _KINDS[name](**settings)
-    return kind
 
 
 def _more(new: Piece | None, old: Piece | None) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from .index_rows import ListedRow
 from .trie import Tokens, common_prefix
 
 ID_LENGTH = 8  # characters of a span's id that people see; the shortest that may name it
@@ -62,7 +63,7 @@ class Listing:
             self._below.setdefault(span.parent, []).append(span)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[Any, ...]], tiers: Sequence[str]) -> Listing:
+    def of(cls, rows: Iterable[ListedRow], tiers: Sequence[str]) -> Listing:
         """The listing of an index's rows."""
         return cls([_span(row, tiers) for row in rows])
 
@@ -136,23 +137,19 @@ def stored_length(chain: Sequence[ListedSpan], ids: Tokens[int]) -> int:
     return last.start + common_prefix(last.tokens, ids, 0, last.start)
 
 
-def _span(row: tuple[Any, ...], tiers: Sequence[str]) -> ListedSpan:
-    stem, parent, namespace, model, start, stored, tier, *counted = row
-    tokens: array[int] = array("I")
-    tokens.frombytes(stored)
-    name = tiers[tier] if 0 <= tier < len(tiers) else tiers[0]
-    size, hits, used_at, pinned, resumes = counted
+def _span(listed: ListedRow, tiers: Sequence[str]) -> ListedSpan:
+    row = listed.row
     return ListedSpan(
-        stem,
-        parent,
-        namespace,
-        model,
-        start,
-        tokens,
-        name,
-        size,
-        hits,
-        used_at,
-        bool(pinned),
-        bool(resumes),
+        stem=row.stem,
+        parent=row.parent,
+        namespace=row.namespace,
+        model=listed.label,
+        start=row.start,
+        tokens=row.tokens,
+        tier=tiers[row.tier] if row.tier < len(tiers) else tiers[0],
+        bytes=row.bytes,
+        hits=listed.hits,
+        used_at=listed.used_at,
+        pinned=listed.pinned,
+        resumes=row.resumes,
     )

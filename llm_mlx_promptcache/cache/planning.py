@@ -44,7 +44,7 @@ def plan(
     parts = [p._replace(end=min(p.end, reached)) for p in held if p.start < reached]
     starts = [part.start for part in parts]
     restore = Restore(store)
-    restore.open(namespace, stored.spans, ids, reached)
+    restore.open(namespace, layout, stored.spans, ids, reached)
     outlined = parts + restore.parts
     end = outlined[-1].end if outlined else 0
     count = kinds.resumable(layout, outlined, end)
@@ -52,7 +52,7 @@ def plan(
     for checkpoint in sorted(stored.checkpoints, key=lambda c: -c.end):
         if not count < checkpoint.end <= end:
             continue
-        extra = read_checkpoint(store, namespace, checkpoint, ids)
+        extra = read_checkpoint(store, namespace, layout, checkpoint, ids)
         if extra is not None:
             place = checkpoint.end
             parts = parts + restore.streamed(place)

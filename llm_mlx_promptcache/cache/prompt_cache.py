@@ -34,6 +34,7 @@ from .writer import Writer
 __all__ = ["Lease", "PromptCache"]
 
 _MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
+_MOST_ATTEMPTS = 16  # of one fetch to read from the store what turns out to be damaged
 
 
 class PromptCache:
@@ -95,9 +96,11 @@ class PromptCache:
                 return self._counted(ids, Lease(None, 0, why))
             nodes, length = self._tree.walk(namespace, ids[:-1])
             unreadable, layers, slow = False, None, False
-            # What turns out not to be what was written goes, so each attempt has less before it.
+            attempts, stored = 0, None
+            # What turns out not to be what was written goes, so each attempt has less before it;
+            # where the fault is not a file's, the store is left out of it.
             while layers is None:
-                found = self._find(namespace, layout, ids[:-1], nodes, length)
+                found = self._find(namespace, layout, ids[:-1], nodes, length, stored)
                 unreadable |= found.restore is not None and found.restore.unreadable
                 if found.restore is not None and self._bandwidth.is_slower(
                     found.restore.nbytes, found.from_store, prefill_speed
@@ -109,6 +112,9 @@ class PromptCache:
                     break
                 layers = self._join(layout, found, nodes, len(ids) + room, take)
                 unreadable |= layers is None
+                attempts += 1
+                removed = found.restore is not None and found.restore.removed
+                stored = None if removed and attempts < _MOST_ATTEMPTS else NOTHING
             why = self._why(namespace, ids, found.place, found.matched, unreadable, slow)
             self._tree.use(nodes, found.place)
             if layers is not None:
@@ -392,7 +398,7 @@ class PromptCache:
             good = found.restore.verify()
             self._bandwidth.measured(found.restore.nbytes, time.monotonic() - started)
             return layers if good else None
-        except (OSError, ValueError, TypeError, IndexError, RuntimeError) as error:
+        except Exception as error:
             device.note(error)
             self._tree.lose(layout, (nodes[index] for index in moving))
             # No content of any file may raise out of a lookup (law 6).

@@ -1,62 +1,169 @@
-"""An index that is new, lost or damaged: made, filled from the files, or put out of the way."""
+"""An index that is new, lost or damaged: made from the heads of the spans' files.
+
+It is built beside, under a private name, and renamed when it is whole, so nobody waits for it or
+sees half of one; who looks meanwhile has a miss. One process does it, under the folder's lock.
+"""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import stat
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from .files import Files, locked, same_file
-from .index import VERSION, Index
-from .sweep import rebuild
+from .damage import DamagedSpan
+from .files import Files, locked
+from .index import Index
+from .index_rows import Row
+from .index_schema import BESIDE
+from .layout_text import UnknownKind
+from .pins import Pins
+from .stems import stems_in
+from .sweep import Candidate, candidate, hangs
 
 _log = logging.getLogger(__name__)
 
-_BESIDE = ("-wal", "-shm", "-journal")
+_NEW: Final = "index.new"
+SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
+Inode = tuple[int, int]
 
 
-def prepare(index: Index, spans: Path, files: Files, tiers: Sequence[str]) -> None:
-    """Make an index's tables, and fill them from the files where there are some."""
-    with index.transaction():
-        if index.version == VERSION:  # another process was faster
-            return
-        if index.version:
-            raise sqlite3.DatabaseError(f"it has version {index.version}, not {VERSION}")
-        index.create()
-        taken = rebuild(index, spans, files, tiers)
-    if taken:
-        _log.warning("the index in %s was lost; rebuilt from %d files", spans.parent, taken)
+class Place(NamedTuple):
+    """Where an index belongs, and what it is made of."""
+
+    path: Path
+    spans: Path
+    set_aside: Path
+    pins: Pins
+    files: Files
+    tiers: Sequence[str]
 
 
-def set_aside(path: Path, aside: Path, error: Exception, wait: bool = True) -> bool:
-    """Put a damaged index out of the way; whether that was done, by us or by others.
+def inode_of(path: Path) -> Inode | None:
+    """Which file lies at a path, whatever it is; None where nothing does."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_dev, status.st_ino
+    return None
 
-    Without `wait` it is left to the process that is just doing it.
+
+class Mending(threading.Thread):
+    """Another index than the `damaged` one, or one at all (None), made in a thread of its own.
+
+    So who can't wait need not. `working`: this process is at it; until then another one may be.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return True
-    with locked(path.parent, wait) as alone:
-        if not alone:
-            return False
-        if not same_file(path, (status.st_dev, status.st_ino)) or _is_whole(path):
-            return True  # another process was faster
-        _log.warning("the index in %s is damaged and set aside: %s", path.parent, error)
-        path.replace(aside)
-        for ending in _BESIDE:
-            path.with_name(path.name + ending).unlink(missing_ok=True)
-    return True
 
+    def __init__(self, place: Place, damaged: Inode | None, why: Exception | None) -> None:
+        super().__init__(name="index-mending", daemon=True)
+        self._place = place
+        self._damaged = damaged
+        self._why = why
+        self.working = False
+        self.error: Exception | None = None
 
-def _is_whole(path: Path) -> bool:
-    """Whether an index is one that can be used, and sound."""
-    try:
-        index = Index(path)
+    def run(self) -> None:
+        """Do it, unless another process was faster."""
         try:
-            return index.version == VERSION and index.is_sound()
-        finally:
-            index.close()
-    except (OSError, sqlite3.Error):
-        return False
+            with locked(self._place.path.parent) as alone:
+                if not alone:
+                    raise OSError(f"{self._place.path.parent} can't be locked to mend its index")
+                self.working = True
+                if inode_of(self._place.path) in (None, self._damaged):
+                    _put_aside(self._place)
+                    self._tell(_build(self._place))
+        except (OSError, sqlite3.Error) as error:
+            self.error = error
+
+    def finished(self, patience: float) -> bool:
+        """Whether it is done, after waiting so long for another process, or as long as it takes.
+
+        No patience is for who can't wait for either. OSError or sqlite3.Error where it failed.
+        """
+        self.join(patience)
+        if self.is_alive() and self.working and patience > SHORT_PATIENCE:
+            self.join()
+        if self.is_alive():
+            return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def _tell(self, taken: int) -> None:
+        folder = self._place.path.parent
+        if self._why is not None:
+            _log.warning(
+                "the index in %s was damaged (%s) and is made anew from %d files",
+                folder,
+                self._why,
+                taken,
+            )
+        elif taken:
+            _log.warning("the index in %s was lost; rebuilt from %d files", folder, taken)
+
+
+def _put_aside(place: Place) -> None:
+    """Keep a damaged index for who wants to look at it: a plain file, for its owner alone."""
+    path = place.path
+    with suppress(FileNotFoundError):
+        plain = stat.S_ISREG(path.lstat().st_mode)
+        if plain:
+            path.chmod(0o600)
+        try:
+            if not plain:
+                raise OSError("not worth keeping")
+            path.replace(place.set_aside)
+        except OSError:
+            _remove(path)
+    _remove_beside(path)
+
+
+def _build(place: Place) -> int:
+    """Make an index and give it its name; returns how many files it took in."""
+    private = place.path.with_name(_NEW)
+    _remove(private)
+    _remove_beside(private)
+    index = Index(private, new=True)
+    try:
+        taken = _fill(index, place)
+    finally:
+        index.close()
+    _remove_beside(place.path)  # SQLite would take a log that lies there for the new one's
+    private.replace(place.path)
+    return taken
+
+
+def _fill(index: Index, place: Place) -> int:
+    waiting: dict[str, list[Candidate]] = {}
+    for stem in sorted(stems_in(place.files.names(place.spans))):
+        with suppress(OSError, DamagedSpan, UnknownKind):
+            found = candidate(place.spans, stem, place.files, place.tiers)
+            waiting.setdefault(found.row.parent, []).append(found)
+    parents = [""]
+    taken: dict[str, Row] = {}
+    with index.transaction():
+        while parents:
+            for row, layout, label in waiting.pop(parents.pop(), []):
+                if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
+                    taken[row.stem] = row
+                    parents.append(row.stem)
+        for stem in place.pins.read() or ():
+            index.pin(stem, True)
+    return len(taken)
+
+
+def _remove_beside(path: Path) -> None:
+    for ending in BESIDE:
+        _remove(path.with_name(path.name + ending))
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever has a name that is ours; OSError for a folder that holds something."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            path.rmdir()
+        else:
+            path.unlink()

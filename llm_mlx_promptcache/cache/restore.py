@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from .layer_kinds import Layer, Rows
+from .damage import DamagedSpan
+from .layer_kinds import Layer, LayerKind, ListOf, Rows, Window
 from .layers import Layout, Part
 from .pieces import Piece
-from .span_file import DamagedSpan, OpenSpan, empty
+from .span_file import OpenSpan, empty
 from .span_header import Entry
 from .store import Store, StoredSpan
 from .trie import Tokens
@@ -34,13 +35,19 @@ class Restore:
         self._spans: list[tuple[StoredSpan, OpenSpan]] = []
         self.parts: list[Part] = []
         self.unreadable = False
+        self.removed = False  # something was damaged, and is not in the store any more
 
     def open(
-        self, namespace: str, spans: Sequence[StoredSpan], tokens: Tokens[int], reached: int
+        self,
+        namespace: str,
+        layout: Layout,
+        spans: Sequence[StoredSpan],
+        tokens: Tokens[int],
+        reached: int,
     ) -> None:
         """Open what lies after token `reached`, up to the first that can't be."""
         for span in [span for span in spans if span.end > reached][:_MOST_OPEN]:
-            opened = self._store.open(namespace, span, tokens)
+            opened = _opened(self._store, namespace, layout, span, tokens)
             if opened is None:
                 self.unreadable = True
                 return
@@ -87,19 +94,32 @@ class Restore:
         for span, opened in self._spans:
             try:
                 opened.verify()
-            except (OSError, DamagedSpan) as error:
-                self._store.damaged(span, error)
+            except DamagedSpan as error:
+                self._damaged(span, error)
+                good = False
+            except OSError as error:
+                self._store.unreadable(error)
                 good = False
         if good and self._spans:
             self._store.used([span for span, _ in self._spans])
         return good
 
     def failed(self, error: Exception) -> bool:
-        """Whether files were read when this went wrong; those go of which it may be the fault."""
-        broken = [(s, opened.broken) for s, opened in self._spans if opened.broken is not None]
-        for span, reason in broken or [(span, error) for span, _ in self._spans]:
-            self._store.damaged(span, reason)
+        """Whether files were read when this went wrong.
+
+        Those go that were seen to be damaged. What else fails (memory, the device, the joining)
+        says nothing about a file: it stays.
+        """
+        for span, opened in self._spans:
+            if opened.broken is not None:
+                self._damaged(span, opened.broken)
+        if self._spans and not self.removed:
+            self._store.unreadable(error)
         return bool(self._spans)
+
+    def _damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
+        self._store.damaged(span, error)
+        self.removed = True
 
     def close(self) -> None:
         """Let go of the files."""
@@ -271,10 +291,10 @@ class _Pieces(Sequence[Piece | None]):
 
 
 def read_checkpoint(
-    store: Store, namespace: str, span: StoredSpan, tokens: Tokens[int]
+    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
 ) -> list[Piece | None] | None:
-    """What a checkpoint holds, verified; None where it is gone or damaged."""
-    opened = store.open(namespace, span, tokens)
+    """What a checkpoint holds, verified; None where it is gone, damaged or can't be read."""
+    opened = _opened(store, namespace, layout, span, tokens)
     if opened is None:
         return None
     try:
@@ -285,10 +305,42 @@ def read_checkpoint(
         opened.verify()
         pieces = opened.pieces(0, layers, data)
         mx.eval([a for piece in pieces for a in piece or () if a is not None])
-    except (OSError, DamagedSpan) as error:
+    except DamagedSpan as error:
         store.damaged(span, error)
+        return None
+    except (OSError, MemoryError, RuntimeError) as error:  # the system's, or MLX's: not the file's
+        store.unreadable(error)
         return None
     finally:
         opened.close()
     store.used([span])
     return pieces
+
+
+def _opened(
+    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
+) -> OpenSpan | None:
+    """A span's file, if it holds what these layers would have kept of it."""
+    opened = store.open(namespace, span, tokens)
+    if opened is None:
+        return None
+    pairs = zip(layout, opened.outline(), strict=False)
+    length = len(opened.head.tokens)
+    if opened.head.layout == layout and all(_fits(kind, piece, length) for kind, piece in pairs):
+        return opened
+    opened.close()
+    store.damaged(span, DamagedSpan(f"{opened.name} does not hold what its model keeps"))
+    return None
+
+
+def _fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
+    """Whether a piece has the shape that its kind gives a span of so many tokens."""
+    if piece is None or not isinstance(kind, Rows | Window | ListOf):
+        return True
+    if isinstance(kind, ListOf):
+        pairs = zip(kind.parts, kind.parted(piece), strict=True)
+        return all(_fits(part, sub, length) for part, sub in pairs)
+    if not all(array is not None and len(array.shape) >= 2 for array in piece):
+        return False
+    held = {array.shape[-2] for array in piece if array is not None}
+    return held == {length} if isinstance(kind, Rows) else len(held) == 1 and max(held) <= kind.size

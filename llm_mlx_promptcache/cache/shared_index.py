@@ -17,8 +17,10 @@ from typing import Any, Final, TypeVar
 
 from . import repair
 from .backoff import Backoff
+from .damage import is_damage
 from .files import Files, is_remote, make_own_folder, same_file
-from .index import VERSION, Index
+from .index import Index
+from .pins import Pins
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ SPANS: Final = "spans"
 LOOK_SECONDS: Final = 0.02  # that one look waits for a lock: a lookup takes two
 WRITE_SECONDS: Final = 1.0  # that a change waits, once; while the lock is held on, not at all
 COMMAND_SECONDS: Final = 5.0  # that who asked for just this waits
+_TRIES: Final = 3
+_MENDS: Final = 3  # of one process in so many seconds: then something damages it on and on
+_MEND_SECONDS: Final = 3600.0
 # Opened before a fork: closing them in the child could spoil the parent's log.
 _left_to_parent: list[Index] = []
 
@@ -41,6 +46,7 @@ class SharedIndex:
         self._folder = folder
         self._files = files
         self._tiers = tuple(tiers)
+        self.pins = Pins(folder, files)
         self._start()
 
     def _start(self) -> None:
@@ -53,6 +59,9 @@ class SharedIndex:
         self._locked = Backoff(1.0, 60.0, self._files.clock)
         self._unseen = Backoff(0.25, 10.0, self._files.clock)
         self._told = False
+        self._mending: repair.Mending | None = None
+        self._damage: list[float] = []  # when an index was made anew
+        self.mended: list[str] = []  # and why
 
     @property
     def set_aside(self) -> Path:
@@ -135,21 +144,31 @@ class SharedIndex:
     def _tried(self, action: Callable[[Index], T], otherwise: T, wait: float | None) -> T:
         """What an action comes to; it waits so long for another process, a look (None) hardly."""
         seconds = LOOK_SECONDS if wait is None else wait
-        try:
+        for _ in range(_TRIES):
             try:
                 return self._done(action, seconds)
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                if not self.put_aside(error, wait=wait is not None):
-                    raise
-                return self._done(action, seconds)
-        except (OSError, sqlite3.Error) as error:
-            if is_busy(error):
-                (self._unseen if wait is None else self._locked).failed()
-            elif self._failing.failed():
-                _log.warning("the disk cache in %s is off for now: %s", self._folder, error)
-            return otherwise
+            except (OSError, sqlite3.Error) as error:
+                if is_busy(error):
+                    (self._unseen if wait is None else self._locked).failed()
+                    return otherwise
+                if not self._can_go_on(error, seconds):
+                    return otherwise
+        return otherwise
+
+    def _can_go_on(self, error: Exception, seconds: float) -> bool:
+        """Whether what failed is mended now, so that it can be tried again."""
+        index = self._index
+        if index is not None and not same_file(index.path, index.inode):
+            self._close_index()  # another process has mended it, or removed it
+            return True
+        try:
+            if is_damage(error, self._folder / _INDEX):
+                return self._mend(error, seconds)
+        except (OSError, sqlite3.Error) as failure:
+            error = failure
+        if self._failing.failed():
+            _log.warning("the disk cache in %s is off for now: %s", self._folder, error)
+        return False
 
     def _done(self, action: Callable[[Index], T], seconds: float) -> T:
         index = self._open(seconds)
@@ -160,21 +179,67 @@ class SharedIndex:
             self._failing.worked()
         return found
 
-    def put_aside(self, error: Exception, wait: bool = True) -> bool:
-        """Put an index that is not sound out of the way; whether that was done."""
-        index, self._index = self._index, None
-        if index is not None:
-            index.close()
-        return repair.set_aside(self._folder / _INDEX, self.set_aside, error, wait)
+    def put_aside(self, error: Exception) -> None:
+        """Have another index made in the place of one that is not sound."""
+        with self._lock:
+            try:
+                self._mend(error, COMMAND_SECONDS)
+            except (OSError, sqlite3.Error) as failure:
+                _log.warning("the index in %s can't be mended: %s", self._folder, failure)
+
+    def _mend(self, why: Exception | None, seconds: float) -> bool:
+        """Whether there is an index now; the error where none can be made, or none lasts.
+
+        It is made in a thread: who can't wait has a miss meanwhile.
+        """
+        if self._mending is None:
+            self._close_index()
+            if why is not None:
+                self._count_damage(why)
+            inode = None if why is None else repair.inode_of(self._folder / _INDEX)
+            self._mending = repair.Mending(self._place, inode, why)
+            self._mending.start()
+        mending = self._mending
+        done = True
+        try:
+            done = mending.finished(seconds)
+        finally:
+            if done:
+                self._mending = None
+        if not done:
+            (self._unseen if seconds <= LOOK_SECONDS else self._locked).failed()
+        return done
+
+    def _count_damage(self, why: Exception) -> None:
+        now = self._files.clock()
+        self._damage = [at for at in self._damage if now - at < _MEND_SECONDS]
+        if len(self._damage) >= _MENDS:
+            raise OSError(f"its index is damaged again and again: {why}")
+        self._damage.append(now)
+        self.mended.append(f"the index was damaged and is made anew: {why}")
+
+    @property
+    def _place(self) -> repair.Place:
+        return repair.Place(
+            path=self._folder / _INDEX,
+            spans=self._folder / SPANS,
+            set_aside=self.set_aside,
+            pins=self.pins,
+            files=self._files,
+            tiers=self._tiers,
+        )
 
     def close(self) -> None:
         """Let go of the file; the next action opens it again."""
         with self._looking:
             self._close_reader()
         with self._lock:
-            if self._index is not None and self._process == os.getpid():
-                self._index.close()
-            self._index = None
+            self._close_index()
+
+    def _close_index(self) -> None:
+        index, self._index = self._index, None
+        if index is not None and self._process == os.getpid():
+            index.close()
 
     def _close_reader(self) -> None:
         index, self._reader = self._reader, None
@@ -193,29 +258,28 @@ class SharedIndex:
             self._close_reader()  # set aside or removed by another process
         if self._reader is None:
             self._prepare_folder()
-            path = self._folder / _INDEX
-            if not path.exists():
+            try:
+                self._reader = Index(self._folder / _INDEX, LOOK_SECONDS)
+            except FileNotFoundError:
                 return None
-            index = Index(path, LOOK_SECONDS)
-            if index.version != VERSION:
-                index.close()
-                return None
-            self._reader = index
+        self._reader.look_at_schema()
         return self._reader
 
     def _open(self, wait: float) -> Index:
         index = self._index
         if index is not None and not same_file(index.path, index.inode):
-            index.close()  # set aside or removed by another process
-            index = None
-        if index is None:
+            self._close_index()  # set aside or removed by another process
+        if self._index is None:
             self._prepare_folder()
-            index = Index(self._folder / _INDEX, wait)
-            if index.version != VERSION:
-                repair.prepare(index, self._folder / SPANS, self._files, self._tiers)
-            self._index = index
-        index.wait_for_locks(wait)
-        return index
+            try:
+                self._index = Index(self._folder / _INDEX, wait)
+            except FileNotFoundError:
+                if not self._mend(None, wait):
+                    raise sqlite3.OperationalError("its index is being made: locked") from None
+                self._index = Index(self._folder / _INDEX, wait)
+        self._index.wait_for_locks(wait)
+        self._index.look_at_schema()
+        return self._index
 
     def _prepare_folder(self) -> None:
         make_own_folder(self._folder, through_link=True)

@@ -9,53 +9,37 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import stat
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import xxhash
 
+from .damage import DamagedSpan
 from .files import Files
-from .layers import Layout, layout_to_json
+from .layers import Layout
+from .layout_text import UnknownKind
 from .pieces import Piece
+from .span_bytes import DIGEST_BYTES, MOST_A_CALL, SpanBytes
 from .span_header import (
-    DIGEST_BYTES,
     DTYPES,
+    FORMAT,
     MAX_HEADER,
     UNSIGNED,
     Entry,
+    Head,
     entries_of,
-    layout_of_text,
+    head_from,
+    layout_from_metadata,
+    metadata_of,
 )
+from .stems import SUFFIX, TEMPORARY, new_stem, span_path
 from .trie import Tokens
 
-FORMAT = "llm-mlx-promptcache/2"
-SUFFIX = ".safetensors"
-TEMPORARY = ".tmp-"
-
-_MOST_AT_ONCE = 512  # buffers of one call; systems take 1,024
-_AHEAD = 1 << 20  # bytes; of more at once Linux reads only as much as the device takes in a request
-
-
-class DamagedSpan(ValueError):
-    """A span's file that is not what was written: told in one line, taken as a miss."""
-
-
-class Head(NamedTuple):
-    """Where a span stands on its path, and its tokens: none of them in a checkpoint."""
-
-    namespace: str
-    parent: str
-    start: int
-    tier: str
-    layout: Layout
-    tokens: Tokens[int]
-    resumes: bool
+__all__ = ["FORMAT", "SUFFIX", "TEMPORARY", "DamagedSpan", "Head"]
 
 
 class Tensor(NamedTuple):
@@ -99,43 +83,83 @@ def host_tensors(pieces: Sequence[Piece | None]) -> list[Tensor]:
     ]
 
 
+class UnpublishedSpan:
+    """A span's file under a private name, until `publish`; without it nothing is left.
+
+    Its writer claims it as long as this is open (`Files.create`), so nobody sweeps it. Its name
+    tells nothing of the content, and is not there before the whole file is.
+    """
+
+    def __init__(self, folder: Path, head: Head, tensors: Sequence[Tensor], files: Files) -> None:
+        self.stem = new_stem()
+        self._files = files
+        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.stem}"
+        self._final = span_path(folder, self.stem)
+        self._published = False
+        self._open = ExitStack()
+        try:
+            file = self._open.enter_context(files.create(self._temporary))
+            self.size = _write_body(file, self.stem, head, tensors)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> UnpublishedSpan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def publish(self) -> None:
+        """Give the file its name; FileNotFoundError where somebody cleared it meanwhile."""
+        self._files.replace(self._temporary, self._final)
+        self._published = True
+
+    def withdraw(self) -> None:
+        """Take the name back: what was to be said of it elsewhere could not be."""
+        if self._published:
+            with suppress(OSError):
+                self._files.unlink(self._final)
+
+    def close(self) -> None:
+        """Let go of the file, and of its private name."""
+        if not self._published:
+            with suppress(OSError):
+                self._files.unlink(self._temporary)
+        self._open.close()
+
+
 def write_span(
     folder: Path, head: Head, tensors: Sequence[Tensor], files: Files
 ) -> tuple[str, int]:
-    """Write a span under a new random name; returns that name's stem and the file's bytes.
-
-    The name tells nothing of the content, and is not there before the whole file is.
-    """
-    stem = secrets.token_hex(16)
-    temporary = folder / f"{TEMPORARY}{os.getpid()}-{stem}"
-    try:
-        with files.create(temporary) as file:
-            size = _write_body(file, head, tensors)
-        files.replace(temporary, folder / (stem + SUFFIX))
-    except BaseException:
-        with suppress(OSError):
-            files.unlink(temporary)
-        raise
-    return stem, size
+    """Write a span and publish it; returns its stem and its file's bytes."""
+    with UnpublishedSpan(folder, head, tensors, files) as span:
+        span.publish()
+        return span.stem, span.size
 
 
 class OpenSpan:
     """A span's file while it is read: the head at once, layers in their order, then the digest.
 
-    What `layers` gives is not to be believed before `verify` has passed. DamagedSpan or OSError
-    where the file is not whole and ours.
+    What `layers` gives is not to be believed before `verify` has passed. DamagedSpan where the
+    file is not whole and ours, OSError where the system can't read it just now, UnknownKind where
+    it is whole and of layers that nobody here knows.
     """
 
     def __init__(self, path: Path, files: Files) -> None:
         self.name = path.name
-        self.broken: Exception | None = None
-        self._descriptor = files.open(path)
+        self.broken: DamagedSpan | None = None
+        self._bytes = SpanBytes(path, files)
+        self.size = self._bytes.size
         try:
-            self.size = self._checked_size()
-            self._digest = xxhash.xxh3_128()
             header = self._header()
             try:
-                self._parse(header)
+                self._parse(header, path.name.removesuffix(SUFFIX))
+            except UnknownKind:
+                self._bytes.verify_rest()
+                raise
+            except DamagedSpan:
+                raise
             except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
                 raise DamagedSpan(f"{self.name}: {type(error).__name__}: {error}") from None
         except BaseException:
@@ -144,15 +168,11 @@ class OpenSpan:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._bytes.close()
 
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""
-        if hasattr(os, "posix_fadvise"):
-            for start in range(0, self.size, _AHEAD):
-                os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+        self._bytes.read_ahead()
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
         """The bytes of the layers [first, last) in the file's data."""
@@ -165,27 +185,10 @@ class OpenSpan:
     def read_into(self, buffers: Sequence[memoryview]) -> None:
         """Read on into these, which hold what comes next in the file."""
         try:
-            self._read_into(buffers)
-        except (OSError, DamagedSpan) as error:
+            self._bytes.read_into(buffers)
+        except DamagedSpan as error:
             self.broken = error
             raise
-
-    def _read_into(self, buffers: Sequence[memoryview]) -> None:
-        for first in range(0, len(buffers), _MOST_AT_ONCE):
-            now = buffers[first : first + _MOST_AT_ONCE]
-            read = os.readv(self._descriptor, now) if now else 0
-            for buffer in now:
-                read = self._rest(buffer, read)
-                self._digest.update(buffer)
-
-    def _rest(self, buffer: memoryview, read: int) -> int:
-        """See to it that a buffer is full, of which a call read so much; returns what is over."""
-        while read < buffer.nbytes:  # a call reads at most 2 GB
-            more = os.readv(self._descriptor, [buffer[read:]])
-            if not more:
-                raise DamagedSpan(f"{self.name} shrank while it was read")
-            read += more
-        return read - buffer.nbytes
 
     def pieces(self, first: int, last: int, data: mx.array) -> list[Piece | None]:
         """The pieces of layers [first, last) out of the bytes of their extent."""
@@ -203,33 +206,22 @@ class OpenSpan:
 
     def verify(self) -> None:
         """After all layers are read: DamagedSpan unless they are what was written."""
-        expected = os.read(self._descriptor, DIGEST_BYTES + 1)
-        if self._digest.digest() != expected:
-            raise DamagedSpan(f"{self.name}: its digest does not match its content")
+        self._bytes.verify()
 
-    def _checked_size(self) -> int:
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise DamagedSpan(f"{self.name} is not a regular file of this user")
-        if status.st_mode & 0o077:
-            raise DamagedSpan(f"{self.name} can be read or written by other users")
-        if status.st_size <= 8 + DIGEST_BYTES:
-            raise DamagedSpan(f"{self.name} has {status.st_size} bytes")
-        return status.st_size
+    def verify_rest(self) -> None:
+        """The same where nobody wants the layers: they are read in blocks and forgotten."""
+        self._bytes.verify_rest()
 
     def _header(self) -> bytes:
-        start = self._read(8)
-        length = int.from_bytes(start, "little")
+        length = int.from_bytes(self._bytes.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, self.size - 8 - DIGEST_BYTES):
             raise DamagedSpan(f"{self.name} has a header of {length} bytes")
-        return self._read(length)
+        return self._bytes.read(length)
 
-    def _parse(self, text: bytes) -> None:
+    def _parse(self, text: bytes, stem: str) -> None:
         header = json.loads(text)
         metadata = header.pop("__metadata__")
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"format {metadata['format']!r}, not {FORMAT!r}")
-        layout = layout_of_text(metadata["layout"])
+        layout = layout_from_metadata(metadata, stem)
         tensors = entries_of(header, layout, self.size - 8 - len(text))
         self._entries = tensors[1:-1]
         self._begins = [0] * len(layout)
@@ -239,23 +231,8 @@ class OpenSpan:
             at = next((e.end for e in reversed(entries) if e is not None), at)
         self._begins.append(at)
         tokens = array("I")
-        tokens.frombytes(self._read(self._begins[0]))
-        self.head = Head(
-            namespace=metadata["namespace"],
-            parent=metadata["parent"],
-            start=int(metadata["start"]),
-            tier=metadata["tier"],
-            layout=layout,
-            tokens=tokens,
-            resumes=metadata["resumes"] == "1",
-        )
-
-    def _read(self, count: int) -> bytes:
-        block = os.read(self._descriptor, count)
-        if len(block) != count:
-            raise DamagedSpan(f"{self.name} shrank while it was read")
-        self._digest.update(block)
-        return block
+        tokens.frombytes(self._bytes.read(self._begins[0]))
+        self.head = head_from(metadata, layout, tokens)
 
     def _piece(self, layer: int, make: Any) -> Piece | None:
         entries = self._entries[layer]
@@ -280,6 +257,16 @@ def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece 
         span.close()
 
 
+def verified_head(path: Path, files: Files) -> tuple[Head, int]:
+    """The head of a span's file, all of which was read and verified, and its bytes."""
+    span = OpenSpan(path, files)
+    try:
+        span.verify_rest()
+        return span.head, span.size
+    finally:
+        span.close()
+
+
 def empty(sizes: Sequence[int]) -> list[mx.array]:
     """Buffers of bytes that a file can be read into; of whole words, so that all types fit."""
     buffers = [mx.zeros((max(size + 7, 8) // 8 * 8,), mx.uint8) for size in sizes]
@@ -287,19 +274,9 @@ def empty(sizes: Sequence[int]) -> list[mx.array]:
     return buffers
 
 
-def _write_body(file: Any, head: Head, tensors: Sequence[Tensor]) -> int:
+def _write_body(file: Any, stem: str, head: Head, tensors: Sequence[Tensor]) -> int:
     tokens = Tensor("tokens", "U32", (len(head.tokens),), memoryview(head.tokens).cast("B"))
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "namespace": head.namespace,
-            "parent": head.parent,
-            "start": str(head.start),
-            "tier": head.tier,
-            "layout": json.dumps(layout_to_json(head.layout)),
-            "resumes": str(int(head.resumes)),
-        }
-    }
+    header: dict[str, Any] = {"__metadata__": metadata_of(head, stem)}
     offset = 0
     for name, dtype, shape, raw in (tokens, *tensors):
         end = offset + raw.nbytes
@@ -321,7 +298,7 @@ def _write_body(file: Any, head: Head, tensors: Sequence[Tensor]) -> int:
 def _write_all(file: Any, block: bytes | memoryview) -> None:
     rest = memoryview(block)
     while rest.nbytes:  # an unbuffered write may take less, and tells how much
-        rest = rest[file.write(rest) :]
+        rest = rest[file.write(rest[:MOST_A_CALL]) :]
 
 
 def _tensor(name: str, values: mx.array) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
 
-from .layers import Layout, layout_from_json
+from .layers import Layout
+from .layout_text import layout_from_text, layout_to_text
+from .span_bytes import DIGEST_BYTES
+from .trie import Tokens
 
-DIGEST_BYTES: Final = 16
+FORMAT: Final = "llm-mlx-promptcache/3"
 MAX_HEADER: Final = 4 << 20
-_MAX_LAYERS = 1 << 16
+_MOST_AXES = 8
+_MOST_WORD = 1 << 10  # characters of a name
+_MOST_START = 1 << 31
 # safetensors' names; the letter is the memoryview format of the same width that carries the bits.
 DTYPES: dict[mx.Dtype, tuple[str, str]] = {
     mx.float32: ("F32", "I"),
@@ -30,6 +34,22 @@ DTYPES: dict[mx.Dtype, tuple[str, str]] = {
 }
 BY_NAME = {name: dtype for dtype, (name, _) in DTYPES.items()}
 UNSIGNED = {"Q": mx.uint64, "I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
+
+
+class Head(NamedTuple):
+    """Where a span stands on its path, and its tokens: none of them in a checkpoint.
+
+    `label` is what people call the model, "" where nobody said.
+    """
+
+    namespace: str
+    parent: str
+    start: int
+    tier: str
+    layout: Layout
+    tokens: Tokens[int]
+    resumes: bool
+    label: str = ""
 
 
 class Entry(NamedTuple):
@@ -69,6 +89,8 @@ def entries_of(header: dict[str, Any], layout: Layout, room: int) -> list[list[E
 
 def _entry(name: str, entry: dict[str, Any], at: int) -> Entry:
     dtype, shape = BY_NAME[entry["dtype"]], tuple(entry["shape"])
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"{name} has {len(shape)} axes")
     begin, end = entry["data_offsets"]
     count = dtype.size
     for size in shape:
@@ -86,10 +108,54 @@ def _names(layout: Layout) -> list[list[str]]:
     return [["tokens"], *layers, ["digest"]]
 
 
-@lru_cache(maxsize=16)
-def layout_of_text(text: str) -> Layout:
-    """A layout from its description in a header; ValueError for anything else."""
-    runs = json.loads(text)
-    if sum(int(count) for count, _ in runs) > _MAX_LAYERS:
-        raise ValueError("more layers than any model has")
-    return layout_from_json(runs)
+def metadata_of(head: Head, stem: str) -> dict[str, str]:
+    """What a header says of its span, as safetensors wants it: strings."""
+    return {
+        "format": FORMAT,
+        "stem": stem,
+        "namespace": head.namespace,
+        "parent": head.parent,
+        "start": str(head.start),
+        "tier": head.tier,
+        "layout": layout_to_text(head.layout),
+        "resumes": str(int(head.resumes)),
+        "label": head.label,
+    }
+
+
+def layout_from_metadata(metadata: dict[str, Any], stem: str) -> Layout:
+    """The layers of a header of this format and this file; ValueError for any other."""
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"format {metadata['format']!r:.50}, not {FORMAT!r}")
+    if metadata["stem"] != stem:
+        raise ValueError("it was written under another name")
+    return layout_from_text(metadata["layout"])
+
+
+def head_from(metadata: dict[str, Any], layout: Layout, tokens: Tokens[int]) -> Head:
+    """What a header says; ValueError where it can't be."""
+    return Head(
+        namespace=_word(metadata, "namespace"),
+        parent=_word(metadata, "parent"),
+        start=_number(metadata["start"]),
+        tier=_word(metadata, "tier"),
+        layout=layout,
+        tokens=tokens,
+        resumes=metadata["resumes"] == "1",
+        label=_word(metadata, "label"),
+    )
+
+
+def _word(metadata: dict[str, Any], name: str) -> str:
+    value = metadata[name]
+    if not isinstance(value, str) or len(value) > _MOST_WORD:
+        raise ValueError(f"its {name} is none")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit():
+        raise ValueError("its start is no number")
+    if len(value) > 10 or int(value) > _MOST_START:
+        raise ValueError("its start is beyond any path")
+    return int(value)

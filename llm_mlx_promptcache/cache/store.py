@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from .damage import DamagedSpan
     from .layers import Layout
     from .span_file import Draft, OpenSpan
     from .trie import Tokens
@@ -57,10 +58,13 @@ class Store(Protocol):
         """Whether the last lookup could not see what is stored, and did not wait until it could."""
 
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
-        """A span's file, checked as far as its head goes; None where it is gone or not whole."""
+        """A span's file, checked as far as its head goes; None where it can't be had."""
 
-    def damaged(self, span: StoredSpan, error: Exception) -> None:
-        """A span turned out not to be what was written: it goes, with all that hangs on it."""
+    def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
+        """A span was seen not to be what was written: it goes, with all that hangs on it."""
+
+    def unreadable(self, error: Exception) -> None:
+        """Something could not be read, by no fault of its own: it stays, and is told once."""
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
@@ -111,8 +115,11 @@ class NullStore:
         """Nothing is there."""
         return None
 
-    def damaged(self, span: StoredSpan, error: Exception) -> None:
+    def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """Nothing can be."""
+
+    def unreadable(self, error: Exception) -> None:
+        """Nothing is read."""
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """Nothing is counted."""

@@ -19,7 +19,7 @@ from .files import Files
 from .index import Index
 from .notes import Notes
 from .shared_index import SPANS, SharedIndex
-from .span_file import SUFFIX
+from .stems import span_path
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Upkeep:
         index: SharedIndex,
         notes: Notes,
         files: Files,
+        tiers: Sequence[str],
         max_bytes: int | str | None,
         max_days: float | None,
     ) -> None:
@@ -46,6 +47,7 @@ class Upkeep:
         self._index = index
         self._notes = notes
         self._files = files
+        self._tiers = tiers
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
 
@@ -119,12 +121,13 @@ class Upkeep:
     ) -> int | None:
         """Take the steps of a removal, at most so many; bytes freed, None where there is more.
 
-        Rows go first and their files then, so that nobody looks for a file without a row.
+        Files go with their rows, in the same transaction (sweep.py).
         """
 
         def step(index: Index) -> Removed:
             with index.transaction():
                 found = removal.step(index)
+                self._unlink(found.stems)
             index.trim_log()
             return found
 
@@ -133,7 +136,6 @@ class Upkeep:
             removed = self._index.run(step, None, asked=asked)
             if removed is None:  # locked: the rest waits for the next time
                 return None
-            self.unlink(removed.stems)
             freed, taken = freed + removed.nbytes, taken + 1
             if removed.done:
                 return freed
@@ -142,7 +144,11 @@ class Upkeep:
 
     def sweep(self, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
-        return self._index.run(lambda index: sweep.sweep(index, self._spans, self._files, every), 0)
+
+        def swept(index: Index) -> int:
+            return sweep.sweep(index, self._spans, self._files, self._tiers, every)
+
+        return self._index.run(swept, 0)
 
     def shrink(self, index: Index) -> None:
         """Leave no token in the index's free pages or log, or say why some may be there."""
@@ -153,11 +159,10 @@ class Upkeep:
                 why,
             )
 
-    def unlink(self, stems: Sequence[str]) -> None:
-        """Remove files whose rows are gone."""
+    def _unlink(self, stems: Sequence[str]) -> None:
         for stem in stems:
             with suppress(OSError):
-                self._files.unlink(self._spans / (stem + SUFFIX))
+                self._files.unlink(span_path(self._spans, stem))
 
     def _room(self) -> tuple[int, int]:
         with suppress(OSError):

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 from llm_mlx_promptcache.cache import hooks, layers, own_state
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.layer_kinds import State
+from llm_mlx_promptcache.cache.layout_text import UnknownKind, layout_from_text
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 PATH = list(range(10, 30))
@@ -188,9 +189,9 @@ def test_a_plugin_brings_a_kind(plugins, store, caplog):
 
 
 def test_a_kind_from_a_file_is_found_before_any_layer_was_seen(plugins):
-    assert layers.layout_from_json([[2, ["counted", {"arity": 2}]]]) == (Counted(2), Counted(2))
-    with pytest.raises(ValueError, match="not a description"):
-        layers.layout_from_json([[2, ["nobody's", {}]]])
+    assert layout_from_text('[[2, ["counted", {"arity": 2}]]]') == (Counted(2), Counted(2))
+    with pytest.raises(UnknownKind, match="nobody's"):
+        layout_from_text('[[2, ["nobody\'s", {}]]]')
 
 
 def test_what_is_known_can_not_be_replaced(plugins):

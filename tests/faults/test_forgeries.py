@@ -31,6 +31,8 @@ def forged(header, body=b"", length=None):
 
 GOOD = {
     "format": FORMAT,
+    "stem": "forged",
+    "label": "",
     "namespace": "m",
     "parent": "",
     "start": "0",
@@ -55,9 +57,17 @@ FORGED = {
     "a list": forged([1], bytes(64)),
     "no metadata": forged({}, bytes(64)),
     "a billion layers": forged(with_(layout='[[1000000000, ["rows", {}]]]'), bytes(20)),
+    "a billion arrays": forged(with_(layout='[[1, ["state", {"arity": 1000000000}]]]'), bytes(20)),
+    "a list of lists": forged(
+        with_(layout=f'[[1, {"[" * 20}["rows", {{}}]{"]" * 20}]]'), bytes(20)
+    ),
+    "a setting of another type": forged(
+        with_(layout='[[1, ["window", {"size": [], "keep": {}}]]]'), bytes(20)
+    ),
+    "another name": forged(with_(stem="0" * 32), bytes(20)),
     "an unknown kind": forged(with_(layout='[[1, ["os.system", {}]]]'), bytes(20)),
     "a layout that is none": forged(with_(layout="{}"), bytes(20)),
-    "another format": forged(with_(format="llm-mlx-promptcache/1"), bytes(20)),
+    "another format": forged(with_(format="llm-mlx-promptcache/2"), bytes(20)),
     "a start that is none": forged(with_(start="NaN"), bytes(20)),
     "a huge shape": forged(
         with_("layer.0.0", {"dtype": "F32", "shape": [1 << 40], "data_offsets": [4, 4]}), bytes(20)

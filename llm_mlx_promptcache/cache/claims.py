@@ -1,0 +1,66 @@
+"""Claims: who writes a file holds a lock on it, so nobody takes it for a leftover.
+
+A lock belongs to its writer however old the file is and whatever the clocks say: one that is
+stopped still holds it, one that was killed does not, and containers that share a folder see each
+other's locks where they don't see each other's processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+_NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
+_NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Claim(Enum):
+    """What is known of a file's writer."""
+
+    HELD = "a process is writing it"
+    NONE = "nobody is"
+    UNKNOWN = "its file system has no locks, or it can't be opened"
+
+
+def claim(descriptor: int) -> None:
+    """Claim a new file until its descriptor is closed; FileNotFoundError where it was swept first.
+
+    Shared, since who looks whether there is a claim takes the lock alone for a moment.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise FileNotFoundError(errno.ENOENT, "swept before it was claimed") from None
+    if not os.fstat(descriptor).st_nlink:
+        raise FileNotFoundError(errno.ENOENT, "swept before it was claimed")
+
+
+@contextmanager
+def looked_at(path: Path) -> Iterator[Claim]:
+    """Whether a file is claimed; where it is not, nobody can claim it meanwhile."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS)
+    except OSError:
+        yield Claim.UNKNOWN
+        return
+    try:
+        yield _state(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _state(descriptor: int) -> Claim:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Claim.HELD
+    except OSError:
+        return Claim.UNKNOWN
+    return Claim.NONE

@@ -1,0 +1,219 @@
+"""The schema of the index, and what is asked of a file before anybody believes that it is one.
+
+SQLite runs what a schema says: views and triggers are code. So a file's schema is compared with
+ours, whole, before anything else is read, and every action on it may do only so much work.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from .damage import DamagedIndex
+from .index_rows import MOST_TOKENS
+
+VERSION: Final = 3
+BESIDE: Final = ("-wal", "-shm", "-journal")
+_SCHEMA = """
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    layout TEXT NOT NULL,
+    label TEXT NOT NULL,
+    identity TEXT NOT NULL,
+    digest BLOB NOT NULL
+);
+CREATE TABLE models (
+    identity TEXT NOT NULL,
+    label TEXT NOT NULL,
+    opened INTEGER NOT NULL,
+    came_back INTEGER NOT NULL,
+    PRIMARY KEY (identity, label)
+);
+CREATE TABLE spans (
+    stem TEXT PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    parent TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    tokens BLOB NOT NULL,
+    count INTEGER NOT NULL,
+    resumes INTEGER NOT NULL,
+    tier INTEGER NOT NULL,
+    octave INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    hits INTEGER NOT NULL DEFAULT 0,
+    last_use INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    children INTEGER NOT NULL DEFAULT 0,
+    bucket INTEGER AS ((tier * 2 + (hits > 0)) * 65536 + octave),
+    UNIQUE (namespace, parent, start, first)
+);
+CREATE INDEX by_parent ON spans (parent, start);
+CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, stem);
+CREATE INDEX by_age ON spans (namespace, children, used_at, pinned);
+CREATE TABLE totals (
+    spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER, proof INTEGER
+);
+INSERT INTO totals VALUES (0, 0, 0, 0, 0, 0);
+CREATE TRIGGER added AFTER INSERT ON spans BEGIN
+    UPDATE totals SET spans = spans + 1, tokens = tokens + NEW.count, bytes = bytes + NEW.bytes,
+        proof = proof + 3 + 5 * NEW.count + 7 * NEW.bytes;
+    UPDATE spans SET children = children + 1 WHERE stem = NEW.parent;
+END;
+CREATE TRIGGER removed AFTER DELETE ON spans BEGIN
+    UPDATE totals SET spans = spans - 1, tokens = tokens - OLD.count, bytes = bytes - OLD.bytes,
+        proof = proof - 3 - 5 * OLD.count - 7 * OLD.bytes;
+    UPDATE spans SET children = children - 1 WHERE stem = OLD.parent;
+END;
+"""
+_LIMITS: Final = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 4 * MOST_TOKENS + (1 << 20),
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 1 << 16,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 4,
+}
+# Steps of SQLite's machine: an action takes some hundreds a row, and a row is no shorter than this.
+_STEPS_AT_ONCE: Final = 10_000
+_LEAST_STEPS: Final = 5_000_000  # a tenth of a second
+_STEPS_A_BYTE: Final = 8
+_STEPS_A_ROW: Final = 2_000
+
+
+class Connection(sqlite3.Connection):
+    """A connection each of whose statements may have SQLite do only so much work.
+
+    Beyond it SQLite says "interrupted": a view without end, a tree that hangs on itself.
+    """
+
+    size = 0  # the file's bytes: who reads all of it may take as long as that takes
+    _left = 0
+
+    def bound(self) -> None:
+        """Count the work of all statements from now on."""
+        self.set_progress_handler(self._step, _STEPS_AT_ONCE)
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        """As SQLite's, with the bound counted anew."""
+        self._allow(0)
+        return super().execute(*statement)
+
+    def executemany(self, statement: str, rows: Iterable[Any]) -> sqlite3.Cursor:
+        """As SQLite's, with the bound counted anew."""
+        held = list(rows)
+        self._allow(len(held))
+        return super().executemany(statement, held)
+
+    def _allow(self, rows: int) -> None:
+        steps = _LEAST_STEPS + self.size * _STEPS_A_BYTE + rows * _STEPS_A_ROW
+        self._left = steps // _STEPS_AT_ONCE
+
+    def _step(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def connect(path: Path, busy_seconds: float) -> Connection:
+    """A connection to a file that may be anything; it must exist."""
+    for name in (path, *(path.with_name(path.name + ending) for ending in BESIDE)):
+        _secure(name, must_exist=name is path)
+    db: Connection = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode=rw",
+        uri=True,
+        timeout=busy_seconds,
+        check_same_thread=False,
+        isolation_level=None,
+        factory=Connection,
+    )
+    try:
+        db.text_factory = _text
+        for limit, most in _LIMITS.items():
+            db.setlimit(limit, most)
+        db.bound()
+        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
+            db.execute(f"PRAGMA {setting}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Make the tables, inside a transaction of the caller's."""
+    # `executescript` would commit the caller's transaction first.
+    for statement in _statements(_SCHEMA):
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def schema_cookie(db: sqlite3.Connection) -> int:
+    """A number that changes when anybody changes the schema."""
+    (found,) = db.execute("PRAGMA schema_version").fetchone()
+    return int(found)
+
+
+def verify(db: sqlite3.Connection) -> None:
+    """DamagedIndex unless a file's version and schema are ours, to the letter."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version != VERSION:
+        raise DamagedIndex(f"it has version {version}, not {VERSION}")
+    if _schema_of(db) != _ours():
+        raise DamagedIndex("its tables are not ours")
+
+
+def _schema_of(db: sqlite3.Connection) -> Counter[Any]:
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100"
+    return Counter(db.execute(query).fetchall())
+
+
+@cache
+def _ours() -> Counter[Any]:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        create(db)
+        return _schema_of(db)
+    finally:
+        db.close()
+
+
+def _secure(path: Path, must_exist: bool) -> None:
+    """See to it that SQLite opens a plain file of ours, for us alone, or makes a new one.
+
+    The folder is its owner's, so nobody can put another one there in between.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        if must_exist:
+            raise
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedIndex(f"{path.name} is no plain file")
+    if status.st_uid != os.geteuid():
+        raise DamagedIndex(f"{path.name} belongs to user {status.st_uid}")
+    if status.st_mode & 0o177 or not status.st_mode & 0o600:
+        path.chmod(0o600)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise DamagedIndex("it holds text that is no UTF-8") from None
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, triggers whole."""
+    statement = ""
+    for line in script.strip().splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
