@@ -99,6 +99,7 @@ class Index:
         self.db.execute("PRAGMA secure_delete=ON")
         self.db.execute("PRAGMA synchronous=NORMAL")
         if new:
+            self.db.execute("PRAGMA synchronous=OFF")  # half of one is noticed, and made anew
             with self.transaction():
                 create(self.db)
         self._cookie = -1

@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _NEW: Final = "index.new"
 SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
+_FEW: Final = 200  # files, whose heads take some 30 ms
+_FEW_SECONDS: Final = 1.0
 Inode = tuple[int, int]
 
 
@@ -81,9 +84,9 @@ class Mending(threading.Thread):
     def finished(self, patience: float) -> bool:
         """Whether it is done, after waiting so long for another process, or as long as it takes.
 
-        No patience is for who can't wait for either. OSError or sqlite3.Error where it failed.
+        Who can't wait waits for few files only. OSError or sqlite3.Error where it failed.
         """
-        self.join(patience)
+        self.join(max(patience, _FEW_SECONDS) if self._is_small() else patience)
         if self.is_alive() and self.working and patience > SHORT_PATIENCE:
             self.join()
         if self.is_alive():
@@ -91,6 +94,12 @@ class Mending(threading.Thread):
         if self.error is not None:
             raise self.error
         return True
+
+    def _is_small(self) -> bool:
+        """Whether there are so few files that they are read sooner than a prompt is prefilled."""
+        with suppress(OSError):
+            return len(list(islice(self._place.spans.iterdir(), _FEW + 1))) <= _FEW
+        return False
 
     def _tell(self, taken: int) -> None:
         folder = self._place.path.parent
