@@ -35,6 +35,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.js
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 # Of a file that is read whole before anything else is known of it.
 _LARGEST_JSON = 64 << 20
+# transformers and mlx-lm read each of these whole; the largest known tokenizer has 35 MB.
+_LARGEST_TEXT = 512 << 20
+# Layers are built one by one before their weights are looked at; the deepest known have 126.
+_MOST_LAYERS = 4096
 # Tokenizers without a limit of their own say 10^30.
 _LONGEST_CONTEXT = 1 << 30
 
@@ -189,6 +193,11 @@ def _listed(*folders: Path | None) -> Manifest:
         raise _damaged(given[0], f"its files can't be listed: {one_line(error)}") from error
     if (found := files.endless()) is not None:
         raise _damaged(found.parent, f"{found.name} is a pipe, a socket or a device, and no file")
+    for entry in files.plain():
+        size = 0 if entry.path.suffix == ".safetensors" or entry.read is None else entry.read.size
+        if size > _LARGEST_TEXT:
+            name, folder = entry.path.name, entry.path.parent
+            raise _damaged(folder, f"{name} has {size} bytes, more than {_LARGEST_TEXT}")
     return files
 
 
@@ -197,6 +206,8 @@ def _check_files(folder: Path) -> None:
     config = _read_json(folder, "config.json")
     if not isinstance(config.get("model_type"), str):
         raise _damaged(folder, "config.json has no model_type")
+    if too_deep := _too_deep(config):
+        raise _damaged(folder, f"config.json asks for {too_deep}, more than {_MOST_LAYERS}")
     if missing := _missing_weights(folder):
         raise _damaged(folder, f"{missing} is missing")
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
@@ -210,10 +221,27 @@ def _missing_weights(folder: Path) -> str | None:
         if not isinstance(shards, dict):
             raise _damaged(folder, "model.safetensors.index.json has no weight_map")
         names = sorted({str(name) for name in shards.values()})
-        return next((name for name in names if not (folder / name).exists()), None)
+        return next((one_line(name) for name in names if not _is_there(folder / name)), None)
     if next(folder.glob("model*.safetensors"), None):
         return None
     return "model.safetensors"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def _too_deep(config: dict[str, Any]) -> str:
+    """The entry of a config, or of one inside it, by which a model would be built for ever."""
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    for place in (config, *inner):
+        for key, value in place.items():
+            if "layer" in key and isinstance(value, int | float) and value > _MOST_LAYERS:
+                return one_line(f"{key} {value:g}", limit=80)
+    return ""
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from llm_mlx_promptcache.engine.errors import ModelLoadError
-from llm_mlx_promptcache.engine.loading import describe, load_model
+from llm_mlx_promptcache.engine.loading import describe, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -187,3 +187,54 @@ def test_loading_says_nothing_on_the_terminal(folder):
     command = [sys.executable, "-c", script, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "extra.jinja"])
+def test_a_file_that_would_fill_the_memory_is_not_read(tiny_llama, name):
+    folder = tiny_llama()
+    with (folder / name).open("ab") as file:
+        file.truncate(10 << 30)  # takes no room on the disk
+    with pytest.raises(ModelLoadError, match=rf"{name} has 10737418240 bytes, more than"):
+        load_model(str(folder))
+    with pytest.raises(ModelLoadError, match=rf"{name} has 10737418240 bytes, more than"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "\0", "\udcff"])
+def test_a_file_of_json_that_is_none_is_named(tiny_llama, name, content):
+    folder = tiny_llama()
+    (folder / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelLoadError, match=rf"^[^\n]*{name} can't be read"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_json_without_end_in_other_files_is_one_clear_error(tiny_llama, name):
+    folder = tiny_llama()
+    (folder / name).write_text('{"a": ' * 100_000)
+    with pytest.raises(ModelLoadError, match=r"^[^\n]*can't be (used|loaded)[^\n]*$"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("shard", ["a\0b", "x" * 5000, "loop", "../" * 3000, "\n\n"])
+def test_a_shard_with_a_name_that_no_file_has_is_missing(tiny_llama, shard):
+    folder = tiny_llama()
+    (folder / "loop").symlink_to(folder / "loop")
+    index = json.dumps({"weight_map": {"w": shard}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelLoadError, match=r"^[^\n]{,600} is missing[^\n]*$"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("where", ["config", "inside"])
+def test_a_model_that_would_be_built_for_ever_is_refused(tiny_llama, where):
+    folder = tiny_llama()
+    config = json.loads((folder / "config.json").read_text())
+    deep = {"num_hidden_layers": 10**9}
+    config |= deep if where == "config" else {"text_config": deep}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=r"asks for num_hidden_layers 1e\+09, more than 4096"):
+        load_model(str(folder))
