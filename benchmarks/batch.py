@@ -1,6 +1,7 @@
 """The engine's own cost: one request and eight at once, beside mlx-lm's own loops, and memory.
 
-    python benchmarks/batch.py [alone] [together] [memory] [--rounds 7] [--tokens 48] [--keep docs]
+    python benchmarks/batch.py [alone] [together] [trial] [memory] [--rounds 7] [--tokens 48]
+                               [--keep docs]
 
 The real default model, except where a table says otherwise. What is compared alternates, so that a
 busy machine slows both; figures are medians. `--keep docs` writes the tables into docs/reuse.md.
@@ -33,10 +34,11 @@ from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.transcript import render
 from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.batch_probe import prove
 from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.forward import prefill
+from llm_mlx_promptcache.engine.forward import BatchForm, forward, prefill
 from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
 from llm_mlx_promptcache.engine.running import Running
@@ -44,6 +46,7 @@ from llm_mlx_promptcache.engine.running import Running
 conversations, crowds = helper("conversations"), helper("crowds")
 PREFIX, EIGHT = 1000, 8
 MOST_OVER, LEAST_FASTER, MOST_ROWS = 1.05, 2.0, 1.25
+STEPS, MOST_STEPS = 20, 40
 
 
 class Found(NamedTuple):
@@ -59,7 +62,13 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
     """An engine over a model that is loaded, with a cache of its own."""
     with tempfile.TemporaryDirectory() as folder:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
-        engine = Engine(lambda: Running(loaded, "benchmark", cache))
+
+        def running() -> Running:
+            made = Running(loaded, "benchmark", cache)
+            assert made.batch_form is not BatchForm.ALONE  # known before anything is timed
+            return made
+
+        engine = Engine(running)
         yield engine
         engine.close()
 
@@ -230,8 +239,26 @@ def memory(loaded: LoadedModel) -> Found:
     return Found("\n".join(lines), max(ratios.values()) <= MOST_ROWS, ratios)
 
 
+def trial(loaded: LoadedModel, rounds: int) -> Found:
+    """What a model's trial before its first batch takes, beside single steps of one answer."""
+    layers = prefilled_layers(loaded, list(range(8)))
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            mx.eval(forward(loaded.model, layers, mx.array([[1]])))
+
+    pairs = [(seconds(lambda: prove(loaded.model)), seconds(steps)) for _ in range(rounds)]
+    as_many = STEPS * statistics.median(one / other for one, other in pairs)
+    took = statistics.median(one for one, _ in pairs)
+    text = (
+        f"The trial takes as long as {as_many:.0f} tokens of one answer.\n\n"
+        f"Bar: {MOST_STEPS} tokens. Medians of {rounds}, taken in turns.\n"
+    )
+    return Found(text, as_many <= MOST_STEPS, {"seconds": took, "tokens": as_many})
+
+
 KEPT_BY = "benchmarks/batch.py --keep docs"
-PARTS = ("alone", "together", "memory")
+PARTS = ("alone", "together", "trial", "memory")
 
 
 def main() -> int:
@@ -249,6 +276,8 @@ def main() -> int:
     for part in asked.parts or PARTS:
         if part == "memory":
             found[part] = memory(loaded)
+        elif part == "trial":
+            found[part] = trial(loaded, asked.rounds)
         else:
             work = alone if part == "alone" else together
             found[part] = work(loaded, asked.rounds, asked.tokens)

@@ -27,7 +27,7 @@ from .chat_tokenizer import TemplateTokenizer
 from .chunks import ChunkPlanner, chunk_end
 from .decoding import Row, Step
 from .facts import model_facts
-from .forward import prefill, wired
+from .forward import BatchForm, prefill, wired
 from .keeping import Keeper
 from .loading import LoadedModel
 from .preparing import Prepared, prepare
@@ -84,6 +84,11 @@ class Running:
     def busy(self) -> bool:
         """Whether anything is left to do."""
         return bool(self._waiting or self._prefilling or self._answering)
+
+    @property
+    def batch_form(self) -> BatchForm:
+        """How this model's answers go together; found out with the model where nobody knows yet."""
+        return self._proof.form
 
     def add(self, asker: Asker) -> None:
         """Take a request in; what is wrong with it is told to who asked."""

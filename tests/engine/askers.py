@@ -81,14 +81,15 @@ class Failing:
 
 
 class Counting:
-    """A model whose runs are counted."""
+    """A model whose runs, and tokens in them, are counted."""
 
     def __init__(self, model):
         self._model = model
-        self.passes = 0
+        self.passes = self.tokens = 0
 
     def __call__(self, tokens, cache=None):
         self.passes += 1
+        self.tokens += tokens.size
         return self._model(tokens, cache=cache)
 
     def __getattr__(self, name):

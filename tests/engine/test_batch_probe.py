@@ -39,6 +39,7 @@ def test_every_family_has_its_verdict(name):
     verdict = prove(model)
     assert verdict.lasting
     assert model.passes <= 24
+    assert model.tokens <= 45
     if name in ALONE:
         assert verdict.form is BatchForm.ALONE
         assert name == "minimax_m3_vl" or ALONE[name] in verdict.why

@@ -101,7 +101,7 @@ def hold_to_law_1(loaded, folder):
 @pytest.mark.parametrize("name", FEW)
 def test_law_1_in_batches_and_over_what_they_leave(name, loaded_kind, tmp_path):
     running = hold_to_law_1(loaded_kind(name), tmp_path)
-    stepped_alone = running._proof.form is BatchForm.ALONE
+    stepped_alone = running.batch_form is BatchForm.ALONE
     assert stepped_alone == (name in ("afm7", "minimax_m3_vl"))
 
 

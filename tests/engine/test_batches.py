@@ -186,7 +186,7 @@ def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, running_of):
     model, running = failing(tiny_llama, lambda tokens: tokens.shape[0] > 3)
     asked = together(running, *VARIED)
     assert model.failed == 1
-    assert running._proof.form is BatchForm.PLAIN
+    assert running.batch_form is BatchForm.PLAIN
     assert [one.last.ids for one in asked] == alone
     texts = ["".join(e.text for e in one.events if isinstance(e, TextDelta)) for one in asked]
     assert texts == [one.last.text for one in asked]
@@ -200,7 +200,7 @@ def test_an_error_in_one_request_ends_that_one_alone(tiny_llama):
     bias = Sampling(logit_bias=((poison, 1000.0),))
     bad.request = request("Two?", sampling=bias)
     together(running, good, bad)
-    assert running._proof.form is BatchForm.PLAIN
+    assert running.batch_form is BatchForm.PLAIN
     assert good.last.ids == before.last.ids
     with pytest.raises(RuntimeError, match="no more memory"):
         _ = bad.last

@@ -39,7 +39,7 @@ def test_a_merge_that_fails_half_way_spoils_no_other_answer(
     asked = [request(text, max_tokens=24) for text in QUESTIONS[: before + 1]]
     alone = [together(running_of(folder=folder), one)[0].last.ids for one in asked]
     running = running_of(cache, folder)
-    assert running._proof.form is BatchForm.PLAIN  # found out before anything fails
+    assert running.batch_form is BatchForm.PLAIN  # found out before anything fails
     first = [Asked(one) for one in asked[:before]]
     for one in first:
         running.add(one)
