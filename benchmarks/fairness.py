@@ -69,7 +69,7 @@ def curve(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def fitted(measured: dict[int, list[float]]) -> list[float]:
-    """Seconds of a pass, a token, one before it, and each pair of the two; relative errors count."""
+    """Seconds of a pass, a token, one before it, and a pair of the two; relative errors count."""
     points = [
         (count, before, took)
         for before, row in measured.items()
@@ -101,11 +101,12 @@ def beside(loaded: LoadedModel, tokens: int) -> dict[str, Any]:
                 chats.append(took)
         thread.join()
     alone = statistics.median(chats_alone)
-    print(f"\nA prompt of {tokens:,} tokens alone: {long_alone:.1f} s; with {len(chats)} chats")
-    print(f"beside it: {told[0]:.1f} s ({told[0] / long_alone:.2f} times)")
-    print(f"A chat of {ANSWER} tokens alone: {alone:.2f} s; beside the long prompt: median")
-    print(f"{statistics.median(chats):.2f} s ({statistics.median(chats) / alone:.1f} times), at most")
-    print(f"{max(chats):.2f} s ({max(chats) / alone:.1f} times)")
+    print("\n| | alone | together | times |\n|---|--:|--:|--:|")
+    print(
+        f"| a prompt of {tokens:,} tokens, {len(chats)} chats beside it {row(long_alone, told[0])}"
+    )
+    print(f"| a chat of {ANSWER} tokens, median {row(alone, statistics.median(chats))}")
+    print(f"| the slowest of them {row(alone, max(chats))}")
     return {
         "tokens": tokens,
         "chat alone": chats_alone,
@@ -113,6 +114,11 @@ def beside(loaded: LoadedModel, tokens: int) -> dict[str, Any]:
         "chats beside": chats,
         "long beside": told[0],
     }
+
+
+def row(alone: float, together: float) -> str:
+    """The rest of a table's line."""
+    return f"| {alone:.2f} s | {together:.2f} s | {together / alone:.2f} |"
 
 
 def chat(engine: Engine, number: int) -> float:

@@ -244,17 +244,8 @@ class Running:
 
     def _parties(self) -> set[Party]:
         """Who wants the model now."""
-        long = self._long()
-        there = {Party.ANSWERS} if self._answering else set()
-        there |= {Party.LONG} if long is not None else set()
-        return there | ({Party.SHORT} if self._short(long) else set())
-
-    def _long(self) -> Task | None:
-        """The oldest prompt that more than a chunk is left of; all others are short beside it."""
-        return next((task for task in self._prefilling if task.left > task.chunk()), None)
-
-    def _short(self, long: Task | None) -> list[Task]:
-        return [task for task in self._prefilling if task is not long]
+        answers = {Party.ANSWERS} if self._answering else set()
+        return answers | {task.party for task in self._prefilling}
 
     def _take_turn(self, party: Party) -> None:
         started = self._clock()
@@ -268,7 +259,7 @@ class Running:
                 ended = self._clock()
                 self._turns.spent(Party.ANSWERS, ended - started)
                 started = ended
-            self._run_prompts(self._long(), party)
+            self._run_prompts(party)
         self._turns.spent(party, self._clock() - started)
 
     def _settle_answers(self) -> bool:
@@ -282,21 +273,19 @@ class Running:
             return False
         return True
 
-    def _run_prompts(self, long: Task | None, party: Party) -> None:
-        """A chunk of the long prompt, or a chunk's worth of short ones, the shortest first.
+    def _run_prompts(self, party: Party) -> None:
+        """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
 
         Short prompts that come together answer together. Chunks are smaller while others answer.
         """
-        shared = bool(self._answering)
-        if party is Party.LONG:
-            assert long is not None
-            self._prefill(long, long.chunk(shared))
-            return
-        left: int | None = None
-        while (short := self._short(long)) and (left is None or left > 0):
-            task = min(short, key=lambda task: task.left)
-            left = task.chunk(shared) if left is None else left
-            left -= self._prefill(task, left)
+        shared, share = bool(self._answering), 1.0
+        while share > 0 and (tasks := [one for one in self._prefilling if one.party is party]):
+            task = tasks[0] if party is Party.LONG else min(tasks, key=lambda one: one.left)
+            self._prefilling.remove(task)
+            self._prefilling.append(task)
+            most = task.chunk(shared)
+            run = self._prefill(task, max(1, int(share * most)))
+            share = share - run / most if party is Party.SHORT else 0
 
     # Prompts.
 

@@ -13,9 +13,13 @@ from .decoding import Row
 from .keeping import Holding
 from .preparing import Prepared
 from .request import GenerationRequest, Told
+from .turns import Party
 
 if TYPE_CHECKING:
     from .constraint import Constraint
+
+# A prompt is short where at most so many chunks are left of it.
+_SHORT = 4
 
 
 class Asker(Protocol):
@@ -68,6 +72,11 @@ class Task:
     def left(self) -> int:
         """How many tokens of its prompt are left to prefill."""
         return len(self.ids) - 1 - self.done
+
+    @property
+    def party(self) -> Party:
+        """With whom its prompt takes turns."""
+        return Party.LONG if self.left > _SHORT * self.chunk() else Party.SHORT
 
     def chunk(self, shared: bool = False) -> int:
         """The size of its next chunk; `shared`: others answer meanwhile."""

@@ -10,17 +10,17 @@ from enum import Enum
 
 
 class Party(Enum):
-    """Those who take turns: all answers together, a step each; short prompts; the long prompt."""
+    """Those who take turns: all answers together, a step each; short prompts; long prompts."""
 
     ANSWERS = "answers"
     SHORT = "short prompts"
-    LONG = "the long prompt"
+    LONG = "long prompts"
 
 
 # Seconds that a party may be ahead of the others when it comes: a short prompt and the first words
 # of its answer need not wait for a long prompt, and what they took is made up for afterwards.
 _CREDIT = {Party.SHORT: 1.0, Party.ANSWERS: 0.5, Party.LONG: 0.0}
-# With all three there, answers and the long prompt get a little over a third of the time each.
+# With all three there, answers and long prompts get a little over a third of the time each.
 _PRICE = {Party.SHORT: 1.25, Party.ANSWERS: 1.0, Party.LONG: 1.0}
 
 

@@ -14,8 +14,7 @@ from mlx_lm.models.cache import KVCache
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.chunks import ChunkPlanner
-from llm_mlx_promptcache.engine.facts import ModelFacts
+from llm_mlx_promptcache.config import HOME_VARIABLE
 from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Progress
 
@@ -53,7 +52,7 @@ class Played:
 
 
 @pytest.fixture(params=[False, True], ids=["flat", "deep"])
-def played(request, tiny_llama, tmp_path):
+def played(request, tiny_llama, tmp_path, monkeypatch):
     """`played()` -> a model at work, and its clock; its speed is known, as after a day of use.
 
     "deep": a token costs more, the more stand before it, as on a CPU.
@@ -61,14 +60,12 @@ def played(request, tiny_llama, tmp_path):
     from llm_mlx_promptcache.engine.running import Running
 
     loaded = load_model(str(tiny_llama(context=1 << 15)))
-    facts = ModelFacts(tmp_path / "facts.json")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
 
-    def make(cache=None):
+    def make():
         model = Played(loaded.config["vocab_size"], request.param)
         playing = dataclasses.replace(loaded, model=model)
-        planner = ChunkPlanner(IDENTITY, facts)
-        cache = cache or PromptCache("1GB")
-        return Running(playing, IDENTITY, cache, planner=planner, clock=model.clock), model
+        return Running(playing, IDENTITY, PromptCache("1GB"), clock=model.clock), model
 
     running, model = make()
     spent(running, model, [(0, long_prompt("to learn"))])
@@ -171,3 +168,59 @@ def test_long_answers_and_a_long_prompt_get_a_third_each(played, answers):
         took = model.now - began
         answered = sum(seconds for count, seconds in model.passes[passes:] if count == 1)
         assert took / 3 <= answered <= took * 2 / 3
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_question_of_300_tokens_does_not_wait_for_a_long_prompt(played, share):
+    def question():
+        return asking(f"{next(numbers)} " + "y" * 300, 8)
+
+    long_alone, question_alone = alone(played, long_prompt("one")), alone(played, question())
+    running, model = played()
+    arrivals = [(0, long_prompt("two")), (share * long_alone, question())]
+    long, asked = spent(running, model, arrivals)
+    assert asked <= 3 * question_alone
+    assert long <= long_alone + 3 * question_alone
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_chat_waits_for_two_long_prompts_no_longer_than_for_one(played, share):
+    long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
+    running, model = played()
+    arrivals = [(0, long_prompt("two")), (0, long_prompt("three")), (share * long_alone, chat())]
+    *long, short = spent(running, model, arrivals)
+    assert short <= 3 * chat_alone
+    assert max(long) <= 2.1 * long_alone
+
+
+def test_many_chats_at_once_wait_for_one_another_and_not_for_the_long_prompt(played):
+    def crowd():
+        return [(2, chat()) for _ in range(12)]
+
+    running, model = played()
+    without = spent(running, model, crowd())
+    running, model = played()
+    beside = spent(running, model, [(0, long_prompt("two")), *crowd()])[1:]
+    assert max(beside) <= 3 * max(without)
+
+
+def test_a_prompt_alone_runs_in_whole_chunks_that_are_the_same_each_time(played):
+    cut = []
+    for _ in range(2):
+        running, model = played()
+        spent(running, model, [(0, asking("again " + "x " * (LONG // 2), 1))])
+        cut.append([count for count, _ in model.passes if count > 1])
+    assert cut[0] == cut[1]
+    *chunks, last = cut[0]
+    assert all(size & size - 1 == 0 for size in chunks)
+    assert last <= chunks[-1]
+    assert sorted(chunks, reverse=True) == chunks  # never larger where a token is dearer
+    running, model = played()
+    spent(running, model, [(0, asking("again " + "x " * (LONG // 2), 1)), (3, chat(40))])
+    assert min(count for count, _ in model.passes if count > 1) < chunks[-1] or chunks[-1] == 16
+
+
+def test_no_chunk_takes_over_a_second(played):
+    running, model = played()
+    spent(running, model, [(0, long_prompt("one"))])
+    assert max(took for _, took in model.passes) < 1

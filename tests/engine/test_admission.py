@@ -1,0 +1,150 @@
+"""Who gets in: by what a request is expected to hold soon, and what follows where that was wrong."""
+
+import dataclasses
+import itertools
+
+import pytest
+from askers import Asked, request, together
+
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
+from llm_mlx_promptcache.engine.loading import load_model
+from llm_mlx_promptcache.engine.request import Finished, Sampling
+from llm_mlx_promptcache.engine.running import Running
+
+
+def admission_of(limit):
+    """One that knows that a token takes a byte, so that `limit` is in tokens."""
+    admission = Admission(limit=limit)
+
+    class Layer:
+        nbytes = 256
+
+    admission.measure([Layer()], 256)
+    admission.measure = lambda layers, tokens: None
+    return admission
+
+
+@pytest.fixture
+def without_context(tiny_llama):
+    """A model that does not say how long its context is."""
+    loaded = dataclasses.replace(load_model(str(tiny_llama(context=8192))), context_length=None)
+
+    def make(cache=None, **more):
+        return Running(loaded, "tiny", cache or PromptCache("100MB"), **more)
+
+    return make
+
+
+def test_an_answer_that_may_go_on_for_ever_holds_up_nobody(without_context):
+    running = without_context()
+    running._admission = admission_of(4096)
+    endless = Asked(request("One?", max_tokens=10**9), gone_after=400)
+    others = [Asked(request(f"{n}?")) for n in range(3)]
+    for one in (endless, *others):
+        running.add(one)
+    while not all(one.events and one.events[-1] is None for one in others):
+        running.step()
+        assert len(running._answering) + len(running._prefilling) + len(running._waiting) <= 4
+    assert all(isinstance(one.last, Finished) for one in others)
+    assert len(endless.events) < 60  # they were answered beside it, not after
+    together(running)
+
+
+def test_answers_of_any_limit_take_their_steps_in_one_batch(without_context):
+    running = without_context()
+    asked = [Asked(request(f"{n}?", max_tokens=10**9), gone_after=30) for n in range(3)]
+    for one in asked:
+        running.add(one)
+    while len(running._answering) < 3:
+        running.step()
+    assert len(running._batches._all()) == 1
+    together(running)
+
+
+VARIED = [
+    request("One?", max_tokens=60, logprobs=2),
+    request("Two?", max_tokens=70, sampling=Sampling(temperature=1.5, seed=7)),
+    request("Three?", max_tokens=80, schema={"type": "array", "items": {"type": "integer"}}),
+    request("Four?", max_tokens=60, sampling=Sampling(repetition_penalty=1.3, top_k=9)),
+]
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
+    without_context, tmp_path, disk
+):
+    alone = [together(without_context(), one)[0].last for one in VARIED]
+    cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
+    running = without_context(cache)
+    asked = [Asked(one) for one in VARIED]
+    for one in asked:
+        running.add(one)
+    while len(running._answering) < len(asked):
+        running.step()
+    running._admission = admission_of(running._batches.tokens + 40)
+    most, waited = len(asked), 0
+    while running.busy:
+        running.step()
+        waited = max(waited, len(running._waiting))
+        oldest = next((task for task in running._active() if task.asker is asked[0]), None)
+        assert oldest is not None or asked[0].events[-1] is None
+        held = running._batches.tokens
+        assert len(running._active()) == 1 or running._admission.holds(held)
+        most = min(most, len(running._active()) or most)
+    assert waited > 0
+    for one, other in zip(asked, alone, strict=True):
+        assert one.last.ids == other.ids
+        assert one.last.text == other.text
+        assert [each.chosen.id for each in one.last.logprobs] == [
+            each.chosen.id for each in other.logprobs
+        ]
+        assert one.last.usage.prefilled + one.last.usage.cached == one.last.usage.prompt
+    cache.flush()
+    assert cache.check() == []
+
+
+def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(without_context):
+    sizes = ChunkSizes.fixed(32)
+    running = without_context(planner=ChunkPlanner(sizes=sizes), clock=itertools.count().__next__)
+    first = Asked(request("One?", max_tokens=30))
+    long = Asked(request("words " * 200, system=False))
+    running.add(first)
+    while not running._answering:
+        running.step()
+    running.add(long)
+    while not (running._prefilling and running._prefilling[0].done > 100):
+        running.step()
+    running._admission = admission_of(1)
+    running.step()
+    assert [task.asker for task in running._waiting] == [long]
+    running._admission = Admission()
+    together(running)
+    assert long.last.usage.cached < 10
+    assert long.last.ids == together(without_context(), long.request)[0].last.ids
+
+
+def test_what_does_not_fit_lets_some_pass_and_then_gets_its_turn(without_context):
+    running = without_context()
+    running._admission = admission_of(3000)
+    first = Asked(request("One?", max_tokens=1000))
+    running.add(first)
+    while not running._answering:
+        running.step()
+    large = Asked(request("words " * 500, system=False, max_tokens=2))  # over 2,500 tokens
+    running.add(large)
+    small, count = [], itertools.count()
+    while not (large.events and large.events[-1] is None):
+        if sum(one.events[-1:] == [None] for one in small) == len(small):
+            small.append(Asked(request(f"{next(count)}?", max_tokens=2)))
+            running.add(small[-1])
+        if len(small) > MOST_PASSED + 3:
+            first.gone_after = 0
+        running.step()
+        begun = sum(bool(one.events) for one in small)
+        assert large.events or begun <= MOST_PASSED
+    together(running)
+    assert sum(bool(one.events) for one in small) > MOST_PASSED
+    assert large.last.usage.generated
