@@ -102,9 +102,7 @@ def beside(loaded: LoadedModel, tokens: int) -> dict[str, Any]:
         thread.join()
     alone = statistics.median(chats_alone)
     print("\n| | alone | together | times |\n|---|--:|--:|--:|")
-    print(
-        f"| a prompt of {tokens:,} tokens, {len(chats)} chats beside it {row(long_alone, told[0])}"
-    )
+    print(f"| {tokens:,} tokens, {len(chats)} chats beside them {row(long_alone, told[0])}")
     print(f"| a chat of {ANSWER} tokens, median {row(alone, statistics.median(chats))}")
     print(f"| the slowest of them {row(alone, max(chats))}")
     return {

@@ -1,4 +1,4 @@
-"""Who gets in: by what a request is expected to hold soon, and what follows where that was wrong."""
+"""Who gets in: by what requests will hold soon, and what follows where that was wrong."""
 
 import dataclasses
 import itertools

@@ -1,7 +1,10 @@
 """The one planner of chunks: sizes in time, remembered, and constant while a prefill runs."""
 
 import pytest
+from askers import planner_of, request, together
 
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes, checkpoints, chunk_end
 from llm_mlx_promptcache.engine.facts import ModelFacts
 
@@ -115,6 +118,26 @@ def test_a_speed_is_that_of_all_places_on_the_way(planner_with):
 def test_chunks_of_a_prefill_that_nobody_waits_for_are_all_of_it(planner_with, length):
     cut = list(planner_with({0: 1000, 1024: 100}).alone(length))
     assert [at for start, end in cut for at in range(start, end)] == list(range(length))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_the_disk_gives_slower_than_prefill_is_prefilled(running_of, tmp_path, known):
+    long = request("words " * 60)
+
+    def process(planner=None):
+        cache = PromptCache("100MB", DiskStore(tmp_path))
+        cache._bandwidth.measured(10 << 20, 1000.0)
+        [asked] = together(running_of(cache, planner=planner), long)
+        cache.flush()
+        return asked.last
+
+    first = process()
+    planner = planner_of(256)
+    for _ in range(2 if known else 0):
+        planner.observe(0, 256, 256 / 1e6)
+    again = process(planner)
+    assert again.ids == first.ids
+    assert (again.usage.cached == 0) is known
 
 
 def test_chunks_end_where_something_must_be_kept():
