@@ -36,13 +36,15 @@ def drafts(
     `busy` says that what was drafted earlier may still be on its way there.
     """
     ids, namespace, chain = node.path(), str(node.model), chain_of(node)
+    cut = kinds.cut_anywhere(layout)
     coming = max((n.end for n in chain if n.value.saved), default=0) if busy else 0
     found = store.lookup(namespace, ids)
     held = max(found.end, coming)
+    resumable = {s.end for s in (*found.spans, *found.checkpoints) if s.resumes}
     made: list[Draft] = []
     waiting: list[SpanNode] = []
+    parts = parts_of(chain, node.end)
     for number, passed in enumerate(chain):
-        parts = parts_of(chain[: number + 1], passed.end)
         if passed.end > held:
             if all(piece is None for piece in passed.value.pieces):
                 break
@@ -51,7 +53,8 @@ def drafts(
                 continue
             if not short and passed is node and _is_short(layout, passed.end - held):
                 break
-            pieces, resumed = _pieces(layout, waiting, held), resumes(layout, parts, passed.end)
+            pieces = _pieces(layout, waiting, held)
+            resumed = resumes(layout, parts[: number + 1], passed.end)
             rank = max(span.value.entry.tier for span in waiting)
             tensors = host_tensors(pieces)
             path = ids[: passed.end]
@@ -59,8 +62,8 @@ def drafts(
             made.append(draft)
             held = passed.end
             waiting.clear()
-        elif not kinds.cut_anywhere(layout) and not found.resumes_at(passed.end):
-            extra = checkpoint_at(layout, parts, passed.end) if passed.end > coming else None
+        elif passed.end > coming and passed.end not in resumable and not cut:
+            extra = checkpoint_at(layout, parts[: number + 1], passed.end)
             if extra is not None:
                 tier = tiers[passed.value.entry.tier]
                 path, tensors = ids[: passed.end], host_tensors(extra)

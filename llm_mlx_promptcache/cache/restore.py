@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from .damage import DamagedSpan
+from .descriptors import Few
 from .layer_kinds import Layer, LayerKind, ListOf, Rows, Window
 from .layers import Layout, Part
 from .pieces import Piece
@@ -24,7 +25,6 @@ from .trie import Tokens
 _GROUPS = 16  # a path is read in so many rounds; the bytes of one of them are held twice
 _IN_PLACE = 5  # rounds where nothing is held twice: memory is got ready one round ahead
 _LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
-_MOST_OPEN = 200  # files; a process may have 256 on some systems
 
 
 class Restore:
@@ -35,7 +35,9 @@ class Restore:
         self._spans: list[tuple[StoredSpan, OpenSpan]] = []
         self.parts: list[Part] = []
         self.unreadable = False
-        self.removed = False  # something was damaged, and is not in the store any more
+        self.removed = False  # something was damaged or gone, and is not in the store any more
+        self._few = Few()
+        self._path: tuple[str, Tokens[int]] = "", Tokens("I")
 
     def open(
         self,
@@ -46,11 +48,14 @@ class Restore:
         reached: int,
     ) -> None:
         """Open what lies after token `reached`, up to the first that can't be."""
-        for span in [span for span in spans if span.end > reached][:_MOST_OPEN]:
+        self._path = namespace, tokens
+        for span in [span for span in spans if span.end > reached]:
+            self._few.make_room()
             opened = _opened(self._store, namespace, layout, span, tokens)
             if opened is None:
                 self.unreadable = True
                 return
+            self._few.use(opened)
             self._spans.append((span, opened))
             end = span.start + len(opened.head.tokens)
             start = max(span.start, reached)
@@ -75,7 +80,7 @@ class Restore:
         if not all(_is_plain(entry) for i in range(len(layout)) for entry in spans[0].entries(i)):
             return None
         used = self.parts[: len(spans)]
-        return list(_InPlace(spans, used, count, room).layers_read())
+        return list(_InPlace(spans, self._few, used, count, room).layers_read())
 
     def streamed(self, count: int) -> list[Part]:
         """The parts before token `count`, whose pieces can be asked for once, layer by layer."""
@@ -85,20 +90,21 @@ class Restore:
         self._spans = self._spans[: len(used)]
         if not used:
             return []
-        stream = _InPieces([opened for _, opened in self._spans])
+        stream = _InPieces([opened for _, opened in self._spans], self._few)
         return [part._replace(pieces=_Pieces(stream, n)) for n, part in enumerate(used)]
 
     def verify(self) -> bool:
         """After all was read: whether it is what was written. What is not is gone."""
         good = True
         for span, opened in self._spans:
+            self._few.use(opened)
             try:
                 opened.verify()
             except DamagedSpan as error:
                 self._damaged(span, error)
                 good = False
             except OSError as error:
-                self._store.unreadable(error)
+                self._unreadable(error)
                 good = False
         if good and self._spans:
             self._store.used([span for span, _ in self._spans])
@@ -114,12 +120,31 @@ class Restore:
             if opened.broken is not None:
                 self._damaged(span, opened.broken)
         if self._spans and not self.removed:
-            self._store.unreadable(error)
+            self._unreadable(error)
         return bool(self._spans)
 
+    # A traceback holds the frames in which buffers were filled: what is told goes without.
+
     def _damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        self._store.damaged(span, error)
+        self._store.damaged(span, error.with_traceback(None))
         self.removed = True
+
+    def _unreadable(self, error: Exception) -> None:
+        if isinstance(error, FileNotFoundError) and self._is_one_gone():
+            self.removed = True
+        else:
+            self._store.unreadable(error.with_traceback(None))
+
+    def _is_one_gone(self) -> bool:
+        """Whether another process evicted one of the files meanwhile; the store sees it as well."""
+        namespace, tokens = self._path
+        for span, _ in self._spans:
+            self._few.make_room()
+            opened = self._store.open(namespace, span, tokens)
+            if opened is None:
+                return True
+            opened.close()
+        return False
 
     def close(self) -> None:
         """Let go of the files."""
@@ -134,13 +159,15 @@ def _is_plain(entry: Entry | None) -> bool:
 class _Stream:
     """Several files, read in step, so many layers at a time."""
 
-    def __init__(self, spans: Sequence[OpenSpan], rounds: int) -> None:
+    def __init__(self, spans: Sequence[OpenSpan], few: Few, rounds: int) -> None:
         self.spans = spans
+        self._few = few
         self.layers = len(spans[0].head.layout)
         whole = sum(span.extent(0, self.layers)[1] - span.extent(0, 0)[1] for span in spans)
         self._round = max(whole // rounds, _LEAST)
         for span in spans:
-            span.read_ahead()
+            if few.holds(span):
+                span.read_ahead()
 
     def rounds(self) -> Iterator[range]:
         """The layers of each round."""
@@ -152,6 +179,11 @@ class _Stream:
             yield range(first, last)
             first = last
 
+    def read_into(self, span: OpenSpan, buffers: list[memoryview]) -> None:
+        """Read on in one of the files."""
+        self._few.use(span)
+        span.read_into(buffers)
+
     def _bytes(self, first: int, last: int) -> int:
         extents = [span.extent(first, last) for span in self.spans]
         return sum(end - begin for begin, end in extents)
@@ -160,8 +192,8 @@ class _Stream:
 class _InPieces(_Stream):
     """Files whose pieces are asked for once each, layer by layer."""
 
-    def __init__(self, spans: Sequence[OpenSpan]) -> None:
-        super().__init__(spans, _GROUPS)
+    def __init__(self, spans: Sequence[OpenSpan], few: Few) -> None:
+        super().__init__(spans, few, _GROUPS)
         # A list: a generator would hold this object, and this one the generator.
         self._coming = iter(list(self.rounds()))
         self._now = range(0)
@@ -180,7 +212,7 @@ class _InPieces(_Stream):
         extents = [span.extent(now.start, now.stop) for span in self.spans]
         buffers = empty([end - begin for begin, end in extents])
         for span, (begin, end), buffer in zip(self.spans, extents, buffers, strict=True):
-            span.read_into([memoryview(cast("Any", buffer))[: end - begin]])
+            self.read_into(span, [memoryview(cast("Any", buffer))[: end - begin]])
             self._pieces.append(span.pieces(now.start, now.stop, buffer))
         self._now = now
 
@@ -199,9 +231,14 @@ class _InPlace(_Stream):
     """Files whose rows are read straight to where they belong in the layers, and nowhere else."""
 
     def __init__(
-        self, spans: Sequence[OpenSpan], parts: Sequence[Part], count: int, room: int
+        self,
+        spans: Sequence[OpenSpan],
+        few: Few,
+        parts: Sequence[Part],
+        count: int,
+        room: int,
     ) -> None:
-        super().__init__(spans, _IN_PLACE)
+        super().__init__(spans, few, _IN_PLACE)
         self._parts = parts
         self._count = count
         self._room = room
@@ -261,7 +298,7 @@ class _InPlace(_Stream):
                     if left:
                         # Not one buffer for all: each is still to be digested.
                         slices.append(memoryview(bytearray(left)))
-        span.read_into(slices)
+        self.read_into(span, slices)
 
     def _layer(self, kind: Any, arrays: list[_Buffers]) -> Layer:
         layer = kind.empty()

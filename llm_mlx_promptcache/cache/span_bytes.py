@@ -11,6 +11,7 @@ from typing import Final
 import xxhash
 
 from .damage import DamagedSpan
+from .descriptors import Descriptor
 from .files import Files
 
 DIGEST_BYTES: Final = 16
@@ -29,7 +30,7 @@ class SpanBytes:
 
     def __init__(self, path: Path, files: Files) -> None:
         self.name = path.name
-        self._descriptor = _opened(path, files)
+        self._file = Descriptor(path, files, _opened(path, files))
         self._digest = xxhash.xxh3_128()
         self._read_so_far = 0
         try:
@@ -40,9 +41,15 @@ class SpanBytes:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
+
+    def pause(self) -> None:
+        """Let go of the descriptor until the next read, which goes on where this one was."""
+        self._file.pause()
+
+    @property
+    def _descriptor(self) -> int:
+        return self._file.number
 
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""

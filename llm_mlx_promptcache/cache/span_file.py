@@ -170,6 +170,10 @@ class OpenSpan:
         """Let go of the file."""
         self._bytes.close()
 
+    def pause(self) -> None:
+        """Let go of the descriptor until the next read, which goes on where this one was."""
+        self._bytes.pause()
+
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""
         self._bytes.read_ahead()

@@ -36,10 +36,6 @@ class Found(NamedTuple):
         """Up to which token the path is stored."""
         return self.spans[-1].end if self.spans else 0
 
-    def resumes_at(self, place: int) -> bool:
-        """Whether the store is known to hold what it takes to resume at `place`."""
-        return any(span.end == place and span.resumes for span in (*self.spans, *self.checkpoints))
-
 
 NOTHING = Found([], [])
 

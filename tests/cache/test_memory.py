@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
+import played_layers
 import pytest
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+from played_layers import FAMILIES, layers_of, same
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.layers import layout_of
@@ -20,16 +21,9 @@ from llm_mlx_promptcache.cache.span_tree import SpanTree
 from llm_mlx_promptcache.cache.tiers import CacheOrder
 from llm_mlx_promptcache.cache.trie import PromptTrie, as_tokens
 
-HEADS, WIDTH, WINDOW = 8, 128, 48
+HEADS, WIDTH = 8, 128
 ROW = 2 * HEADS * WIDTH * 2  # keys and values of one layer and token, float16
 BUDGET = 50_000_000
-
-FAMILIES = {
-    "rows": lambda: [KVCache() for _ in range(4)],
-    "windows": lambda: [KVCache(), *(RotatingKVCache(WINDOW) for _ in range(3))],
-    "state": lambda: [KVCache(), ArraysCache(2), KVCache(), ArraysCache(1)],
-    "lists": lambda: [CacheList(KVCache(), RotatingKVCache(WINDOW)) for _ in range(3)],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -53,26 +47,12 @@ def words(seed, count):
     return random.Random(seed).choices(range(1000), k=count)
 
 
-def play(layers, tokens, sums=0.0):
-    """Run tokens through layers as a model does: rows grow, state is replaced."""
-    for layer in layers:
-        if isinstance(layer, CacheList):
-            play(layer.caches, tokens)
-        elif isinstance(layer, ArraysCache):
-            layer.cache = [
-                mx.full((1, HEADS, WIDTH), (sum(tokens) + slot) % 997, mx.float32)
-                for slot in range(len(layer.cache))
-            ]
-        else:
-            values = mx.array(tokens, mx.float16).reshape(1, 1, -1, 1)
-            rows = mx.broadcast_to(values, (1, HEADS, len(tokens), WIDTH))
-            layer.update_and_fetch(rows, -rows)
-    mx.eval([layer.state for layer in layers])
-    return layers
+def play(layers, tokens):
+    return played_layers.play(layers, tokens, HEADS, WIDTH)
 
 
 def filled(tokens, family="rows"):
-    return play(FAMILIES[family](), tokens)
+    return play(layers_of(family), tokens)
 
 
 class Held:
@@ -131,7 +111,7 @@ def test_law_16_rows_are_free_whichever_way_they_go(exact, gone):
 def test_law_16_a_span_that_is_split_or_thinned_holds_no_more_than_its_parts(exact, family):
     held, cache = Held(), PromptCache("1GB")
     path = words(1, 60)
-    layers = FAMILIES[family]()
+    layers = layers_of(family)
     for end in range(6, 61, 6):  # more checkpoints than stay
         play(layers, path[end - 6 : end])
         cache.insert("m", path[:end], layers, "assistant")
@@ -239,9 +219,8 @@ class Crowd:
         lease = self.cache.fetch(family, prompt, take=self.random.random() < 0.5)
         self.weigh(lease.layers)
         self.reused += lease.cached > 0
-        layers = lease.layers or FAMILIES[family]()
-        play(layers, prompt[lease.cached :])
-        # The cache is told of each layer that is out: a lease ends with the first of them.
+        layers = lease.layers or layers_of(family)
+        assert same(play(layers, prompt[lease.cached :]), filled(prompt, family))  # law 1
         self.cache.insert(family, prompt, layers, "user", refill=self.random.random() < 0.5)
         self.weigh(layers)
         answer = words(self.random.random(), self.random.randint(2, 30))
