@@ -29,12 +29,14 @@ from .span_tree import SpanNode, SpanTree, is_hollow, parts_of
 from .store import NOTHING, Found, NullStore, Store
 from .tiers import TIERS
 from .trie import Tokens, as_tokens
-from .writer import Writer
+from .writer import MOST_WAITING, Writer
 
 __all__ = ["Lease", "PromptCache"]
 
 _MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
 _MOST_ATTEMPTS = 16  # of one fetch to read from the store what turns out to be damaged
+_ON_THEIR_WAY = 4  # spans that wait to be written may take this part of the budget
+_LEAST_ON_THEIR_WAY = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
 class PromptCache:
@@ -62,7 +64,8 @@ class PromptCache:
         self._layouts: dict[str, Layout] = {}
         self._counters = Counters()
         self._loans = Loans()
-        self._writer = Writer(self._store)
+        most = max(self._max_bytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
+        self._writer = Writer(self._store, min(most, MOST_WAITING))
         self._bandwidth = Bandwidth()
         self._since = 0  # how often the device had failed when a change to spans began
         # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
@@ -201,9 +204,9 @@ class PromptCache:
             if not kinds.cut_anywhere(known):
                 self._tree.thin(known, node)
             held = self._tree.hold(node)  # what has just come is not what goes
-            self._evict()
+            self._evict(self._max_bytes, self._max_spans)
             self._tree.release(held)
-            self._evict()
+            self._evict(self._max_bytes, self._max_spans)
         if consume and isinstance(layers, list):
             layers.clear()
         return len(ids)
@@ -241,7 +244,7 @@ class PromptCache:
         )
         with self._lock, self._proving(device.failures()):
             self._begin()
-            self._tree.evict(limit, _checked_count(spans), self._leaving)
+            self._evict(limit, _checked_count(spans))
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
@@ -320,7 +323,8 @@ class PromptCache:
         """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
 
         Of memory `bytes` are counted, span by span, and `held` is what MLX really holds but for
-        leases (`leased`) and what the caller knows to be `elsewhere`, weights above all.
+        leases (`leased`) and what the caller knows to be `elsewhere`, weights above all. What is
+        `waiting` to be written is held as well, some of it by spans that are counted.
         """
         stored = self._store.stats()
         with self._lock:
@@ -329,6 +333,7 @@ class PromptCache:
             total = {name: sum(held[name] for held in tiers.values()) for name in names}
             leased = self._loans.nbytes
             total |= {"held": max(0, kinds.active_memory() - elsewhere - leased), "leased": leased}
+            total["waiting"] = self._writer.waiting
             return {
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),
@@ -482,8 +487,14 @@ class PromptCache:
         node = nodes[-1]
         return node if node.end == length else self._tree.split(layout, node, length)
 
-    def _evict(self) -> None:
-        self._tree.evict(self._max_bytes, self._max_spans, self._leaving)
+    def _evict(self, nbytes: int, spans: int | None) -> None:
+        """Have no more than this in memory, with what has left the tree and is not written yet."""
+        while self._tree.evict(nbytes - self._on_their_way(), spans, self._leaving):
+            pass  # what was evicted may be on its way now
+
+    def _on_their_way(self) -> int:
+        """What the writer's queue takes of the budget: a slow disk can't push out all the rest."""
+        return min(self._writer.waiting, self._max_bytes // _ON_THEIR_WAY)
 
     def _leaving(self, node: SpanNode) -> None:
         """What leaves memory goes to the store first, where it is not there yet."""

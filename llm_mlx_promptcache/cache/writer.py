@@ -24,7 +24,7 @@ FLUSH_SECONDS: Final = 2.0  # that a flush waits, once, while another process ho
 _RETRY_SECONDS: Final = 0.05  # between the tries of such a flush
 _TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flushes
 _MOST_USES: Final = 64  # paths that wait to be counted as used, in one transaction
-_MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
+MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
 
 
 class Use(NamedTuple):
@@ -40,8 +40,9 @@ _Item = Draft | list[Use] | Literal["tend"]
 class Writer:
     """Writes drafts in order; a daemon that `wait` makes reliable."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, most_waiting: int = MOST_WAITING) -> None:
         self._store = store
+        self._most_waiting = most_waiting
         self._keeps = not isinstance(store, NullStore)
         self._uses: list[Use] = []
         self._looked = self._lost = False
@@ -62,9 +63,14 @@ class Writer:
         return self._process == os.getpid() and bool(self._queue)
 
     @property
+    def waiting(self) -> int:
+        """Bytes of what is on its way, which are memory until they are written."""
+        return self._waiting if self._process == os.getpid() else 0
+
+    @property
     def has_room(self) -> bool:
         """Whether one more draft may wait."""
-        return self._process != os.getpid() or self._waiting < _MOST_WAITING
+        return self._process != os.getpid() or self._waiting < self._most_waiting
 
     def put(self, draft: Draft) -> None:
         """Write this when its turn comes."""
