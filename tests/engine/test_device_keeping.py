@@ -1,0 +1,191 @@
+"""What is kept, and what is not, where something fails: the device, a grammar, who reads."""
+
+import threading
+
+import mlx.core as mx
+import pytest
+from askers import SYSTEM, Asked, request, together
+from plain_layers import rows
+
+from llm_mlx_promptcache.cache import device
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import running
+from llm_mlx_promptcache.engine.constraint import Constraint
+from llm_mlx_promptcache.engine.request import GenerationRequest, TextDelta
+from llm_mlx_promptcache.engine.sampling import Chooser
+
+MESSAGE = "[METAL] Command buffer execution failed"
+
+
+@pytest.fixture
+def cache():
+    made = PromptCache("100MB")
+    yield made
+    assert made.check() == []
+
+
+class Deaf(Asked):
+    """A reader that fails at the first word."""
+
+    def tell(self, told):
+        super().tell(told)
+        if isinstance(told, TextDelta):
+            raise ValueError("the reader is broken")
+
+
+def fails_at(monkeypatch, owner, name, number):
+    """Have a method fail at its n-th call."""
+    real, calls = getattr(owner, name), []
+
+    def call(*given):
+        calls.append(name)
+        if len(calls) == number:
+            raise ValueError(f"{name} is broken")
+        return real(*given)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Constraint, "consume"), (Constraint, "mask"), (Chooser, "choose")]
+)
+def test_what_was_computed_is_kept_where_a_grammar_or_a_choice_fails(
+    running_of, cache, monkeypatch, owner, name
+):
+    made = running_of(cache)
+    asked = request("One?", regex="[a-z]{20,30}")
+    before = device.failures()
+    with monkeypatch.context() as patched:
+        fails_at(patched, owner, name, 3)
+        [first] = together(made, asked)
+        with pytest.raises(ValueError, match=f"{name} is broken"):
+            _ = first.last
+    assert device.failures() == before
+    [again] = together(made, asked)
+    assert again.last.usage.prefilled == 1
+
+
+def test_what_was_computed_is_kept_where_a_reader_fails(running_of, cache):
+    made, before = running_of(cache), device.failures()
+    together(made, Deaf(request("One?")))
+    assert device.failures() == before
+    [again] = together(made, request("One?"))
+    assert again.last.usage.prefilled == 1
+
+
+def turns(first):
+    return GenerationRequest(
+        (
+            SYSTEM,
+            Message("user", "One?"),
+            Message("assistant", first.text, first.generated()),
+            Message("user", "Two?"),
+        ),
+        max_tokens=8,
+    )
+
+
+@pytest.mark.parametrize("disk", [True, False])
+def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
+    running_of, monkeypatch, tmp_path, disk
+):
+    cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
+    made = running_of(cache)
+    [first] = together(made, request("One?"))
+    made.settle(last=True)
+    asked = turns(first.last)
+    real = running.prefill
+
+    def spoilt(model, layers, ids):
+        real(model, layers, ids)
+        for layer in layers:  # the old rows too: the buffer may be a new one
+            layer.keys, layer.values = (mx.zeros_like(a) for a in (layer.keys, layer.values))
+        raise RuntimeError(MESSAGE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "prefill", spoilt)
+        [failed] = together(made, asked)
+        with pytest.raises(RuntimeError, match="Command buffer"):
+            _ = failed.last
+    assert cache.check() == []
+    [again] = together(made, asked)
+    held = first.last.usage.prompt + first.last.usage.generated
+    assert (again.last.usage.cached, again.last.from_disk) == ((held, held) if disk else (0, 0))
+    [cold] = together(running_of(), asked)
+    assert again.last.ids == cold.last.ids
+    assert cache.check() == []
+
+
+def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
+    """MLX tells whoever waits first, in any thread: the others' layers are suspect as well."""
+    questions = [request("One?", max_tokens=20), request("And two?", max_tokens=20)]
+    alone = [together(running_of(), one)[0].last.ids for one in questions]
+    made = running_of(cache)
+    asked = [Asked(one) for one in questions]
+    for one in asked:
+        made.add(one)
+    for _ in range(8):
+        made.step()
+
+    def fail():
+        with pytest.raises(RuntimeError), device.work():
+            raise RuntimeError(MESSAGE)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    held = [task.holding for task in made._active()]
+    assert held
+    assert not any(holding.whole for holding in held)
+    together(made)
+    assert [one.last.ids for one in asked] == alone
+    assert cache.check() == []
+
+
+def waits(monkeypatch):
+    counted, real = [], mx.synchronize
+    monkeypatch.setattr(mx, "synchronize", lambda *streams: counted.append(1) or real(*streams))
+    return counted
+
+
+def test_one_wait_proves_a_group_and_no_token_waits(running_of, monkeypatch):
+    made = running_of(PromptCache("100MB"))
+    counted = waits(monkeypatch)
+    asked = Asked(request("One?", max_tokens=30))
+    made.add(asked)
+    while not any(isinstance(event, TextDelta) for event in asked.events):
+        made.step()
+    counted.clear()
+    for _ in range(20):
+        made.step()
+    assert counted == []
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "settle", lambda: counted.append("settled"))
+        while made.busy:
+            made.step()
+    # What was computed comes home under its three tiers; then the model is at rest.
+    assert counted == ["settled"] * 2
+
+
+def test_law_1_what_is_not_proven_is_found_by_nobody(monkeypatch):
+
+    cache = PromptCache("100MB")
+    ids = list(range(2, 30))
+    cache.insert("m", ids[:10], [rows(ids[:10])])
+
+    def fails(*_):
+        raise RuntimeError(MESSAGE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mx, "synchronize", fails)
+        for given in (ids, [*ids[:5], 99]):
+            with pytest.raises(RuntimeError, match="Command buffer"):
+                cache.insert("m", given, [rows(given)])
+    assert cache.check() == []
+    assert cache.fetch("m", ids).cached <= 10
+    assert cache.fetch("m", [*ids[:5], 99, 98]).cached <= 5
+    cache.insert("m", ids, [rows(ids)])
+    assert cache.fetch("m", [*ids, 99]).cached == len(ids)
+    assert cache.check() == []
