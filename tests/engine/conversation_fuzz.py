@@ -88,6 +88,10 @@ def loaded(run: Run, folder: str, role: str) -> Any:
     tiny = base(folder, role)
     family = families.BY_NAME[run.family]
     own = {**family.own, "vocab_size": tiny.config["vocab_size"]}
+    # An id beyond an embedding reads any memory, so all that a family has are as large.
+    own |= dict.fromkeys(
+        {"vocab_size_per_layer_input", "num_vocab"} & own.keys(), own["vocab_size"]
+    )
     if run.heads:
         own["head_dim"] = run.heads
     model = dataclasses.replace(family, own=own).build()
