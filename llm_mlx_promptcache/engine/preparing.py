@@ -62,6 +62,7 @@ def prepare(
     _check_bias(request, loaded)
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
     transcript = _transcript(request, tokenizer, identity.model)
+    _check_ids(transcript, loaded)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
     form = tokenizer.call_form if tools else None
     return Prepared(
@@ -83,6 +84,18 @@ def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
             raise ValueError(
                 f"logit_bias names token {token}; this model's are 0 to {loaded.words - 1}"
             )
+
+
+def _check_ids(transcript: Transcript, loaded: LoadedModel) -> None:
+    """ValueError where a token is none of the model's: MLX would read behind its embedding.
+
+    A tokenizer may be another model's, and an id in a history anybody's.
+    """
+    if (most := max(transcript.ids, default=0)) >= loaded.words:
+        raise ValueError(
+            f"the prompt holds token {most} and the model's are 0 to {loaded.words - 1};"
+            f" its tokenizer is another model's, or a record in the history is: see {loaded.folder}"
+        )
 
 
 def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model: str) -> Transcript:

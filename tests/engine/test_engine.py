@@ -288,3 +288,11 @@ def test_nothing_of_a_conversation_is_in_names_or_in_a_repr(folder, engine_of, t
     names = [str(path) for path in tmp_path.rglob("*")]
     assert not any("xylophone" in name for name in [*names, json.dumps(cache.stats())])
     assert "xylophone" not in repr(user("xylophone"))
+
+
+def test_a_token_that_is_none_of_the_model_s_is_refused(tiny_llama, engine_of):
+    """MLX would read behind the embedding: whatever lies there, another time something else."""
+    engine = engine_of(tiny_llama(vocab=200))
+    ask = GenerationRequest((Message("user", "Hello the capital of the answer"),), max_tokens=2)
+    with pytest.raises(ValueError, match=r"holds token \d+ and the model's are 0 to 199; .* see /"):
+        list(engine.generate(ask))
