@@ -35,7 +35,7 @@ __all__ = ["Lease", "PromptCache"]
 
 _MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
 _MOST_ATTEMPTS = 16  # of one fetch to read from the store what turns out to be damaged
-_ON_THEIR_WAY = 4  # spans that wait to be written may take this part of the budget
+_ON_THEIR_WAY = 4  # spans that wait to be written may take this part of the budget beside it
 _LEAST_ON_THEIR_WAY = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
@@ -204,9 +204,9 @@ class PromptCache:
             if not kinds.cut_anywhere(known):
                 self._tree.thin(known, node)
             held = self._tree.hold(node)  # what has just come is not what goes
-            self._evict(self._max_bytes, self._max_spans)
+            self._evict()
             self._tree.release(held)
-            self._evict(self._max_bytes, self._max_spans)
+            self._evict()
         if consume and isinstance(layers, list):
             layers.clear()
         return len(ids)
@@ -244,7 +244,7 @@ class PromptCache:
         )
         with self._lock, self._proving(device.failures()):
             self._begin()
-            self._evict(limit, _checked_count(spans))
+            self._tree.evict(limit, _checked_count(spans), self._leaving)
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
@@ -487,14 +487,8 @@ class PromptCache:
         node = nodes[-1]
         return node if node.end == length else self._tree.split(layout, node, length)
 
-    def _evict(self, nbytes: int, spans: int | None) -> None:
-        """Have no more than this in memory, with what has left the tree and is not written yet."""
-        while self._tree.evict(nbytes - self._on_their_way(), spans, self._leaving):
-            pass  # what was evicted may be on its way now
-
-    def _on_their_way(self) -> int:
-        """What the writer's queue takes of the budget: a slow disk can't push out all the rest."""
-        return min(self._writer.waiting, self._max_bytes // _ON_THEIR_WAY)
+    def _evict(self) -> None:
+        self._tree.evict(self._max_bytes, self._max_spans, self._leaving)
 
     def _leaving(self, node: SpanNode) -> None:
         """What leaves memory goes to the store first, where it is not there yet."""

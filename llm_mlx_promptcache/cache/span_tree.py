@@ -295,12 +295,8 @@ class SpanTree:
 
     # Leaving.
 
-    def evict(self, nbytes: int, spans: int | None, leaving: Callable[[SpanNode], None]) -> bool:
-        """Take spans out, each told to `leaving` first, until so many bytes and spans are left.
-
-        Returns whether any were taken.
-        """
-        before = len(self)
+    def evict(self, nbytes: int, spans: int | None, leaving: Callable[[SpanNode], None]) -> None:
+        """Take spans out, each told to `leaving` first, until so many bytes and spans are left."""
         while self.nbytes > nbytes or (spans is not None and len(self) > spans):
             entry = self._order.pop()
             if entry is None:
@@ -312,7 +308,6 @@ class SpanTree:
                 self.evicted[self.tiers[entry.tier]] += 1
                 self._remember(node)
                 self._forget(node)
-        return len(self) < before
 
     def discard(self, node: SpanNode) -> None:
         """Take a leaf out that its owner wants no more."""

@@ -246,12 +246,13 @@ class Crowd:
         self.cache.discard("rows", path)
 
     def weigh(self, *out):
-        """MLX holds what leases hold, and what is counted, and that keeps to the budget."""
+        """MLX holds what leases hold, what waits to be written, and what is in the budget."""
         leases = [*self.leases, *(layers for layers in out if layers)]
         leased = sum(layer.nbytes for layers in leases for layer in layers)
         stats = self.cache.stats()["memory"]
         assert stats["bytes"] <= BUDGET
-        assert self.held() <= 1.1 * BUDGET + leased
+        assert self.held() <= 1.1 * BUDGET + leased + stats["waiting"]
+        assert stats["waiting"] <= 32 << 20  # and the last one that was let in
 
     def things(self):
         """Python's objects by type, descriptors and threads, with all requests and spans gone."""
