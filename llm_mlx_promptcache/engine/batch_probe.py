@@ -172,28 +172,23 @@ def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
     """What batches of this form come to, and after how many steps that was known."""
     passed = [0] * len(_STARTS)
     steps = 0
-    together = _together(alone, form)
-    while True:
-        try:
-            found = next(together, None)
-        except Exception as error:  # while its step was put together: the model's code
-            return Verdict(
-                BatchForm.ALONE, f"its steps in a batch fail ({one_line(error, 120)})"
-            ), 0
-        if found is None:
-            return Verdict(form), steps
-        rows, logits = found
-        right = mx.concatenate([alone.logits[row][passed[row]] for row in rows])
-        try:
+    try:
+        for rows, logits in _together(alone, form):
+            right = mx.concatenate([alone.logits[row][passed[row]] for row in rows])
             apart = _number(_apart(logits, right))
-        except Exception as error:  # while it ran: the machine, as likely
-            return Verdict(BatchForm.ALONE, one_line(error, 120), False), steps
-        if not apart <= alone.tolerance:
-            why = f"its logits in a batch are off by {apart:.1e}, {alone.tolerance:.1e} is rounding"
-            return Verdict(BatchForm.ALONE, why), steps
-        for row in rows:
-            passed[row] += 1
-        steps += 1
+            if not apart <= alone.tolerance:
+                off, rounding = f"{apart:.1e}", f"{alone.tolerance:.1e}"
+                why = f"its logits in a batch are off by {off}, {rounding} is rounding"
+                return Verdict(BatchForm.ALONE, why), steps
+            for row in rows:
+                passed[row] += 1
+            steps += 1
+    except Exception as error:
+        why = f"its steps in a batch fail ({one_line(error, 120)})"
+        # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
+        lasting = not isinstance(error, RuntimeError | MemoryError)
+        return Verdict(BatchForm.ALONE, why, lasting), steps
+    return Verdict(form), steps
 
 
 def _together(alone: _Alone, form: BatchForm) -> Iterator[tuple[list[int], mx.array]]:

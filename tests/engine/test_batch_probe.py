@@ -221,7 +221,7 @@ def test_a_machine_s_failure_is_not_remembered(model, path, monkeypatch):
         patched.setattr(batch_probe, "prefill", no_memory)
         assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
     with monkeypatch.context() as patched:
-        patched.setattr(batch_probe, "_number", no_memory)
+        patched.setattr(batch_probe, "merge", no_memory)
         assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.ALONE
     assert not path.exists()
     assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
