@@ -41,6 +41,4 @@ def is_damage(error: Exception, path: Path) -> bool:
         return False
     if code == sqlite3.SQLITE_READONLY:  # says the file itself, unless the system says so too
         return os.access(path, os.W_OK)
-    if code in (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS):
-        return True
-    return code & 0xFF not in _SYSTEM
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _SYSTEM

@@ -397,6 +397,8 @@ class Index:
 
     def _check_counters(self) -> Iterator[str]:
         self.namespaces()
+        for values in self.db.execute("SELECT identity, label, opened, came_back FROM models"):
+            typed(values, str, str, int, int)
         held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
         counted = tuple(value or 0 for value in held)
         if counted != self.totals()[:3]:

@@ -1,0 +1,364 @@
+"""An index that is anything: found out, told in one line and made anew from the files (P2, P4)."""
+
+import os
+import random
+import sqlite3
+import time
+from array import array
+
+import pytest
+
+from llm_mlx_promptcache.cache import index_rows, repair, shared_index
+from llm_mlx_promptcache.cache.damage import DamagedIndex
+from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.layout_text import layout_from_text
+from llm_mlx_promptcache.cache.stems import span_path
+
+PATHS = 6
+
+
+@pytest.fixture
+def folder(worlds, tmp_path):
+    """A store of some paths that share a beginning; nobody has it open."""
+    place = tmp_path / "cache"
+    store = DiskStore(place)
+    for path in worlds.paths(3, PATHS):
+        worlds.put(store, path)
+    store._index.run(lambda index: index.shrink(), None)
+    store.close()
+    return place
+
+
+def spans(folder):
+    return sorted(p.name for p in (folder / "spans").glob("*.safetensors"))
+
+
+def used(worlds, folder):
+    """Look everything up and store something: nothing may raise, and the disk must be there then.
+
+    Returns what `check` said before, and how much is found afterwards.
+    """
+    store = DiskStore(folder)
+    said = store.check()
+    for path in worlds.paths(3, PATHS):
+        worlds.get(store, path)  # the first may miss, and is never wrong
+    store.listing(), store.by_model(), store.superseded(), store.stats()
+    assert worlds.put(store, [7, *range(2000, 2030)]) == 1
+    assert worlds.get(store, [7, *range(2000, 2030)]) == 31
+    assert not store._index.off
+    found = sum(worlds.get(store, path) == len(path) for path in worlds.paths(3, PATHS))
+    store.check(fix=True)
+    assert store.check() == []
+    store.close()
+    return said, found
+
+
+def sql(folder, *statements):
+    db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    db.execute("PRAGMA writable_schema=ON")
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+ENDLESS = "WITH RECURSIVE a (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a) SELECT"
+CRAFTED = {
+    "tokens of five bytes": ["UPDATE spans SET tokens = x'0102030405'"],
+    "tokens as text": ["UPDATE spans SET tokens = 'words'"],
+    "no tokens": ["UPDATE spans SET tokens = x''"],
+    "other tokens": ["UPDATE spans SET tokens = randomblob(length(tokens))"],
+    "a layout of millions": [
+        """UPDATE namespaces SET layout = '[[3000000, ["rows", {}]]]'""",
+    ],
+    "a layout with a layer too many": ["""UPDATE namespaces SET layout = '[[3, ["rows", {}]]]'"""],
+    "a layout without end": [
+        "UPDATE namespaces SET layout = replace(hex(zeroblob(99999)), '0', '[')"
+    ],
+    "a layout that is none": ["UPDATE namespaces SET layout = '{'"],
+    "a layout as a blob": ["UPDATE namespaces SET layout = x'00'"],
+    "text that is no UTF-8": ["UPDATE namespaces SET label = CAST(x'ff41' AS TEXT)"],
+    "names that are no UTF-8": ["UPDATE spans SET stem = CAST(x'ff41' AS TEXT) || rowid"],
+    "an empty name": ["UPDATE spans SET stem = '' WHERE rowid = 1"],
+    "a name of elsewhere": ["UPDATE spans SET stem = '../../mine' WHERE rowid = 1"],
+    "names of elsewhere that nothing hangs on": [
+        "UPDATE spans SET stem = '../../mine' WHERE rowid = (SELECT max(rowid) FROM spans)"
+    ],
+    "a span that hangs on itself": ["UPDATE spans SET parent = stem"],
+    "two that hang on each other": [
+        "UPDATE spans SET parent = (SELECT max(stem) FROM spans) WHERE rowid = 1",
+        "UPDATE spans SET parent = (SELECT stem FROM spans WHERE rowid = 1) WHERE stem ="
+        " (SELECT max(stem) FROM spans)",
+    ],
+    "a start beyond": ["UPDATE spans SET start = 1 << 62"],
+    "sizes as text": ["UPDATE spans SET bytes = 'many'"],
+    "tiers that overflow": ["UPDATE spans SET tier = 9223372036854775807"],
+    "half a tier": ["UPDATE spans SET tier = 0.5"],
+    "uses as a blob": ["UPDATE spans SET last_use = x'00'"],
+    "counters of petabytes": ["UPDATE totals SET bytes = 1000000000000000"],
+    "counters that are text": ["UPDATE totals SET bytes = 'all'"],
+    "two counters": ["INSERT INTO totals VALUES (0, 0, 0, 0, 0, 0)"],
+    "no counters": ["DELETE FROM totals"],
+    "models as blobs": ["INSERT INTO models VALUES (x'00', x'00', x'00', x'00')"],
+    "no table": ["DROP TABLE spans"],
+    "no names": ["DROP TABLE namespaces"],
+    "another version": ["PRAGMA user_version = 2"],
+    "a later version": ["PRAGMA user_version = 99"],
+    "an endless view for the spans": [
+        "DROP TABLE spans",
+        f"CREATE VIEW spans AS {ENDLESS} x FROM a",
+    ],
+    "an endless view for the counters": [
+        "DROP TABLE totals",
+        f"CREATE VIEW totals AS {ENDLESS} x AS spans, x AS tokens, x AS bytes, x AS tick,"
+        " x AS swept, x AS proof FROM a",
+    ],
+    "a trigger that empties it": [
+        "CREATE TRIGGER mine AFTER UPDATE ON totals BEGIN DELETE FROM spans; END"
+    ],
+    "a schema that is no SQL": [
+        "UPDATE sqlite_master SET sql = 'CREATE TABLE spans (' WHERE name = 'spans'"
+    ],
+    "another index": ["DROP INDEX by_parent"],
+    "statistics": ["ANALYZE"],
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_p2_a_crafted_index_is_made_anew_from_the_files(worlds, folder, what, tmp_path):
+    mine = tmp_path / "mine.safetensors"
+    mine.write_text("weights")
+    before = spans(folder)
+    sql(folder, *CRAFTED[what])
+    began = time.process_time()
+    said, found = used(worlds, folder)
+    assert time.process_time() - began < 5  # a busy machine is no hang
+    assert said, "check did not say so"
+    assert found == PATHS
+    assert mine.read_text() == "weights"
+    assert set(before) <= set(spans(folder))
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_p2_an_index_that_is_crafted_while_it_is_open_raises_nothing(worlds, folder, what, caplog):
+    store = DiskStore(folder)
+    paths = worlds.paths(3, PATHS)
+    assert worlds.get(store, paths[0]) == len(paths[0])
+    before = spans(folder)
+    sql(folder, *CRAFTED[what])
+    for path in paths:
+        worlds.get(store, path)
+    worlds.put(store, [7, *range(2000, 2030)])
+    store.listing(), store.by_model(), store.stats()
+    assert not store._index.off
+    assert set(before) <= set(spans(folder))
+    assert sum("made anew" in record.getMessage() for record in caplog.records) <= 1
+    store.check(fix=True)
+    assert store.check() == []
+    assert sum(worlds.get(store, path) == len(path) for path in paths) == PATHS
+
+
+def flipped(content, rng):
+    """An index with a bit, a page or a part of another one."""
+    made = bytearray(content)
+    what = rng.randrange(5)
+    if what < 3:
+        at = rng.randrange(100) if what == 0 else rng.randrange(len(made))
+        made[at] ^= 1 << rng.randrange(8)
+    elif what == 3:
+        page = 4096 * rng.randrange(len(made) // 4096)
+        source = 4096 * rng.randrange(len(made) // 4096)
+        made[page : page + 4096] = rng.choice(
+            [bytes(4096), rng.randbytes(4096), made[source : source + 4096]]
+        )
+    else:
+        del made[rng.randrange(len(made)) :]
+    return bytes(made)
+
+
+def fuzz(worlds, folder, seconds, rounds, seed):
+    """Indexes that are nearly ones; how many were tried."""
+    print("seed", seed)
+    rng, end, tried = random.Random(seed), time.monotonic() + seconds, 0
+    whole = (folder / "index.sqlite").read_bytes()
+    kept = {name: (folder / "spans" / name).read_bytes() for name in spans(folder)}
+    while tried < rounds and time.monotonic() < end:
+        for path in (folder / "spans").iterdir():
+            if path.name not in kept:
+                path.unlink()
+        for ending in ("", "-wal", "-shm"):
+            (folder / f"index.sqlite{ending}").unlink(missing_ok=True)
+        name = rng.choice(["index.sqlite"] * 4 + ["index.sqlite-wal", "index.sqlite-shm"])
+        (folder / "index.sqlite").write_bytes(whole)
+        content = flipped(whole, rng) if name == "index.sqlite" else rng.randbytes(40_000)
+        (folder / name).write_bytes(content)
+        began = time.process_time()
+        used(worlds, folder)
+        assert time.process_time() - began < 10
+        assert set(kept) <= set(spans(folder)), "a good span is gone"
+        tried += 1
+    return tried
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_p2_an_index_that_is_nearly_one_does_no_harm(worlds, folder):
+    assert fuzz(worlds, folder, 60, 40, 1) >= 10
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_p2_fuzzing_the_index_for_long(worlds, folder):
+    seconds = float(os.environ.get("FUZZ_SECONDS", "600"))
+    tried = fuzz(worlds, folder, seconds, 1 << 30, random.randrange(1 << 32))
+    print("tried", tried)
+    assert tried > seconds / 10
+
+
+def as_link(path, elsewhere):
+    elsewhere.write_bytes(b"somebody's")
+    path.unlink(missing_ok=True)
+    path.symlink_to(elsewhere)
+
+
+def as_pipe(path, elsewhere):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+
+
+def as_folder(path, elsewhere):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def as_foreign(path, elsewhere):
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    path.touch()
+    os.chown(path, 65534, 65534)
+
+
+def as_wide(path, elsewhere):
+    path.touch()
+    path.chmod(0o666)
+
+
+def as_closed(path, elsewhere):
+    path.touch()
+    path.chmod(0o000)
+
+
+NAMES = ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.damaged", "pins.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("turn", [as_link, as_pipe, as_folder, as_foreign, as_wide, as_closed])
+def test_p7_what_is_not_our_own_plain_index_is_replaced(worlds, folder, name, turn, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    turn(folder / name, elsewhere)
+    _, found = used(worlds, folder)
+    assert found == PATHS
+    assert not elsewhere.exists() or elsewhere.read_bytes() == b"somebody's"
+    for path in folder.glob("index.sqlite*"):
+        assert path.is_file()
+        assert not path.is_symlink()
+        assert path.stat().st_mode & 0o077 == 0
+        assert path.stat().st_uid == os.geteuid()
+
+
+def test_pins_outlive_the_index_and_a_list_that_is_damaged_is_written_anew(worlds, folder):
+    store, pinned = DiskStore(folder), array("I", worlds.paths(3, PATHS)[0])
+    assert store.pin(worlds.NAMESPACE, pinned, True)
+    held = [span.stem for span in store.listing().spans if span.pinned]
+    store.close()
+    (folder / "index.sqlite").write_bytes(b"rubbish")
+    again = DiskStore(folder)
+    assert again.lookup(worlds.NAMESPACE, pinned).end == len(pinned)
+    assert [span.stem for span in again.listing().spans if span.pinned] == held
+    (folder / "pins.json").write_text(
+        (folder / "pins.json").read_text().replace(held[0][:4], "0000")
+    )
+    assert any("pinned" in line for line in again.check(fix=True))
+    assert again.check() == []
+    assert again._index.pins.read() == set(held)
+    again.clear()
+    assert again._index.pins.read() is None
+
+
+def test_labels_outlive_the_index(worlds, tmp_path, ids):
+    store = DiskStore(tmp_path)
+    store.label(worlds.NAMESPACE, "a/model")
+    worlds.put(store, ids)
+    store.close()
+    (tmp_path / "index.sqlite").unlink()
+    assert [model for model, _, _ in DiskStore(tmp_path).by_model()] == ["a/model"]
+
+
+def test_law_7_nobody_waits_while_an_index_is_made_from_many_files(
+    worlds, folder, monkeypatch, caplog
+):
+    """The folder's lock is another process's: this one has misses, and then what that one made."""
+    monkeypatch.setattr(repair, "_FEW", 0)
+    (folder / "index.sqlite").unlink()
+    store, path = DiskStore(folder), array("I", worlds.paths(3, PATHS)[0])
+    with repair.locked(folder) as alone:
+        assert alone
+        assert store.lookup(worlds.NAMESPACE, path).end == 0
+        assert not store._index.off
+    assert store.stats()["budget"] > 0
+    DiskStore(folder).check()  # who asked for just this waits
+    store._index._unseen.try_again()
+    store._index._locked.try_again()
+    store.check()
+    assert store.lookup(worlds.NAMESPACE, path).end == len(path)
+
+
+def test_law_7_an_index_that_is_damaged_again_and_again_is_one_warning(worlds, folder, caplog):
+    store, path = DiskStore(folder), array("I", worlds.paths(3, PATHS)[0])
+    for _ in range(shared_index._MENDS):
+        sql(folder, "UPDATE spans SET tokens = x'00'")
+        assert store.lookup(worlds.NAMESPACE, path).end == len(path)
+    for _ in range(3):
+        sql(folder, "UPDATE spans SET tokens = x'00'")
+        assert store.lookup(worlds.NAMESPACE, path).end == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("made anew" in line for line in told) == shared_index._MENDS
+    assert sum("again and again" in line for line in told) == 1
+
+
+def test_a_row_that_is_as_written_comes_back_and_no_other():
+    row = index_rows.Row("ab" * 16, "m", "", 0, array("I", [1, 2]), True, 1, 99)
+    values = [*row[:4], row.tokens.tobytes(), 1, 1, 99, index_rows.digest_of(row)]
+    assert index_rows.row_from(values) == row
+    others = [b"x", "cd" * 16, -1, 0.5, None, 1 << 62, "", b"\0" * 8]
+    for at in range(len(values)):
+        for other in [other for other in others if other != values[at]]:
+            with pytest.raises(DamagedIndex):
+                index_rows.row_from([*values[:at], other, *values[at + 1 :]])
+
+
+@pytest.mark.parametrize("stem", ["", "x", "../../x/weights", "A" * 32, "0" * 33, "0" * 31 + "\n"])
+def test_p7_no_path_is_made_of_what_is_no_stem(tmp_path, stem):
+    with pytest.raises(DamagedIndex):
+        span_path(tmp_path, stem)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[3000000, ["rows", {}]]]',
+        '[[1, ["state", {"arity": 2147483648}]]]',
+        '[[1, ["state", {"arity": true}]]]',
+        '[[1, ["window", {"size": "8", "keep": 0}]]]',
+        '[[1, ["window", {"size": [8], "keep": 0}]]]',
+        '[[1, ["rows", {"name": "x"}]]]',
+        '[[1, ["rows"]]]',
+        "[]",
+        "{}",
+        "[" * 200_000,
+        "9" * 5_000,
+        "NaN",
+        "[[1, " + '["list", [' * 20 + '["rows", {}]' + "]]" * 20 + "]]",
+    ],
+)
+def test_p2_a_layout_that_is_none_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"\w"):
+        layout_from_text(text)
