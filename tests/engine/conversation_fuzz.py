@@ -189,7 +189,7 @@ class Fuzz:
         asked = {"max_tokens": most, "kv": chat.kv, "salt": chat.salt, "logprobs": 2, **more}
         return GenerationRequest(chat.messages, **asked)
 
-    def asked(self, chat: Chat) -> tuple[Chat, GenerationRequest]:
+    def asked(self, chat: Chat, **wish: Any) -> tuple[Chat, GenerationRequest]:
         """The chat with a question, or with the results of its calls, and the request for it."""
         last = chat.messages[-1]
         results = tuple(
@@ -198,7 +198,7 @@ class Fuzz:
         )
         more = results or (Message("user", self.rng.choice(TEXTS)),)
         chat = chat._replace(messages=(*chat.messages, *more))
-        return chat, self.request(chat)
+        return chat, self.request(chat, **({} if chat.tools else wish))
 
     def pick(self) -> int:
         at = self.rng.randrange(len(self.chats))
@@ -244,7 +244,9 @@ class Fuzz:
 
     def together(self) -> None:
         """Several at once: some of one conversation, some of others, some the same."""
-        pairs = [self.asked(self.chats[self.pick()]) for _ in range(self.rng.randint(2, 4))]
+        # Long enough to be on their way together.
+        wishes = [{"max_tokens": self.rng.randint(12, 30)} for _ in range(self.rng.randint(2, 4))]
+        pairs = [self.asked(self.chats[self.pick()], **wish) for wish in wishes]
         if self.rng.random() < 0.3:
             pairs[-1] = pairs[0]
         with ThreadPoolExecutor(len(pairs)) as threads:
