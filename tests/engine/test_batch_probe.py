@@ -145,6 +145,36 @@ def test_rounding_is_no_fault(name, dtype, monkeypatch):
     assert prove(model).form is BatchForm.ALONE
 
 
+class Rounding:
+    """A model whose logits are so far off in chunks, and so far in batches."""
+
+    def __init__(self, model, chunks, batches):
+        self.model, self.chunks, self.batches = model, chunks, batches
+
+    def __call__(self, tokens, cache=None):
+        rows, count = tokens.shape
+        off = self.batches if rows > 1 else self.chunks if count > 10 else 0.0
+        return self.model(tokens, cache=cache) + off
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "batches", "form"),
+    [
+        (0.0, 5e-5, BatchForm.PLAIN),  # law 1's bound
+        (0.0, 3e-2, BatchForm.ALONE),
+        (1e-2, 3e-2, BatchForm.PLAIN),  # within the model's own rounding
+        (1e-2, 6e-2, BatchForm.ALONE),
+        (10.0, 3.0, BatchForm.ALONE),  # which excuses no more than a part of the range
+    ],
+)
+def test_agreement_is_judged_by_the_model_s_own_rounding(chunks, batches, form):
+    model = families.BY_NAME["llama"].build()
+    assert prove(Rounding(model, chunks, batches)).form is form
+
+
 def test_four_bits_are_no_fault():
     model = families.Family(
         "llama", {"head_dim": 32, "hidden_size": 64, "intermediate_size": 64}
