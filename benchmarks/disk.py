@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import disk_waits
 import mlx.core as mx
 from mlx_lm.models.cache import (
     KVCache,
@@ -289,6 +290,7 @@ medians of {rounds}, against mlx-lm's `load_prompt_cache` and evaluating the sam
 | the worst of 200 | {index["insert, worst of 200"]} | |
 | a save that evicts | {index["save with its evictions"]} | |
 
+{disk_waits.report(found["waits"])}
 A file of its own costs {each:.2f} ms at each read, as much as the rows of {worth:.0f} tokens
 ({row:.0f} µs each): ends of paths below `SHORT` ({SHORT}) tokens wait, to be rows of the next
 one. A crash loses what waits: after {count} tokens prefill takes, for {took}.
@@ -313,6 +315,7 @@ def main() -> None:
         found["peaks"] = peak(Path(folder), options.tokens)
     with tempfile.TemporaryDirectory() as folder:
         found["index"] = index_times(Path(folder), 10_000, 5_000_000)
+    found["waits"] = disk_waits.measure()
     found["short"] = short_spans(found["restores"], options.tokens, options.rounds)
     print(report(found, options.tokens, options.rounds))
     if options.json is not None:
