@@ -66,27 +66,41 @@ class Mending(threading.Thread):
         self._damaged = damaged
         self._why = why
         self.working = False
+        self._begun = threading.Event()  # or another process is at it
         self.error: Exception | None = None
 
     def run(self) -> None:
         """Do it, unless another process was faster."""
+        folder = self._place.path.parent
         try:
-            with locked(self._place.path.parent) as alone:
+            with locked(folder, wait=False) as alone:
+                if alone:
+                    self._work()
+                    return
+            self._begun.set()
+            with locked(folder) as alone:
                 if not alone:
-                    raise OSError(f"{self._place.path.parent} can't be locked to mend its index")
-                self.working = True
-                if inode_of(self._place.path) in (None, self._damaged):
-                    _put_aside(self._place)
-                    self._tell(_build(self._place))
+                    raise OSError(f"{folder} can't be locked to mend its index")
+                self._work()
         except (OSError, sqlite3.Error) as error:
             self.error = error
+        finally:
+            self._begun.set()
+
+    def _work(self) -> None:
+        self.working = True
+        self._begun.set()
+        if inode_of(self._place.path) in (None, self._damaged):
+            _put_aside(self._place)
+            self._tell(_build(self._place))
 
     def finished(self, patience: float) -> bool:
         """Whether it is done, after waiting so long for another process, or as long as it takes.
 
         Who can't wait waits for few files only. OSError or sqlite3.Error where it failed.
         """
-        self.join(max(patience, _FEW_SECONDS) if self._is_small() else patience)
+        self._begun.wait(_FEW_SECONDS)  # for a thread of ours, and for no lock
+        self.join(_FEW_SECONDS if self.working and self._is_small() else patience)
         if self.is_alive() and self.working and patience > SHORT_PATIENCE:
             self.join()
         if self.is_alive():

@@ -96,6 +96,7 @@ class SharedIndex:
             index = self._opened_reader()
             if index is not None:
                 with index.snapshot():
+                    index.look_at_schema()
                     found = action(index)
                 self._unseen.worked()
                 return found
@@ -262,7 +263,6 @@ class SharedIndex:
                 self._reader = Index(self._folder / _INDEX, LOOK_SECONDS)
             except FileNotFoundError:
                 return None
-        self._reader.look_at_schema()
         return self._reader
 
     def _open(self, wait: float) -> Index:

@@ -6,7 +6,7 @@ from array import array
 import pytest
 
 from llm_mlx_promptcache.cache.budget import ROWS, Below, Chosen, Excess
-from llm_mlx_promptcache.cache.index import VERSION, Index, Row
+from llm_mlx_promptcache.cache.index import Index, Row
 from llm_mlx_promptcache.cache.policies import Worth, density, worth
 
 SIZE = 1000
@@ -18,10 +18,7 @@ def stem_of(number):
 
 @pytest.fixture
 def index(tmp_path):
-    made = Index(tmp_path / "index.sqlite")
-    with made.transaction():
-        made.create()
-    assert made.version == VERSION
+    made = Index(tmp_path / "index.sqlite", new=True)
     yield made
     assert list(made.check()) == []
     made.close()

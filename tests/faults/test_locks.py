@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_mlx_promptcache.cache import shared_index, upkeep, writer
+from llm_mlx_promptcache.cache import repair, shared_index, upkeep, writer
 from llm_mlx_promptcache.cache.budget import ROWS
 from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
+from llm_mlx_promptcache.cache.files import Files, locked
 from llm_mlx_promptcache.cache.index import Index
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
@@ -70,9 +70,9 @@ def tries(monkeypatch):
     made = []
     init, begin, snapshot = Index.__init__, Index.transaction, Index.snapshot
 
-    def connecting(self, path, wait=5.0):
+    def connecting(self, path, wait=5.0, new=False):
         made.append(wait)
-        init(self, path, wait)
+        init(self, path, wait, new)
 
     def beginning(self):
         made.append(self._wait)
@@ -133,21 +133,28 @@ def test_law_7_an_index_that_is_locked_whole_is_tried_once_and_said_so(
     assert not caplog.records
 
 
-def test_law_7_an_index_that_another_one_rebuilds_is_not_waited_for(worlds, tmp_path, ids, tries):
+def test_law_7_an_index_that_another_one_rebuilds_is_not_waited_for(
+    worlds, tmp_path, ids, monkeypatch
+):
     store = DiskStore(tmp_path)
     worlds.put(store, ids)
     store.close()
     for path in tmp_path.glob("index.sqlite*"):
         path.unlink()
-    other = Index(tmp_path / "index.sqlite")
-    other.db.execute("BEGIN IMMEDIATE")  # as who rebuilds it
-    tries.clear()
-    lease = PromptCache("1GB", DiskStore(tmp_path)).fetch("m", [*ids, 5])
-    assert lease.why.reason == "locked"
-    assert max(tries) == shared_index.LOOK_SECONDS
-    other.db.execute("ROLLBACK")
-    other.close()
-    assert worlds.get(DiskStore(tmp_path), ids) == len(ids)
+    waits, join = [], repair.Mending.join
+    monkeypatch.setattr(
+        repair.Mending,
+        "join",
+        lambda self, seconds=None: waits.append(seconds) or join(self, seconds),
+    )
+    files = Played()
+    store = DiskStore(tmp_path, files=files)
+    with locked(tmp_path):  # as who rebuilds it
+        lease = PromptCache("1GB", store).fetch("m", [*ids, 5])
+        assert lease.why.reason == "locked"
+        assert waits == [shared_index.LOOK_SECONDS]
+    files.seconds += 1
+    assert worlds.get(store, ids) == len(ids)
 
 
 @pytest.mark.usefixtures("short_waits")
