@@ -435,7 +435,10 @@ class PromptCache:
         if self._writer.holds(namespace, ids[:-1], count):
             return Why("writing", count)
         if count < matched:
-            return Why("checkpoint", count)
+            # Rows can be cut anywhere, so only a lease can have taken those that are missing.
+            layout = self._layouts.get(namespace)
+            lent = layout is not None and kinds.cut_anywhere(layout)
+            return Why("lent" if lent else "checkpoint", count)
         if self._tree.was_evicted(namespace, ids, count):
             return Why("evicted", count)
         if not count:

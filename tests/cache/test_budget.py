@@ -194,7 +194,8 @@ def test_a_lease_that_never_comes_home_leaves_a_miss_and_no_trace(keep):
     cache = PromptCache("1GB")
     keep(cache, path(1))
     lease = cache.fetch("m", [*path(1), 1], take=True)
-    assert cache.fetch("m", [*path(1), 1]).layers is None
+    missed = cache.fetch("m", [*path(1), 1])
+    assert (missed.layers, missed.why.reason) == (None, "lent")
     del lease
     assert cache.fetch("m", [*path(1), 1]).layers is None
     assert held(cache)["spans"] == 0
