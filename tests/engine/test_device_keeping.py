@@ -13,7 +13,8 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import running
 from llm_mlx_promptcache.engine.constraint import Constraint
-from llm_mlx_promptcache.engine.request import GenerationRequest, TextDelta
+from llm_mlx_promptcache.engine.decoding import Decoding
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling, TextDelta
 from llm_mlx_promptcache.engine.sampling import Chooser
 
 MESSAGE = "[METAL] Command buffer execution failed"
@@ -139,9 +140,33 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
     held = [task.holding for task in made._active()]
     assert held
     assert not any(holding.whole for holding in held)
+    for decoding in made._batches._all():
+        for layer in decoding._layers:
+            layer.keys, layer.values = mx.zeros_like(layer.keys), mx.zeros_like(layer.values)
     together(made)
     assert [one.last.ids for one in asked] == alone
     assert cache.check() == []
+
+
+def test_a_token_that_nobody_could_read_is_chosen_again(running_of, cache, monkeypatch):
+    asked = [
+        request(text, max_tokens=16, sampling=Sampling(temperature=1, seed=n))
+        for n, text in enumerate(("One?", "And two?"))
+    ]
+    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    real, calls = Decoding._values, []
+
+    def values(decoding):
+        calls.extend([decoding] * (len(decoding.rows) == 2))
+        if len(calls) == 5:
+            calls.append(decoding)
+            decoding._tokens = mx.zeros_like(decoding._tokens)  # garbage, as the device left it
+            raise RuntimeError(MESSAGE)
+        return real(decoding)
+
+    monkeypatch.setattr(Decoding, "_values", values)
+    assert [one.last.ids for one in together(running_of(cache), *asked)] == alone
+    assert len(calls) == 6
 
 
 def waits(monkeypatch):
