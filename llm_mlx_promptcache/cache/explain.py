@@ -28,7 +28,9 @@ _TEXT: dict[Reason, str] = {
     "diverged": "no stored path goes on like this after token {position}",
     "evicted": "what was stored after token {position} has been evicted",
     "checkpoint": "token {position} is the last at which this model's layers can resume",
-    "lent": "what was stored after token {position} has moved to another request, or was lost with it",
+    "lent": (
+        "what was stored after token {position} has moved to another request, or was lost with it"
+    ),
     "unreadable": "what was stored after token {position} could not be read",
     "locked": "another process kept the disk cache locked, so nobody looked there after token"
     " {position}",
