@@ -1,6 +1,7 @@
 """Engines over tiny models, with caches of their own."""
 
 import dataclasses
+import time
 
 import pytest
 
@@ -28,13 +29,14 @@ def engine_of():
 
 @pytest.fixture
 def running_of(tiny_llama):
-    """`running_of(cache=None, planner=None, **model)` -> a model that this thread runs."""
+    """`running_of(cache=None, planner=, clock=, **model)` -> a model that this thread runs."""
     from llm_mlx_promptcache.engine.loading import load_model
     from llm_mlx_promptcache.engine.running import Running
 
-    def make(cache=None, folder=None, planner=None, **sizes):
+    def make(cache=None, folder=None, planner=None, clock=time.perf_counter, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
-        return Running(loaded, "tiny", cache or PromptCache("100MB"), planner=planner)
+        kept = cache or PromptCache("100MB")
+        return Running(loaded, "tiny", kept, planner=planner, clock=clock)
 
     return make
 

@@ -6,15 +6,17 @@ measured it on a machine with two cores; nothing here waits or reads a real cloc
 
 import dataclasses
 import itertools
+from functools import partial
 
 import mlx.core as mx
 import pytest
-from askers import Asked
+from askers import Asked, together
 from mlx_lm.models.cache import KVCache
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import HOME_VARIABLE
+from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Progress
 
@@ -224,3 +226,36 @@ def test_no_chunk_takes_over_a_second(played):
     running, model = played()
     spent(running, model, [(0, long_prompt("one"))])
     assert max(took for _, took in model.passes) < 1
+
+
+def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(running_of):
+    """A real model: beside others chunks are small, and what that leaves serves a warm turn."""
+
+    def request_of(words, answer, **more):
+        return GenerationRequest((Message("user", words),), answer, logprobs=2, **more)
+
+    def process(cache=None):
+        sizes = ChunkSizes(1.0, 0.1, 8, 8, unknown=64, most=64)
+        planner, ticks = ChunkPlanner(sizes=sizes), itertools.count()
+        clock = partial(next, ticks)  # each look at it takes a second
+        return running_of(cache, planner=planner, context=8192, clock=clock)
+
+    words = "words " * 150 + "and the capital"
+    [cold] = together(process(), request_of(words, 20, use_cache=False))
+    cache = PromptCache("100MB")
+    running = process(cache)
+    other = Asked(request_of("One?", 400))
+    running.add(other)
+    while not running._answering:
+        running.step()
+    beside = Asked(request_of(words, 20))
+    together(running, beside)
+    marks = [event.done for event in beside.events if isinstance(event, Progress)]
+    assert min(b - a for a, b in itertools.pairwise(marks[:-1])) == 8
+    [warm] = together(process(cache), request_of(words, 20))
+    assert warm.last.usage.cached > 500
+    for one in (beside, warm):
+        assert one.last.ids == cold.last.ids
+        for each, same in zip(one.last.logprobs, cold.last.logprobs, strict=True):
+            assert each.chosen.logprob == pytest.approx(same.chosen.logprob, abs=1e-4)
+    assert cache.check() == []
