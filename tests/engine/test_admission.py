@@ -73,14 +73,15 @@ VARIED = [
 ]
 
 
-@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize(("first", "disk"), [(0, False), (3, False), (1, True)])
 def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
-    without_context, tmp_path, disk
+    without_context, tmp_path, first, disk
 ):
-    alone = [together(without_context(), one)[0].last for one in VARIED]
+    requests = [*VARIED[first:], *VARIED[:first]]
+    alone = [together(without_context(), one)[0].last for one in requests]
     cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
     running = without_context(cache)
-    asked = [Asked(one) for one in VARIED]
+    asked = [Asked(one) for one in requests]
     for one in asked:
         running.add(one)
     while len(running._answering) < len(asked):

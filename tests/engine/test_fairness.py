@@ -143,6 +143,7 @@ def test_chats_one_after_another_leave_a_third_to_the_long_prompt(played, words)
     running.add(long)
     chats = []
     while prefilled(long) < LONG - 256:
+        assert model.now < 2000
         if not chats or chats[-1].events[-1:] == [None]:
             chats.append(asking(f"{next(numbers)} " + "x" * words, 8))
             running.add(chats[-1])
