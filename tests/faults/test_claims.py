@@ -83,14 +83,16 @@ def test_p3_what_a_stopped_writer_claims_stays_and_what_a_dead_one_left_goes(tmp
         claimed,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "there\n"
-        writer.send_signal(signal.SIGSTOP)
-        os.utime(claimed, (0, 0))
-        store.check(fix=True)
-        store.sweep()
-        store.sweep(every=True)
-        assert claimed.exists()
-        writer.kill()
+        try:
+            assert writer.stdout.readline() == "there\n"
+            writer.send_signal(signal.SIGSTOP)
+            os.utime(claimed, (0, 0))
+            store.check(fix=True)
+            store.sweep()
+            store.sweep(every=True)
+            assert claimed.exists()
+        finally:
+            writer.kill()
     store.sweep()
     assert not claimed.exists()
 
