@@ -88,7 +88,8 @@ def loaded(run: Run, folder: str, role: str) -> Any:
     tiny = base(folder, role)
     family = families.BY_NAME[run.family]
     own = {**family.own, "vocab_size": tiny.config["vocab_size"]}
-    # An id beyond an embedding reads any memory, so all that a family has are as large.
+    # What lies beyond an embedding is any memory, so all that a family has are large enough.
+    own |= dict.fromkeys(("max_position_embeddings", "n_positions"), CONTEXT)
     own |= dict.fromkeys(
         {"vocab_size_per_layer_input", "num_vocab"} & own.keys(), own["vocab_size"]
     )
