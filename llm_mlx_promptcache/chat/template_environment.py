@@ -22,11 +22,12 @@ from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace, generate_lorem_ipsum
 
-from .template_filters import compared, measured, measured_test
+from .template_filters import compared, measured, measured_test, sought
 from .template_work import LEAST, NODE, Work, spelled_widths
 
 _STEP = "one step "  # a filter's name that no template can write
 _BODIES = frozenset({"body", "else_"})
+_WITHIN = frozenset({"in", "notin"})
 
 
 class _Code(CodeGenerator):
@@ -61,11 +62,11 @@ class _Code(CodeGenerator):
 
     def visit_Compare(self, node: jinja2.nodes.Compare, frame: Frame) -> None:
         self.write("(")
-        held = node.ops[0].op in ("in", "notin") and not _is_plain(node.ops[0].expr)
+        held = node.ops[0].op in _WITHIN and not _is_plain(node.ops[0].expr)
         self._compared(node.expr, frame, held)
         for op in node.ops:
             self.write(f" {operators[op.op]} ")
-            self._compared(op.expr, frame, True)
+            self._compared(op.expr, frame, True, "sought" if op.op in _WITHIN else "compared")
         self.write(")")
 
     def visit_Dict(self, node: jinja2.nodes.Dict, frame: Frame) -> None:
@@ -77,9 +78,11 @@ class _Code(CodeGenerator):
             self.write(", ")
         self.write("}")
 
-    def _compared(self, node: jinja2.nodes.Expr, frame: Frame, counted: bool) -> None:
+    def _compared(
+        self, node: jinja2.nodes.Expr, frame: Frame, counted: bool, how: str = "compared"
+    ) -> None:
         if counted and not _is_plain(node):
-            self._within("compared", node, frame, ")")
+            self._within(how, node, frame, ")")
         else:
             self.visit(node, frame)
 
@@ -218,6 +221,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def compared(self, value: Any) -> Any:
         """A value that is about to be compared, or looked for."""
         self.work.spend(compared(self.work, value))
+        return value
+
+    def sought(self, value: Any) -> Any:
+        """A value in which something is about to be looked for."""
+        self.work.spend(sought(self.work, value))
         return value
 
     def getitem(self, obj: Any, argument: Any) -> Any:

@@ -55,17 +55,23 @@ def measured_test(meter: Meter, name: str, function: Callable[..., Any]) -> Call
     @wraps(function)
     def call(value: Any, *args: Any) -> Any:
         work = meter()
-        work.spend(NODE // 4 + sum(compared(work, one) for one in (args or (value,))))
+        cost = sought if name == "in" else compared
+        work.spend(NODE // 4 + sum(cost(work, one) for one in (args or (value,))))
         return function(value, *args)
 
     return call
 
 
 def compared(work: Work, value: Any) -> int:
-    """What comparing with a value may cost, or looking for one in it."""
+    """What comparing with a value may cost."""
     if isinstance(value, str):
         return 1 + (len(value) >> 3)
-    return 1 if isinstance(value, dict) else work.weigh(value)
+    return work.weigh(value)
+
+
+def sought(work: Work, value: Any) -> int:
+    """What looking for something in a value may cost: in a dict next to nothing."""
+    return 1 if isinstance(value, dict) else compared(work, value)
 
 
 def _charge(

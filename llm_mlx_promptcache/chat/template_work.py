@@ -14,6 +14,7 @@ LEAST: Final = 16_000_000
 A_LETTER: Final = 60  # of the input, each
 A_PAIR: Final = 1_024  # of messages, each
 _BITS: Final = 1 << 14  # of a whole number
+_DEPTH: Final = 1_000  # of values in values: Python hashes and frees them on its own stack
 _NUMBER = re.compile(r"\d{1,20}")
 # Of these no argument is a width.
 _NO_WIDTHS: Final = frozenset(
@@ -65,31 +66,33 @@ class Work:
             return len(value)
         if kind is bool or value is None:
             return 1
-        found, waiting = 0, [value]
-        while waiting:
-            one = waiting.pop()
-            if isinstance(one, str | bytes):
-                found += len(one)
-            elif isinstance(one, dict):
-                found += NODE * len(one)
-                waiting += one.keys()
-                waiting += one.values()
-            elif isinstance(one, _WALKED):
-                found += NODE * len(one)
-                waiting += one
-            elif isinstance(one, range):
-                found += NODE * len(one)
-            else:
-                found += _bits(one) >> 3
-            if found > self.left:
+        found, depth, level = 0, 0, [value]
+        while level:
+            deeper: list[Any] = []
+            for one in level:
+                if isinstance(one, str | bytes):
+                    found += len(one)
+                elif isinstance(one, dict):
+                    found += NODE * len(one)
+                    deeper += one.keys()
+                    deeper += one.values()
+                elif isinstance(one, _WALKED):
+                    found += NODE * len(one)
+                    deeper += one
+                elif isinstance(one, range):
+                    found += NODE * len(one)
+                else:
+                    found += _bits(one) >> 3
+                if found > self.left:
+                    raise TooMuchWork
+            depth, level = depth + 1, deeper
+            if depth > _DEPTH:
                 raise TooMuchWork
         return found + 1
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """The same items, each counted as it is taken."""
-        for item in items:
-            self.spend(NODE + (len(item) if isinstance(item, str) else 0))
-            yield item
+        return _Counted(self, iter(items))
 
     def result(self, value: Any) -> Any:
         """A value that a call gave: counted, or to be counted as its items are taken."""
@@ -157,6 +160,25 @@ class Work:
         if name == "translate":
             return len(on) * sum(self.weigh(arg) for arg in args)
         return 0
+
+
+class _Counted(Iterator[Any]):
+    """Items that are counted as they are taken.
+
+    No generator: templates put iterators into iterators, and of generators in generators Python
+    frees all at once, each on top of the last one's stack.
+    """
+
+    __slots__ = ("_items", "_work")
+
+    def __init__(self, work: Work, items: Iterator[Any]) -> None:
+        self._work = work
+        self._items = items
+
+    def __next__(self) -> Any:
+        item = next(self._items)
+        self._work.spend(NODE + (len(item) if isinstance(item, str) else 0))
+        return item
 
 
 def replaced(text: Any, old: Any = "", new: Any = "", *_: Any) -> int:

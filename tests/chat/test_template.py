@@ -16,6 +16,11 @@ from llm_mlx_promptcache.chat.transcript import render
 
 ASK = [{"role": "user", "content": "Hello"}]
 TWICE = "{% set a = ['x'] %}{% set n = namespace(a=a) %}{% for i in range(60) %}{% set n.a = "
+TWICE_DICTS = (
+    "{% set n = namespace(a={}, b={}) %}{% for i in range(60) %}"
+    "{% set n.a = {'a': n.a, 'b': n.a} %}{% set n.b = {'a': n.b, 'b': n.b} %}{% endfor %}"
+)
+DEEP = "{% set n = namespace(a=('x',)) %}{% for i in range(COUNT) %}{% set n.a = "
 HUGE = [
     # Loops, and what is turned down before a loop's body sees it.
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -110,7 +115,23 @@ HUGE = [
     TWICE + "{'a': n.a, 'b': n.a} %}{% endfor %}{{ n.a|tojson }}",
     TWICE + "{'a': n.a, 'b': n.a}.items() %}{% endfor %}{{ n.a }}",
     TWICE + "[n.a, n.a] %}{% endfor %}{{ raise_exception(n.a) }}",
+    TWICE_DICTS + "{{ n.a == n.b }}",
+    TWICE_DICTS + "{{ 1 if n.a != n.b else 2 }}",
+    TWICE_DICTS + "{{ n.a is eq n.b }}",
+    TWICE_DICTS + "{{ [n.a]|select('==', n.b)|list|length }}",
+    TWICE_DICTS + "{{ [{'k': n.a}]|rejectattr('k', 'equalto', n.b)|list|length }}",
+    # What Python hashes on its own stack, once it is that deep.
+    DEEP.replace("COUNT", "5000") + "(n.a,) %}{% endfor %}{{ {n.a: 1} }}",
+    DEEP.replace("COUNT", "5000") + "(n.a,) %}{% endfor %}{{ n.a in {} }}",
 ]
+
+
+@pytest.mark.parametrize("step", ["select", "reject('none')", "map('string')", "batch(1)"])
+def test_iterators_in_iterators_end_as_an_error_and_not_the_process(step):
+    source = DEEP.replace("COUNT", "50000") + f"n.a|{step} %}}{{% endfor %}}"
+    assert ChatTemplate(source, "m").render(ASK) == ""  # they are freed
+    with pytest.raises((RecursionError, TooMuchWork)):
+        ChatTemplate(source + "{{ n.a|list }}", "m").render(ASK)
 
 
 @pytest.mark.parametrize("source", HUGE)
