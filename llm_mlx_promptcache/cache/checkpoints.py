@@ -7,6 +7,7 @@ stored beside the span, as a span without tokens, so that no file has to be rewr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 from .layer_kinds import LayerKind, ListOf
 from .layers import Layout, Part
@@ -58,6 +59,42 @@ def resumed_at(
         Part(part.start, part.end, part.end, _Column(stitch, number))
         for number, (part, _) in enumerate(cut)
     ]
+
+
+class _Shape(NamedTuple):
+    """All that is needed of an array to plan with it."""
+
+    shape: tuple[int, ...]
+
+
+def outline_from(
+    layout: Layout, parts: Sequence[Part], place: int, extra: Sequence[Piece | None]
+) -> list[Part]:
+    """Parts to plan with beyond `place`, before which a path holds all rows and this checkpoint.
+
+    A window that reaches back over the place takes there what the checkpoint holds. Where a span
+    goes on over the place, nothing beyond it is looked at: a file's pieces are read only once.
+    """
+    first = parts[0].pieces
+    pairs = enumerate(zip(layout, extra, strict=True))
+    made = [_merged(kind, _all_rows(kind, first[i], place), over) for i, (kind, over) in pairs]
+    whole = Part(0, place, place, made)
+    if any(part.start < place < part.end for part in parts):
+        return [whole]
+    return [whole, *(part for part in parts if part.start >= place)]
+
+
+def _all_rows(kind: LayerKind, piece: Piece | None, count: int) -> Piece | None:
+    """The shape of a layer's first `count` rows, after one of its pieces; of other layers none."""
+    if piece is None:
+        return None
+    if isinstance(kind, ListOf):
+        subs = zip(kind.parts, kind.parted(piece), strict=True)
+        return kind.flat([_all_rows(part, sub, count) for part, sub in subs])
+    if not kind.anywhere:
+        return None
+    shapes = [None if a is None else _Shape((*a.shape[:-2], count, a.shape[-1])) for a in piece]
+    return cast("Piece", tuple(shapes))
 
 
 class _Stitch:

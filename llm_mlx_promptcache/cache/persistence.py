@@ -8,6 +8,7 @@ decodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from . import layers as kinds
 from .checkpoints import checkpoint_at, resumes
@@ -15,7 +16,8 @@ from .layers import Layout, Part
 from .pieces import Piece, View
 from .span_file import Draft, host_tensors
 from .span_tree import SpanNode, parts_of
-from .store import Store
+from .store import Found, Store
+from .trie import Tokens, common_prefix
 
 # A file of its own costs as much at every later read of its path as the rows of about this many do
 # (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
@@ -28,19 +30,17 @@ def drafts(
     layout: Layout,
     tiers: tuple[str, ...],
     node: SpanNode,
-    busy: bool = False,
+    coming: Sequence[Draft] = (),
     short: bool = True,
 ) -> list[Draft]:
     """What the store lacks of the path to `node`, but for a `short` end if that is not wanted.
 
-    `busy` says that what was drafted earlier may still be on its way there.
+    Before these it is given what is `coming`, which was listed before anything else is looked at.
     """
     ids, namespace, chain = node.path(), str(node.model), chain_of(node)
     cut = kinds.cut_anywhere(layout)
-    coming = max((n.end for n in chain if n.value.saved), default=0) if busy else 0
-    found = store.lookup(namespace, ids)
-    held = max(found.end, coming)
-    resumable = {s.end for s in (*found.spans, *found.checkpoints) if s.resumes}
+    ahead = _ahead(store.lookup(namespace, ids), coming, namespace, ids)
+    held, resumable = ahead.end, ahead.resumable
     made: list[Draft] = []
     waiting: list[SpanNode] = []
     parts = parts_of(chain, node.end)
@@ -62,7 +62,7 @@ def drafts(
             made.append(draft)
             held = passed.end
             waiting.clear()
-        elif passed.end > coming and passed.end not in resumable and not cut:
+        elif passed.end not in resumable and not cut:
             extra = checkpoint_at(layout, parts[: number + 1], passed.end)
             if extra is not None:
                 tier = tiers[passed.value.entry.tier]
@@ -70,6 +70,34 @@ def drafts(
                 made.append(Draft(namespace, layout, path, passed.end, tier, tensors, True))
         passed.value.saved = True
     return made
+
+
+class _Ahead(NamedTuple):
+    """Up to which token a path will be stored, and where it can be resumed then."""
+
+    end: int
+    resumable: set[int]
+
+
+def _ahead(found: Found, coming: Sequence[Draft], namespace: str, ids: Tokens[int]) -> _Ahead:
+    """What a store that has `found` this holds of a path once it has taken what is `coming`.
+
+    A span that begins elsewhere than where the store's path ends would be refused, so what earlier
+    drafts of any path add to this one is followed draft by draft.
+    """
+    end = found.end
+    resumable = {span.end for span in (*found.spans, *found.checkpoints) if span.resumes}
+    for draft in coming:
+        last = len(draft.path) - 1
+        first = min(draft.start, last)
+        if draft.namespace != namespace or first >= len(ids) or draft.path[first] != ids[first]:
+            continue  # which is so of most, and soon seen
+        shared = common_prefix(draft.path, ids)
+        if draft.start == end:
+            end = max(end, shared)
+        if draft.resumes and last < shared <= end:
+            resumable.add(shared)
+    return _Ahead(end, resumable)
 
 
 def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import layers as kinds
-from .checkpoints import resumed_at
+from .checkpoints import outline_from, resumed_at
 from .layers import Layout, Part
-from .restore import Restore, read_checkpoint
+from .restore import Restore, outline_of_checkpoint, read_checkpoint
 from .store import Found, Store
 from .trie import Tokens
 
@@ -49,13 +49,20 @@ def plan(
     end = outlined[-1].end if outlined else 0
     count = kinds.resumable(layout, outlined, end)
     matched = max(length, end)
-    for checkpoint in sorted(stored.checkpoints, key=lambda c: -c.end):
-        if not count < checkpoint.end <= end:
-            continue
+    places = []
+    for checkpoint in [c for c in stored.checkpoints if count < c.end <= end]:
+        outline = outline_of_checkpoint(store, namespace, layout, checkpoint, ids)
+        if outline is not None:
+            beyond = outline_from(layout, outlined, checkpoint.end, outline)
+            places.append((kinds.resumable(layout, beyond, end), checkpoint))
+    # The one from which a path gets furthest; of those the last, behind which least is joined.
+    for place, checkpoint in sorted(places, key=lambda found: (found[0], found[1].end))[::-1]:
         extra = read_checkpoint(store, namespace, layout, checkpoint, ids)
         if extra is not None:
-            place = checkpoint.end
+            at = checkpoint.end
             parts = parts + restore.streamed(place)
-            stitched = resumed_at(layout, parts, starts + restore.starts, place, extra)
-            return Plan(stitched, place, matched, reached, restore, True)
+            before = [part for part in parts if part.start < at]
+            first_starts = (starts + restore.starts)[: len(before)]
+            stitched = resumed_at(layout, before, first_starts, at, extra)
+            return Plan(stitched + parts[len(before) :], place, matched, reached, restore, True)
     return Plan(parts + restore.streamed(count), count, matched, reached, restore)

@@ -515,8 +515,8 @@ class PromptCache:
                     self._tree.unsaved[node], refused = None, True
                     continue
                 fresh += [passed for passed in chain_of(node) if not passed.value.saved]
-                made += self._drafts(node, self._writer.busy or bool(made), short)
-                if not node.value.saved and not short:
+                made += self._drafts(node, [*self._writer.coming, *made], short)
+                if not node.value.saved:
                     self._tree.unsaved[node] = None
                 if sum(draft.nbytes for draft in made) > _MOST_DRAFTED:
                     written += self._write(made)
@@ -528,10 +528,10 @@ class PromptCache:
             raise
         return written, refused
 
-    def _drafts(self, node: SpanNode, busy: bool, short: bool) -> list[Draft]:
+    def _drafts(self, node: SpanNode, coming: list[Draft], short: bool) -> list[Draft]:
         layout = self._layouts[str(node.model)]
         with device.work():
-            return drafts(self._store, layout, self._tree.tiers, node, busy, short)
+            return drafts(self._store, layout, self._tree.tiers, node, coming, short)
 
     def _write(self, made: list[Draft]) -> int:
         """Hand drafts to the writer, once the device has done all that they are made of."""

@@ -327,6 +327,17 @@ class _Pieces(Sequence[Piece | None]):
         return (self[layer] for layer in range(len(self)))
 
 
+def outline_of_checkpoint(
+    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
+) -> list[Piece | None] | None:
+    """What a checkpoint holds, as far as one can plan with it; None where it can't be had."""
+    opened = _opened(store, namespace, layout, span, tokens)
+    if opened is None:
+        return None
+    opened.close()
+    return opened.outline()
+
+
 def read_checkpoint(
     store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
 ) -> list[Piece | None] | None:

@@ -101,6 +101,14 @@ class Writer:
             if uses or looked:
                 self._append("tend")
 
+    @property
+    def coming(self) -> list[Draft]:
+        """What is on its way, in the order in which the store will be given it."""
+        if not self.busy:
+            return []
+        with self._changed:
+            return [item for item in self._queue if isinstance(item, Draft)]
+
     def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[Part]:
         """What waits of a path from token `start` on, as parts to resume from."""
         drafts = self._drafts(namespace)
@@ -156,11 +164,7 @@ class Writer:
         return not (self._queue or self._saved or self._tending)
 
     def _drafts(self, namespace: str) -> list[Draft]:
-        if not self.busy:
-            return []
-        with self._changed:
-            drafts = [item for item in self._queue if isinstance(item, Draft)]
-        return [draft for draft in drafts if draft.namespace == namespace and len(draft.pieces)]
+        return [d for d in self.coming if d.namespace == namespace and len(d.pieces)]
 
     def _after_fork(self) -> None:
         if self._process != os.getpid():  # the thread stayed with the parent
