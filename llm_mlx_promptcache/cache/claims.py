@@ -18,14 +18,15 @@ from typing import Final
 
 _NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_FILES: Final = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP}  # links, sockets
 
 
 class Claim(Enum):
     """What is known of a file's writer."""
 
-    HELD = "a process is writing it"
+    HELD = "a process is writing it, or may be: nobody can look just now"
     NONE = "nobody is"
-    UNKNOWN = "its file system has no locks, or it can't be opened"
+    UNKNOWN = "its file system has no locks, or it is no file"
 
 
 def claim(descriptor: int) -> None:
@@ -47,11 +48,17 @@ def looked_at(path: Path) -> Iterator[Claim]:
     """Whether a file is claimed; where it is not, nobody can claim it meanwhile."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS)
-    except OSError:
-        yield Claim.UNKNOWN
+    except OSError as error:
+        # A link or a socket is nobody's. What the system can't open just now may be claimed.
+        yield Claim.UNKNOWN if error.errno in _NO_FILES else Claim.HELD
         return
     try:
-        yield _state(descriptor)
+        state = _state(descriptor)
+        try:
+            yield state
+        finally:
+            if state is Claim.NONE:  # a fork has the descriptor too, and would hold the lock on
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 

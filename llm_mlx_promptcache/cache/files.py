@@ -128,9 +128,21 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         except OSError:  # held, or a file system without locks
             yield False
         else:
-            yield True
+            try:
+                yield True
+            finally:  # a fork has the descriptor too, and would hold the lock on
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def is_gone(path: Path) -> bool:
+    """Whether nothing lies at a path. What the system can't look at just now is not gone."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def same_file(path: Path, known: tuple[int, int]) -> bool:

@@ -85,6 +85,7 @@ _STEPS_AT_ONCE: Final = 10_000
 _LEAST_STEPS: Final = 5_000_000  # a tenth of a second
 _STEPS_A_BYTE: Final = 8
 _STEPS_A_ROW: Final = 2_000
+_STEPS_OF_A_SCHEMA: Final = 1_000  # ours takes some 150
 
 
 class Connection(sqlite3.Connection):
@@ -103,7 +104,18 @@ class Connection(sqlite3.Connection):
     def execute(self, *statement: Any) -> sqlite3.Cursor:
         """As SQLite's, with the bound counted anew."""
         self._allow(0)
-        return super().execute(*statement)
+        try:
+            return super().execute(*statement)
+        except UnicodeDecodeError:  # SQLite's message quotes the schema, and Python can't read it
+            raise DamagedIndex("its tables have names that are no UTF-8") from None
+
+    def load_schema(self) -> None:
+        """Have SQLite read the schema, in no more work than ours takes: parsing is not counted."""
+        self.set_progress_handler(lambda: True, _STEPS_OF_A_SCHEMA)
+        try:
+            self.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        finally:
+            self.bound()
 
     def executemany(self, statement: str, rows: Iterable[Any]) -> sqlite3.Cursor:
         """As SQLite's, with the bound counted anew."""
@@ -124,6 +136,9 @@ def connect(path: Path, busy_seconds: float) -> Connection:
     """A connection to a file that may be anything; it must exist."""
     for name in (path, *(path.with_name(path.name + ending) for ending in BESIDE)):
         _secure(name, must_exist=name is path)
+    # SQLite would play it back, and remove the file that it names: an index of ours has a log.
+    if os.path.lexists(path.with_name(path.name + "-journal")):
+        raise DamagedIndex("a journal lies beside it that is none of ours")
     db: Connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?mode=rw",
         uri=True,
@@ -137,6 +152,7 @@ def connect(path: Path, busy_seconds: float) -> Connection:
         for limit, most in _LIMITS.items():
             db.setlimit(limit, most)
         db.bound()
+        db.load_schema()
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {setting}")
     except BaseException:
@@ -159,8 +175,9 @@ def schema_cookie(db: sqlite3.Connection) -> int:
     return int(found)
 
 
-def verify(db: sqlite3.Connection) -> None:
+def verify(db: Connection) -> None:
     """DamagedIndex unless a file's version and schema are ours, to the letter."""
+    db.load_schema()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version != VERSION:
         raise DamagedIndex(f"it has version {version}, not {VERSION}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .damage import DamagedIndex, DamagedSpan
-from .files import Files
+from .files import Files, is_gone
 from .index import Index
 from .index_rows import Row
 from .layout_text import UnknownKind, layout_to_text
@@ -101,6 +101,6 @@ def _is_still(index: Index, folder: Path, stem: str, *, row: bool, file: bool) -
     """Whether a span has a row, and a file, when nobody else can change that."""
     try:
         with index.transaction():
-            return (index.has(stem), span_path(folder, stem).exists()) == (row, file)
+            return (index.has(stem), not is_gone(span_path(folder, stem))) == (row, file)
     except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
         return False

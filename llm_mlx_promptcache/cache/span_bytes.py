@@ -87,6 +87,7 @@ class SpanBytes:
 
     def _fill(self, buffers: list[memoryview]) -> None:
         """Fill buffers, however little a call gives."""
+        buffers = list(buffers)
         at = 0
         while at < len(buffers):
             if not buffers[at].nbytes:
@@ -99,8 +100,7 @@ class SpanBytes:
                 read -= buffers[at].nbytes
                 at += 1
             if read:
-                self._fill([buffers[at][read:]])
-                at += 1
+                buffers[at] = buffers[at][read:]
 
     def _checked_size(self) -> int:
         status = os.fstat(self._descriptor)

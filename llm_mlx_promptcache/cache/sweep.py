@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from .claims import Claim, looked_at
 from .damage import DamagedSpan
-from .files import Files
+from .files import Files, is_gone
 from .index import Index
 from .index_rows import Row
 from .layout_text import UnknownKind, layout_to_text
@@ -90,14 +90,14 @@ def sweep(
 
 def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files) -> int:
     path = span_path(folder, stem)
-    if path.exists():
+    if not is_gone(path):
         return 0
     with index.transaction():
-        if path.exists():
+        if not is_gone(path):
             return 0
         gone = index.drop(stem)
         for one in gone:
-            files.unlink(span_path(folder, one))
+            _removed(span_path(folder, one), files)
     return len(gone)
 
 
@@ -112,32 +112,42 @@ def _orphans(
     """Files without a row: those that fit are taken in, parents first."""
     found: list[Candidate] = []
     useless: list[str] = []
+    unjudged: set[str] = set()
     for stem in stems:
         try:
             found.append(candidate(folder, stem, files, tiers))
         except DamagedSpan:
             useless.append(stem)
         except (OSError, UnknownKind):
-            continue  # gone, or not to be judged now
+            unjudged.add(stem)  # gone, or not to be judged now
     swept = 0
     for one in sorted(found, key=lambda c: (c.row.start, c.row.end)):
         if _take_in(index, folder, one):
             swept += 1
+        elif one.row.parent in unjudged:  # it may fit once that can be read again
+            unjudged.add(one.row.stem)
         else:
             useless.append(one.row.stem)
     for stem in useless:
         path = span_path(folder, stem)
         if every or _is_stale(path, files):
             with index.transaction():
-                swept += not index.has(stem) and files.unlink(path)
+                swept += not index.has(stem) and _removed(path, files)
     return swept
+
+
+def _removed(path: Path, files: Files) -> bool:
+    """Whether a file went now; one that can't be removed holds up nothing else."""
+    with suppress(OSError):
+        return files.unlink(path)
+    return False
 
 
 def _take_in(index: Index, folder: Path, found: Candidate) -> bool:
     """Whether a file is in the index now, or need not be any more."""
     row = found.row
     with index.transaction():
-        if index.has(row.stem) or not span_path(folder, row.stem).exists():
+        if index.has(row.stem) or is_gone(span_path(folder, row.stem)):
             return True
         parent = index.row(row.parent) if row.parent else None
         same_layers = index.layout(row.namespace) in (None, found.layout)
@@ -150,7 +160,7 @@ def _remove_unfinished(path: Path, files: Files) -> bool:
     with looked_at(path) as claim:
         if claim is Claim.HELD or (claim is Claim.UNKNOWN and not _is_stale(path, files)):
             return False
-        return files.unlink(path)
+        return _removed(path, files)
 
 
 def _is_stale(path: Path, files: Files) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from llm_mlx_promptcache.cache import layers as kinds
 from llm_mlx_promptcache.cache import span_bytes
 from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
+from llm_mlx_promptcache.cache.files import Files, locked
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 
@@ -66,7 +66,7 @@ def test_p6_check_beside_a_writer_reports_and_removes_nothing(worlds, tmp_path, 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from llm_mlx_promptcache.cache.files import Files
+from llm_mlx_promptcache.cache.files import Files, locked
 file = Files().create(Path(sys.argv[1])); print("there", flush=True); time.sleep(600)
 """
 
@@ -202,6 +202,100 @@ def test_reads_and_writes_are_bounded_and_go_on_after_short_ones(
     assert worlds.get(store, ids) == len(ids)
     assert max(asked) <= 100
     assert store.check() == []
+
+
+def test_p4_a_thousand_short_reads_are_no_damage(worlds, tmp_path, monkeypatch):
+    store, path, real = DiskStore(tmp_path), list(range(2000)), os.readv
+    worlds.put(store, path)
+
+    def short(descriptor, buffers):
+        return real(descriptor, [buffers[0][:1]])
+
+    monkeypatch.setattr(os, "readv", short)
+    assert worlds.get(store, path) == len(path)
+    assert store.check() == []
+
+
+class Unreadable(Files):
+    """One file can't be opened just now."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def open(self, path):
+        if path.name == self.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().open(path)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_p4_what_hangs_on_a_file_that_is_unreadable_now_outlives_a_new_index(
+    worlds, tmp_path, every
+):
+    """Without its row nothing below it fits; a sweep took all of that for useless."""
+    store, path = DiskStore(tmp_path), list(range(60))
+    for end in (20, 40, 60):
+        worlds.put(store, path[:end])
+    (root,) = store.listing().below()
+    store.close()
+    before = names(store)
+    for file in store.spans_folder.iterdir():
+        os.utime(file, (1e9, 1e9))  # nothing is spared for being new
+    (tmp_path / "index.sqlite").unlink()
+    meanwhile = DiskStore(tmp_path, files=Unreadable(root.stem + ".safetensors"))
+    assert worlds.get(meanwhile, path) == 0
+    meanwhile.sweep(every)
+    meanwhile.check(fix=True)
+    assert names(store) == before
+    meanwhile.close()
+    later = DiskStore(tmp_path)
+    later.sweep()
+    assert worlds.get(later, path) == len(path)
+    assert later.check() == []
+
+
+def test_p4_what_can_not_be_looked_at_may_be_claimed(worlds, tmp_path, ids, monkeypatch):
+    store = DiskStore(tmp_path)
+    worlds.put(store, ids)
+    unfinished, real = store.spans_folder / (".tmp-1-" + "a" * 32), os.open
+    with Files().create(unfinished):
+        os.utime(unfinished, (1e9, 1e9))
+
+        def fails(path, *more, **named):
+            if path == unfinished:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real(path, *more, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", fails)
+            store.sweep(every=True)
+        assert unfinished.exists()
+
+
+def test_p3_what_can_not_be_removed_holds_up_no_sweep(worlds, tmp_path, ids):
+    store = DiskStore(tmp_path)
+    worlds.put(store, ids)
+    for name in (".tmp-1-" + "a" * 32, "b" * 32 + ".safetensors"):
+        (store.spans_folder / name).mkdir()
+        os.utime(store.spans_folder / name, (1e9, 1e9))
+    left = store.spans_folder / (".tmp-2-" + "c" * 32)
+    left.touch()
+    assert store.sweep() == 1
+    assert not left.exists()
+    assert not store._index.off
+
+
+def test_p3_a_fork_holds_no_lock_that_its_parent_let_go_of(tmp_path):
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            signal.pause()
+    try:
+        with locked(tmp_path, wait=False) as alone:
+            assert alone
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_check_reads_in_blocks(worlds, tmp_path, monkeypatch):

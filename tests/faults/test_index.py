@@ -3,12 +3,13 @@
 import os
 import random
 import sqlite3
+import struct
 import time
 from array import array
 
 import pytest
 
-from llm_mlx_promptcache.cache import index_rows, repair, shared_index
+from llm_mlx_promptcache.cache import index_rows, index_schema, repair, shared_index
 from llm_mlx_promptcache.cache.damage import DamagedIndex
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.layout_text import layout_from_text
@@ -117,6 +118,10 @@ CRAFTED = {
     ],
     "a schema that is no SQL": [
         "UPDATE sqlite_master SET sql = 'CREATE TABLE spans (' WHERE name = 'spans'"
+    ],
+    "a table whose name is no UTF-8": [
+        "UPDATE sqlite_master SET sql = 'CREATE TABLE ' || CAST(x'b1f4a0' AS TEXT) || '(,'"
+        " WHERE name = 'spans'"
     ],
     "another index": ["DROP INDEX by_parent"],
     "statistics": ["ANALYZE"],
@@ -262,6 +267,30 @@ def test_p7_what_is_not_our_own_plain_index_is_replaced(worlds, folder, name, tu
         assert not path.is_symlink()
         assert path.stat().st_mode & 0o077 == 0
         assert path.stat().st_uid == os.geteuid()
+
+
+def test_p2_a_schema_without_end_is_not_parsed(folder):
+    """Parsing is no work that SQLite counts: 100,000 views held a lookup up for a minute."""
+    sql(folder, *(f"CREATE VIEW v{number} AS SELECT 1" for number in range(300)))
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        index_schema.connect(folder / "index.sqlite", 0)
+
+
+def test_p7_a_journal_that_names_a_file_of_elsewhere_removes_nothing(worlds, folder, tmp_path):
+    """SQLite plays a journal back, and then removes the "super-journal" that it names."""
+    mine = tmp_path / "mine.safetensors"
+    mine.write_text("weights")
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(mine)
+    pages = (folder / "index.sqlite").stat().st_size // 4096
+    head = (magic + struct.pack(">5I", 0, 1, pages, 512, 4096)).ljust(512, b"\0")
+    locked = struct.pack(">I", (1 << 30) // 4096 + 1)
+    journal = folder / "index.sqlite-journal"
+    journal.write_bytes(head + locked + name + struct.pack(">2I", len(name), sum(name)) + magic)
+    journal.chmod(0o600)
+    _, found = used(worlds, folder)
+    assert found == PATHS
+    assert mine.read_text() == "weights"
+    assert not journal.exists()
 
 
 def test_pins_outlive_the_index_and_a_list_that_is_damaged_is_written_anew(worlds, folder):
