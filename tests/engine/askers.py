@@ -1,5 +1,7 @@
 """Requests without an engine's thread: askers that a test steps itself, and a tool to ask with."""
 
+import itertools
+
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
@@ -22,6 +24,12 @@ SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6
 def planner_of(size):
     """A planner whose chunks have this size whatever the machine."""
     return ChunkPlanner(sizes=ChunkSizes.fixed(size))
+
+
+def steady_clock():
+    """A clock that goes on a millisecond a look: turns follow from requests, not the machine."""
+    looks = itertools.count()
+    return lambda: next(looks) / 1000
 
 
 class Asked:

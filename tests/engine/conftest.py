@@ -1,9 +1,9 @@
 """Engines over tiny models, with caches of their own."""
 
 import dataclasses
-import time
 
 import pytest
+from askers import steady_clock
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.engine import Engine
@@ -33,10 +33,10 @@ def running_of(tiny_llama):
     from llm_mlx_promptcache.engine.loading import load_model
     from llm_mlx_promptcache.engine.running import Running
 
-    def make(cache=None, folder=None, planner=None, clock=time.perf_counter, **sizes):
+    def make(cache=None, folder=None, planner=None, clock=None, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
         kept = cache or PromptCache("100MB")
-        return Running(loaded, "tiny", kept, planner=planner, clock=clock)
+        return Running(loaded, "tiny", kept, planner=planner, clock=clock or steady_clock())
 
     return make
 

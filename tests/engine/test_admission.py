@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from askers import Asked, request, together
+from askers import Asked, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -33,7 +33,9 @@ def without_context(tiny_llama):
     loaded = dataclasses.replace(load_model(str(tiny_llama(context=8192))), context_length=None)
 
     def make(cache=None, **more):
-        return Running(loaded, "tiny", cache or PromptCache("100MB"), **more)
+        return Running(
+            loaded, "tiny", cache or PromptCache("100MB"), **{"clock": steady_clock(), **more}
+        )
 
     return make
 

@@ -7,7 +7,7 @@ after a restart.
 import families
 import mlx.core as mx
 import pytest
-from askers import Asked
+from askers import Asked, steady_clock
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.layers import NotCached, layout_of
@@ -75,10 +75,10 @@ def is_cached(model):
 
 
 def hold_to_law_1(loaded, folder):
-    cold = Running(loaded, "m", PromptCache("1MB"))
+    cold = Running(loaded, "m", PromptCache("1MB"), clock=steady_clock())
     store = DiskStore(folder)
     cache = PromptCache("500MB", store)
-    running = Running(loaded, "m", cache)
+    running = Running(loaded, "m", cache, clock=steady_clock())
     cached = is_cached(loaded.model)
     histories = [[Message("user", text)] for text, _, _ in CROWD]
     for _ in range(2):
@@ -89,7 +89,7 @@ def hold_to_law_1(loaded, folder):
     running.settle(last=True)
     paths = [event.usage.prompt + event.usage.generated for event in events]
     for held in (cache, PromptCache("500MB", DiskStore(folder))):
-        later = Running(loaded, "m", held)
+        later = Running(loaded, "m", held, clock=steady_clock())
         for history, path in zip(histories, paths, strict=True):
             warm = alone(later, history, 6, on_disk=False)
             assert warm.usage.cached >= (path if cached else 0)

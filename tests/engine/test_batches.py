@@ -4,7 +4,7 @@ import dataclasses
 import threading
 
 import pytest
-from askers import Asked, Failing, planner_of, request, together
+from askers import Asked, Failing, planner_of, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
@@ -177,7 +177,9 @@ def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
 def failing(tiny_llama, when):
     loaded = load_model(str(tiny_llama()))
     model = Failing(loaded.model, when)
-    return model, Running(dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"))
+    return model, Running(
+        dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"), clock=steady_clock()
+    )
 
 
 def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, running_of):

@@ -7,7 +7,7 @@ from memory and by another process from the disk, and answered as by a model wit
 import dataclasses
 
 import pytest
-from askers import Asked
+from askers import Asked, steady_clock
 from failing_device import FailingDevice
 
 from llm_mlx_promptcache.cache.disk import DiskStore
@@ -42,7 +42,7 @@ class Session:
     def begin(self):
         """As another process does."""
         self.cache = PromptCache("100MB", DiskStore(self.folder))
-        self.running = Running(self.loaded, "model", self.cache)
+        self.running = Running(self.loaded, "model", self.cache, clock=steady_clock())
 
     def ask(self, *requests):
         made = [Asked(one) for one in requests]

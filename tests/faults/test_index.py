@@ -162,6 +162,18 @@ def test_p2_an_index_that_is_crafted_while_it_is_open_raises_nothing(worlds, fol
     assert sum(worlds.get(store, path) == len(path) for path in paths) == PATHS
 
 
+def test_p2_what_sqlite_quotes_of_a_damaged_schema_may_be_no_text(worlds, folder):
+    """Its message holds the schema's bytes, and Python's module can't read it then."""
+    index = folder / "index.sqlite"
+    content = index.read_bytes()
+    start = content.index(b"CREATE INDEX by_worth")
+    column = content.index(b"last_use", start)
+    index.write_bytes(content[:column] + b"las\xf0_use" + content[column + 8 :])
+    said, found = used(worlds, folder)
+    assert said
+    assert found == PATHS
+
+
 def flipped(content, rng):
     """An index with a bit, a page or a part of another one."""
     made = bytearray(content)
