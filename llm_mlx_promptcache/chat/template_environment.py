@@ -251,6 +251,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 work.call_method(__obj.__name__, __obj.__self__, given)
             else:
                 work.spend(NODE + sum(work.weigh(one) for one in given))
+        else:
+            work.spend(NODE * (len(args) + len(kwargs)))
         return work.result(
             ImmutableSandboxedEnvironment.call(__self, __context, __obj, *args, **kwargs)
         )

@@ -79,7 +79,7 @@ def _charge(
 ) -> None:
     given = (*args, *kwargs.values())
     if name in _LAZY:
-        work.spend(NODE + _texts(given))
+        work.spend(NODE * (1 + len(given)) + _texts(given))
         return
     if name in _LISTS:
         work.spend(NODE * (_count(value) + _widths(given) + 1))

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..cache import device
 from .admission import expected, fits_together
 from .batch_probe import BatchProof
-from .decoding import Decoding, Row, Step
+from .decoding import Decoding, Row, Spoilt, Step
 from .forward import BatchForm
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class Batches:
             rows = list(decoding.rows)
             try:
                 steps = decoding.step()
+            except Spoilt:  # who owns these rows sees that, and has them begin again
+                return
             except Exception as error:
                 steps = self._failed(rows, error, decoding.broken)
             yield from zip(rows, steps, strict=True)

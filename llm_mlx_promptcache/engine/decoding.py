@@ -36,6 +36,10 @@ class Step(NamedTuple):
     restart: bool = False
 
 
+class Spoilt(RuntimeError):
+    """The device failed under somebody else: tokens that were read since may be garbage."""
+
+
 class Row:
     """One answer in a batch; `path` holds the tokens that its layers cover.
 
@@ -82,6 +86,7 @@ class Decoding:
         self.rows = [row]
         self._layers = layers
         self._together = self.broken = False
+        self._since = device.failures()
         self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([row.last])
         self._count = 0
@@ -151,7 +156,7 @@ class Decoding:
         """Run every row's next token, choose the one that follows; returns what came of each.
 
         Where it raises, the layers are of no use any more, and the rows can start again elsewhere
-        at their `path` and `last`.
+        at their `path` and `last`: all of them where it is Spoilt.
         """
         marks = [(row.chooser.mark(), row.likely, row.chosen_at) for row in self.rows]
         self._read = None
@@ -185,7 +190,8 @@ class Decoding:
             self._quantise(self.rows[0])
         inputs = self._tokens[:, None]
         if alone and runs[0]:
-            inputs = mx.array([[self._values()[0], *runs[0]]])
+            assert values is not None
+            inputs = mx.array([[values[0], *runs[0]]])
         logits = forward(self._model, self._layers, inputs)
         if values is not None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
@@ -207,8 +213,12 @@ class Decoding:
         ]
 
     def _values(self) -> list[int]:
-        self._read = cast("list[int]", self._tokens.tolist())
-        return self._read
+        """Read the tokens of this step; Spoilt where the device failed before they were read."""
+        read = cast("list[int]", self._tokens.tolist())
+        if device.failures() != self._since:
+            raise Spoilt("the device failed meanwhile, so these answers choose their tokens again")
+        self._read = read
+        return read
 
     def _consume(self, row: Row, value: int, alone: bool) -> list[int]:
         """Tell a row's grammar its token; returns those that must follow, where they may run."""

@@ -120,6 +120,10 @@ HUGE = [
     TWICE_DICTS + "{{ n.a is eq n.b }}",
     TWICE_DICTS + "{{ [n.a]|select('==', n.b)|list|length }}",
     TWICE_DICTS + "{{ [{'k': n.a}]|rejectattr('k', 'equalto', n.b)|list|length }}",
+    # Arguments that nobody wrote one by one.
+    "{% macro f() %}{{ varargs|length }}{% endmacro %}"
+    "{% for i in range(99999) %}{{ f(*range(9999)) }}{% endfor %}",
+    "{% for i in range(99999) %}{% set a = [1]|map('add', *range(9999)) %}{% endfor %}",
     # What Python hashes on its own stack, once it is that deep.
     DEEP.replace("COUNT", "5000") + "(n.a,) %}{% endfor %}{{ {n.a: 1} }}",
     DEEP.replace("COUNT", "5000") + "(n.a,) %}{% endfor %}{{ n.a in {} }}",

@@ -11,6 +11,7 @@ from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import decoding as decoding_module
 from llm_mlx_promptcache.engine import running
 from llm_mlx_promptcache.engine.constraint import Constraint
 from llm_mlx_promptcache.engine.decoding import Decoding
@@ -145,6 +146,51 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
             layer.keys, layer.values = mx.zeros_like(layer.keys), mx.zeros_like(layer.values)
     together(made)
     assert [one.last.ids for one in asked] == alone
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("where", ["a step", "another's beginning"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobody(
+    running_of, cache, monkeypatch, where, count
+):
+    """The failure is counted, the tokens are read without an error, and are none of the model's."""
+    asked = [
+        request(text, max_tokens=16, sampling=Sampling(temperature=1, seed=n))
+        for n, text in enumerate(("One?", "And two?")[:count])
+    ]
+    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    made = running_of(cache)
+    askers = [Asked(one) for one in asked]
+    for one in askers:
+        made.add(one)
+    while sum(isinstance(event, TextDelta) for event in askers[-1].events) < 3:
+        made.step()
+    spoilt = []
+
+    def fail(*given, **more):
+        if not spoilt:
+            for decoding in made._batches._all():
+                decoding._tokens = mx.zeros_like(decoding._tokens)
+                spoilt.append(decoding)
+            try:
+                with device.work():
+                    raise RuntimeError(MESSAGE)
+            except RuntimeError:
+                if where != "a step":
+                    raise
+        return real(*given, **more)
+
+    owner, name = (decoding_module, "forward") if where == "a step" else (made._keeper, "lease")
+    real = getattr(owner, name)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fail)
+        if where != "a step":
+            other = Asked(request("Three?"))
+            made.add(other)
+        together(made)
+    assert spoilt
+    assert [one.last.ids for one in askers] == alone
     assert cache.check() == []
 
 
