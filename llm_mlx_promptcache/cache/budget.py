@@ -11,12 +11,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from .damage import DamagedIndex
 from .index_rows import typed
 from .policies import Worth, worth
 from .sizes import parse_size
 
 if TYPE_CHECKING:
+    from sqlite3 import Connection
+
     from .index import Index
+    from .witness import Witness
 
 ROWS: Final = 64  # that one transaction removes
 
@@ -38,16 +42,26 @@ SELECT stem, bytes FROM spans
 WHERE namespace = ? AND children = 0 AND pinned <= ? AND used_at < ? ORDER BY used_at LIMIT ?
 """
 _CHILD = "SELECT stem FROM spans WHERE parent = ? LIMIT 1"
+# Whether something hangs on a span, and whether that hangs on something.
+_PLACE = """
+SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.stem),
+    parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = s.parent)
+FROM spans AS s WHERE stem = ?
+"""
 _REMOVE = "DELETE FROM spans WHERE stem = ?"
 _ANY_AGE: Final = 1 << 62
 
 
 class Removed(NamedTuple):
-    """What one step took out of the index: their files go next. `done`: there is nothing left."""
+    """What one step took out of the index: their files go next. `done`: there is nothing left.
+
+    `unpinned`: those of them that went since nobody has pinned them.
+    """
 
     stems: list[str]
     nbytes: int
     done: bool
+    unpinned: Sequence[str] = ()
 
 
 class Removal(Protocol):
@@ -67,12 +81,16 @@ class Excess:
         """The least worthy leaves, by memory's own comparison; pinned ones only last."""
         excess = index.totals().bytes - self._most
         stems, nbytes = _superseded(index, excess)
+        unpinned = len(stems)
         for pinned in (False, True):
             leaves = _Leaves(index, pinned)
             while nbytes < excess and len(stems) < ROWS and (found := leaves.take()) is not None:
                 stems.append(found.stem)
                 nbytes += found.nbytes
-        return Removed(stems, nbytes, nbytes >= excess or not stems)
+            unpinned = unpinned if pinned else len(stems)
+        if nbytes < excess and not stems and index.totals().spans:
+            raise DamagedIndex("it holds spans of which none is the last of its path")
+        return Removed(stems, nbytes, nbytes >= excess or not stems, stems[:unpinned])
 
 
 class Chosen:
@@ -81,8 +99,11 @@ class Chosen:
     A span stays while something younger or pinned hangs on it.
     """
 
-    def __init__(self, namespaces: Sequence[str], used_before: int | None) -> None:
+    def __init__(
+        self, namespaces: Sequence[str], used_before: int | None, witness: Witness | None = None
+    ) -> None:
         self._namespaces = deque(namespaces)
+        self._witness = witness
         self._pinned = used_before is None
         self._before = _ANY_AGE if used_before is None else used_before
 
@@ -95,16 +116,20 @@ class Chosen:
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
                 self._namespaces.popleft()
+            for stem, _ in leaves:
+                _refuse_inner(index.db, stem)
+                _ask(index, self._witness, stem)
             index.db.executemany(_REMOVE, [(stem,) for stem, _ in leaves])
             stems += [stem for stem, _ in leaves]
             nbytes += sum(size for _, size in leaves)
-        return Removed(stems, nbytes, not self._namespaces)
+        return Removed(stems, nbytes, not self._namespaces, () if self._pinned else stems)
 
 
 class Below:
     """A span and all that hangs on it, the ends first."""
 
-    def __init__(self, stem: str) -> None:
+    def __init__(self, stem: str, witness: Witness | None = None) -> None:
+        self._witness = witness
         self._path = [stem]
         self._on_path = {stem}
 
@@ -115,6 +140,8 @@ class Below:
             child = index.db.execute(_CHILD, (self._path[-1],)).fetchone()
             # A damaged index may have a span hang below itself.
             if child is not None and child[0] not in self._on_path:
+                # Before anything below it goes: it may not hang here at all.
+                _ask(index, self._witness, child[0])
                 self._path.append(child[0])
                 self._on_path.add(child[0])
                 continue
@@ -154,6 +181,7 @@ class _Leaves:
             return None
         bucket = min(self._heads, key=self._value)
         leaf = self._heads[bucket]
+        _refuse_inner(self._db, leaf.stem)
         self._db.execute(_REMOVE, (leaf.stem,))
         self._look(bucket)
         above = self._db.execute(_LEAF_BUCKET, (leaf.parent, self._pinned)).fetchone()
@@ -172,6 +200,20 @@ class _Leaves:
         rank = (bucket + _RANK // 2) // _RANK
         last_use = self._heads[bucket].last_use
         return _worth(self._tick - last_use, rank, bucket - rank * _RANK), bucket, last_use
+
+
+def _refuse_inner(db: Connection, stem: str) -> None:
+    """DamagedIndex where what is said to be the end of a path is none: good spans would go."""
+    found = db.execute(_PLACE, (stem,)).fetchone()
+    if found != (0, 1):
+        raise DamagedIndex(f"span {stem} is said to be the end of a path and is not")
+
+
+def _ask(index: Index, witness: Witness | None, stem: str) -> None:
+    """DamagedIndex where a row's file says otherwise."""
+    row = index.row(stem) if witness is not None else None
+    if witness is not None and row is not None:
+        witness.refute(index, row)
 
 
 def _worth(age: int, rank: int, octave: int) -> float:
@@ -195,6 +237,7 @@ def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
             for stem, size in (typed(leaf, str, int) for leaf in leaves):
                 if nbytes >= excess:
                     break
+                _refuse_inner(index.db, stem)
                 index.db.execute(_REMOVE, (stem,))
                 stems.append(stem)
                 nbytes += size

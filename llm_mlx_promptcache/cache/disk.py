@@ -33,6 +33,7 @@ from .store import NOTHING, Found, NullStore, Store, StoredSpan
 from .tiers import TIERS
 from .trie import Tokens, common_prefix
 from .upkeep import Upkeep
+from .witness import Witness
 
 __all__ = ["DiskStore", "NullStore", "Store", "StoredSpan"]
 
@@ -68,8 +69,16 @@ class DiskStore:
         self._files = files or Files()
         self._notes = Notes()
         self._index = SharedIndex(self.folder, self._files, self._tiers)
+        self._witness = Witness(self.spans_folder, self._files, self._index.pins)
         self._upkeep = Upkeep(
-            self.folder, self._index, self._notes, self._files, self._tiers, max_bytes, max_days
+            self.folder,
+            self._index,
+            self._notes,
+            self._files,
+            self._witness,
+            self._tiers,
+            max_bytes,
+            max_days,
         )
         self._written = 0
         self._full = Backoff(1.0, 60.0, self._files.clock)
@@ -112,12 +121,10 @@ class DiskStore:
         except (OSError, UnknownKind) as error:
             self.unreadable(error)
             return None
-        head, length = opened.head, span.end - span.start
-        shared = common_prefix(head.tokens, tokens, 0, span.start)
         # The index finds, the tokens decide (law 5).
-        if (head.namespace, head.start) != (namespace, span.start) or shared < length:
+        if not _is_found(opened.head, namespace, span, tokens):
             opened.close()
-            self.damaged(span, DamagedSpan(f"{span.stem} is not the span that its row says"))
+            self._notes.doubt(span.stem)
             return None
         return opened
 
@@ -306,6 +313,9 @@ class DiskStore:
 
     def _place(self, index: Index, draft: Draft) -> str | None:
         """The stem of the parent under which a span can be stored; None where it can't."""
+        layout = index.layout(draft.namespace)
+        if layout not in (None, layout_to_text(draft.layout)):
+            self._witness.refute_layout(index, draft.namespace)
         found = index.walk(draft.namespace, draft.path)
         if draft.start == len(draft.path):
             known = [c for c in found.checkpoints if c.end == draft.start]
@@ -383,3 +393,16 @@ class DiskStore:
             _log.warning(
                 "nothing is written to the disk cache in %s for now: %s", self.folder, error
             )
+
+
+def _is_found(head: Head, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> bool:
+    """Whether a file's head is that of a span that was found along `tokens`.
+
+    Rows hold what was computed of a whole path: so what it hangs on must be the same as well.
+    """
+    length = span.end - span.start
+    if (head.namespace, head.parent, head.start) != (namespace, span.parent, span.start):
+        return False
+    resumes = head.resumes and len(head.tokens) == length
+    shared = common_prefix(head.tokens, tokens, 0, span.start)
+    return shared >= length and (resumes or not span.resumes)

@@ -185,7 +185,8 @@ class Index:
             if not same or (row.namespace, row.parent, row.start) != (namespace, stem, end):
                 raise DamagedIndex(f"span {row.stem} stands where it does not belong")
             whole = same == len(row.tokens)
-            found.spans.append(StoredSpan(row.stem, end, end + same, row.resumes and whole))
+            resumes = row.resumes and whole
+            found.spans.append(StoredSpan(row.stem, end, end + same, resumes, row.parent))
             stem, end = row.stem, end + same
             found.checkpoints.extend(self._checkpoints(namespace, stem, row.start, end))
         return found
@@ -193,7 +194,13 @@ class Index:
     def _checkpoints(self, namespace: str, stem: str, start: int, end: int) -> list[StoredSpan]:
         """What was taken of a span's path from `start` up to `end`, and hangs there."""
         rows = map(row_from, self.db.execute(_CHECKPOINTS, (stem, end, namespace)).fetchall())
-        return [StoredSpan(r.stem, r.start, r.start) for r in rows if start < r.start == r.end]
+        found = []
+        for row in rows:
+            if len(row.tokens) or row.parent != stem:
+                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            if start < row.start:
+                found.append(StoredSpan(row.stem, row.start, row.start, parent=stem))
+        return found
 
     def totals(self) -> Totals:
         """Counted by the triggers."""
@@ -209,6 +216,24 @@ class Index:
         """A span's row."""
         values = self.db.execute(SELECT_ROWS + " WHERE stem = ?", (stem,)).fetchone()
         return row_from(values) if values is not None else None
+
+    def at(self, row: Row) -> Row | None:
+        """The row that has the place of this one."""
+        place = row.namespace, row.parent, row.start, first_of(row)
+        values = self.db.execute(_STEP, place).fetchone()
+        return row_from(values) if values is not None else None
+
+    def some_of(self, namespace: str, most: int) -> list[Row]:
+        """Rows of a namespace, at most so many."""
+        query = SELECT_ROWS + " WHERE namespace = ? LIMIT ?"
+        return [row_from(values) for values in self.db.execute(query, (namespace, most)).fetchall()]
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each span's file."""
+        found = self.db.execute("SELECT stem, bytes FROM spans").fetchall()
+        for values in found:
+            typed(values, str, int)
+        return dict(found)
 
     def stems(self) -> list[str]:
         """Every span's stem."""
@@ -273,9 +298,10 @@ class Index:
     def add(self, row: Row, layout: str, label: str = "", identity: str = "") -> bool:
         """Enter a span; False where its place is taken, its parent gone, or its model another."""
         known = self.namespace(row.namespace)
-        if known is not None and known.layout != layout:
+        other = known is not None and known.layout != layout
+        if other and self.some_of(row.namespace, 1):
             return False
-        if known is None or label:
+        if known is None or label or other:
             self._know(known, Namespace(row.namespace, layout, label[:MOST_LABEL], identity))
         self.db.execute("UPDATE totals SET tick = tick + 1")
         values = row._asdict() | {
@@ -300,6 +326,12 @@ class Index:
         """Keep a span from being evicted, or no longer; whether that is a change."""
         change = "UPDATE spans SET pinned = ? WHERE stem = ? AND pinned != ?"
         return self.db.execute(change, (pinned, stem, pinned)).rowcount == 1
+
+    def below(self, stem: str) -> list[Row]:
+        """What hangs on a span, and on that."""
+        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
+        rows = (self.row(one) for one in stems if one != stem)
+        return [row for row in rows if row is not None]
 
     def drop(self, stem: str) -> list[str]:
         """Take a span out with all that hangs on it; returns their stems."""
@@ -395,14 +427,18 @@ class Index:
             return
         yield from self._check_counters()
 
+    def recount(self) -> None:
+        """DamagedIndex unless the counters say what the rows do."""
+        held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
+        counted, told = tuple(value or 0 for value in held), self.totals()[:3]
+        if counted != told:
+            raise DamagedIndex(f"spans, tokens, bytes are {counted}, the counters say {told}")
+
     def _check_counters(self) -> Iterator[str]:
         self.namespaces()
         for values in self.db.execute("SELECT identity, label, opened, came_back FROM models"):
             typed(values, str, str, int, int)
-        held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
-        counted = tuple(value or 0 for value in held)
-        if counted != self.totals()[:3]:
-            yield f"spans, tokens, bytes are {counted}, the counters say {self.totals()[:3]}"
+        self.recount()
         query = """SELECT stem, children FROM spans AS s WHERE children !=
             (SELECT count(*) FROM spans WHERE parent = s.stem)"""
         for stem, children in self.db.execute(query):

@@ -28,6 +28,7 @@ SELECT_COUNTED: Final = (
 MOST_TOKENS: Final = 1 << 23  # of one span; contexts are shorter
 MOST_LABEL: Final = 200
 _MOST: Final = 1 << 62  # of any number
+_MOST_TIERS: Final = 1 << 10
 _FIELDS: Final = (str, str, str, int, bytes, int, int, int, bytes)
 
 
@@ -104,7 +105,7 @@ def row_from(values: Sequence[Any]) -> Row:
     stem, namespace, parent, start, stored, resumes, tier, size, digest = values
     if not is_stem(stem) or not (parent == "" or is_stem(parent)):
         raise DamagedIndex("a span's row has a name that is none")
-    numbers = max(start, tier, size) < _MOST and min(start, tier) >= 0 < size
+    numbers = max(start, size) < _MOST and min(start, tier) >= 0 < size and tier < _MOST_TIERS
     numbers = numbers and resumes in (0, 1)
     if not numbers or len(stored) % 4 or len(stored) > 4 * MOST_TOKENS:
         raise DamagedIndex(f"the row of span {stem} has sizes that are none")
@@ -123,6 +124,7 @@ def whole_row(values: Sequence[Any], tick: int) -> Row:
     hits, used_at, pinned, last_use, children, *derived = counted
     expected = [first_of(row), len(row.tokens), density(len(row.tokens), row.bytes)]
     sane = min(hits, used_at, last_use, children) >= 0 and last_use <= tick and pinned in (0, 1)
+    sane = sane and max(hits, used_at) < _MOST
     if derived != expected or not sane:
         raise DamagedIndex(f"the row of span {row.stem} has counters that can't be")
     return row
@@ -142,7 +144,11 @@ def totals_from(rows: Sequence[Sequence[Any]]) -> Totals:
         raise DamagedIndex("its counters are not ours")
     *counted, proof = rows[0]
     found = Totals(*counted)
-    if min(counted) < 0 or proof != found.spans * 3 + found.tokens * 5 + found.bytes * 7:
+    if (
+        min(counted) < 0
+        or max(counted) >= _MOST
+        or proof != found.spans * 3 + found.tokens * 5 + found.bytes * 7
+    ):
         raise DamagedIndex("its counters are not what was counted")
     return found
 

@@ -22,10 +22,11 @@ class Opened(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """What is to be written down: spans that were used, that are gone, and models in use."""
+    """What is to be written down: spans that were used, are gone or in doubt, and models in use."""
 
     used: list[str]
     gone: list[str]
+    doubted: list[str]
     opened: list[Opened]
     models: list[tuple[str, str]]
 
@@ -38,12 +39,14 @@ class Notes:
         self._lock = threading.Lock()
         self._used: dict[str, None] = {}
         self._gone: dict[str, None] = {}
+        self._doubted: dict[str, None] = {}
         self._names: dict[str, Opened] = {}
         self._opened: dict[Opened, None] = {}
         self._models: dict[tuple[str, str], bool] = {}  # identity and label; whether written down
 
     def __bool__(self) -> bool:
-        return bool(self._used or self._gone or self._opened or not all(self._models.values()))
+        noted = self._used or self._gone or self._doubted or self._opened
+        return bool(noted or not all(self._models.values()))
 
     def use(self, stems: Iterable[str]) -> None:
         """Requests went on from these."""
@@ -54,6 +57,11 @@ class Notes:
         """A span is gone or damaged: no lookup of this process finds it any more."""
         with self._locked():
             self._gone[stem] = None
+
+    def doubt(self, stem: str) -> None:
+        """A span is not what its row says: until that is settled nobody here finds it."""
+        with self._locked():
+            self._doubted[stem] = None
 
     def open(self, opened: Opened) -> None:
         """A namespace is in use; its model counts as opened once a process."""
@@ -74,7 +82,8 @@ class Notes:
         """All that is not written down yet."""
         with self._locked():
             models = [key for key, written in self._models.items() if not written]
-            return Noted(list(self._used), list(self._gone), list(self._opened), models)
+            marked = list(self._used), list(self._gone), list(self._doubted)
+            return Noted(*marked, list(self._opened), models)
 
     def written(self, noted: Noted) -> None:
         """So much is in the index now."""
@@ -85,24 +94,24 @@ class Notes:
                 self._opened.pop(opened, None)
             self._models |= dict.fromkeys(noted.models, True)
 
-    def removed(self, stem: str) -> None:
-        """A span that was gone has left the index too."""
+    def settled(self, stem: str) -> None:
+        """A span that was gone or in doubt has left the index too, or is found again."""
         with self._locked():
             self._gone.pop(stem, None)
+            self._doubted.pop(stem, None)
 
     def without_gone(self, found: Found) -> Found:
-        """A path up to the first of its spans that is known to be gone."""
-        if not self._gone:
+        """A path up to the first of its spans that is known to be gone, or in doubt."""
+        hidden = self._gone.keys() | self._doubted.keys()
+        if not hidden:
             return found
         kept = []
         for span in found.spans:
-            if span.stem in self._gone:
+            if span.stem in hidden:
                 break
             kept.append(span)
         end = kept[-1].end if kept else 0
-        return Found(
-            kept, [c for c in found.checkpoints if c.end <= end and c.stem not in self._gone]
-        )
+        return Found(kept, [c for c in found.checkpoints if c.end <= end and c.stem not in hidden])
 
     def _locked(self) -> threading.Lock:
         if self._process != os.getpid():  # the parent's may be held by a thread that stayed there

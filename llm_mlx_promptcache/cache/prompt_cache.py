@@ -189,7 +189,8 @@ class PromptCache:
     ) -> int:
         self._tree.check_tier(tier)
         layout = kinds.layout_of(layers)
-        known = self._layout(namespace) or layout
+        # Nothing of it in memory: whatever the store says, these layers are what they are.
+        known = self._layouts.get(namespace, layout)
         at = kinds.position_of(known, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
@@ -357,11 +358,9 @@ class PromptCache:
     # Finding.
 
     def _layout(self, namespace: str) -> Layout | None:
-        if namespace not in self._layouts:
-            stored = self._store.layout(namespace)
-            if stored is not None:
-                self._layouts[namespace] = stored
-        return self._layouts.get(namespace)
+        known = self._layouts.get(namespace)
+        # What the store says is asked for each time: it may have been wrong.
+        return known if known is not None else self._store.layout(namespace)
 
     def _find(
         self,

@@ -169,7 +169,10 @@ def _fill(index: Index, place: Place) -> int:
     taken: dict[str, Row] = {}
     with index.transaction():
         while parents:
-            for row, layout, label in waiting.pop(parents.pop(), []):
+            # Of two at one place (while the index lied, one was stored again) the fuller one stays.
+            here = waiting.pop(parents.pop(), [])
+            here.sort(key=lambda found: -len(waiting.get(found.row.stem, ())))
+            for row, layout, label in here:
                 if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
                     taken[row.stem] = row
                     parents.append(row.stem)

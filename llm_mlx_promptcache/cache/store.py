@@ -16,13 +16,15 @@ class StoredSpan(NamedTuple):
     """A span on a path: the path follows its tokens from `start` to `end`.
 
     One without tokens is a checkpoint: it holds only what it takes to resume at its place.
-    `resumes`: all that a path needs to resume at the span's last token is stored.
+    `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
+    the span that it hangs on, "" at a path's start.
     """
 
     stem: str
     start: int
     end: int
     resumes: bool = True
+    parent: str = ""
 
 
 class Found(NamedTuple):

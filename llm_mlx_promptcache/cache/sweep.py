@@ -20,6 +20,7 @@ from .index_rows import Row
 from .layout_text import UnknownKind, layout_to_text
 from .span_file import Head, OpenSpan
 from .stems import is_temporary, span_path, stems_in
+from .witness import Witness
 
 STALE_SECONDS: Final = 3600.0  # what nobody can use is left to age, in case somebody wonders
 
@@ -71,7 +72,12 @@ def hangs(row: Row, parent: Row | None) -> bool:
 
 
 def sweep(
-    index: Index, folder: Path, files: Files, tiers: Sequence[str], every: bool = False
+    index: Index,
+    folder: Path,
+    files: Files,
+    witness: Witness,
+    tiers: Sequence[str],
+    every: bool = False,
 ) -> int:
     """Drop rows without a file, take in files without a row, remove what nobody can use.
 
@@ -81,20 +87,22 @@ def sweep(
     names = files.names(folder)
     rows = set(index.stems())
     stems = stems_in(names)
-    swept = sum(_drop_if_gone(index, folder, stem, files) for stem in sorted(rows - stems))
-    swept += _orphans(index, folder, stems - rows, files, tiers, every)
+    swept = sum(_drop_if_gone(index, folder, stem, files, witness) for stem in sorted(rows - stems))
+    swept += _orphans(index, folder, stems - rows, files, witness, tiers, every)
     for name in filter(is_temporary, names):
         swept += _remove_unfinished(folder / name, files)
     return swept
 
 
-def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files) -> int:
+def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files, witness: Witness) -> int:
     path = span_path(folder, stem)
     if not is_gone(path):
         return 0
     with index.transaction():
         if not is_gone(path):
             return 0
+        for row in index.below(stem):
+            witness.refute(index, row)
         gone = index.drop(stem)
         for one in gone:
             _removed(span_path(folder, one), files)
@@ -106,6 +114,7 @@ def _orphans(
     folder: Path,
     stems: Iterable[str],
     files: Files,
+    witness: Witness,
     tiers: Sequence[str],
     every: bool,
 ) -> int:
@@ -122,7 +131,7 @@ def _orphans(
             unjudged.add(stem)  # gone, or not to be judged now
     swept = 0
     for one in sorted(found, key=lambda c: (c.row.start, c.row.end)):
-        if _take_in(index, folder, one):
+        if _take_in(index, folder, one, witness):
             swept += 1
         elif one.row.parent in unjudged:  # it may fit once that can be read again
             unjudged.add(one.row.stem)
@@ -143,16 +152,25 @@ def _removed(path: Path, files: Files) -> bool:
     return False
 
 
-def _take_in(index: Index, folder: Path, found: Candidate) -> bool:
-    """Whether a file is in the index now, or need not be any more."""
+def _take_in(index: Index, folder: Path, found: Candidate, witness: Witness) -> bool:
+    """Whether a file is in the index now, or need not be any more.
+
+    Before it is said not to fit, the files of the rows that are in its way are asked.
+    """
     row = found.row
     with index.transaction():
         if index.has(row.stem) or is_gone(span_path(folder, row.stem)):
             return True
         parent = index.row(row.parent) if row.parent else None
         same_layers = index.layout(row.namespace) in (None, found.layout)
-        if same_layers and hangs(row, parent) and (parent is not None or not row.parent):
-            return index.add(row, found.layout, found.label)
+        fits = same_layers and hangs(row, parent) and (parent is not None or not row.parent)
+        if fits and index.add(row, found.layout, found.label):
+            return True
+        for other in (parent, index.at(row)):
+            if other is not None:
+                witness.refute(index, other)
+        if not same_layers:
+            witness.refute_layout(index, row.namespace)
     return False
 
 

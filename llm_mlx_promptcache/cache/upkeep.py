@@ -15,11 +15,13 @@ from typing import Final
 
 from . import sweep
 from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
+from .damage import DamagedIndex
 from .files import Files
 from .index import Index
 from .notes import Notes
 from .shared_index import SPANS, SharedIndex
 from .stems import span_path
+from .witness import Witness
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ _SWEEP_SECONDS: Final = 3600
 _STEPS: Final = 16  # of eviction that one save waits for
 _YIELD_SECONDS: Final = 0.002
 _USES: Final = 256  # that are counted in one transaction
+_MUCH: Final = 16  # more than this part of all bytes does not go for what the index says alone
 
 
 class Upkeep:
@@ -38,6 +41,7 @@ class Upkeep:
         index: SharedIndex,
         notes: Notes,
         files: Files,
+        witness: Witness,
         tiers: Sequence[str],
         max_bytes: int | str | None,
         max_days: float | None,
@@ -47,6 +51,8 @@ class Upkeep:
         self._index = index
         self._notes = notes
         self._files = files
+        self._witness = witness
+        self._weighed: tuple[int, int] | None = None  # the index whose sizes were looked at
         self._tiers = tiers
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
@@ -74,15 +80,51 @@ class Upkeep:
 
         if (noted.used or noted.opened or noted.models) and self._index.run(write, False):
             self._notes.written(noted)
+        for stem in noted.doubted:
+            self._settle(stem, self._witness.is_damaged(stem))
         for stem in noted.gone:
-            if self.remove(Below(stem)) is not None:
-                self._notes.removed(stem)
+            self._settle(stem, True)
+
+    def _settle(self, stem: str, goes: bool) -> None:
+        """A span `goes` with what hangs on it, or is found again; first its file is asked."""
+
+        def ask(index: Index) -> str:
+            row = index.row(stem)
+            try:
+                if row is not None:
+                    self._witness.refute(index, row)
+            except DamagedIndex as error:
+                return str(error)
+            return ""
+
+        wrong = self._index.run(ask, None)
+        if wrong is None:  # locked
+            return
+        if wrong:
+            self._index.put_aside(DamagedIndex(wrong))
+        elif goes and self.remove(Below(stem, self._witness)) is None:
+            return
+        self._notes.settled(stem)
 
     def keep_budget(self) -> bool:
         """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
+        held, most = self._held_and_most()
+        if held - most > held // _MUCH and self._index.run(self._weigh, False):
+            held, most = self._held_and_most()
+        return held <= most or self.remove(Excess(most), _STEPS) is not None
+
+    def _held_and_most(self) -> tuple[int, int]:
         held = self._index.look(lambda index: index.totals().bytes, 0)
         most = min(self._budget.most(held, self._room), held - self._budget.lacking(self._room))
-        return held <= most or self.remove(Excess(most), _STEPS) is not None
+        return held, most
+
+    def _weigh(self, index: Index) -> bool:
+        """Before much goes: whether so much is there, once for each index."""
+        if self._weighed == index.inode:
+            return False
+        self._witness.refute_sizes(index)
+        self._weighed = index.inode
+        return True
 
     def tidy(self) -> None:
         """Now and then: sweep, and drop what is too old."""
@@ -111,7 +153,9 @@ class Upkeep:
         before = None if days is None else int(self._files.now() - days * 86400)
         nothing: list[str] = []
         namespaces = self._index.run(lambda index: index.matching(model), nothing, asked=asked)
-        freed = self.remove(Chosen(namespaces, before), asked=asked)
+        # Who names a model means no other's files, whatever their rows say.
+        witness = self._witness if model is not None else None
+        freed = self.remove(Chosen(namespaces, before, witness), asked=asked)
         if freed:
             self._index.run(self.shrink if asked else _empty_log, None, asked=asked)
         return freed
@@ -127,6 +171,7 @@ class Upkeep:
         def step(index: Index) -> Removed:
             with index.transaction():
                 found = removal.step(index)
+                self._witness.refute_pins(found.unpinned)
                 self._unlink(found.stems)
             index.trim_log()
             return found
@@ -146,7 +191,7 @@ class Upkeep:
         """Drop what a killed process left; returns how many files and rows."""
 
         def swept(index: Index) -> int:
-            return sweep.sweep(index, self._spans, self._files, self._tiers, every)
+            return sweep.sweep(index, self._spans, self._files, self._witness, self._tiers, every)
 
         return self._index.run(swept, 0)
 
