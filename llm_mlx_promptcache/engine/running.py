@@ -33,7 +33,7 @@ from .loading import LoadedModel
 from .preparing import Prepared, prepare
 from .request import Progress
 from .sampling import Chooser
-from .tasks import Asker, Task
+from .tasks import Asker, Task, next_short
 from .turns import Party, Turns
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class Running:
         """
         shared, share = bool(self._answering), 1.0
         while share > 0 and (tasks := [one for one in self._prefilling if one.party is party]):
-            task = tasks[0] if party is Party.LONG else min(tasks, key=lambda one: one.left)
+            task = tasks[0] if party is Party.LONG else next_short(tasks)
             self._prefilling.remove(task)
             self._prefilling.append(task)
             most = task.chunk(shared)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .admission import expected
+from .admission import MOST_PASSED, expected
 from .answering import Answering
 from .chunks import ChunkPlan
 from .decoding import Row
@@ -57,6 +58,7 @@ class Task:
         self.holding: Holding | None = None
         self.plan: ChunkPlan | None = None
         self.passed = 0  # how many that came later were let in before it
+        self.overtaken = 0  # how many chunks of those that came later ran before its own
         self.row: Row | None = None
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0
@@ -103,3 +105,14 @@ class Task:
             assert self.row.last is not None
             self.ids = self.row.path + array("I", [self.row.last])
         self.holding, self.done = None, 0
+
+
+def next_short(tasks: Sequence[Task]) -> Task:
+    """The prompt that runs next of short ones: the shortest, unless others let it wait too long."""
+    chosen = min(
+        tasks,
+        key=lambda one: (0, one.started) if one.overtaken >= MOST_PASSED else (1, one.left),
+    )
+    for one in tasks:
+        one.overtaken += one.started < chosen.started
+    return chosen

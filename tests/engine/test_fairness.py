@@ -260,3 +260,22 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(running_
         for each, same in zip(one.last.logprobs, cold.last.logprobs, strict=True):
             assert each.chosen.logprob == pytest.approx(same.chosen.logprob, abs=1e-4)
     assert cache.check() == []
+
+
+def test_a_short_prompt_is_not_passed_for_ever_by_shorter_ones(played):
+    """Two dozen who chat without a pause; what is neither long nor the shortest has its turn."""
+    running, model = played()
+    chats, middle, since, count = [], None, 0.0, 0
+    while middle is None or middle.events[-1:] != [None]:
+        chats = [one for one in chats if one.events[-1:] != [None]]
+        while len(chats) < 24:
+            chats.append(chat(1))
+            running.add(chats[-1])
+            count += 1
+        if middle is None and model.now > 30:  # what was owed at the beginning is spent
+            middle, since = asking("a rather long question " * 7, 1), model.now
+            running.add(middle)
+        running.step()
+        assert model.now < 200, f"{count} chats later it has {middle and prefilled(middle)} tokens"
+    assert model.now - since < 10
+    assert len(middle.last.ids) == 1
