@@ -12,7 +12,6 @@ import stat
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,8 +29,6 @@ _log = logging.getLogger(__name__)
 
 _NEW: Final = "index.new"
 SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
-_FEW: Final = 200  # files, whose heads take some 30 ms
-_FEW_SECONDS: Final = 1.0
 Inode = tuple[int, int]
 
 
@@ -66,7 +63,6 @@ class Mending(threading.Thread):
         self._damaged = damaged
         self._why = why
         self.working = False
-        self._begun = threading.Event()  # or another process is at it
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -77,30 +73,25 @@ class Mending(threading.Thread):
                 if alone:
                     self._work()
                     return
-            self._begun.set()
             with locked(folder) as alone:
                 if not alone:
                     raise OSError(f"{folder} can't be locked to mend its index")
                 self._work()
         except (OSError, sqlite3.Error) as error:
             self.error = error
-        finally:
-            self._begun.set()
 
     def _work(self) -> None:
         self.working = True
-        self._begun.set()
         if inode_of(self._place.path) in (None, self._damaged):
             _put_aside(self._place)
             self._tell(_build(self._place))
 
     def finished(self, patience: float) -> bool:
-        """Whether it is done, after waiting so long for another process, or as long as it takes.
+        """Whether it is done after waiting so long, or, by who is no lookup, as long as it takes.
 
-        Who can't wait waits for few files only. OSError or sqlite3.Error where it failed.
+        OSError or sqlite3.Error where it failed.
         """
-        self._begun.wait(_FEW_SECONDS)  # for a thread of ours, and for no lock
-        self.join(_FEW_SECONDS if self.working and self._is_small() else patience)
+        self.join(patience)
         if self.is_alive() and self.working and patience > SHORT_PATIENCE:
             self.join()
         if self.is_alive():
@@ -108,12 +99,6 @@ class Mending(threading.Thread):
         if self.error is not None:
             raise self.error
         return True
-
-    def _is_small(self) -> bool:
-        """Whether there are so few files that they are read sooner than a prompt is prefilled."""
-        with suppress(OSError):
-            return len(list(islice(self._place.spans.iterdir(), _FEW + 1))) <= _FEW
-        return False
 
     def _tell(self, taken: int) -> None:
         folder = self._place.path.parent

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -84,22 +85,29 @@ class SharedIndex:
         return self._unseen.active
 
     def look(self, action: Callable[[Index], T], otherwise: T) -> T:
-        """Read from the index, for who can't wait: at most `LOOK_SECONDS` for any lock."""
+        """Read from the index, for who can't wait: at most `LOOK_SECONDS` for locks and mending.
+
+        All waits of one look together; a lookup takes two.
+        """
         if self._process != os.getpid():
             self._after_fork()
-        if self._unseen.pause:
+        if self._unseen.pause and not self._is_mended:
             return otherwise
+        until = time.monotonic() + LOOK_SECONDS
         if not self._looking.acquire(timeout=LOOK_SECONDS):
             self._unseen.failed()
             return otherwise
         try:
-            index = self._opened_reader()
+            index = self._opened_reader(_left(until))
             if index is not None:
                 with index.snapshot():
                     index.look_at_schema()
                     found = action(index)
                 self._unseen.worked()
                 return found
+            if not self._files.names(self._folder / SPANS):  # new: there is nothing to see
+                self._unseen.worked()
+                return otherwise
         except (OSError, sqlite3.Error) as error:
             if is_busy(error):
                 self._unseen.failed()
@@ -108,7 +116,13 @@ class SharedIndex:
         finally:
             self._looking.release()
         # New, lost or damaged: made or mended first, unless another one is just doing that.
-        return self._mended(action, otherwise)
+        return self._mended(action, otherwise, until)
+
+    @property
+    def _is_mended(self) -> bool:
+        """Whether what a look did not wait for is done."""
+        mending = self._mending
+        return mending is not None and not mending.is_alive()
 
     def run(self, action: Callable[[Index], T], otherwise: T, *, asked: bool = False) -> T:
         """Change the index; a disk that fails is left alone for a while, with one warning.
@@ -133,19 +147,21 @@ class SharedIndex:
 
         return self.run(begin, False) if self._locked.active else not self.off
 
-    def _mended(self, action: Callable[[Index], T], otherwise: T) -> T:
-        if not self._lock.acquire(timeout=LOOK_SECONDS):
+    def _mended(self, action: Callable[[Index], T], otherwise: T, until: float) -> T:
+        if not self._lock.acquire(timeout=_left(until)):
             self._unseen.failed()
             return otherwise
         try:
-            return otherwise if self.off else self._tried(action, otherwise, None)
+            return otherwise if self.off else self._tried(action, otherwise, None, until)
         finally:
             self._lock.release()
 
-    def _tried(self, action: Callable[[Index], T], otherwise: T, wait: float | None) -> T:
-        """What an action comes to; it waits so long for another process, a look (None) hardly."""
-        seconds = LOOK_SECONDS if wait is None else wait
+    def _tried(
+        self, action: Callable[[Index], T], otherwise: T, wait: float | None, until: float = 0.0
+    ) -> T:
+        """What an action comes to; it waits so long for another process, a look only `until`."""
         for _ in range(_TRIES):
+            seconds = _left(until) if wait is None else wait
             try:
                 return self._done(action, seconds)
             except (OSError, sqlite3.Error) as error:
@@ -207,6 +223,7 @@ class SharedIndex:
         finally:
             if done:
                 self._mending = None
+                self._unseen.try_again()  # what looks did not wait for
         if not done:
             (self._unseen if seconds <= LOOK_SECONDS else self._locked).failed()
         return done
@@ -252,7 +269,7 @@ class SharedIndex:
         _left_to_parent.extend(i for i in (self._index, self._reader) if i is not None)
         self._start()
 
-    def _opened_reader(self) -> Index | None:
+    def _opened_reader(self, wait: float) -> Index | None:
         """The connection of lookups; None where the index is not there yet, or not ours."""
         index = self._reader
         if index is not None and not same_file(index.path, index.inode):
@@ -260,9 +277,10 @@ class SharedIndex:
         if self._reader is None:
             self._prepare_folder()
             try:
-                self._reader = Index(self._folder / _INDEX, LOOK_SECONDS)
+                self._reader = Index(self._folder / _INDEX, wait)
             except FileNotFoundError:
                 return None
+        self._reader.wait_for_locks(wait)
         return self._reader
 
     def _open(self, wait: float) -> Index:
@@ -293,6 +311,11 @@ class SharedIndex:
                 self._folder,
                 found,
             )
+
+
+def _left(until: float) -> float:
+    """Seconds until then, in whole milliseconds, as SQLite counts them."""
+    return max(0, round((until - time.monotonic()) * 1000)) / 1000
 
 
 def is_busy(error: Any) -> bool:
