@@ -48,6 +48,7 @@ SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.stem),
     parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = s.parent)
 FROM spans AS s WHERE stem = ?
 """
+_ANY = "SELECT 1 FROM spans WHERE namespace = ? LIMIT 1"
 _REMOVE = "DELETE FROM spans WHERE stem = ?"
 _ANY_AGE: Final = 1 << 62
 
@@ -115,6 +116,8 @@ class Chosen:
             values = (self._namespaces[0], self._pinned, self._before, ROWS - len(stems))
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
+                if self._pinned and index.db.execute(_ANY, (self._namespaces[0],)).fetchone():
+                    raise DamagedIndex("none of a model's spans is the end of a path")
                 self._namespaces.popleft()
             for stem, _ in leaves:
                 _refuse_inner(index.db, stem)

@@ -64,7 +64,7 @@ class DiskStore:
         tiers: Sequence[str] = TIERS,
         files: Files | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # wherever the process goes later
         self._tiers = tuple(tiers)
         self._files = files or Files()
         self._notes = Notes()
@@ -224,8 +224,10 @@ class DiskStore:
                 return False
             ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
             with index.transaction():
+                listed = self._pin_listed(index)
                 changed = sum(index.pin(span.stem, pinned) for span in ends) > 0
-                self._keep_pins(index)
+                if listed:
+                    self._keep_pins(index)
             return changed
 
         return self._index.run(mark, False)
@@ -367,11 +369,23 @@ class DiskStore:
                 return size if self._files.unlink(path) else 0
         return 0
 
+    def _pin_listed(self, index: Index) -> bool:
+        """Whether the list of pins is in the index: it may have been made without it."""
+        try:
+            self._index.pins.into(index)
+        except OSError as error:
+            self._pins_failed(error)
+            return False
+        return True
+
     def _keep_pins(self, index: Index) -> None:
         try:
             self._index.pins.write(index.pinned())
         except OSError as error:
-            _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
+            self._pins_failed(error)
+
+    def _pins_failed(self, error: OSError) -> None:
+        _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
 
     def _fix(self, found: Sequence[Finding]) -> None:
         """Only what was seen to be damaged goes; what can't be read just now stays."""

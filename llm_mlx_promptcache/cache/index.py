@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .damage import DamagedIndex
+from .files import same_file
 from .index_rows import (
     MOST_LABEL,
     SELECT_COUNTED,
@@ -87,10 +88,14 @@ class Index:
             os.close(os.open(path, flags, 0o600))
         # It must not be opened here: closing it would drop the locks that other connections of
         # this process hold on it, and others would take the log from under them.
+        status = path.stat()
+        self.inode = (status.st_dev, status.st_ino)
         self.db = connect(path, wait)
         try:
-            self.inode = (path.stat().st_dev, path.stat().st_ino)
             self._prepare(new)
+            # Else one that was set aside would be used on and on, with the log of the new one.
+            if not same_file(path, self.inode):
+                raise sqlite3.OperationalError("replaced while it was opened: locked")
         except BaseException:
             self.db.close()
             raise
@@ -107,6 +112,8 @@ class Index:
         self.db.execute("PRAGMA journal_mode=WAL")
         # SQLite would move its log home inside somebody's insert, and wait for the disk there.
         self.db.execute("PRAGMA wal_autocheckpoint=0")
+        # One that became long is cut when it begins anew, or it would be long for ever.
+        self.db.execute(f"PRAGMA journal_size_limit={_LONG_LOG}")
 
     def look_at_schema(self) -> None:
         """DamagedIndex unless the schema is ours; it is read where anybody changed it."""
@@ -397,9 +404,14 @@ class Index:
         self.db.execute("DELETE FROM spans")
         self.db.execute("DELETE FROM namespaces")
 
+    @property
+    def log_is_long(self) -> bool:
+        """Whether it is time to move the log home."""
+        return _size(self._log) > _LONG_LOG
+
     def trim_log(self) -> None:
         """Move the log home where it has become long. Not in a transaction."""
-        if _size(self._log) > _LONG_LOG:
+        if self.log_is_long:
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def shrink(self) -> str:
@@ -411,6 +423,10 @@ class Index:
             self.db.execute("VACUUM")
         except sqlite3.OperationalError as error:
             return str(error)
+        return self.empty_log()
+
+    def empty_log(self) -> str:
+        """Move the whole log home; "", or what is in the way. Not in a transaction."""
         # Beside another's checkpoint SQLite gives up at once, without waiting.
         until = time.monotonic() + _BUSY_SECONDS
         while self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:

@@ -89,7 +89,11 @@ def _span(
 
 
 def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
-    listed = pins.read()
+    try:
+        listed = pins.read()
+    except OSError as error:
+        yield Finding(Kind.UNREADABLE, f"what is pinned can't be read just now: {error}")
+        return
     pinned = set(index.pinned())
     if listed is None and pinned:
         yield Finding(Kind.PINS, "the list of what is pinned is missing or damaged")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
@@ -19,6 +19,9 @@ from .damage import DamagedSpan
 from .files import Files
 from .span_bytes import SpanBytes
 from .stems import is_stem, new_stem
+
+if TYPE_CHECKING:
+    from .index import Index
 
 _FORMAT: Final = "llm-mlx-promptcache/pins/1"
 _MOST_BYTES: Final = 4 << 20
@@ -32,19 +35,27 @@ class Pins:
         self._files = files
 
     def read(self) -> set[str] | None:
-        """The stems of pinned spans, some of them gone maybe; None where there is no such list."""
+        """The stems of pinned spans, some of them gone maybe; None where there is no such list.
+
+        OSError where the system can't read it just now, which says nothing of what it holds.
+        """
         try:
             found = SpanBytes(self.path, self._files)
-        except (OSError, DamagedSpan):
+        except (FileNotFoundError, DamagedSpan):
             return None
         try:
             if found.size > _MOST_BYTES:
                 return None
             return _parsed(json.loads(found.read(found.size)))
-        except (OSError, ValueError, RecursionError):  # a DamagedSpan among them
+        except (ValueError, RecursionError):  # a DamagedSpan among them
             return None
         finally:
             found.close()
+
+    def into(self, index: Index) -> None:
+        """Pin in the index what is listed; OSError as `read`."""
+        for stem in self.read() or ():
+            index.pin(stem, True)
 
     def write(self, stems: Iterable[str]) -> None:
         """Replace the list; OSError where that can't be done."""

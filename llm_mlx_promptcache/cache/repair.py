@@ -7,6 +7,7 @@ sees half of one; who looks meanwhile has a miss. One process does it, under the
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import stat
 import threading
@@ -117,12 +118,11 @@ def _put_aside(place: Place) -> None:
     """Keep a damaged index for who wants to look at it: a plain file, for its owner alone."""
     path = place.path
     with suppress(FileNotFoundError):
-        plain = stat.S_ISREG(path.lstat().st_mode)
-        if plain:
-            path.chmod(0o600)
+        status = path.lstat()
         try:
-            if not plain:
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise OSError("not worth keeping")
+            path.chmod(0o600)
             path.replace(place.set_aside)
         except OSError:
             _remove(path)
@@ -137,6 +137,8 @@ def _build(place: Place) -> int:
     index = Index(private, new=True)
     try:
         taken = _fill(index, place)
+        if why := index.empty_log():
+            raise sqlite3.OperationalError(f"its log is not in it yet: {why}")
     finally:
         index.close()
     _remove_beside(place.path)  # SQLite would take a log that lies there for the new one's
@@ -161,8 +163,8 @@ def _fill(index: Index, place: Place) -> int:
                 if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
                     taken[row.stem] = row
                     parents.append(row.stem)
-        for stem in place.pins.read() or ():
-            index.pin(stem, True)
+        with suppress(OSError):  # a sweep reads it again
+            place.pins.into(index)
     return len(taken)
 
 

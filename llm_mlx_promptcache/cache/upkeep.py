@@ -128,6 +128,8 @@ class Upkeep:
 
     def tidy(self) -> None:
         """Now and then: sweep, and drop what is too old."""
+        if self._index.look(lambda index: index.log_is_long, False):
+            self._index.run(lambda index: index.trim_log(), None)
         now = int(self._files.now())
         swept = self._index.look(lambda index: index.totals().swept, now)
         if 0 <= now - swept < _SWEEP_SECONDS:
@@ -191,9 +193,15 @@ class Upkeep:
         """Drop what a killed process left; returns how many files and rows."""
 
         def swept(index: Index) -> int:
+            self._pin_again(index)
             return sweep.sweep(index, self._spans, self._files, self._witness, self._tiers, every)
 
         return self._index.run(swept, 0)
+
+    def _pin_again(self, index: Index) -> None:
+        """Pin what is listed: the list could not be read, maybe, when the index was made anew."""
+        with index.transaction(), suppress(OSError):
+            self._index.pins.into(index)
 
     def shrink(self, index: Index) -> None:
         """Leave no token in the index's free pages or log, or say why some may be there."""
