@@ -431,7 +431,8 @@ class PromptCache:
             return Why("slow", count)
         if self._store.unseen:
             return Why("locked", count)
-        if self._writer.holds(namespace, ids[:-1], count):
+        # What waits and was looked at is no reason: layers can't resume in it.
+        if self._writer.holds(namespace, ids[:-1], max(count, matched)):
             return Why("writing", count)
         if count < matched:
             # Rows can be cut anywhere, so only a lease can have taken those that are missing.

@@ -5,6 +5,7 @@ import threading
 from array import array
 
 import pytest
+from plain_layers import state
 
 from llm_mlx_promptcache.cache.disk import DiskStore
 from llm_mlx_promptcache.cache.persistence import SHORT
@@ -56,6 +57,17 @@ def test_what_leaves_memory_while_it_is_written_is_found(slow, run):
     slow.go.set()
     cache.trim_to(memory_bytes=0)
     assert cache.fetch("m", IDS[:60]).cached == 50
+
+
+def test_law_16_what_is_on_its_way_to_the_disk_is_no_reason_where_it_was_looked_at(slow):
+    cache = PromptCache("100MB", slow)
+    cache.insert("m", IDS[:50], [state(IDS[:50])])
+    assert cache.flush(wait=False) == 1
+    lease = cache.fetch("m", [*IDS[:20], 1000, 1001])
+    assert (lease.cached, lease.matched, lease.why.reason) == (0, 20, "checkpoint")
+    assert cache.explain("m", [*IDS[:20], 1000, 1001]).reason == "checkpoint"
+    slow.go.set()
+    cache.flush()
 
 
 def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
