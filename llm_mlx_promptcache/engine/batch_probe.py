@@ -35,6 +35,8 @@ from .forward import (
 _log = logging.getLogger(__name__)
 
 _KIND = "batch"
+# What the trial asks, by number: a verdict of another trial is no verdict of this one.
+_TRIAL = 1
 # One run of tokens serves as three rows: as it is after so many. They differ by more than a chunk
 # of 8, and each goes on for the steps that it stays in the batch.
 _SHORT, _MIDDLE, _LONG = range(3)
@@ -87,17 +89,29 @@ class BatchProof:
         known = self._facts.get(self._identity, _KIND)
         if not isinstance(known, dict) or not isinstance(known.get("why"), str):
             return None
+        if known.get("trial") != _TRIAL:
+            return None
         try:
-            return Verdict(BatchForm(known.get("form")), known["why"])
+            form = BatchForm(known.get("form"))
         except ValueError:
             return None
+        return Verdict(form, known["why"]) if _may_be(self._model, form) else None
 
     def _found(self) -> Verdict:
         verdict = prove(self._model)
         if verdict.lasting:
-            known = {"form": verdict.form.value, "why": verdict.why}
+            known = {"form": verdict.form.value, "why": verdict.why, "trial": _TRIAL}
             self._facts.put(self._identity, _KIND, known)
         return verdict
+
+
+def _may_be(model: nn.Module, form: BatchForm) -> bool:
+    """Whether a verdict that was written down is one that this model can have."""
+    if form is BatchForm.ALONE:
+        return True
+    layers = make_layers(model)
+    goes = can_group(layers) if form is BatchForm.GROUPED else can_batch(layers)
+    return goes and type(model).__module__ not in _NEVER
 
 
 def prove(model: nn.Module) -> Verdict:
