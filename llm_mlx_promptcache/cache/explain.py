@@ -24,7 +24,7 @@ Reason = Literal[
 
 _TEXT: dict[Reason, str] = {
     "whole": "everything but the last token was cached",
-    "cold": "nothing that starts like this was stored",
+    "cold": "nothing that starts like this is stored",
     "diverged": "no stored path goes on like this after token {position}",
     "evicted": "what was stored after token {position} has been evicted",
     "checkpoint": "token {position} is the last at which this model's layers can resume",

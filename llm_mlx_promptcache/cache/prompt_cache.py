@@ -95,8 +95,7 @@ class PromptCache:
             self._writer.note_lookup()
             layout = self._layout(namespace)
             if layout is None:
-                why = Why("locked" if self._store.unseen else "cold")
-                return self._counted(ids, Lease(None, 0, why))
+                return self._counted(ids, Lease(None, 0, self._why(namespace, ids, 0, 0)))
             nodes, length = self._tree.walk(namespace, ids[:-1])
             unreadable, layers, slow = False, None, False
             attempts, stored = 0, None
@@ -311,14 +310,19 @@ class PromptCache:
         with self._lock:
             layout = self._layout(namespace)
             nodes, length = self._tree.walk(namespace, ids[:-1])
-            parts = parts_of(nodes, length)
-            count = kinds.resumable(layout, parts, length) if layout is not None else 0
-            why = self._why(namespace, ids, count, length, False)
+            if layout is None:
+                why = self._why(namespace, ids, 0, 0)
+            else:
+                found = self._find(namespace, layout, ids[:-1], nodes, length)
+                unreadable = found.restore is not None and found.restore.unreadable
+                why = self._why(namespace, ids, found.place, found.matched, unreadable)
+                if found.restore is not None:
+                    found.restore.close()
             if why.reason != "cold":
                 return why
             others = {str(node.model) for node in self._tree.nodes()} - {namespace}
-            found = max((self._tree.walk(other, ids).length for other in others), default=0)
-            return Why("namespace", found) if found else why
+            longest = max((self._tree.walk(other, ids).length for other in others), default=0)
+            return Why("namespace", longest) if longest else why
 
     def stats(self, elsewhere: int = 0) -> dict[str, Any]:
         """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
@@ -420,7 +424,7 @@ class PromptCache:
         ids: Tokens[int],
         count: int,
         matched: int,
-        unreadable: bool,
+        unreadable: bool = False,
         slow: bool = False,
     ) -> Why:
         if count == len(ids) - 1:
@@ -435,15 +439,19 @@ class PromptCache:
         if self._writer.holds(namespace, ids[:-1], max(count, matched)):
             return Why("writing", count)
         if count < matched:
-            # Rows can be cut anywhere, so only a lease can have taken those that are missing.
-            layout = self._layouts.get(namespace)
-            lent = layout is not None and kinds.cut_anywhere(layout)
-            return Why("lent" if lent else "checkpoint", count)
+            return Why("lent" if self._is_lent(namespace, ids, count) else "checkpoint", count)
         if self._tree.was_evicted(namespace, ids, count):
             return Why("evicted", count)
         if not count:
             return Why("cold")
         return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
+
+    def _is_lent(self, namespace: str, ids: Tokens[int], count: int) -> bool:
+        """Whether rows after token `count` are away; nothing but a lease takes them."""
+        layout = self._layouts.get(namespace, ())  # none where memory holds nothing
+        nodes = [node for node in self._tree.walk(namespace, ids).nodes if node.end > count]
+        pairs = [pair for node in nodes for pair in zip(layout, node.value.pieces, strict=True)]
+        return any(kind.anywhere and piece is None for kind, piece in pairs)
 
     def _counted(self, ids: Tokens[int], lease: Lease) -> Lease:
         self._counters.count(len(ids), lease.cached, lease.why)

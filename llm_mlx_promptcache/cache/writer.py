@@ -126,8 +126,13 @@ class Writer:
             start = end
 
     def holds(self, namespace: str, ids: Tokens[int], start: int) -> bool:
-        """Whether something waits that goes on along `ids` after token `start`."""
-        return any(common_prefix(d.path, ids) > start for d in self._drafts(namespace))
+        """Whether something waits with which `ids` could be resumed after token `start`."""
+        for draft in self.coming:
+            shared = common_prefix(draft.path, ids) if draft.namespace == namespace else 0
+            whole = draft.resumes and shared == len(draft.path)
+            if shared > start and (whole or cut_anywhere(draft.layout)):
+                return True
+        return False
 
     def wait(self) -> int:
         """Return once all that was put is written, or can't be; how many spans are left.

@@ -78,6 +78,9 @@ class Session:
             for one, right in zip([*ALONE, *TOGETHER], cold, strict=True):
                 [warm] = self.ask(one)
                 assert warm.last.ids == right.ids, (again, warm.last.usage)
+                assert (
+                    warm.last.usage.cached or not again
+                )  # law 1 says nothing of a cache of misses
                 assert chances(warm.last) == pytest.approx(chances(right), abs=1e-3)
         self.running.settle(last=True)
         assert self.cache.check() == []

@@ -117,6 +117,7 @@ def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
     assert (again.last.usage.cached, again.last.from_disk) == ((held, held) if disk else (0, 0))
     [cold] = together(running_of(), asked)
     assert again.last.ids == cold.last.ids
+    assert together(made, asked)[0].last.usage.prefilled == 1
     assert cache.check() == []
 
 
@@ -146,6 +147,10 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
             layer.keys, layer.values = mx.zeros_like(layer.keys), mx.zeros_like(layer.values)
     together(made)
     assert [one.last.ids for one in asked] == alone
+    for again in (False, True):
+        warm = [together(made, one)[0].last for one in questions]
+        assert [one.ids for one in warm] == alone
+        assert not again or [one.usage.prefilled for one in warm] == [1, 1]
     assert cache.check() == []
 
 

@@ -156,19 +156,27 @@ def test_p1_of_what_changed_while_it_loaded_nothing_is_kept(model, monkeypatch, 
 
 def test_p1_a_link_that_is_set_elsewhere_and_back(model, monkeypatch):
     model.linked_back()
-    around(monkeypatch, "_load_weights", model.linked, model.linked_back)
-    assert [model.ask().usage.cached for _ in range(2)] == [0, 0]
+    with monkeypatch.context() as patched:
+        around(patched, "_load_weights", model.linked, model.linked_back)
+        assert [model.ask().usage.cached for _ in range(2)] == [0, 0]
     assert stored() == (0, 0)
+    pool.close_engines()
+    assert model.fresh().usage.cached == 0
+    assert model.fresh().usage.prefilled == 1
 
 
 def test_p1_an_adapter_that_is_written_meanwhile(model, monkeypatch, tmp_path):
     adapter = write_adapter(tmp_path / "adapter", model.folder)
     newer = write_adapter(tmp_path / "newer", model.folder, seed=3)
     weights = adapter / "adapters.safetensors"
-    around(monkeypatch, "_adapted", after=lambda: shutil.copy(newer / weights.name, weights))
     model.folder = f"{model.folder}@{adapter}"
-    assert [model.ask().usage.cached for _ in range(2)] == [0, 0]
+    with monkeypatch.context() as patched:
+        around(patched, "_adapted", after=lambda: shutil.copy(newer / weights.name, weights))
+        assert [model.ask().usage.cached for _ in range(2)] == [0, 0]
     assert stored() == (0, 0)
+    pool.close_engines()
+    assert model.fresh().usage.cached == 0
+    assert model.fresh().usage.prefilled == 1
 
 
 def test_p1_a_digest_of_a_file_that_changes_is_not_remembered(model, monkeypatch):
