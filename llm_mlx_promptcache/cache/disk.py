@@ -394,7 +394,7 @@ class DiskStore:
             self._index.put_aside(DamagedIndex(wrong[0].said))
         for finding in found:
             if finding.kind is Kind.SPAN:
-                self._upkeep.remove(Below(finding.stem))
+                self._upkeep.remove(Below(finding.stem, self._witness), asked=True)
         self.sweep(every=True)
         if any(finding.kind is Kind.PINS for finding in found):
             self._index.run(self._keep_pins, None)

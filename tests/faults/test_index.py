@@ -11,8 +11,9 @@ from array import array
 import pytest
 
 from llm_mlx_promptcache.cache import index_rows, index_schema, repair, shared_index
-from llm_mlx_promptcache.cache.damage import DamagedIndex
+from llm_mlx_promptcache.cache.damage import DamagedIndex, is_damage
 from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.index import Index
 from llm_mlx_promptcache.cache.layout_text import layout_from_text
 from llm_mlx_promptcache.cache.stems import span_path
 
@@ -229,6 +230,34 @@ def test_p2_fuzzing_the_index_for_long(worlds, folder, soak_share):
     tried = fuzz(worlds, folder, seconds, 1 << 30, random.randrange(1 << 32))
     print("tried", tried)
     assert tried > seconds / 10
+
+
+LONG = "WITH RECURSIVE a (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a LIMIT 20000000) SELECT"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"{LONG} max(x) FROM a",
+        f"UPDATE totals SET tick = ({LONG} max(x) FROM a)",
+        "WITH RECURSIVE b (s, n) AS (SELECT stem, 0 FROM spans WHERE parent = stem UNION ALL"
+        " SELECT s.stem, n + 1 FROM spans AS s JOIN b ON s.parent = b.s LIMIT 20000000)"
+        " SELECT max(n) FROM b",
+    ],
+)
+def test_p2_a_statement_that_works_on_and_on_is_damage(folder, statement):
+    """The last one goes round a span that hangs on itself. All of them would end, in seconds."""
+    sql(folder, "UPDATE spans SET parent = stem WHERE rowid = 1")
+    index = Index(folder / "index.sqlite")
+    try:
+        with pytest.raises(sqlite3.OperationalError, match="interrupted") as raised:
+            index.db.execute(statement).fetchall()
+        assert is_damage(raised.value, index.path)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            index.db.executemany(f"UPDATE totals SET tick = ({LONG} max(x) + ? FROM a)", [(1,)])
+        assert index.totals().spans  # the next one has its own bound
+    finally:
+        index.close()
 
 
 def as_link(path, elsewhere):

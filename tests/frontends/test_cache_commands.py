@@ -1,6 +1,8 @@
 """The cache as a whole: what programs are told of it, and the bounds that the user sets."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,14 +68,34 @@ def test_clear_takes_a_namespace(asked):
 
 
 def test_check_for_programs(asked):
-    assert asked.told("check") == {"wrong": [], "fixed": False}
+    assert asked.told("check") == {"wrong": [], "fixed": False, "left": []}
     file = next((asked.folder / "mlx" / "cache" / "spans").glob("*.safetensors"))
     file.write_bytes(b"damaged")
     out, error = asked.ours("check", "--json", status=1)
     assert len(json.loads(out)["wrong"]) == 1
     assert "--fix" in error
-    assert asked.told("check", "--fix")["fixed"]
-    assert asked.told("check") == {"wrong": [], "fixed": False}
+    fixed = asked.told("check", "--fix")
+    assert fixed["fixed"]
+    assert fixed["left"] == []
+    assert asked.told("check") == {"wrong": [], "fixed": False, "left": []}
+
+
+def test_check_says_what_is_left_where_it_can_not_be_read_now(asked, monkeypatch):
+    """A device that fails is no damage: nothing of it is fixed, and the status says so."""
+    spans = asked.told("stats")["spans"]
+
+    def fails(descriptor, buffers):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readv", fails)
+        out, error = asked.ours("check", "--fix", status=1)
+        assert "can't be read just now" in out
+        assert f"fixed 0; {spans} left" in error
+        told = json.loads(asked.ours("check", "--fix", "--json", status=1)[0])
+    assert (told["fixed"], len(told["left"])) == (False, spans)
+    assert asked.ours("check", "--fix")[0].strip() == "all is well"
+    assert asked.told("stats")["spans"] == spans
 
 
 def test_bounds_are_kept_and_hold(asked):
