@@ -356,6 +356,11 @@ def test_p2_a_model_is_cleared_and_no_other(worlds, folder):
     store = DiskStore(folder)
     store.close()
     sign(folder, every("namespace", "other model"))
+    db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    (layout,) = db.execute("SELECT layout FROM namespaces").fetchone()
+    told = Namespace("other model", layout, "", "")
+    db.execute("INSERT INTO namespaces VALUES (?, ?, ?, ?, ?)", (*told, digest_of_namespace(told)))
+    db.close()
     DiskStore(folder).clear(model="other model")
     store = DiskStore(folder)
     for path in worlds.paths(3, PATHS):
