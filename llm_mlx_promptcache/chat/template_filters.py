@@ -118,6 +118,8 @@ def _beyond(
             if isinstance(value, str) and not kwargs:
                 return replaced(value, old, new)
             return (weight + 1) * texts
+        case "trim":
+            return weight * texts
         case "join":
             return count * (texts + 1)
         case "format":

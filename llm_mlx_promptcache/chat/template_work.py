@@ -33,6 +33,8 @@ _NO_WIDTHS: Final = frozenset(
 )
 _WALKED: Final = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _SHALLOW: Final = frozenset({"get", "keys", "values", "items", "copy"})
+# Python searches from the end, and for each of some letters, without a table.
+_SLOW: Final = frozenset({"strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition"})
 _PIECES: Final = frozenset({"split", "rsplit", "splitlines"})
 
 
@@ -150,11 +152,14 @@ class Work:
         """What a method of a text makes beyond the text and its arguments."""
         if name in _PIECES:
             sep = args[0] if args and isinstance(args[0], str | bytes) and args[0] else None
-            return NODE * int(on.count(sep) if sep is not None else len(on) // 2)
+            pieces = NODE * int(on.count(sep) if sep is not None else len(on) // 2)
+            return pieces + (len(on) * len(sep) if sep is not None and name == "rsplit" else 0)
         if name == "replace":
             return replaced(on, *args[:2])
         if name == "join":
             return sum(len(on) * _count(arg) for arg in args)
+        if name in _SLOW and args and isinstance(args[0], str | bytes):
+            return len(on) * len(args[0])  # each letter is looked for, or each place looked at
         if name == "expandtabs":
             return _count(on) * max(8, _widths(args))
         if name == "translate":

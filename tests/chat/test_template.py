@@ -120,6 +120,11 @@ HUGE = [
     TWICE_DICTS + "{{ n.a is eq n.b }}",
     TWICE_DICTS + "{{ [n.a]|select('==', n.b)|list|length }}",
     TWICE_DICTS + "{{ [{'k': n.a}]|rejectattr('k', 'equalto', n.b)|list|length }}",
+    # Texts that are looked through letter by letter for each letter.
+    "{{ ('a' * 99999).strip('b' * 99999 ~ 'a')|length }}",
+    "{{ ('a' * 99999)|trim('b' * 99999 ~ 'a')|length }}",
+    "{{ ('a' * 99999).rfind('b' ~ 'a' * 50000) }}",
+    "{{ ('a' * 99999).rsplit('b' ~ 'a' * 50000)|length }}",
     # Arguments that nobody wrote one by one.
     "{% macro f() %}{{ varargs|length }}{% endmacro %}"
     "{% for i in range(99999) %}{{ f(*range(9999)) }}{% endfor %}",
