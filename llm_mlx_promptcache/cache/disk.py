@@ -363,11 +363,16 @@ class DiskStore:
     def _removed(self, index: Index, name: str) -> int:
         """Remove a file unless it has a row; the bytes that it had."""
         path = self.spans_folder / name
-        with suppress(OSError):
-            if not index.has(name.removesuffix(SUFFIX)):
-                size = path.lstat().st_size
-                return size if self._files.unlink(path) else 0
-        return 0
+        if index.has(name.removesuffix(SUFFIX)):
+            return 0
+        try:
+            size = path.lstat().st_size
+            return size if self._files.unlink(path) else 0
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            self._upkeep.not_removed(error)
+            return 0
 
     def _pin_listed(self, index: Index) -> bool:
         """Whether the list of pins is in the index: it may have been made without it."""

@@ -56,6 +56,7 @@ class Upkeep:
         self._tiers = tiers
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
+        self._told_kept = False
 
     @property
     def most(self) -> int:
@@ -214,8 +215,20 @@ class Upkeep:
 
     def _unlink(self, stems: Sequence[str]) -> None:
         for stem in stems:
-            with suppress(OSError):
+            try:
                 self._files.unlink(span_path(self._spans, stem))
+            except OSError as error:
+                self.not_removed(error)
+
+    def not_removed(self, error: OSError) -> None:
+        """A file of what was to go can't be removed; told once, since a sweep finds it again."""
+        if not self._told_kept:
+            self._told_kept = True
+            _log.warning(
+                "what was to be removed from %s is still there, and will be found again: %s",
+                self._spans,
+                error,
+            )
 
     def _room(self) -> tuple[int, int]:
         with suppress(OSError):

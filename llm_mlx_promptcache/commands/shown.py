@@ -24,7 +24,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on a terminal; in a pipe a line for each row, its cells apart by tabs."""
     if not sys.stdout.isatty():
         for row in rows:
-            click.echo("\t".join(row))
+            click.echo("\t".join(map(printable, row)))
         return
     from rich.console import Console
     from rich.table import Table
@@ -34,12 +34,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # never read as rich's markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # never read as rich's markup
     Console().print(table)
 
 
 def show_tree(title: str, lines: Iterable[tuple[int, str]]) -> None:
     """A tree under its title: each line with its depth, from 0."""
+    title, lines = printable(title), [(depth, printable(line)) for depth, line in lines]
     if not sys.stdout.isatty():
         click.echo(title)
         for depth, line in lines:
@@ -64,5 +65,9 @@ def label_of(model: str) -> str:
 def quoted(text: str, limit: int = 60) -> str:
     """Text of a conversation as one line that no terminal can take for commands."""
     cut = text if len(text) <= limit else text[: limit - 1] + "\u2026"
-    made = json.dumps(cut, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in made)
+    return printable(json.dumps(cut, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Text without anything that a terminal obeys: a model's name comes from a file's head."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

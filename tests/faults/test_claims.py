@@ -285,6 +285,24 @@ def test_p3_what_can_not_be_removed_holds_up_no_sweep(worlds, tmp_path, ids):
     assert not store._index.off
 
 
+class Kept(Files):
+    """Nothing can be removed."""
+
+    def unlink(self, path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("model", [None, "a/model"])
+def test_p8_what_can_not_be_cleared_is_told_once(worlds, tmp_path, caplog, model):
+    store = DiskStore(tmp_path, files=Kept())
+    store.label(worlds.NAMESPACE, "a/model")
+    for path in worlds.paths(1, 3):
+        worlds.put(store, path)
+    store.clear(model=model)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("is still there" in line for line in told) == 1
+
+
 def test_p3_a_fork_holds_no_lock_that_its_parent_let_go_of(tmp_path):
     with locked(tmp_path):
         child = os.fork()

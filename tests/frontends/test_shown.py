@@ -5,7 +5,7 @@ import pty
 import subprocess
 import sys
 
-from llm_mlx_promptcache.commands.shown import quoted
+from llm_mlx_promptcache.commands.shown import quoted, show_table, show_tree
 
 
 def on_a_terminal(script):
@@ -45,6 +45,16 @@ def test_a_tree_on_a_terminal_and_in_a_pipe(capsys):
     assert told[2].startswith("│   ├")
     exec(script)
     assert capsys.readouterr().out == "root\n  one\n    two\n    three\n  four\n"
+
+
+def test_p7_a_name_out_of_a_file_is_nothing_that_a_terminal_obeys(capsys):
+    name = "\x1b]0;mine\x07\x1b[2J/model\n\u202e"
+    show_table(["model"], [[name]])
+    show_tree(name, [(0, name)])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3
+    assert all(line.strip().isprintable() for line in shown)
+    assert "/model" in shown[0]
 
 
 def test_quoted_text_is_one_line_without_anything_a_terminal_obeys():
