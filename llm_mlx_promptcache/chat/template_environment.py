@@ -249,6 +249,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 given = tuple(list(a) if isinstance(a, Iterator) else a for a in given)
                 args = tuple(given[: len(args)])
                 work.call_method(__obj.__name__, __obj.__self__, given)
+            elif isinstance(on := getattr(__obj, "__self__", None), str):  # text marked as safe
+                work.call_method(__obj.__name__, on, given)
             else:
                 work.spend(NODE + sum(work.weigh(one) for one in given))
         else:

@@ -123,7 +123,9 @@ def _beyond(
         case "join":
             return count * (texts + 1)
         case "format":
-            return spelled_widths(value) + widths if isinstance(value, str) else widths
+            if not isinstance(value, str):
+                return widths
+            return spelled_widths(value) + widths + value.count("%(") * texts
         case "sum":
             return count * weight if any(not isinstance(one, int) for one in args) else 0
         case _ if name in _GATHER:

@@ -112,7 +112,9 @@ class Work:
     def operate(self, sign: str, left: Any, right: Any) -> None:
         """Count what `left sign right` makes."""
         if sign == "%" and isinstance(left, str | bytes):
-            self.spend(4 * self.weigh(right) + self._padded(left, right))
+            name = "%(" if isinstance(left, str) else b"%("
+            named = left.count(name) if isinstance(right, dict) else 0  # type: ignore[arg-type]
+            self.spend(4 * (1 + named) * self.weigh(right) + self._padded(left, right))
         elif sign == "*":
             self._multiply(left, right)
         elif sign == "**":

@@ -125,6 +125,9 @@ HUGE = [
     "{{ ('a' * 99999)|trim('b' * 99999 ~ 'a')|length }}",
     "{{ ('a' * 99999).rfind('b' ~ 'a' * 50000) }}",
     "{{ ('a' * 99999).rsplit('b' ~ 'a' * 50000)|length }}",
+    "{{ ('%(a)s' * 9999) % {'a': 'a' * 9999} }}",
+    "{{ ('%(a)s' * 9999)|format(a='a' * 9999) }}",
+    "{{ ('a'|safe).ljust(10**9)|length }}",
     # Arguments that nobody wrote one by one.
     "{% macro f() %}{{ varargs|length }}{% endmacro %}"
     "{% for i in range(99999) %}{{ f(*range(9999)) }}{% endfor %}",
