@@ -12,6 +12,7 @@ FORBIDDEN = {
     "cache": FRONT_ENDS | {"engine", "chat", "config", "llm", "langchain_core", "transformers"},
     "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
     "engine": FRONT_ENDS | {"llm", "langchain_core"},
+    "models": FRONT_ENDS | {"engine", "llm", "langchain_core"},
     "llm_adapter": {"plugin", "commands", "langchain_adapter", "langchain_core"},
 }
 TENSORS = {

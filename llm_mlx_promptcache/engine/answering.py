@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..chat.tools import Answer, Collector
 from .chat_tokenizer import TemplateTokenizer
@@ -29,10 +29,10 @@ class Measured(NamedTuple):
 class Answering:
     """Takes tokens and hands out events until the answer has ended (`ended`)."""
 
-    def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer, detokenizer: Any) -> None:
+    def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer) -> None:
         self._prepared = prepared
         self._tokenizer = tokenizer
-        self._detokenizer = detokenizer
+        self._detokenizer = tokenizer.text.detokenizer()
         self._stopping = StopText(prepared.request.stop)
         self._collector = Collector(
             prepared.form,
@@ -64,13 +64,11 @@ class Answering:
             self._reason, self.ended = "stop", True
             return
         self._reasoning += self._collector.reasons
-        self._detokenizer.add_token(token)
-        yield from self._show(self._detokenizer.last_segment)
+        yield from self._show(self._detokenizer.add(token))
 
     def finish(self, whole: bool, measured: Measured) -> Iterator[Event]:
         """What still waits, and `Finished`; `whole`: a grammar could end here."""
-        self._detokenizer.finalize()
-        yield from self._show(self._detokenizer.last_segment, last=True)
+        yield from self._show(self._detokenizer.finish(), last=True)
         whole = whole if self._prepared.grammar is not None else self._reason == "stop"
         parts, answer = self._collector.finish(whole and not self._stopping.hit)
         yield from parts
@@ -117,13 +115,4 @@ class Answering:
         """The ids that say what was shown: without a stop string's, or none where they can't."""
         if not self._stopping.hit:
             return tuple(self.ids)
-        return _ids_of(self._tokenizer, self.ids, "".join(self._raw))
-
-
-def _ids_of(tokenizer: TemplateTokenizer, ids: Sequence[int], text: str) -> tuple[int, ...]:
-    """The first of `ids`, as many as say `text`; none where one of them holds its edge."""
-    for count in range(len(ids), -1, -1):
-        said = tokenizer.decode(ids[:count])
-        if len(said) <= len(text):
-            return tuple(ids[:count]) if said == text else ()
-    return ()
+        return tuple(self._tokenizer.text.ids_of_start(self.ids, "".join(self._raw)) or ())

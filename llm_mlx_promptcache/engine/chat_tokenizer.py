@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..chat.call_forms import CallForm, form_of, plain_turns, tool_prompt, with_instructions
 from ..chat.template import ChatTemplate
 from ..chat.template_work import TooMuchWork
+from ..models.detokenizer import TextDecoder
 
 
 class TemplateTokenizer:
@@ -20,6 +21,7 @@ class TemplateTokenizer:
         self._wrapper = wrapper
         self._inner = wrapper._tokenizer  # the wrapper hides the offsets that encode needs
         self.stop_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
+        self.text = TextDecoder(self._inner)
         template = str(getattr(self._inner, "chat_template", None))
         # Templates written in Python come with mlx-lm and transformers, and are theirs to render.
         own = type(self._inner).apply_chat_template
@@ -91,11 +93,8 @@ class TemplateTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
-        text = self._inner.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        return self.text.decode(ids)
 
     def text_of(self, token: int) -> str:
         """Text of one token, special or not."""
-        return self.decode([token])
+        return self.text.text_of(token)

@@ -285,11 +285,9 @@ def _adapted(model: Any, adapter: Path) -> Any:
 
 def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     try:
-        from mlx_lm.utils import load_tokenizer as load
+        from ..models.tokenizer import wrapped_tokenizer
 
-        # Without these, transformers asks on the terminal whether to run a model's own code.
-        options = {"trust_remote_code": False, "local_files_only": True}
-        return load(folder, options, eos_token_ids=config.get("eos_token_id"))
+        return wrapped_tokenizer(folder, config.get("eos_token_id"))
     except Exception as error:
         raise _damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
 

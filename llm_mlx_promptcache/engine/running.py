@@ -94,7 +94,7 @@ class Running:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
             prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
-            answering = Answering(prepared, self._tokenizer, self._loaded.tokenizer.detokenizer)
+            answering = Answering(prepared, self._tokenizer)
             task = Task(asker, prepared, answering, self._constraint(prepared))
         except BaseException as error:
             asker.tell(error)

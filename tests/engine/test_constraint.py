@@ -29,6 +29,7 @@ from llm_mlx_promptcache.engine.constraint import (
     ConstraintError,
     grammar_tokenizer,
 )
+from llm_mlx_promptcache.models.detokenizer import TextDecoder
 
 CAPS = Caps(string=6, items=2)
 OTHER = {
@@ -99,13 +100,11 @@ class Speaker:
         return self.wrapper.decode([token for token in ids if token not in self.stops])
 
     def pieces(self, ids):
-        detokenizer = self.wrapper.detokenizer
+        detokenizer = TextDecoder(self.wrapper._tokenizer).detokenizer()
         for token in ids:
             if token not in self.stops:
-                detokenizer.add_token(token)
-                yield detokenizer.last_segment
-        detokenizer.finalize()
-        yield detokenizer.last_segment
+                yield detokenizer.add(token)
+        yield detokenizer.finish()
 
 
 @pytest.fixture(scope="module")

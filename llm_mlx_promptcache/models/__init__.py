@@ -1,0 +1,1 @@
+"""A model's files and what is found out about them: tokenizer, text, probes."""

@@ -1,0 +1,61 @@
+"""A model's tokenizer as mlx-lm wraps it, but for the text of its ids, which is `detokenizer.py`'s.
+
+mlx-lm's own detokenizers read the whole vocabulary when they are made, and fail where it has holes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlx_lm import tokenizer_utils
+from mlx_lm.utils import _tokenizer_defaults
+from transformers import AutoTokenizer
+
+# Without these, transformers asks on the terminal whether to run a model's own code.
+_OWN_FILES_ONLY = {"trust_remote_code": False, "local_files_only": True}
+
+
+class _NoText:
+    """Stands where mlx-lm wants a detokenizer; nobody asks it for text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Nothing is read."""
+
+    def reset(self) -> None:
+        """Nothing is held."""
+
+
+def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> Any:
+    """The tokenizer in a model's folder, with the marks that mlx-lm finds for its calls.
+
+    `ends`: ids that end an answer. Raises whatever transformers does for files that it can't read.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN_FILES_ONLY)
+    settings = {**(_tokenizer_defaults(folder) or {}), **tokenizer.init_kwargs}
+    found: dict[str, Any] = {}
+    if named := settings.get("chat_template_type"):
+        module = _module("chat_templates", named)
+        # A template in the folder takes the place of one that its kind of model comes with.
+        if "chat_template_type" in tokenizer.init_kwargs or tokenizer.chat_template is None:
+            found["chat_template"] = module.apply_chat_template
+        found["response_format"] = getattr(module, "RESPONSE_FORMAT", None)
+    parser = settings.get("tool_parser_type") or tokenizer_utils._infer_tool_parser(tokenizer)
+    if parser:
+        module = _module("tool_parsers", parser)
+        found["tool_parser"] = module.parse_tool_call
+        found["tool_call_start"] = module.tool_call_start
+        found["tool_call_end"] = module.tool_call_end
+    ends = settings.get("eos_token_ids") if ends is None else ends
+    ends = [ends] if isinstance(ends, int) else ends
+    return tokenizer_utils.TokenizerWrapper(tokenizer, _NoText, eos_token_ids=ends, **found)
+
+
+def _module(package: str, name: Any) -> Any:
+    """A module of mlx-lm that a tokenizer's settings name; ValueError where it has none of it."""
+    known = Path(tokenizer_utils.__file__).parent / package / f"{name}.py"
+    if not (isinstance(name, str) and name.isidentifier() and known.is_file()):
+        raise ValueError(f"tokenizer_config.json asks for mlx_lm.{package}.{name}, which is not")
+    return importlib.import_module(f"mlx_lm.{package}.{name}")
