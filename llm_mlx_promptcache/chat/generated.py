@@ -43,6 +43,19 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class InvalidCall:
+    """A call that can't be made: of no tool there is, or with arguments that can't be read.
+
+    `text` is what the model wrote, `error` why it is none, `id` what a result can name.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    error: str
+    id: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Generated:
     """What an answer was before it became text, so that it can be replayed token by token.
 

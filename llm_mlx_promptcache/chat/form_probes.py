@@ -1,0 +1,143 @@
+"""What a template is asked so that its form of calls shows, and what it answers, remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .forms import ArgumentsAs, ContentAs, Input
+
+# Words that no template has. Keys are in alphabetical order: some templates sort them.
+ASK = "Quovadisne?"
+ANSWER = "Zephyrquark"
+NAMES = ("probe_first", "probe_other")
+ID, OTHER_ID = "kq7w3zt9v", "jx5r8mf2b"
+ARGUMENTS: tuple[dict[str, Any], dict[str, Any]] = (
+    {"alpha_key": "Vostokword", "beta_key": "Wembleyword"},
+    {"alpha_key": "Xeroxword", "beta_key": "Yonkersword"},
+)
+NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
+ODD = "a \"b\" c's \\d & <e>\n\u00e9f"
+_RESULT = "Resultquark"
+
+
+class Call(NamedTuple):
+    """A call that a template is asked to show."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str
+
+
+def _tool(name: str) -> dict[str, Any]:
+    properties = {
+        "alpha_key": {"type": "string", "description": "A text."},
+        "beta_key": {"type": "string", "description": "A text."},
+        "count_key": {"type": "integer", "description": "A number."},
+        "list_key": {"type": "array", "items": {"type": "string"}, "description": "A list."},
+        "wish_key": {"type": "boolean", "description": "A flag."},
+    }
+    function = {
+        "name": name,
+        "description": "A tool.",
+        "parameters": {"type": "object", "properties": properties, "required": ["alpha_key"]},
+    }
+    return {"type": "function", "function": function}
+
+
+TOOLS = [_tool(name) for name in NAMES]
+# Odd values, which a form must read back before it is used.
+PROOF: list[list[Call]] = [
+    [
+        Call(NAMES[0], {"alpha_key": 'a "b" {c}, [d]', "count_key": -3, "wish_key": True}, ID),
+        Call(NAMES[1], {"alpha_key": "12", "list_key": ["x", "y z"]}, OTHER_ID),
+    ]
+]
+
+
+class Refused(ValueError):
+    """The template refused a probe."""
+
+
+class Probe:
+    """Renders what `apply` makes of conversations: the text behind the user's words."""
+
+    def __init__(self, apply: Callable[..., str]) -> None:
+        self._apply = apply
+        self._known: dict[str, str | None] = {}
+        self.renderings = 0
+
+    def calls(self, given: Input, calls: Sequence[Call], content: str = "") -> str:
+        """An answer that makes `calls`; raises Refused."""
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if not content and given.content is ContentAs.NONE:
+            message["content"] = None
+        elif not content and given.content is ContentAs.ABSENT:
+            del message["content"]
+        message["tool_calls"] = [
+            {
+                "id": _id(call, number, given),
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call, given)},
+            }
+            for number, call in enumerate(calls)
+        ]
+        later = []
+        if given.follow:
+            for shown, call in zip(message["tool_calls"], calls, strict=True):
+                made = {"role": "tool", "content": _RESULT, "tool_call_id": shown["id"]}
+                later.append({**made, "name": call.name})
+        text = self._render([message, *later], prompt=False)
+        return text.partition(_RESULT)[0]
+
+    def beside(self, given: Input) -> str | None:
+        """A call with words beside it; None where the template refuses that."""
+        try:
+            return self.calls(given, [Call(NAMES[0], ARGUMENTS[0], ID)], ANSWER)
+        except Refused:
+            return None
+
+    def plain(self) -> str | None:
+        """An answer of words."""
+        return self._remembered("plain", [{"role": "assistant", "content": ANSWER}], prompt=False)
+
+    def prompt(self) -> str | None:
+        """What asks for an answer."""
+        return self._remembered("prompt", [], prompt=True)
+
+    def thought(self, words: Mapping[str, Any]) -> str | None:
+        """An answer of words with a field of reasoning."""
+        message = {"role": "assistant", "content": ANSWER, **words}
+        return self._remembered(str(sorted(words)), [message], prompt=False)
+
+    def _remembered(
+        self, key: str, messages: list[dict[str, Any]], prompt: bool
+    ) -> str | None:
+        if key not in self._known:
+            try:
+                self._known[key] = self._render(messages, prompt)
+            except Refused:
+                self._known[key] = None
+        return self._known[key]
+
+    def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        self.renderings += 1
+        asked = [{"role": "user", "content": ASK}, *messages]
+        try:
+            text = self._apply(asked, tools=TOOLS, add_generation_prompt=prompt)
+        except Exception as error:
+            raise Refused(type(error).__name__) from None
+        before, found, after = text.rpartition(ASK)
+        if not found:
+            raise Refused("the user's words are not shown")
+        return after
+
+
+def _id(call: Call, number: int, given: Input) -> str:
+    return f"functions.{call.name}:{number}" if given.named_ids else call.id
+
+
+def _arguments(call: Call, given: Input) -> Any:
+    return json.dumps(call.arguments) if given.arguments is ArgumentsAs.TEXT else call.arguments

@@ -1,0 +1,448 @@
+"""Calls out of text, as a `Form` writes them and as models bend it: marks left out, other spaces.
+
+`CallReader` takes one run of calls as it comes. It is one coroutine over the text, so how the
+text was cut into pieces changes nothing; each step takes text or ends, so it always ends.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .arguments import fitted, json_value, literal, parameters_of, property_schema
+from .checks import check_json, check_text
+from .forms import Form, Hole, Layout, marks_in
+from .generated import InvalidCall, ToolCall
+from .inline_reading import InlineArguments
+from .tag_reading import TagArguments
+from .text_source import Steps, TextSource
+
+_NAME = re.compile(r"[^\s<>\[\](){}\"'=,|]{1,128}")
+_ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
+_COUNT = re.compile(r"[0-9]{1,9}")
+_NAMED = re.compile(r"[\"'](?:name|tool_name)[\"']\s*:\s*[\"']([^\"'\\]{1,128})[\"']")
+_NAME_KEYS = ("name", "tool_name")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_LONGEST = 128
+
+
+class CallStart(NamedTuple):
+    """A call whose name is known while its arguments still come."""
+
+    id: str
+    name: str
+
+
+class CallPiece(NamedTuple):
+    """The next piece of that call's arguments, as JSON text."""
+
+    id: str
+    text: str
+
+
+@dataclass
+class Run:
+    """What a run of calls was: the calls in order, how much text they took, whether one was cut."""
+
+    calls: list[ToolCall | InvalidCall] = field(default_factory=list)
+    taken: int = 0
+    cut: bool = False
+
+
+class CallReader:
+    """Reads one run of calls from where it begins; `run` is set once it has ended.
+
+    `sure`: a grammar wrote the calls, so they are exactly in form and are handed out as they come.
+    """
+
+    def __init__(
+        self, form: Form, tools: Sequence[Mapping[str, Any]], *, sure: bool = False
+    ) -> None:
+        self._form = form
+        self._parameters = parameters_of(tools)
+        self._names = sorted(self._parameters, key=len, reverse=True)
+        self._longest = max((len(name) for name in self._names), default=0)
+        self._source = TextSource()
+        self._sure = sure and form.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
+        self._ids: set[str] = set()
+        self._steps = self._read()
+        self._events: list[CallStart | CallPiece] = []
+        self._open, self._told = "", 0
+        self._open_list = False
+        self.run: Run | None = None
+
+    def feed(self, text: str) -> list[CallStart | CallPiece]:
+        """Take more text; what became known of calls that are sure."""
+        self._source.add(text)
+        self._advance()
+        return self.told()
+
+    def told(self) -> list[CallStart | CallPiece]:
+        """What became known since it was asked last."""
+        self._tell()
+        events, self._events = self._events, []
+        return events
+
+    def finish(self, whole: bool) -> Run:
+        """No more text comes; `whole`: the model itself ended it."""
+        self._source.close(whole)
+        self._advance()
+        assert self.run is not None
+        return self.run
+
+    @property
+    def rest(self) -> str:
+        """The text behind the run."""
+        assert self.run is not None
+        return self._source.text[self.run.taken :]
+
+    @property
+    def text(self) -> str:
+        """All text that was taken so far."""
+        return self._source.text
+
+    def _advance(self) -> None:
+        if self.run is None:
+            try:
+                next(self._steps)
+            except StopIteration as ended:
+                self.run = ended.value
+
+    def _read(self) -> Generator[None, None, Run]:
+        source, run = self._source, Run()
+        closed = True
+        while True:
+            source.at = run.taken
+            found = yield from self._sure_call() if self._sure else self._calls(run)
+            if found is None:
+                break
+            closed = yield from self._tail()
+            run.calls += found
+            run.taken = source.at
+            if source.at == len(source.text) and source.closed:
+                break
+        if not closed and source.cut and source.ended_at(run.taken):
+            # Its end is missing: more may have been to come.
+            run.calls.pop()
+            run.cut = True
+        run.cut = run.cut or self._was_cut()
+        if run.cut:
+            run.taken = len(source.text)
+        return run
+
+    def _was_cut(self) -> bool:
+        """Whether the text ended where a call was being read."""
+        return self._source.cut and self._source.hungry
+
+    def _calls(self, run: Run) -> Steps[list[ToolCall | InvalidCall] | None]:
+        """The calls at the place, or None where none stands there."""
+        source, form = self._source, self._form
+        start = source.at
+        source.hungry = False
+        leads, exact = yield from self._lead()
+        if run.calls and not leads and not (yield from self._separated(run)):
+            return None
+        source.hungry = bool(leads) or bool(run.calls)
+        yield from source.space()
+        if (yield from source.peek()) in "{[" and not (
+            form.layout is Layout.INLINE and (yield from source.peek()) == "["
+        ):
+            found = yield from self._objects()
+            if found is not None:
+                return found
+            source.at = start
+            return None
+        if form.layout in (Layout.OBJECT, Layout.KEYED):
+            return None
+        one = yield from self._pieces(start, exact)
+        return None if one is None else [one]
+
+    def _lead(self) -> Steps[tuple[int, bool]]:
+        """How many marks of a beginning were taken, and whether the last of them was."""
+        marks, count, last = self._form.lead_marks, 0, not self._form.lead_marks
+        taken = True
+        while taken and count < 4 * len(marks):
+            taken = False
+            for mark in marks:
+                if (yield from self._source.take(mark)):
+                    taken, last = True, mark == marks[-1]
+                    count += 1
+                    break
+        return count, last
+
+    def _separated(self, run: Run) -> Steps[bool]:
+        """Whether a call may follow one without marks of its own: only inside a section."""
+        if self._form.layout is Layout.INLINE or not marks_in(self._form.head):
+            yield from self._source.take(",")
+            return True
+        return False
+
+    def _tail(self) -> Steps[bool]:
+        """Take what closes calls; whether anything did, or nothing has to."""
+        marks, closed = self._form.tail_marks, not self._form.tail_marks
+        if self._open_list:
+            closed = False
+        taken = True
+        while taken:
+            taken = False
+            for mark in marks:
+                if (yield from self._source.take(mark)):
+                    taken = closed = True
+                    break
+        return closed
+
+    def _pieces(self, start: int, exact: bool) -> Steps[ToolCall | InvalidCall | None]:
+        """One call of the layouts that are no object; None where no name stands there."""
+        source, form = self._source, self._form
+        name, own, arguments = "", "", None
+        for index, piece in enumerate(form.call):
+            if piece is Hole.NAME:
+                found = yield from self._name()
+                if found is None:
+                    return None
+                name = found
+                if name not in self._parameters and not exact:
+                    return None
+            elif piece is Hole.ID:
+                own = yield from source.match(_ID, _LONGEST)
+            elif piece is Hole.COUNT:
+                own = yield from source.match(_COUNT, 9)
+            elif piece is Hole.ARGUMENTS:
+                source.hungry = True
+                arguments = yield from self._arguments(name)
+            elif 0 < index < len(form.call) - 1 or (index == 0 and form.call[1:] == ()):
+                for mark in marks_in(piece):
+                    yield from source.take(mark)
+        if arguments is None and not source.cut and name not in self._parameters:
+            return None
+        text = source.text[start : source.at]
+        return self._made(name, arguments, self._own_id(name, own), text)
+
+    def _own_id(self, name: str, own: str) -> str:
+        if not self._form.id or not own:
+            return ""
+        holes = {Hole.NAME: name, Hole.COUNT: own, Hole.ID: own}
+        return "".join(p if isinstance(p, str) else holes.get(p, "") for p in self._form.id)
+
+    def _name(self) -> Steps[str | None]:
+        """The tool's name at the place; one that no tool has where none of them stands there."""
+        source = self._source
+        yield from source.space()
+        yield from source.need(self._longest + 1)
+        rest = source.text[source.at : source.at + self._longest + 1]
+        for name in self._names:
+            if rest.startswith(name) and not _continues(rest[len(name) : len(name) + 1]):
+                source.at += len(name)
+                return name
+        found = yield from source.match(_NAME, _LONGEST)
+        if not found:
+            return None
+        for name in self._names:
+            if found.endswith(name) and found[: -len(name)][-1:] in (":", ".", "/"):
+                return name
+            # A count may follow a name with nothing that parts them but a colon.
+            head, colon, count = found.rpartition(":")
+            if colon and count.isdigit() and head.endswith(name):
+                source.at -= len(count) + 1
+                return name
+        return found
+
+    def _arguments(self, name: str) -> Steps[dict[str, Any] | None]:
+        schema = self._parameters.get(name, {})
+        source, tags = self._source, self._form.tags
+        if self._form.layout is Layout.HEADER or tags is None:
+            yield from source.space()
+            if (yield from source.peek()) != "{":
+                return {} if (yield from self._closes()) else None
+            text = yield from source.value()
+            return None if text is None else _fitted(_object(text), schema)
+        if self._form.layout is Layout.INLINE:
+            return (yield from InlineArguments(source, tags, schema).read())
+        ends = [*self._form.tail_marks, *self._form.lead_marks]
+        return (yield from TagArguments(source, tags, schema, ends).read())
+
+    def _closes(self) -> Steps[bool]:
+        """Whether what closes a call stands at the place, or nothing more."""
+        for mark in self._form.tail_marks:
+            if (yield from self._source.stands(mark)):
+                return True
+        return self._source.at == len(self._source.text) and not self._source.cut
+
+    def _objects(self) -> Steps[list[ToolCall | InvalidCall] | None]:
+        """Calls as JSON, one object or a list of them; None where it is something else."""
+        source = self._source
+        self._open_list = (yield from source.take("["))
+        found: list[ToolCall | InvalidCall] = []
+        while True:
+            yield from source.space()
+            if (yield from source.peek()) != "{":
+                break
+            start = source.at
+            text = yield from source.value()
+            if text is None:
+                one = None if source.cut else self._broken(start)
+            else:
+                one = self._from_text(text)
+            if one is None:
+                if not found:
+                    return None
+                source.at = start
+                break
+            found.append(one)
+            if not self._open_list:
+                return found
+            yield from source.take(",")
+        if self._open_list and (yield from source.take("]")):
+            self._open_list = False
+        return found or None
+
+    def _broken(self, start: int) -> InvalidCall | None:
+        """An object that never closes: a call that can't be read, where it names a tool."""
+        source = self._source
+        ends = [at for m in self._form.tail_marks if (at := source.text.find(m, start)) >= 0]
+        end = min(ends, default=len(source.text))
+        named = _NAMED.search(source.text, start, min(end, start + 1024))
+        if named is None or named[1] not in self._parameters:
+            return None
+        source.at = end
+        return InvalidCall(named[1], source.text[start:end], "its JSON does not end", new_call_id())
+
+    def _from_text(self, text: str) -> ToolCall | InvalidCall | None:
+        found = _object(text)
+        if found is None:
+            named = _NAMED.search(text[:1024])
+            if named is None or named[1] not in self._parameters:
+                return None
+            return InvalidCall(named[1], text, "its JSON can't be read", new_call_id())
+        return self._from_object(found, text)
+
+    def _from_object(self, found: Mapping[str, Any], text: str) -> ToolCall | InvalidCall | None:
+        keys = self._form.keys
+        if len(found) == 1:
+            [(name, arguments)] = found.items()
+            if name in self._parameters and isinstance(arguments, Mapping):
+                return self._made(name, dict(arguments), "", text)
+        holder = _at(found, keys.name[:-1])
+        inner = found.get("function")
+        for one in (holder, inner, found):
+            name = _first(one, (*keys.name[-1:], *_NAME_KEYS))
+            if isinstance(name, str) and name:
+                break
+        else:
+            return None
+        arguments = _at(found, keys.arguments)
+        if arguments is None:
+            arguments = _first(one, (*keys.arguments[-1:], *_ARGUMENT_KEYS))
+        if name not in self._parameters:
+            name = next((n for n in self._names if name.endswith((f".{n}", f":{n}"))), name)
+        own = _at(found, keys.id) if keys.id else None
+        read = _as_arguments(arguments)
+        schema = self._parameters.get(name, {})
+        return self._made(name, _fitted(read, schema), own if isinstance(own, str) else "", text)
+
+    def _made(
+        self, name: str, arguments: dict[str, Any] | None, own: str, text: str
+    ) -> ToolCall | InvalidCall:
+        """The call, or why it is none: each with an id that no other call of the answer has."""
+        id = own if own and own not in self._ids else new_call_id()
+        self._ids.add(id)
+        if name not in self._parameters:
+            return InvalidCall(name, text, "no tool has this name", id)
+        if arguments is None:
+            return InvalidCall(name, text, "its arguments can't be read", id)
+        try:
+            check_text("a call's id", id)
+            check_json("a call's arguments", arguments)
+        except ValueError as error:
+            return InvalidCall(name, text, str(error), id)
+        return ToolCall(name, arguments, id)
+
+    def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:
+        """One call that is exactly in form, handed out as it comes."""
+        source, form = self._source, self._form
+        start, name, own = source.at, "", ""
+        lead = form.between if self._ids else form.start
+        source.hungry = False
+        for mark in marks_in(lead):
+            yield from source.take(mark)
+        begun, text = "", None
+        for index, piece in enumerate(form.call):
+            if isinstance(piece, str):
+                for mark in marks_in(piece):
+                    if not (yield from source.take(mark)) and index == 0:
+                        return None
+                source.hungry = True
+                quoted = piece.endswith('"')
+            elif piece is Hole.NAME:
+                name = yield from source.quoted() if quoted else self._name() or ""
+            elif piece is Hole.ARGUMENTS:
+                begun = new_call_id()
+                self._events.append(CallStart(begun, name))
+                yield from source.space()
+                self._open, self._told = begun, source.at
+                text = yield from source.value()
+                self._tell()
+                self._open = ""
+            else:
+                own = yield from source.match(_ID, _LONGEST)
+        if text is None:
+            return None
+        return [self._made(name, _object(text), begun, source.text[start : source.at])]
+
+    def _tell(self) -> None:
+        """Hand out what has come of the arguments that are being read."""
+        followed = self._source.followed
+        if self._open and followed > self._told:
+            self._events.append(CallPiece(self._open, self._source.text[self._told : followed]))
+            self._told = followed
+
+
+def new_call_id() -> str:
+    """An id that no other call has."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _continues(character: str) -> bool:
+    return bool(character) and (character.isalnum() or character in "_-")
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """The object that `text` is, as JSON or as Python writes it."""
+    try:
+        found = json_value(text)
+    except ValueError:
+        try:
+            found = literal(text)
+        except ValueError:
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def _as_arguments(value: Any) -> dict[str, Any] | None:
+    """A call's arguments: an object, one in a string, or nothing at all."""
+    if isinstance(value, str):
+        return _object(value) if value.strip() else {}
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _fitted(arguments: dict[str, Any] | None, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    if arguments is None:
+        return None
+    return {key: fitted(v, property_schema(schema, key)) for key, v in arguments.items()}
+
+
+def _at(value: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _first(value: Any, keys: Sequence[str]) -> Any:
+    if not isinstance(value, Mapping):
+        return None
+    return next((value[key] for key in keys if key in value), None)

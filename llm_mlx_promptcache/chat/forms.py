@@ -1,0 +1,264 @@
+"""How a model writes calls of tools and its reasoning, as plain data.
+
+Learned from the model's own template (`form_learning.py`) or written by hand for few families
+(`hand_forms.py`). Reader, grammar and prompt work from this one structure:
+
+    start  call  between  call  end
+
+where a call is literals with holes: `<tool_call>\\n{"name": "` NAME `", "arguments": ` ARGUMENTS
+`}\\n</tool_call>`. Marks are text here; which of them are single tokens is the engine's to look up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+
+
+class Hole(Enum):
+    """What stands between the literals of a call; COUNT is a number that grows from call to call."""
+
+    NAME = "name"
+    ARGUMENTS = "arguments"
+    ID = "id"
+    COUNT = "count"
+
+
+Piece = str | Hole
+
+
+class Layout(Enum):
+    """How a call holds its name and arguments.
+
+    OBJECT: one JSON object with both under keys. KEYED: `{"name": {arguments}}`. HEADER: the name
+    among literals, then the arguments as one JSON object. TAGS: each argument between marks of its
+    own. INLINE: `name(key="value", other=3)`, with brackets, quotes and separators of its own.
+    """
+
+    OBJECT = "object"
+    KEYED = "keyed"
+    HEADER = "header"
+    TAGS = "tags"
+    INLINE = "inline"
+
+
+class Strings(Enum):
+    """How the characters of a string are written between its marks."""
+
+    RAW = "raw"
+    JSON = "json"
+    PYTHON = "python"
+    HTML = "html"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where an object of layout OBJECT has a call's parts: paths of keys; `id` may be empty.
+
+    `encoded`: the arguments stand in it as a string of JSON.
+    """
+
+    name: tuple[str, ...] = ("name",)
+    arguments: tuple[str, ...] = ("arguments",)
+    id: tuple[str, ...] = ()
+    encoded: bool = False
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What stands around the arguments of TAGS and INLINE: `opening` KEY `middle` VALUE `closing`.
+
+    Strings have a middle and a closing of their own where those differ (quotes are part of them).
+    `closing` may repeat the key, which stands there as KEY.
+    """
+
+    opening: str
+    middle: str
+    closing: str
+    string_middle: str
+    string_closing: str
+    between: str
+    strings: Strings = Strings.RAW
+
+
+# No template writes it, so it can stand for a key in a closing mark.
+KEY = "\x00"
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """The marks around a model's reasoning; `start` is empty where only its end is ever written."""
+
+    start: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Messages with headers in one answer (harmony): `start` role `channel` NAME `message` text.
+
+    A header that holds `recipient` and a tool's name makes its message a call; `reasoning` names
+    the channels that hold reasoning; what stands in any other channel is text.
+    """
+
+    start: str
+    channel: str
+    message: str
+    ends: tuple[str, ...]
+    recipient: str
+    reasoning: tuple[str, ...]
+    final: str
+
+
+class ArgumentsAs(Enum):
+    """How a template wants a call's arguments."""
+
+    OBJECT = "object"
+    TEXT = "text"
+
+
+class ContentAs(Enum):
+    """What a template wants as the content of an answer that is only calls."""
+
+    EMPTY = "empty"
+    NONE = "none"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Input:
+    """The dicts from which a template shows calls; `follow`: only where a message follows them."""
+
+    arguments: ArgumentsAs = ArgumentsAs.OBJECT
+    content: ContentAs = ContentAs.EMPTY
+    follow: bool = False
+    named_ids: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of writing calls.
+
+    `id` says how a call's own id is written: empty where the text has none, else pieces (Kimi's
+    `functions.` NAME `:` COUNT). `optional` are marks that may stand before a call that has none
+    of its own (Llama's python_tag). `parallel` is False where a template shows one call only.
+    """
+
+    layout: Layout
+    call: tuple[Piece, ...]
+    start: str = ""
+    between: str = ""
+    end: str = ""
+    keys: Keys = field(default_factory=Keys)
+    tags: Tags | None = None
+    id: tuple[Piece, ...] = ()
+    optional: tuple[str, ...] = ()
+    parallel: bool = True
+    input: Input = field(default_factory=Input)
+    native: bool = True
+    channels: Channels | None = None
+
+    @property
+    def head(self) -> str:
+        """The literal before a call's first hole."""
+        first = self.call[0] if self.call else ""
+        return first if isinstance(first, str) else ""
+
+    @property
+    def foot(self) -> str:
+        """The literal behind a call's last hole."""
+        last = self.call[-1] if self.call else ""
+        return last if isinstance(last, str) else ""
+
+    @cached_property
+    def lead(self) -> str:
+        """All that stands before the first call's name, or before the object that holds it."""
+        lead = self.start + self.head
+        if self.layout in (Layout.OBJECT, Layout.KEYED):
+            lead = lead.partition("{")[0].rstrip().removesuffix("[")
+        return lead
+
+    @cached_property
+    def lead_marks(self) -> tuple[str, ...]:
+        """The marks that may stand before a call, in order, each once."""
+        return _once([*self.optional, *marks_in(self.lead)])
+
+    @cached_property
+    def tail_marks(self) -> tuple[str, ...]:
+        """The marks that may stand behind a call, in order, each once."""
+        foot, end = self.foot, self.end
+        if self.layout in (Layout.OBJECT, Layout.KEYED):
+            foot, end = foot.lstrip("}] \n"), end.lstrip("] \n")
+        return _once([*marks_in(foot), *marks_in(end)])
+
+    @cached_property
+    def openings(self) -> tuple[str, ...]:
+        """What begins calls wherever it stands in an answer; none where calls have no marks.
+
+        Models leave marks out, so each one that no prose has may open a call.
+        """
+        found = [mark for mark in self.lead_marks if is_mark(mark)]
+        if not found and self.lead.strip(_BRACKETS):
+            found = [self.lead.strip().partition("\n")[0]]
+        return tuple(found)
+
+    @property
+    def literals(self) -> Iterator[str]:
+        """Every literal, so that the engine can look for single tokens among them."""
+        yield from (self.start, self.between, self.end)
+        yield from (piece for piece in self.call if isinstance(piece, str))
+        if self.tags is not None:
+            tags = self.tags
+            yield from (tags.opening, tags.middle, tags.closing, tags.between)
+            yield from (tags.string_middle, tags.string_closing)
+
+
+
+_BRACKETS = "[](){},;:\"'`= \n"
+_PAIRS = {"<": ">", "[": "]"}
+
+
+def marks_in(literal: str) -> tuple[str, ...]:
+    """The marks of a literal: `<tool_call>` and `<function=` of `<tool_call>\\n<function=`.
+
+    The beginning of an object or list, and single brackets, are no marks.
+    """
+    found: list[str] = []
+    at = 0
+    while at < len(literal):
+        if literal[at].isspace():
+            at += 1
+            continue
+        end = _mark_end(literal, at)
+        found.append(literal[at:end])
+        at = end
+    return tuple(found)
+
+
+def _mark_end(literal: str, at: int) -> int:
+    """Where the mark that begins at `at` ends."""
+    opener = literal[at]
+    if opener in _PAIRS:
+        close = literal.find(_PAIRS[opener], at)
+        inner = literal[at + 1 : close if close > 0 else len(literal)]
+        if close > 0 and not (set(inner) & set("\n<{\"'") - {opener}):
+            return close + 1
+        if opener == "[":
+            return at + 1
+    if opener in "{}](),;":
+        return at + 1
+    end = at + 1
+    while end < len(literal) and not literal[end].isspace() and literal[end] not in "<[{(":
+        end += 1
+    return end
+
+
+def is_mark(text: str) -> bool:
+    """Whether `text` tells a call wherever it stands: no word, and more than brackets."""
+    return len(text.strip(_BRACKETS)) > 1 and not text[0].isalnum() and text[0] not in _BRACKETS[2:]
+
+
+def _once(marks: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(marks))

@@ -1,0 +1,163 @@
+"""Text that is still coming, read by a coroutine that waits where it needs more."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+_STRUCTURE = re.compile(r"[\"'\[\]{}]")
+_STRING_END = {'"': re.compile(r'[\\"]'), "'": re.compile(r"[\\']")}
+
+
+class TextSource:
+    """The text so far and a place in it. Its steps wait (yield) only where text is missing.
+
+    `hungry`: what is being read at the place is begun, so an end there cuts it.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.at = 0
+        self.closed = False
+        self.cut = False
+        self.hungry = False
+        self.followed = 0
+
+    def add(self, text: str) -> None:
+        """Append what came."""
+        self.text += text
+
+    def close(self, whole: bool) -> None:
+        """No more comes; `whole`: it ended by itself."""
+        self.closed, self.cut = True, not whole
+
+    def ended_at(self, at: int) -> bool:
+        """Whether nothing but white space stands behind `at`."""
+        return self.closed and not self.text[at:].strip()
+
+    def need(self, size: int) -> Steps[bool]:
+        """Wait until `size` characters stand behind the place; False where there are fewer."""
+        while len(self.text) - self.at < size:
+            if self.closed:
+                return False
+            yield
+        return True
+
+    def peek(self) -> Steps[str]:
+        """The character at the place; a line end where there is none (which opens nothing)."""
+        return self.text[self.at] if (yield from self.need(1)) else "\n"
+
+    def space(self) -> Steps[None]:
+        """Pass white space."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at].isspace():
+                self.at += 1
+            if self.at < len(self.text) or self.closed:
+                return
+            yield
+
+    def exactly(self, literal: str) -> Steps[bool]:
+        """Pass `literal` if it stands at the place, to the character."""
+        for size, character in enumerate(literal):
+            if not (yield from self.need(size + 1)) or self.text[self.at + size] != character:
+                return False
+        self.at += len(literal)
+        return True
+
+    def take(self, mark: str) -> Steps[bool]:
+        """Pass white space and `mark`, or nothing."""
+        start = self.at
+        yield from self.space()
+        if (yield from self.exactly(mark)):
+            return True
+        self.at = start
+        return False
+
+    def stands(self, mark: str) -> Steps[bool]:
+        """Whether `mark` stands at the place, behind white space."""
+        start = self.at
+        found = yield from self.take(mark)
+        self.at = start
+        return found
+
+    def find(self, mark: str, start: int) -> Steps[int]:
+        """Where `mark` stands from `start` on, or -1 where it never comes."""
+        while True:
+            at = self.text.find(mark, start)
+            if at >= 0:
+                return at
+            if self.closed:
+                return -1
+            start = max(start, len(self.text) - len(mark) + 1)
+            yield
+
+    def match(self, pattern: re.Pattern[str], longest: int) -> Steps[str]:
+        """Pass what `pattern` matches at the place, of up to `longest` characters."""
+        while True:
+            found = pattern.match(self.text, self.at, self.at + longest)
+            end = self.at if found is None else found.end()
+            if end < len(self.text) or self.closed or end - self.at >= longest:
+                break
+            yield
+        text = self.text[self.at : end]
+        self.at = end
+        return text
+
+    def quoted(self) -> Steps[str]:
+        """Pass the rest of a JSON string and its quote; what it says."""
+        start = at = self.at
+        while (end := _quote_end(self.text, at)) < 0 and not self.closed:
+            yield
+        self.at = len(self.text) if end < 0 else end
+        text = self.text[start : self.at].removesuffix('"')
+        try:
+            return str(json.loads(f'"{text}"'))
+        except ValueError:
+            return text
+
+    def value(self) -> Steps[str | None]:
+        """Pass a JSON object or list; its text, or None where it never ends.
+
+        Strings in single quotes, as Python writes them, are passed too. Meanwhile `followed` is
+        how far the text is known to be the value's.
+        """
+        start, depth, at, quote = self.at, 0, self.at, ""
+        while True:
+            found = (_STRING_END[quote] if quote else _STRUCTURE).search(self.text, at)
+            if found is not None and found[0] == "\\" and found.end() == len(self.text):
+                at, found = found.start(), None  # what it escapes has not come yet
+            elif found is None:
+                at = len(self.text)
+            if found is None:
+                self.followed = len(self.text)
+                if self.closed:
+                    return None
+                yield
+                continue
+            at = found.end() + (found[0] == "\\")
+            if quote:
+                quote = quote if found[0] == "\\" else ""
+            elif found[0] == '"' or (found[0] == "'" and _opens(self.text, found.start())):
+                quote = found[0]
+            elif found[0] != "'":
+                depth += 1 if found[0] in "[{" else -1
+                if depth == 0:
+                    self.at = self.followed = at
+                    return self.text[start:at]
+
+
+def _quote_end(text: str, at: int) -> int:
+    """Behind the quote that ends the JSON string whose inside `at` is in; -1 where none does."""
+    while (found := _STRING_END['"'].search(text, at)) is not None and found[0] == "\\":
+        at = found.end() + 1
+    return -1 if found is None else found.end()
+
+
+def _opens(text: str, at: int) -> bool:
+    """Whether the single quote at `at` begins a string: not one that stands in a word."""
+    return text[max(0, at - 64) : at].rstrip()[-1:] in ("{", "[", ",", ":", "(")
