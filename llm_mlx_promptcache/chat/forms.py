@@ -11,10 +11,11 @@ where a call is literals with holes: `<tool_call>\\n{"name": "` NAME `", "argume
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 
 class Hole(Enum):
@@ -214,6 +215,20 @@ class Form:
             yield from (tags.opening, tags.middle, tags.closing, tags.between)
             yield from (tags.string_middle, tags.string_closing)
 
+
+
+def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """How an answer begins, without its spaces, that is calls with no marks around them.
+
+    So models write that have none, and others that leave theirs out.
+    """
+    found = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
+    if form.layout is Layout.INLINE:
+        names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
+        found += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]
+    elif not form.openings:
+        found.append("".join((form.start + form.head).split()))
+    return tuple(one for one in dict.fromkeys(found) if one)
 
 
 _BRACKETS = "[](){},;:\"'`= \n"

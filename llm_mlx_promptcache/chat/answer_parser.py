@@ -1,0 +1,350 @@
+"""Generated text -> text, reasoning and calls of tools, piece by piece and at the end.
+
+What was cut is never a call: `Answer.cut` tells, as an error that the front end can raise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from .call_forms import Thinking
+from .form_reading import CallReader, CallStart, Run
+from .forms import Form, bare_openings
+from .generated import InvalidCall, ToolCall
+from .grammar import Grammar
+from .hand_forms import GENERIC
+from .scanning import Marks
+
+_DOCUMENTS = {"schema": "a JSON document", "tools_or_schema": "a call or JSON document"}
+
+
+class TextDelta(NamedTuple):
+    """The next piece of the answer's text."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"TextDelta({len(self.text)} characters)"
+
+
+class ReasoningDelta(NamedTuple):
+    """The next piece of the reasoning."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"ReasoningDelta({len(self.text)} characters)"
+
+
+class CallName(NamedTuple):
+    """A call begins: its id, and the tool's name."""
+
+    id: str
+    name: str
+
+
+class CallArguments(NamedTuple):
+    """The next piece of a call's arguments, as JSON text; put together, one object."""
+
+    id: str
+    text: str
+
+    def __repr__(self) -> str:
+        return f"CallArguments({self.id!r}, {len(self.text)} characters)"
+
+
+Part = TextDelta | ReasoningDelta | CallName | CallArguments
+
+
+class CutShort(ValueError):
+    """The answer ended inside what only counts as a whole: a call, or a document."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the answer ended inside {what} (max_tokens or a stop string); raise max_tokens"
+        )
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer is, once it has ended; `calls` holds whole ones only.
+
+    `cut` is set where the answer ended inside a call or a document; `invalid` holds calls of no
+    tool there is, and those whose arguments can't be read, with their text.
+    """
+
+    text: str = field(repr=False)
+    reasoning: str = field(repr=False)
+    calls: tuple[ToolCall, ...] = ()
+    cut: CutShort | None = None
+    invalid: tuple[InvalidCall, ...] = ()
+
+    def whole(self) -> Answer:
+        """The answer itself; raises `cut` where there is one."""
+        if self.cut is not None:
+            raise self.cut
+        return self
+
+
+class AnswerParser:
+    """Takes an answer's text as it comes, hands out its parts, and has the whole at the end.
+
+    Where a grammar makes calls sure to be well-formed, their arguments are handed out as they
+    come; else a call is held until it is whole, since it may turn out to be text.
+    """
+
+    def __init__(
+        self,
+        form: Form | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        grammar: Grammar | None = None,
+        thinking: Thinking | None = None,
+    ) -> None:
+        self._grammar = grammar
+        self._sure = grammar is not None and grammar.has_calls
+        if not tools or (grammar is not None and not grammar.has_calls):
+            form = None
+        self._form = form.for_grammar() if form and self._sure else form
+        self._own = form
+        self._tools, self._thinking = tools, thinking
+        self._bare = bare_openings(form, tools) if form and not self._sure else ()
+        self._state: Literal["text", "reasoning", "call"] = "text"
+        if thinking is not None and thinking.opened:
+            self._state = "reasoning"
+        self._behind = self._state  # where a call stands, and what its text is if it is none
+        self._waiting = ""  # may be the beginning of a mark, or of a call without one
+        self._spaces = ""  # shown only when something of the same kind follows
+        self._after_mark = self._state == "reasoning"
+        self._mark = ""
+        self._reader: CallReader | None = None
+        self._told: dict[str, str] = {}
+        self._texts: list[str] = []
+        self._reasonings: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._invalid: list[InvalidCall] = []
+
+    @property
+    def reasons(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state == "reasoning"
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that `text` completes."""
+        parts: list[Part] = []
+        self._waiting += text
+        while self._waiting and self._step(parts, last=False):
+            pass
+        return parts
+
+    def finish(self, whole: bool) -> tuple[list[Part], Answer]:
+        """The last parts, and the answer.
+
+        `whole`: the model ended it, or its grammar could end there; False for a limit or a stop
+        string.
+        """
+        parts: list[Part] = []
+        cut = None if whole else self._cut_document()
+        if not whole and self._sure and self._state == "text":
+            # The beginning of a mark is not what the answer says.
+            self._waiting = self._waiting[: len(self._waiting) - self._marked()]
+        while self._waiting or self._state == "call":
+            if self._state == "call":
+                run = self._finish_call(parts, whole)
+                if run.cut:
+                    cut = CutShort("a call of a tool")
+            elif not self._step(parts, last=True):
+                break
+        if self._sure and any(call.id in self._told for call in self._invalid):
+            # Its name has been handed out already, so who streams must know.
+            cut = CutShort("a call that can't be read")
+        if not whole and self._grammar is not None and self._grammar.kind == "tools":
+            # Whole calls count, whatever was to follow them.
+            cut = cut or (None if self._calls else CutShort("a call of a tool"))
+        if self._spaces and not self._calls and self._state == "text":
+            self._show(parts, "")
+        answer = Answer(
+            "".join(self._texts),
+            "".join(self._reasonings),
+            tuple(self._calls),
+            cut,
+            tuple(self._invalid),
+        )
+        return parts, answer
+
+    def _cut_document(self) -> CutShort | None:
+        kind = None if self._grammar is None else self._grammar.kind
+        if kind in (None, "tools_or_text", "tools"):
+            return None
+        if kind == "tools_or_schema" and (self._calls or self._state == "call"):
+            return None
+        return CutShort(_DOCUMENTS.get(kind or "", "what its pattern asks for"))
+
+    def _step(self, parts: list[Part], last: bool) -> bool:
+        """Take what can be taken of what waits; False when more text is needed first."""
+        if self._state == "call":
+            return self._feed_call(parts)
+        if self._opens_bare(last):
+            self._enter_call("")
+            return True
+        if self._may_be_bare(last):
+            return False
+        before, mark, after = Marks(self._marks()).split(self._waiting)
+        if mark is None and last:
+            before, after = self._waiting, ""
+        self._say(parts, before)
+        self._waiting = after
+        if mark is not None:
+            self._enter(mark)
+        return mark is not None
+
+    def _openings(self) -> tuple[str, ...]:
+        return self._form.openings if self._form else ()
+
+    def _marked(self) -> int:
+        """How many of the last characters that wait may be the beginning of a call."""
+        return Marks(self._openings()).overlap(self._waiting)
+
+    def _marks(self) -> list[str]:
+        """The marks that mean something here."""
+        thinking = self._thinking
+        kind = None if self._grammar is None else self._grammar.kind
+        if self._state == "reasoning":
+            ends = [thinking.end] if thinking else []
+            # Some models call from inside their thinking, without ending it.
+            free = self._own is not None and kind in (None, "tools_or_text")
+            return [*ends, *(self._own.openings if self._own and free else ())]
+        # Reasoning comes first: behind shown text its mark is text about the mark.
+        opens = thinking is not None and thinking.start and self._opens(thinking.start)
+        marks = [thinking.start] if thinking and opens else []
+        # A call in place of a document comes first too: the document may quote the mark.
+        either = kind == "tools_or_schema"
+        return [*marks, *(m for m in self._openings() if not either or self._opens(m))]
+
+    def _opens(self, mark: str) -> bool:
+        """Whether what waits is, or may become, a `mark` with no text before it."""
+        lead = self._waiting.lstrip()
+        return not self._texts and (lead.startswith(mark) or mark.startswith(lead))
+
+    def _enter(self, mark: str) -> None:
+        if self._thinking is not None and mark in (self._thinking.start, self._thinking.end):
+            self._state = "text" if self._state == "reasoning" else "reasoning"
+            self._after_mark, self._spaces = True, ""
+        else:
+            self._enter_call(mark)
+
+    def _enter_call(self, mark: str) -> None:
+        self._behind = self._state
+        free = self._behind == "reasoning"
+        form = (self._own if free else self._form) or GENERIC
+        self._reader = CallReader(form, self._tools, sure=self._sure and not free)
+        self._mark, self._state = mark, "call"
+        self._waiting = mark + self._waiting
+
+    def _feed_call(self, parts: list[Part]) -> bool:
+        assert self._reader is not None
+        text, self._waiting = self._waiting, ""
+        self._tell_pieces(parts, self._reader.feed(text))
+        if self._reader.run is None:
+            return False
+        self._leave_call(parts, self._reader.run)
+        return True
+
+    def _finish_call(self, parts: list[Part], whole: bool) -> Run:
+        assert self._reader is not None
+        text, self._waiting = self._waiting, ""
+        self._tell_pieces(parts, self._reader.feed(text))
+        run = self._reader.finish(whole)
+        self._tell_pieces(parts, self._reader.told())
+        self._leave_call(parts, run)
+        return run
+
+    def _leave_call(self, parts: list[Part], run: Run) -> None:
+        """Take the calls that were read; the text of what was none is text after all."""
+        assert self._reader is not None
+        reader, mark, self._reader = self._reader, self._mark, None
+        self._state = self._behind
+        bare_text = not mark and (reader.rest.strip() or run.cut or not _all_calls(run))
+        if bare_text or not (run.calls or run.cut):
+            taken = len(mark)
+            self._bare = ()
+            self._waiting = reader.text[taken:]
+            if bare_text:
+                run.cut = False
+            self._after_mark = self._after_mark and not mark
+            self._say(parts, mark)
+            return
+        self._waiting = reader.rest
+        self._spaces, self._after_mark = "", True
+        for call in run.calls:
+            if isinstance(call, InvalidCall):
+                self._invalid.append(call)
+            else:
+                self._tell(parts, call)
+
+    def _tell(self, parts: list[Part], call: ToolCall) -> None:
+        if call.id not in self._told:
+            parts.append(CallName(call.id, call.name))
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+            parts.append(CallArguments(call.id, arguments))
+        self._calls.append(call)
+
+    def _tell_pieces(self, parts: list[Part], pieces: Sequence[Any]) -> None:
+        for piece in pieces:
+            if isinstance(piece, CallStart):
+                self._told[piece.id] = piece.name
+                parts.append(CallName(piece.id, piece.name))
+            else:
+                parts.append(CallArguments(piece.id, piece.text))
+
+    def _say(self, parts: list[Part], text: str) -> None:
+        """Show text or reasoning; white space beside a mark belongs to the mark."""
+        if self._after_mark:
+            text = text.lstrip()
+        if not text:
+            return
+        self._after_mark = False
+        text = self._spaces + text
+        if self._form is None and self._texts and self._state == "text":
+            self._show(parts, text)
+            return
+        shown = text.rstrip()
+        self._spaces = text[len(shown) :]
+        if shown:
+            spaces, self._spaces = self._spaces, ""
+            self._show(parts, shown)
+            self._spaces = spaces
+
+    def _show(self, parts: list[Part], text: str) -> None:
+        text, self._spaces = text or self._spaces, ""
+        if self._state == "reasoning":
+            self._reasonings.append(text)
+            parts.append(ReasoningDelta(text))
+        else:
+            self._texts.append(text)
+            parts.append(TextDelta(text))
+
+    def _opens_bare(self, last: bool) -> bool:
+        """Whether what waits begins a call that has no marks, or was written without them."""
+        return self._nothing_said() and self._lead_in(last) is True
+
+    def _may_be_bare(self, last: bool) -> bool:
+        return not last and self._nothing_said() and self._lead_in(last) is None
+
+    def _lead_in(self, last: bool) -> bool | None:
+        """Whether a call without marks begins; None where more text is needed to tell."""
+        lead = "".join(self._waiting[:512].split())
+        if any(lead.startswith(one) for one in self._bare):
+            return True
+        return None if any(one.startswith(lead) for one in self._bare) else False
+
+    def _nothing_said(self) -> bool:
+        return bool(self._bare) and self._state == "text" and not (self._texts or self._calls)
+
+
+def _all_calls(run: Run) -> bool:
+    return bool(run.calls) and all(isinstance(call, ToolCall) for call in run.calls)

