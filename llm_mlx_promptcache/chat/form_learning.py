@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .arguments import json_value
@@ -48,6 +48,14 @@ from .generated import ToolCall
 
 Apply = Callable[..., str]
 _BRACES = 12
+_MOST = 28
+# The dicts to try, the plainest first.
+_INPUTS = (
+    *(Input(arguments, content) for content in ContentAs for arguments in ArgumentsAs),
+    Input(named_ids=True),
+    Input(ArgumentsAs.TEXT, named_ids=True),
+    *(Input(arguments, follow=True) for arguments in ArgumentsAs),
+)
 
 
 class NoForm(ValueError):
@@ -71,29 +79,23 @@ def learn_form(apply: Apply) -> Form:
     NoForm tells why there is none. At most some 30 renderings are made.
     """
     probe = Probe(apply)
-    reason = "calls are not shown"
-    for given in _inputs():
+    reasons = {"calls are refused": 0}
+    for given in _INPUTS:
+        if probe.renderings > _MOST:
+            break
         try:
             text = probe.calls(given, [Call(NAMES[0], ARGUMENTS[0], ID)])
-        except Refused:
-            reason = "calls are refused" if reason == "calls are not shown" else reason
+        except Refused as error:
+            reasons.setdefault(f"calls are refused ({error})", 1)
             continue
         if ARGUMENTS[0]["alpha_key"] not in text:
+            reasons["calls are not shown"] = 2
             continue
         try:
             return _proved(_learned(probe, given, text), probe)
         except NoForm as error:
-            reason = str(error)
-    raise NoForm(reason)
-
-
-def _inputs() -> Iterator[Input]:
-    """The dicts to try, the plainest first."""
-    for follow in (False, True):
-        for content in ContentAs:
-            for arguments in ArgumentsAs:
-                for named in (False, True):
-                    yield Input(arguments, content, follow, named)
+            reasons.setdefault(str(error), 3 + probe.renderings)
+    raise NoForm(max(reasons, key=lambda reason: reasons[reason]))
 
 
 def _learned(probe: Probe, given: Input, one: str) -> Form:
@@ -262,7 +264,9 @@ def _framed(
         foot = _to_edge(_common_start(after, middle)[: len(middle) - len(head)].rstrip())
         between = middle[len(foot) : len(middle) - len(head)]
         start = start.removesuffix(head)
-        end = end[len(foot) :] if end.startswith(foot) else ""
+        ends = [end, _end(probe, text[second.end :], given)]
+        # Some close all calls behind the first one only where others follow.
+        end = max((one[len(foot) :] for one in ends if one.startswith(foot)), key=len, default="")
     else:
         start, end = "", ""
     pieces, id = _counted(unit, two, head, given, before)
@@ -335,12 +339,12 @@ def _start(probe: Probe, given: Input, one: str, unit: Unit) -> str:
 
 def _end(probe: Probe, after: str, given: Input) -> str:
     """What stands behind the last call and does not end the turn."""
-    if given.follow:
-        return ""
     plain = probe.plain()
     if plain is None:
-        return after
+        return "" if given.follow else after
     tail = plain.partition(ANSWER)[2]
+    if given.follow:
+        return after.partition(tail.strip())[0] if tail.strip() in after else ""
     if tail and after.endswith(tail):
         return after[: len(after) - len(tail)]
     shared = _common_end(after, tail)
@@ -356,12 +360,12 @@ def _with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> 
     try:
         text = probe.calls(given, [numbers])
     except Refused:
-        raise NoForm("numbers as arguments are refused") from None
+        text = ""  # it takes strings only
     shown = Call(NAMES[0], {key: str(value) for key, value in NUMBERS.items()}, ID)
     other_unit = _in_tags(text, shown, text.rfind(shown.arguments["alpha_key"]), 0)
-    if other_unit is None:
+    if text and other_unit is None:
         raise NoForm("arguments stand in another order, or are no text")
-    other = _marks(text, other_unit, shown)
+    other = strings if other_unit is None else _marks(text, other_unit, shown)
     opening = strings.opening
     tags = Tags(
         opening,
@@ -377,7 +381,7 @@ def _with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> 
     if not inline and quote and tags.string_closing == quote + tags.closing:
         # Quotes inside marks are how strings are written, not what parts them.
         tags = replace(tags, string_middle=tags.middle, string_closing=tags.closing)
-    tags = replace(tags, strings=encoding)
+    tags = replace(tags, strings=encoding, wrap=_wrap(probe, given, tags))
     return _refitted(form, unit, tags, one, Layout.INLINE if inline else Layout.TAGS)
 
 
@@ -442,6 +446,18 @@ def _encoding(probe: Probe, given: Input) -> Strings:
     return Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
 
 
+def _wrap(probe: Probe, given: Input, tags: Tags) -> tuple[str, str]:
+    """What an odd string has round it that a plain one has not (XML's CDATA), or nothing."""
+    try:
+        text = probe.calls(given, [Call(NAMES[0], {"alpha_key": ODD}, ID)])
+    except Refused:
+        return ("", "")
+    before, found, after = text.partition(ODD)
+    opened = before.rpartition(tags.string_middle)[2] if tags.string_middle in before else ""
+    closed = after.partition(tags.string_closing)[0] if tags.string_closing.strip() else ""
+    return (opened, closed) if found and opened and closed else ("", "")
+
+
 def _proved(form: Form, probe: Probe) -> Form:
     """The form itself, once it has read back what the template writes; NoForm where it can't."""
     for calls in PROOF if form.parallel else [calls[:1] for calls in PROOF]:
@@ -449,7 +465,7 @@ def _proved(form: Form, probe: Probe) -> Form:
             text = probe.calls(form.input, calls)
         except Refused:
             continue
-        opening = form.lead.strip() or form.head.strip()
+        opening = (form.start + form.head).strip()
         at = text.find(opening) if opening else text.find(calls[0].name)
         reader = CallReader(form, TOOLS)
         reader.feed(text[max(at, 0) :])

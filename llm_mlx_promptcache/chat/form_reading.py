@@ -24,6 +24,8 @@ _NAME = re.compile(r"[^\s<>\[\](){}\"'=,|]{1,128}")
 _ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _NAMED = re.compile(r"[\"'](?:name|tool_name)[\"']\s*:\s*[\"']([^\"'\\]{1,128})[\"']")
+# Some templates write nothing where a call has no arguments.
+_NOTHING = re.compile(r"(:\s*)(\}+\s*)$")
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LONGEST = 128
@@ -175,8 +177,11 @@ class CallReader:
 
     def _separated(self, run: Run) -> Steps[bool]:
         """Whether a call may follow one without marks of its own: only inside a section."""
-        if self._form.layout is Layout.INLINE or not marks_in(self._form.head):
-            yield from self._source.take(",")
+        form = self._form
+        objects = form.layout in (Layout.OBJECT, Layout.KEYED)
+        if form.layout is Layout.INLINE or not marks_in(form.head.partition("{")[0] if objects else form.head):
+            for mark in (",", ";"):
+                yield from self._source.take(mark)
             return True
         return False
 
@@ -312,6 +317,8 @@ class CallReader:
 
     def _from_text(self, text: str) -> ToolCall | InvalidCall | None:
         found = _object(text)
+        if found is None and _NOTHING.search(text):
+            found = _object(_NOTHING.sub(r"\1{}\2", text))
         if found is None:
             named = _NAMED.search(text[:1024])
             if named is None or named[1] not in self._parameters:

@@ -72,7 +72,7 @@ class Tags:
     """What stands around the arguments of TAGS and INLINE: `opening` KEY `middle` VALUE `closing`.
 
     Strings have a middle and a closing of their own where those differ (quotes are part of them).
-    `closing` may repeat the key, which stands there as KEY.
+    `closing` may repeat the key, which stands there as KEY. `wrap` stands round odd strings.
     """
 
     opening: str
@@ -82,6 +82,7 @@ class Tags:
     string_closing: str
     between: str
     strings: Strings = Strings.RAW
+    wrap: tuple[str, str] = ("", "")
 
 
 # No template writes it, so it can stand for a key in a closing mark.

@@ -15,6 +15,7 @@ from .text_source import Steps, TextSource
 _KEY = re.compile(r"[^\s=:(){}\[\],\"'<>|]{1,256}")
 _BARE = re.compile(r"[^,(){}\[\]\n\"'<]{0,4096}")
 _PAIRS = {"(": ")", "{": "}", "[": "]"}
+_WORDS = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
 _DEEPEST = 32
 _MOST = 4096
 
@@ -81,13 +82,13 @@ class InlineArguments:
         source = self._source
         if depth > _DEEPEST:
             raise ValueError("nested too deep")
+        if self._unquoted and depth == 0 and kinds_of(schema) == {"string"}:
+            return (yield from self._raw(closer))
         yield from source.space()
         for quote in self._quotes:
             if (yield from source.exactly(quote)):
                 return fitted((yield from self._string(quote, closer, depth)), schema)
         opened = yield from source.peek()
-        if self._unquoted and depth == 0 and kinds_of(schema) == {"string"}:
-            return (yield from self._bare(closer, depth))
         if opened == "{":
             source.at += 1
             pairs = yield from self._pairs("}", schema, depth + 1)
@@ -166,6 +167,25 @@ class InlineArguments:
         """Whether what stands behind a closing bracket may stand behind a call."""
         yield from self._source.space()
         return (yield from self._source.peek()) not in "\"'"
+
+    def _raw(self, closer: str) -> Steps[str]:
+        """A string without quotes, to the next known key or the bracket that closes all."""
+        source, start = self._source, self._source.at
+        keys = self._schema.get("properties")
+        known = list(keys) if isinstance(keys, Mapping) else []
+        nexts = [f"{self._tags.between}{key}{self._tags.middle}" for key in known]
+        while True:
+            places = [at for one in nexts if (at := source.text.find(one, start)) >= 0]
+            last = source.text.find(closer, start)
+            while last >= 0 and source.text[last + 1 : last + 2] in ("\"", "'", *_WORDS):
+                last = source.text.find(closer, last + 1)
+            places += [last] if last >= 0 else []
+            if places and (source.closed or min(places) + 256 < len(source.text)):
+                source.at = min(places)
+                return source.text[start : source.at]
+            if source.closed:
+                raise ValueError("a value has no end")
+            yield
 
     def _bare(self, closer: str, depth: int) -> Steps[str]:
         """A value without quotes, to where the arguments go on."""

@@ -99,6 +99,9 @@ class TagArguments:
         return ended
 
     def _read(self, text: str, schema: Any, is_string: bool | None) -> Any:
+        opened, closed = self._tags.wrap
+        if opened and text.startswith(opened) and text.endswith(closed):
+            return text[len(opened) : len(text) - len(closed)]
         if is_string:
             return text
         strings = self._tags.strings

@@ -30,7 +30,7 @@ TOOLS = [
         tags={"type": "array", "items": {"type": "string"}},
         where={
             "type": "object",
-            "properties": {"lat": NUMBER, "name": TEXT, "of": {"type": "object", "properties": {}}},
+            "properties": {"lat": NUMBER, "name": TEXT},
         },
     ),
     tool("add_up", a=NUMBER, b=NUMBER),
@@ -110,19 +110,35 @@ def messages(form, calls, content=""):
 
 def answer_text(template, form, calls, tools, content=""):
     """What a model would have written: what stands behind the prompt, without the turn's end."""
+    ask = {"role": "user", "content": ASK}
     text = template.render(messages(form, calls, content), tools, False).rpartition(ASK)[2]
-    prompt = template.render([{"role": "user", "content": ASK}], tools, True).rpartition(ASK)[2]
-    shared = next(
-        (i for i, (x, y) in enumerate(zip(prompt, text, strict=False)) if x != y),
-        min(len(prompt), len(text)),
+    text = text.partition("RESULT")[0]
+    turns = [template.render([ask], tools, True).rpartition(ASK)[2]]
+    tail = ""
+    try:
+        answer = {"role": "assistant", "content": "PLAIN"}
+        plain = template.render([ask, answer], tools, False).rpartition(ASK)[2]
+        head, _, tail = plain.partition("PLAIN")
+        turns.append(head)
+    except Exception:
+        turns = turns[:1]
+    whole = [turn for turn in turns if text.startswith(turn)]
+    text = text[max(map(len, whole), default=max(shared(turn, text) for turn in turns)) :]
+    if tail.strip() and text.endswith(tail):
+        return text[: len(text) - len(tail)]
+    lead = (form.start + form.head).strip()
+    at = max(text.rfind(lead), 0) + len(lead)
+    return text[:at] + STOPS.sub("", text[at:])
+
+
+def shared(turn, text):
+    """How far a turn's head goes into `text`: to the edge of a mark."""
+    size = next(
+        (i for i, (x, y) in enumerate(zip(turn, text, strict=False)) if x != y),
+        min(len(turn), len(text)),
     )
-    if shared < len(prompt):
-        # The prompt opens a thought that the answer does not have: from its turn on.
-        shared = text.rfind("\n", 0, shared) + 1 or text.rfind(">", 0, shared) + 1
-    text = text[shared:].partition("RESULT")[0]
-    lead = form.lead.strip()
-    at = text.rfind(lead) if lead else 0
-    return text[:max(at, 0)] + STOPS.sub("", text[max(at, 0):])
+    opened = text.rfind("<", 0, size)
+    return opened if opened >= 0 and ">" not in text[opened:size] else size
 
 
 def read(form, text, tools, size=10**9):
