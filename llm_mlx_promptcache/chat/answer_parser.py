@@ -113,6 +113,7 @@ class AnswerParser:
         self._own = form
         self._tools, self._thinking = tools, thinking
         self._bare = bare_openings(form, tools) if form and not self._sure else ()
+        self._words = form.words if form else ""
         self._state: Literal["text", "reasoning", "call"] = "text"
         if thinking is not None and thinking.opened:
             self._state = "reasoning"
@@ -221,6 +222,8 @@ class AnswerParser:
         # Reasoning comes first: behind shown text its mark is text about the mark.
         opens = thinking is not None and thinking.start and self._opens(thinking.start)
         marks = [thinking.start] if thinking and opens else []
+        if self._words and self._opens(self._words):
+            marks.append(self._words)
         # A call in place of a document comes first too: the document may quote the mark.
         either = kind == "tools_or_schema"
         return [*marks, *(m for m in self._openings() if not either or self._opens(m))]
@@ -234,6 +237,8 @@ class AnswerParser:
         if self._thinking is not None and mark in (self._thinking.start, self._thinking.end):
             self._state = "text" if self._state == "reasoning" else "reasoning"
             self._after_mark, self._spaces = True, ""
+        elif mark == self._words:
+            self._words, self._after_mark, self._spaces = "", True, ""
         else:
             self._enter_call(mark)
 

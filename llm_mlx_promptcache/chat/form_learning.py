@@ -18,13 +18,14 @@ from .arguments import json_value
 from .form_probes import (
     ANSWER,
     ARGUMENTS,
-    ASK,
+    FIELDS,
     ID,
     NAMES,
     NUMBERS,
     ODD,
     OTHER_ID,
     PROOF,
+    THOUGHT,
     TOOLS,
     Call,
     Probe,
@@ -43,8 +44,10 @@ from .forms import (
     Piece,
     Strings,
     Tags,
+    marks_in,
 )
 from .generated import ToolCall
+from .text_edges import common_end, common_start, from_edge, to_edge
 
 Apply = Callable[..., str]
 _BRACES = 12
@@ -260,8 +263,8 @@ def _framed(
     if two is not None:
         text, first, second = two
         middle = text[first.end : second.start]
-        head = _from_edge(_common_end(start, middle).lstrip())
-        foot = _to_edge(_common_start(after, middle)[: len(middle) - len(head)].rstrip())
+        head = from_edge(common_end(start, middle).lstrip())
+        foot = to_edge(common_start(after, middle)[: len(middle) - len(head)].rstrip())
         between = middle[len(foot) : len(middle) - len(head)]
         start = start.removesuffix(head)
         ends = [end, _end(probe, text[second.end :], given)]
@@ -269,6 +272,10 @@ def _framed(
         end = max((one[len(foot) :] for one in ends if one.startswith(foot)), key=len, default="")
     else:
         start, end = "", ""
+    prompt = probe.prompt()
+    if not (start + head).strip() and between and prompt and prompt.endswith(between):
+        # The prompt has written the first call's mark, which a second one shows.
+        head, between = between, ""
     pieces, id = _counted(unit, two, head, given, before)
     head = pieces[0] if isinstance(pieces[0], str) else ""
     return Form(
@@ -281,6 +288,7 @@ def _framed(
         id=id,
         parallel=two is not None,
         input=given,
+        words=_words(probe, given),
     )
 
 
@@ -324,17 +332,39 @@ def _start(probe: Probe, given: Input, one: str, unit: Unit) -> str:
         words = beside.find(ANSWER)
         if found is not None and 0 <= words < found.start:
             behind = beside[words + len(ANSWER) : found.start]
-            starts.append(_common_end(lead, behind).lstrip())
+            starts.append(common_end(lead, behind).lstrip())
     plain = probe.plain()
     if plain is not None:
-        shared = _to_edge(_common_start(lead, plain.partition(ANSWER)[0]))
+        shared = to_edge(common_start(lead, plain.partition(ANSWER)[0]))
         starts.append(lead[len(shared) :].lstrip())
     prompt = probe.prompt()
     if prompt is not None and lead.startswith(prompt):
         starts.append(lead[len(prompt) :].lstrip())
     if not starts:
         raise NoForm("what belongs to a call can't be told from the turn")
-    return _from_edge(min(starts, key=len))
+    return from_edge(min(starts, key=len))
+
+
+def _words(probe: Probe, given: Input) -> str:
+    """The mark in front of an answer's words, where the prompt does not write it."""
+    prompt, beside = probe.prompt(), probe.beside(given)
+    plain = probe.plain()
+    for text in (beside, plain):
+        if prompt is None or text is None or not text.startswith(prompt):
+            continue
+        lead = text[len(prompt) :].partition(ANSWER)
+        if lead[1] and len(marks_in(lead[0])) == 1 and _apart(lead[0], probe):
+            return lead[0].strip()
+    return ""
+
+
+def _apart(lead: str, probe: Probe) -> bool:
+    """Whether a mark in front of words is not the end of a thought."""
+    if lead.lstrip().startswith(("</", "[/")):
+        return False
+    text = probe.thought(dict.fromkeys(FIELDS, THOUGHT)) or ""
+    behind = text.partition(THOUGHT)[2].partition(ANSWER)[0]
+    return lead.strip() not in behind and lead.strip() not in text.partition(THOUGHT)[0]
 
 
 def _end(probe: Probe, after: str, given: Input) -> str:
@@ -347,7 +377,7 @@ def _end(probe: Probe, after: str, given: Input) -> str:
         return after.partition(tail.strip())[0] if tail.strip() in after else ""
     if tail and after.endswith(tail):
         return after[: len(after) - len(tail)]
-    shared = _common_end(after, tail)
+    shared = common_end(after, tail)
     # A turn that ends with a call may end with another mark, of which nothing is known.
     return after[: len(after) - len(shared)] if not tail.strip() else after
 
@@ -422,11 +452,11 @@ def _marks(text: str, unit: Unit, call: Call) -> _Marks:
     inner = text[first + len(one) : second_key]
     after = text[second + len(two) :]
     closed = inner.replace("alpha_key", KEY)
-    closing = _to_edge(_common_start(closed, after.replace("beta_key", KEY)))
+    closing = to_edge(common_start(closed, after.replace("beta_key", KEY)))
     if not closing.strip():
         closing = closing if closing == closed else ""
     rest = closed[len(closing) :]
-    opening = _from_edge(_common_end(before, rest))
+    opening = from_edge(common_end(before, rest))
     return _Marks(opening, middle, closing, rest[: len(rest) - len(opening)])
 
 
@@ -477,30 +507,3 @@ def _proved(form: Form, probe: Probe) -> Form:
         if read != [(call.name, call.arguments) for call in calls]:
             raise NoForm("what the template writes is not read back")
     return form
-
-
-def _common_start(a: str, b: str) -> str:
-    size = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:size]
-
-
-def _common_end(a: str, b: str) -> str:
-    return _common_start(a[::-1], b[::-1])[::-1]
-
-
-def _to_edge(text: str) -> str:
-    """`text` without a mark that only begins in it."""
-    for opener, closer in ("<>", "[]"):
-        at = text.rfind(opener)
-        if at >= 0 and text.find(closer, at) < 0 and not text[at + 1 :].startswith(('"', "{")):
-            return _to_edge(text[:at])
-    return text
-
-
-def _from_edge(text: str) -> str:
-    """`text` without the end of a mark that began before it."""
-    for opener, closer in ("<>", "[]"):
-        at = text.find(closer)
-        if at >= 0 and opener not in text[:at] and not text[:at].strip("|_/" ).strip():
-            return _from_edge(text[at + 1 :])
-    return text

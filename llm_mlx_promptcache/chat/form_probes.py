@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .forms import ArgumentsAs, ContentAs, Input
@@ -21,6 +21,9 @@ ARGUMENTS: tuple[dict[str, Any], dict[str, Any]] = (
 NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
 ODD = "a \"b\" c's \\d & <e>\n\u00e9f"
 _RESULT = "Resultquark"
+THOUGHT = "Ponderquark"
+# The fields by which templates know an answer's reasoning.
+FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 class Call(NamedTuple):
@@ -112,6 +115,13 @@ class Probe:
         message = {"role": "assistant", "content": ANSWER, **words}
         return self._remembered(str(sorted(words)), [message], prompt=False)
 
+    def switched(self, arguments: Mapping[str, Any]) -> str | None:
+        """What asks for an answer, with an argument of the template's own."""
+        try:
+            return self._render([], prompt=True, arguments=arguments)
+        except Refused:
+            return None
+
     def _remembered(
         self, key: str, messages: list[dict[str, Any]], prompt: bool
     ) -> str | None:
@@ -122,11 +132,18 @@ class Probe:
                 self._known[key] = None
         return self._known[key]
 
-    def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        prompt: bool,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         self.renderings += 1
         asked = [{"role": "user", "content": ASK}, *messages]
         try:
-            text = self._apply(asked, tools=TOOLS, add_generation_prompt=prompt)
+            text = self._apply(
+                asked, tools=TOOLS, add_generation_prompt=prompt, **arguments
+            )
         except Exception as error:
             raise Refused(type(error).__name__) from None
         before, found, after = text.rpartition(ASK)

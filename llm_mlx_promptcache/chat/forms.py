@@ -146,6 +146,7 @@ class Form:
     `id` says how a call's own id is written: empty where the text has none, else pieces (Kimi's
     `functions.` NAME `:` COUNT). `optional` are marks that may stand before a call that has none
     of its own (Llama's python_tag). `parallel` is False where a template shows one call only.
+    `words` is a mark that stands in front of an answer's words, and is none of them.
     """
 
     layout: Layout
@@ -157,6 +158,7 @@ class Form:
     tags: Tags | None = None
     id: tuple[Piece, ...] = ()
     optional: tuple[str, ...] = ()
+    words: str = ""
     parallel: bool = True
     input: Input = field(default_factory=Input)
     native: bool = True
@@ -227,6 +229,11 @@ def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
     if form.layout is Layout.INLINE:
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
         found += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]
+    elif form.layout is Layout.HEADER:
+        # The prompt may have written the mark of the first call.
+        names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
+        between = "".join(str(form.call[form.call.index(Hole.NAME) + 1]).split())
+        found += [f"{name}{between}{{" for name in names]
     elif not form.openings:
         found.append("".join((form.start + form.head).split()))
     return tuple(one for one in dict.fromkeys(found) if one)

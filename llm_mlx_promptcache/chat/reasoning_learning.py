@@ -1,0 +1,99 @@
+"""The marks round a model's reasoning, learned from its template, or listed for those that hide it.
+
+A template shows them where an answer has a field of reasoning, or where thinking is switched on
+and off. What no rendering shows is looked for among the known marks of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from .form_probes import ANSWER, FIELDS, THOUGHT, Probe
+from .forms import Reasoning, marks_in
+from .text_edges import common_start, to_edge
+
+# Marks that models have in their vocabulary while their templates do not show them.
+_LISTED = (
+    Reasoning("<think>", "</think>"),
+    Reasoning("[THINK]", "[/THINK]"),
+    Reasoning("<seed:think>", "</seed:think>"),
+    Reasoning("<longcat_think>", "</longcat_think>"),
+    Reasoning("<mm:think>", "</mm:think>"),
+    Reasoning("<|START_THINKING|>", "<|END_THINKING|>"),
+    Reasoning("<|think:start|>", "<|think:end|>"),
+    Reasoning("<|channel>thought", "<channel|>"),
+    Reasoning("<|inner_prefix|>", "<|inner_suffix|>"),
+    Reasoning("<thought>", "</thought>"),
+    Reasoning("<thinking>", "</thinking>"),
+    Reasoning("<reasoning>", "</reasoning>"),
+)
+
+
+def learn_reasoning(
+    apply: Callable[..., str], vocabulary: Collection[str] = (), switch: str = "enable_thinking"
+) -> Reasoning | None:
+    """The marks of reasoning; None where neither template nor vocabulary has any."""
+    probe = Probe(apply)
+    for field in FIELDS:
+        found = _from_field(probe, field)
+        if found is not None:
+            return found
+    found = _from_switch(probe, switch)
+    if found is not None:
+        return found
+    return next((r for r in _LISTED if _known(r.start + r.end, vocabulary)), None)
+
+
+def _known(marks: str, vocabulary: Collection[str]) -> bool:
+    """Whether all marks in brackets are tokens."""
+    return all(mark in vocabulary for mark in marks_in(marks) if mark[0] in "<[")
+
+
+def _from_field(probe: Probe, field: str) -> Reasoning | None:
+    text, plain = probe.thought({field: THOUGHT}), probe.plain()
+    if text is None or plain is None or text.count(THOUGHT) != 1:
+        return None
+    head, _, rest = text.partition(THOUGHT)
+    middle, found, _ = rest.partition(ANSWER)
+    end = _mark(middle, first=True)
+    if not found or not end:
+        return None
+    shared = to_edge(common_start(head, plain.partition(ANSWER)[0]))
+    lead = head[len(shared) :].strip()
+    start = lead if 0 < len(lead) <= 40 else _mark(head, first=False)
+    if (start in plain and end not in plain) or start[:1] not in ("<", "["):
+        # That is the turn's own mark: the thought has none, or the prompt has opened it.
+        start = _opener(end)
+    if start == end or "'" in start + end or (not start and end in plain):
+        return None
+    return Reasoning(start, end)
+
+
+def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
+    """A prompt that declines thinking closes a block at once; one that wants it may open one."""
+    on, off = (probe.switched({switch: value}) for value in (True, False))
+    if on is None or off is None or on == off:
+        return None
+    shared = to_edge(common_start(on, off))
+    marks = marks_in(off[len(shared) :])
+    if len(marks) == 1:
+        opened = marks_in(on[len(shared) :]) or (_opener(marks[0]),)
+        marks = (opened[0], *marks)
+    bracketed = [mark for mark in marks if mark[:1] and mark[0] in "<["]
+    return Reasoning(bracketed[0], bracketed[1]) if len(bracketed) == 2 == len(marks) else None
+
+
+def _opener(end: str) -> str:
+    """`<x>` for `</x>`: the mark that a closing one belongs to; nothing where that can't be told."""
+    return end[0] + end[2:] if end[:2] in ("</", "[/") else ""
+
+
+def _mark(text: str, first: bool) -> str:
+    """The mark beside the reasoning: in brackets, or a short line of words."""
+    marks = [mark for mark in marks_in(text) if mark[0] in "<[" and mark[-1] in ">]"]
+    if marks:
+        return marks[0 if first else -1]
+    line = text.strip()
+    return line if first and 0 < len(line) <= 40 else ""
+
+
