@@ -15,7 +15,7 @@ from .form_reading import CallReader, CallStart, Run
 from .forms import Form, bare_openings
 from .generated import InvalidCall, ToolCall
 from .grammar import Grammar
-from .hand_forms import GENERIC
+from .hand_forms import GENERIC, grammar_form
 from .scanning import Marks
 
 _DOCUMENTS = {"schema": "a JSON document", "tools_or_schema": "a call or JSON document"}
@@ -109,10 +109,11 @@ class AnswerParser:
         self._sure = grammar is not None and grammar.has_calls
         if not tools or (grammar is not None and not grammar.has_calls):
             form = None
-        self._form = form.for_grammar() if form and self._sure else form
+        self._form = grammar_form(form) if form and self._sure else form
         self._own = form
         self._tools, self._thinking = tools, thinking
-        self._bare = bare_openings(form, tools) if form and not self._sure else ()
+        free = grammar is None or grammar.kind == "tools_or_text"
+        self._bare = bare_openings(form, tools) if form and free else ()
         self._words = form.words if form else ""
         self._state: Literal["text", "reasoning", "call"] = "text"
         if thinking is not None and thinking.opened:
@@ -244,7 +245,8 @@ class AnswerParser:
 
     def _enter_call(self, mark: str) -> None:
         self._behind = self._state
-        free = self._behind == "reasoning"
+        # No grammar holds what stands in reasoning, or has no marks.
+        free = self._behind == "reasoning" or not mark
         form = (self._own if free else self._form) or GENERIC
         self._reader = CallReader(form, self._tools, sure=self._sure and not free)
         self._mark, self._state = mark, "call"

@@ -68,7 +68,9 @@ class CallReader:
         self._names = sorted(self._parameters, key=len, reverse=True)
         self._longest = max((len(name) for name in self._names), default=0)
         self._source = TextSource()
-        self._sure = sure and form.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
+        holes = [piece for piece in form.call if isinstance(piece, Hole)]
+        # An id behind the arguments comes too late for who is told of them as they come.
+        self._sure = sure and holes[-1:] == [Hole.ARGUMENTS]
         self._ids: set[str] = set()
         self._steps = self._read()
         self._events: list[CallStart | CallPiece] = []
@@ -188,6 +190,8 @@ class CallReader:
     def _tail(self) -> Steps[bool]:
         """Take what closes calls; whether anything did, or nothing has to."""
         marks, closed = self._form.tail_marks, not self._form.tail_marks
+        if self._sure and self._form.end.lstrip().startswith("]"):
+            marks = ("]", *marks)
         if self._open_list:
             closed = False
         taken = True
@@ -375,7 +379,7 @@ class CallReader:
         source.hungry = False
         for mark in marks_in(lead):
             yield from source.take(mark)
-        begun, text = "", None
+        begun, text, quoted = "", None, False
         for index, piece in enumerate(form.call):
             if isinstance(piece, str):
                 for mark in marks_in(piece):
@@ -384,9 +388,11 @@ class CallReader:
                 source.hungry = True
                 quoted = piece.endswith('"')
             elif piece is Hole.NAME:
-                name = yield from source.quoted() if quoted else self._name() or ""
+                name = (yield from source.quoted() if quoted else self._name()) or ""
             elif piece is Hole.ARGUMENTS:
-                begun = new_call_id()
+                begun = self._own_id(name, own) or new_call_id()
+                if begun in self._ids:
+                    begun = new_call_id()
                 self._events.append(CallStart(begun, name))
                 yield from source.space()
                 self._open, self._told = begun, source.at

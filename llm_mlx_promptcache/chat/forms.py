@@ -146,6 +146,7 @@ class Form:
     `id` says how a call's own id is written: empty where the text has none, else pieces (Kimi's
     `functions.` NAME `:` COUNT). `optional` are marks that may stand before a call that has none
     of its own (Llama's python_tag). `parallel` is False where a template shows one call only.
+    `special` are the marks that are single tokens, with their ids, once the engine has looked.
     `words` is a mark that stands in front of an answer's words, and is none of them.
     """
 
@@ -162,6 +163,7 @@ class Form:
     parallel: bool = True
     input: Input = field(default_factory=Input)
     native: bool = True
+    special: tuple[tuple[str, int], ...] = ()
     channels: Channels | None = None
 
     @property
@@ -207,6 +209,12 @@ class Form:
         if not found and self.lead.strip(_BRACKETS):
             found = [self.lead.strip().partition("\n")[0]]
         return tuple(found)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a mark begins all calls, so that a grammar can tell them from text."""
+        lead = self.start + self.head
+        return bool(self.openings) and not self.optional and self.openings[0] in lead
 
     @property
     def literals(self) -> Iterator[str]:

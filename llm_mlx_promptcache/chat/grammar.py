@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from .call_forms import CallForm
 from .checks import check_json
+from .forms import Form, Hole, Layout
+from .hand_forms import grammar_form
 from .schema_caps import Caps, capped
 from .tool_schemas import canonical_tools
 
@@ -50,7 +51,7 @@ class GrammarError(ValueError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer may be; `text` is llguidance's, made for one `CallForm` where there are tools.
+    """What an answer may be; `text` is llguidance's, made for one `Form` where there are tools.
 
     Grammars with schemas are not the conversation's text, but no repr needs them either.
     """
@@ -100,7 +101,7 @@ def regex_grammar(pattern: str, *, longest: int = 4096) -> Grammar:
 def tool_grammar(
     tools: Sequence[Mapping[str, Any]],
     choice: str | Literal[True] | None,
-    form: CallForm,
+    form: Form,
     *,
     calls: int = 1,
     schema: Mapping[str, Any] | None = None,
@@ -113,22 +114,24 @@ def tool_grammar(
     """
     if calls < 1:
         raise GrammarError(f"the limit of calls is {calls}; give 1 or more")
-    form = form.for_grammar()
+    form = grammar_form(form)
     allowed = _chosen(tools, choice, form)
-    rules = _call_rules(allowed, form, caps)
-    more = f' ("\\n" call){{0,{calls - 1}}}' if calls > 1 else ""
+    rules = _call_rules(allowed, form, caps, calls)
+    lead = form.start + form.head
     if isinstance(choice, str) or choice is True:
-        return _tools("tools", f"start: call{more}", rules)
+        return _tools("tools", f"start: {_literal(lead, form)} calls", rules)
     if schema is not None:
         document = f"document: %json {_json(schema, caps, 'schema')}"
-        return _tools("tools_or_schema", f"start: call{more} | document\n{document}", rules)
-    mark = _mark(form.start, form)
-    if form.start in dict(form.special):
-        head = f"said: TEXT {mark}"
+        start = f"start: {_literal(lead, form)} calls | document\n{document}"
+        return _tools("tools_or_schema", start, rules)
+    mark = form.openings[0]
+    before, _, rest = lead.partition(mark)
+    if mark in dict(form.special):
+        head = f"said: TEXT {_literal(mark, form)}"
     else:
         # Lazy: text ends at the first mark, so none can hide in it.
-        head = f"said[lazy]: /(?s:.*)/ {mark}"
-    start = f"start: TEXT | said body{more}\n{head}\nTEXT: /(?s:.*)/"
+        head = f"said[lazy]: /(?s:.*)/ {_literal(mark, form)}"
+    start = f"start: TEXT | said {_literal(rest, form)} calls\n{head}\nTEXT: /(?s:.*)/"
     return _tools("tools_or_text", start, rules)
 
 
@@ -137,7 +140,7 @@ def _tools(kind: Kind, start: str, rules: list[str]) -> Grammar:
 
 
 def _chosen(
-    tools: Sequence[Mapping[str, Any]], choice: str | bool | None, form: CallForm
+    tools: Sequence[Mapping[str, Any]], choice: str | bool | None, form: Form
 ) -> list[tuple[int, Mapping[str, Any]]]:
     """The tools that may be called, in canonical order, with their places in what was given."""
     if not tools:
@@ -152,7 +155,7 @@ def _chosen(
         known = ", ".join(names[:12])
         raise GrammarError(f"tool_choice is {choice[:64]!r}, which is no tool; use one of {known}")
     for name in names:
-        if form.style == "header" and not _HEADER_NAME.fullmatch(name):
+        if form.layout is Layout.HEADER and not _HEADER_NAME.fullmatch(name):
             raise GrammarError(
                 f"tools[{places[name]}].function.name is {name[:64]!r}, which this model can't"
                 " write; use letters, digits, _ and -"
@@ -163,41 +166,46 @@ def _chosen(
 
 
 def _call_rules(
-    allowed: list[tuple[int, Mapping[str, Any]]], form: CallForm, caps: Caps
+    allowed: list[tuple[int, Mapping[str, Any]]], form: Form, caps: Caps, calls: int
 ) -> list[str]:
-    bodies = [f"body_{number}" for number in range(len(allowed))]
-    rules = [f"call: {_mark(form.start, form)} body", f"body: {' | '.join(bodies)}"]
+    bodies = " | ".join(f"body_{number}" for number in range(len(allowed)))
+    again = _literal(form.between + form.head, form)
+    more = f" ({again} body){{0,{calls - 1}}}" if calls > 1 else ""
+    rules = [f"calls: body{more} {_literal(form.end, form)}", f"body: {bodies}"]
     for number, (place, function) in enumerate(allowed):
-        before, after = _around(str(function["name"]), form)
-        rules.append(f"body_{number}: {before} arguments_{number} {after}")
+        rules.append(f"body_{number}: {_body(str(function['name']), f'arguments_{number}', form)}")
         field = f"tools[{place}].function.parameters"
         parameters = _parameters(function.get("parameters"), field)
         rules.append(f"arguments_{number}: %json {_json(parameters, caps, field)}")
     return rules
 
 
-def _around(name: str, form: CallForm) -> tuple[str, str]:
-    """What stands between a call's mark and its arguments, and what behind them."""
-    end = _mark(form.end, form)
-    if form.style == "header":
-        return f"{_text(name)} {_mark('[ARGS]', form)}", end
-    if form.style == "kimi":
-        begin, middle, close = (
-            _mark(f"<|tool_call_{part}|>", form) for part in ("begin", "argument_begin", "end")
-        )
-        return f"{begin} {_text(f'functions.{name}:')} /[0-9]{{1,3}}/ {middle}", f"{close} {end}"
-    head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
-    if form.style == "list":
-        return _text(f"[{head}"), f"{_text('}]')} {end}"
-    return _text(f"\n{head}"), f"{_text('}' + chr(10))} {end}"
+def _body(name: str, arguments: str, form: Form) -> str:
+    """A call of one tool, behind the head."""
+    made, before = [], form.head
+    for piece in form.call[1:] if form.head else form.call:
+        if isinstance(piece, str):
+            made.append(_literal(piece, form))
+            before = piece
+        elif piece is Hole.NAME:
+            quoted = before.endswith('"')
+            made.append(_text(json.dumps(name, ensure_ascii=False)[1:-1] if quoted else name))
+        else:
+            made.append(arguments if piece is Hole.ARGUMENTS else _NUMBERS[piece])
+    return " ".join(made)
 
 
-def _mark(mark: str, form: CallForm) -> str:
-    """A mark as the model writes it: one special token, or text."""
-    if not mark:
-        return ""
-    special = dict(form.special).get(mark)
-    return _text(mark) if special is None else f"<[{special}]>"
+_NUMBERS = {Hole.COUNT: "/[0-9]{1,3}/", Hole.ID: "/[a-zA-Z0-9]{9}/"}
+
+
+def _literal(text: str, form: Form) -> str:
+    """Text as the model writes it: with its special tokens by their ids."""
+    special = dict(form.special)
+    if not special:
+        return _text(text) if text else ""
+    marks = "|".join(re.escape(mark) for mark in sorted(special, key=len, reverse=True))
+    parts = [part for part in re.split(f"({marks})", text) if part]
+    return " ".join(f"<[{special[p]}]>" if p in special else _text(p) for p in parts)
 
 
 def _text(text: str) -> str:

@@ -6,7 +6,10 @@ by a name.
 
 from __future__ import annotations
 
-from .forms import Form, Hole, Layout
+from collections.abc import Collection
+from dataclasses import replace
+
+from .forms import Channels, Form, Hole, Keys, Layout, Tags
 
 GENERIC = Form(
     Layout.OBJECT,
@@ -14,3 +17,92 @@ GENERIC = Form(
     between="\n",
     native=False,
 )
+
+_KIMI = Form(
+    Layout.HEADER,
+    (
+        "<|tool_call_begin|>functions.",
+        *(Hole.NAME, ":", Hole.COUNT, "<|tool_call_argument_begin|>", Hole.ARGUMENTS),
+        "<|tool_call_end|>",
+    ),
+    start="<|tool_calls_section_begin|>",
+    end="<|tool_calls_section_end|>",
+    id=("functions.", Hole.NAME, ":", Hole.COUNT),
+)
+_PYTHONIC = Form(
+    Layout.INLINE,
+    (Hole.NAME, "(", Hole.ARGUMENTS, ")"),
+    start="<|tool_call_start|>[",
+    between=", ",
+    end="]<|tool_call_end|>",
+    tags=Tags("", "=", "", '="', '"', ", "),
+)
+_LIST = ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}")
+_GRANITE = Form(Layout.OBJECT, _LIST, start="<|tool_call|>[", between=", ", end="]")
+_PHI = replace(_GRANITE, end="]<|/tool_call|>")
+_SARASHINA = replace(_GRANITE, start="<|tool_calls|>[")
+_MINIMAX = Form(
+    Layout.OBJECT, _LIST, start="<tool_calls>\n", between="\n", end="\n</tool_calls>"
+)
+_LLAMA = Form(
+    Layout.OBJECT,
+    ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),
+    keys=Keys(arguments=("parameters",)),
+    optional=("<|python_tag|>",),
+    parallel=False,
+)
+_HARMONY = Form(
+    Layout.HEADER,
+    (
+        "<|channel|>commentary to=functions.",
+        *(Hole.NAME, " <|constrain|>json<|message|>", Hole.ARGUMENTS),
+    ),
+    channels=Channels(
+        start="<|start|>",
+        channel="<|channel|>",
+        message="<|message|>",
+        ends=("<|end|>", "<|call|>", "<|return|>"),
+        recipient="to=functions.",
+        reasoning=("analysis",),
+        final="final",
+    ),
+    parallel=False,
+)
+# The first whose marks all stand in the vocabulary, or in what the template renders of tools.
+_BY_MARKS: tuple[tuple[tuple[str, ...], Form], ...] = (
+    (("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"), _KIMI),
+    (("<|tool_call_start|>", "<|tool_call_end|>"), _PYTHONIC),
+    (("<|tool_list_start|>",), _PYTHONIC),
+    (("<|tool_call|>", "<|/tool_call|>"), _PHI),
+    (("<|tool_call|>",), _GRANITE),
+    (("<|tool_calls|>",), _SARASHINA),
+    (("<|python_tag|>",), _LLAMA),
+    (("<tool_calls>", "</tool_calls>"), _MINIMAX),
+    (("<tool_call>", "</tool_call>"), replace(GENERIC, native=True)),
+)
+_CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>")
+
+
+def hand_form(learned: Form | None, vocabulary: Collection[str], rendered: str = "") -> Form:
+    """The form to use: what was learned, mended by hand where models write more than is shown.
+
+    `rendered` is what the template shows of tools; without all of these, the generic form.
+    """
+    if all(mark in vocabulary for mark in _CHANNEL_MARKS):
+        return _HARMONY
+    if learned is not None:
+        bare = not learned.openings and learned.layout is Layout.OBJECT
+        optional = ("<|python_tag|>",) if bare and "<|python_tag|>" in vocabulary else ()
+        return replace(learned, optional=optional) if optional else learned
+    for marks, form in _BY_MARKS:
+        if all(mark in vocabulary or mark in rendered for mark in marks):
+            return form
+    return GENERIC
+
+
+def grammar_form(form: Form) -> Form:
+    """The form that a grammar can hold the model to: this one, or else the generic one."""
+    json = form.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
+    if json and not form.keys.encoded and form.channels is None:
+        return form
+    return replace(GENERIC, special=form.special)

@@ -109,12 +109,12 @@ class TextSource:
         return text
 
     def quoted(self) -> Steps[str]:
-        """Pass the rest of a JSON string and its quote; what it says."""
+        """Pass the rest of a JSON string, up to its quote; what it says."""
         start = at = self.at
         while (end := _quote_end(self.text, at)) < 0 and not self.closed:
             yield
-        self.at = len(self.text) if end < 0 else end
-        text = self.text[start : self.at].removesuffix('"')
+        self.at = len(self.text) if end < 0 else end - 1
+        text = self.text[start : self.at]
         try:
             return str(json.loads(f'"{text}"'))
         except ValueError:

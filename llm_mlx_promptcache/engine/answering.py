@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..chat.tools import Answer, Collector
+from ..chat.answer_parser import Answer, AnswerParser
 from .chat_tokenizer import TemplateTokenizer
 from .preparing import Prepared
 from .request import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
@@ -34,7 +34,7 @@ class Answering:
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.text.detokenizer()
         self._stopping = StopText(prepared.request.stop)
-        self._collector = Collector(
+        self._parser = AnswerParser(
             prepared.form,
             prepared.request.tools,
             grammar=prepared.grammar,
@@ -63,14 +63,14 @@ class Answering:
         if token in self._tokenizer.stop_ids:
             self._reason, self.ended = "stop", True
             return
-        self._reasoning += self._collector.reasons
+        self._reasoning += self._parser.reasons
         yield from self._show(self._detokenizer.add(token))
 
     def finish(self, whole: bool, measured: Measured) -> Iterator[Event]:
         """What still waits, and `Finished`; `whole`: a grammar could end here."""
         yield from self._show(self._detokenizer.finish(), last=True)
         whole = whole if self._prepared.grammar is not None else self._reason == "stop"
-        parts, answer = self._collector.finish(whole and not self._stopping.hit)
+        parts, answer = self._parser.finish(whole and not self._stopping.hit)
         yield from parts
         yield self._finished(answer, measured)
 
@@ -80,7 +80,7 @@ class Answering:
             self._reason, self.ended = "stop", True
         if shown:
             self._raw.append(shown)
-            yield from self._collector.feed(shown)
+            yield from self._parser.feed(shown)
 
     def _finished(self, answer: Answer, measured: Measured) -> Finished:
         now = time.perf_counter()
@@ -102,6 +102,7 @@ class Answering:
             fingerprint=measured.fingerprint,
             reasoning=answer.reasoning,
             tool_calls=answer.calls,
+            invalid_calls=answer.invalid,
             cut="" if answer.cut is None else answer.cut.what,
             stopped_by=self._stopping.found,
             rendered=self._prepared.transcript.rendered,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..chat.call_forms import CallForm, form_of, plain_turns, tool_prompt, with_instructions
+from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
+from ..chat.form_learning import NoForm, learn_form
+from ..chat.form_probes import TOOLS
+from ..chat.forms import Form, Reasoning, marks_in
+from ..chat.hand_forms import GENERIC, hand_form
+from ..chat.reasoning_learning import learn_reasoning
 from ..chat.template import ChatTemplate
 from ..chat.template_work import TooMuchWork
 from ..models.detokenizer import TextDecoder
@@ -34,9 +40,50 @@ class TemplateTokenizer:
         self._shows_tools = wrapper.has_tool_calling or "tools" in template
 
     @cached_property
-    def call_form(self) -> CallForm:
-        """How the model writes calls; found once, since it takes the whole vocabulary."""
-        return form_of(self._wrapper)
+    def call_form(self) -> Form:
+        """How the model writes calls: learned from its template once, or by hand."""
+        learned: Form | None = None
+        if self._wrapper.has_chat_template:
+            try:
+                learned = learn_form(self._probe)
+            except NoForm:
+                learned = None
+        form = hand_form(learned, self._vocabulary, self._shown_tools())
+        return replace(form, special=self._special([*form.literals, *GENERIC.literals]))
+
+    @cached_property
+    def reasoning(self) -> Reasoning | None:
+        """The marks round the model's reasoning; None where it has none."""
+        if not self._wrapper.has_chat_template:
+            return None
+        return learn_reasoning(self._probe, self._vocabulary, self.thinking_argument)
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return dict(self._inner.get_vocab())
+
+    def _probe(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
+        return self._apply(messages, arguments)
+
+    def _shown_tools(self) -> str:
+        """What the template shows of tools, and how it begins an answer."""
+        asked = [{"role": "user", "content": "?"}]
+        try:
+            return self._apply(asked, {"tools": TOOLS, "add_generation_prompt": True})
+        except Exception:
+            return ""
+
+    def _special(self, literals: Iterable[str]) -> tuple[tuple[str, int], ...]:
+        """The marks among `literals` that are single tokens which no text is encoded to."""
+        added = getattr(self._inner, "added_tokens_decoder", None) or {}
+        found: dict[str, int] = {}
+        for mark in [mark for literal in literals for mark in marks_in(literal)]:
+            token = self._vocabulary.get(mark)
+            # Grammars take every added token in pointed brackets for a special one.
+            special = getattr(added.get(token), "special", False)
+            if token in added and (special or (mark[0] == "<" and mark[-1] == ">")):
+                found[mark] = int(token)
+        return tuple(found.items())
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cache.identity import Identity, namespace_of
-from ..chat.call_forms import CallForm, Thinking, thinking_of
+from ..chat.call_forms import Thinking, thinking_of
+from ..chat.forms import Form
 from ..chat.grammar import (
     Caps,
     Grammar,
@@ -19,6 +20,7 @@ from ..chat.grammar import (
     schema_grammar,
     tool_grammar,
 )
+from ..chat.hand_forms import grammar_form
 from ..chat.messages import Message, check_messages
 from ..chat.transcript import Transcript, render
 
@@ -43,7 +45,7 @@ class Prepared:
     plain_namespace: str
     transcript: Transcript
     limit: int
-    form: CallForm | None = None
+    form: Form | None = None
     thinking: Thinking | None = None
     grammar: Grammar | None = None
 
@@ -64,7 +66,9 @@ def prepare(
     transcript = _transcript(request, tokenizer, identity.model)
     _check_ids(transcript, loaded)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
-    form = tokenizer.call_form if tools else None
+    own = tokenizer.call_form
+    # A model that writes in channels does so without tools too.
+    form = own if tools or own.channels is not None else None
     return Prepared(
         request,
         namespace,
@@ -72,8 +76,14 @@ def prepare(
         transcript,
         limit,
         form,
-        thinking_of(loaded.tokenizer, transcript.ids),
-        _grammar(request, form),
+        _thinking(tokenizer, transcript),
+        _grammar(request, own if tools else None),
+    )
+
+
+def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:
+    return thinking_of(
+        tokenizer.reasoning, transcript.ids, lambda mark: tokenizer.encode(mark)[0]
     )
 
 
@@ -144,7 +154,7 @@ def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
     return min(max_tokens, context - prompt)
 
 
-def _grammar(request: GenerationRequest, form: CallForm | None) -> Grammar | None:
+def _grammar(request: GenerationRequest, form: Form | None) -> Grammar | None:
     """What the answer is held to; None where it may be any text."""
     if request.warm:
         return None
@@ -155,7 +165,7 @@ def _grammar(request: GenerationRequest, form: CallForm | None) -> Grammar | Non
         if choice is None and request.tool_choice == "any":
             choice = True
         free = choice is None and schema is None
-        if free and form.for_grammar() is not form:
+        if free and (grammar_form(form) != form or not form.gated):
             # The model's own way of calling has no grammar, and is read as it comes.
             return None
         calls = 1 if request.tool else request.max_calls

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from ..chat.generated import Generated, ToolCall, nothing
+from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
 from ..chat.messages import Message
-from ..chat.tools import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
+from ..chat.answer_parser import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -241,6 +241,7 @@ class Finished(NamedTuple):
     fingerprint: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    invalid_calls: tuple[InvalidCall, ...] = ()
     cut: str = ""
     stopped_by: str = ""
     rendered: Mapping[str, Any] = nothing()

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..chat.generated import Generated, ToolCall
+from ..chat.generated import Generated, InvalidCall, ToolCall
 from ..chat.messages import Message
 from .request import (
     CallArguments,
@@ -36,6 +36,7 @@ _CLASSES: dict[str, Any] = {
         Finished,
         Generated,
         GenerationRequest,
+        InvalidCall,
         KVSettings,
         Logprob,
         Message,

@@ -9,22 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_mlx_promptcache.chat.call_forms import GENERIC, form_of, thinking_of
-from llm_mlx_promptcache.chat.generated import ToolCall
-from llm_mlx_promptcache.chat.grammar import json_object_grammar, regex_grammar, tool_grammar
-from llm_mlx_promptcache.chat.scanning import JsonValue, Marks, outside_strings
-from llm_mlx_promptcache.chat.tools import (
+from llm_mlx_promptcache.chat.answer_parser import (
+    AnswerParser,
     CallArguments,
     CallName,
-    Collector,
     CutShort,
     ReasoningDelta,
     TextDelta,
-    Thinking,
-    plain_turn,
-    tool_prompt,
 )
-
+from llm_mlx_promptcache.chat.call_forms import Thinking, plain_turn, thinking_of, tool_prompt
+from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Reasoning, Tags
+from llm_mlx_promptcache.chat.generated import InvalidCall, ToolCall
+from llm_mlx_promptcache.chat.grammar import json_object_grammar, regex_grammar, tool_grammar
+from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
+from llm_mlx_promptcache.chat.scanning import JsonValue, Marks, outside_strings
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -44,11 +42,11 @@ def call(city="Zürich", **more):
 
 def collect(text, form=GENERIC, tools=TOOLS, whole=True, size=1, **options):
     """Parts and answer of `text`, fed `size` characters at a time."""
-    collector = Collector(form, tools, **options)
+    parser = AnswerParser(form, tools, **options)
     parts = []
     for at in range(0, len(text), size):
-        parts += collector.feed(text[at : at + size])
-    last, answer = collector.finish(whole)
+        parts += parser.feed(text[at : at + size])
+    last, answer = parser.finish(whole)
     return [*parts, *last], answer
 
 
@@ -97,13 +95,13 @@ def test_text_before_calls_and_several_calls(grammar):
 
 
 def test_arguments_come_as_they_are_made_where_a_grammar_makes_them_sure():
-    collector = Collector(GENERIC, TOOLS, grammar=SURE)
-    parts = collector.feed('<tool_call>\n{"name": "weather", "arguments": {"city": "Pa')
+    parser = AnswerParser(GENERIC, TOOLS, grammar=SURE)
+    parts = parser.feed('<tool_call>\n{"name": "weather", "arguments": {"city": "Pa')
     assert isinstance(parts[0], CallName)
     assert parts[1].text == '{"city": "Pa'
-    assert collector.feed('ris"}')[0].text == 'ris"}'
-    assert collector.feed("}\n</tool_call>") == []
-    free = Collector(GENERIC, TOOLS)
+    assert parser.feed('ris"}')[0].text == 'ris"}'
+    assert parser.feed("}\n</tool_call>") == []
+    free = AnswerParser(GENERIC, TOOLS)
     assert free.feed('<tool_call>\n{"name": "weather", "arguments": {"city": "Pa') == []
 
 
