@@ -118,7 +118,9 @@ class AnswerParser:
         self._state: Literal["text", "reasoning", "call"] = "text"
         if thinking is not None and thinking.opened:
             self._state = "reasoning"
-        self._behind = self._state  # where a call stands, and what its text is if it is none
+        self._behind: Literal["text", "reasoning", "call"] = (
+            self._state
+        )  # where a call stands, and what its text is if it is none
         self._waiting = ""  # may be the beginning of a mark, or of a call without one
         self._spaces = ""  # shown only when something of the same kind follows
         self._after_mark = self._state == "reasoning"

@@ -104,13 +104,14 @@ def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
     if isinstance(value, (int, float)):
         whole = isinstance(value, int) or value.is_integer()
         return "integer" if whole and "integer" in kinds else "number"
-    return {str: "string", dict: "object", list: "array"}.get(type(value), "")
+    kinds_by_class = ((str, "string"), (Mapping, "object"), (list, "array"))
+    return next((kind for made, kind in kinds_by_class if isinstance(value, made)), "")
 
 
 class _PythonNames(ast.NodeTransformer):
     """JSON's words inside a Python literal."""
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - ast's own name
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         """A constant for `true`, `false` and `null`."""
         names = {"true": True, "false": False, "null": None}
         if node.id not in names:

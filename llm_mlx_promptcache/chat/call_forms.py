@@ -1,6 +1,5 @@
 """What a template shows of tools that it has no place for, and a model's marks of reasoning."""
 
-
 from __future__ import annotations
 
 import json
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from .forms import Reasoning
 from .tool_schemas import canonical_tools
+
 
 @dataclass(frozen=True)
 class Thinking:

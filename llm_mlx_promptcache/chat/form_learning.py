@@ -51,6 +51,8 @@ from .text_edges import common_end, common_start, from_edge, to_edge
 
 Apply = Callable[..., str]
 _BRACES = 12
+# Kimi's: the only place of a result's tool is its id.
+_NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
 # The dicts to try, the plainest first.
 _INPUTS = (
@@ -192,7 +194,9 @@ def _object_unit(
     name = text.find(f'"{call.name}"', start, end)
     if arguments is None or name < 0:
         return None
-    places = sorted([(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)])
+    places = sorted(
+        [(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)]
+    )
     (a, b, first), (c, d, second) = places
     return Unit(a, d, layout, (first, text[b:c], second), keys, arguments)
 
@@ -301,8 +305,7 @@ def _counted(
         # The id was `functions.NAME:0`: so the count stands right behind the name.
         middle = pieces[1]
         if isinstance(middle, str) and middle.startswith(":0") and head.endswith("functions."):
-            id = ("functions.", Hole.NAME, ":", Hole.COUNT)
-            return (head, Hole.NAME, ":", Hole.COUNT, middle[2:], *pieces[2:]), id
+            return (head, Hole.NAME, ":", Hole.COUNT, middle[2:], *pieces[2:]), _NAMED_ID
         return (head, *pieces), ()
     own = Hole.ID in pieces or bool(unit.keys.id)
     if two is not None and not own:
@@ -313,8 +316,7 @@ def _counted(
                 if at >= 0 and a[at].isdigit() and b[at].isdigit():
                     made = (*pieces[:index], a[:at], Hole.COUNT, a[at + 1 :], *pieces[index + 1 :])
                     named = index == 1 and a[:at] == ":" and head.endswith("functions.")
-                    id = ("functions.", Hole.NAME, ":", Hole.COUNT) if named else ()
-                    return (head, *made), id
+                    return (head, *made), _NAMED_ID if named else ()
     return (head, *pieces), ((Hole.ID,) if own else ())
 
 
@@ -424,9 +426,7 @@ def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> F
     pieces[at - 1] = before.removesuffix(tags.opening)
     foot = pieces[at + 1] if at + 1 < len(pieces) else ""
     assert isinstance(foot, str)
-    foot = foot.removeprefix(tags.string_closing).removeprefix(
-        tags.string_closing.rstrip()
-    )
+    foot = foot.removeprefix(tags.string_closing).removeprefix(tags.string_closing.rstrip())
     pieces[at + 1 :] = [foot.lstrip()]
     return replace(form, layout=layout, call=tuple(p for p in pieces if p != ""), tags=tags)
 
@@ -473,7 +473,9 @@ def _encoding(probe: Probe, given: Input) -> Strings:
         return Strings.JSON
     if repr(ODD)[1:-1] in text:
         return Strings.PYTHON
-    return Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
+    return (
+        Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
+    )
 
 
 def _wrap(probe: Probe, given: Input, tags: Tags) -> tuple[str, str]:

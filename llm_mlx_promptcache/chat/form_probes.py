@@ -19,7 +19,7 @@ ARGUMENTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"alpha_key": "Xeroxword", "beta_key": "Yonkersword"},
 )
 NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
-ODD = "a \"b\" c's \\d & <e>\n\u00e9f"
+ODD = 'a "b" c\'s \\d & <e>\n\u00e9f'
 _RESULT = "Resultquark"
 THOUGHT = "Ponderquark"
 # The fields by which templates know an answer's reasoning.
@@ -122,9 +122,7 @@ class Probe:
         except Refused:
             return None
 
-    def _remembered(
-        self, key: str, messages: list[dict[str, Any]], prompt: bool
-    ) -> str | None:
+    def _remembered(self, key: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:
         if key not in self._known:
             try:
                 self._known[key] = self._render(messages, prompt)
@@ -141,12 +139,10 @@ class Probe:
         self.renderings += 1
         asked = [{"role": "user", "content": ASK}, *messages]
         try:
-            text = self._apply(
-                asked, tools=TOOLS, add_generation_prompt=prompt, **arguments
-            )
+            text = self._apply(asked, tools=TOOLS, add_generation_prompt=prompt, **arguments)
         except Exception as error:
             raise Refused(type(error).__name__) from None
-        before, found, after = text.rpartition(ASK)
+        _, found, after = text.rpartition(ASK)
         if not found:
             raise Refused("the user's words are not shown")
         return after

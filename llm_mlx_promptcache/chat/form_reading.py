@@ -25,7 +25,7 @@ _ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _NAMED = re.compile(r"[\"'](?:name|tool_name)[\"']\s*:\s*[\"']([^\"'\\]{1,128})[\"']")
 # Some templates write nothing where a call has no arguments.
-_NOTHING = re.compile(r"(:\s*)(\}+\s*)$")
+_NOTHING = re.compile(r"(\"(?:arguments|parameters)\"\s*:\s*)(\}+\s*)$")
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LONGEST = 128
@@ -128,7 +128,10 @@ class CallReader:
             run.taken = source.at
             if source.at == len(source.text) and source.closed:
                 break
-        if not closed and source.cut and source.ended_at(run.taken):
+        rest = source.text[run.taken :].strip()
+        tags = self._form.tags
+        ends = (*self._form.tail_marks, "]", tags.opening if tags else "")
+        if not closed and source.cut and any(end.startswith(rest) for end in ends):
             # Its end is missing: more may have been to come.
             run.calls.pop()
             run.cut = True
@@ -181,7 +184,9 @@ class CallReader:
         """Whether a call may follow one without marks of its own: only inside a section."""
         form = self._form
         objects = form.layout in (Layout.OBJECT, Layout.KEYED)
-        if form.layout is Layout.INLINE or not marks_in(form.head.partition("{")[0] if objects else form.head):
+        if form.layout is Layout.INLINE or not marks_in(
+            form.head.partition("{")[0] if objects else form.head
+        ):
             for mark in (",", ";"):
                 yield from self._source.take(mark)
             return True
@@ -283,7 +288,7 @@ class CallReader:
     def _objects(self) -> Steps[list[ToolCall | InvalidCall] | None]:
         """Calls as JSON, one object or a list of them; None where it is something else."""
         source = self._source
-        self._open_list = (yield from source.take("["))
+        self._open_list = yield from source.take("[")
         found: list[ToolCall | InvalidCall] = []
         while True:
             yield from source.space()
@@ -291,10 +296,11 @@ class CallReader:
                 break
             start = source.at
             text = yield from source.value()
-            if text is None:
-                one = None if source.cut else self._broken(start)
-            else:
+            one: ToolCall | InvalidCall | None = None
+            if text is not None:
                 one = self._from_text(text)
+            elif not source.cut:
+                one = self._broken(start)
             if one is None:
                 if not found:
                     return None
@@ -383,9 +389,10 @@ class CallReader:
         for index, piece in enumerate(form.call):
             if isinstance(piece, str):
                 for mark in marks_in(piece):
-                    if not (yield from source.take(mark)) and index == 0:
+                    taken = yield from source.take(mark)
+                    if not taken and not source.hungry and index == 0:
                         return None
-                source.hungry = True
+                    source.hungry = True
                 quoted = piece.endswith('"')
             elif piece is Hole.NAME:
                 name = (yield from source.quoted() if quoted else self._name()) or ""
@@ -432,6 +439,16 @@ def _object(text: str) -> dict[str, Any] | None:
         except ValueError:
             return None
     return found if isinstance(found, dict) else None
+
+
+def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments that are one JSON object, or nothing; None where they can't be read."""
+    found = _as_arguments(text)
+    try:
+        check_json("a call's arguments", found or {})
+    except ValueError:
+        return None
+    return _fitted(found, schema)
 
 
 def _as_arguments(value: Any) -> dict[str, Any] | None:

@@ -1,12 +1,12 @@
-"""How a model writes calls of tools and its reasoning, as plain data.
+r"""How a model writes calls of tools and its reasoning, as plain data.
 
 Learned from the model's own template (`form_learning.py`) or written by hand for few families
 (`hand_forms.py`). Reader, grammar and prompt work from this one structure:
 
     start  call  between  call  end
 
-where a call is literals with holes: `<tool_call>\\n{"name": "` NAME `", "arguments": ` ARGUMENTS
-`}\\n</tool_call>`. Marks are text here; which of them are single tokens is the engine's to look up.
+where a call is literals with holes: `<tool_call>\n{"name": "` NAME `", "arguments": ` ARGUMENTS
+`}\n</tool_call>`. Marks are text here; which of them are single tokens is the engine's to look up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class Hole(Enum):
-    """What stands between the literals of a call; COUNT is a number that grows from call to call."""
+    """What stands between the literals of a call; COUNT grows by one from call to call."""
 
     NAME = "name"
     ARGUMENTS = "arguments"
@@ -227,7 +227,6 @@ class Form:
             yield from (tags.string_middle, tags.string_closing)
 
 
-
 def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """How an answer begins, without its spaces, that is calls with no marks around them.
 
@@ -252,7 +251,7 @@ _PAIRS = {"<": ">", "[": "]"}
 
 
 def marks_in(literal: str) -> tuple[str, ...]:
-    """The marks of a literal: `<tool_call>` and `<function=` of `<tool_call>\\n<function=`.
+    """The marks of a literal: `<tool_call>` and `<function=` of `<tool_call> <function=`.
 
     The beginning of an object or list, and single brackets, are no marks.
     """

@@ -125,7 +125,7 @@ def tool_grammar(
         start = f"start: {_literal(lead, form)} calls | document\n{document}"
         return _tools("tools_or_schema", start, rules)
     mark = form.openings[0]
-    before, _, rest = lead.partition(mark)
+    rest = lead.partition(mark)[2]
     if mark in dict(form.special):
         head = f"said: TEXT {_literal(mark, form)}"
     else:

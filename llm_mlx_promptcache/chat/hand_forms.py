@@ -41,9 +41,7 @@ _LIST = ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}")
 _GRANITE = Form(Layout.OBJECT, _LIST, start="<|tool_call|>[", between=", ", end="]")
 _PHI = replace(_GRANITE, end="]<|/tool_call|>")
 _SARASHINA = replace(_GRANITE, start="<|tool_calls|>[")
-_MINIMAX = Form(
-    Layout.OBJECT, _LIST, start="<tool_calls>\n", between="\n", end="\n</tool_calls>"
-)
+_MINIMAX = Form(Layout.OBJECT, _LIST, start="<tool_calls>\n", between="\n", end="\n</tool_calls>")
 _LLAMA = Form(
     Layout.OBJECT,
     ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),

@@ -44,9 +44,7 @@ class InlineArguments:
             source.at += 1
         return (yield from self._pairs(closer, self._schema, 0))
 
-    def _pairs(
-        self, closer: str, schema: Any, depth: int
-    ) -> Steps[dict[str, Any] | None]:
+    def _pairs(self, closer: str, schema: Any, depth: int) -> Steps[dict[str, Any] | None]:
         source = self._source
         found: dict[str, Any] = {}
         for _ in range(_MOST):
@@ -157,9 +155,7 @@ class InlineArguments:
             if not comma and self._tags.between.strip():
                 return False
             key = yield from self._key()
-            return bool(key) and (
-                (yield from source.take("=")) or (yield from source.take(":"))
-            )
+            return bool(key) and ((yield from source.take("=")) or (yield from source.take(":")))
         finally:
             source.at = start
 
@@ -177,7 +173,7 @@ class InlineArguments:
         while True:
             places = [at for one in nexts if (at := source.text.find(one, start)) >= 0]
             last = source.text.find(closer, start)
-            while last >= 0 and source.text[last + 1 : last + 2] in ("\"", "'", *_WORDS):
+            while last >= 0 and source.text[last + 1 : last + 2] in ('"', "'", *_WORDS):
                 last = source.text.find(closer, last + 1)
             places += [last] if last >= 0 else []
             if places and (source.closed or min(places) + 256 < len(source.text)):

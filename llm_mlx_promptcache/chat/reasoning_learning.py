@@ -84,7 +84,7 @@ def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
 
 
 def _opener(end: str) -> str:
-    """`<x>` for `</x>`: the mark that a closing one belongs to; nothing where that can't be told."""
+    """`<x>` for `</x>`: the mark that a closing one belongs to; empty where that can't be told."""
     return end[0] + end[2:] if end[:2] in ("</", "[/") else ""
 
 
@@ -95,5 +95,3 @@ def _mark(text: str, first: bool) -> str:
         return marks[0 if first else -1]
     line = text.strip()
     return line if first and 0 < len(line) <= 40 else ""
-
-

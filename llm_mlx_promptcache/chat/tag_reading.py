@@ -48,10 +48,13 @@ class TagArguments:
     def _value(self, key: str, found: dict[str, Any]) -> Steps[bool]:
         source, tags = self._source, self._tags
         schema = property_schema(self._schema, key)
-        middles = {(tags.string_middle, tags.string_closing): True}
-        middles.setdefault((tags.middle, tags.closing), False)
-        for (middle, closing), is_string in middles.items():
-            closing = closing.replace(KEY, key)
+        middles = [(tags.string_middle, tags.string_closing), (tags.middle, tags.closing)]
+        # Where strings have marks of their own, the marks say what the value is.
+        told = middles[0] != middles[1]
+        is_string: bool | None = None
+        for middle, mark in middles:
+            closing = mark.replace(KEY, key)
+            is_string = (middle, mark) == middles[0] if told else None
             if (yield from source.exactly(middle)):
                 text = yield from self._until(closing, exact=True)
                 break
@@ -62,9 +65,7 @@ class TagArguments:
             return False
         if text is None:
             return False
-        # Where strings have marks of their own, the marks say what the value is.
-        told = len(middles) > 1
-        found[key] = self._read(text, schema, is_string if told else None)
+        found[key] = self._read(text, schema, is_string)
         return True
 
     def _until(self, closing: str, exact: bool) -> Steps[str | None]:
@@ -82,7 +83,11 @@ class TagArguments:
         if source.cut:
             return None
         # Its mark was left out: it ends where the next one begins.
-        ends = [at for mark in (self._opening, *self._ends) if (at := source.text.find(mark, start)) >= 0]
+        ends = [
+            at
+            for mark in (self._opening, *self._ends)
+            if (at := source.text.find(mark, start)) >= 0
+        ]
         if not ends:
             return None
         source.at = min(ends)
@@ -143,6 +148,8 @@ def _trimmed(text: str) -> str:
 def _first_mark(tags: Tags) -> str:
     """What ends a key: what its middles have in common."""
     a, b = tags.middle.strip(), tags.string_middle.strip()
-    size = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    size = next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
     shared = a[:size] or a
     return marks_in(shared)[0] if marks_in(shared) else shared

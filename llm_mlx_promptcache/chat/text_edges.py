@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_PAIRS = ("<>", "[]")
+_PAIRS = (("<", ">"), ("[", "]"))
 
 
 def common_start(a: str, b: str) -> str:

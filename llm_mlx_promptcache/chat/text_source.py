@@ -36,10 +36,6 @@ class TextSource:
         """No more comes; `whole`: it ended by itself."""
         self.closed, self.cut = True, not whole
 
-    def ended_at(self, at: int) -> bool:
-        """Whether nothing but white space stands behind `at`."""
-        return self.closed and not self.text[at:].strip()
-
     def need(self, size: int) -> Steps[bool]:
         """Wait until `size` characters stand behind the place; False where there are fewer."""
         while len(self.text) - self.at < size:

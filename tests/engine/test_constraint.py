@@ -2,19 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from askers import MAGIC
 
-from llm_mlx_promptcache.chat.call_forms import (
-    GENERIC,
-    CallForm,
-    Thinking,
-    form_of,
-    thinking_of,
-)
+from llm_mlx_promptcache.chat.answer_parser import AnswerParser, CallName, TextDelta
+from llm_mlx_promptcache.chat.call_forms import Thinking
+from llm_mlx_promptcache.chat.forms import Form, Layout
 from llm_mlx_promptcache.chat.grammar import (
     Caps,
     Grammar,
@@ -23,7 +20,8 @@ from llm_mlx_promptcache.chat.grammar import (
     schema_grammar,
     tool_grammar,
 )
-from llm_mlx_promptcache.chat.tools import CallName, Collector, TextDelta
+from llm_mlx_promptcache.chat.hand_forms import GENERIC
+from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.constraint import (
     Constraint,
     ConstraintError,
@@ -137,9 +135,9 @@ def test_a_random_model_writes_json_of_the_schema(speaker, seed, jump):
 def test_a_random_model_makes_the_call_that_is_asked_for(speaker, choice, seed):
     grammar = tool_grammar([OTHER, MAGIC], choice, GENERIC, calls=2, caps=CAPS)
     said = speaker.say(speaker.constraint(grammar), seed)
-    collector = Collector(GENERIC, [OTHER, MAGIC], grammar=grammar)
-    parts = [part for piece in speaker.pieces(said) for part in collector.feed(piece)]
-    last, answer = collector.finish(whole=True)
+    parser = AnswerParser(GENERIC, [OTHER, MAGIC], grammar=grammar)
+    parts = [part for piece in speaker.pieces(said) for part in parser.feed(piece)]
+    last, answer = parser.finish(whole=True)
     assert 1 <= len(answer.calls) <= 2
     assert not answer.text
     for call in answer.calls:
@@ -154,9 +152,9 @@ def test_a_random_model_writes_a_call_or_a_document(speaker, seed):
     schema = {"type": "object", "properties": {"done": {"type": "boolean"}}, "required": ["done"]}
     grammar = tool_grammar([MAGIC], None, GENERIC, schema=schema, caps=CAPS)
     said = speaker.say(speaker.constraint(grammar), seed)
-    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
-    collector.feed(speaker.text(said))
-    _, answer = collector.finish(whole=True)
+    parser = AnswerParser(GENERIC, [MAGIC], grammar=grammar)
+    parser.feed(speaker.text(said))
+    _, answer = parser.finish(whole=True)
     assert bool(answer.calls) != bool(answer.text)
     if answer.text:
         assert type(json.loads(answer.text)["done"]) is bool
@@ -179,9 +177,9 @@ def test_text_stays_text_until_a_call_begins(speaker):
         constraint.consume(token)
     assert not constraint.complete
     said = speaker.say(constraint, 0)
-    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
-    parts = collector.feed("Let me see. <tool_call>" + speaker.text(said))
-    _, answer = collector.finish(whole=True)
+    parser = AnswerParser(GENERIC, [MAGIC], grammar=grammar)
+    parts = parser.feed("Let me see. <tool_call>" + speaker.text(said))
+    _, answer = parser.finish(whole=True)
     assert parts[0] == TextDelta("Let me see.")
     assert [call.name for call in answer.calls] == ["magic"]
 
@@ -189,25 +187,27 @@ def test_text_stays_text_until_a_call_begins(speaker):
 @pytest.mark.parametrize("choice", [True, None])
 def test_marks_that_are_special_tokens(speaker, choice):
     special = (("<|im_start|>", 1), ("<|endoftext|>", 0))
-    form = CallForm("<|im_start|>", "<|endoftext|>", "json", GENERIC.parse, special)
+    call = ('<|im_start|>\n{"name": "', *GENERIC.call[1:-1], "}\n<|endoftext|>")
+    form = Form(Layout.OBJECT, call, special=special)
     grammar = tool_grammar([MAGIC], choice, form, caps=CAPS)
     constraint = speaker.constraint(grammar)
     if choice is None:
         constraint.consume(speaker.wrapper.encode("a", add_special_tokens=False)[0])
         constraint.consume(1)
     said = speaker.say(constraint, 0)
-    collector = Collector(form, [MAGIC], grammar=grammar)
+    parser = AnswerParser(form, [MAGIC], grammar=grammar)
     text = ("" if choice else "a<|im_start|>") + "".join(speaker.pieces(said))
-    collector.feed(text)
-    _, answer = collector.finish(whole=True)
+    parser.feed(text)
+    _, answer = parser.finish(whole=True)
     assert [call.name for call in answer.calls] == ["magic"]
     assert 0 in said
     assert said[-1] == 2
 
 
-def test_mlx_lms_tokenizer_tells_form_and_thinking(speaker):
-    assert form_of(speaker.wrapper) is GENERIC
-    assert thinking_of(speaker.wrapper, [1, 2]) is None
+def test_a_model_without_a_form_of_its_own_has_the_generic_one_and_no_thinking(speaker):
+    tokenizer = TemplateTokenizer(speaker.wrapper)
+    assert replace(tokenizer.call_form, special=()) == GENERIC
+    assert tokenizer.reasoning is None
 
 
 def test_forced_tokens_save_forwards_and_change_nothing(speaker):
@@ -310,10 +310,10 @@ def test_the_default_model_makes_a_forced_call(real_model_folder):
         [{"role": "user", "content": question}], add_generation_prompt=True
     )
     grammar = tool_grammar([MAGIC], "magic", GENERIC)
-    collector = Collector(GENERIC, [MAGIC], grammar=grammar)
+    parser = AnswerParser(GENERIC, [MAGIC], grammar=grammar)
     said = speaker.say(speaker.constraint(grammar), limit=40, prompt=prompt)
-    collector.feed(speaker.text(said))
-    _, answer = collector.finish(whole=said[-1] in speaker.stops)
+    parser.feed(speaker.text(said))
+    _, answer = parser.finish(whole=said[-1] in speaker.stops)
     assert [(call.name, dict(call.arguments)) for call in answer.whole().calls] == [
         ("magic", {"input": 3})
     ]

@@ -1,0 +1,163 @@
+"""Answers that are several messages with headers (harmony): reasoning, calls and text by channel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from .answer_parser import (
+    Answer,
+    AnswerParser,
+    CallArguments,
+    CallName,
+    CutShort,
+    Part,
+    ReasoningDelta,
+    TextDelta,
+)
+from .arguments import parameters_of
+from .call_forms import Thinking
+from .form_reading import new_call_id, read_object
+from .forms import Channels, Form
+from .generated import InvalidCall, ToolCall
+from .grammar import Grammar
+from .scanning import Marks
+
+_RECIPIENT = re.compile(r"to=([^\s<]{1,256})")
+_WORD = re.compile(r"\s*(\w{1,64})")
+
+
+class _State(Enum):
+    HEADER = "header"
+    TEXT = "text"
+    REASONING = "reasoning"
+    CALL = "call"
+
+
+def parser_of(
+    form: Form | None,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    grammar: Grammar | None = None,
+    thinking: Thinking | None = None,
+) -> AnswerParser | ChannelParser:
+    """The parser for an answer; a grammar leaves no room for headers, so it has none of them."""
+    if form is not None and form.channels is not None and grammar is None:
+        return ChannelParser(form.channels, tools)
+    return AnswerParser(form, tools, grammar=grammar, thinking=thinking)
+
+
+class ChannelParser:
+    """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header."""
+
+    def __init__(self, channels: Channels, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._channels = channels
+        self._parameters = parameters_of(tools)
+        self._state = _State.HEADER
+        self._waiting = ""
+        self._name = self._body = ""
+        self._said: dict[_State, list[str]] = {_State.TEXT: [], _State.REASONING: []}
+        self._apart = False
+        self._calls: list[ToolCall] = []
+        self._invalid: list[InvalidCall] = []
+
+    @property
+    def reasons(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state is _State.REASONING
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that `text` completes."""
+        parts: list[Part] = []
+        self._waiting += text
+        while self._waiting and self._step(parts):
+            pass
+        return parts
+
+    def finish(self, whole: bool) -> tuple[list[Part], Answer]:
+        """The last parts, and the answer; `whole`: the model ended it."""
+        parts: list[Part] = []
+        cut = None
+        if self._state is _State.CALL:
+            self._body += self._waiting
+            if whole:
+                self._end_call(parts)
+            else:
+                cut = CutShort("a call of a tool")
+        elif self._state is not _State.HEADER:
+            self._say(parts, self._waiting)
+        texts, thoughts = ("".join(self._said[s]) for s in (_State.TEXT, _State.REASONING))
+        return parts, Answer(texts, thoughts, tuple(self._calls), cut, tuple(self._invalid))
+
+    def _step(self, parts: list[Part]) -> bool:
+        """Take what can be taken of what waits; False when more text is needed first."""
+        if self._state is _State.HEADER:
+            return self._step_header()
+        channels = self._channels
+        before, mark, after = Marks([*channels.ends, channels.start]).split(self._waiting)
+        if self._state is _State.CALL:
+            self._body += before
+        else:
+            self._say(parts, before)
+        self._waiting = after
+        if mark is None:
+            return False
+        if self._state is _State.CALL:
+            self._end_call(parts)
+        self._state, self._apart = _State.HEADER, True
+        return True
+
+    def _step_header(self) -> bool:
+        channels = self._channels
+        header, found, rest = self._waiting.partition(channels.message)
+        if not found:
+            if self._may_be_header():
+                return False
+            # Words without a header are what the model has to say.
+            self._state = _State.TEXT
+            return True
+        self._waiting = rest
+        recipient = _RECIPIENT.search(header)
+        word = _WORD.match(header.partition(channels.channel)[2])
+        if recipient is not None:
+            self._state, self._body = _State.CALL, ""
+            self._name = recipient[1].removeprefix(channels.recipient.removeprefix("to="))
+        elif word is not None and word[1] in channels.reasoning:
+            self._state = _State.REASONING
+        else:
+            self._state = _State.TEXT
+        return True
+
+    def _may_be_header(self) -> bool:
+        channels, lead = self._channels, self._waiting.lstrip()
+        starts = (channels.channel, channels.start, channels.message, "to=")
+        return not lead or any(lead.startswith(s) or s.startswith(lead) for s in starts)
+
+    def _say(self, parts: list[Part], text: str) -> None:
+        said = self._said[self._state]
+        if not text:
+            return
+        if self._apart and said:
+            text = f"\n\n{text}"
+        self._apart = False
+        said.append(text)
+        thinks = self._state is _State.REASONING
+        parts.append(ReasoningDelta(text) if thinks else TextDelta(text))
+
+    def _end_call(self, parts: list[Part]) -> None:
+        name, id = self._name, new_call_id()
+        schema = self._parameters.get(name)
+        if schema is None:
+            self._invalid.append(InvalidCall(name, self._body, "no tool has this name", id))
+            return
+        arguments = read_object(self._body, schema)
+        if arguments is None:
+            error = "its arguments can't be read"
+            self._invalid.append(InvalidCall(name, self._body, error, id))
+            return
+        self._calls.append(ToolCall(name, arguments, id))
+        parts.append(CallName(id, name))
+        parts.append(CallArguments(id, json.dumps(arguments, ensure_ascii=False)))
