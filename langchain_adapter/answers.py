@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from llm_mlx_promptcache.engine.request import (
     CallArguments,
@@ -78,7 +78,12 @@ class Answer:
             tool_call(name=call.name, args=dict(call.arguments), id=call.id)
             for call in event.tool_calls
         ]
-        made = AIMessage(content=self._content(event), tool_calls=calls, **closing)
+        invalid = [
+            invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
+            for call in event.invalid_calls
+        ]
+        content = self._content(event)
+        made = AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **closing)
         return _in_blocks(made) if self.as_blocks else made
 
     def _check(self, event: Finished) -> None:

@@ -131,7 +131,8 @@ class CallReader:
         rest = source.text[run.taken :].strip()
         tags = self._form.tags
         ends = (*self._form.tail_marks, "]", tags.opening if tags else "")
-        if not closed and source.cut and any(end.startswith(rest) for end in ends):
+        unclear = run.calls and isinstance(run.calls[-1], InvalidCall)
+        if not closed and source.cut and (unclear or any(end.startswith(rest) for end in ends)):
             # Its end is missing: more may have been to come.
             run.calls.pop()
             run.cut = True

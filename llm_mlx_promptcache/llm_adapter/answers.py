@@ -102,6 +102,11 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
         told["namespace"] = event.namespace
     if event.stopped_by:
         told["stopped_by"] = event.stopped_by
+    if event.invalid_calls:
+        told["invalid_calls"] = [
+            {"name": call.name, "text": call.text, "error": call.error}
+            for call in event.invalid_calls
+        ]
     if question.lost_tools:
         told["lost_tools"] = list(question.lost_tools)
     return told
