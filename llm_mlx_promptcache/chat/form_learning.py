@@ -379,9 +379,11 @@ def _end(probe: Probe, after: str, given: Input) -> str:
         return after.partition(tail.strip())[0] if tail.strip() in after else ""
     if tail and after.endswith(tail):
         return after[: len(after) - len(tail)]
-    shared = common_end(after, tail)
-    # A turn that ends with a call may end with another mark, of which nothing is known.
-    return after[: len(after) - len(shared)] if not tail.strip() else after
+    # A turn that ends with a call may end with another mark, of which nothing is known; but what
+    # ends an answer or begins the next turn is no call's.
+    turns = [*marks_in(tail)[:1], *marks_in(probe.prompt() or "")]
+    places = [at for mark in turns if mark[0] == "<" and (at := after.find(mark)) >= 0]
+    return after[: min(places, default=len(after))]
 
 
 def _with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> Form:
@@ -426,7 +428,8 @@ def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> F
     pieces[at - 1] = before.removesuffix(tags.opening)
     foot = pieces[at + 1] if at + 1 < len(pieces) else ""
     assert isinstance(foot, str)
-    foot = foot.removeprefix(tags.string_closing).removeprefix(tags.string_closing.rstrip())
+    closing = tags.string_closing.replace(KEY, "beta_key")
+    foot = foot.removeprefix(closing).removeprefix(closing.rstrip())
     pieces[at + 1 :] = [foot.lstrip()]
     return replace(form, layout=layout, call=tuple(p for p in pieces if p != ""), tags=tags)
 

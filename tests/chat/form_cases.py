@@ -9,7 +9,7 @@ import chatlint.render
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
 from llm_mlx_promptcache.chat.form_learning import NoForm, learn_form
-from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs
+from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs, marks_in
 
 
 def tool(name, **properties):
@@ -33,6 +33,7 @@ TOOLS = [
         where={
             "type": "object",
             "properties": {"lat": NUMBER, "name": TEXT},
+            "additionalProperties": False,
         },
     ),
     tool("add_up", a=NUMBER, b=NUMBER),
@@ -88,7 +89,7 @@ STOPS = re.compile(
 
 
 # Of chatlint 0.1.2's templates, so many are read back exactly in all cases.
-LEAST_EXACT = 373
+LEAST_EXACT = 374
 
 
 def templates():
@@ -161,11 +162,17 @@ def answer_text(template, form, calls, tools, content=""):
         turns.append(head)
     except Exception:
         turns = turns[:1]
+    lead = (form.start + form.head).strip()
     whole = [turn for turn in turns if text.startswith(turn)]
-    text = text[max(map(len, whole), default=max(shared(turn, text) for turn in turns)) :]
+    cut = max(shared(turn, text) for turn in turns)
+    if not whole and text[cut - 1 : cut + 1].isalpha() and lead in text[cut:]:
+        # It asks for a call in a message of its own, which no other answer has.
+        text, whole, cut = text[text.index(lead) :], [], 0
+    text = text[max(map(len, whole), default=cut) :]
     if tail.strip() and text.endswith(tail):
         return text[: len(text) - len(tail)]
-    lead = (form.start + form.head).strip()
+    later = [at for mark in marks_in(turns[0]) if "<|" in mark and (at := text.find(mark)) > 0]
+    text = text[: min(later, default=len(text))]
     at = max(text.rfind(lead), 0) + len(lead)
     return text[:at] + STOPS.sub("", text[at:])
 
