@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from .answer_parser import (
+from .answer_parser import AnswerParser
+from .answer_parts import (
     Answer,
-    AnswerParser,
     CallArguments,
     CallName,
     CutShort,
@@ -20,7 +20,7 @@ from .answer_parser import (
 )
 from .arguments import parameters_of
 from .call_forms import Thinking
-from .form_reading import new_call_id, read_object
+from .call_objects import new_call_id, read_object
 from .forms import Channels, Form
 from .generated import InvalidCall, ToolCall
 from .grammar import Grammar

@@ -8,21 +8,15 @@ proved by reading back what the template writes of odd values. The idea is llama
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
-from .arguments import json_value
+from .call_units import Unit, find_call
 from .form_probes import (
     ANSWER,
     ARGUMENTS,
     FIELDS,
     ID,
     NAMES,
-    NUMBERS,
-    ODD,
     OTHER_ID,
     PROOF,
     THOUGHT,
@@ -33,24 +27,21 @@ from .form_probes import (
 )
 from .form_reading import CallReader
 from .forms import (
-    KEY,
     ArgumentsAs,
     ContentAs,
     Form,
     Hole,
     Input,
-    Keys,
     Layout,
+    NoForm,
     Piece,
-    Strings,
-    Tags,
     marks_in,
 )
 from .generated import ToolCall
+from .tag_learning import with_tags
 from .text_edges import common_end, common_start, from_edge, to_edge
 
 Apply = Callable[..., str]
-_BRACES = 12
 # Kimi's: the only place of a result's tool is its id.
 _NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
@@ -61,21 +52,6 @@ _INPUTS = (
     Input(ArgumentsAs.TEXT, named_ids=True),
     *(Input(arguments, follow=True) for arguments in ArgumentsAs),
 )
-
-
-class NoForm(ValueError):
-    """Why no form of calls could be learned from a template."""
-
-
-class Unit(NamedTuple):
-    """Where a call stands in a text: from its first hole to its last, and the pieces between."""
-
-    start: int
-    end: int
-    layout: Layout
-    pieces: tuple[Piece, ...]
-    keys: Keys = Keys()
-    arguments: tuple[int, int] = (0, 0)
 
 
 def learn_form(apply: Apply) -> Form:
@@ -104,13 +80,13 @@ def learn_form(apply: Apply) -> Form:
 
 
 def _learned(probe: Probe, given: Input, one: str) -> Form:
-    unit = _unit(one, Call(NAMES[0], ARGUMENTS[0], ID), given)
+    unit = find_call(one, Call(NAMES[0], ARGUMENTS[0], ID), given)
     if unit is None:
         raise NoForm("a call's name and arguments are not found in what is shown")
     two = _two(probe, given)
     form = _framed(probe, given, one, unit, two)
     if unit.layout in (Layout.TAGS, Layout.INLINE):
-        form = _with_tags(probe, given, form, one, unit)
+        form = with_tags(probe, given, form, one, unit)
     return form
 
 
@@ -124,137 +100,9 @@ def _two(probe: Probe, given: Input) -> tuple[str, Unit, Unit] | None:
     if ARGUMENTS[1]["alpha_key"] not in text:
         return None
     cut = text.find(ARGUMENTS[1]["alpha_key"])
-    first = _unit(text[:cut], calls[0], given, text) or _unit(text, calls[0], given)
-    second = _unit(text, calls[1], given, start=first.end if first else 0)
+    first = find_call(text[:cut], calls[0], given, text) or find_call(text, calls[0], given)
+    second = find_call(text, calls[1], given, start=first.end if first else 0)
     return (text, first, second) if first and second and second.start >= first.end else None
-
-
-def _unit(
-    text: str, call: Call, given: Input, whole: str | None = None, start: int = 0
-) -> Unit | None:
-    """The call in `text`; objects may reach into `whole`, of which `text` is the beginning."""
-    value = text.find(call.arguments["alpha_key"], start)
-    if value < 0:
-        return None
-    whole = text if whole is None else whole
-    found = _in_json(whole, call, value, start)
-    if found is None:
-        found = _in_tags(whole, call, value, start)
-    if found is None:
-        return None
-    return _with_id(whole, found, call, given, start)
-
-
-def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
-    """The call where its arguments are JSON: the largest object that is the call, or a header."""
-    arguments: tuple[int, int] | None = None
-    best: Unit | None = None
-    at = value
-    for _ in range(_BRACES):
-        at = text.rfind("{", start, at)
-        if at < 0:
-            break
-        try:
-            found, end = json.JSONDecoder(strict=False).raw_decode(text, at)
-        except ValueError:
-            continue
-        if end <= value or not isinstance(found, dict):
-            continue
-        if found == call.arguments:
-            arguments = (at, end)
-            continue
-        keys = _keys(found, call)
-        if keys is None and found == {call.name: call.arguments}:
-            best = _object_unit(text, at, end, call, arguments, Layout.KEYED, Keys())
-        elif keys is not None:
-            best = _object_unit(text, at, end, call, arguments, Layout.OBJECT, keys)
-    if best is not None or arguments is None:
-        return best
-    name = text.rfind(call.name, start, arguments[0])
-    if name < 0:
-        return None
-    middle = text[name + len(call.name) : arguments[0]]
-    pieces = (Hole.NAME, middle, Hole.ARGUMENTS)
-    return Unit(name, arguments[1], Layout.HEADER, pieces, arguments=arguments)
-
-
-def _object_unit(
-    text: str,
-    start: int,
-    end: int,
-    call: Call,
-    arguments: tuple[int, int] | None,
-    layout: Layout,
-    keys: Keys,
-) -> Unit | None:
-    if arguments is None:
-        shown = json.dumps(json.dumps(call.arguments))
-        at = text.find(shown, start, end)
-        arguments = (at, at + len(shown)) if at >= 0 else None
-    name = text.find(f'"{call.name}"', start, end)
-    if arguments is None or name < 0:
-        return None
-    places = sorted(
-        [(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)]
-    )
-    (a, b, first), (c, d, second) = places
-    return Unit(a, d, layout, (first, text[b:c], second), keys, arguments)
-
-
-def _keys(found: Mapping[str, Any], call: Call) -> Keys | None:
-    """Where an object has name and arguments, themselves or one level deeper."""
-    for path, inner in [((), found), *(((k,), v) for k, v in found.items())]:
-        if not isinstance(inner, Mapping):
-            continue
-        names = [key for key, value in inner.items() if value == call.name]
-        for key, value in inner.items():
-            encoded = isinstance(value, str) and _is_text_of(value, call.arguments)
-            if names and (value == call.arguments or encoded):
-                ids = [(k,) for k, v in found.items() if v == call.id and k]
-                ids += [(*path, k) for k, v in inner.items() if v == call.id]
-                name, arguments = (*path, names[0]), (*path, key)
-                return Keys(name, arguments, ids[0] if ids else (), encoded)
-    return None
-
-
-def _is_text_of(text: str, arguments: Mapping[str, Any]) -> bool:
-    try:
-        return bool(json_value(text) == arguments)
-    except ValueError:
-        return False
-
-
-def _in_tags(text: str, call: Call, value: int, start: int) -> Unit | None:
-    """The call where each argument stands by itself, in the order that was given."""
-    key = text.rfind("alpha_key", start, value)
-    name = text.rfind(call.name, start, max(key, start))
-    last = text.find(call.arguments["beta_key"], value)
-    other = text.find("beta_key", value)
-    if not 0 <= name < key or not value < other < last:
-        return None
-    end = last + len(call.arguments["beta_key"])
-    inner = text[name + len(call.name) : key]
-    return Unit(name, end, Layout.TAGS, (Hole.NAME, inner, Hole.ARGUMENTS), arguments=(key, end))
-
-
-def _with_id(text: str, unit: Unit, call: Call, given: Input, start: int) -> Unit:
-    """The unit with the call's id as a hole, where it is shown beside the name."""
-    if given.named_ids or (unit.layout in (Layout.OBJECT, Layout.KEYED) and not unit.keys.id):
-        return unit
-    before = text.rfind(call.id, start, unit.start)
-    if before >= 0 and text.find(call.name, before, unit.start) < 0:
-        literal = text[before + len(call.id) : unit.start]
-        return unit._replace(start=before, pieces=(Hole.ID, literal, *unit.pieces))
-    inside = unit.pieces[1]
-    if isinstance(inside, str) and call.id in inside:
-        one, _, other = inside.partition(call.id)
-        first, last = unit.pieces[0], unit.pieces[-1]
-        return unit._replace(pieces=(first, one, Hole.ID, other, last))
-    after = text.find(call.id, unit.end)
-    if after >= 0 and after - unit.end < 40 and unit.layout is Layout.OBJECT:
-        literal = text[unit.end : after]
-        return unit._replace(end=after + len(call.id), pieces=(*unit.pieces, literal, Hole.ID))
-    return unit
 
 
 def _framed(
@@ -330,7 +178,7 @@ def _start(probe: Probe, given: Input, one: str, unit: Unit) -> str:
     starts = []
     beside = probe.beside(given)
     if beside is not None:
-        found = _unit(beside, Call(NAMES[0], ARGUMENTS[0], ID), given)
+        found = find_call(beside, Call(NAMES[0], ARGUMENTS[0], ID), given)
         words = beside.find(ANSWER)
         if found is not None and 0 <= words < found.start:
             behind = beside[words + len(ANSWER) : found.start]
@@ -384,113 +232,6 @@ def _end(probe: Probe, after: str, given: Input) -> str:
     turns = [*marks_in(tail)[:1], *marks_in(probe.prompt() or "")]
     places = [at for mark in turns if mark[0] == "<" and (at := after.find(mark)) >= 0]
     return after[: min(places, default=len(after))]
-
-
-def _with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> Form:
-    """The marks round each argument; strings and other values may have their own."""
-    call = Call(NAMES[0], ARGUMENTS[0], ID)
-    strings = _marks(one, unit, call)
-    numbers = Call(NAMES[0], NUMBERS, ID)
-    try:
-        text = probe.calls(given, [numbers])
-    except Refused:
-        text = ""  # it takes strings only
-    shown = Call(NAMES[0], {key: str(value) for key, value in NUMBERS.items()}, ID)
-    other_unit = _in_tags(text, shown, text.rfind(shown.arguments["alpha_key"]), 0)
-    if text and other_unit is None:
-        raise NoForm("arguments stand in another order, or are no text")
-    other = strings if other_unit is None else _marks(text, other_unit, shown)
-    opening = strings.opening
-    tags = Tags(
-        opening,
-        other.middle,
-        other.closing,
-        strings.middle,
-        strings.closing,
-        strings.between,
-    )
-    encoding = _encoding(probe, given)
-    quote = tags.string_middle.removeprefix(tags.middle)
-    inline = not tags.closing.strip()
-    if not inline and quote and tags.string_closing == quote + tags.closing:
-        # Quotes inside marks are how strings are written, not what parts them.
-        tags = replace(tags, string_middle=tags.middle, string_closing=tags.closing)
-    tags = replace(tags, strings=encoding, wrap=_wrap(probe, given, tags))
-    return _refitted(form, unit, tags, one, Layout.INLINE if inline else Layout.TAGS)
-
-
-def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> Form:
-    """The form with the arguments' own marks taken out of the literals beside them."""
-    pieces = list(form.call)
-    at = pieces.index(Hole.ARGUMENTS)
-    before = pieces[at - 1]
-    assert isinstance(before, str)
-    pieces[at - 1] = before.removesuffix(tags.opening)
-    foot = pieces[at + 1] if at + 1 < len(pieces) else ""
-    assert isinstance(foot, str)
-    closing = tags.string_closing.replace(KEY, "beta_key")
-    foot = foot.removeprefix(closing).removeprefix(closing.rstrip())
-    pieces[at + 1 :] = [foot.lstrip()]
-    return replace(form, layout=layout, call=tuple(p for p in pieces if p != ""), tags=tags)
-
-
-class _Marks(NamedTuple):
-    opening: str
-    middle: str
-    closing: str
-    between: str
-
-
-def _marks(text: str, unit: Unit, call: Call) -> _Marks:
-    """What stands round two arguments: each literal is found twice."""
-    one, two = call.arguments["alpha_key"], call.arguments["beta_key"]
-    first_key = unit.arguments[0]
-    first = text.find(one, first_key + len("alpha_key"))
-    second_key = text.find("beta_key", first + len(one))
-    second = text.find(two, second_key + len("beta_key"))
-    middle = text[first_key + len("alpha_key") : first]
-    if middle != text[second_key + len("beta_key") : second]:
-        raise NoForm("arguments are shown in different ways")
-    before = text[text.rfind(call.name, 0, first_key) + len(call.name) : first_key]
-    inner = text[first + len(one) : second_key]
-    after = text[second + len(two) :]
-    closed = inner.replace("alpha_key", KEY)
-    closing = to_edge(common_start(closed, after.replace("beta_key", KEY)))
-    if not closing.strip():
-        closing = closing if closing == closed else ""
-    rest = closed[len(closing) :]
-    opening = from_edge(common_end(before, rest))
-    return _Marks(opening, middle, closing, rest[: len(rest) - len(opening)])
-
-
-def _encoding(probe: Probe, given: Input) -> Strings:
-    """How the characters of a string are written."""
-    try:
-        text = probe.calls(given, [Call(NAMES[0], {"alpha_key": ODD}, ID)])
-    except Refused:
-        return Strings.RAW
-    dumped = (json.dumps(ODD)[1:-1], json.dumps(ODD, ensure_ascii=False)[1:-1])
-    if ODD in text:
-        return Strings.RAW
-    if any(one in text for one in dumped):
-        return Strings.JSON
-    if repr(ODD)[1:-1] in text:
-        return Strings.PYTHON
-    return (
-        Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
-    )
-
-
-def _wrap(probe: Probe, given: Input, tags: Tags) -> tuple[str, str]:
-    """What an odd string has round it that a plain one has not (XML's CDATA), or nothing."""
-    try:
-        text = probe.calls(given, [Call(NAMES[0], {"alpha_key": ODD}, ID)])
-    except Refused:
-        return ("", "")
-    before, found, after = text.partition(ODD)
-    opened = before.rpartition(tags.string_middle)[2] if tags.string_middle in before else ""
-    closed = after.partition(tags.string_closing)[0] if tags.string_closing.strip() else ""
-    return (opened, closed) if found and opened and closed else ("", "")
 
 
 def _proved(form: Form, probe: Probe) -> Form:

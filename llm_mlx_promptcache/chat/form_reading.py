@@ -7,12 +7,20 @@ text was cut into pieces changes nothing; each step takes text or ends, so it al
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .arguments import fitted, json_value, literal, parameters_of, property_schema
+from .arguments import parameters_of
+from .call_objects import (
+    NO_ARGUMENTS,
+    as_arguments,
+    first_of,
+    fitted_arguments,
+    new_call_id,
+    object_of,
+    value_at,
+)
 from .checks import check_json, check_text
 from .forms import Form, Hole, Layout, marks_in
 from .generated import InvalidCall, ToolCall
@@ -24,8 +32,6 @@ _NAME = re.compile(r"[^\s<>\[\](){}\"'=,|]{1,128}")
 _ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _NAMED = re.compile(r"[\"'](?:name|tool_name)[\"']\s*:\s*[\"']([^\"'\\]{1,128})[\"']")
-# Some templates write nothing where a call has no arguments.
-_NOTHING = re.compile(r"(\"(?:arguments|parameters)\"\s*:\s*)(\}+\s*)$")
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LONGEST = 128
@@ -273,7 +279,7 @@ class CallReader:
             if (yield from source.peek()) != "{":
                 return {} if (yield from self._closes()) else None
             text = yield from source.value()
-            return None if text is None else _fitted(_object(text), schema)
+            return None if text is None else fitted_arguments(object_of(text), schema)
         if self._form.layout is Layout.INLINE:
             return (yield from InlineArguments(source, tags, schema).read())
         ends = [*self._form.tail_marks, *self._form.lead_marks]
@@ -327,9 +333,9 @@ class CallReader:
         return InvalidCall(named[1], source.text[start:end], "its JSON does not end", new_call_id())
 
     def _from_text(self, text: str) -> ToolCall | InvalidCall | None:
-        found = _object(text)
-        if found is None and _NOTHING.search(text):
-            found = _object(_NOTHING.sub(r"\1{}\2", text))
+        found = object_of(text)
+        if found is None and NO_ARGUMENTS.search(text):
+            found = object_of(NO_ARGUMENTS.sub(r"\1{}\2", text))
         if found is None:
             named = _NAMED.search(text[:1024])
             if named is None or named[1] not in self._parameters:
@@ -343,23 +349,25 @@ class CallReader:
             [(name, arguments)] = found.items()
             if name in self._parameters and isinstance(arguments, Mapping):
                 return self._made(name, dict(arguments), "", text)
-        holder = _at(found, keys.name[:-1])
+        holder = value_at(found, keys.name[:-1])
         inner = found.get("function")
         for one in (holder, inner, found):
-            name = _first(one, (*keys.name[-1:], *_NAME_KEYS))
+            name = first_of(one, (*keys.name[-1:], *_NAME_KEYS))
             if isinstance(name, str) and name:
                 break
         else:
             return None
-        arguments = _at(found, keys.arguments)
+        arguments = value_at(found, keys.arguments)
         if arguments is None:
-            arguments = _first(one, (*keys.arguments[-1:], *_ARGUMENT_KEYS))
+            arguments = first_of(one, (*keys.arguments[-1:], *_ARGUMENT_KEYS))
         if name not in self._parameters:
             name = next((n for n in self._names if name.endswith((f".{n}", f":{n}"))), name)
-        own = _at(found, keys.id) if keys.id else None
-        read = _as_arguments(arguments)
+        own = value_at(found, keys.id) if keys.id else None
+        read = as_arguments(arguments)
         schema = self._parameters.get(name, {})
-        return self._made(name, _fitted(read, schema), own if isinstance(own, str) else "", text)
+        return self._made(
+            name, fitted_arguments(read, schema), own if isinstance(own, str) else "", text
+        )
 
     def _made(
         self, name: str, arguments: dict[str, Any] | None, own: str, text: str
@@ -411,7 +419,7 @@ class CallReader:
                 own = yield from source.match(_ID, _LONGEST)
         if text is None:
             return None
-        return [self._made(name, _object(text), begun, source.text[start : source.at])]
+        return [self._made(name, object_of(text), begun, source.text[start : source.at])]
 
     def _tell(self) -> None:
         """Hand out what has come of the arguments that are being read."""
@@ -421,59 +429,5 @@ class CallReader:
             self._told = followed
 
 
-def new_call_id() -> str:
-    """An id that no other call has."""
-    return f"call_{secrets.token_hex(12)}"
-
-
 def _continues(character: str) -> bool:
     return bool(character) and (character.isalnum() or character in "_-")
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    """The object that `text` is, as JSON or as Python writes it."""
-    try:
-        found = json_value(text)
-    except ValueError:
-        try:
-            found = literal(text)
-        except ValueError:
-            return None
-    return found if isinstance(found, dict) else None
-
-
-def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Arguments that are one JSON object, or nothing; None where they can't be read."""
-    found = _as_arguments(text)
-    try:
-        check_json("a call's arguments", found or {})
-    except ValueError:
-        return None
-    return _fitted(found, schema)
-
-
-def _as_arguments(value: Any) -> dict[str, Any] | None:
-    """A call's arguments: an object, one in a string, or nothing at all."""
-    if isinstance(value, str):
-        return _object(value) if value.strip() else {}
-    if value is None:
-        return {}
-    return dict(value) if isinstance(value, Mapping) else None
-
-
-def _fitted(arguments: dict[str, Any] | None, schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    if arguments is None:
-        return None
-    return {key: fitted(v, property_schema(schema, key)) for key, v in arguments.items()}
-
-
-def _at(value: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _first(value: Any, keys: Sequence[str]) -> Any:
-    if not isinstance(value, Mapping):
-        return None
-    return next((value[key] for key in keys if key in value), None)

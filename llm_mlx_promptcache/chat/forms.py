@@ -227,6 +227,10 @@ class Form:
             yield from (tags.string_middle, tags.string_closing)
 
 
+class NoForm(ValueError):
+    """Why no form of calls could be learned from a template."""
+
+
 def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """How an answer begins, without its spaces, that is calls with no marks around them.
 

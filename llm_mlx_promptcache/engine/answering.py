@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..chat.answer_parser import Answer
+from ..chat.answer_parts import Answer
 from ..chat.channel_parser import parser_of
 from .chat_tokenizer import TemplateTokenizer
 from .preparing import Prepared

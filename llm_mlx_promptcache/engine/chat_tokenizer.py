@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
-from ..chat.form_learning import NoForm, learn_form
+from ..chat.form_learning import learn_form
 from ..chat.form_probes import TOOLS
-from ..chat.forms import Form, Reasoning, marks_in
+from ..chat.forms import Form, NoForm, Reasoning, marks_in
 from ..chat.hand_forms import GENERIC, hand_form
 from ..chat.reasoning_learning import learn_reasoning
 from ..chat.template import ChatTemplate

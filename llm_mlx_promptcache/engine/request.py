@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from ..chat.answer_parser import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
+from ..chat.answer_parts import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
 from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
 from ..chat.messages import Message
 

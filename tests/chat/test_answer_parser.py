@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_mlx_promptcache.chat.answer_parser import (
-    AnswerParser,
+from llm_mlx_promptcache.chat.answer_parser import AnswerParser
+from llm_mlx_promptcache.chat.answer_parts import (
     CallArguments,
     CallName,
     CutShort,

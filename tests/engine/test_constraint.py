@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from askers import MAGIC
 
-from llm_mlx_promptcache.chat.answer_parser import AnswerParser, CallName, TextDelta
+from llm_mlx_promptcache.chat.answer_parser import AnswerParser
+from llm_mlx_promptcache.chat.answer_parts import CallName, TextDelta
 from llm_mlx_promptcache.chat.call_forms import Thinking
 from llm_mlx_promptcache.chat.forms import Form, Layout
 from llm_mlx_promptcache.chat.grammar import (

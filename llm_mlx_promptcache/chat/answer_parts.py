@@ -1,0 +1,77 @@
+"""The parts of an answer as they come, and the answer as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .generated import InvalidCall, ToolCall
+
+
+class TextDelta(NamedTuple):
+    """The next piece of the answer's text."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"TextDelta({len(self.text)} characters)"
+
+
+class ReasoningDelta(NamedTuple):
+    """The next piece of the reasoning."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"ReasoningDelta({len(self.text)} characters)"
+
+
+class CallName(NamedTuple):
+    """A call begins: its id, and the tool's name."""
+
+    id: str
+    name: str
+
+
+class CallArguments(NamedTuple):
+    """The next piece of a call's arguments, as JSON text; put together, one object."""
+
+    id: str
+    text: str
+
+    def __repr__(self) -> str:
+        return f"CallArguments({self.id!r}, {len(self.text)} characters)"
+
+
+Part = TextDelta | ReasoningDelta | CallName | CallArguments
+
+
+class CutShort(ValueError):
+    """The answer ended inside what only counts as a whole: a call, or a document."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the answer ended inside {what} (max_tokens or a stop string); raise max_tokens"
+        )
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer is, once it has ended; `calls` holds whole ones only.
+
+    `cut` is set where the answer ended inside a call or a document; `invalid` holds calls of no
+    tool there is, and those whose arguments can't be read, with their text.
+    """
+
+    text: str = field(repr=False)
+    reasoning: str = field(repr=False)
+    calls: tuple[ToolCall, ...] = ()
+    cut: CutShort | None = None
+    invalid: tuple[InvalidCall, ...] = ()
+
+    def whole(self) -> Answer:
+        """The answer itself; raises `cut` where there is one."""
+        if self.cut is not None:
+            raise self.cut
+        return self

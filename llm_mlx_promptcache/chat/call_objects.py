@@ -1,0 +1,73 @@
+"""Calls that are JSON objects: what they hold, as Python values."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .arguments import fitted, json_value, literal, property_schema
+from .checks import check_json
+
+# Some templates write nothing where a call has no arguments.
+NO_ARGUMENTS = re.compile(r"(\"(?:arguments|parameters)\"\s*:\s*)(\}+\s*)$")
+
+
+def new_call_id() -> str:
+    """An id that no other call has."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def object_of(text: str) -> dict[str, Any] | None:
+    """The object that `text` is, as JSON or as Python writes it."""
+    try:
+        found = json_value(text)
+    except ValueError:
+        try:
+            found = literal(text)
+        except ValueError:
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments that are one JSON object, or nothing; None where they can't be read."""
+    found = as_arguments(text)
+    try:
+        check_json("a call's arguments", found or {})
+    except ValueError:
+        return None
+    return fitted_arguments(found, schema)
+
+
+def as_arguments(value: Any) -> dict[str, Any] | None:
+    """A call's arguments: an object, one in a string, or nothing at all."""
+    if isinstance(value, str):
+        return object_of(value) if value.strip() else {}
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def fitted_arguments(
+    arguments: dict[str, Any] | None, schema: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Arguments with their values as the schema wants them."""
+    if arguments is None:
+        return None
+    return {key: fitted(v, property_schema(schema, key)) for key, v in arguments.items()}
+
+
+def value_at(value: Any, keys: Sequence[str]) -> Any:
+    """What stands under a path of keys; None where there is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def first_of(value: Any, keys: Sequence[str]) -> Any:
+    """The value under the first of `keys` that an object has."""
+    if not isinstance(value, Mapping):
+        return None
+    return next((value[key] for key in keys if key in value), None)
