@@ -52,7 +52,7 @@ def value_of(text: str, schema: Any) -> Any:
     Text that is no value of any type that is asked stays the text, for the tool to refuse.
     """
     kinds = kinds_of(schema)
-    if kinds == {"string"} or text in _choices(schema):
+    if text in _choices(schema):
         return text
     try:
         value = literal(text.strip())

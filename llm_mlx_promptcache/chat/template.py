@@ -99,8 +99,12 @@ def _now(form: str) -> str:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates get it: nothing that is None, and its reasoning by its two names."""
-    made = {key: _plain(value) for key, value in message.items() if value is not None}
+    """A message as templates get it: nothing that is None, and its reasoning by its two names.
+
+    The content beside calls may be None: some templates show calls only then.
+    """
+    none = {"content"} if message.get("tool_calls") else set()
+    made = {key: _plain(v) for key, v in message.items() if v is not None or key in none}
     found = (made[key] for key in _REASONING if made.get(key) is not None)
     reasoning = next(found, None)
     if reasoning is not None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
 from ..chat.form_learning import learn_form
 from ..chat.form_probes import TOOLS
-from ..chat.forms import Form, NoForm, Reasoning, marks_in
+from ..chat.forms import ContentAs, Form, NoForm, Reasoning, marks_in
 from ..chat.hand_forms import GENERIC, hand_form
 from ..chat.reasoning_learning import learn_reasoning
 from ..chat.template import ChatTemplate
@@ -101,7 +101,7 @@ class TemplateTokenizer:
             raise ValueError("the model has no chat template; use one made for chat (instruct)")
         arguments["add_generation_prompt"] = add_generation_prompt
         if self._shows_tools:
-            return self._apply(messages, arguments)
+            return self._apply([self._given(message) for message in messages], arguments)
         tools = arguments.pop("tools", None)
         plain = plain_turns(messages)
         if not tools:
@@ -113,6 +113,14 @@ class TemplateTokenizer:
         except Exception:
             # Some templates take no system message.
             return self._apply(with_instructions(plain, tool_prompt(tools), "user"), arguments)
+
+    def _given(self, message: dict[str, Any]) -> dict[str, Any]:
+        """An answer that is only calls, with the content that its template wants there."""
+        if not message.get("tool_calls") or message.get("content"):
+            return message
+        if self.call_form.input.content is ContentAs.NONE:
+            return {**message, "content": None}
+        return message
 
     def _apply(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
         arguments = dict(arguments)

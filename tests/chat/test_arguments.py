@@ -31,6 +31,7 @@ OPTIONAL_TEXT, OPTIONAL_WHOLE = {"anyOf": [TEXT, NULL]}, {"anyOf": [WHOLE, NULL]
         ('["a", null]', {"type": "array"}, ["a", None]),
         ("{'a': None}", {"type": "object"}, {"a": None}),
         ("1", {"enum": ["1", "2"]}, "1"),
+        ("null", {"enum": ["null", None]}, "null"),
         ("3", {}, 3),
         ("three", {}, "three"),
         ("__import__('os')", {}, "__import__('os')"),
