@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from .generated import canonical_json, nothing
 from .memo import Prefixes, memo_of
 from .messages import Message
-from .template_input import turns_of
+from .prompt import Mend, PromptForm, WordsLostError, fit, mended
 from .template_work import TemplateError, TooMuchWork
 
 __all__ = ["Boundary", "ChatTokenizer", "Clock", "Rendering", "TemplateError", "Transcript"]
@@ -32,6 +32,10 @@ class ChatTokenizer(Protocol):
     """What this room needs of a tokenizer and its chat template."""
 
     stop_ids: frozenset[int]
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """What the template has no place for."""
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
@@ -56,13 +60,15 @@ class Transcript(NamedTuple):
     """A conversation as the model reads it; `replayed` counts the answers kept by their ids.
 
     `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
-    the next turn is rendered with the same date and template arguments.
+    the next turn is rendered with the same date and template arguments. `mends` says what the
+    template has no place for, and where it stands instead.
     """
 
     ids: array[int]
     boundaries: tuple[Boundary, ...]
     replayed: int
     rendered: Mapping[str, Any] = nothing()
+    mends: frozenset[Mend] = frozenset()
 
     def __repr__(self) -> str:
         # Tokens are text to whoever has the tokenizer, so they are not shown.
@@ -92,18 +98,22 @@ class Rendering:
         self._arguments = arguments
         self._heads: dict[tuple[int, bool], str | None] = {}
         try:
-            self.turns, self.text = turns_of(messages, lambda made: self._apply(made, True))
+            made = fit(messages, arguments, self._prompt, tokenizer.prompt_form)
         except TooMuchWork:
             raise
+        except WordsLostError as error:
+            raise TemplateError(str(error)) from None
         except Exception as error:
             # `from None`: a template's traceback can show the conversation.
             raise TemplateError(_refusal(error, messages)) from None
+        self.turns, self.text, self.mends = made
         self._messages = [turn.message for turn in self.turns]
         self._heads[len(self.turns), True] = self.text
         self.sentinel = _sentinel(self.text)
         self.memo = memo_of(tokenizer)
         self.prefixes = Prefixes(self.text)
-        self.keys = list(_chain(self._messages, arguments))
+        mends = sorted(mend.value for mend in self.mends)
+        self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
 
     def head(self, count: int, prompt: bool) -> str | None:
         """The first `count` turns alone, with or without a prompt for an answer."""
@@ -183,7 +193,11 @@ class Rendering:
         return 0 if text is None else common_prefix(text, self.text)
 
     def _apply(self, messages: list[dict[str, Any]], prompt: bool) -> str:
-        return self.tokenizer.apply(messages, add_generation_prompt=prompt, **self._arguments)
+        made, arguments = mended(messages, self._arguments, self.mends)
+        return self.tokenizer.apply(made, add_generation_prompt=prompt, **arguments)
+
+    def _prompt(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
+        return self.tokenizer.apply(messages, add_generation_prompt=True, **arguments)
 
 
 def _chain(messages: Sequence[dict[str, Any]], arguments: Mapping[str, Any]) -> Iterator[bytes]:

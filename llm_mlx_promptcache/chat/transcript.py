@@ -85,7 +85,7 @@ def render(
     replays = find_replays(rendering, messages, fingerprint)
     ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
     boundaries = _boundaries(rendering, replays, ends, messages)
-    return Transcript(ids, boundaries, len(replays), _keep(clock, given))
+    return Transcript(ids, boundaries, len(replays), _keep(clock, given), rendering.mends)
 
 
 def _recorded(messages: Sequence[Message], fingerprint: str) -> Mapping[str, Any]:

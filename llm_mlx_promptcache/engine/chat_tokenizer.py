@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..chat.call_forms import plain_turns, tool_prompt, with_instructions
 from ..chat.form_learning import learn_form
 from ..chat.form_probes import TOOLS
-from ..chat.forms import ContentAs, Form, NoForm, Reasoning, marks_in
+from ..chat.forms import Form, NoForm, Reasoning, marks_in
 from ..chat.hand_forms import GENERIC, hand_form
+from ..chat.prompt import GENERIC_TOOLS, UNMENDED, Feature, PromptForm
 from ..chat.reasoning_learning import learn_reasoning
 from ..chat.template import ChatTemplate
-from ..chat.template_work import TooMuchWork
 from ..models.detokenizer import TextDecoder
+from ..models.probes import find_prompt_form
+from .facts import model_facts
+
+_FACT = "prompt 1"  # another number where the probes or what they find change
 
 
 class TemplateTokenizer:
@@ -28,7 +33,6 @@ class TemplateTokenizer:
         self._inner = wrapper._tokenizer  # the wrapper hides the offsets that encode needs
         self.stop_ids: frozenset[int] = frozenset(wrapper.eos_token_ids)
         self.text = TextDecoder(self._inner)
-        template = str(getattr(self._inner, "chat_template", None))
         # Templates written in Python come with mlx-lm and transformers, and are theirs to render.
         own = type(self._inner).apply_chat_template
         self._is_jinja = (
@@ -37,7 +41,6 @@ class TemplateTokenizer:
         self._templates: dict[str, ChatTemplate] = {}
         # What its template calls the wish for reasoning.
         self.thinking_argument: str = getattr(wrapper, "_thinking_kwarg", "enable_thinking")
-        self._shows_tools = wrapper.has_tool_calling or "tools" in template
 
     @cached_property
     def call_form(self) -> Form:
@@ -49,6 +52,10 @@ class TemplateTokenizer:
             except NoForm:
                 learned = None
         form = hand_form(learned, self._vocabulary, self._shown_tools())
+        if form.channels is None and GENERIC_TOOLS.intersection(
+            self.prompt_form.start([Feature.TOOLS])
+        ):
+            form = GENERIC  # which the prompt says
         return replace(form, special=self._special([*form.literals, *GENERIC.literals]))
 
     @cached_property
@@ -89,38 +96,34 @@ class TemplateTokenizer:
                 found[mark] = token
         return tuple(found.items())
 
+    @cached_property
+    def prompt_form(self) -> PromptForm:
+        """What the template has no place for, found out once and remembered by what decides it."""
+        if not self._wrapper.has_chat_template:
+            return UNMENDED
+        facts, key = model_facts(), self._template_digest()
+        known = PromptForm.from_json(facts.get(key, _FACT))
+        if known is None:
+            known = find_prompt_form(self.apply)
+            facts.put(key, _FACT, known.to_json())
+        return known
+
+    def _template_digest(self) -> str:
+        """What decides how conversations are rendered, as the fingerprint of its facts."""
+        template = getattr(self._inner, "chat_template", None)
+        marks = {str(name): str(mark) for name, mark in self._inner.special_tokens_map.items()}
+        parts = [template, marks, self._is_jinja, type(self._inner).__name__]
+        own = getattr(self._wrapper, "_chat_template", None)
+        parts.append(getattr(own, "__module__", "") if own is not None else "")
+        return blake2b(json.dumps(parts, default=str).encode(), digest_size=32).hexdigest()
+
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
     ) -> str:
-        """The template's text; ValueError where the model has no chat template.
-
-        Tools that the template has no place for become a system prompt, and calls and results
-        become text.
-        """
+        """The template's text; ValueError where the model has no chat template."""
         if not self._wrapper.has_chat_template:
             raise ValueError("the model has no chat template; use one made for chat (instruct)")
-        arguments["add_generation_prompt"] = add_generation_prompt
-        if self._shows_tools:
-            return self._apply([self._given(message) for message in messages], arguments)
-        tools = arguments.pop("tools", None)
-        plain = plain_turns(messages)
-        if not tools:
-            return self._apply(plain, arguments)
-        try:
-            return self._apply(with_instructions(plain, tool_prompt(tools), "system"), arguments)
-        except TooMuchWork:
-            raise
-        except Exception:
-            # Some templates take no system message.
-            return self._apply(with_instructions(plain, tool_prompt(tools), "user"), arguments)
-
-    def _given(self, message: dict[str, Any]) -> dict[str, Any]:
-        """An answer that is only calls, with the content that its template wants there."""
-        if not message.get("tool_calls") or message.get("content"):
-            return message
-        if self.call_form.input.content is ContentAs.NONE:
-            return {**message, "content": None}
-        return message
+        return self._apply(messages, {**arguments, "add_generation_prompt": add_generation_prompt})
 
     def _apply(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
         arguments = dict(arguments)

@@ -6,7 +6,7 @@ Everything that can be wrong with a request is refused here, by the name of its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cache.identity import Identity, namespace_of
@@ -20,8 +20,9 @@ from ..chat.grammar import (
     schema_grammar,
     tool_grammar,
 )
-from ..chat.hand_forms import grammar_form
+from ..chat.hand_forms import GENERIC, grammar_form
 from ..chat.messages import Message, check_messages
+from ..chat.prompt import GENERIC_TOOLS
 from ..chat.transcript import Transcript, render
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def prepare(
     _check_ids(transcript, loaded)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
     own = tokenizer.call_form
+    if own.channels is None and transcript.mends & GENERIC_TOOLS:
+        own = replace(GENERIC, special=own.special)  # which the prompt says
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
     return Prepared(

@@ -9,6 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_mlx_promptcache.chat.messages import Generated, Message
+from llm_mlx_promptcache.chat.prompt import UNMENDED
 
 TEXT = """Paris is the capital of France. The capital of Italy is Rome, and that of Spain is
 Madrid. What is the capital of Norway? Answer in one short sentence. You are a helpful assistant
@@ -95,6 +96,7 @@ class Chat:
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
         self._template = environment.from_string(template)
         self.stop_ids = frozenset([tokenizer.token_to_id(END)])
+        self.prompt_form = UNMENDED
         self.applied = 0
         self.encoded = []
 

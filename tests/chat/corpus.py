@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.transcript import TemplateError, render
+from llm_mlx_promptcache.models.probes import find_prompt_form
 
 FINGERPRINT = "corpus"
 TOOLS = [
@@ -149,6 +150,7 @@ class CorpusChat:
         self.tokenizer = tokenizer_with(tuple(markers))
         self.stop_ids = frozenset(self.tokenizer.token_to_id(text) for text in stop)
         self.refusals = 0
+        self.prompt_form = form_of(template)
 
     def apply(self, messages, *, add_generation_prompt, **arguments):
         arguments.pop("strftime_now", None)
@@ -176,6 +178,16 @@ class CorpusChat:
             ):
                 ids += [self.tokenizer.token_to_id(byte) for byte in spelled]
         return ids
+
+
+@lru_cache(maxsize=2000)
+def form_of(template):
+    """What the template has no place for, as the probes find it."""
+
+    def apply(messages, *, add_generation_prompt, **arguments):
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
+
+    return find_prompt_form(apply)
 
 
 @lru_cache(maxsize=2000)

@@ -328,10 +328,9 @@ def test_replays_never_overlap(chat):
 
 def test_where_two_boundaries_fall_together_the_more_persistent_stands(chat):
     tokenizer = chat(
-        "{% for m in messages %}{% if loop.first or loop.last %}{{ m['content'] + '<|im_end|>' }}"
-        "{% endif %}{% endfor %}!"
+        "{% for m in messages if m['content'] %}{{ m['content'] + '<|im_end|>' }}{% endfor %}!"
     )
-    transcript = made(tokenizer, SYSTEM, ASK, Message("assistant", SAID), Message("user", "Go"))
+    transcript = made(tokenizer, SYSTEM, Message("user", ""), Message("assistant", SAID), ASK)
     expected = tokenizer.encode(SYSTEM.content + "<|im_end|>")[0]
     assert transcript.boundaries[0] == Boundary(len(expected), "system")
 
@@ -346,9 +345,9 @@ def test_probes_that_are_refused_leave_their_boundary_out(chat):
 def test_a_refused_conversation_names_the_roles_and_the_reason(chat):
     tokenizer = chat("gemma")
     with pytest.raises(TemplateError) as refused:
-        made(tokenizer, SYSTEM, Message("assistant", SAID), ASK)
+        made(tokenizer, Message("assistant", SAID), ASK)
     error = str(refused.value)
-    assert "roles: system, assistant, user" in error
+    assert "roles: assistant, user" in error
     assert "Conversation roles must alternate" in error
     assert "\n" not in error
     assert isinstance(refused.value, ValueError)

@@ -1,0 +1,208 @@
+"""Which words of a conversation a rendering lacks: told by marks in their place, and by the words.
+
+A second rendering has a mark where each thing was said; marks must stand in order. Then the words
+themselves are looked for, since a template may cut or change what it shows. Templates trim, escape
+and drop earlier reasoning: that is theirs.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .template_input import Turn
+from .template_work import TooMuchWork
+
+Tools = Sequence[Mapping[str, Any]]
+_SYSTEM = ("system", "developer")
+_WORD = re.compile(r"\w+")
+# A text so long is not found where it was not meant.
+_CERTAIN = 16
+
+
+class Lost(NamedTuple):
+    """What a rendering lacks: of which message (-1: of the tools), its role, and which part."""
+
+    at: int
+    role: str
+    what: str
+
+
+class _Part(NamedTuple):
+    """One thing that was said: the marks that stand for it, and the words that must be there.
+
+    Parts stand in the order of their places; those of place 0 may stand anywhere.
+    """
+
+    where: Lost
+    place: int
+    marks: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def lost_words(
+    turns: Sequence[Turn], text: str, tools: Tools, shown: Callable[..., str]
+) -> Lost | None:
+    """The first thing that `text` lacks, or shows in another order; None where it has all.
+
+    `shown` renders other messages and tools in the same way.
+    """
+    marks = _Marks(_stem(turns, text))
+    parts: list[_Part] = []
+    messages = []
+    leading = True
+    for place, turn in enumerate(turns, 1):
+        leading = leading and turn.message["role"] in _SYSTEM
+        # What the system says in front stands where the template has a place for it.
+        message, found = _marked(turn, 0 if leading else place, marks)
+        messages.append(message)
+        parts += found
+    marked_tools, found = _marked_tools(tools, marks)
+    parts += found
+    try:
+        other = shown(messages, marked_tools)
+    except TooMuchWork:
+        raise
+    except Exception:
+        other = None
+    return next(_missing(parts, text, other), None)
+
+
+def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[Lost]:
+    """All parts that are lost. Without another rendering, the words alone must be in order."""
+    if other is None:
+        unplaced = set(_out_of_order([(part, part.words) for part in parts], text))
+    else:
+        unplaced = set(_out_of_order([(part, part.marks) for part in parts], other))
+    for number, part in enumerate(parts):
+        if number in unplaced:
+            certain = other is not None and any(len(word) >= _CERTAIN for word in part.words)
+            if not certain or not _all(part.words, text):
+                yield part.where
+        # How an answer is shown is the template's: reasoning that is over is dropped.
+        elif part.where.role != "assistant" and not _all(part.words, text):
+            yield part.where
+
+
+def _out_of_order(parts: Sequence[tuple[_Part, tuple[str, ...]]], text: str) -> Iterator[int]:
+    """The numbers of the parts that don't stand behind all parts of earlier places."""
+    end, next_end, place = 0, 0, 0
+    for number, (part, needles) in enumerate(parts):
+        if part.place and part.place != place:
+            end, place = next_end, part.place
+        start = end if part.place else 0
+        found = [text.find(needle, start) for needle in needles]
+        if any(at < 0 for at in found):
+            yield number
+        elif part.place:
+            next_end = max([next_end, *found])
+
+
+def _all(words: Sequence[str], text: str) -> bool:
+    return all(_shows(text, said) for said in words)
+
+
+def _shows(text: str, said: str) -> bool:
+    """Whether `text` has what was said: as it is, escaped, or its words in their order."""
+    said = said.strip()
+    if any(escaped(said) in text for escaped in _ESCAPES):
+        return True
+    at = 0
+    for word in _WORD.findall(said):
+        found = text.find(word, at)
+        if found < 0:
+            return False
+        at = found + len(word)
+    return True
+
+
+_ESCAPES: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda said: json.dumps(said, ensure_ascii=False)[1:-1],
+    lambda said: json.dumps(said)[1:-1],
+    html.escape,
+    lambda said: repr(said)[1:-1],
+)
+
+
+class _Marks:
+    """Words that stand nowhere in the conversation, and that no filter changes."""
+
+    def __init__(self, stem: str) -> None:
+        self._stem = stem
+        self._count = 0
+
+    def new(self) -> str:
+        self._count += 1
+        return f"{self._stem}{self._count}z"
+
+
+def _stem(turns: Sequence[Turn], text: str) -> str:
+    number = 0
+    said = [str(turn.message) for turn in turns]
+    while any((stem := f"q{number}word") in one for one in [text, *said]):
+        number += 1
+    return stem
+
+
+def _marked(turn: Turn, place: int, marks: _Marks) -> tuple[dict[str, Any], list[_Part]]:
+    """A turn with marks in the place of what it says, and what it says."""
+    message, parts = dict(turn.message), []
+    index, role = turn.sources[0], message["role"]
+    if (said := message["content"]).strip():
+        message["content"] = marks.new()
+        where = Lost(index, role, "the text")
+        parts.append(_Part(where, place, (message["content"],), (said.strip(),)))
+    calls = []
+    for number, call in enumerate(message.get("tool_calls", ())):
+        where = Lost(index, role, f"call {number + 1}")
+        changed, needles, words = _marked_call(call["function"], marks)
+        calls.append({**call, "function": changed})
+        parts.append(_Part(where, place, needles, words))
+    if calls:
+        message["tool_calls"] = calls
+    return message, parts
+
+
+def _marked_call(
+    function: Mapping[str, Any], marks: _Marks
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """A call with other arguments, or another name where it has none; marks and words."""
+    name, given = function["name"], function["arguments"]
+    arguments = given if isinstance(given, Mapping) else _object(given)
+    if not arguments:
+        mark = marks.new()
+        return {**function, "name": mark}, (mark,), (name,)
+    made = {key: marks.new() for key in arguments}
+    changed: Any = made if isinstance(given, Mapping) else json.dumps(made)
+    return {**function, "arguments": changed}, tuple(made.values()), (name,)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _marked_tools(tools: Tools, marks: _Marks) -> tuple[list[dict[str, Any]], list[_Part]]:
+    """Tools with marks for name and description; each one's names of parameters are its words."""
+    made, parts = [], []
+    for tool in tools:
+        function = dict(tool["function"])
+        name, needles = function["name"], [marks.new()]
+        function["name"] = needles[0]
+        if isinstance(said := function.get("description"), str) and said.strip():
+            needles.append(marks.new())
+            function["description"] = needles[1]
+        schema = function.get("parameters")
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        words = (name, *(properties if isinstance(properties, Mapping) else ()))
+        where = Lost(-1, "", f"the tool {name!r}")
+        parts.append(_Part(where, 0, tuple(needles), words))
+        made.append({**tool, "function": function})
+    return made, parts

@@ -1,0 +1,82 @@
+"""What a model's template has no place for, found by asking it a few small conversations.
+
+form = find_prompt_form(apply)      # once a template; `PromptForm.to_json` is what is kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ..chat.messages import Message, ToolCall
+from ..chat.prompt import UNMENDED, Feature, Mend, PromptForm, features_of, fit
+from ..chat.tool_schemas import canonical_tools
+
+_CALL = ToolCall("find_place", {"place_name": "Lindenquarkstrasse", "wanted": 3}, "kq7w3zt9v")
+_TOOLS = canonical_tools(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "find_place",
+                "description": "Finds a place on the map of the town.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "place_name": {"type": "string", "description": "How it is called."},
+                        "wanted": {"type": "integer", "description": "How many are wanted."},
+                    },
+                    "required": ["place_name"],
+                },
+            },
+        }
+    ]
+)
+_ASK = Message("user", "Quovadisne, my dear Zephyrquark?")
+_SAID = Message("assistant", "Vostokwards, as ever and again.")
+_NEXT = Message("user", "Wembleyward they say it rains.")
+_SYSTEM = Message("system", "Speak like Yonkersquark of old.")
+_CALLS = Message("assistant", "", tool_calls=(_CALL,))
+_BESIDE = Message("assistant", "Xerophytes first, then the call.", tool_calls=(_CALL,))
+_RESULT = Message("tool", "Resultquark is in the north.", tool_call_id=_CALL.id)
+# Each feature, and conversations in which it is the last that the template is asked for.
+_ASKED: tuple[tuple[Feature, tuple[tuple[Message, ...], ...]], ...] = (
+    (Feature.WORDS, ((_ASK,), (_ASK, _SAID, _NEXT))),
+    (Feature.SYSTEM, ((_SYSTEM, _ASK), (_SYSTEM, _ASK, _SAID, _NEXT))),
+    (Feature.TOOLS, ((_ASK,), (_SYSTEM, _ASK, _SAID, _NEXT))),
+    (Feature.CALLS, ((_ASK, _CALLS, _RESULT), (_ASK, _CALLS, _RESULT, _SAID, _NEXT))),
+    (Feature.BESIDE, ((_ASK, _BESIDE, _RESULT), (_ASK, _BESIDE, _RESULT, _SAID, _NEXT))),
+    (Feature.LATER, ((_ASK, _SAID, _SYSTEM, _NEXT), (_ASK, _SAID, _NEXT, _SYSTEM))),
+)
+_WITH_TOOLS = (Feature.TOOLS, Feature.CALLS, Feature.BESIDE)
+
+
+class Apply(Protocol):
+    """A template's text of messages; raises what the template raises."""
+
+    def __call__(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
+    ) -> str:
+        """Render; `arguments` may hold tools."""
+
+
+def find_prompt_form(apply: Apply) -> PromptForm:
+    """The mends that a template needs; none where no mend helps, which requests then tell."""
+    found: dict[Feature, tuple[Mend, ...]] = {}
+
+    def shown(messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
+        return apply(messages, add_generation_prompt=True, **arguments)
+
+    for feature, conversations in _ASKED:
+        arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
+        for messages in conversations:
+            form = PromptForm(found)
+            known = form.start(features_of(messages, bool(arguments)))
+            try:
+                needed = fit(messages, arguments, shown, form).mends - known
+            except Exception:  # noqa: S112 - requests of this kind are looked at one by one
+                continue
+            if needed:
+                kept = found.get(feature, ())
+                found[feature] = (*kept, *(mend for mend in Mend if mend in needed))
+    return PromptForm(found) if found else UNMENDED
