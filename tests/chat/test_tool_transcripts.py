@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
+from llm_mlx_promptcache.chat.prompt import Mend
 from llm_mlx_promptcache.chat.transcript import TemplateError, render
 
 FINGERPRINT = "model-a"
@@ -160,13 +161,12 @@ def test_order_of_keys_and_ids_are_no_edit(chat):
     assert continued(made(tokenizer, ASK), answer, second)
 
 
-def test_a_template_that_hides_calls_wins(chat):
+def test_law_13_calls_that_a_template_hides_are_told_as_text_and_replayed(chat):
     tokenizer = chat("tool_hidden")
     answer = tokenizer.generated(TURNED, calls=[CALL])
-    messages = [ASK, answer, result()]
-    second = made(tokenizer, *messages)
-    assert second.replayed == 0
-    assert second.ids == whole(tokenizer, *messages)
+    second = made(tokenizer, ASK, answer, result())
+    assert Mend.CALLS_AS_TEXT in second.mends
+    assert continued(made(tokenizer, ASK), answer, second)
 
 
 def test_nine_characters_are_made_of_ids_that_a_template_refuses(chat):
