@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -9,6 +10,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
+from llm_mlx_promptcache.engine.notes import new_notes
 from llm_mlx_promptcache.engine.request import (
     CallArguments,
     CallName,
@@ -131,6 +133,8 @@ class Answer:
 
     def _closing(self, event: Finished) -> dict[str, Any]:
         """What an answer carries beside its text: usage, metadata, and how to replay it."""
+        for note in new_notes(event.fingerprint, event.notes):
+            warnings.warn(note, stacklevel=2)
         return {
             "additional_kwargs": {METADATA: event.generated().to_json()},
             "usage_metadata": _usage(event),
@@ -177,6 +181,8 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
         made["peak_bytes"] = event.peak_bytes
     if event.cut:
         made[CUT] = event.cut
+    if event.notes:
+        made["notes"] = list(event.notes)
     if event.stopped_by:
         made["stop_sequence"] = event.stopped_by
     if event.logprobs:

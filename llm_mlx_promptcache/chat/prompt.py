@@ -105,6 +105,11 @@ class Fit(NamedTuple):
     mends: frozenset[Mend]
 
 
+def told(mends: frozenset[Mend]) -> tuple[str, ...]:
+    """One line for the user about each thing that was moved."""
+    return tuple(f"this model's chat template {said}" for m, said in _TOLD.items() if m in mends)
+
+
 class WordsLostError(Exception):
     """However the conversation is put, the template leaves out what was said."""
 
@@ -147,7 +152,17 @@ def _tried(
 
     tools = arguments.get("tools")
     turns, text = turns_of(messages, lambda made: shown(made, tools))
+    if Mend.PARTS in mends and _prints_parts(messages, text):
+        raise ValueError("the template prints parts of content as data")
     return Fit(turns, text, mends), lost_words(turns, text, tools or (), shown)
+
+
+def _prints_parts(messages: Sequence[Message], text: str) -> bool:
+    """Whether parts stand there as Python or JSON writes them; some conversations say so much."""
+    return any(
+        text.count(written) > sum(message.content.count(written) for message in messages)
+        for written in ("'type': 'text'", '"type": "text"', '"type":"text"')
+    )
 
 
 def features_of(messages: Sequence[Message], tools: bool) -> tuple[Feature, ...]:

@@ -111,6 +111,7 @@ class Answering:
             peak_bytes=measured.peak_bytes,
             from_disk=measured.from_disk,
             namespace=self._prepared.namespace,
+            notes=self._prepared.notes,
         )
 
     def _replayable(self) -> tuple[int, ...]:

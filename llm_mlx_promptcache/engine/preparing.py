@@ -22,7 +22,7 @@ from ..chat.grammar import (
 )
 from ..chat.hand_forms import GENERIC, grammar_form
 from ..chat.messages import Message, check_messages
-from ..chat.prompt import GENERIC_TOOLS
+from ..chat.prompt import GENERIC_TOOLS, told
 from ..chat.transcript import Transcript, render
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Prepared:
     """A request, the ids that ask it, and how its answer is written, held and read.
 
     `plain_namespace` is where the rows of a path are that is still too short to be quantised.
+    `notes` are for the user: what stands in the prompt, or is held, otherwise than asked.
     """
 
     request: GenerationRequest
@@ -49,6 +50,7 @@ class Prepared:
     form: Form | None = None
     thinking: Thinking | None = None
     grammar: Grammar | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -81,6 +83,7 @@ def prepare(
         form,
         _thinking(tokenizer, transcript),
         _grammar(request, own if tools else None),
+        told(transcript.mends),
     )
 
 

@@ -230,6 +230,7 @@ class Finished(NamedTuple):
     they part inside a token: a replay must say what was shown. `cut` names what should have been
     whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile;
     `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
+    `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
     """
 
     ids: tuple[int, ...]
@@ -249,6 +250,7 @@ class Finished(NamedTuple):
     peak_bytes: int = 0
     from_disk: int = 0
     namespace: str = ""
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"

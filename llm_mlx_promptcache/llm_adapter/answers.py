@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
+from ..engine.notes import new_notes
 from ..engine.request import (
     CallArguments,
     CallName,
@@ -19,6 +21,8 @@ from ..engine.request import (
 )
 from .records import to_metadata
 from .requests import Question
+
+_log = logging.getLogger(__name__)
 
 
 class Answer:
@@ -64,6 +68,8 @@ class Answer:
             },
         )
         self._response.response_json = _told_of(event, self._question)
+        for note in new_notes(event.fingerprint, event.notes):
+            _log.warning("%s", note)
         event.whole()
         for call in event.tool_calls:
             self._response.add_tool_call(
@@ -107,6 +113,8 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
             {"name": call.name, "text": call.text, "error": call.error}
             for call in event.invalid_calls
         ]
+    if event.notes:
+        told["notes"] = list(event.notes)
     if question.lost_tools:
         told["lost_tools"] = list(question.lost_tools)
     return told

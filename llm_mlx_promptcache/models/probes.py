@@ -74,8 +74,10 @@ def find_prompt_form(apply: Apply) -> PromptForm:
             known = form.start(features_of(messages, bool(arguments)))
             try:
                 needed = fit(messages, arguments, shown, form).mends - known
-            except Exception:  # noqa: S112 - requests of this kind are looked at one by one
-                continue
+            except Exception:
+                if messages == (_ASK,) and not arguments:
+                    return UNMENDED  # what shows no user's words is asked no more
+                continue  # requests of this kind are looked at one by one
             if needed:
                 kept = found.get(feature, ())
                 found[feature] = (*kept, *(mend for mend in Mend if mend in needed))

@@ -1,0 +1,23 @@
+"""What users are told once: that something stands or is held otherwise than they asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+_MOST = 4096
+_lock = threading.Lock()
+_told: dict[tuple[str, str], None] = {}
+
+
+def new_notes(model: str, notes: Iterable[str]) -> list[str]:
+    """Those of `notes` that nobody in this process was told of this model; they now count as told.
+
+    Front ends call this, since each tells its user in its own way.
+    """
+    with _lock:
+        found = [note for note in dict.fromkeys(notes) if (model, note) not in _told]
+        _told.update(dict.fromkeys((model, note) for note in found))
+        while len(_told) > _MOST:
+            del _told[next(iter(_told))]
+    return found
