@@ -173,7 +173,7 @@ class Scripted:
 
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
-        self.cut, self.pause = "", None
+        self.cut, self.pause, self.notes = "", None, ()
         self.loaded = True
 
     def generate(self, request):
@@ -223,6 +223,7 @@ class Scripted:
             reasoning="".join(e.text for e in events if isinstance(e, ReasoningDelta)),
             tool_calls=calls,
             cut=self.cut,
+            notes=self.notes,
             peak_bytes=1_500_000_000,
             from_disk=4,
         )
