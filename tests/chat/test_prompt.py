@@ -60,7 +60,7 @@ HIDES_TEXT = OWN.replace(
 ONLY_NONE = OWN.replace(CALLS, "{% if m.content is none %}" + CALLS + "{% endif %}")
 
 SYSTEM = Message("system", "Speak of rivers.")
-LATE = Message("system", "Now be brief.")
+LATE = Message("system", "Now be brief, and exact as well.")
 ASK, SAID = Message("user", "Which city?"), Message("assistant", "Rome, then.")
 NEXT = Message("user", "How large?")
 CALL = ToolCall("add", {"a": 12345.5}, "call00001")
@@ -142,7 +142,7 @@ def test_a_template_that_shows_all_is_given_it_as_it_is():
     text, made = shown(OWN, [SYSTEM, ASK, BESIDE, RESULT, LATE, NEXT], corpus.TOOLS)
     assert made == frozenset()
     assert told(made) == ()
-    assert "<t>17 degrees</s><s>Now be brief.</s><u>How large?" in text
+    assert "<t>17 degrees</s><s>Now be brief, and exact as well.</s><u>How large?" in text
 
 
 @pytest.mark.parametrize(
