@@ -63,7 +63,8 @@ class Answer:
         if isinstance(event, Finished):
             self._check(event)
             content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
-            return AIMessageChunk(content=content, chunk_position="last", **self._closing(event))
+            closing = self._closing(event, as_streamed=True)
+            return AIMessageChunk(content=content, chunk_position="last", **closing)
         return None
 
     def message(self, event: Event) -> AIMessage | None:
@@ -131,12 +132,13 @@ class Answer:
         content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
         return AIMessageChunk(content=content, tool_call_chunks=[piece])
 
-    def _closing(self, event: Finished) -> dict[str, Any]:
+    def _closing(self, event: Finished, *, as_streamed: bool = False) -> dict[str, Any]:
         """What an answer carries beside its text: usage, metadata, and how to replay it."""
         for note in new_notes(event.fingerprint, event.notes):
             warnings.warn(note, stacklevel=2)
+        record = event.generated(as_streamed=as_streamed)
         return {
-            "additional_kwargs": {METADATA: event.generated().to_json()},
+            "additional_kwargs": {METADATA: record.to_json()},
             "usage_metadata": _usage(event),
             "response_metadata": _metadata(event, self.model),
         }

@@ -17,6 +17,7 @@ from .answer_parts import (
     Part,
     ReasoningDelta,
     TextDelta,
+    cut_short,
 )
 from .call_forms import Thinking
 from .form_reading import CallReader, CallStart, Run
@@ -26,7 +27,8 @@ from .grammar import Grammar
 from .hand_forms import GENERIC, grammar_form
 from .scanning import Marks
 
-_DOCUMENTS = {"schema": "a JSON document", "tools_or_schema": "a call or JSON document"}
+# A mark behind one of these is quoted, and closes nothing.
+_QUOTES = ("`", '"', "'")
 
 
 class AnswerParser:
@@ -91,7 +93,9 @@ class AnswerParser:
         string.
         """
         parts: list[Part] = []
-        cut = None if whole else self._cut_document()
+        kind = None if self._grammar is None else self._grammar.kind
+        called = bool(self._calls) or self._state == "call"
+        cut = None if whole or kind == "tools" else cut_short(kind, called)
         if not whole and self._sure and self._state == "text":
             # The beginning of a mark is not what the answer says.
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
@@ -105,27 +109,27 @@ class AnswerParser:
         if self._sure and any(call.id in self._told for call in self._invalid):
             # Its name has been handed out already, so who streams must know.
             cut = CutShort("a call that can't be read")
-        if not whole and self._grammar is not None and self._grammar.kind == "tools":
-            # Whole calls count, whatever was to follow them.
-            cut = cut or (None if self._calls else CutShort("a call of a tool"))
+        if not whole and kind == "tools":
+            cut = cut or cut_short(kind, bool(self._calls))
         if self._spaces and not self._calls and self._state == "text":
             self._show(parts, "")
-        answer = Answer(
-            "".join(self._texts),
-            "".join(self._reasonings),
-            tuple(self._calls),
-            cut,
-            tuple(self._invalid),
-        )
-        return parts, answer
+        text, reasoning, streamed = self._told_apart()
+        calls, invalid = tuple(self._calls), tuple(self._invalid)
+        return parts, Answer(text, reasoning, calls, cut, invalid, streamed)
 
-    def _cut_document(self) -> CutShort | None:
+    def _told_apart(self) -> tuple[str, str, str]:
+        """Text and reasoning, and the text as it was streamed if that is another one.
+
+        Some models close a reasoning that neither they nor the prompt have opened.
+        """
+        text, reasoning = "".join(self._texts), "".join(self._reasonings)
         kind = None if self._grammar is None else self._grammar.kind
-        if kind in (None, "tools_or_text", "tools"):
-            return None
-        if kind == "tools_or_schema" and (self._calls or self._state == "call"):
-            return None
-        return CutShort(_DOCUMENTS.get(kind or "", "what its pattern asks for"))
+        if self._thinking is None or reasoning or kind not in (None, "tools_or_text"):
+            return text, reasoning, ""
+        before, mark, after = text.partition(self._thinking.end)
+        if not mark or before[-1:] in _QUOTES:
+            return text, reasoning, ""
+        return after.lstrip(), before.strip(), text
 
     def _step(self, parts: list[Part], last: bool) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
@@ -159,8 +163,8 @@ class AnswerParser:
         if self._state == "reasoning":
             ends = [thinking.end] if thinking else []
             # Some models call from inside their thinking, without ending it.
-            free = self._own is not None and kind in (None, "tools_or_text")
-            return [*ends, *(self._own.openings if self._own and free else ())]
+            own = self._own.openings if self._own and kind in (None, "tools_or_text") else ()
+            return [*ends, *own, *(self._openings() if self._sure else ())]
         # Reasoning comes first: behind shown text its mark is text about the mark.
         opens = thinking is not None and thinking.start and self._opens(thinking.start)
         marks = [thinking.start] if thinking and opens else []
@@ -186,8 +190,9 @@ class AnswerParser:
 
     def _enter_call(self, mark: str) -> None:
         self._behind = self._state
-        # No grammar holds what stands in reasoning, or has no marks.
-        free = self._behind == "reasoning" or not mark
+        # No grammar holds what has no marks, or stands in reasoning without being its end.
+        held = self._sure and (self._behind == "text" or mark in self._openings())
+        free = not mark or not held
         form = (self._own if free else self._form) or GENERIC
         self._reader = CallReader(form, self._tools, sure=self._sure and not free)
         self._mark, self._state = mark, "call"

@@ -61,7 +61,9 @@ class Answer:
     """What an answer is, once it has ended; `calls` holds whole ones only.
 
     `cut` is set where the answer ended inside a call or a document; `invalid` holds calls of no
-    tool there is, and those whose arguments can't be read, with their text.
+    tool there is, and those whose arguments can't be read, with their text. `streamed` is the text
+    as it was handed out piece by piece, where that is another one: reasoning that nothing opened
+    is known as such only when it is closed.
     """
 
     text: str = field(repr=False)
@@ -69,9 +71,28 @@ class Answer:
     calls: tuple[ToolCall, ...] = ()
     cut: CutShort | None = None
     invalid: tuple[InvalidCall, ...] = ()
+    streamed: str = field(default="", repr=False)
 
     def whole(self) -> Answer:
         """The answer itself; raises `cut` where there is one."""
         if self.cut is not None:
             raise self.cut
         return self
+
+
+def cut_short(kind: str | None, called: bool) -> CutShort | None:
+    """What is not whole where an answer ended early; `kind` of its grammar, None without one.
+
+    Whole calls count, whatever was to follow them.
+    """
+    if kind in (None, "tools_or_text") or (called and kind in ("tools", "tools_or_schema")):
+        return None
+    return CutShort(_WHOLE[str(kind)])
+
+
+_WHOLE = {
+    "schema": "a JSON document",
+    "tools_or_schema": "a call or JSON document",
+    "regex": "what its pattern asks for",
+    "tools": "a call of a tool",
+}

@@ -13,13 +13,17 @@ from .tool_schemas import canonical_tools
 
 @dataclass(frozen=True)
 class Thinking:
-    """The marks around a model's reasoning, and whether the prompt has opened it already."""
+    """The marks around a model's reasoning, and whether the prompt has opened it already.
+
+    `spaces` are single tokens of white space, such as stand between reasoning and the answer.
+    """
 
     start: str
     end: str
     opened: bool = False
     start_ids: tuple[int, ...] = ()
     end_ids: tuple[int, ...] = ()
+    spaces: tuple[int, ...] = ()
 
 
 def thinking_of(
@@ -43,7 +47,9 @@ def thinking_of(
     opened = begun > _last(tail, closing) or (not opening and _last(tail, closing) < 0)
     declined = _last(tail, closing) >= 0 and not opened
     starts = () if declined else opening
-    return Thinking(marks.start, marks.end, opened, starts, closing)
+    written = [tuple(encode(space)) for space in ("\n\n", "\n", " ")]
+    spaces = tuple(ids[0] for ids in written if len(ids) == 1)
+    return Thinking(marks.start, marks.end, opened, starts, closing, spaces)
 
 
 def tool_prompt(tools: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from .answer_parts import (
     Part,
     ReasoningDelta,
     TextDelta,
+    cut_short,
 )
 from .arguments import parameters_of
 from .call_forms import Thinking
@@ -44,17 +45,23 @@ def parser_of(
     grammar: Grammar | None = None,
     thinking: Thinking | None = None,
 ) -> AnswerParser | ChannelParser:
-    """The parser for an answer; a grammar leaves no room for headers, so it has none of them."""
-    if form is not None and form.channels is not None and grammar is None:
-        return ChannelParser(form.channels, tools)
+    """The parser for an answer, as its model writes it."""
+    if form is not None and form.channels is not None:
+        return ChannelParser(form.channels, tools, grammar)
     return AnswerParser(form, tools, grammar=grammar, thinking=thinking)
 
 
 class ChannelParser:
     """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header."""
 
-    def __init__(self, channels: Channels, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        tools: Sequence[Mapping[str, Any]] = (),
+        grammar: Grammar | None = None,
+    ) -> None:
         self._channels = channels
+        self._kind = None if grammar is None else grammar.kind
         self._parameters = parameters_of(tools)
         self._state = _State.HEADER
         self._waiting = ""
@@ -89,6 +96,8 @@ class ChannelParser:
                 cut = CutShort("a call of a tool")
         elif self._state is not _State.HEADER:
             self._say(parts, self._waiting)
+        if not whole:
+            cut = cut or cut_short(self._kind, bool(self._calls))
         texts, thoughts = ("".join(self._said[s]) for s in (_State.TEXT, _State.REASONING))
         return parts, Answer(texts, thoughts, tuple(self._calls), cut, tuple(self._invalid))
 

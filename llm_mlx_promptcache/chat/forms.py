@@ -112,6 +112,7 @@ class Channels:
     recipient: str
     reasoning: tuple[str, ...]
     final: str
+    role: str = "assistant"
 
 
 class ArgumentsAs(Enum):
@@ -225,6 +226,9 @@ class Form:
             tags = self.tags
             yield from (tags.opening, tags.middle, tags.closing, tags.between)
             yield from (tags.string_middle, tags.string_closing)
+        if self.channels is not None:
+            yield from (self.channels.start, self.channels.channel, self.channels.message)
+            yield self.channels.ends[0]
 
 
 class NoForm(ValueError):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .checks import check_json
 from .forms import Form, Hole, Layout
@@ -69,18 +69,25 @@ class Grammar:
 
 
 def schema_grammar(
-    schema: Mapping[str, Any], *, caps: Caps = _DEFAULT_CAPS, field: str = "schema"
+    schema: Mapping[str, Any],
+    *,
+    caps: Caps = _DEFAULT_CAPS,
+    field: str = "schema",
+    form: Form | None = None,
 ) -> Grammar:
-    """A JSON document of `schema`, and nothing else."""
-    return Grammar("schema", f"%llguidance {{}}\nstart: %json {_json(schema, caps, field)}\n")
+    """A JSON document of `schema`; all else that `form` brings is reasoning in channels."""
+    frame = _frame(form)
+    document = f"document: %json {_json(schema, caps, field)}"
+    start = f"start: {frame.thoughts}{frame.final}document"
+    return _grammar("schema", start, [document, *frame.rules])
 
 
-def json_object_grammar(*, caps: Caps = _DEFAULT_CAPS) -> Grammar:
+def json_object_grammar(*, caps: Caps = _DEFAULT_CAPS, form: Form | None = None) -> Grammar:
     """Any JSON object."""
-    return schema_grammar({"type": "object"}, caps=caps, field="response_format")
+    return schema_grammar({"type": "object"}, caps=caps, field="response_format", form=form)
 
 
-def regex_grammar(pattern: str, *, longest: int = 4096) -> Grammar:
+def regex_grammar(pattern: str, *, longest: int = 4096, form: Form | None = None) -> Grammar:
     """Text that `pattern` matches whole, of up to `longest` characters: so it always ends."""
     from llguidance import regex_to_lark
 
@@ -93,9 +100,11 @@ def regex_grammar(pattern: str, *, longest: int = 4096) -> Grammar:
     # Slashes end a regex here, and a line end would end the rule.
     body = body.replace("\n", "\\n").replace("\r", "\\r")
     _check(f"start: R\nR: /{body}/\n", "regex", "give a pattern that some text matches")
-    text = f"start: R\nR: /{body}/ & /(?s:.{{0,{longest}}})/\n"
-    _check(text, "regex", f"give a pattern that a text of {longest} characters or less matches")
-    return Grammar("regex", text)
+    held = f"R: /{body}/ & /(?s:.{{0,{longest}}})/"
+    advice = f"give a pattern that a text of {longest} characters or less matches"
+    _check(f"start: R\n{held}\n", "regex", advice)
+    frame = _frame(form)
+    return _grammar("regex", f"start: {frame.thoughts}{frame.final}R", [held, *frame.rules])
 
 
 def tool_grammar(
@@ -116,27 +125,58 @@ def tool_grammar(
         raise GrammarError(f"the limit of calls is {calls}; give 1 or more")
     form = grammar_form(form)
     allowed = _chosen(tools, choice, form)
-    rules = _call_rules(allowed, form, caps, calls)
+    frame = _frame(form)
+    rules = [*_call_rules(allowed, form, caps, calls), *frame.rules]
     lead = form.start + form.head
     if isinstance(choice, str) or choice is True:
-        return _tools("tools", f"start: {_literal(lead, form)} calls", rules)
+        return _grammar("tools", f"start: {frame.thoughts}{_literal(lead, form)} calls", rules)
     if schema is not None:
         document = f"document: %json {_json(schema, caps, 'schema')}"
-        start = f"start: {_literal(lead, form)} calls | document\n{document}"
-        return _tools("tools_or_schema", start, rules)
+        either = f"({_literal(lead, form)} calls | {frame.final}document)"
+        start = f"start: {frame.thoughts}{either}\n{document}"
+        return _grammar("tools_or_schema", start, rules)
     mark = form.openings[0]
-    rest = lead.partition(mark)[2]
-    if mark in dict(form.special):
-        head = f"said: TEXT {_literal(mark, form)}"
+    rest = _literal(lead.partition(mark)[2], form)
+    token = dict(form.special).get(mark)
+    if token is not None:
+        # Whatever the model says is text, its other special tokens as well.
+        start = f"start: said (<[{token}]> {rest} calls)?\nsaid: <[^{token}]>*"
     else:
         # Lazy: text ends at the first mark, so none can hide in it.
-        head = f"said[lazy]: /(?s:.*)/ {_literal(mark, form)}"
-    start = f"start: TEXT | said {_literal(rest, form)} calls\n{head}\nTEXT: /(?s:.*)/"
-    return _tools("tools_or_text", start, rules)
+        said = f"said[lazy]: /(?s:.*)/ {_literal(mark, form)}"
+        start = f"start: TEXT | said {rest} calls\n{said}\nTEXT: /(?s:.*)/"
+    return _grammar("tools_or_text", start, rules)
 
 
-def _tools(kind: Kind, start: str, rules: list[str]) -> Grammar:
+def _grammar(kind: Kind, start: str, rules: list[str]) -> Grammar:
     return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]))
+
+
+class _Frame(NamedTuple):
+    """What stands before a call or a document (`final`) where answers have channels."""
+
+    thoughts: str = ""
+    final: str = ""
+    rules: tuple[str, ...] = ()
+
+
+def _frame(form: Form | None) -> _Frame:
+    """Messages of reasoning first, as many as the model likes, then the header of the last one."""
+    if form is None or form.channels is None:
+        return _Frame()
+    channels = form.channels
+    names = " | ".join(_text(name) for name in channels.reasoning)
+    end = _literal(channels.ends[0] + channels.start + channels.role, form)
+    channel, message = (_literal(mark, form) for mark in (channels.channel, channels.message))
+    header = f"{channel} {_text(channels.final)}"
+    # As calls tell that JSON follows, documents may.
+    told = _literal(str(form.call[form.call.index(Hole.NAME) + 1]), form)
+    rules = (
+        f"thought: {channel} ({names}) {message} THOUGHT {end}",
+        "THOUGHT: /(?s:.*)/",
+        f"final: {header} ({message} | {told})",
+    )
+    return _Frame("thought* ", "final ", rules)
 
 
 def _chosen(

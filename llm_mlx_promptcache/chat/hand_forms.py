@@ -101,6 +101,6 @@ def hand_form(learned: Form | None, vocabulary: Collection[str], rendered: str =
 def grammar_form(form: Form) -> Form:
     """The form that a grammar can hold the model to: this one, or else the generic one."""
     json = form.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
-    if json and not form.keys.encoded and form.channels is None:
+    if json and not form.keys.encoded:
         return form
     return replace(GENERIC, special=form.special)

@@ -112,6 +112,7 @@ class Answering:
             from_disk=measured.from_disk,
             namespace=self._prepared.namespace,
             notes=self._prepared.notes,
+            streamed=answer.streamed,
         )
 
     def _replayable(self) -> tuple[int, ...]:

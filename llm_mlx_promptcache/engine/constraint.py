@@ -53,8 +53,16 @@ def _end_ids(wrapper: Any) -> list[int]:
     return [own, *(token for token in ends if token != own)] if own in ends else ends
 
 
+# White space that models write between their reasoning and what the grammar holds, in tokens.
+_MOST_GAP = 2
+
+
 class Constraint:
-    """What one answer may still say. With `thinking` the grammar begins where reasoning ends."""
+    """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
+
+    Where the answer may be text, reasoning is free: it may end the answer, or never be opened and
+    yet closed. Else its end is waited for, or the special token with which the grammar begins.
+    """
 
     def __init__(
         self,
@@ -70,13 +78,17 @@ class Constraint:
             raise GrammarError(
                 f"the grammar is refused: {self._reason()}; simplify schema or tools"
             )
+        self._tokenizer = tokenizer
         self._words = words
+        # Whether the answer may be text, and so end in its reasoning.
+        self._free = grammar.kind == "tools_or_text"
+        self._gap = 0  # tokens of white space that may follow reasoning yet
         self._ends = list(tokenizer.eos_tokens)
         self._end_mask = _mask_of(self._ends, words)
         self._thinking = thinking
         self._asleep = thinking is not None and thinking.opened
         self._tail: tuple[int, ...] = ()
-        self._started = self._ended = False
+        self._started = self._ended = self._thought = False
 
     @property
     def finished(self) -> bool:
@@ -86,35 +98,46 @@ class Constraint:
     @property
     def complete(self) -> bool:
         """Whether the answer may end here: it is whole, even if a limit ends it."""
-        return self._ended or (not self._asleep and self._matcher.is_accepting())
+        if self._ended or self._asleep:
+            return self._ended or self._free
+        return bool(self._matcher.is_accepting())
 
     def mask(self, logits: mx.array) -> mx.array:
         """The logits, [1, words], with minus infinity for what can't follow."""
         if self._asleep:
             # What must follow the reasoning would be missing, and nobody would know.
-            return _where(~self._end_mask, logits)
+            return logits if self._free else _where(~self._end_mask, logits)
         if self.finished:
             return _where(self._end_mask, logits)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error() or not bits.any():
             raise ConstraintError(f"the grammar can't go on: {self._reason()}; simplify it")
+        bits = _with(bits, self._besides())
         if _on_metal():
-            return _metal(self._with_thinking(bits), logits)
-        return _where(_unpacked(self._with_thinking(bits), self._words), logits)
+            return _metal(bits, logits)
+        return _where(_unpacked(bits, self._words), logits)
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""
         if self._ended:
             return
-        if self._asleep:
-            self._wake(token)
-        elif self._opens_thinking(token):
-            self._asleep = True
-        elif token in self._ends and self.complete:
+        if token in self._ends and self.complete:
             self._ended = True
+        elif self._asleep:
+            self._wake(token)
+        elif self._may_think() and token in _first(self._thinking):
+            self._asleep = True
+        elif self._may_close() and token in self._closing():
+            # Reasoning that nobody saw open: the answer begins here.
+            self._matcher.reset()
+            self._rest()
+        elif self._gap and token in self._spaces() and not self._takes(token):
+            self._gap -= 1
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
             # Never by a sampler: what is masked has no probability.
             raise ConstraintError(f"token {token} is not what the grammar allows; mask its logits")
+        elif token not in self._spaces():
+            self._gap = 0
         self._started = True
 
     def forced(self) -> list[int]:
@@ -122,31 +145,50 @@ class Constraint:
 
         The caller runs the model over all of them at once and consumes each.
         """
-        if self._asleep or self._ended or self._may_think():
+        if self._asleep or self._ended or self._besides():
             return []
         if self._matcher.is_stopped():
-            return self._ends[:1]
+            # Which end it is tells calls from text in some models, and is theirs to say.
+            return self._ends if len(self._ends) == 1 else []
         return list(self._matcher.compute_ff_tokens())
 
+    def _besides(self) -> Collection[int]:
+        """The tokens that may come although the grammar knows nothing of them."""
+        first = _first(self._thinking) if self._may_think() else ()
+        closing = self._closing() if self._may_close() else ()
+        return (*first, *closing, *(self._spaces() if self._gap else ()))
+
     def _may_think(self) -> bool:
+        """Reasoning may begin where the answer does."""
         return not self._started and bool(_first(self._thinking))
 
-    def _opens_thinking(self, token: int) -> bool:
-        return not self._started and token in _first(self._thinking)
+    def _may_close(self) -> bool:
+        return self._free and not self._thought
 
-    def _with_thinking(self, bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Reasoning may begin where the answer does."""
-        if not self._may_think():
-            return bits
-        bits = bits.copy()
-        for token in _first(self._thinking):
-            bits[token // 8] |= 1 << token % 8
-        return bits
+    def _closing(self) -> Collection[int]:
+        ends = self._thinking.end_ids if self._thinking else ()
+        return ends if len(ends) == 1 else ()
+
+    def _spaces(self) -> Collection[int]:
+        return self._thinking.spaces if self._thinking else ()
 
     def _wake(self, token: int) -> None:
         end = self._thinking.end_ids if self._thinking else ()
         self._tail = (*self._tail, token)[-len(end) :]
-        self._asleep = self._tail != end
+        if self._tail == end:
+            self._rest()
+        elif not self._free and self._tokenizer.is_special_token(token) and self._takes(token):
+            # Some models call from inside their thinking, without ending it.
+            self._asleep = False
+            self._matcher.consume_token(token)
+
+    def _rest(self) -> None:
+        """The grammar begins; white space that the model was trained to write may come first."""
+        self._asleep, self._thought, self._gap = False, True, _MOST_GAP
+
+    def _takes(self, token: int) -> bool:
+        """Whether the grammar has room for this token; nothing changes."""
+        return bool(self._matcher.validate_tokens([token]))
 
     def _reason(self) -> str:
         reason = " ".join(self._matcher.get_error().split()) or "nothing may follow"
@@ -155,6 +197,15 @@ class Constraint:
 
 def _first(thinking: Thinking | None) -> Collection[int]:
     return thinking.start_ids[:1] if thinking else ()
+
+
+def _with(bits: np.ndarray[Any, Any], tokens: Collection[int]) -> np.ndarray[Any, Any]:
+    """The mask with some tokens more."""
+    if tokens:
+        bits = bits.copy()
+        for token in tokens:
+            bits[token // 8] |= 1 << token % 8
+    return bits
 
 
 def _mask_of(tokens: Collection[int], words: int) -> mx.array:

