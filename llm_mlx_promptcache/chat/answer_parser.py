@@ -152,6 +152,13 @@ class AnswerParser:
     def _openings(self) -> tuple[str, ...]:
         return self._form.openings if self._form else ()
 
+    def _wakers(self) -> tuple[str, ...]:
+        """The marks with which a grammar that waits for reasoning's end begins all the same."""
+        if self._form is None or self._grammar is None or not self._sure:
+            return ()
+        special = dict(self._form.special) if self._grammar.kind != "tools_or_text" else {}
+        return tuple(mark for mark in self._openings() if mark in special)
+
     def _marked(self) -> int:
         """How many of the last characters that wait may be the beginning of a call."""
         return Marks(self._openings()).overlap(self._waiting)
@@ -164,7 +171,7 @@ class AnswerParser:
             ends = [thinking.end] if thinking else []
             # Some models call from inside their thinking, without ending it.
             own = self._own.openings if self._own and kind in (None, "tools_or_text") else ()
-            return [*ends, *own, *(self._openings() if self._sure else ())]
+            return [*ends, *own, *self._wakers()]
         # Reasoning comes first: behind shown text its mark is text about the mark.
         opens = thinking is not None and thinking.start and self._opens(thinking.start)
         marks = [thinking.start] if thinking and opens else []
@@ -191,7 +198,7 @@ class AnswerParser:
     def _enter_call(self, mark: str) -> None:
         self._behind = self._state
         # No grammar holds what has no marks, or stands in reasoning without being its end.
-        held = self._sure and (self._behind == "text" or mark in self._openings())
+        held = self._behind == "text" or mark in self._wakers()
         free = not mark or not held
         form = (self._own if free else self._form) or GENERIC
         self._reader = CallReader(form, self._tools, sure=self._sure and not free)
