@@ -64,7 +64,8 @@ def joined(parts):
 def agrees(parts, answer, ids=True):
     """What was streamed is what the answer says; `ids`: they are ours."""
     text, reasoning, calls = joined(parts)
-    assert (text, reasoning) == (answer.text, answer.reasoning)
+    apart = ("", answer.streamed) if answer.streamed else (answer.reasoning, answer.text)
+    assert (reasoning, text) == apart
     assert [(id, name) for id, (name, _) in calls.items()] == [
         (one.id, one.name) for one in answer.calls
     ]
@@ -323,6 +324,24 @@ def test_what_a_grammar_makes_is_read_as_it_was_made(form):
     parts, answer = collect(text, form, grammar=grammar)
     assert agrees(parts, answer) == [("weather", {"city": "x"})]
     assert joined(parts)[2][answer.calls[0].id] == ("weather", arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "said"),
+    [
+        ("Hm.\n</think>\n\nIt is 4.", "Hm.", "It is 4."),
+        ("Hm.</think>", "Hm.", ""),
+        ("Write `</think>` behind it.", "", "Write `</think>` behind it."),
+        ("<think>Hm.</think>It ends with </think> so.", "Hm.", "It ends with </think> so."),
+    ],
+)
+def test_a_reasoning_that_nothing_opened_is_known_when_it_is_closed(text, reasoning, said):
+    parser = AnswerParser(thinking=Thinking("<think>", "</think>"))
+    parts = parser.feed(text)
+    last, answer = parser.finish(whole=True)
+    assert (answer.reasoning, answer.text) == (reasoning, said)
+    streamed = "".join(one.text for one in [*parts, *last] if isinstance(one, TextDelta))
+    assert streamed == (answer.streamed or answer.text)
 
 
 def test_two_sections_without_a_mark_for_their_end():
