@@ -63,6 +63,7 @@ SYSTEM = Message("system", "Speak of rivers.")
 LATE = Message("system", "Now be brief, and exact as well.")
 ASK, SAID = Message("user", "Which city?"), Message("assistant", "Rome, then.")
 NEXT = Message("user", "How large?")
+LONG = Message("user", "What is at the end of a long question?")
 CALL = ToolCall("add", {"a": 12345.5}, "call00001")
 CALLED = Message("assistant", "", tool_calls=(CALL,))
 BESIDE = Message("assistant", "I look it up.", tool_calls=(CALL,))
@@ -125,6 +126,8 @@ def test_law_13_every_word_stands_in_the_prompt_in_order(kind):
         (NO_SYSTEM, Mend.TOOLS_IN_USER),
         (REFUSES + ALL, Mend.TOOLS_IN_USER),
         (PARTS, Mend.TOOLS_IN_SYSTEM),
+        # It shows calls, in a form of which the generic prompt says nothing.
+        (OWN.replace(TOOLS, ""), Mend.TOOLS_IN_SYSTEM),
     ],
 )
 @pytest.mark.parametrize("messages", [[ASK], [SYSTEM, ASK], [SYSTEM, ASK, CALLED, RESULT]])
@@ -148,6 +151,7 @@ def test_a_template_that_shows_all_is_given_it_as_it_is():
 @pytest.mark.parametrize(
     ("source", "messages", "named"),
     [
+        (ALL.replace("m.content", "m.content[:12]"), [LONG], r"messages\[0\] \(role 'user'\)"),
         (ALL.replace("m.content", "m.content[:4]"), [ASK], r"messages\[0\] \(role 'user'\)"),
         (
             "{% for m in messages if m.role == 'user' %}" + SHOWN + "{% endfor %}",
