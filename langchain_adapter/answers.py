@@ -28,6 +28,8 @@ M = TypeVar("M", AIMessage, AIMessageChunk)
 PROVIDER = "mlx-cached"
 # The key of `response_metadata` that names what should have been whole and was not.
 CUT = "cut"
+# The key of what the answer breaks of the schema that it was asked for.
+MISFITS = "misfits"
 
 
 @dataclass
@@ -185,6 +187,8 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
         made[CUT] = event.cut
     if event.notes:
         made["notes"] = list(event.notes)
+    if event.misfits:
+        made[MISFITS] = [misfit._asdict() for misfit in event.misfits]
     if event.stopped_by:
         made["stop_sequence"] = event.stopped_by
     if event.logprobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -93,16 +94,41 @@ def _answer(message: BaseMessage, content: _Content) -> Message:
     kept = message.additional_kwargs.get(METADATA)
     generated = Generated.from_json(kept) if kept is not None else None
     reasoning = content.reasoning or message.additional_kwargs.get(REASONING)
-    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    unmade = _unmade(message)
     return Message(
         "assistant",
         content.text,
         generated,
         reasoning=reasoning if isinstance(reasoning, str) else "",
-        tool_calls=tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in calls),
+        tool_calls=(*_calls(message), *unmade),
+        unmade=len(unmade),
         # An agent's name is set by frameworks behind our back, and was in no prompt of ours.
         name="" if generated is not None else message.name or "",
     )
+
+
+def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    return tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in calls)
+
+
+def _unmade(message: BaseMessage) -> tuple[ToolCall, ...]:
+    """Calls that could not be read; what they are answered with says so to the model."""
+    wrong = message.invalid_tool_calls if isinstance(message, AIMessage) else []
+    return tuple(
+        ToolCall(str(call["name"] or "unknown"), _arguments(call["args"] or ""), str(call["id"]))
+        for call in wrong
+        if call["id"]
+    )
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Arguments as an object, which templates want; text that is none stands in one as it is."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"arguments": text}
+    return found if isinstance(found, dict) else {"arguments": text}
 
 
 def _content(where: str, role: Role, content: str | Sequence[str | Mapping[str, Any]]) -> _Content:

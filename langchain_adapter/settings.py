@@ -62,7 +62,7 @@ class Settings(BaseChatModel):
     max_string: int = 256
     logprobs: int | None = None
     kv_bits: int | None = None
-    kv_group_size: int = 64
+    kv_group_size: int | None = None
     kv_start: int = 0
     use_cache: bool = True
     on_disk: bool = True

@@ -16,7 +16,7 @@ from langchain_core.output_parsers.openai_tools import (
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from .answers import CUT
+from .answers import CUT, MISFITS
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
 
@@ -32,7 +32,9 @@ def document_parser(schema: Any) -> Runnable[Any, Any]:
     if is_pydantic(schema):
         parser = PydanticOutputParser(pydantic_object=schema)
     else:
+        # Pydantic looks at the whole itself; here nobody else does.
         parser = JsonOutputParser()
+        return RunnableGenerator(_whole, _awhole) | RunnableGenerator(_fit, _afit) | parser
     # LangChain's parser completes half a document, which is right only while it streams.
     return RunnableGenerator(_whole, _awhole) | parser
 
@@ -41,7 +43,8 @@ def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
     """Objects of the arguments of an answer's first call."""
     if is_pydantic(schema):
         return PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    return RunnableGenerator(_fit, _afit) | parser
 
 
 def structured(
@@ -73,4 +76,23 @@ def _checked(message: BaseMessage) -> BaseMessage:
         raise OutputParserException(
             f"the answer ended inside {cut} (max_tokens or a stop string); raise max_tokens"
         )
+    return message
+
+
+def _fit(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    for message in messages:
+        yield _fitting(message)
+
+
+async def _afit(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    async for message in messages:
+        yield _fitting(message)
+
+
+def _fitting(message: BaseMessage) -> BaseMessage:
+    """The message; an error where it breaks what no grammar could hold it to."""
+    misfits = cast("list[dict[str, str]]", message.response_metadata.get(MISFITS) or [])
+    if misfits:
+        what = ", ".join(misfit["what"] for misfit in misfits)
+        raise OutputParserException(f"the answer does not fit its schema: {what}")
     return message

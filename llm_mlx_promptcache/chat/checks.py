@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 
 _DEEPEST = 64
+# Each object inside an object of a schema is two levels of JSON.
+DEEPEST_SCHEMA = 160
 
 
 def check_text(field: str, value: object) -> None:
@@ -21,19 +23,19 @@ def check_text(field: str, value: object) -> None:
         ) from None
 
 
-def check_json(field: str, value: object, depth: int = 0) -> None:
+def check_json(field: str, value: object, depth: int = 0, *, deepest: int = _DEEPEST) -> None:
     """ValueError where JSON has no form for `value`, or for something in it."""
-    if depth > _DEEPEST:
-        raise ValueError(f"{field} is nested more than {_DEEPEST} deep; flatten it")
+    if depth > deepest:
+        raise ValueError(f"{field} is nested more than {deepest} deep; flatten it")
     if isinstance(value, str):
         check_text(field, value)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             check_text(f"a key in {field}", key)
-            check_json(field, inner, depth + 1)
+            check_json(field, inner, depth + 1, deepest=deepest)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            check_json(field, inner, depth + 1)
+            check_json(field, inner, depth + 1, deepest=deepest)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field} holds {value}, which JSON has no form for; give a finite number")
     elif value is not None and not isinstance(value, (bool, int, float)):

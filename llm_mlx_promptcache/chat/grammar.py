@@ -1,6 +1,6 @@
 """What an answer may be, as llguidance's grammars: plain text, checked before any token is made.
 
-llguidance is imported where it is needed, so that who only lists models does not load it.
+A schema that llguidance can't hold is loosened; what is left out is named beside the grammar.
 """
 
 from __future__ import annotations
@@ -9,55 +9,59 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from .checks import check_json
+from .checks import DEEPEST_SCHEMA, check_json
 from .forms import Form, Hole, Layout
+from .grammar_check import UNSATISFIABLE, json_rule, refusal, short
 from .hand_forms import grammar_form
-from .schema_caps import Caps, capped
+from .schema_caps import Caps
+from .schema_dialects import LeftOut
+from .schema_loosening import loosened, loosened_arguments
 from .tool_schemas import canonical_tools
 
 __all__ = [
     "Caps",
     "Grammar",
     "GrammarError",
+    "Unheld",
     "json_object_grammar",
     "regex_grammar",
     "schema_grammar",
+    "told_unheld",
     "tool_grammar",
 ]
 
 Kind = Literal["schema", "regex", "tools", "tools_or_text", "tools_or_schema"]
 
 _DEFAULT_CAPS = Caps()
-_REASON_LIMIT = 200
-_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_MOST_TOLD = 3
 _CONTROLS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 _HEADER_NAME = re.compile(r"[\w-]+")
-# As json.dumps writes: what models saw most, and forced tokens where there is no choice. Escapes
-# without \u: half a surrogate pair would be valid JSON that no text can hold.
-_JSON_OPTIONS = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "json_allowed_escapes": '"\\bfnrt',
-}
 
 
 class GrammarError(ValueError):
     """A schema, tool or regex that no answer can be held to; names the field."""
 
 
+class Unheld(NamedTuple):
+    """What the grammar does not hold: of the tool with this name, or of the document ("")."""
+
+    tool: str
+    what: LeftOut
+
+
 @dataclass(frozen=True)
 class Grammar:
     """What an answer may be; `text` is llguidance's, made for one `Form` where there are tools.
 
-    Grammars with schemas are not the conversation's text, but no repr needs them either.
+    Grammars with schemas are not the conversation's text, but no repr needs them either. What of
+    the schemas is not held (`unheld`) is to be checked in the answer.
     """
 
     kind: Kind
     text: str
+    unheld: tuple[Unheld, ...] = ()
 
     def __repr__(self) -> str:
         return f"Grammar({self.kind!r}, {len(self.text)} characters)"
@@ -68,6 +72,19 @@ class Grammar:
         return self.kind.startswith("tools")
 
 
+def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
+    """What users are told of what a grammar does not hold: one line a tool, one a document."""
+    places: dict[str, list[str]] = {}
+    for tool, what in grammar.unheld if grammar is not None else ():
+        places.setdefault(tool, []).append(str(what))
+    return tuple(
+        f"{f'the schema of the tool {tool[:64]}' if tool else 'the schema'} has what no grammar"
+        f" can hold ({', '.join(found[:_MOST_TOLD])}{', ...' * (len(found) > _MOST_TOLD)});"
+        " the answer is only checked for it"
+        for tool, found in places.items()
+    )
+
+
 def schema_grammar(
     schema: Mapping[str, Any],
     *,
@@ -75,11 +92,14 @@ def schema_grammar(
     field: str = "schema",
     form: Form | None = None,
 ) -> Grammar:
-    """A JSON document of `schema`; all else that `form` brings is reasoning in channels."""
+    """A JSON document of `schema` as far as one can be held to it.
+
+    All else that `form` brings is reasoning in channels.
+    """
     frame = _frame(form)
-    document = f"document: %json {_json(schema, caps, field)}"
+    rule, unheld = _document(schema, caps, field)
     start = f"start: {frame.thoughts}{frame.final}document"
-    return _grammar("schema", start, [document, *frame.rules])
+    return _grammar("schema", start, [f"document: {rule}", *frame.rules], unheld)
 
 
 def json_object_grammar(*, caps: Caps = _DEFAULT_CAPS, form: Form | None = None) -> Grammar:
@@ -96,7 +116,7 @@ def regex_grammar(pattern: str, *, longest: int = 4096, form: Form | None = None
     try:
         body = regex_to_lark(pattern)
     except ValueError as error:
-        raise GrammarError(f"regex is refused: {_short(str(error))}") from None
+        raise GrammarError(f"regex is refused: {short(str(error))}") from None
     # Slashes end a regex here, and a line end would end the rule.
     body = body.replace("\n", "\\n").replace("\r", "\\r")
     _check(f"start: R\nR: /{body}/\n", "regex", "give a pattern that some text matches")
@@ -116,7 +136,7 @@ def tool_grammar(
     schema: Mapping[str, Any] | None = None,
     caps: Caps = _DEFAULT_CAPS,
 ) -> Grammar:
-    """Calls of `tools`, at most `calls`, as `form` writes them.
+    """Calls of `tools`, at most `calls`, as `form` writes them; no tool's schema is refused.
 
     `choice` is a tool's name (that one is called), True (any is called) or None: calls or, without
     `schema`, text with calls at its end; with `schema`, a document of it.
@@ -126,15 +146,17 @@ def tool_grammar(
     form = grammar_form(form)
     allowed = _chosen(tools, choice, form)
     frame = _frame(form)
-    rules = [*_call_rules(allowed, form, caps, calls), *frame.rules]
+    held, unheld = _call_rules(allowed, form, caps, calls)
+    rules = [*held, *frame.rules]
     lead = form.start + form.head
     if isinstance(choice, str) or choice is True:
-        return _grammar("tools", f"start: {frame.thoughts}{_literal(lead, form)} calls", rules)
+        start = f"start: {frame.thoughts}{_literal(lead, form)} calls"
+        return _grammar("tools", start, rules, unheld)
     if schema is not None:
-        document = f"document: %json {_json(schema, caps, 'schema')}"
+        rule, more = _document(schema, caps, "schema")
         either = f"({_literal(lead, form)} calls | {frame.final}document)"
-        start = f"start: {frame.thoughts}{either}\n{document}"
-        return _grammar("tools_or_schema", start, rules)
+        start = f"start: {frame.thoughts}{either}\ndocument: {rule}"
+        return _grammar("tools_or_schema", start, rules, (*unheld, *more))
     mark = form.openings[0]
     rest = _literal(lead.partition(mark)[2], form)
     token = dict(form.special).get(mark)
@@ -145,11 +167,13 @@ def tool_grammar(
         # Lazy: text ends at the first mark, so none can hide in it.
         said = f"said[lazy]: /(?s:.*)/ {_literal(mark, form)}"
         start = f"start: TEXT | said {rest} calls\n{said}\nTEXT: /(?s:.*)/"
-    return _grammar("tools_or_text", start, rules)
+    return _grammar("tools_or_text", start, rules, unheld)
 
 
-def _grammar(kind: Kind, start: str, rules: list[str]) -> Grammar:
-    return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]))
+def _grammar(
+    kind: Kind, start: str, rules: Sequence[str], unheld: tuple[Unheld, ...] = ()
+) -> Grammar:
+    return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]), unheld)
 
 
 class _Frame(NamedTuple):
@@ -207,17 +231,19 @@ def _chosen(
 
 def _call_rules(
     allowed: list[tuple[int, Mapping[str, Any]]], form: Form, caps: Caps, calls: int
-) -> list[str]:
+) -> tuple[list[str], tuple[Unheld, ...]]:
     bodies = " | ".join(f"body_{number}" for number in range(len(allowed)))
     again = _literal(form.between + form.head, form)
     more = f" ({again} body){{0,{calls - 1}}}" if calls > 1 else ""
     rules = [f"calls: body{more} {_literal(form.end, form)}", f"body: {bodies}"]
-    for number, (place, function) in enumerate(allowed):
-        rules.append(f"body_{number}: {_body(str(function['name']), f'arguments_{number}', form)}")
-        field = f"tools[{place}].function.parameters"
-        parameters = _parameters(function.get("parameters"), field)
-        rules.append(f"arguments_{number}: %json {_json(parameters, caps, field)}")
-    return rules
+    unheld: list[Unheld] = []
+    for number, (_, function) in enumerate(allowed):
+        name = str(function["name"])
+        rules.append(f"body_{number}: {_body(name, f'arguments_{number}', form)}")
+        held = loosened_arguments(function.get("parameters"), caps)
+        rules.append(f"arguments_{number}: {json_rule(held.schema)}")
+        unheld += [Unheld(name, what) for what in held.left_out]
+    return rules, tuple(unheld)
 
 
 def _body(name: str, arguments: str, form: Form) -> str:
@@ -254,71 +280,30 @@ def _text(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", literal)
 
 
-def _parameters(parameters: Any, field: str) -> Mapping[str, Any]:
-    if parameters is None:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(parameters, Mapping):
-        raise GrammarError(f"{field} is a {type(parameters).__name__}; give a JSON Schema object")
-    kind = parameters.get("type", "object")
-    if kind != "object":
-        raise GrammarError(f"{field}.type is {str(kind)[:40]!r}; arguments are an object")
-    if not parameters.get("properties") and not set(parameters) - _EMPTY:
-        return {**parameters, "type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **parameters}
+def _document(schema: Any, caps: Caps, field: str) -> tuple[str, tuple[Unheld, ...]]:
+    """The rule of a document of `schema`, and what it does not hold.
 
-
-_EMPTY = frozenset(["type", "properties", "required", "title", "description", "$schema"])
-
-
-def _json(schema: Any, caps: Caps, field: str) -> str:
-    """`schema` capped and checked, as one line of JSON."""
+    GrammarError where nothing satisfies the schema, or nothing of it can be held.
+    """
     if not isinstance(schema, Mapping):
         raise GrammarError(f"{field} is a {type(schema).__name__}; give a JSON Schema object")
     try:
-        check_json(field, schema)
+        check_json(field, schema, deepest=DEEPEST_SCHEMA)
     except ValueError as error:
         raise GrammarError(str(error)) from None
-    advice = "change the schema"
-    plain = _with_options(schema)
-    made = _with_options(capped(schema, caps))
-    try:
-        _check(f"%llguidance {{}}\nstart: %json {made}\n", field, advice)
-    except GrammarError as refused:
-        # A cap may meet a limit that stands elsewhere in the schema: then it goes as it is.
-        try:
-            _check(f"%llguidance {{}}\nstart: %json {plain}\n", field, advice)
-        except GrammarError:
-            raise refused from None
-        return plain
-    return made
-
-
-def _with_options(schema: Mapping[str, Any]) -> str:
-    return json.dumps({**schema, "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
+    held = loosened(schema, caps)
+    if held.refused == UNSATISFIABLE:
+        raise GrammarError(f"{field} can't be satisfied by any text; change the schema")
+    if held.refused:
+        places = ", ".join(map(str, held.left_out[:3]))
+        raise GrammarError(f"{field} is refused: {held.refused} ({places}); change the schema")
+    return json_rule(held.schema), tuple(Unheld("", what) for what in held.left_out)
 
 
 def _check(text: str, field: str, advice: str) -> None:
     """GrammarError where llguidance refuses `text`, or nothing at all would satisfy it."""
-    from llguidance import LLMatcher
-
-    matcher = LLMatcher(_bytes_tokenizer(), text, log_level=0)
-    if matcher.is_error():
-        raise GrammarError(f"{field} is refused: {_short(matcher.get_error())}; {advice}")
-    possible = any(matcher.compute_bitmask()) or matcher.is_accepting()
-    if not possible or matcher.is_error():
+    reason = refusal(text)
+    if reason == UNSATISFIABLE:
         raise GrammarError(f"{field} can't be satisfied by any text; {advice}")
-
-
-@cache
-def _bytes_tokenizer() -> Any:
-    """One token a byte: enough to tell whether a grammar is one."""
-    from llguidance import LLTokenizer
-
-    return LLTokenizer("byte")
-
-
-def _short(reason: str) -> str:
-    """The reason in one line, without the place in our own text and what it shows of it."""
-    reason = " ".join(reason.partition("\n   1 |")[0].split())
-    reason = _PLACE.sub("", reason)
-    return reason[:_REASON_LIMIT] + ("..." if len(reason) > _REASON_LIMIT else "")
+    if reason:
+        raise GrammarError(f"{field} is refused: {reason}; {advice}")

@@ -31,7 +31,8 @@ class Message:
     tool's result (role "tool") names its tool and the id of the call, and may be an error.
     `images` are declared but refused until models with vision run. `metadata` is the
     application's own: no template reads it. The first `stable` characters of a user's text are
-    likely to come back with another rest (a document before a question).
+    likely to come back with another rest (a document before a question). The last `unmade` of the
+    calls could not be made (they were unreadable, say); they are answered like others.
     """
 
     role: Role
@@ -46,15 +47,18 @@ class Message:
     images: tuple[Any, ...] = field(default=(), repr=False)
     metadata: Mapping[str, Any] = field(default_factory=nothing, repr=False, hash=False)
     stable: int = 0
+    unmade: int = 0
 
     def unchanged(self, fingerprint: str) -> bool:
         """True where this is what our model generated, with every visible part as it was."""
+        # What could not be made was shown as such, not as a call.
+        made = self.tool_calls[: len(self.tool_calls) - self.unmade]
         return (
             self.role == "assistant"
             and self.generated is not None
             and bool(self.generated.ids)
             and self.generated.matches(
-                self.content, fingerprint, reasoning=self.reasoning, tool_calls=self.tool_calls
+                self.content, fingerprint, reasoning=self.reasoning, tool_calls=made
             )
         )
 

@@ -53,6 +53,9 @@ class Caps:
 def capped(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
     """`schema` with caps where it has no limits; plain data in, plain data out."""
     made: dict[str, Any] = _capped(schema, caps, merged=False)
+    definitions, merged = schema.get("$defs"), _merged_definitions(schema)
+    for name in merged.intersection(definitions) if isinstance(definitions, Mapping) else ():
+        made["$defs"][name] = _capped(schema["$defs"][name], caps, merged=True)
     definitions = made.get("$defs", {})
     if not isinstance(definitions, Mapping) or _ANY not in json.dumps(made):
         return made
@@ -83,6 +86,28 @@ def _capped(schema: Any, caps: Caps, merged: bool) -> Any:
     if "object" in kinds and not merged:
         _close_object(made, caps)
     return made
+
+
+def _merged_definitions(schema: Mapping[str, Any]) -> set[str]:
+    """Definitions that hold for a value together with others: closed, they would exclude these."""
+    found: set[str] = set()
+    waiting: list[Any] = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            together = [key for key in (*_LISTS, "$ref", "properties") if key in one]
+            if len(together) > 1 or "allOf" in one:
+                branches = [inner for key in _LISTS for inner in one.get(key, ())]
+                found.update(_reference_of(inner) for inner in (one, *branches))
+            waiting += [inner for key, inner in one.items() if key not in ("enum", "const")]
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+    return found
+
+
+def _reference_of(schema: Any) -> str:
+    named = schema.get("$ref") if isinstance(schema, Mapping) else None
+    return named.rpartition("/")[2] if isinstance(named, str) else ""
 
 
 def _children(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .checks import check_json, check_text
+from .checks import DEEPEST_SCHEMA, check_json, check_text
 
 # What readers expect first; other keys follow by the alphabet.
 _ORDER = (
@@ -39,7 +39,7 @@ def canonical_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         name = _name(index, tool)
         if name in found:
             raise ValueError(f"tools[{index}].function.name is {name!r} again; name each tool once")
-        check_json(f"tools[{index}]", tool)
+        check_json(f"tools[{index}]", tool, deepest=DEEPEST_SCHEMA)
         found[name] = _ordered({"type": "function", **tool})
     return [found[name] for name in sorted(found)]
 

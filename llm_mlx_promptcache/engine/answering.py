@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..chat.answer_parts import Answer
 from ..chat.channel_parser import parser_of
 from .chat_tokenizer import TemplateTokenizer
+from .checking import misfits_of
 from .preparing import Prepared
 from .request import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
 from .stopping import StopText
@@ -105,6 +106,7 @@ class Answering:
             tool_calls=answer.calls,
             invalid_calls=answer.invalid,
             cut="" if answer.cut is None else answer.cut.what,
+            misfits=misfits_of(answer, self._prepared.request, self._prepared.grammar),
             stopped_by=self._stopping.found,
             rendered=self._prepared.transcript.rendered,
             logprobs=tuple(self._logprobs),

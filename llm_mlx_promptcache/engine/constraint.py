@@ -23,12 +23,11 @@ from llguidance.hf import from_tokenizer
 
 from ..chat.call_forms import Thinking
 from ..chat.grammar import Grammar, GrammarError
+from .errors import ConstraintError, NothingAllowedError
+
+__all__ = ["Constraint", "ConstraintError", "grammar_tokenizer"]
 
 _REASON_LIMIT = 200
-
-
-class ConstraintError(RuntimeError):
-    """A grammar that can't go on: its limits are passed, or it was given what it had masked."""
 
 
 def grammar_tokenizer(wrapper: Any, words: int) -> LLTokenizer:
@@ -134,8 +133,11 @@ class Constraint:
         elif self._gap and token in self._spaces() and not self._takes(token):
             self._gap -= 1
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
-            # Never by a sampler: what is masked has no probability.
-            raise ConstraintError(f"token {token} is not what the grammar allows; mask its logits")
+            # What is masked has no probability, unless nothing has any.
+            raise NothingAllowedError(
+                f"token {token} is not what the grammar allows, and nothing else is left;"
+                " forbid less with logit_bias"
+            )
         elif token not in self._spaces():
             self._gap = 0
         self._started = True

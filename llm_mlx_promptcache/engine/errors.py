@@ -11,3 +11,11 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
     """The message of an error without its line breaks, at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class ConstraintError(RuntimeError):
+    """A grammar that can't go on: its limits are passed, or it was given what it had masked."""
+
+
+class NothingAllowedError(ConstraintError):
+    """A token was chosen that its grammar had masked: nothing else was left to choose."""

@@ -27,6 +27,8 @@ from .errors import one_line
 from .request import KVSettings
 
 # Their batched forms give each request back what it put in; others' are not tried.
+# MLX knows 128 too, which saves little and loses more.
+_GROUP_SIZES = (64, 32)
 _BATCHED = (KVCache, RotatingKVCache, ArraysCache)
 
 
@@ -135,8 +137,29 @@ def check_quantised(model: nn.Module, kv: KVSettings) -> None:
     except Exception as error:
         raise ValueError(
             f"kv_bits {kv.bits} with groups of {kv.group_size} does not go with this model"
-            f" ({one_line(error, 120)}); use another group size, or leave it out"
+            f" ({one_line(error, 120)}); leave kv_group_size out, or kv_bits"
         ) from error
+
+
+def fitting(model: nn.Module, kv: KVSettings) -> KVSettings:
+    """The settings with a group size that the model can run with; ValueError where none can.
+
+    Heads whose size is no multiple of 64 (Phi-3's 96) go in groups of 32.
+    """
+    if kv.group_size is not None:
+        check_quantised(model, kv)
+        return kv
+    for size in _GROUP_SIZES:
+        try:
+            check_quantised(model, kv._replace(group_size=size))
+        except ValueError as error:
+            reason = error
+        else:
+            return kv._replace(group_size=size)
+    raise ValueError(
+        f"kv_bits is {kv.bits}, and this model's keys and values go in no groups of"
+        f" {' or '.join(map(str, _GROUP_SIZES))}; leave kv_bits out"
+    ) from reason
 
 
 def is_quantised(layers: Sequence[Any]) -> bool:

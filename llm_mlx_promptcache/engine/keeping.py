@@ -11,9 +11,8 @@ from ..cache.explain import Why
 from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.prompt_cache import Lease, PromptCache
 from .chunks import checkpoints
-from .forward import check_quantised, is_quantised, make_layers, quantise
+from .forward import is_quantised, make_layers, quantise
 from .preparing import Prepared
-from .request import KVSettings
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +68,6 @@ class Keeper:
         self._identity = identity
         self._uncached = Why("changed", detail=uncached) if uncached else None
         self._stops, self._counts = False, True
-        self._quantised: set[KVSettings] = set()
         try:
             layers = make_layers(model)
             layout = layout_of(layers)
@@ -86,9 +84,6 @@ class Keeper:
         `speed` is how many tokens of them a second of prefill computes, where that is known.
         """
         kv = prepared.request.kv
-        if kv is not None and kv not in self._quantised:
-            check_quantised(self._model, kv)  # refused before any token is computed
-            self._quantised.add(kv)
         for namespace in {prepared.namespace, prepared.plain_namespace}:
             self._cache.label(namespace, self._name, self._identity)
         # Rows of two namespaces may be in one path then, and each finds its own at home.

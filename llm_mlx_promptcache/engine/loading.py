@@ -23,8 +23,9 @@ from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
 from .facts import environment
-from .forward import make_layers, words_of
+from .forward import fitting, make_layers, words_of
 from .references import divided, folder_of
+from .request import KVSettings
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -63,6 +64,16 @@ class LoadedModel:
     def words(self) -> int:
         """How many columns the model's logits have; asked of it once."""
         return words_of(self.model)
+
+    def fitting(self, kv: KVSettings) -> KVSettings:
+        """The settings with a group size that goes with the model, asked of it once."""
+        if kv not in self._fitted:
+            self._fitted[kv] = fitting(self.model, kv)
+        return self._fitted[kv]
+
+    @cached_property
+    def _fitted(self) -> dict[KVSettings, KVSettings]:
+        return {}
 
 
 def load_model(reference: str) -> LoadedModel:
@@ -261,12 +272,24 @@ def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
         from mlx_lm.utils import load_model as load
 
         # Not lazy: what is wrong with a file must show here, and not in the middle of an answer.
-        model, config = load(folder, lazy=False, strict=True, trust_remote_code=False)
+        model, config = load(
+            folder,
+            lazy=False,
+            strict=True,
+            model_config=_without_nulls(folder),
+            trust_remote_code=False,
+        )
         mx.eval(model.state)
     except Exception as error:
         # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
         raise _damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
     return model, config
+
+
+def _without_nulls(folder: Path) -> dict[str, Any]:
+    """What stands in for entries of the config that are null, where mlx-lm wants a table."""
+    given = _read_json(folder, "config.json")
+    return {key: {} for key in ("text_config",) if key in given and given[key] is None}
 
 
 def _adapted(model: Any, adapter: Path) -> Any:

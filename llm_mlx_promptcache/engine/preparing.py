@@ -18,6 +18,7 @@ from ..chat.grammar import (
     json_object_grammar,
     regex_grammar,
     schema_grammar,
+    told_unheld,
     tool_grammar,
 )
 from ..chat.hand_forms import GENERIC, grammar_form
@@ -61,8 +62,9 @@ def prepare(
 ) -> Prepared:
     """The request ready to run; ValueError names what is wrong with which field."""
     plain = namespace_of(identity.rows, request.salt)
-    kv = request.kv
-    namespace = plain if kv is None else namespace_of(identity.rows, request.salt, kv)
+    if request.kv is not None:
+        request = replace(request, kv=loaded.fitting(request.kv))
+    namespace = _namespace(request, identity)
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
     _check_bias(request, loaded)
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
@@ -74,6 +76,7 @@ def prepare(
         own = replace(GENERIC, special=own.special)  # which the prompt says
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
+    grammar = _grammar(request, own, bool(tools))
     return Prepared(
         request,
         namespace,
@@ -82,9 +85,15 @@ def prepare(
         limit,
         form,
         _thinking(tokenizer, transcript),
-        _grammar(request, own, bool(tools)),
-        told(transcript.mends),
+        grammar,
+        (*told(transcript.mends), *told_unheld(grammar)),
     )
+
+
+def _namespace(request: GenerationRequest, identity: Identity) -> str:
+    kv = request.kv
+    settings = None if kv is None else (kv.bits, kv.group_size or 0, kv.start)
+    return namespace_of(identity.rows, request.salt, settings)
 
 
 def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationRequest",
     "KVSettings",
     "Logprob",
+    "Misfit",
     "Progress",
     "ReasoningDelta",
     "Sampling",
@@ -59,6 +61,16 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        for token, amount in self.logit_bias:
+            # Minus infinity forbids a token; NaN, or more than a half-precision number holds,
+            # would make nonsense of all the others.
+            if not isinstance(amount, (int, float)) or not (
+                -_MOST_BIAS <= amount <= _MOST_BIAS or amount == -math.inf
+            ):
+                raise ValueError(
+                    f"logit_bias is {amount} for token {token}; give a number from"
+                    f" -{_MOST_BIAS} to {_MOST_BIAS}, or -inf to forbid it"
+                )
         for name, low, high in _LIMITS:
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses what is not a number
@@ -73,6 +85,7 @@ class Sampling:
         return off != (1.0, 0.0, 0.0)
 
 
+_MOST_BIAS = 10_000
 _LIMITS = (
     ("temperature", 0, 100),
     ("top_p", 0, 1),
@@ -90,11 +103,12 @@ _LIMITS = (
 class KVSettings(NamedTuple):
     """Keys and values in `bits` bits (4 or 8), `group_size` of them to a scale, from token `start`.
 
-    The rows before `start` are quantised too, once the path is that long.
+    The rows before `start` are quantised too, once the path is that long. Without a `group_size`
+    it is the largest of 64 and 32 that goes with the model.
     """
 
     bits: int
-    group_size: int = 64
+    group_size: int | None = None
     start: int = 0
 
 
@@ -168,10 +182,12 @@ _MOST_LOGPROBS = 20
 def _check_kv(kv: KVSettings) -> None:
     for name, value, allowed in (
         ("bits", kv.bits, (2, 3, 4, 6, 8)),
-        ("group_size", kv.group_size, (32, 64, 128)),
+        ("group_size", kv.group_size, (None, 32, 64, 128)),
     ):
         if value not in allowed:
-            raise ValueError(f"kv.{name} is {value}; give one of {', '.join(map(str, allowed))}")
+            raise ValueError(
+                f"kv.{name} is {value}; give one of {', '.join(str(one) for one in allowed if one)}"
+            )
     if kv.start < 0:
         raise ValueError(f"kv.start is {kv.start}; give 0 or more")
 
@@ -223,12 +239,24 @@ class TokenLogprobs(NamedTuple):
     top: tuple[Logprob, ...]
 
 
+class Misfit(NamedTuple):
+    """A part of its schema that an answer breaks, where no grammar could hold it.
+
+    `call` is the id of the call whose arguments they are, "" for the answer's document; `what` is
+    a keyword and its place in the schema.
+    """
+
+    call: str
+    what: str
+
+
 class Finished(NamedTuple):
     """The end of an answer: its exact tokens, stop token included, and what it took.
 
     Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
     they part inside a token: a replay must say what was shown. `cut` names what should have been
-    whole (a call, a document) and was not. `peak_bytes` is the most memory MLX had meanwhile;
+    whole (a call, a document) and was not; `misfits` are what a whole one breaks of its schema.
+    `peak_bytes` is the most memory MLX had meanwhile;
     `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
     `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
     `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
@@ -245,6 +273,7 @@ class Finished(NamedTuple):
     tool_calls: tuple[ToolCall, ...] = ()
     invalid_calls: tuple[InvalidCall, ...] = ()
     cut: str = ""
+    misfits: tuple[Misfit, ...] = ()
     stopped_by: str = ""
     rendered: Mapping[str, Any] = nothing()
     logprobs: tuple[TokenLogprobs, ...] = ()

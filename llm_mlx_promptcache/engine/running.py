@@ -26,6 +26,7 @@ from .batches import Batches
 from .chat_tokenizer import TemplateTokenizer
 from .chunks import ChunkPlanner, chunk_end
 from .decoding import Row, Step
+from .errors import NothingAllowedError
 from .facts import model_facts
 from .forward import BatchForm, prefill, wired
 from .keeping import Keeper
@@ -374,6 +375,9 @@ class Running:
             return
         likely = step.likely.told(self._tokenizer.text_of) if step.likely is not None else None
         try:
+            if isinstance(step.error, NothingAllowedError):
+                # Its last token is none of the answer's.
+                raise step.error
             for token in step.tokens:
                 for event in task.answering.take(token, likely):
                     task.asker.tell(event)

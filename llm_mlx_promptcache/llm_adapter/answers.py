@@ -71,6 +71,9 @@ class Answer:
         for note in new_notes(event.fingerprint, event.notes):
             _log.warning("%s", note)
         event.whole()
+        for misfit in event.misfits:
+            what = "a call's arguments do" if misfit.call else "the answer does"
+            _log.warning("%s not fit the schema: %s", what, misfit.what)
         for call in event.tool_calls:
             self._response.add_tool_call(
                 llm.ToolCall(
@@ -115,6 +118,8 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
         ]
     if event.notes:
         told["notes"] = list(event.notes)
+    if event.misfits:
+        told["misfits"] = [misfit._asdict() for misfit in event.misfits]
     if question.lost_tools:
         told["lost_tools"] = list(question.lost_tools)
     return told

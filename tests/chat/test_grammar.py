@@ -118,30 +118,18 @@ def test_special_tokens_are_named_by_their_ids():
         assert '"<s>"' not in text
 
 
-PARAMETERS = "tools[1].function.parameters"
-
-
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: schema_grammar({"type": "foo"}), "schema is refused: Invalid type: foo"),
+        (lambda: schema_grammar({"type": "foo"}), "schema is refused: nothing of it can be held"),
         (lambda: schema_grammar([]), "schema is a list"),
         (lambda: schema_grammar({"not": {}}), "schema is refused"),
-        (lambda: schema_grammar({"enum": []}), "schema is refused"),
+        (lambda: schema_grammar({"enum": []}), "schema can't be satisfied"),
         (lambda: schema_grammar({"$ref": "https://example.com/x"}), "schema is refused"),
         (lambda: schema_grammar({"minimum": float("nan")}), "schema holds nan"),
-        (lambda: schema_grammar({"type": "string", "pattern": "(?=a)b"}), "schema is refused"),
         (
             lambda: schema_grammar({"type": "integer", "minimum": 3, "maximum": 2}),
-            "schema is refused",
-        ),
-        (lambda: tool_grammar([MAGIC, tool("x", {"type": "array"})], True, GENERIC), PARAMETERS),
-        (lambda: tool_grammar([MAGIC, tool("x", [])], True, GENERIC), PARAMETERS),
-        (
-            lambda: tool_grammar(
-                [MAGIC, tool("a", {"properties": {"b": {"type": "foo"}}})], True, GENERIC
-            ),
-            PARAMETERS,
+            "schema can't be satisfied",
         ),
         (lambda: tool_grammar([], True, GENERIC), "tools is empty"),
         (lambda: tool_grammar([MAGIC, tool("")], True, GENERIC), "tools[1].function.name"),

@@ -16,6 +16,7 @@ from llm_mlx_promptcache.engine.request import (
     CallArguments,
     CallName,
     CutShort,
+    Misfit,
     TextDelta,
 )
 
@@ -100,3 +101,20 @@ def test_what_with_structured_output_refuses():
         chat.with_structured_output(None)
     with pytest.raises(ValueError, match="does not know depth"):
         chat.with_structured_output(Person, depth=3)
+
+
+def test_a_misfit_is_an_error_where_nobody_else_looks(engine):
+    schema = {"title": "Tags", "type": "object", "properties": {"tags": {"uniqueItems": True}}}
+    misfits = (Misfit("", "uniqueItems at /properties/tags"),)
+    text = '{"tags": [1, 1]}'
+    engine.events = [TextDelta(text), finished(text, misfits=misfits)]
+    with pytest.raises(OutputParserException, match="uniqueItems at /properties/tags"):
+        ChatMLXCached().with_structured_output(schema).invoke("Go.")
+    raw = ChatMLXCached().with_structured_output(schema, include_raw=True).invoke("Go.")
+    assert raw["parsed"] is None
+    assert isinstance(raw["parsing_error"], OutputParserException)
+    call = ToolCall("Tags", {"tags": [1, 1]}, "c1")
+    engine.events = [finished("", [call], misfits=(Misfit("c1", "uniqueItems at /a"),))]
+    called = ChatMLXCached().with_structured_output(schema, method="function_calling")
+    with pytest.raises(OutputParserException, match="uniqueItems at /a"):
+        called.invoke("Go.")

@@ -1,6 +1,7 @@
 """Every word of LangChain's to the engine's and back, with an engine that says what it is told."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from langchain_core.load import dumpd, load
@@ -20,7 +21,7 @@ from scripted_engine import Person, add, finished
 
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
-from llm_mlx_promptcache.chat.messages import Message, ToolCall
+from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall, check_messages
 from llm_mlx_promptcache.engine.request import (
     CallArguments,
     CallName,
@@ -385,3 +386,21 @@ def test_the_profile_tells_what_is_known_before_loading(tmp_path):
     for nowhere in (str(tmp_path / "none"), "~nobody-has-this-name/x"):
         assert "max_input_tokens" not in ChatMLXCached(model=nowhere).profile
     assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}
+
+
+def test_results_of_calls_that_could_not_be_read_are_taken():
+    wrong = {"name": "w", "args": "{", "id": "1", "error": "no JSON", "type": "invalid_tool_call"}
+    history = [
+        HumanMessage("a"),
+        AIMessage("", invalid_tool_calls=[wrong]),
+        ToolMessage("arguments are no JSON", tool_call_id="1", status="error"),
+        HumanMessage("b"),
+    ]
+    messages = list(from_langchain(history))
+    check_messages(messages)
+    assert messages[1].tool_calls == (ToolCall("w", {"arguments": "{"}, "1"),)
+    # Its record is of what was shown: the exact tokens are still replayed.
+    kept = Generated.of([1, 2], "", "model")
+    ours = replace(messages[1], generated=kept)
+    assert ours.unchanged("model")
+    assert not replace(ours, unmade=0).unchanged("model")

@@ -1,0 +1,271 @@
+"""What a schema asks that no grammar can hold -> the nearest that one can.
+
+Each step takes every document that the schema takes, and maybe more; what is lost is named. The
+grammar engine counts no items, compares none and looks at no value twice, so these are known from
+the start; whatever else it refuses is found by trying (`schema_loosening.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .schema_dialects import LeftOut, Modern
+from .schema_references import escaped
+from .schema_words import count
+
+__all__ = ["superset"]
+
+_KINDS = ("string", "number", "boolean", "array", "object", "null")
+_MAPS = ("properties", "patternProperties")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("additionalProperties", "items")
+_CHECKED_LATER = (
+    *("if", "then", "else", "not", "contains", "minContains", "maxContains", "uniqueItems"),
+    *("dependentRequired", "dependentSchemas", "propertyNames", "unevaluatedItems"),
+    "unevaluatedProperties",
+)
+_APPLICATORS = ("$ref", "anyOf", "oneOf", "allOf", "if", "dependentSchemas", "patternProperties")
+_MOST_NAMES = 2_000
+# Nested counts multiply, and both engines write such a pattern out.
+_LONGEST_PATTERN = 4096
+_MOST_WRITTEN_OUT = 20_000
+_COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}")
+
+
+def superset(given: Modern, left_out: list[LeftOut]) -> dict[str, Any]:
+    """The schema without what is known to have no grammar; what is lost goes into `left_out`."""
+    work = _Superset(given, left_out)
+    made: dict[str, Any] = work.schema(given.schema, "")
+    definitions = given.schema.get("$defs", {})
+    endless = _endless(definitions)
+    if definitions:
+        made["$defs"] = {
+            # What only ever contains itself has no document.
+            name: False if name in endless else work.schema(one, given.places[name])
+            for name, one in definitions.items()
+        }
+    return made
+
+
+def pattern_size(pattern: str) -> int:
+    """About how large a pattern is once its counts are written out."""
+    total, stack, last = 0, [], 0
+    at = 0
+    while at < len(pattern):
+        if pattern[at] == "(":
+            stack.append(total)
+            total, last = 0, 0
+        elif pattern[at] == ")" and stack:
+            last, total = total, stack.pop() + total
+        elif pattern[at] == "[":
+            end = _class_end(pattern, at)
+            last, at = 1, end
+            total += 1
+        elif (found := _COUNTED.match(pattern, at)) is not None:
+            most = int((found[3] or found[1] or "1")[:9])
+            total += last * (max(most, 1) - 1)
+            last *= max(most, 1)
+            at = found.end() - 1
+        elif pattern[at] not in "*+?|":
+            at += pattern[at] == "\\"
+            last = 1
+            total += 1
+        if total > _MOST_WRITTEN_OUT:
+            return total
+        at += 1
+    return total
+
+
+def holds_pattern(pattern: str) -> bool:
+    """Whether a pattern is small enough to be looked at by any engine."""
+    deep = pattern.count("(") <= 200
+    return len(pattern) <= _LONGEST_PATTERN and deep and pattern_size(pattern) <= _MOST_WRITTEN_OUT
+
+
+def _class_end(pattern: str, start: int) -> int:
+    at = start + 1
+    while at < len(pattern) and (pattern[at] != "]" or at == start + 1):
+        at += 2 if pattern[at] == "\\" else 1
+    return at
+
+
+class _Superset:
+    def __init__(self, given: Modern, left_out: list[LeftOut]) -> None:
+        self._definitions: Mapping[str, Any] = given.schema.get("$defs", {})
+        self._left_out = left_out
+
+    def _leave(self, pointer: str, keyword: str) -> None:
+        self._left_out.append(LeftOut(pointer, keyword))
+
+    def schema(self, node: Any, pointer: str) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        made = {key: value for key, value in node.items() if key not in _CHECKED_LATER}
+        made.pop("$defs", None)
+        for key in _MAPS:
+            if key in made:
+                made[key] = {
+                    name: self.schema(one, f"{pointer}/{key}/{escaped(name)}")
+                    for name, one in made[key].items()
+                }
+        for key in _LISTS:
+            if key in made:
+                made[key] = [
+                    self.schema(one, f"{pointer}/{key}/{at}") for at, one in enumerate(made[key])
+                ]
+        for key in _SINGLE:
+            if key in made:
+                made[key] = self.schema(made[key], f"{pointer}/{key}")
+        self._patterns(made, pointer)
+        self._names(node, made, pointer)
+        self._items(node, made, pointer)
+        self._conditions(node, made, pointer)
+        _infer_type(made)
+        return made
+
+    def _patterns(self, made: dict[str, Any], pointer: str) -> None:
+        if "pattern" in made and not holds_pattern(made["pattern"]):
+            made.pop("pattern")
+            # It is a string's all the same.
+            made.setdefault("type", "string")
+            self._leave(pointer, "pattern")
+        patterns = made.get("patternProperties", {})
+        if not all(map(holds_pattern, patterns)):
+            made.pop("patternProperties")
+            made.pop("additionalProperties", None)
+            self._leave(pointer, "patternProperties")
+
+    def _names(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
+        """`propertyNames` as properties or patterns, where they say the same."""
+        if node.get("unevaluatedProperties") is False and not set(node).intersection(_APPLICATORS):
+            made.setdefault("additionalProperties", False)
+        elif node.get("unevaluatedProperties", True) not in (True, {}):
+            self._leave(pointer, "unevaluatedProperties")
+        names = self._resolved(node.get("propertyNames", {}))
+        if not isinstance(names, Mapping):
+            if names is False:
+                made["properties"], made["additionalProperties"] = {}, False
+            return
+        said = set(names) - {"type", "format"}
+        others = made.get("additionalProperties", {})
+        listed = names.get("enum", [names["const"]] if "const" in names else None)
+        if listed is not None and said <= {"enum", "const"} and len(listed) <= _MOST_NAMES:
+            if "patternProperties" not in made:
+                declared = made.get("properties", {})
+                allowed = [name for name in listed if isinstance(name, str)]
+                kept = {name: declared.get(name, others) for name in allowed}
+                made["properties"] = {k: v for k, v in kept.items() if v is not False}
+                made["additionalProperties"] = False
+                return
+        elif said and said <= {"pattern", "minLength", "maxLength"} and len(said) == 1:
+            pattern = _pattern_of(names)
+            alone = not made.get("properties") and "patternProperties" not in made
+            if alone and holds_pattern(pattern):
+                made["patternProperties"] = {pattern: others}
+                made["additionalProperties"] = False
+                return
+        if said:
+            self._leave(pointer, "propertyNames")
+
+    def _items(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
+        if node.get("uniqueItems"):
+            self._leave(pointer, "uniqueItems")
+            values = self._resolved(node.get("items", {}))
+            listed = values.get("enum") if isinstance(values, Mapping) else None
+            if listed and "prefixItems" not in made:
+                # As many as there are to choose from.
+                made["maxItems"] = min(made.get("maxItems", len(listed)), len(listed))
+        if "contains" in node:
+            self._leave(pointer, "contains")
+            wanted = count(node.get("minContains", 1)) or 0
+            if wanted and made.get("type") == "array":
+                made["minItems"] = max(made.get("minItems", 0), wanted)
+        if node.get("unevaluatedItems", True) not in (True, {}):
+            self._leave(pointer, "unevaluatedItems")
+
+    def _conditions(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
+        if "if" in node and ("then" in node or "else" in node):
+            self._leave(pointer, "if")
+        for key in ("dependentRequired", "dependentSchemas"):
+            if node.get(key):
+                self._leave(pointer, key)
+        refused = node.get("not", False)
+        if refused is False:
+            return
+        kinds = refused.get("type") if isinstance(refused, Mapping) else None
+        if kinds is not None and set(refused) == {"type"} and "type" not in made:
+            listed = [kinds] if isinstance(kinds, str) else kinds
+            left = [kind for kind in _KINDS if kind not in listed]
+            if "integer" not in listed and left:
+                made["type"] = left
+                return
+        self._leave(pointer, "not")
+
+    def _resolved(self, node: Any) -> Any:
+        """The schema itself, or what its reference means, a few steps far."""
+        for _ in range(8):
+            if not isinstance(node, Mapping) or "$ref" not in node:
+                return node
+            node = self._definitions.get(str(node["$ref"]).rpartition("/")[2], {})
+        return {}
+
+
+def _pattern_of(names: Mapping[str, Any]) -> str:
+    if "pattern" in names:
+        return str(names["pattern"])
+    most = names.get("maxLength", "")
+    return f"^(?s:.{{{names.get('minLength', 0)},{most}}})$"
+
+
+_SAY_KIND = (
+    ("object", ("properties", "required", "additionalProperties", "patternProperties")),
+    ("array", ("items", "prefixItems", "minItems", "maxItems")),
+    ("string", ("pattern", "minLength", "maxLength")),
+    ("number", ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
+)
+_SAY_OTHERWISE = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+
+
+def _infer_type(made: dict[str, Any]) -> None:
+    """The type that a schema means and does not say: by the letter any other would do too."""
+    if any(key in made for key in _SAY_OTHERWISE):
+        return
+    kinds = [kind for kind, words in _SAY_KIND if any(word in made for word in words)]
+    if kinds:
+        made["type"] = kinds[0] if len(kinds) == 1 else kinds
+
+
+def _endless(definitions: Mapping[str, Any]) -> set[str]:
+    """Definitions that can't have a document: each would hold another one without an end."""
+    endless = set(definitions)
+    for _ in range(len(definitions) + 1):
+        ending = {name for name in endless if _ends(definitions[name], endless, 0)}
+        if not ending:
+            return endless
+        endless -= ending
+    return endless
+
+
+def _ends(node: Any, endless: set[str], depth: int) -> bool:
+    """Whether a schema has a document that needs none of `endless`."""
+    if not isinstance(node, Mapping) or depth > 100:
+        return node is not False
+    if "$ref" in node and str(node["$ref"]).rpartition("/")[2] in endless:
+        return False
+    if any(not _ends(one, endless, depth + 1) for one in node.get("allOf", ())):
+        return False
+    for key in ("anyOf", "oneOf"):
+        if key in node and not any(_ends(one, endless, depth + 1) for one in node[key]):
+            return False
+    kinds = node.get("type")
+    if "enum" in node or "const" in node or kinds is None or isinstance(kinds, list):
+        return True
+    if kinds == "object":
+        declared = node.get("properties", {})
+        wanted = [declared[name] for name in node.get("required", ()) if name in declared]
+        return all(_ends(one, endless, depth + 1) for one in wanted)
+    if kinds == "array" and node.get("minItems", 0):
+        return _ends(node.get("items", True), endless, depth + 1)
+    return True
