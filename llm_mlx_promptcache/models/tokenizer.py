@@ -14,18 +14,40 @@ from mlx_lm import tokenizer_utils
 from mlx_lm.utils import _tokenizer_defaults
 from transformers import AutoTokenizer
 
+from .detokenizer import TextDecoder
+
 # Without these, transformers asks on the terminal whether to run a model's own code.
 _OWN_FILES_ONLY = {"trust_remote_code": False, "local_files_only": True}
 
 
-class _NoText:
-    """Stands where mlx-lm wants a detokenizer; nobody asks it for text."""
+class _StreamedText:
+    """mlx-lm's interface of a detokenizer over ours, for what generates with mlx-lm itself."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Nothing is read."""
+        self._decoder = TextDecoder(tokenizer)
+        self.reset()
 
     def reset(self) -> None:
-        """Nothing is held."""
+        """Begin a new text."""
+        self._detokenizer = self._decoder.detokenizer()
+        self.tokens: list[int] = []
+        self.text = ""
+        self._shown = 0
+
+    def add_token(self, token: int) -> None:
+        """Take a token in."""
+        self.tokens.append(token)
+        self.text += self._detokenizer.add(token)
+
+    def finalize(self) -> None:
+        """End the text."""
+        self.text += self._detokenizer.finish()
+
+    @property
+    def last_segment(self) -> str:
+        """What came since this was last asked."""
+        shown, self._shown = self._shown, len(self.text)
+        return self.text[shown:]
 
 
 def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> Any:
@@ -50,7 +72,7 @@ def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> 
         found["tool_call_end"] = module.tool_call_end
     ends = settings.get("eos_token_ids") if ends is None else ends
     ends = [ends] if isinstance(ends, int) else ends
-    return tokenizer_utils.TokenizerWrapper(tokenizer, _NoText, eos_token_ids=ends, **found)
+    return tokenizer_utils.TokenizerWrapper(tokenizer, _StreamedText, eos_token_ids=ends, **found)
 
 
 def _module(package: str, name: Any) -> Any:

@@ -103,7 +103,8 @@ def test_stats_check_and_clear(home, tiny_llama):
     foreign.write_text("mine")
     home.ours("clear")
     left = {p.name for p in home.store.rglob("*") if p.is_file()}
-    assert left - {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm"} == {"mine"}
+    kept = {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "facts.json"}
+    assert left - kept == {"mine"}
 
 
 def test_p4_a_cache_folder_that_cannot_be_made_is_memory_only(home):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_mlx_promptcache.models.detokenizer import TextDecoder
 from llm_mlx_promptcache.models.token_bytes import token_bytes
+from llm_mlx_promptcache.models.tokenizer import _StreamedText
 
 TEXTS = [
     "Straße 東京 🌸",
@@ -170,3 +171,18 @@ def test_an_edge_inside_a_token_has_no_ids():
     assert decoder.ids_of_start(tokenizer.encode("xabc"), "xab") is None
     flower = tokenizer.encode("🌸")
     assert decoder.ids_of_start(flower, "") == []
+
+
+def test_mlx_lm_generates_with_our_text():
+    """mlx-lm's interface of a detokenizer gives the same text, piece by piece."""
+    streamed_text = _StreamedText(byte_level([]))
+    ids = streamed_text._decoder._tokenizer.encode("naïve 🌸")
+    pieces = []
+    for token in ids:
+        streamed_text.add_token(token)
+        pieces.append(streamed_text.last_segment)
+    streamed_text.finalize()
+    assert "".join(pieces) == streamed_text.text == "naïve 🌸"
+    assert streamed_text.tokens == ids
+    streamed_text.reset()
+    assert (streamed_text.text, streamed_text.last_segment) == ("", "")
