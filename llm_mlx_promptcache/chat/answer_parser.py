@@ -53,8 +53,9 @@ class AnswerParser:
         self._form = grammar_form(form) if form and self._sure else form
         self._own = form
         self._tools, self._thinking = tools, thinking
-        free = grammar is None or grammar.kind == "tools_or_text"
-        self._bare = bare_openings(form, tools) if form and free else ()
+        # Of a form without marks a grammar's calls have none either.
+        bare = grammar is None or grammar.kind in ("tools", "tools_or_text")
+        self._bare = bare_openings(self._form, tools) if self._form and bare else ()
         self._words = form.words if form else ""
         self._state: Literal["text", "reasoning", "call"] = "text"
         if thinking is not None and thinking.opened:
