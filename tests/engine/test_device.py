@@ -138,5 +138,6 @@ def test_law_1_nothing_is_kept_of_what_a_failing_command_wrote(session_of, monke
 @pytest.mark.soak
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", [*KINDS, "gpt_oss", "qwen3_next", "llama4"])
-def test_law_1_at_each_command(session_of, monkeypatch, kind, told):
-    fail_at_each(session_of, monkeypatch, kind, told, 1)
+def test_law_1_at_each_command(session_of, monkeypatch, kind, told, soak_share):
+    # Each command is a whole session of its own: shares of it are taken twice.
+    fail_at_each(session_of, monkeypatch, kind, told, round(1 / soak_share**2))
