@@ -39,12 +39,13 @@ from llm_mlx_promptcache.engine.running import Running
 
 # Layers can be quantised where a head has whole groups of 32.
 QUANTISED = ("llama", "qwen3", "gemma3_text", "qwen3_next", "olmo3", "ministral3")
-NAMES = [family.name for family in families.FAMILIES if family.name != "deepseek_v41"]
+# One can't be cached; one's own answers depend on where chunks end.
+NAMES = [f.name for f in families.FAMILIES if f.name != "deepseek_v41" and not f.chunked]
 # Log probabilities are differences of logits, so two of law 1's bounds; then a step for rounding.
 PLAIN, ROUNDED = 2.5e-4, 2.5e-2
 TEXTS = ("One?", "Why?", "And the lamp?", "The fog, " * 4, "of the capital and " * 9)
 SYSTEMS = ("You keep a lighthouse.", "You keep a log. " * 8)
-CONTEXT = 1500
+CONTEXT = 3000
 
 
 class Wrong(AssertionError):
