@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _SWEEP_SECONDS: Final = 3600
 _STEPS: Final = 16  # of eviction that one save waits for
 _YIELD_SECONDS: Final = 0.002
+_MOST_FIXES: Final = 4  # one may bring up what the next has to look at
 
 
 class _NotPublished(Exception):
@@ -270,20 +271,29 @@ class DiskStore:
         if not self.folder.exists():
             return []
 
+        self._upkeep.write_notes()
+        mended = len(self._index.mended)
+        found = left = self._findings()
+        if self._index.off:
+            return [f"the folder {self.folder} can't be used"]
+        for _ in range(_MOST_FIXES if fix else 0):
+            if not left:
+                break
+            self._fix(left)
+            # A file that was taken in again by its head may hold damaged content.
+            before, left = left, self._findings()
+            if left == before:
+                break
+        # What could not even be looked at is mended by now.
+        return [*self._index.mended[mended:], *(finding.said for finding in found)]
+
+    def _findings(self) -> list[Finding]:
         def look(index: Index) -> list[Finding]:
             folder, files, pins = self.spans_folder, self._files, self._index.pins
             return list(inspect(index, folder, files, self._tiers, pins))
 
         nothing: list[Finding] = []
-        self._upkeep.write_notes()
-        mended = len(self._index.mended)
-        found = self._index.run(look, nothing, asked=True)
-        if self._index.off:
-            return [f"the folder {self.folder} can't be used"]
-        if found and fix:
-            self._fix(found)
-        # What could not even be looked at is mended by now.
-        return [*self._index.mended[mended:], *(finding.said for finding in found)]
+        return self._index.run(look, nothing, asked=True)
 
     def sweep(self, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
