@@ -215,10 +215,12 @@ class Upkeep:
 
     def _unlink(self, stems: Sequence[str]) -> None:
         for stem in stems:
+            path = span_path(self._spans, stem)
             try:
-                self._files.unlink(span_path(self._spans, stem))
+                self._files.unlink(path)
             except OSError as error:
-                self.not_removed(error)
+                if not path.is_dir():  # a folder holds nothing that we wrote, and stays
+                    self.not_removed(error)
 
     def not_removed(self, error: OSError) -> None:
         """A file of what was to go can't be removed; told once, since a sweep finds it again."""

@@ -48,8 +48,8 @@ class ChunkSizes(NamedTuple):
         return cls(1.0, 1.0, size, size, size, size)
 
 
-# On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens
-# (`python benchmarks/fairness.py curve`), fewer where many stand before: there small chunks do.
+# On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens,
+# fewer where many stand before: there small chunks do. `python benchmarks/fairness.py curve` tells.
 _CPU = ChunkSizes(0.5, 0.15, 16, 16, unknown=256, most=256)
 _GPU = ChunkSizes(0.5, 0.15, 64, 32, unknown=512, most=2048)
 

@@ -1,7 +1,7 @@
 """Nobody waits for one request: the real scheduler over a played model, whose passes move a clock.
 
-A pass costs what the curve of the default model says, as `python benchmarks/fairness.py curve`
-measured it on a machine with two cores; nothing here waits or reads a real clock.
+A pass costs about what one of the default model took on a machine with two cores, which was busy;
+`python benchmarks/fairness.py curve` measures it anew. Nothing here waits or reads a real clock.
 """
 
 import dataclasses
