@@ -33,16 +33,16 @@ MISFITS = "misfits"
 
 
 @dataclass
-class Answer:
-    """One answer on its way: its events become chunks or, at the end, one message.
+class MessageBuilder:
+    """One answer as it comes: its events become chunks or, at the end, one message.
 
     `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks; with
     `must_call` an answer that ends before a call is whole is an error.
     """
 
     model: str
-    as_blocks: bool = False
-    must_call: bool = False
+    as_blocks: bool = field(default=False, kw_only=True)
+    must_call: bool = field(default=False, kw_only=True)
     _kind: str = ""
     _index: int = -1
     _calls: dict[str, int] = field(default_factory=dict)

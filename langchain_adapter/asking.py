@@ -34,14 +34,14 @@ class Choice(NamedTuple):
     tool: str = ""
 
 
-class Wanted(NamedTuple):
+class AnswerFormat(NamedTuple):
     """What the text of an answer must be, where it must be something."""
 
     schema: Mapping[str, Any] | None = None
     json_object: bool = False
 
 
-def openai_tools(tools: Iterable[Tool], strict: bool | None = None) -> list[dict[str, Any]]:
+def openai_tools(tools: Iterable[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
     """Tools in OpenAI's form. Calls always follow their schemas, so `strict` only closes them."""
     made = []
     for tool in tools:
@@ -107,15 +107,15 @@ def _json_schema(schema: Any) -> dict[str, Any]:
     return convert_to_json_schema(dict(schema) if isinstance(schema, Mapping) else schema)
 
 
-def wanted(given: Any) -> Wanted:
+def answer_format(given: Any) -> AnswerFormat:
     """What a `response_format` asks of the text; ValueError names the field that is off."""
     if given is None:
-        return Wanted()
+        return AnswerFormat()
     form = format_of(given)
     if form["type"] == "text":
-        return Wanted()
+        return AnswerFormat()
     if form["type"] == "json_object":
-        return Wanted(json_object=True)
+        return AnswerFormat(json_object=True)
     inner = form.get("json_schema")
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if not isinstance(schema, Mapping):
@@ -123,4 +123,4 @@ def wanted(given: Any) -> Wanted:
             "response_format.json_schema.schema is missing;"
             ' give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         )
-    return Wanted(schema)
+    return AnswerFormat(schema)

@@ -23,25 +23,27 @@ from llm_mlx_promptcache.engine.request import (
     Progress,
 )
 
-from .answers import PROVIDER, Answer
+from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools
 from .profile import profile_of
-from .settings import Settings
+from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
 
 
-class _Asked(NamedTuple):
+class _Call(NamedTuple):
+    """One call: which engine is asked, what, and what its events become."""
+
     engine: Engine
     request: GenerationRequest
-    answer: Answer
+    builder: MessageBuilder
 
 
-class ChatMLXCached(Settings):
+class ChatMLXCached(ChatSettings):
     """A chat model run with MLX that never computes the same prefix twice.
 
     `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process.
-    Fields can be given anew with each call, or bound. `namespace` keeps applications apart: only
-    those of one name reuse each other's prefixes. With `use_cache=False` nothing is reused or
+    Fields can be given anew with each call, or bound. `cache_salt` keeps applications apart: only
+    those of one salt reuse each other's prefixes. With `use_cache=False` nothing is reused or
     kept, with `on_disk=False` nothing is kept beyond this process. `tool_policy="call_first"`
     makes the answer to a user's message a call of a tool wherever tools are bound and no
     `tool_choice` is given; small models seldom begin one of their own accord.
@@ -84,7 +86,7 @@ class ChatMLXCached(Settings):
         dict. Calls follow their schemas with any `strict`. With a `response_format` an answer is
         a call or a document of it.
         """
-        made = openai_tools(tools, strict)
+        made = openai_tools(tools, strict=strict)
         choice_of(tool_choice, made)
         bound: dict[str, Any] = {"tools": made, **kwargs}
         if tool_choice is not None:
@@ -130,17 +132,17 @@ class ChatMLXCached(Settings):
                 parallel_tool_calls=False,
                 ls_structured_output_format=told,
             )
-            return structured(caller, call_parser(schema, name), include_raw)
+            return structured(caller, call_parser(schema, name), include_raw=include_raw)
         form = {"type": "json_object"} if schema is None else format_of(schema)
         bound = self.bind(response_format=form, ls_structured_output_format=told)
-        return structured(bound, document_parser(schema), include_raw)
+        return structured(bound, document_parser(schema), include_raw=include_raw)
 
     def warm(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> int:
         """Prefill and pin what every conversation with this system prompt and tools begins with.
 
-        Returns its tokens. `namespace` and whatever else changes the prompt are as in the calls
+        Returns its tokens. `cache_salt` and whatever else changes the prompt are as in the calls
         to come.
         """
         engine, request = self._warming(messages, tools, kwargs)
@@ -179,10 +181,10 @@ class ChatMLXCached(Settings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        asked = self._asked(messages, stop, kwargs)
-        with _reading(asked.engine, asked.request) as events:
+        call = self._call(messages, stop, kwargs)
+        with _reading(call.engine, call.request) as events:
             for event in events:
-                if (message := asked.answer.message(event)) is not None:
+                if (message := call.builder.message(event)) is not None:
                     return ChatResult(generations=[ChatGeneration(message=message)])
         raise RuntimeError("the engine ended without an answer")
 
@@ -193,10 +195,10 @@ class ChatMLXCached(Settings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        asked = self._asked(messages, stop, kwargs)
-        with _reading(asked.engine, asked.request) as events:
+        call = self._call(messages, stop, kwargs)
+        with _reading(call.engine, call.request) as events:
             for event in events:
-                if (chunk := asked.answer.chunk(event)) is not None:
+                if (chunk := call.builder.chunk(event)) is not None:
                     yield ChatGenerationChunk(message=chunk)
 
     async def _agenerate(
@@ -206,10 +208,10 @@ class ChatMLXCached(Settings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        asked = self._asked(messages, stop, kwargs)
-        async with aclosing(asked.engine.agenerate(asked.request)) as events:
+        call = self._call(messages, stop, kwargs)
+        async with aclosing(call.engine.agenerate(call.request)) as events:
             async for event in events:
-                if (message := asked.answer.message(event)) is not None:
+                if (message := call.builder.message(event)) is not None:
                     return ChatResult(generations=[ChatGeneration(message=message)])
         raise RuntimeError("the engine ended without an answer")
 
@@ -220,21 +222,24 @@ class ChatMLXCached(Settings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = self._asked(messages, stop, kwargs)
-        async with aclosing(asked.engine.agenerate(asked.request)) as events:
+        call = self._call(messages, stop, kwargs)
+        async with aclosing(call.engine.agenerate(call.request)) as events:
             async for event in events:
-                if (chunk := asked.answer.chunk(event)) is not None:
+                if (chunk := call.builder.chunk(event)) is not None:
                     yield ChatGenerationChunk(message=chunk)
 
-    def _asked(
+    def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> _Asked:
+    ) -> _Call:
         """What one call asks, with the fields that it gives anew."""
         settings = self.given(stop, kwargs)
         request = settings.request(messages, kwargs)
-        must_call = request.tool_choice == "any"
-        answer = Answer(settings.model, settings.output_version == "v1", must_call)
-        return _Asked(engine_for(settings.model), request, answer)
+        builder = MessageBuilder(
+            settings.model,
+            as_blocks=settings.output_version == "v1",
+            must_call=request.tool_choice == "any",
+        )
+        return _Call(engine_for(settings.model), request, builder)
 
     def _warming(
         self,
@@ -244,8 +249,8 @@ class ChatMLXCached(Settings):
     ) -> tuple[Engine, GenerationRequest]:
         bound = {**kwargs, "tools": tools} if tools else kwargs
         given = self._convert_input(messages).to_messages()
-        asked = self._asked(given, None, bound)
-        return asked.engine, replace(asked.request, warm=True, pin=True)
+        call = self._call(given, None, bound)
+        return call.engine, replace(call.request, warm=True, pin=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from llm_mlx_promptcache.engine.request import (
     Sampling,
 )
 
-from .asking import Choice, choice_of, openai_tools, wanted
+from .asking import Choice, answer_format, choice_of, openai_tools
 from .messages import from_langchain
 
 ToolPolicy = Literal["auto", "call_first"]
@@ -39,7 +39,7 @@ Stops = Annotated[
 ]
 
 
-class Settings(BaseChatModel):
+class ChatSettings(BaseChatModel):
     """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
 
     model: str = Field(default=DEFAULT_MODEL)
@@ -66,7 +66,7 @@ class Settings(BaseChatModel):
     kv_start: int = 0
     use_cache: bool = True
     on_disk: bool = True
-    namespace: str = ""
+    cache_salt: str = ""
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Settings(BaseChatModel):
         if unknown := sorted(set(call) - set(fields) - _CALL_ONLY):
             raise ValueError(
                 f"{unknown[0]!r} is no setting of ChatMLXCached; it has"
-                f" {', '.join(sorted({*Settings.__annotations__, *_CALL_ONLY}))}"
+                f" {', '.join(sorted({*ChatSettings.__annotations__, *_CALL_ONLY}))}"
             )
         said = {name: value for name, value in call.items() if name in fields}
         if stop:
@@ -88,11 +88,11 @@ class Settings(BaseChatModel):
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
         """These messages and what this call binds, with the settings of this model."""
         translated = tuple(from_langchain(messages))
-        tools = openai_tools(call.get("tools") or (), call.get("strict"))
+        tools = openai_tools(call.get("tools") or (), strict=call.get("strict"))
         choice = choice_of(call.get("tool_choice"), tools)
         if self._calls_first(translated, tools, call):
             choice = Choice("any")
-        schema, json_object = wanted(call.get("response_format"))
+        schema, json_object = answer_format(call.get("response_format"))
         return GenerationRequest(
             messages=translated,
             max_tokens=self.max_tokens,
@@ -103,7 +103,7 @@ class Settings(BaseChatModel):
             stop=tuple(self.stop or ()),
             use_cache=self.use_cache,
             on_disk=self.on_disk,
-            salt=self.namespace,
+            salt=self.cache_salt,
             tools=tuple(tools),
             tool_choice=choice.how,
             tool=choice.tool,
@@ -135,7 +135,7 @@ class Settings(BaseChatModel):
 def _checked(name: str, value: Any) -> Any:
     """A call's value as the model's own field would take it; ValueError names the setting."""
     # What else there is belongs to LangChain, which says itself what it takes.
-    if name not in Settings.__annotations__ and name != "output_version":
+    if name not in ChatSettings.__annotations__ and name != "output_version":
         return value
     try:
         return _taker(name).validate_python(value)
@@ -145,4 +145,4 @@ def _checked(name: str, value: Any) -> Any:
 
 @cache
 def _taker(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(Settings.model_fields[name].rebuild_annotation())
+    return TypeAdapter(ChatSettings.model_fields[name].rebuild_annotation())

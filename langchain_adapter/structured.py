@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from operator import itemgetter
 from typing import Any, Literal, cast
 
@@ -34,9 +34,9 @@ def document_parser(schema: Any) -> Runnable[Any, Any]:
     else:
         # Pydantic looks at the whole itself; here nobody else does.
         parser = JsonOutputParser()
-        return RunnableGenerator(_whole, _awhole) | RunnableGenerator(_fit, _afit) | parser
+        return _each(_whole) | _each(_fitting) | parser
     # LangChain's parser completes half a document, which is right only while it streams.
-    return RunnableGenerator(_whole, _awhole) | parser
+    return _each(_whole) | parser
 
 
 def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
@@ -44,11 +44,11 @@ def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
     if is_pydantic(schema):
         return PydanticToolsParser(tools=[schema], first_tool_only=True)
     parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    return RunnableGenerator(_fit, _afit) | parser
+    return _each(_fitting) | parser
 
 
 def structured(
-    model: Runnable[Any, Any], parser: Runnable[Any, Any], include_raw: bool
+    model: Runnable[Any, Any], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
     """The model and its parser; with `include_raw` a parser's error is told, not raised."""
     if not include_raw:
@@ -60,33 +60,14 @@ def structured(
     return RunnableMap(raw=model) | parsed.with_fallbacks([nothing], exception_key="parsing_error")
 
 
-def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    for message in messages:
-        yield _checked(message)
-
-
-async def _awhole(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    async for message in messages:
-        yield _checked(message)
-
-
-def _checked(message: BaseMessage) -> BaseMessage:
+def _whole(message: BaseMessage) -> BaseMessage:
+    """The message; an error where it was cut short."""
     cut = cast("str | None", message.response_metadata.get(CUT))
     if cut:
         raise OutputParserException(
             f"the answer ended inside {cut} (max_tokens or a stop string); raise max_tokens"
         )
     return message
-
-
-def _fit(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    for message in messages:
-        yield _fitting(message)
-
-
-async def _afit(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
-    async for message in messages:
-        yield _fitting(message)
 
 
 def _fitting(message: BaseMessage) -> BaseMessage:
@@ -96,3 +77,16 @@ def _fitting(message: BaseMessage) -> BaseMessage:
         what = ", ".join(misfit["what"] for misfit in misfits)
         raise OutputParserException(f"the answer does not fit its schema: {what}")
     return message
+
+
+def _each(check: Callable[[BaseMessage], BaseMessage]) -> Runnable[Any, Any]:
+    """`check` on each message as it comes: RunnableLambda would wait for the last one."""
+
+    def each(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+        yield from map(check, messages)
+
+    async def each_async(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+        async for message in messages:
+            yield check(message)
+
+    return RunnableGenerator(each, each_async)

@@ -10,9 +10,10 @@ import os
 import secrets
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import platformdirs
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,26 +27,54 @@ _MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fit
 _SHOWN = 80  # characters of a bad value
 
 
-class RegisteredModel(NamedTuple):
+def _checked_size(size: int | str) -> int | str:
+    """A size as it was given, once it is known to be one; ValueError."""
+    from .cache.sizes import parse_size
+
+    parse_size(size, "it")
+    return size
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+_Text = Annotated[str, Field(min_length=1)]
+_Size = Annotated[int | str, AfterValidator(_checked_size)]
+_Days = Annotated[float, Field(gt=0, lt=_MOST_DAYS, allow_inf_nan=False)]
+
+
+class RegisteredModel(BaseModel):
     """A model of the user's: `mlx-cached/<name>` in llm, and what it is: a folder or a hub id."""
 
-    name: str
-    reference: str
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: _Text
+    reference: _Text
     aliases: tuple[str, ...] = ()
 
 
-class Settings(NamedTuple):
+class Settings(BaseModel):
     """What the user set. `default_model`: "default" (the embedded one), a folder, or a hub id.
 
-    `memory` and `disk` bound the cache (bytes, or a string such as "4GB"), and what was not used
-    for `max_days` leaves the disk; None leaves each to the cache itself.
+    `memory` and `disk` limit the cache (bytes, or a string such as "4GB"), and what was not used
+    for `max_days` leaves the disk; None leaves each to the cache itself. What a later version
+    wrote is carried along.
     """
 
-    default_model: str = DEFAULT_MODEL
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    default_model: Annotated[str, AfterValidator(_not_blank)] = DEFAULT_MODEL
     models: tuple[RegisteredModel, ...] = ()
-    memory: int | str | None = None
-    disk: int | str | None = None
-    max_days: float | None = None
+    memory: _Size | None = None
+    disk: _Size | None = None
+    max_days: _Days | None = None
+
+    def changed(self, **values: Any) -> Settings:
+        """These settings with other values for some; ValidationError where one can't be used."""
+        return Settings.model_validate({**dict(self), **values})
 
     def model(self, name: str) -> RegisteredModel | None:
         """The registered model of this name or alias, with or without `mlx-cached/` before it."""
@@ -106,11 +135,11 @@ def load_settings() -> Settings:
     """The user's settings; ValueError, with the file's name, where the file can't be used."""
     path = _settings_file()
     try:
-        return _settings(json.loads(path.read_text(encoding="utf-8")))
+        return Settings.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return Settings()
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
+    except (OSError, ValueError) as error:
+        reason = _told(error) if isinstance(error, ValidationError) else str(error)
         raise ValueError(
             f"the settings in {path} can't be read ({reason}); correct or remove that file"
         ) from error
@@ -125,14 +154,10 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
 
 
 def save_settings(settings: Settings) -> None:
-    """Keep the settings for later processes, and what a later version wrote beside them.
-
-    ValueError where they can't be written.
-    """
+    """Keep the settings for later processes; ValueError where they can't be written."""
     path = _settings_file()
     try:
-        made = json.dumps(_foreign(path) | _plain(settings), indent=2) + "\n"
-        write_private_file(path, made)
+        write_private_file(path, settings.model_dump_json(indent=2, exclude_defaults=True) + "\n")
     except OSError as error:
         raise ValueError(
             f"the settings can't be written to {path} ({error.strerror});"
@@ -154,47 +179,6 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _foreign(path: Path) -> dict[str, Any]:
-    """What the file holds that this version has no name for."""
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return {name: found[name] for name in found if name not in Settings._fields}
-    return {}
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """JSON data of what was set."""
-    models = [model._asdict() for model in settings.models]
-    found = settings._asdict() | {"models": models}
-    return {name: value for name, value in found.items() if value not in (None, [])}
-
-
-def _settings(found: Any) -> Settings:
-    """The settings in JSON data; ValueError names what is wrong. Unknown names are let be."""
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    known = {name: found[name] for name in Settings._fields if name in found}
-    for name, kinds in _KINDS.items():
-        value = known.get(name)
-        is_set = value is not None or (name == "default_model" and name in known)
-        if is_set and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"{name} is {_shown(value)}; give {_WANTED[name]}")
-        if is_set:
-            _check_value(name, value)
-    models = tuple(_registered(entry) for entry in known.get("models") or ())
-    return Settings(**{**known, "models": models})
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "default_model": (str,),
-    "models": (list,),
-    "memory": (int, str),
-    "disk": (int, str),
-    "max_days": (int, float),
-}
-
-
 _SIZES = 'bytes, or a string such as "500MB" or "4GiB"'
 _WANTED = {
     "default_model": f'"{DEFAULT_MODEL}", a folder, or a hub id',
@@ -205,38 +189,21 @@ _WANTED = {
 }
 
 
-def _check_value(name: str, value: Any) -> None:
-    """ValueError where a setting of the right type has a value that nothing can be done with."""
-    if name in ("memory", "disk"):
-        from .cache.sizes import parse_size
-
-        with suppress(ValueError):
-            parse_size(value, name)
-            return
-    elif name == "default_model":
-        if value.strip():
-            return
-    elif name != "max_days" or 0 < value < _MOST_DAYS:
-        return
-    raise ValueError(f"{name} is {_shown(value)}; give {_WANTED[name]}")
+def _told(error: ValidationError) -> str:
+    """What is wrong first, in one line: the setting, its value, and what to give instead."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return first["msg"] if first["type"] == "json_invalid" else "it holds no JSON object"
+    name = str(first["loc"][0])
+    # Of a size pydantic names the type that it tried as well.
+    place = ".".join(map(str, first["loc"])) if name == "models" else name
+    return f"{place} is {_shown(first['input'])}; give {_WANTED[name]}"
 
 
 def _shown(value: Any) -> str:
     """A value as the file has it, cut where it is long."""
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-
-
-def _registered(entry: Any) -> RegisteredModel:
-    known = entry if isinstance(entry, dict) else {}
-    name, reference = known.get("name"), known.get("reference")
-    aliases = known.get("aliases", [])
-    named = all(isinstance(text, str) and text for text in (name, reference))
-    if not named or not isinstance(aliases, list) or not all(isinstance(a, str) for a in aliases):
-        raise ValueError(
-            f"models holds {_shown(entry)}; give each a name, a reference, and a list of aliases"
-        )
-    return RegisteredModel(str(name), str(reference), tuple(aliases))
 
 
 def _settings_file() -> Path:

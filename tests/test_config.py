@@ -1,6 +1,7 @@
 """Paths and settings: private, movable, and never a traceback."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -35,21 +36,23 @@ def test_a_place_that_cannot_be_made_is_left_to_who_writes_there(home):
     home.write_text("a file")
     assert config.cache_folder() == home / "cache"
     with pytest.raises(ValueError, match=r"can't be written to .*settings.json"):
-        config.save_settings(config.Settings("x"))
+        config.save_settings(config.Settings(default_model="x"))
 
 
 def test_settings_are_kept(home):
-    assert config.load_settings() == config.Settings("default")
-    config.save_settings(config.Settings("some/model"))
+    assert config.load_settings() == config.Settings(default_model="default")
+    config.save_settings(config.Settings(default_model="some/model"))
     assert config.load_settings().default_model == "some/model"
     path = home / "data" / "settings.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_registered_models_and_bounds_are_kept(home):
-    model = config.RegisteredModel("small", "/models/small", ("s", "tiny"))
-    settings = config.Settings("a/b", (model,), "8GB", 1000, 1.5)
+def test_registered_models_and_limits_are_kept(home):
+    model = config.RegisteredModel(name="small", reference="/models/small", aliases=("s", "tiny"))
+    settings = config.Settings(
+        default_model="a/b", models=(model,), memory="8GB", disk=1000, max_days=1.5
+    )
     config.save_settings(settings)
     assert config.load_settings() == settings
 
@@ -57,12 +60,12 @@ def test_registered_models_and_bounds_are_kept(home):
 def test_what_a_later_version_wrote_is_let_be(home):
     path = config.data_folder() / "settings.json"
     path.write_text('{"default_model": "a/b", "colour": "blue"}')
-    assert config.load_settings() == config.Settings("a/b")
+    assert config.load_settings().default_model == "a/b"
 
 
 def test_names_and_aliases_stand_for_references():
-    model = config.RegisteredModel("small", "/models/small", ("s",))
-    settings = config.Settings("a/b", (model,))
+    model = config.RegisteredModel(name="small", reference="/models/small", aliases=("s",))
+    settings = config.Settings(default_model="a/b", models=(model,))
     for name in ("small", "mlx-cached/small", "s"):
         assert settings.reference(name) == "/models/small"
     assert settings.reference("mlx-cached") == "a/b"
@@ -110,8 +113,6 @@ def test_settings_that_cannot_be_read_are_named(home, text):
         ("max_days", "Infinity"),
         ("max_days", '"30d"'),
         ("default_model", '""'),
-        ("models", '[{"name": "", "reference": "b"}]'),
-        ("models", '[{"name": "a", "reference": "b", "aliases": [1]}]'),
     ],
 )
 def test_a_bad_value_is_told_with_the_file_its_name_and_what_to_give(home, key, value):
@@ -119,22 +120,48 @@ def test_a_bad_value_is_told_with_the_file_its_name_and_what_to_give(home, key, 
     path.write_text(f'{{"{key}": {value}}}')
     with pytest.raises(ValueError, match=r"^[^\n]{,400}; give [^\n]{,200}$") as told:
         config.load_settings()
-    for part in (str(path), key, value[:20].strip('"[')):
+    for part in (str(path), key, value[:20].strip('"')):
         assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ('[{"name": "", "reference": "b"}]', 'models.0.name is ""; give a list of objects'),
+        ('[{"name": "a"}]', 'models.0.reference is {"name": "a"}; give a list of objects'),
+        (
+            '[{"name": "a", "reference": "b"}, {"name": "c", "reference": "d", "aliases": [1]}]',
+            "models.1.aliases.0 is 1; give a list of objects",
+        ),
+    ],
+)
+def test_a_bad_model_is_told_with_its_place_in_the_list(home, models, told):
+    path = config.data_folder() / "settings.json"
+    path.write_text(f'{{"models": {models}}}')
+    with pytest.raises(ValueError, match=f"settings.json .*{re.escape(told)}"):
+        config.load_settings()
+
+
+def test_settings_of_code_are_checked_as_those_of_a_file_are(home):
+    with pytest.raises(ValueError, match="max_days"):
+        config.Settings(max_days=-1)
+    with pytest.raises(ValueError, match="memory"):
+        config.change_settings(lambda settings: settings.changed(memory="lots"))
+    assert config.load_settings() == config.Settings()
 
 
 def test_what_a_later_version_wrote_stays(home):
     path = config.data_folder() / "settings.json"
     path.write_text('{"default_model": "a/b", "colour": "blue", "memory": 5}')
-    config.change_settings(lambda settings: settings._replace(disk="8GB", memory=None))
+    config.change_settings(lambda settings: settings.changed(disk="8GB", memory=None))
     kept = {"default_model": "a/b", "colour": "blue", "disk": "8GB"}
     assert json.loads(path.read_text()) == kept
 
 
 def test_changes_at_the_same_time_are_all_kept(home):
     def register(number):
-        model = config.RegisteredModel(f"m{number}", "a/b")
-        config.change_settings(lambda s: s._replace(models=(*s.models, model)))
+        model = config.RegisteredModel(name=f"m{number}", reference="a/b")
+        config.change_settings(lambda s: s.changed(models=(*s.models, model)))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(register, range(40)))
@@ -146,14 +173,14 @@ def test_changes_at_the_same_time_are_all_kept(home):
 def test_another_process_waits_until_a_change_is_kept(home):
     script = (
         "from llm_mlx_promptcache import config\n"
-        "config.change_settings(lambda s: s._replace(disk=s.memory))"
+        "config.change_settings(lambda s: s.changed(disk=s.memory))"
     )
 
     def change(settings):
         others.append(subprocess.Popen([sys.executable, "-c", script]))
         with pytest.raises(subprocess.TimeoutExpired):
             others[0].wait(2)
-        return settings._replace(memory="3GB")
+        return settings.changed(memory="3GB")
 
     others = []
     config.change_settings(change)
@@ -163,14 +190,14 @@ def test_another_process_waits_until_a_change_is_kept(home):
 
 def test_a_change_that_fails_changes_nothing_and_holds_nobody_up(home):
     with pytest.raises(ZeroDivisionError):
-        config.change_settings(lambda settings: settings._replace(memory=1 // 0))
-    config.change_settings(lambda settings: settings._replace(memory=1))
+        config.change_settings(lambda settings: settings.changed(memory=1 // 0))
+    config.change_settings(lambda settings: settings.changed(memory=1))
     assert config.load_settings() == config.Settings(memory=1)
 
 
 def test_a_system_without_locks_keeps_settings_all_the_same(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    config.change_settings(lambda settings: settings._replace(memory=1))
+    config.change_settings(lambda settings: settings.changed(memory=1))
     assert config.load_settings() == config.Settings(memory=1)
 
 

@@ -1,6 +1,7 @@
 """The rule of arrows: front ends -> engine -> cache, chat; nobody imports a front end."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def test_nobody_imports_a_front_end():
         room = path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
         if room not in FRONT_ENDS:
             assert FRONT_ENDS.isdisjoint(imported(path)), path
+
+
+# `compat.py` has mlx-lm's own names. The others go when their rooms are done.
+SHARED_NAMES = {"PromptTrie", "CacheOrder"} | {
+    *("Entry", "Marks", "Part", "Row", "State", "Work", "Answer"),
+}
+
+
+def test_no_two_classes_have_one_name():
+    found = Counter(
+        node.name.lstrip("_")
+        for package in (PACKAGE, "langchain_adapter")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in found.items() if count > 1} <= SHARED_NAMES

@@ -34,7 +34,7 @@ _PACKAGES = ("llm-mlx-promptcache", "mlx", "mlx-lm", "llm", "langchain-core")
 _COLUMNS = ("step", "prompt", "cached", "prefilled", "cached s", "without s", "ratio", "same")
 
 
-class Step(NamedTuple):
+class BenchStep(NamedTuple):
     """One prompt asked twice: tokens, and seconds to the first token with the cache and without."""
 
     step: str
@@ -51,11 +51,11 @@ class Step(NamedTuple):
         return self.without / self.with_cache
 
 
-class Result(NamedTuple):
+class BenchResult(NamedTuple):
     """The steps, the model's plain speed in tokens a second, and its peak memory where known."""
 
     model: str
-    steps: list[Step]
+    steps: list[BenchStep]
     prefill: float
     decode: float
     peak_bytes: int
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 @click.option("-m", "--model", help="A hub id, a folder, or default; else the model you have set.")
 @click.option("--rules", default=30, show_default=True, help="Length of the system prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def bench(model: str | None, rules: int, as_json: bool) -> None:
+def bench(*, model: str | None, rules: int, as_json: bool) -> None:
     """Measure what the cache gains here, in a cache of its own, and print a table to share."""
     try:
         result = measure(model or load_settings().default_model, rules)
@@ -76,7 +76,7 @@ def bench(model: str | None, rules: int, as_json: bool) -> None:
         raise click.ClickException("an answer differs with the cache: please report this table")
 
 
-def measure(model: str, rules: int) -> Result:
+def measure(model: str, rules: int) -> BenchResult:
     """Ask each step's prompt with the cache and without it, over an empty cache of its own."""
     from ..chat.messages import Message
 
@@ -84,7 +84,7 @@ def measure(model: str, rules: int) -> Result:
     first, second, other = (Message("user", question) for question in _QUESTIONS)
     with _own_cache():
         _say(f"loading {model}")
-        _ask(model, (Message("user", "Say yes."),), False)
+        _ask(model, (Message("user", "Say yes."),), use_cache=False)
         fresh, cold = _both(model, (system, first))
         answer = Message("assistant", fresh.text, generated=fresh.generated())
         following = (system, first, answer, second)
@@ -93,15 +93,15 @@ def measure(model: str, rules: int) -> Result:
         steps.append(_step("other chat, same system prompt", _both(model, (system, other))))
         _say("starting anew, from the disk")
         _restart()
-        _ask(model, (Message("user", "Say yes."),), False)
+        _ask(model, (Message("user", "Say yes."),), use_cache=False)
         steps.append(_step("the same again, from the disk", _both(model, following)))
     plain, times = cold.usage, cold.timings
     decode = max(plain.generated - 1, 1) / max(times.decode, 1e-9)
     peak = max(fresh.peak_bytes, cold.peak_bytes)
-    return Result(model, steps, plain.prompt / times.first_token, decode, peak)
+    return BenchResult(model, steps, plain.prompt / times.first_token, decode, peak)
 
 
-def table(result: Result) -> str:
+def table(result: BenchResult) -> str:
     """Markdown: the steps, and what ran where."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "|---|" + "--:|" * (len(_COLUMNS) - 1)]
     for step in result.steps:
@@ -173,20 +173,20 @@ def _rules(count: int) -> Iterator[str]:
     return (_RULE.format(n=n, m=n * 7 % 31, d=n * 11 % 28 + 1) for n in range(1, count + 1))
 
 
-def _step(name: str, answers: tuple[Finished, Finished]) -> Step:
+def _step(name: str, answers: tuple[Finished, Finished]) -> BenchStep:
     warm, cold = answers
     usage, same = warm.usage, warm.ids == cold.ids
     seconds = (warm.timings.first_token, cold.timings.first_token)
-    return Step(name, usage.prompt, usage.cached, usage.prefilled, *seconds, same)
+    return BenchStep(name, usage.prompt, usage.cached, usage.prefilled, *seconds, same)
 
 
 def _both(model: str, messages: tuple[Message, ...]) -> tuple[Finished, Finished]:
     """The same prompt with the cache and without it."""
     _say(f"asking with {len(messages)} messages, with the cache and without")
-    return _ask(model, messages, True), _ask(model, messages, False)
+    return _ask(model, messages, use_cache=True), _ask(model, messages, use_cache=False)
 
 
-def _ask(model: str, messages: tuple[Message, ...], use_cache: bool) -> Finished:
+def _ask(model: str, messages: tuple[Message, ...], *, use_cache: bool) -> Finished:
     from ..engine.pool import engine_for
     from ..engine.request import Finished, GenerationRequest
 
@@ -225,7 +225,7 @@ def _restart() -> None:
     close_engines()
 
 
-def _as_json(result: Result) -> str:
+def _as_json(result: BenchResult) -> str:
     steps = [{**step._asdict(), "ratio": step.ratio} for step in result.steps]
     return json.dumps({**result._asdict(), "steps": steps, "machine": machine()}, indent=1)
 

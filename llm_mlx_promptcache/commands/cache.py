@@ -1,4 +1,4 @@
-"""Commands about the cache as a whole: its place, size, bounds, health and end."""
+"""Commands about the cache as a whole: its folder, size, limits, health and end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AUTO = "auto"
 
 @click.command()
 @json_option
-def path(as_json: bool) -> None:
+def path(*, as_json: bool) -> None:
     """Print the folder that holds the cache."""
     folder = str(cache_folder())
     if as_json:
@@ -33,7 +33,7 @@ def path(as_json: bool) -> None:
 
 @click.command()
 @json_option
-def stats(as_json: bool) -> None:
+def stats(*, as_json: bool) -> None:
     """Print what the cache on disk holds, in all and of each model."""
     from ..cache.sizes import format_size
 
@@ -65,7 +65,7 @@ def stats(as_json: bool) -> None:
 @click.command()
 @click.option("--fix", is_flag=True, help="Remove what is damaged and what nobody needs.")
 @json_option
-def check(fix: bool, as_json: bool) -> None:
+def check(*, fix: bool, as_json: bool) -> None:
     """Read and verify all that the cache holds on disk; status 1 where something is wrong.
 
     With --fix, where something is wrong still: it is looked at once more.
@@ -95,7 +95,7 @@ def check(fix: bool, as_json: bool) -> None:
 @click.option("--model", help="Only of this model, as stats shows it, or a name.")
 @click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
 @json_option
-def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
+def clear(*, model: str | None, older_than: str | None, as_json: bool) -> None:
     """Remove what the cache holds on disk."""
     from ..cache.sizes import format_size
 
@@ -118,8 +118,8 @@ def clear(model: str | None, older_than: str | None, as_json: bool) -> None:
 @click.option("--disk", metavar="SIZE", help="Most that the folder holds on disk: 40GB.")
 @click.option("--max-age", metavar="AGE", help="What is unused for so long leaves the disk: 30d.")
 @json_option
-def settings(memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
-    """Show or set the cache's bounds; "auto" leaves one to the cache."""
+def settings(*, memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
+    """Show or set the cache's limits; "auto" restores a default."""
     said: dict[str, Any] = {}
     if memory is not None:
         said["memory"] = _size("--memory", memory)
@@ -127,11 +127,11 @@ def settings(memory: str | None, disk: str | None, max_age: str | None, as_json:
         said["disk"] = _size("--disk", disk)
     if max_age is not None:
         said["max_days"] = _most_days(max_age)
-    found = change_settings(lambda bounds: bounds._replace(**said)) if said else load_settings()
+    found = change_settings(lambda old: old.changed(**said)) if said else load_settings()
     if as_json:
         show_json({"memory": found.memory, "disk": found.disk, "max_days": found.max_days})
     else:
-        show_table(("bound", "set to"), _bounds(found))
+        show_table(("limit", "set to"), _limits(found))
 
 
 def _stored(store: DiskStore, model: str) -> str:
@@ -150,7 +150,7 @@ def _stored(store: DiskStore, model: str) -> str:
     )
 
 
-def _bounds(found: Settings) -> list[tuple[str, str]]:
+def _limits(found: Settings) -> list[tuple[str, str]]:
     age = "none" if found.max_days is None else f"{found.max_days:g} days"
     disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
     memory = f"auto ({MEMORY})" if found.memory is None else str(found.memory)

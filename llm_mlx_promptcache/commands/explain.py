@@ -23,7 +23,7 @@ _BEFORE, _AFTER = 12, 16  # tokens shown around the place where paths part
 @click.command()
 @click.argument("response_id", required=False)
 @json_option
-def explain(response_id: str | None, as_json: bool) -> None:
+def explain(*, response_id: str | None, as_json: bool) -> None:
     """Tell what was reused for a logged answer, and where its prompt left the nearest stored path.
 
     RESPONSE_ID is an id of llm's logs; left out, the latest answer of ours. Shows some of the

@@ -33,17 +33,19 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 @click.option("aliases", "-a", "--alias", multiple=True, help="A short name; can be repeated.")
 @json_option
 def add(
-    model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
+    *, model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
 ) -> None:
     """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
     reference = _reference(model)
-    made = RegisteredModel(name or _last_part(reference), reference, aliases)
-    if adapter is not None:
-        made = made._replace(reference=_with_adapter(reference, adapter))
+    made = RegisteredModel(
+        name=name or _last_part(reference),
+        reference=reference if adapter is None else _with_adapter(reference, adapter),
+        aliases=aliases,
+    )
 
     def with_it(settings: Settings) -> Settings:
         _check_names(settings, made)
-        return settings._replace(models=(*settings.models, made))
+        return settings.changed(models=(*settings.models, made))
 
     change_settings(with_it)
     if as_json:
@@ -56,13 +58,13 @@ def add(
 @click.command()
 @click.argument("name")
 @json_option
-def remove(name: str, as_json: bool) -> None:
+def remove(*, name: str, as_json: bool) -> None:
     """Forget a registered model, by name or alias; its files and what is cached of it stay."""
     gone = _registered(load_settings(), name)
 
     def without_it(settings: Settings) -> Settings:
         kept = tuple(model for model in settings.models if model != gone)
-        return settings._replace(models=kept)
+        return settings.changed(models=kept)
 
     change_settings(without_it)
     if as_json:
@@ -74,7 +76,7 @@ def remove(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("model", required=False)
 @json_option
-def default(model: str | None, as_json: bool) -> None:
+def default(*, model: str | None, as_json: bool) -> None:
     """Show or set the model of `llm -m mlx-cached`.
 
     MODEL is a registered name or alias, a hub id, a folder, or "default", the embedded one.
@@ -82,7 +84,7 @@ def default(model: str | None, as_json: bool) -> None:
     if model is None:
         settings = load_settings()
     else:
-        settings = change_settings(lambda s: s._replace(default_model=_default(s, model)))
+        settings = change_settings(lambda s: s.changed(default_model=_default(s, model)))
     if as_json:
         show_json({"default_model": settings.default_model})
     else:
@@ -91,7 +93,7 @@ def default(model: str | None, as_json: bool) -> None:
 
 @click.command()
 @json_option
-def models(as_json: bool) -> None:
+def models(*, as_json: bool) -> None:
     """List models: the default, those registered, and what lies in the hub's cache."""
     from ..cache.sizes import format_size
     from ..engine.memory import budget
@@ -116,7 +118,7 @@ def models(as_json: bool) -> None:
 @click.command()
 @click.argument("model", default=MODEL_ID)
 @json_option
-def download(model: str, as_json: bool) -> None:
+def download(*, model: str, as_json: bool) -> None:
     """Fetch a model that is not here yet: a registered name or alias, or a hub id."""
     from ..cache.sizes import format_size
     from ..engine.loading import model_folder

@@ -22,7 +22,7 @@ _WORDS = 16  # tokens of a span that are decoded for its first words
 @click.option("--model", help="Only of this model, as stats shows it, or a name.")
 @click.option("--text", is_flag=True, help="With each span's first words: your conversations.")
 @json_option
-def tree(model: str | None, text: bool, as_json: bool) -> None:
+def tree(*, model: str | None, text: bool, as_json: bool) -> None:
     """Show what is stored on disk as a tree.
 
     A line is a span: its id, the tokens of the path that it holds, its tier, size, and uses. One
@@ -34,7 +34,7 @@ def tree(model: str | None, text: bool, as_json: bool) -> None:
     for span in listing.spans:
         if wanted is None or wanted in (span.model, span.namespace):
             roots[span.namespace] = span.model
-    words = _Words(text)
+    words = _Words(wanted=text)
     if as_json:
         show_json([_plain(span, words) for span in listing.spans if span.namespace in roots])
         return
@@ -47,20 +47,20 @@ def tree(model: str | None, text: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("span", metavar="ID")
 @json_option
-def pin(span: str, as_json: bool) -> None:
+def pin(*, span: str, as_json: bool) -> None:
     """Keep the path to a span from being evicted; ID is what tree shows."""
-    _pin(span, True, as_json)
+    _set_pinned(span, pinned=True, as_json=as_json)
 
 
 @click.command()
 @click.argument("span", metavar="ID")
 @json_option
-def unpin(span: str, as_json: bool) -> None:
+def unpin(*, span: str, as_json: bool) -> None:
     """Let a pinned span be evicted again; ID is what tree shows."""
-    _pin(span, False, as_json)
+    _set_pinned(span, pinned=False, as_json=as_json)
 
 
-def _pin(name: str, pinned: bool, as_json: bool) -> None:
+def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     store = disk_store()
     listing = store.listing()
     found = listing.named(name)
@@ -81,7 +81,7 @@ def _pin(name: str, pinned: bool, as_json: bool) -> None:
 class _Words:
     """The first words of spans, where they were asked for and the model is here."""
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
         self._tokenizers: dict[str, TemplateTokenizer | None] = {}
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("keep", "--pin", is_flag=True, help="Never evict it.")
 @json_option
 def warm(
-    model: str, system: IO[str] | None, tools: tuple[str, ...], keep: bool, as_json: bool
+    *, model: str, system: IO[str] | None, tools: tuple[str, ...], keep: bool, as_json: bool
 ) -> None:
     """Compute and store what prompts with this system prompt and these tools begin with."""
     from ..engine.pool import close_engines, disk_store, engine_for
@@ -76,7 +76,7 @@ def _run(events: Iterator[Event]) -> Finished:
 
     with WaitingLine() as line:
         for event in events:
-            line.told(event)
+            line.show(event)
             if isinstance(event, Finished):
                 return event
     raise ValueError("the engine ended without an answer; run it again")
@@ -101,10 +101,10 @@ def _request(settings: Settings, name: str, system: str, tools: Sequence[str]) -
     import llm
 
     from ..llm_adapter.models import MlxCached
-    from ..llm_adapter.requests import question
+    from ..llm_adapter.requests import question_of
 
     registered = settings.model(name)
-    model = MlxCached() if registered is None else MlxCached(*registered[:2])
+    model = MlxCached() if registered is None else MlxCached(registered.name, registered.reference)
     # A hub id or a folder is no model of llm's, so nobody can have set options for it.
     known = registered is not None or name == MODEL_ID
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ def _request(settings: Settings, name: str, system: str, tools: Sequence[str]) -
         tools=_tools(tools),
         options=_options(model) if known else None,
     )
-    return question(prompt, model.model_id).request
+    return question_of(prompt, model.model_id).request
 
 
 def _options(model: MlxCached) -> MlxCachedOptions:

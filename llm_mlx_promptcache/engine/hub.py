@@ -14,7 +14,6 @@ from tqdm import tqdm
 from .progress import ProgressLine
 
 _STAGE = "Fetching {}"
-_LONGEST = 30
 
 
 class HubModel(NamedTuple):
@@ -27,7 +26,7 @@ class HubModel(NamedTuple):
 def fetch(reference: str, patterns: Sequence[str]) -> Path:
     """Fetch a hub model's files; raises whatever the hub's client does."""
     with ProgressLine() as line:
-        stage = _STAGE.format(reference.rpartition("/")[2][:_LONGEST])
+        stage = _STAGE.format(reference.rpartition("/")[2])
         line(stage, 0, 0)
         made = _bar_class(stage, line)
         found = snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=made)

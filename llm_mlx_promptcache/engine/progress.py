@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-# With a stage of 40 characters the line still fits a terminal of 80, where alone it can be erased.
-_WIDTH = 16
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+_WIDTH = 16  # of a bar
 
 
 class ProgressLine:
     """Tells a stage and how far it is; stdout is never touched, and no line stays behind."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._on_terminal = sys.stderr.isatty()
         self._stage = ""
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -26,22 +30,52 @@ class ProgressLine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live and self._stage:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show `stage` and its share of `total` (bytes; 0 where it isn't known)."""
-        if self._live:
-            print(f"\r\x1b[K{stage}{_bar(done, total)}", end="", file=sys.stderr, flush=True)
+        if self._on_terminal:
+            self._live = self._live or _live()
+            self._live.update(_shown(stage, done, total), refresh=True)
         elif stage != self._stage:
             print(stage, file=sys.stderr, flush=True)
         self._stage = stage
 
+    def close(self) -> None:
+        """Take the line off the terminal."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
 
-def _bar(done: int, total: int) -> str:
+
+def _live() -> Live:
+    """A started display of rich's, which is imported for who sees it; no thread draws it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    live = Live(
+        console=Console(stderr=True, force_jupyter=False),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    live.start()
+    return live
+
+
+def _shown(stage: str, done: int, total: int) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
     if not total:
-        return " ..."
-    share = min(done / total, 1.0)
-    full = int(share * _WIDTH)
-    megabytes = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
-    return f" [{'#' * full}{'.' * (_WIDTH - full)}] {share:4.0%} {megabytes}"
+        return Text(f"{stage} ...", no_wrap=True, overflow="ellipsis")
+    done = min(done, total)
+    row = Table.grid(padding=(0, 1))
+    row.add_row(
+        Text(stage, no_wrap=True, overflow="ellipsis"),
+        ProgressBar(total=total, completed=done, width=_WIDTH),
+        Text(f"{done / total:.0%} {done / 1e6:.0f}/{total / 1e6:.0f} MB", no_wrap=True),
+    )
+    return row

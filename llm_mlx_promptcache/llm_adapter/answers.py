@@ -25,8 +25,8 @@ from .requests import Question
 _log = logging.getLogger(__name__)
 
 
-class Answer:
-    """One response on its way: what llm is told of each event."""
+class ResponseBuilder:
+    """One response of llm's as it comes: the engine's events -> llm's."""
 
     def __init__(self, response: llm.Response | llm.AsyncResponse, question: Question) -> None:
         self._response = response
@@ -36,8 +36,8 @@ class Answer:
         self._type = "reasoning"
         self._call: str | None = None
 
-    def told(self, event: Event) -> Iterator[StreamEvent]:
-        """What llm is to see of one event; CutShort where the answer is no whole one."""
+    def stream_events(self, event: Event) -> Iterator[StreamEvent]:
+        """The stream events of one of the engine's; CutShort where the answer is no whole one."""
         match event:
             case TextDelta(text):
                 yield self._next("text", text)
@@ -67,7 +67,7 @@ class Answer:
                 "reasoning": usage.reasoning,
             },
         )
-        self._response.response_json = _told_of(event, self._question)
+        self._response.response_json = _response_json(event, self._question)
         for note in new_notes(event.fingerprint, event.notes):
             _log.warning("%s", note)
         event.whole()
@@ -80,22 +80,22 @@ class Answer:
                     name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
                 )
             )
-        asked = self._question.asked
+        settings = self._question.settings
         if not event.tool_calls:
             # Only the turns of a tool loop have a schema to pass on.
-            asked = replace(asked, schema=None)
+            settings = replace(settings, schema=None)
         yield StreamEvent(
             type="tool_call_args" if self._call else self._type,
             chunk="",
             tool_call_id=self._call,
-            provider_metadata=to_metadata(event.generated(as_streamed=True), asked),
+            provider_metadata=to_metadata(event.generated(as_streamed=True), settings),
         )
 
 
-def _told_of(event: Finished, question: Question) -> dict[str, Any]:
+def _response_json(event: Finished, question: Question) -> dict[str, Any]:
     """What `llm logs --json` shows of an answer; the names that llm-mlx has are the same here."""
     usage, timings = event.usage, event.timings
-    told: dict[str, Any] = {
+    made: dict[str, Any] = {
         "finish_reason": event.reason,
         "cache": event.why,
         "from_memory": usage.cached - event.from_disk,
@@ -108,21 +108,21 @@ def _told_of(event: Finished, question: Question) -> dict[str, Any]:
         "decode_seconds": round(timings.decode, 3),
     }
     if event.namespace:
-        told["namespace"] = event.namespace
+        made["namespace"] = event.namespace
     if event.stopped_by:
-        told["stopped_by"] = event.stopped_by
+        made["stopped_by"] = event.stopped_by
     if event.invalid_calls:
-        told["invalid_calls"] = [
+        made["invalid_calls"] = [
             {"name": call.name, "text": call.text, "error": call.error}
             for call in event.invalid_calls
         ]
     if event.notes:
-        told["notes"] = list(event.notes)
+        made["notes"] = list(event.notes)
     if event.misfits:
-        told["misfits"] = [misfit._asdict() for misfit in event.misfits]
+        made["misfits"] = [misfit._asdict() for misfit in event.misfits]
     if question.lost_tools:
-        told["lost_tools"] = list(question.lost_tools)
-    return told
+        made["lost_tools"] = list(question.lost_tools)
+    return made
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

@@ -17,7 +17,7 @@ from ..config import MODEL_ID, Settings
 from ..engine.request import GenerationRequest
 from .models import MlxCached
 from .records import generated_of
-from .requests import question
+from .requests import question_of
 
 _TOOLS = """
 select tools.name, tools.description, tools.input_schema from turn_tools
@@ -74,7 +74,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
             f"the answer {row['id']} has no record of ours, so its prompt can't be told again"
         )
     registered = settings.model(row["model"])
-    model = MlxCached(*(registered[:2] if registered is not None else ()))
+    model = MlxCached() if registered is None else MlxCached(registered.name, registered.reference)
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]
         None,
         model,
@@ -89,7 +89,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         id=row["id"],
         model=row["model"],
         reference=settings.reference(row["model"]),
-        request=question(prompt, row["model"]).request,
+        request=question_of(prompt, row["model"]).request,
         record=record,
         prompt=row["input_tokens"],
         cached=details.get("cached"),

@@ -12,10 +12,10 @@ from llm.parts import StreamEvent
 from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
 from ..engine.pool import engine_for
 from ..engine.request import Event
-from .answers import Answer
+from .answers import ResponseBuilder
 from .options import MlxCachedOptions
 from .progress import WaitingLine
-from .requests import question
+from .requests import question_of
 
 
 class _Shared:
@@ -46,21 +46,21 @@ class MlxCached(_Shared, llm.Model):
     def execute(
         self,
         prompt: llm.Prompt,
-        stream: bool,
+        stream: bool,  # noqa: FBT001 (llm's signature)
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        asked = question(prompt, self.model_id)
-        answer = Answer(response, asked)
-        reference = _told_which(self._resolve(), response)
+        question = question_of(prompt, self.model_id)
+        builder = ResponseBuilder(response, question)
+        reference = _log_resolved(self._resolve(), response)
         engine = engine_for(reference)
         loading = "" if engine.loaded else f"the model {reference}"
-        events = cast("Generator[Event]", engine.generate(asked.request))
+        events = cast("Generator[Event]", engine.generate(question.request))
         with closing(events), WaitingLine(loading) as line:
             for event in events:
-                line.told(event)
-                yield from answer.told(event)
+                line.show(event)
+                yield from builder.stream_events(event)
 
 
 class AsyncMlxCached(_Shared, llm.AsyncModel):
@@ -71,22 +71,22 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
     async def execute(
         self,
         prompt: llm.Prompt,
-        stream: bool,
+        stream: bool,  # noqa: FBT001 (llm's signature)
         response: llm.AsyncResponse,
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        asked = question(prompt, self.model_id)
-        answer = Answer(response, asked)
-        events = engine_for(_told_which(self._resolve(), response)).agenerate(asked.request)
+        question = question_of(prompt, self.model_id)
+        builder = ResponseBuilder(response, question)
+        events = engine_for(_log_resolved(self._resolve(), response)).agenerate(question.request)
         # No line of progress here: a server's stderr is its log, and many prompts share it.
         async with aclosing(events):
             async for event in events:
-                for told in answer.told(event):
-                    yield told
+                for part in builder.stream_events(event):
+                    yield part
 
 
-def _told_which(reference: str, response: llm.Response | llm.AsyncResponse) -> str:
+def _log_resolved(reference: str, response: llm.Response | llm.AsyncResponse) -> str:
     """`reference`; llm logs which model it was, where the id alone does not say it."""
     if reference != DEFAULT_MODEL:
         response.set_resolved_model(reference)

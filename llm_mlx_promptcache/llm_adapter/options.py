@@ -74,8 +74,8 @@ class MlxCachedOptions(llm.Options):
     cache: bool | None = Field(
         None, description="Reuse and keep what was computed; false computes all anew."
     )
-    namespace: str | None = Field(
-        None, description="Share what was computed only with prompts of the same namespace."
+    cache_salt: str | None = Field(
+        None, description="Share what was computed only with prompts of the same salt."
     )
 
     @field_validator("stop", mode="before")

@@ -10,9 +10,6 @@ from typing import Self
 from ..engine.progress import ProgressLine
 from ..engine.request import Event, Progress
 
-# The line must fit a terminal of 80, where alone it can be erased.
-_NAME = 60
-
 
 class WaitingLine:
     """That a model loads, then a prompt's tokens: done, from the cache, a second; quiet in a pipe.
@@ -24,7 +21,7 @@ class WaitingLine:
         self._line = ProgressLine() if sys.stderr.isatty() else None
         self._first: tuple[float, int] | None = None
         if loading:
-            self._show(f"loading {loading[-_NAME:]}")
+            self._show(f"loading {loading}")
 
     def __enter__(self) -> Self:
         return self
@@ -35,20 +32,23 @@ class WaitingLine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._line is not None:
-            self._line.__exit__(kind, error, trace)
+            self._line.close()
         self._line = None
 
     def _show(self, stage: str) -> None:
         if self._line is not None:
             self._line(stage, 0, 0)
 
-    def told(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Show where a prompt is that is not done yet; anything else ends the line."""
         if self._line is None:
             return
         if not isinstance(event, Progress) or event.done >= event.total - 1:
-            self.__exit__(None, None, None)
+            self._close()
             return
         now = time.monotonic()
         since, done = self._first = self._first or (now, event.done)

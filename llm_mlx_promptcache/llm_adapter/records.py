@@ -11,11 +11,11 @@ from llm.parts import Message as LlmMessage
 from ..chat.generated import Generated
 
 METADATA = "mlx-cached"
-_ASKED = "asked"
+_SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSettings:
     """What shaped a prompt beside its messages, which llm does not restore with `-c`.
 
     `tools` are names. `schema` is what the end of a tool loop must be: llm passes it on to the
@@ -25,25 +25,25 @@ class Asked:
     model: str
     thinking: bool | None = None
     kv_bits: int = 0
-    namespace: str = ""
+    cache_salt: str = ""
     tools: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; what has its default is left out."""
         made: dict[str, Any] = {"model": self.model}
-        for name in ("thinking", "kv_bits", "namespace", "tools", "schema"):
+        for name in ("thinking", "kv_bits", "cache_salt", "tools", "schema"):
             value = getattr(self, name)
             if value is not None and value != type(self).__dataclass_fields__[name].default:
                 made[name] = list(value) if isinstance(value, tuple) else value
         return made
 
     @classmethod
-    def from_json(cls, obj: object) -> Asked | None:
+    def from_json(cls, obj: object) -> PromptSettings | None:
         """What `to_json` gave; None, or the defaults, never an error, for anything else."""
         if not isinstance(obj, Mapping) or not isinstance(obj.get("model"), str):
             return None
-        thinking, bits, salt = obj.get("thinking"), obj.get("kv_bits"), obj.get("namespace")
+        thinking, bits, salt = obj.get("thinking"), obj.get("kv_bits"), obj.get("cache_salt")
         tools, schema = obj.get("tools"), obj.get("schema")
         names = tools if isinstance(tools, list) else []
         return cls(
@@ -56,9 +56,9 @@ class Asked:
         )
 
 
-def to_metadata(generated: Generated, asked: Asked) -> dict[str, Any]:
+def to_metadata(generated: Generated, settings: PromptSettings) -> dict[str, Any]:
     """The `provider_metadata` of one part of an answer."""
-    return {METADATA: {**generated.to_json(), _ASKED: asked.to_json()}}
+    return {METADATA: {**generated.to_json(), _SETTINGS: settings.to_json()}}
 
 
 def generated_of(message: LlmMessage) -> Generated | None:
@@ -66,22 +66,22 @@ def generated_of(message: LlmMessage) -> Generated | None:
     return Generated.from_json(_record(message))
 
 
-def asked_of(message: LlmMessage) -> Asked | None:
+def settings_of(message: LlmMessage) -> PromptSettings | None:
     """What the prompt of an answer of ours was shaped by; None for everyone else's."""
     record = _record(message)
-    return Asked.from_json(record.get(_ASKED)) if isinstance(record, Mapping) else None
+    return PromptSettings.from_json(record.get(_SETTINGS)) if isinstance(record, Mapping) else None
 
 
-def latest(messages: Iterable[LlmMessage], model: str) -> Asked | None:
+def latest_settings(messages: Iterable[LlmMessage], model: str) -> PromptSettings | None:
     """What the last answer of this very model in the conversation was asked with.
 
-    The namespace is the conversation's, so it is that of the last answer of any model of ours.
+    The salt is the conversation's, so it is that of the last answer of any model of ours.
     """
-    found = [asked for message in messages if (asked := asked_of(message)) is not None]
+    found = [kept for message in messages if (kept := settings_of(message)) is not None]
     if not found:
         return None
-    own = next((asked for asked in reversed(found) if asked.model == model), Asked(model))
-    return replace(own, namespace=found[-1].namespace)
+    own = next((kept for kept in reversed(found) if kept.model == model), PromptSettings(model))
+    return replace(own, cache_salt=found[-1].cache_salt)
 
 
 def _record(message: LlmMessage) -> object:

@@ -12,7 +12,7 @@ from llm.parts import Message as LlmMessage
 from ..engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings, ToolChoice
 from .messages import messages_of
 from .options import MlxCachedOptions
-from .records import Asked, asked_of, latest
+from .records import PromptSettings, latest_settings, settings_of
 
 _log = logging.getLogger(__name__)
 
@@ -21,17 +21,17 @@ class Question(NamedTuple):
     """A request, what shaped it, and the names of tools that the conversation had and lost."""
 
     request: GenerationRequest
-    asked: Asked
+    settings: PromptSettings
     lost_tools: tuple[str, ...] = ()
 
 
-def question(prompt: llm.Prompt, model: str) -> Question:
+def question_of(prompt: llm.Prompt, model: str) -> Question:
     """What `prompt` asks of the engine; ValueError, one line, where it can't be asked."""
     options = cast("MlxCachedOptions", prompt.options)
     chain: Sequence[LlmMessage] = prompt.messages
     tools = _tools(prompt.tools)
-    before = latest(chain, model)
-    asked = _asked(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
+    before = latest_settings(chain, model)
+    settings = _settings(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
     request = GenerationRequest(
         messages=messages_of(prompt),
         max_tokens=DEFAULT_MAX_TOKENS if options.max_tokens is None else options.max_tokens,
@@ -40,13 +40,13 @@ def question(prompt: llm.Prompt, model: str) -> Question:
         use_cache=options.cache is not False,
         # Who keeps no logs wants no copy of the conversation on the disk either.
         on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
-        salt=asked.namespace,
+        salt=settings.cache_salt,
         tools=tuple(tools.values()),
         tool_choice=_choice(options, chain) if tools else "auto",
-        schema=asked.schema,
+        schema=settings.schema,
         json_object=bool(options.json_object),
-        thinking=asked.thinking,
-        kv=KVSettings(asked.kv_bits) if asked.kv_bits else None,
+        thinking=settings.thinking,
+        kv=KVSettings(settings.kv_bits) if settings.kv_bits else None,
     )
     lost = tuple(name for name in (before.tools if before else ()) if name not in tools)
     if lost:
@@ -55,23 +55,23 @@ def question(prompt: llm.Prompt, model: str) -> Question:
             " or --functions, or its beginning is computed anew",
             ", ".join(lost),
         )
-    return Question(request, asked, lost)
+    return Question(request, settings, lost)
 
 
-def _asked(
+def _settings(
     model: str,
     options: MlxCachedOptions,
-    before: Asked | None,
+    before: PromptSettings | None,
     tools: tuple[str, ...],
     schema: Mapping[str, Any] | None,
-) -> Asked:
+) -> PromptSettings:
     """What this turn says, and what the last one said where it is silent."""
-    held = before or Asked(model)
-    return Asked(
+    held = before or PromptSettings(model)
+    return PromptSettings(
         model,
         held.thinking if options.thinking is None else options.thinking,
         held.kv_bits if options.kv_bits is None else options.kv_bits,
-        held.namespace if options.namespace is None else options.namespace,
+        held.cache_salt if options.cache_salt is None else options.cache_salt,
         tools,
         schema,
     )
@@ -86,7 +86,7 @@ def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any
         called -= 1
     if called in (0, len(chain)):
         return None
-    before = asked_of(chain[called - 1])
+    before = settings_of(chain[called - 1])
     return None if before is None else before.schema
 
 

@@ -14,6 +14,7 @@ import zipfile
 
 import mlx.core as mx
 import pytest
+from terminals import Terminal, screens
 
 from llm_mlx_promptcache.engine import default_model, gguf
 from llm_mlx_promptcache.engine.default_model import ensure_default_model
@@ -369,13 +370,15 @@ def test_progress_goes_to_stderr_in_plain_lines(fetches, data, capsys):
     assert err == "Converting the default model (once)\n"
 
 
-def test_a_terminal_sees_a_bar_that_goes_away(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+def test_a_terminal_sees_a_bar_that_goes_away(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     with ProgressLine() as tell:
-        tell("Fetching", 50_000_000, 100_000_000)
-    err = capsys.readouterr().err
-    assert "Fetching [########........]  50% 50/100 MB" in err
-    assert err.endswith("\r\x1b[K")
+        tell("Fetching [it]", 50_000_000, 100_000_000)
+    *_, whole, last = screens(terminal.getvalue())
+    assert whole[0].startswith("Fetching [it] ")
+    assert whole[0].rstrip().endswith(" 50% 50/100 MB")
+    assert last == []
 
 
 @pytest.mark.real_model

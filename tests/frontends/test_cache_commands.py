@@ -98,7 +98,7 @@ def test_check_says_what_is_left_where_it_can_not_be_read_now(asked, monkeypatch
     assert asked.told("stats")["spans"] == spans
 
 
-def test_bounds_are_kept_and_hold(asked):
+def test_limits_are_kept_and_hold(asked):
     asked.ours("settings", "--memory", "2GB", "--disk", "30kB", "--max-age", "2w")
     assert asked.told("settings") == {"memory": "2GB", "disk": "30kB", "max_days": 14}
     assert asked.told("stats")["budget"] == 30_000

@@ -64,8 +64,8 @@ def test_what_was_cleared_is_told(asked):
     assert found["prompt"] == asked.last()["input_tokens"]
 
 
-def test_a_prompt_in_a_namespace_of_its_own_is_looked_up_there(asked):
-    asked.llm("-m", "mlx-cached", "-s", SYSTEM, "Hello", *LIMIT, "-o", "namespace", "mine")
+def test_a_prompt_with_a_salt_of_its_own_is_looked_up_there(asked):
+    asked.llm("-m", "mlx-cached", "-s", SYSTEM, "Hello", *LIMIT, "-o", "cache_salt", "mine")
     found = asked.told("explain")
     assert found["now"]["stored"] == found["now"]["prompt"]
     spans = {span["id"]: span for span in asked.told("tree")}

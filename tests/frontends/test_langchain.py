@@ -117,8 +117,8 @@ def test_an_answer_that_was_edited_is_taken_as_it_reads_now(model):
     assert by_edit == chat.invoke([*ASK, foreign, AGAIN]).usage_metadata["input_tokens"]
 
 
-def test_namespaces_share_with_themselves_only(model):
-    one, other = (ChatMLXCached(model=str(model), max_tokens=2, namespace=n) for n in "ab")
+def test_salts_share_with_themselves_only(model):
+    one, other = (ChatMLXCached(model=str(model), max_tokens=2, cache_salt=n) for n in "ab")
     reads = [c.invoke(ASK).usage_metadata["input_token_details"]["cache_read"] for c in (one, one)]
     assert reads[0] == 0 < reads[1]
     assert other.invoke(ASK).usage_metadata["input_token_details"]["cache_read"] == 0
@@ -218,7 +218,7 @@ def test_warming_leaves_only_the_question_to_prefill(model):
     bound = chat.bind_tools([look])
     assert prefilled([bound.invoke([LONG, HumanMessage("Where?")])])[0] < 60
     assert asyncio.run(chat.awarm([LONG], tools=[look])) > 1000
-    elsewhere = ChatMLXCached(model=str(model), max_tokens=4, namespace="else")
+    elsewhere = ChatMLXCached(model=str(model), max_tokens=4, cache_salt="else")
     assert prefilled([elsewhere.bind_tools([look]).invoke([LONG, AGAIN])])[0] > 1000
 
 

@@ -169,7 +169,7 @@ def _call():
 
 def test_settings_of_the_model_and_of_one_call(engine):
     chat = ChatMLXCached(
-        temperature=0.5, seed=3, max_tokens=9, stop=["x"], namespace="me", kv_bits=8, thinking=True
+        temperature=0.5, seed=3, max_tokens=9, stop=["x"], cache_salt="me", kv_bits=8, thinking=True
     )
     chat.bind(max_tokens=4, on_disk=False, repetition_penalty=1.1).invoke("Hi.", stop=["y"])
     chat.invoke("Hi.", logit_bias={7: -1.0}, logprobs=2, regex="[ab]")
@@ -367,7 +367,7 @@ def test_a_rate_limiter_is_asked_once_a_call(engine):
 
 @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
 def test_it_is_stored_and_loaded_without_weights():
-    chat = ChatMLXCached(model="mine", max_tokens=9, namespace="me", template_arguments={"a": 1})
+    chat = ChatMLXCached(model="mine", max_tokens=9, cache_salt="me", template_arguments={"a": 1})
     again = load(
         dumpd(chat), allowed_objects=[ChatMLXCached], valid_namespaces=["langchain_adapter"]
     )

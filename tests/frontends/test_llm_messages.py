@@ -23,7 +23,7 @@ from llm_mlx_promptcache.engine.request import (
     TextDelta,
 )
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
-from llm_mlx_promptcache.llm_adapter.records import Asked
+from llm_mlx_promptcache.llm_adapter.records import PromptSettings
 
 
 def shown(request):
@@ -278,7 +278,7 @@ def test_a_schema_holds_to_the_end_of_a_tool_loop(scripted):
 
 
 def test_what_an_answer_carries_is_small():
-    assert Asked("mlx-cached").to_json() == {"model": "mlx-cached"}
-    whole = Asked("m", True, 8, "n", ("a",), {"type": "object"})
-    assert Asked.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    assert PromptSettings("mlx-cached").to_json() == {"model": "mlx-cached"}
+    whole = PromptSettings("m", True, 8, "n", ("a",), {"type": "object"})
+    assert PromptSettings.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     assert Generated.from_json(whole.to_json()) is None

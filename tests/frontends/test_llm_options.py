@@ -40,7 +40,7 @@ def test_options_reach_the_engine(scripted):
         "tool_choice": "none",
         "kv_bits": "8",
         "cache": "false",
-        "namespace": "mine",
+        "cache_salt": "mine",
     }
     MlxCached().prompt("Go.", tools=[alpha], **said).text()
     (request,) = scripted.requests
@@ -112,12 +112,12 @@ def test_what_shaped_a_prompt_holds_on_until_it_is_said_otherwise(scripted, logg
         logged.log(conversation.prompt("More.", **options))
         return scripted.requests[-1]
 
-    options = {"thinking": True, "kv_bits": 4, "namespace": "n", "temperature": 1.0}
+    options = {"thinking": True, "kv_bits": 4, "cache_salt": "n", "temperature": 1.0}
     logged.log(MlxCached().conversation().prompt("Go.", **options))
     for request in (go_on(), go_on()):
         assert (request.thinking, request.kv, request.salt) == (True, KVSettings(4), "n")
         assert request.sampling.temperature == 0
-    changed = go_on(thinking=False, kv_bits=0, namespace="")
+    changed = go_on(thinking=False, kv_bits=0, cache_salt="")
     assert (changed.thinking, changed.kv, changed.salt) == (False, None, "")
     assert go_on().thinking is False
     assert go_on().kv is None
@@ -130,16 +130,16 @@ def test_what_shaped_another_models_prompt_does_not(scripted):
     assert (scripted.requests[1].thinking, scripted.requests[1].kv) == (None, None)
 
 
-def test_a_conversation_stays_in_its_namespace_with_another_model_of_ours(scripted):
+def test_a_conversation_keeps_its_salt_with_another_model_of_ours(scripted):
     def go_on(model, history, **options):
         response = model.prompt("More.", messages=history, **options)
         response.text()
         return [*history, *response.messages(), llm.user("More.")]
 
     small = MlxCached("small", "/small")
-    history = go_on(small, [llm.user("Go.")], namespace="n", thinking=True)
+    history = go_on(small, [llm.user("Go.")], cache_salt="n", thinking=True)
     history = go_on(MlxCached(), history)
-    history = go_on(MlxCached(), history, namespace="")
+    history = go_on(MlxCached(), history, cache_salt="")
     go_on(small, history)
     told = [(request.salt, request.thinking) for request in scripted.requests]
     assert told == [("n", True), ("n", None), ("", None), ("", True)]

@@ -7,16 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from terminals import Terminal, screens
+
 from llm_mlx_promptcache.config import Settings, save_settings
 from llm_mlx_promptcache.engine.request import Progress, TextDelta
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 
 LONG = "word " * 1200
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def a_terminal(monkeypatch):
@@ -34,11 +31,11 @@ def test_it_tells_how_far_a_prompt_is_and_is_gone_when_the_answer_begins(scripte
     for event in MlxCached().prompt("Go.").stream_events():
         seen.append(terminal.getvalue())
         assert event.type == "text"
-    first, second, *_ = (line for line in seen[0].split("\r\x1b[K") if line)
-    assert first == "prompt: 500 of 4000 tokens, 500 from the cache ..."
-    assert second.startswith("prompt: 2000 of 4000 tokens, 500 from the cache, ")
-    assert second.endswith("/s ...")
-    assert seen[0].endswith("\r\x1b[K")
+    first, second, *_, last = screens(seen[0])
+    assert first == ["prompt: 500 of 4000 tokens, 500 from the cache ..."]
+    assert second[0].startswith("prompt: 2000 of 4000 tokens, 500 from the cache, ")
+    assert second[0].endswith("/s ...")
+    assert last == []
     assert set(seen) == {seen[0]}
 
 
@@ -46,7 +43,8 @@ def test_it_tells_that_a_model_loads(scripted, monkeypatch):
     terminal = a_terminal(monkeypatch)
     scripted.loaded = False
     MlxCached("small", "/models/small").prompt("Go.").text()
-    assert terminal.getvalue() == "\r\x1b[Kloading the model /models/small ...\r\x1b[K"
+    first, *_, last = screens(terminal.getvalue())
+    assert (first, last) == (["loading the model /models/small ..."], [])
 
 
 def test_a_short_prompt_and_a_pipe_are_told_nothing(scripted, monkeypatch):
@@ -79,9 +77,10 @@ def test_on_a_real_terminal_the_answer_is_alone_on_stdout(tiny_llama, monkeypatc
         os.close(theirs)
         os.close(ours)
     assert done.returncode == 0, told
-    lines = [line for line in told.split("\r\x1b[K") if line]
+    *shown, last = screens(told)
+    lines = list(dict.fromkeys(line for screen in shown for line in screen))
     assert len(lines) > 3
     assert lines[0].startswith("loading the model ")
     assert all(line.startswith("prompt: ") for line in lines[1:])
-    assert told.endswith("\r\x1b[K")
+    assert last == []
     assert "prompt:" not in done.stdout

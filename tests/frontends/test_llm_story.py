@@ -199,10 +199,10 @@ def test_fewer_bits_go_on_with_the_conversation(home):
     goes_on(home.last(), one)
 
 
-def test_namespaces_share_with_themselves_only(user):
+def test_salts_share_with_themselves_only(user):
     asked = ("-m", "mlx-cached", "What is the capital of France?", *LIMIT)
     for name, cached in (("a", False), ("b", False), ("a", True)):
-        user.llm(*asked, "-o", "namespace", name)
+        user.llm(*asked, "-o", "cache_salt", name)
         assert bool(user.last()["details"]["cached"]) is cached
 
 

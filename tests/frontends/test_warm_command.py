@@ -86,7 +86,7 @@ def test_a_registered_model_is_warmed_with_its_own_options(warmed, tiny_llama):
     home, file = warmed
     folder = tiny_llama(seed=3)
     home.ours("add", str(folder), "--name", "small", "-a", "s")
-    home.llm("models", "options", "set", "mlx-cached/small", "namespace", "mine")
+    home.llm("models", "options", "set", "mlx-cached/small", "cache_salt", "mine")
     home.llm("mlx-cached", "warm", "-m", "s", "-s", file)
     (span,) = home.told("tree")
     assert span["model"] == str(folder)
