@@ -21,7 +21,7 @@ def tide(place: Literal["Dover", "Harwich"]) -> str:
 def main(model: str = "default") -> None:
     """Let the agent call its tool, and answer."""
     # A small model seldom calls of its own accord; a large one needs no policy.
-    chat = ChatMLXCached(model=model, max_tokens=48, tool_policy="call_first", max_calls=1)
+    chat = ChatMLXCached(model=model, max_tokens=200, tool_policy="call_first", max_calls=1)
     agent = create_agent(chat, [tide], system_prompt="You help sailors.")
     state = agent.invoke({"messages": [("human", "When is the tide high at Dover?")]})
     for message in state["messages"]:

@@ -30,7 +30,7 @@ from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
 
 
-class _Call(NamedTuple):
+class _ChatCall(NamedTuple):
     """One call: which engine is asked, what, and what its events become."""
 
     engine: Engine
@@ -230,7 +230,7 @@ class ChatMLXCached(ChatSettings):
 
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> _Call:
+    ) -> _ChatCall:
         """What one call asks, with the fields that it gives anew."""
         settings = self.given(stop, kwargs)
         request = settings.request(messages, kwargs)
@@ -239,7 +239,7 @@ class ChatMLXCached(ChatSettings):
             as_blocks=settings.output_version == "v1",
             must_call=request.tool_choice == "any",
         )
-        return _Call(engine_for(settings.model), request, builder)
+        return _ChatCall(engine_for(settings.model), request, builder)
 
     def _warming(
         self,

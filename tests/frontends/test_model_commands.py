@@ -117,7 +117,7 @@ def test_damaged_settings_are_told_and_cost_other_plugins_nothing(bare_home):
     listed, told = bare_home.llm("models", "list")
     assert "gpt-4o" in listed
     (line,) = told.splitlines()
-    assert re.search(r"settings.json can't be read .*models holds", line)
+    assert re.search(r"settings.json can't be read .*models\.0\.name is 3; give", line)
     assert "settings.json" in one_line(bare_home.ours("models", status=1)[1])
 
 
