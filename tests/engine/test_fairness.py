@@ -1,6 +1,6 @@
 """Nobody waits for one request: the real scheduler over a played model, whose passes move a clock.
 
-A pass costs about what one of the default model took on a machine with two cores, which was busy;
+A pass costs what one of the default model took on a quiet machine with two cores;
 `python benchmarks/fairness.py curve` measures it anew. Nothing here waits or reads a real clock.
 """
 
@@ -21,7 +21,7 @@ from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Progress
 
 # Seconds of a pass: at all, for each of its tokens, and for each token that stood there before.
-PASS, TOKEN, BEFORE, PAIR = 0.035, 0.0023, 15e-6, 4.7e-6
+PASS, TOKEN, BEFORE, PAIR = 0.047, 0.00185, 4.15e-6, 2.77e-6
 IDENTITY = "f" * 64
 LONG = 10_000
 
