@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.utils.json import parse_partial_json
 
 from llm_mlx_promptcache.engine.notes import new_notes
 from llm_mlx_promptcache.engine.request import (
@@ -16,6 +19,7 @@ from llm_mlx_promptcache.engine.request import (
     CallName,
     Event,
     Finished,
+    InvalidCall,
     Logprob,
     ReasoningDelta,
     TextDelta,
@@ -30,6 +34,8 @@ PROVIDER = "mlx-cached"
 CUT = "cut"
 # The key of what the answer breaks of the schema that it was asked for.
 MISFITS = "misfits"
+# The key of why each of its calls that can't be made is none.
+INVALID = "invalid_calls"
 
 
 @dataclass
@@ -62,6 +68,8 @@ class MessageBuilder:
             return self._called(event.id, name=event.name)
         if isinstance(event, CallArguments):
             return self._called(event.id, arguments=event.text)
+        if isinstance(event, InvalidCall):
+            return self._not_made(event)
         if isinstance(event, Finished):
             self._check(event)
             content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
@@ -84,12 +92,14 @@ class MessageBuilder:
             for call in event.tool_calls
         ]
         invalid = [
-            invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
+            invalid_tool_call(
+                name=call.name, args=_unreadable(call.text), id=call.id, error=call.error
+            )
             for call in event.invalid_calls
         ]
         content = self._content(event)
         made = AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **closing)
-        return _in_blocks(made) if self.as_blocks else made
+        return _in_blocks(made, event.invalid_calls) if self.as_blocks else made
 
     def _check(self, event: Finished) -> None:
         """CutShort where a call is not whole: half of one must never look like a call."""
@@ -124,13 +134,18 @@ class MessageBuilder:
         return AIMessageChunk(content="", additional_kwargs={REASONING: said})
 
     def _called(self, id: str, name: str = "", arguments: str = "") -> AIMessageChunk:
+        return self._piece(name, arguments, id if name else None, self._calls[id])
+
+    def _not_made(self, call: InvalidCall) -> AIMessageChunk:
+        index = self._block(f"call {call.id}")
+        made = self._piece(call.name, _unreadable(call.text), call.id, index)
+        if self.as_blocks:
+            made.content = [{**_block_of(call), "index": index}]
+        return made
+
+    def _piece(self, name: str, arguments: str, id: str | None, index: int) -> AIMessageChunk:
         """A piece of a call: pieces with one index are put together, so no text may have it."""
-        piece = tool_call_chunk(
-            name=name or None,
-            args=arguments,
-            id=id if name else None,
-            index=self._calls[id],
-        )
+        piece = tool_call_chunk(name=name or None, args=arguments, id=id, index=index)
         content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
         return AIMessageChunk(content=content, tool_call_chunks=[piece])
 
@@ -146,13 +161,33 @@ class MessageBuilder:
         }
 
 
-def _in_blocks(message: M) -> M:
+def _in_blocks(message: M, invalid: Sequence[InvalidCall] = ()) -> M:
     """The message as LangChain makes it for a model of `output_version="v1"`, calls included.
 
     It looks at the model alone, and a call may say so too; what is done already stays as it is.
+    Calls that can't be made are put behind the others: LangChain leaves them out.
     """
     told = {**message.response_metadata, "output_version": "v1"}
-    return message.model_copy(update={"content": message.content_blocks, "response_metadata": told})
+    blocks = [*message.content_blocks, *map(_block_of, invalid)]
+    return message.model_copy(update={"content": blocks, "response_metadata": told})
+
+
+def _block_of(call: InvalidCall) -> dict[str, Any]:
+    args = _unreadable(call.text)
+    beside = {"id": call.id, "name": call.name, "args": args, "error": call.error}
+    return {"type": "invalid_tool_call", **beside}
+
+
+def _unreadable(text: str) -> str:
+    """The text of a call that can't be made, as LangChain can't take it for arguments.
+
+    What can be read as an object, even in part, it makes a call of when chunks are added up.
+    """
+    try:
+        readable = not text or isinstance(parse_partial_json(text), dict)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(text, ensure_ascii=False) if readable else text
 
 
 def _usage(event: Finished) -> UsageMetadata:
@@ -189,6 +224,9 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
         made["notes"] = list(event.notes)
     if event.misfits:
         made[MISFITS] = [misfit._asdict() for misfit in event.misfits]
+    if event.invalid_calls:
+        # LangChain keeps no reason of a call that came in chunks.
+        made[INVALID] = [{"id": call.id, "error": call.error} for call in event.invalid_calls]
     if event.stopped_by:
         made["stop_sequence"] = event.stopped_by
     if event.logprobs:

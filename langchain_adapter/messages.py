@@ -126,6 +126,8 @@ def _arguments(text: str) -> dict[str, Any]:
     """Arguments as an object, which templates want; text that is none stands in one as it is."""
     try:
         found = json.loads(text)
+        if isinstance(found, str):  # text that could be read, told as text
+            text, found = found, json.loads(found)
     except (ValueError, RecursionError):
         return {"arguments": text}
     return found if isinstance(found, dict) else {"arguments": text}

@@ -20,7 +20,7 @@ from .manifest import Entry, FilesChanged, Manifest, Stamp
 from .span_file import FORMAT
 
 _BLOCK = 8 << 20
-# Larger than any tokenizer; a file that is told apart by its stamp need not be read.
+# A file that no model is read from may be as large as it likes: its stamp tells it apart.
 _LARGEST = 1 << 30
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -70,8 +70,9 @@ def _file_digest(entry: Entry, known: MutableMapping[str, str]) -> str:
     stamp = entry.read
     assert stamp is not None
     key = f"{stamp.device}:{stamp.inode}:{stamp.size}:{stamp.changed}"
-    if stamp.size > _LARGEST and entry.path.suffix != ".safetensors":
-        return f"unread {key}"  # no file of a model; nobody waits for its end
+    weights = entry.path.suffix == ".safetensors"
+    if stamp.size > _LARGEST and not (weights or entry.read_whole):
+        return f"unread {key}"  # nobody waits for its end
     digest = known.get(key, "")
     if not _DIGEST.fullmatch(digest):
         digest = _digest(entry.path, stamp)

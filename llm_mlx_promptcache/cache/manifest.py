@@ -25,6 +25,12 @@ _CONTENT = (
     "merges.txt",
     "vocab.txt",
 )
+# Of these, what libraries read whole into memory: not weights, and not JSON that is no model's.
+_READ_WHOLE = (
+    *("*.jinja", "*.model", "*.tiktoken", "tokenizer.model.*", "merges.txt", "vocab.txt"),
+    *("*config.json", "*.index.json", "tokenizer*.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab*.json", "chat_template*.json", "tekken.json", "encoder.json"),
+)
 _INSIDE = "additional_chat_templates"  # the one folder in a model's folder that is read
 _MOST_FILES = 4096
 # A change within one tick of a file system's clock does not show. Linux ticks every 1 to 10 ms;
@@ -68,6 +74,11 @@ class Entry(NamedTuple):
     path: Path
     own: Stamp
     read: Stamp | None
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether what loads the model takes all of this file into memory at once."""
+        return any(fnmatchcase(self.path.name, pattern) for pattern in _READ_WHOLE)
 
 
 class FilesChanged(Exception):

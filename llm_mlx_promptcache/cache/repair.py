@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 import stat
 import threading
@@ -29,6 +30,7 @@ from .sweep import Candidate, candidate, hangs
 _log = logging.getLogger(__name__)
 
 _NEW: Final = "index.new"
+_FOLDER: Final = "set-aside"  # what somebody's folder in a place of ours is called from then on
 SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
 Inode = tuple[int, int]
 
@@ -174,9 +176,12 @@ def _remove_beside(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove whatever has a name that is ours; OSError for a folder that holds something."""
+    """Remove whatever has a name that is ours; a folder that holds something keeps it elsewhere."""
     with suppress(FileNotFoundError):
-        if stat.S_ISDIR(path.lstat().st_mode):
-            path.rmdir()
-        else:
+        if not stat.S_ISDIR(path.lstat().st_mode):
             path.unlink()
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            path.rename(path.with_name(f"{_FOLDER}-{secrets.token_hex(4)}"))

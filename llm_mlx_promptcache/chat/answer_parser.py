@@ -244,6 +244,8 @@ class AnswerParser:
         for call in run.calls:
             if isinstance(call, InvalidCall):
                 self._invalid.append(call)
+                if call.id not in self._told:
+                    parts.append(call)
             else:
                 self._tell(parts, call)
 

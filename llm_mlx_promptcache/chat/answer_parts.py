@@ -43,7 +43,8 @@ class CallArguments(NamedTuple):
         return f"CallArguments({self.id!r}, {len(self.text)} characters)"
 
 
-Part = TextDelta | ReasoningDelta | CallName | CallArguments
+# A call that can't be made is told where it stands, as a whole.
+Part = TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall
 
 
 class CutShort(ValueError):

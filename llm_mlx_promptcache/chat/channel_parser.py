@@ -159,13 +159,11 @@ class ChannelParser:
     def _end_call(self, parts: list[Part]) -> None:
         name, id = self._name, new_call_id()
         schema = self._parameters.get(name)
-        if schema is None:
-            self._invalid.append(InvalidCall(name, self._body, "no tool has this name", id))
-            return
-        arguments = read_object(self._body, schema)
-        if arguments is None:
-            error = "its arguments can't be read"
-            self._invalid.append(InvalidCall(name, self._body, error, id))
+        arguments = read_object(self._body, schema or {})
+        if schema is None or arguments is None:
+            error = "no tool has this name" if schema is None else "its arguments can't be read"
+            self._invalid.append(InvalidCall(name, self._body, error, id, arguments))
+            parts.append(self._invalid[-1])
             return
         self._calls.append(ToolCall(name, arguments, id))
         parts.append(CallName(id, name))

@@ -375,15 +375,16 @@ class CallReader:
         """The call, or why it is none: each with an id that no other call of the answer has."""
         id = own if own and own not in self._ids else new_call_id()
         self._ids.add(id)
-        if name not in self._parameters:
-            return InvalidCall(name, text, "no tool has this name", id)
-        if arguments is None:
-            return InvalidCall(name, text, "its arguments can't be read", id)
+        name = name.encode("utf-8", "replace").decode()  # JSON can name half a surrogate pair
         try:
             check_text("a call's id", id)
             check_json("a call's arguments", arguments)
         except ValueError as error:
             return InvalidCall(name, text, str(error), id)
+        if name not in self._parameters:
+            return InvalidCall(name, text, "no tool has this name", id, arguments)
+        if arguments is None:
+            return InvalidCall(name, text, "its arguments can't be read", id)
         return ToolCall(name, arguments, id)
 
     def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:

@@ -46,13 +46,15 @@ class ToolCall:
 class InvalidCall:
     """A call that can't be made: of no tool there is, or with arguments that can't be read.
 
-    `text` is what the model wrote, `error` why it is none, `id` what a result can name.
+    `text` is what the model wrote, `error` why it is none, `id` what a result can name. Of a call
+    of no tool `arguments` are what it would have been called with, where they can be read.
     """
 
     name: str
     text: str = field(repr=False)
     error: str
     id: str = field(default="", repr=False)
+    arguments: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
 
 
 @dataclass(frozen=True)

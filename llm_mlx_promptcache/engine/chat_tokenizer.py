@@ -65,6 +65,25 @@ class TemplateTokenizer:
             return None
         return learn_reasoning(self._probe, self._vocabulary, self.thinking_argument)
 
+    @property
+    def reasons(self) -> bool:
+        """Whether the model has a way to write down reasoning apart from its answer."""
+        channels = self.call_form.channels
+        return self.reasoning is not None or bool(channels and channels.reasoning)
+
+    @cached_property
+    def thinking_switch(self) -> bool:
+        """Whether a prompt that wants reasoning is another one than a prompt that does not."""
+        asked = [{"role": "user", "content": "?"}]
+        try:
+            on, off = (
+                self._apply(asked, {self.thinking_argument: one, "add_generation_prompt": True})
+                for one in (True, False)
+            )
+        except Exception:
+            return False
+        return on != off
+
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
         return dict(self._inner.get_vocab())

@@ -36,7 +36,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.js
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 # Of a file that is read whole before anything else is known of it.
 _LARGEST_JSON = 64 << 20
-# transformers and mlx-lm read each of these whole; the largest known tokenizer has 35 MB.
+# Of what transformers and mlx-lm read whole; the largest known tokenizer has 35 MB.
 _LARGEST_TEXT = 512 << 20
 # Layers are built one by one before their weights are looked at; the deepest known have 126.
 _MOST_LAYERS = 4096
@@ -205,8 +205,8 @@ def _listed(*folders: Path | None) -> Manifest:
     if (found := files.endless()) is not None:
         raise _damaged(found.parent, f"{found.name} is a pipe, a socket or a device, and no file")
     for entry in files.plain():
-        size = 0 if entry.path.suffix == ".safetensors" or entry.read is None else entry.read.size
-        if size > _LARGEST_TEXT:
+        size = entry.read.size if entry.read is not None else 0
+        if size > _LARGEST_TEXT and entry.read_whole:
             name, folder = entry.path.name, entry.path.parent
             raise _damaged(folder, f"{name} has {size} bytes, more than {_LARGEST_TEXT}")
     return files

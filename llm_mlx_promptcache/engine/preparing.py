@@ -77,6 +77,12 @@ def prepare(
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
     grammar = _grammar(request, own, bool(tools))
+    thinking = _thinking(tokenizer, transcript)
+    notes = (
+        *told(transcript.mends),
+        *told_unheld(grammar),
+        *_told_thinking(request, tokenizer, thinking),
+    )
     return Prepared(
         request,
         namespace,
@@ -84,9 +90,9 @@ def prepare(
         transcript,
         limit,
         form,
-        _thinking(tokenizer, transcript),
+        thinking,
         grammar,
-        (*told(transcript.mends), *told_unheld(grammar)),
+        notes,
     )
 
 
@@ -98,6 +104,20 @@ def _namespace(request: GenerationRequest, identity: Identity) -> str:
 
 def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:
     return thinking_of(tokenizer.reasoning, transcript.ids, lambda mark: tokenizer.encode(mark)[0])
+
+
+def _told_thinking(
+    request: GenerationRequest, tokenizer: TemplateTokenizer, thinking: Thinking | None
+) -> tuple[str, ...]:
+    """One line where the wish to think, or not to, changes nothing."""
+    wanted = request.thinking
+    if wanted is None or tokenizer.thinking_switch:
+        return ()
+    if not tokenizer.reasons:
+        return ("thinking was asked for, and this model has none",) if wanted else ()
+    if wanted and thinking is not None and thinking.opened:
+        return ()
+    return ("this model's chat template has no switch for thinking: the model does as it likes",)
 
 
 def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:

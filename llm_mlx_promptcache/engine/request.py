@@ -20,6 +20,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "GenerationRequest",
+    "InvalidCall",
     "KVSettings",
     "Logprob",
     "Misfit",
@@ -308,6 +309,6 @@ class Finished(NamedTuple):
         return self
 
 
-Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | Finished
+Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall | Finished
 # What who asked is told: an event, what went wrong, or None for the end.
 Told = Event | BaseException | None

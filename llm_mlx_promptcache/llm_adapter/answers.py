@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import llm
 from llm.parts import StreamEvent
 
+from ..chat.generated import Generated, ToolCall
 from ..engine.notes import new_notes
 from ..engine.request import (
     CallArguments,
     CallName,
     Event,
     Finished,
+    InvalidCall,
     ReasoningDelta,
     TextDelta,
 )
@@ -35,18 +38,28 @@ class ResponseBuilder:
         # something, a text part without text is not: so an empty answer is carried by the former.
         self._type = "reasoning"
         self._call: str | None = None
+        # What llm was told, which is what its history will hold. The calls are None until they
+        # are whole.
+        self._texts: list[str] = []
+        self._apart = False  # whether the next text stands on a line of its own
+        self._reasonings: list[str] = []
+        self._calls: dict[str, ToolCall | None] = {}
 
     def stream_events(self, event: Event) -> Iterator[StreamEvent]:
         """The stream events of one of the engine's; CutShort where the answer is no whole one."""
         match event:
             case TextDelta(text):
-                yield self._next("text", text)
+                yield self._said(text)
             case ReasoningDelta(text):
+                self._reasonings.append(text)
                 yield self._next("reasoning", text)
             case CallName(id, name):
+                self._calls[id] = None
                 yield self._next("tool_call_name", name, id)
             case CallArguments(id, text):
                 yield self._next("tool_call_args", text, id)
+            case InvalidCall():
+                yield from self._not_made(event)
             case Finished():
                 yield from self._end(event)
             case _:
@@ -55,6 +68,23 @@ class ResponseBuilder:
     def _next(self, type: str, chunk: str, call: str | None = None) -> StreamEvent:
         self._type, self._call = type, call
         return StreamEvent(type=type, chunk=chunk, tool_call_id=call)
+
+    def _said(self, text: str) -> StreamEvent:
+        text, self._apart = "\n" * self._apart + text, False
+        self._texts.append(text)
+        return self._next("text", text)
+
+    def _not_made(self, call: InvalidCall) -> Iterator[StreamEvent]:
+        """A call of no tool, which llm's loop refuses by its name; else text that is no call."""
+        if call.arguments is not None:
+            self._calls[call.id] = ToolCall(call.name, call.arguments, call.id)
+            yield self._next("tool_call_name", call.name, call.id)
+            yield self._next("tool_call_args", json.dumps(call.arguments), call.id)
+            return
+        self._apart = bool(self._texts)
+        yield self._said(call.text)
+        self._apart = True
+        _log.warning("the answer holds a call that can't be made, as text: %s", call.error)
 
     def _end(self, event: Finished) -> Iterator[StreamEvent]:
         usage = event.usage
@@ -74,21 +104,34 @@ class ResponseBuilder:
         for misfit in event.misfits:
             what = "a call's arguments do" if misfit.call else "the answer does"
             _log.warning("%s not fit the schema: %s", what, misfit.what)
-        for call in event.tool_calls:
+        self._calls.update((call.id, call) for call in event.tool_calls)
+        calls = [call for call in self._calls.values() if call is not None]
+        for call in calls:
             self._response.add_tool_call(
                 llm.ToolCall(
                     name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
                 )
             )
         settings = self._question.settings
-        if not event.tool_calls:
+        if not calls:
             # Only the turns of a tool loop have a schema to pass on.
             settings = replace(settings, schema=None)
         yield StreamEvent(
             type="tool_call_args" if self._call else self._type,
             chunk="",
             tool_call_id=self._call,
-            provider_metadata=to_metadata(event.generated(as_streamed=True), settings),
+            provider_metadata=to_metadata(self._record(event, calls), settings),
+        )
+
+    def _record(self, event: Finished, calls: Sequence[ToolCall]) -> Generated:
+        """What replays the answer as long as llm's history shows it as it was told."""
+        return Generated.of(
+            event.ids,
+            "".join(self._texts),
+            event.fingerprint,
+            reasoning="".join(self._reasonings),
+            tool_calls=calls,
+            rendered=event.rendered,
         )
 
 

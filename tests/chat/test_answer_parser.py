@@ -17,7 +17,7 @@ from llm_mlx_promptcache.chat.answer_parts import (
 )
 from llm_mlx_promptcache.chat.call_forms import Thinking, plain_turn, thinking_of, tool_prompt
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Reasoning, Tags
-from llm_mlx_promptcache.chat.generated import ToolCall
+from llm_mlx_promptcache.chat.generated import InvalidCall, ToolCall
 from llm_mlx_promptcache.chat.grammar import json_object_grammar, regex_grammar, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 from llm_mlx_promptcache.chat.scanning import JsonValue, Marks, outside_strings
@@ -202,7 +202,10 @@ def test_a_call_that_can_not_be_made_is_told_with_its_text(body, name, error, si
     assert answer.text == "Look:So."
     assert agrees(parts, answer) == []
     [invalid] = answer.invalid
+    assert parts[-2:] == [invalid, TextDelta("So.")] or size == 1
+    assert [part for part in parts if isinstance(part, InvalidCall)] == [invalid]
     assert (invalid.name, invalid.text) == (name, body)
+    assert invalid.arguments == ({} if name == "whether" else None)
     assert error in invalid.error
     assert re.fullmatch("call_[0-9a-f]{24}", invalid.id)
 

@@ -6,6 +6,7 @@ from form_cases import TOOLS
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CutShort, ReasoningDelta, TextDelta
 from llm_mlx_promptcache.chat.channel_parser import ChannelParser, parser_of
+from llm_mlx_promptcache.chat.generated import InvalidCall
 from llm_mlx_promptcache.chat.grammar import json_object_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 
@@ -28,6 +29,7 @@ def parse(text, size=1, whole=True):
         parts += parser.feed(text[at : at + size])
     last, answer = parser.finish(whole)
     parts += last
+    assert tuple(part for part in parts if isinstance(part, InvalidCall)) == answer.invalid
     for kind, said in ((TextDelta, answer.text), (ReasoningDelta, answer.reasoning)):
         assert "".join(part.text for part in parts if isinstance(part, kind)) == said
     return answer
@@ -68,6 +70,7 @@ def test_a_call_that_was_cut_is_none_and_one_of_no_tool_is_told():
         assert isinstance(answer.cut, CutShort) == ("<|message|>" in body[:end])
     [invalid] = parse(CALL.replace("add_up", "subtract")).invalid
     assert (invalid.name, invalid.text) == ("subtract", '{"a": "1"}')
+    assert invalid.arguments == {"a": "1"}
     [invalid] = parse(CALL.replace('"1"}', "")).invalid
     assert "can't be read" in invalid.error
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 import mlx.core as mx
 import pytest
 
+from llm_mlx_promptcache.cache.identity import fingerprint
+from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
 from llm_mlx_promptcache.engine.errors import ModelLoadError
 from llm_mlx_promptcache.engine.loading import describe, load_model, load_tokenizer
 
@@ -198,6 +200,23 @@ def test_a_file_that_would_fill_the_memory_is_not_read(tiny_llama, name):
         load_model(str(folder))
     with pytest.raises(ModelLoadError, match=rf"{name} has 10737418240 bytes, more than"):
         load_tokenizer(folder)
+
+
+def test_a_large_file_that_no_model_is_read_from_is_left_alone(tiny_llama):
+    folder = tiny_llama()
+    with (folder / "measurements.json").open("wb") as file:
+        file.truncate(10 << 30)
+    files = load_model(str(folder)).files
+    known = {}
+    before = fingerprint(files, known)
+    files.check()
+    assert fingerprint(Manifest.of([folder]), known) == before
+    with (folder / "measurements.json").open("r+b") as file:
+        file.write(b"{}")
+    # Nobody reads it, so nobody knows whether it matters.
+    with pytest.raises(FilesChanged, match=r"measurements\.json changed"):
+        files.check()
+    assert fingerprint(Manifest.of([folder]), known) != before
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])

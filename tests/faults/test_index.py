@@ -276,6 +276,12 @@ def as_folder(path, elsewhere):
     path.mkdir()
 
 
+def as_full_folder(path, elsewhere):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "kept").write_bytes(b"somebody's")
+
+
 def as_foreign(path, elsewhere):
     if os.geteuid():
         pytest.skip("only root can give files away")
@@ -297,13 +303,18 @@ NAMES = ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.damaged"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("turn", [as_link, as_pipe, as_folder, as_foreign, as_wide, as_closed])
+@pytest.mark.parametrize(
+    "turn",
+    [as_link, as_pipe, as_folder, as_full_folder, as_foreign, as_wide, as_closed],
+)
 def test_p7_what_is_not_our_own_plain_index_is_replaced(worlds, folder, name, turn, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     turn(folder / name, elsewhere)
     _, found = used(worlds, folder)
     assert found == PATHS
     assert not elsewhere.exists() or elsewhere.read_bytes() == b"somebody's"
+    if turn is as_full_folder:
+        assert [path.read_bytes() for path in folder.glob("*/kept")] == [b"somebody's"]
     for path in folder.glob("index.sqlite*"):
         assert path.is_file()
         assert not path.is_symlink()
