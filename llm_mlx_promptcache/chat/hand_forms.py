@@ -6,7 +6,7 @@ by a name.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import replace
 
 from .forms import Channels, Form, Hole, Keys, Layout, Tags
@@ -81,10 +81,19 @@ _BY_MARKS: tuple[tuple[tuple[str, ...], Form], ...] = (
 _CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>")
 
 
-def hand_form(learned: Form | None, vocabulary: Collection[str], rendered: str = "") -> Form:
+def shown_marks(rendered: str) -> tuple[str, ...]:
+    """The marks of forms by hand that stand in what a template shows of tools, each once."""
+    known = dict.fromkeys(mark for marks, _ in _BY_MARKS for mark in marks)
+    return tuple(mark for mark in known if mark in rendered)
+
+
+def hand_form(
+    learned: Form | None, vocabulary: Container[str], shown: Collection[str] = ()
+) -> Form:
     """The form to use: what was learned, mended by hand where models write more than is shown.
 
-    `rendered` is what the template shows of tools; without all of these, the generic form.
+    `shown` are the marks that the template shows beside tools; without all of these, the generic
+    form.
     """
     if all(mark in vocabulary for mark in _CHANNEL_MARKS):
         return _HARMONY
@@ -93,7 +102,7 @@ def hand_form(learned: Form | None, vocabulary: Collection[str], rendered: str =
         optional = ("<|python_tag|>",) if bare and "<|python_tag|>" in vocabulary else ()
         return replace(learned, optional=optional) if optional else learned
     for marks, form in _BY_MARKS:
-        if all(mark in vocabulary or mark in rendered for mark in marks):
+        if all(mark in vocabulary or mark in shown for mark in marks):
             return form
     return GENERIC
 

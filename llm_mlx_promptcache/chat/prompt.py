@@ -7,6 +7,7 @@ user message, calls as text. Which mends a template needs is found by probes whe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -124,7 +125,12 @@ def fit(
     features = features_of(messages, bool(arguments.get("tools")))
     refusal: Exception | None = None
     lost: Lost | None = None
-    for mends in _ladder(form.start(features), features):
+    plain = [message.to_template() for message in messages]
+
+    def given(mends: frozenset[Mend]) -> str:
+        return json.dumps(mended(plain, arguments, mends), default=str)
+
+    for mends in _distinct(_ladder(form.start(features), features), given):
         try:
             fitted, missing = _tried(messages, arguments, apply, mends)
         except TooMuchWork:
@@ -217,6 +223,20 @@ def _ladder(start: frozenset[Mend], features: Sequence[Feature]) -> Iterator[fro
             if mends & GENERIC_TOOLS and Feature.CALLS in features:
                 # Calls stand there as the prompt says that they are written.
                 mends |= {Mend.CALLS_AS_TEXT}
+            yield mends
+
+
+def _distinct(
+    ladder: Iterator[frozenset[Mend]], given: Callable[[frozenset[Mend]], str]
+) -> Iterator[frozenset[Mend]]:
+    """Those that give the template something that none before gave it."""
+    first = next(ladder)
+    yield first  # most often the last too, so nothing is compared before
+    seen = {given(first)}
+    for mends in ladder:
+        made = given(mends)
+        if made not in seen:
+            seen.add(made)
             yield mends
 
 

@@ -6,7 +6,7 @@ and off. What no rendering shows is looked for among the known marks of the voca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 
 from .form_probes import ANSWER, FIELDS, THOUGHT, Probe
 from .forms import Reasoning, marks_in
@@ -30,21 +30,27 @@ _LISTED = (
 
 
 def learn_reasoning(
-    apply: Callable[..., str], vocabulary: Collection[str] = (), switch: str = "enable_thinking"
+    apply: Callable[..., str], vocabulary: Container[str] = (), switch: str = "enable_thinking"
 ) -> Reasoning | None:
     """The marks of reasoning; None where neither template nor vocabulary has any."""
-    probe = Probe(apply)
+    return shown_reasoning(Probe(apply), switch) or listed_reasoning(vocabulary)
+
+
+def shown_reasoning(probe: Probe, switch: str) -> Reasoning | None:
+    """The marks that the template shows; `switch` is its word for the wish for reasoning."""
     for field in FIELDS:
         found = _from_field(probe, field)
         if found is not None:
             return found
-    found = _from_switch(probe, switch)
-    if found is not None:
-        return found
+    return _from_switch(probe, switch)
+
+
+def listed_reasoning(vocabulary: Container[str]) -> Reasoning | None:
+    """The known marks that a vocabulary has; None where it has none of them."""
     return next((r for r in _LISTED if _known(r.start + r.end, vocabulary)), None)
 
 
-def _known(marks: str, vocabulary: Collection[str]) -> bool:
+def _known(marks: str, vocabulary: Container[str]) -> bool:
     """Whether all marks in brackets are tokens."""
     return all(mark in vocabulary for mark in marks_in(marks) if mark[0] in "<[")
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
+from importlib.metadata import version
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..chat.form_learning import learn_form
-from ..chat.form_probes import TOOLS
-from ..chat.forms import Form, NoForm, Reasoning, marks_in
+from ..chat.forms import Form, Reasoning, marks_in
 from ..chat.hand_forms import GENERIC, hand_form
-from ..chat.prompt import GENERIC_TOOLS, UNMENDED, Feature, PromptForm
-from ..chat.reasoning_learning import learn_reasoning
+from ..chat.prompt import GENERIC_TOOLS, Feature, PromptForm
+from ..chat.reasoning_learning import listed_reasoning
 from ..chat.template import ChatTemplate
 from ..models.detokenizer import TextDecoder
-from ..models.probes import find_prompt_form
+from ..models.template_profile import TemplateProfile, learn_profile, learner
+from ..models.vocabulary import Vocabulary
 from .facts import model_facts
-
-_FACT = "prompt 1"  # another number where the probes or what they find change
 
 
 class TemplateTokenizer:
@@ -45,13 +44,7 @@ class TemplateTokenizer:
     @cached_property
     def call_form(self) -> Form:
         """How the model writes calls: learned from its template once, or by hand."""
-        learned: Form | None = None
-        if self._wrapper.has_chat_template:
-            try:
-                learned = learn_form(self._probe)
-            except NoForm:
-                learned = None
-        form = hand_form(learned, self._vocabulary, self._shown_tools())
+        form = hand_form(self.profile.form, self._vocabulary, self.profile.marks)
         if form.channels is None and GENERIC_TOOLS.intersection(
             self.prompt_form.start([Feature.TOOLS])
         ):
@@ -63,7 +56,12 @@ class TemplateTokenizer:
         """The marks round the model's reasoning; None where it has none."""
         if not self._wrapper.has_chat_template or self.call_form.channels is not None:
             return None
-        return learn_reasoning(self._probe, self._vocabulary, self.thinking_argument)
+        return self.profile.reasoning or listed_reasoning(self._vocabulary)
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """What the template has no place for."""
+        return self.profile.prompt
 
     @property
     def reasons(self) -> bool:
@@ -85,19 +83,24 @@ class TemplateTokenizer:
         return on != off
 
     @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return dict(self._inner.get_vocab())
+    def profile(self) -> TemplateProfile:
+        """What its template shows, learned once and remembered by what decides it."""
+        if not self._wrapper.has_chat_template:
+            return TemplateProfile()
+        facts, key, kind = model_facts(), self._template_digest(), f"template {learner()}"
+        known = TemplateProfile.from_json(facts.get(key, kind))
+        if known is None:
+            known = learn_profile(self._probe, self.thinking_argument)
+            with suppress(ValueError):  # what is too long is learned again by the next process
+                facts.put(key, kind, known.to_json())
+        return known
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._inner)
 
     def _probe(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
         return self._apply(messages, arguments)
-
-    def _shown_tools(self) -> str:
-        """What the template shows of tools, and how it begins an answer."""
-        asked = [{"role": "user", "content": "?"}]
-        try:
-            return self._apply(asked, {"tools": TOOLS, "add_generation_prompt": True})
-        except Exception:
-            return ""
 
     def _special(self, literals: Iterable[str]) -> tuple[tuple[str, int], ...]:
         """The marks among `literals` that are single tokens which no text is encoded to."""
@@ -115,25 +118,17 @@ class TemplateTokenizer:
                 found[mark] = token
         return tuple(found.items())
 
-    @cached_property
-    def prompt_form(self) -> PromptForm:
-        """What the template has no place for, found out once and remembered by what decides it."""
-        if not self._wrapper.has_chat_template:
-            return UNMENDED
-        facts, key = model_facts(), self._template_digest()
-        known = PromptForm.from_json(facts.get(key, _FACT))
-        if known is None:
-            known = find_prompt_form(self.apply)
-            facts.put(key, _FACT, known.to_json())
-        return known
-
     def _template_digest(self) -> str:
         """What decides how conversations are rendered, as the fingerprint of its facts."""
         template = getattr(self._inner, "chat_template", None)
         marks = {str(name): str(mark) for name, mark in self._inner.special_tokens_map.items()}
-        parts = [template, marks, self._is_jinja, type(self._inner).__name__]
+        thinks = [self.thinking_argument, self._wrapper.has_thinking]
+        parts = [template, marks, thinks, self._is_jinja, type(self._inner).__name__]
         own = getattr(self._wrapper, "_chat_template", None)
-        parts.append(getattr(own, "__module__", "") if own is not None else "")
+        parts += [
+            getattr(own, "__module__", "") if own is not None else "",
+            version("transformers"),
+        ]
         return blake2b(json.dumps(parts, default=str).encode(), digest_size=32).hexdigest()
 
     def apply(

@@ -13,6 +13,7 @@ import stat
 import threading
 from contextlib import suppress
 from functools import cache
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,10 @@ from ..cache.files import Files
 from ..config import cache_folder, write_private_file
 
 _FILE = "facts.json"
-_FORMAT = 1
+_FORMAT = 2
 _MOST_FACTS = 512
-_MOST_CHARACTERS = 1024  # of one fact as JSON
-_MOST_BYTES = 2 << 20  # of the file
+_MOST_CHARACTERS = 4096  # of one fact as JSON
+_MOST_BYTES = 4 << 20  # of the file
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -99,7 +100,14 @@ def environment() -> str:
 
 
 def _written(facts: dict[_Key, Any]) -> str:
-    return json.dumps({"format": _FORMAT, "facts": [[*key, facts[key]] for key in facts]})
+    listed = [[*key, facts[key], _digest(key, facts[key])] for key in facts]
+    return json.dumps({"format": _FORMAT, "facts": listed})
+
+
+def _digest(key: _Key, value: Any) -> str:
+    """What tells a fact whose bits have flipped; ValueError where the value is no JSON."""
+    text = json.dumps([*key, value], sort_keys=True, allow_nan=False)
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _read(path: Path) -> dict[_Key, Any]:
@@ -126,12 +134,14 @@ def _checked(found: Any) -> dict[_Key, Any]:
         return {}
     facts: dict[_Key, Any] = {}
     for entry in entries[-_MOST_FACTS:]:
-        if not isinstance(entry, list) or len(entry) != 4:
+        if not isinstance(entry, list) or len(entry) != 5:
             continue
-        *names, value = entry
+        *names, value, digest = entry
         if not all(isinstance(name, str) for name in names):
             continue
+        key = _Key(*names)
         with suppress(ValueError):  # NaN and infinity are no JSON
-            if len(json.dumps(value, allow_nan=False)) <= _MOST_CHARACTERS:
-                facts[_Key(*names)] = value
+            short = len(json.dumps(value, allow_nan=False)) <= _MOST_CHARACTERS
+            if short and digest == _digest(key, value):
+                facts[key] = value
     return facts

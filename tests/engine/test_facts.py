@@ -102,9 +102,8 @@ def test_the_oldest_facts_go(path):
     names = [f"{number:064x}" for number in range(600)]
     for name in names[:20]:
         found.put(name, "batch", True)
-    entries = json.loads(path.read_text())
-    entries["facts"] = [[name, *entries["facts"][0][1:]] for name in names]
-    path.write_text(json.dumps(entries))
+    _, kind, environment, value, _ = json.loads(path.read_text())["facts"][0]
+    path.write_text(facts._written({facts._Key(n, kind, environment): value for n in names}))
     late = ModelFacts(path)
     late.put(MODEL, "batch", False)
     kept = json.loads(path.read_text())["facts"]
@@ -121,19 +120,23 @@ def test_what_can_not_be_kept_is_refused(path, value):
     assert not path.exists()
 
 
-GOOD = ["a" * 64, "batch", "env", True]
+GOOD = json.loads(facts._written({facts._Key("a" * 64, "batch", "env"): True}))["facts"][0]
 CRAFTED = [
     "",
     "null",
     "[]",
-    '{"format": 1}',
-    '{"format": 1, "facts": {}}',
-    '{"format": 1, "facts": [1, null, [], {}, [1, 2, 3, 4], [[], {}, [], 1]]}',
-    '{"format": 1, "facts": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    json.dumps({"format": 2, "facts": [GOOD]}),
-    json.dumps({"format": 1, "facts": [[*GOOD[:3], "x" * 5000]]}),
-    '{"format": 1, "facts": [["a", "b", "c", NaN]]}',
-    " " * (3 << 20) + "{}",
+    '{"format": 2}',
+    '{"format": 2, "facts": {}}',
+    '{"format": 2, "facts": [1, null, [], {}, [1, 2, 3, 4, 5], [[], {}, [], 1, 2]]}',
+    '{"format": 2, "facts": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    json.dumps({"format": 1, "facts": [GOOD[:4]]}),
+    json.dumps({"format": 3, "facts": [GOOD]}),
+    json.dumps({"format": 2, "facts": [GOOD[:4]]}),
+    json.dumps({"format": 2, "facts": [[*GOOD[:3], False, GOOD[4]]]}),  # damaged
+    json.dumps({"format": 2, "facts": [[*GOOD[:4], None]]}),
+    facts._written({facts._Key(*GOOD[:3]): "x" * 5000}),
+    '{"format": 2, "facts": [["a", "b", "c", NaN, "d"]]}',
+    " " * (5 << 20) + json.dumps({"format": 2, "facts": [GOOD]}),
 ]
 
 
@@ -149,7 +152,7 @@ def test_a_crafted_file_is_as_if_absent(path, monkeypatch, number):
     assert ModelFacts(path).get(MODEL, "batch") == 7
 
 
-def test_flipped_bits_raise_nothing(path):
+def test_a_flipped_bit_is_no_other_fact(path):
     found = ModelFacts(path)
     found.put(MODEL, "batch", {"together": True})
     whole = path.read_bytes()
@@ -160,7 +163,8 @@ def test_flipped_bits_raise_nothing(path):
         spoilt = bytearray(whole)
         spoilt[rng.randrange(len(spoilt))] ^= 1 << rng.randrange(8)
         path.write_bytes(spoilt)
-        ModelFacts(path).get(MODEL, "batch")
+        # A bit of an escape, a space or a digit's case may say the same.
+        assert ModelFacts(path).get(MODEL, "batch") in (None, {"together": True})
 
 
 def test_the_facts_of_this_process_lie_beside_its_cache(tmp_path, monkeypatch):

@@ -1,0 +1,29 @@
+"""A tokenizer's tokens by their text, looked up one at a time: few of its many are asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+
+class Vocabulary:
+    """Which texts are tokens of a tokenizer, and their ids."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._look_up = getattr(backend, "token_to_id", None)
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self.get(text) is not None
+
+    def get(self, text: str) -> int | None:
+        """The id of the token `text`; None where there is no such token."""
+        if self._look_up is None:
+            return self._all.get(text)
+        found: int | None = self._look_up(text)
+        return found
+
+    @cached_property
+    def _all(self) -> dict[str, int]:
+        return dict(self._tokenizer.get_vocab())
