@@ -28,7 +28,7 @@ from memory import build, row_bytes
 from mlx_lm import batch_generate, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message

@@ -34,13 +34,14 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.models.llama import Model, ModelArgs
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.index import Row
-from llm_mlx_promptcache.cache.layer_kinds import Rows
-from llm_mlx_promptcache.cache.layers import layout_to_json
+from llm_mlx_promptcache.cache.disk.index_rows import Row
+from llm_mlx_promptcache.cache.disk.span_file import host_tensors
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.layers.layout import layout_to_json
 from llm_mlx_promptcache.cache.persistence import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
+from llm_mlx_promptcache.cache.span import Draft
 
 LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
 BARS = {1: 1.5, 10: 1.75, 50: 2.25}
@@ -153,7 +154,7 @@ FIRST = """
 import sys, time, json
 from array import array
 import mlx.core, mlx_lm.models.cache
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 ids = array("I", json.load(open(sys.argv[2])))
 started = time.perf_counter()

@@ -20,10 +20,10 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.index import Row
-from llm_mlx_promptcache.cache.layer_kinds import Rows
-from llm_mlx_promptcache.cache.layers import layout_to_json
+from llm_mlx_promptcache.cache.disk.index_rows import Row
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.layers.layout import layout_to_json
 
 LAYOUT = json.dumps(layout_to_json((Rows(),)))
 SIZE = 1000  # bytes that a row says its file has
@@ -33,7 +33,7 @@ LOOK = """
 import sys, time
 from array import array
 from pathlib import Path
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 folder = Path(sys.argv[1])
 store = DiskStore(folder, "1TB")
 ids = array("I", map(int, sys.argv[2].split(",")))

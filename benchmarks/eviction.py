@@ -21,8 +21,8 @@ from typing import Any
 
 from eviction_traces import SYNTHETIC, Request, mooncake
 
-from llm_mlx_promptcache.cache.policies import POLICIES, Entry, Heads, Policy, Worth
-from llm_mlx_promptcache.cache.tiers import CacheOrder
+from llm_mlx_promptcache.cache.memory.order import CacheOrder
+from llm_mlx_promptcache.cache.memory.policies import POLICIES, Entry, Heads, Policy, Worth
 
 NEVER = 1 << 60
 CAPACITIES = "500,1000,2000,5000,10000,20000"

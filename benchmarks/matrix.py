@@ -18,8 +18,13 @@ import mlx.core as mx
 from harness import ROOT, helper
 from mlx_lm.generate import BatchGenerator, generate_step
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.layers import NotCached, cut_anywhere, layout_of, layout_to_json
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import (
+    NotCached,
+    cut_anywhere,
+    layout_of,
+    layout_to_json,
+)
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.batch_probe import prove
 from llm_mlx_promptcache.engine.errors import one_line

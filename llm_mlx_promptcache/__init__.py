@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cache.disk import DiskStore, NullStore
-    from .cache.prompt_cache import Lease, PromptCache
+    from .cache.disk.store import DiskStore
+    from .cache.memory.leases import Lease
+    from .cache.prompt_cache import PromptCache
+    from .cache.store import NullStore
 
 __all__ = ["DiskStore", "Lease", "NullStore", "PromptCache"]
 
 _HOMES = {
-    "DiskStore": "disk",
-    "Lease": "prompt_cache",
-    "NullStore": "disk",
+    "DiskStore": "disk.store",
+    "Lease": "memory.leases",
+    "NullStore": "store",
     "PromptCache": "prompt_cache",
 }
 

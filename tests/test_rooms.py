@@ -1,4 +1,4 @@
-"""The rule of arrows: front ends -> engine -> cache, chat; nobody imports a front end."""
+"""The rule of arrows: front ends -> engine -> cache, chat; inside the cache, who stands on whom."""
 
 import ast
 from collections import Counter
@@ -16,48 +16,99 @@ FORBIDDEN = {
     "models": FRONT_ENDS | {"engine", "llm", "langchain_core"},
     "llm_adapter": {"plugin", "commands", "langchain_adapter", "langchain_core"},
 }
+# The cache's own files that its sub-rooms may stand on; its others put the sub-rooms together.
+GROUND = {"device", "explain", "sizes", "span", "store", "trie", "worth"}
+# What of the cache each of its sub-rooms may import: memory and disk never each other.
+INSIDE = {
+    "layers": {"layers"},
+    "memory": {"memory", "layers"} | GROUND,
+    "disk": {"disk", "layers"} | GROUND,
+}
 TENSORS = {
     "device.py",
-    "layers.py",
-    "layer_kinds.py",
-    "own_state.py",
-    "pieces.py",
-    "restore.py",
-    "span_file.py",
-    "span_header.py",
+    "disk/restore.py",
+    "disk/span_file.py",
+    "disk/span_header.py",
+    "layers/kinds.py",
+    "layers/layout.py",
+    "layers/own_state.py",
+    "layers/pieces.py",
 }
 
 
 def imported(path):
-    """The names of rooms and packages that a file imports, at its top or anywhere in it."""
+    """What a file imports, at its top or anywhere in it, each name in full."""
+    package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
-            parts = (node.module or "").split(".")
-            yield parts[1] if parts[0] == PACKAGE and len(parts) > 1 else parts[0]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield (node.module or node.names[0].name).split(".")[0]
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def rooms(path):
+    """The rooms and packages that a file imports from."""
+    for name in imported(path):
+        parts = name.split(".")
+        yield parts[1] if parts[0] == PACKAGE and len(parts) > 1 else parts[0]
+
+
+def within(path, room):
+    """The files and sub-rooms of a room that a file imports from."""
+    start = f"{PACKAGE}.{room}."
+    return {n.removeprefix(start).split(".")[0] for n in imported(path) if n.startswith(start)}
+
+
+def test_imports_are_told_in_full(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / PACKAGE / "cache" / "disk" / "one.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("import mlx.core as mx\nfrom .. import device\nfrom ..memory.order import A, B")
+    inside = f"{PACKAGE}.cache"
+    assert list(imported(path)) == [
+        "mlx.core",
+        f"{inside}.device",
+        f"{inside}.memory.order.A",
+        f"{inside}.memory.order.B",
+    ]
+    assert set(rooms(path)) == {"mlx", "cache"}
+    assert within(path, "cache") == {"device", "memory"}
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_arrows_between_rooms_run_one_way(room):
-    files = list((ROOT / PACKAGE / room).glob("*.py"))
+    files = list((ROOT / PACKAGE / room).rglob("*.py"))
     assert len(files) > 2
     for path in files:
-        assert FORBIDDEN[room].isdisjoint(imported(path)), path
+        assert FORBIDDEN[room].isdisjoint(rooms(path)), path
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_arrows_inside_the_cache_run_one_way(room):
+    files = list((ROOT / PACKAGE / "cache" / room).glob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        assert within(path, "cache") <= INSIDE[room], path
+
+
+def test_the_ground_of_the_cache_stands_on_nothing_above_it():
+    for name in GROUND:
+        assert within(ROOT / PACKAGE / "cache" / f"{name}.py", "cache") <= GROUND | {"layers"}, name
 
 
 def test_only_the_files_that_say_so_know_tensors():
-    files = (ROOT / PACKAGE / "cache").glob("*.py")
-    assert {p.name for p in files if {"mlx", "mlx_lm"} & set(imported(p))} == TENSORS
+    cache = ROOT / PACKAGE / "cache"
+    files = [path for path in cache.rglob("*.py") if {"mlx", "mlx_lm"} & set(rooms(path))]
+    assert {path.relative_to(cache).as_posix() for path in files} == TENSORS
 
 
 def test_nobody_imports_a_front_end():
     for path in (ROOT / PACKAGE).rglob("*.py"):
         room = path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
         if room not in FRONT_ENDS:
-            assert FRONT_ENDS.isdisjoint(imported(path)), path
+            assert FRONT_ENDS.isdisjoint(rooms(path)), path
 
 
 # `compat.py` has mlx-lm's own names. The others go when their rooms are done.

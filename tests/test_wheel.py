@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TESTS = (
     "test_config.py",
     "cache/test_prompt_cache.py",
-    "cache/test_disk.py",
+    "cache/disk/test_store.py",
     "engine/test_engine.py",
     "frontends/test_plugin.py",
     "frontends/test_bench.py",

@@ -15,12 +15,12 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
 
-from . import layers as kinds
 from . import trie
-from .layers import Layout
+from .layers import layout as layouts
+from .layers.layout import Layout
 from .prompt_cache import PromptCache
-from .tiers import TIERS
 from .trie import Match, Node, SearchResult, Tokens, as_tokens
+from .worth import TIERS
 
 __all__ = ["CacheOrder", "LRUPromptCache", "PromptTrie"]
 
@@ -232,7 +232,7 @@ class LRUPromptCache:
     # Paths in and out.
 
     def _insert(self, model: Hashable, ids: Tokens[int], layers: list[Any], tier: str) -> None:
-        layout = kinds.layout_of(layers)
+        layout = layouts.layout_of(layers)
         ids = self._fitting(layout, ids, layers)
         names = self._namespaces.setdefault(model, {})
         if layout not in names:
@@ -243,20 +243,20 @@ class LRUPromptCache:
         node = self._paths.place(name, ids)
         node.value = tier
         self._order.push(name, node, tier)
-        self._replace_prefixes(name, ids, tier, spare=not kinds.cut_anywhere(layout))
+        self._replace_prefixes(name, ids, tier, spare=not layouts.cut_anywhere(layout))
         self._shrink(self.max_size, self.max_bytes, node)
 
     def _fitting(self, layout: Layout, ids: Tokens[int], layers: list[Any]) -> Tokens[int]:
         """As many of the tokens as may be kept at all; ValueError where it is none."""
-        at = kinds.position_of(layout, layers)
+        at = layouts.position_of(layout, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
         if not len(ids):
             raise ValueError("layers hold no token yet")
-        size = kinds.needed(layout, layers, at, 0, len(ids))
+        size = layouts.needed(layout, layers, at, 0, len(ids))
         if size <= self.max_bytes:
             return ids
-        if kinds.cut_anywhere(layout) and (fit := len(ids) * self.max_bytes // size):
+        if layouts.cut_anywhere(layout) and (fit := len(ids) * self.max_bytes // size):
             return ids[:fit]
         raise ValueError(f"it takes {size} bytes, and max_bytes is {self.max_bytes}")
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from .disk.span_header import FORMAT
 from .manifest import Entry, FilesChanged, Manifest, Stamp
-from .span_file import FORMAT
 
 _BLOCK = 8 << 20
 # A file that no model is read from may be as large as it likes: its stamp tells it apart.

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from . import layers as kinds
-from .checkpoints import checkpoint_at, resumes
-from .layers import Layout, Part
-from .pieces import Piece, View
-from .span_file import Draft, host_tensors
-from .span_tree import SpanNode, parts_of
-from .store import Found, Store
+from .disk.span_file import host_tensors
+from .layers import layout as layouts
+from .layers.checkpoints import checkpoint_at, resumes
+from .layers.layout import Layout, Part
+from .layers.pieces import Piece, View
+from .memory.span_tree import SpanNode, parts_of
+from .span import Draft, Found
+from .store import Store
 from .trie import Tokens, common_prefix
 
 # A file of its own costs as much at every later read of its path as the rows of about this many do
@@ -38,7 +39,7 @@ def drafts(
     Before these it is given what is `coming`, which was listed before anything else is looked at.
     """
     ids, namespace, chain = node.path(), str(node.model), chain_of(node)
-    cut = kinds.cut_anywhere(layout)
+    cut = layouts.cut_anywhere(layout)
     ahead = _ahead(store.lookup(namespace, ids), coming, namespace, ids)
     held, resumable = ahead.end, ahead.resumable
     made: list[Draft] = []
@@ -108,7 +109,7 @@ def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) ->
 
 def _is_short(layout: Layout, length: int) -> bool:
     # Where layers can't be cut, the end of a short span is a checkpoint, which is worth a file.
-    return length < SHORT and kinds.cut_anywhere(layout)
+    return length < SHORT and layouts.cut_anywhere(layout)
 
 
 def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece | None]:
@@ -130,7 +131,7 @@ def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece 
             pieces.append(kind.cut(kind.join(views, length, 0), length, 0, length))
     if held <= first.start:
         return pieces
-    return kinds.split(layout, pieces, last.end - first.start, held - first.start)[1]
+    return layouts.split(layout, pieces, last.end - first.start, held - first.start)[1]
 
 
 def chain_of(node: SpanNode) -> list[SpanNode]:

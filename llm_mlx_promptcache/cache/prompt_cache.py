@@ -15,23 +15,21 @@ from dataclasses import asdict
 from typing import Any
 
 from . import device
-from . import layers as kinds
-from .bandwidth import Bandwidth
+from .disk.bandwidth import Bandwidth
+from .disk.writer import MOST_WAITING, Writer
 from .explain import Counters, Why
-from .layers import Layout
-from .leases import Lease, Loans
+from .layers import layout as layouts
+from .layers.layout import Layout
+from .memory.leases import Lease, Loans
+from .memory.policies import Policy
+from .memory.span_tree import SpanNode, SpanTree, is_hollow, parts_of
 from .persistence import chain_of, drafts
-from .planning import Plan, plan
-from .policies import Policy
+from .plan import Plan, plan
 from .sizes import parse_size
-from .span_file import Draft
-from .span_tree import SpanNode, SpanTree, is_hollow, parts_of
-from .store import NOTHING, Found, NullStore, Store
-from .tiers import TIERS
+from .span import NOTHING, Draft, Found
+from .store import NullStore, Store
 from .trie import Tokens, as_tokens
-from .writer import MOST_WAITING, Writer
-
-__all__ = ["Lease", "PromptCache"]
+from .worth import TIERS
 
 _MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
 _MOST_ATTEMPTS = 16  # of one fetch to read from the store what turns out to be damaged
@@ -187,10 +185,10 @@ class PromptCache:
         refill: bool,
     ) -> int:
         self._tree.check_tier(tier)
-        layout = kinds.layout_of(layers)
+        layout = layouts.layout_of(layers)
         # Nothing of it in memory: whatever the store says, these layers are what they are.
         known = self._layouts.get(namespace, layout)
-        at = kinds.position_of(known, layers)
+        at = layouts.position_of(known, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
         if not len(ids):
@@ -201,7 +199,7 @@ class PromptCache:
         ids = ids[: self._fitting(namespace, known, ids, layers, at)]
         if len(ids):
             node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk, refill)
-            if not kinds.cut_anywhere(known):
+            if not layouts.cut_anywhere(known):
                 self._tree.thin(known, node)
             held = self._tree.hold(node)  # what has just come is not what goes
             self._evict()
@@ -337,7 +335,10 @@ class PromptCache:
             names = ("spans", "tokens", "bytes")
             total = {name: sum(held[name] for held in tiers.values()) for name in names}
             leased = self._loans.nbytes
-            total |= {"held": max(0, kinds.active_memory() - elsewhere - leased), "leased": leased}
+            total |= {
+                "held": max(0, layouts.active_memory() - elsewhere - leased),
+                "leased": leased,
+            }
             total["waiting"] = self._writer.waiting
             return {
                 **asdict(self._counters),
@@ -382,7 +383,7 @@ class PromptCache:
         # What has left memory for the disk is found on its way there: nobody waits for it.
         parts = parts_of(nodes, length) + self._writer.parts(namespace, ids, length)
         length = parts[-1].end if parts else 0
-        reached = kinds.resumable(layout, parts, length)
+        reached = layouts.resumable(layout, parts, length)
         if stored is None:
             stored = self._store.lookup(namespace, ids) if reached < len(ids) else NOTHING
         return plan(self._store, namespace, layout, ids, parts, reached, stored)
@@ -400,7 +401,9 @@ class PromptCache:
             if found.restore is not None:
                 layers = found.restore.layers(layout, found.place, wanted - found.place)
             if layers is None:
-                layers = kinds.join(layout, found.parts, found.place, wanted - found.place, moving)
+                layers = layouts.join(
+                    layout, found.parts, found.place, wanted - found.place, moving
+                )
             if found.restore is None:
                 return layers
             good = found.restore.verify()
@@ -471,14 +474,14 @@ class PromptCache:
     ) -> int:
         """How many of the tokens can be kept within the whole budget (law 10)."""
         nodes, length = self._tree.walk(namespace, ids)
-        more = kinds.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
+        more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
         # Rows that moved into these layers take their place again.
         away = [node for node in nodes if is_hollow(node)]
         held = sum(node.value.entry.nbytes for node in nodes)
-        held += sum(kinds.needed(layout, layers, at, node.start, node.end) for node in away)
+        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in away)
         if held + more <= self._max_bytes or not more:
             return len(ids)
-        if kinds.cut_anywhere(layout):
+        if layouts.cut_anywhere(layout):
             fit = (self._max_bytes - held) * (len(ids) - length) // more
             return length + max(0, fit)
         if held - self._tree.strippable(layout, nodes) + more > self._max_bytes:
@@ -490,7 +493,7 @@ class PromptCache:
         """The span that ends after `ids`, split out when needed; ValueError where none can."""
         layout = self._layout(namespace)
         nodes, length = self._tree.walk(namespace, ids)
-        held = kinds.resumable(layout, parts_of(nodes, length), length) if layout else 0
+        held = layouts.resumable(layout, parts_of(nodes, length), length) if layout else 0
         if layout is None or held < len(ids):
             raise ValueError(
                 f"only {held} of these {len(ids)} tokens are in memory; insert them before pinning"

@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from .span import NOTHING
 
 if TYPE_CHECKING:
-    from .damage import DamagedSpan
-    from .layers import Layout
-    from .span_file import Draft, OpenSpan
+    from .layers.layout import Layout
+    from .layers.pieces import MxArray, Piece
+    from .span import DamagedSpan, Draft, Found, Head, StoredSpan, StoredTensor
     from .trie import Tokens
 
 
-class StoredSpan(NamedTuple):
-    """A span on a path: the path follows its tokens from `start` to `end`.
+class SpanReader(Protocol):
+    """A stored span while it is read: the head at once, layers in their order, then the digest.
 
-    One without tokens is a checkpoint: it holds only what it takes to resume at its place.
-    `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
-    the span that it hangs on, "" at a path's start.
+    What is read is not to be believed before `verify` has passed. DamagedSpan where it is not what
+    was written, OSError where the system can't read it just now.
     """
 
-    stem: str
-    start: int
-    end: int
-    resumes: bool = True
-    parent: str = ""
-
-
-class Found(NamedTuple):
-    """What is stored along a path: spans without gaps, and checkpoints inside or between them."""
-
-    spans: list[StoredSpan]
-    checkpoints: list[StoredSpan]
+    broken: DamagedSpan | None  # what was seen to be wrong with it
 
     @property
-    def end(self) -> int:
-        """Up to which token the path is stored."""
-        return self.spans[-1].end if self.spans else 0
+    def name(self) -> str:
+        """What an error calls it."""
 
+    @property
+    def size(self) -> int:
+        """Bytes to read, all in all."""
 
-NOTHING = Found([], [])
+    @property
+    def head(self) -> Head:
+        """Where the span stands on its path, and its tokens."""
+
+    def outline(self) -> list[Piece | None]:
+        """Pieces as far as one can plan with them: not read, they have nothing but a shape."""
+
+    def entries(self, layer: int) -> list[StoredTensor | None]:
+        """What is stored of each array of a layer."""
+
+    def extent(self, first: int, last: int) -> tuple[int, int]:
+        """Where the bytes of the layers [first, last) lie in the data."""
+
+    def read_ahead(self) -> None:
+        """Have all of it got ready, where somebody can."""
+
+    def read_into(self, buffers: Sequence[memoryview]) -> None:
+        """Read on into these, which hold what comes next in the data."""
+
+    def pieces(self, first: int, last: int, data: MxArray) -> list[Piece | None]:
+        """The pieces of layers [first, last) out of the bytes of their extent."""
+
+    def verify(self) -> None:
+        """After all was read: DamagedSpan unless it is what was written."""
+
+    def pause(self) -> None:
+        """Let go of what the system gives few of, until the next read."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class Store(Protocol):
@@ -55,8 +76,8 @@ class Store(Protocol):
     def unseen(self) -> bool:
         """Whether the last lookup could not see what is stored, and did not wait until it could."""
 
-    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
-        """A span's file, checked as far as its head goes; None where it can't be had."""
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> SpanReader | None:
+        """A span to be read, checked as far as its head goes; None where it can't be had."""
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """A span was seen not to be what was written: it goes, with all that hangs on it."""
@@ -109,7 +130,7 @@ class NullStore:
         """There is nothing to see."""
         return False
 
-    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> SpanReader | None:
         """Nothing is there."""
         return None
 

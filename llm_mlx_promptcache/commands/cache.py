@@ -13,7 +13,7 @@ from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
 from .shown import json_option, label_of, show_json, show_table
 
 if TYPE_CHECKING:
-    from ..cache.disk import DiskStore
+    from ..cache.disk.store import DiskStore
 
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
 _DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
@@ -136,7 +136,7 @@ def settings(*, memory: str | None, disk: str | None, max_age: str | None, as_js
 
 def _stored(store: DiskStore, model: str) -> str:
     """What the store calls a model of this name, or how a namespace starts; ValueError."""
-    from ..cache.listing import ID_LENGTH
+    from ..cache.disk.listing import ID_LENGTH
 
     labels = {label for label, _, _ in store.by_model()}
     for name in (label_of(model), model):

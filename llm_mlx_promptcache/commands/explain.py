@@ -11,7 +11,7 @@ from ..engine.pool import disk_store
 from .shown import json_option, quoted, show_json
 
 if TYPE_CHECKING:
-    from ..cache.listing import ListedSpan, Listing, Parting
+    from ..cache.disk.listing import ListedSpan, Listing, Parting
     from ..cache.trie import Tokens
     from ..chat.transcript import Transcript
     from ..engine.chat_tokenizer import TemplateTokenizer
@@ -117,7 +117,7 @@ class _Explained(NamedTuple):
 
 
 def _explained(answer: LoggedAnswer, listing: Listing) -> _Explained:
-    from ..cache.listing import stored_length
+    from ..cache.disk.listing import stored_length
 
     namespace = answer.namespace
     named = [span.model for span in listing.spans if span.namespace == namespace and span.model]

@@ -12,7 +12,7 @@ from .shown import json_option, label_of, quoted, show_json, show_tree
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..cache.listing import ListedSpan, Listing
+    from ..cache.disk.listing import ListedSpan, Listing
     from ..engine.chat_tokenizer import TemplateTokenizer
 
 _WORDS = 16  # tokens of a span that are decoded for its first words

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import llm
 
-    from ..cache.disk import DiskStore
+    from ..cache.disk.store import DiskStore
     from ..engine.request import Event, Finished, GenerationRequest
     from ..llm_adapter.models import MlxCached
     from ..llm_adapter.options import MlxCachedOptions

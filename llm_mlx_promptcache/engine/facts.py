@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..cache.files import Files
+from ..cache.disk.files import Files
 from ..config import cache_folder, write_private_file
 
 _FILE = "facts.json"

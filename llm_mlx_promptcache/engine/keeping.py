@@ -8,8 +8,9 @@ from typing import Any
 
 from ..cache import device
 from ..cache.explain import Why
-from ..cache.layers import NotCached, cut_anywhere, layout_of, position_of
-from ..cache.prompt_cache import Lease, PromptCache
+from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
+from ..cache.memory.leases import Lease
+from ..cache.prompt_cache import PromptCache
 from .chunks import checkpoints
 from .forward import is_quantised, make_layers, quantise
 from .preparing import Prepared

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..cache.layers import NotCached, layout_of, layout_to_json
+from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest, read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model

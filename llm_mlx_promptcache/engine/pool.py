@@ -14,7 +14,7 @@ from .memory import budget, weights_of
 from .references import spelled
 
 if TYPE_CHECKING:
-    from ..cache.disk import DiskStore
+    from ..cache.disk.store import DiskStore
     from ..cache.prompt_cache import PromptCache
     from .running import Running
 
@@ -61,7 +61,7 @@ def uses_disk() -> bool:
 
 def disk_store() -> DiskStore:
     """The user's folder of stored spans, with the bounds that the settings give it."""
-    from ..cache.disk import DiskStore
+    from ..cache.disk.store import DiskStore
 
     settings = load_settings()
     return DiskStore(cache_folder(), settings.disk, max_days=settings.max_days)

@@ -6,7 +6,8 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
-from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.store import NullStore
 
 WORDS = 100
 

@@ -8,9 +8,10 @@ import mlx.core as mx
 import pytest
 import trials
 
-from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
-from llm_mlx_promptcache.cache.layers import NotCached, layout_of
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.store import NullStore
 
 NS = trials.NAMESPACE
 PATH = trials.PATH

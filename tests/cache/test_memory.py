@@ -14,11 +14,11 @@ import played_layers
 import pytest
 from played_layers import FAMILIES, layers_of, same
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.layers import layout_of
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import layout_of
+from llm_mlx_promptcache.cache.memory.order import CacheOrder
+from llm_mlx_promptcache.cache.memory.span_tree import SpanTree
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span_tree import SpanTree
-from llm_mlx_promptcache.cache.tiers import CacheOrder
 from llm_mlx_promptcache.cache.trie import PromptTrie, as_tokens
 
 HEADS, WIDTH = 8, 128

@@ -10,7 +10,7 @@ import threading
 import pytest
 from played_layers import FAMILIES, layers_of, play, same
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 IDS = random.Random(5).choices(range(1000), k=300)

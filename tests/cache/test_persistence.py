@@ -7,7 +7,7 @@ from array import array
 import pytest
 from plain_layers import state
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.persistence import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 

@@ -6,8 +6,9 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.store import NullStore
 
 IDS = random.Random(1).choices(range(100), k=60)
 FORK = [*IDS[:40], *random.Random(2).choices(range(100), k=20)]

@@ -7,7 +7,7 @@ import pytest
 from played_layers import FAMILIES
 from test_nothing_lost import Held, keep
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 IDS = random.Random(11).choices(range(1000), k=100)

@@ -13,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from llm_mlx_promptcache.cache.layers import cut_anywhere, layout_of
-from llm_mlx_promptcache.cache.prompt_cache import Lease, PromptCache
+from llm_mlx_promptcache.cache.layers.layout import cut_anywhere, layout_of
+from llm_mlx_promptcache.cache.memory.leases import Lease
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 NAMESPACE = "m"
 STOPS = (13, 30, 45, 60)  # where messages end; the first span is longer than a window (8)

@@ -28,8 +28,9 @@ import conversations
 import families
 import mlx.core as mx
 
-from llm_mlx_promptcache.cache.disk import DiskStore, NullStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.store import NullStore
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import wire
 from llm_mlx_promptcache.engine.engine import Engine

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import families
 import tiny_models
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.generated import Generated, ToolCall
 from llm_mlx_promptcache.chat.messages import Message

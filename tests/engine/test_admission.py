@@ -6,7 +6,7 @@ import itertools
 import pytest
 from askers import Asked, request, steady_clock, together
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes

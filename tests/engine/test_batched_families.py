@@ -9,8 +9,8 @@ import mlx.core as mx
 import pytest
 from askers import Asked, steady_clock
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.layers import NotCached, layout_of
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.forward import BatchForm, make_layers

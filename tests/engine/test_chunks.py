@@ -3,7 +3,7 @@
 import pytest
 from askers import planner_of, request, together
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes, checkpoints, chunk_end
 from llm_mlx_promptcache.engine.facts import ModelFacts

@@ -10,7 +10,7 @@ import pytest
 from askers import Asked, steady_clock
 from failing_device import FailingDevice
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import GenerationRequest

@@ -8,7 +8,7 @@ from askers import SYSTEM, Asked, request, together
 from plain_layers import rows
 
 from llm_mlx_promptcache.cache import device
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import decoding as decoding_module

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from llm_mlx_promptcache.cache import layers as kinds
-from llm_mlx_promptcache.cache import span_bytes
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files, locked
+from llm_mlx_promptcache.cache.disk import span_bytes
+from llm_mlx_promptcache.cache.disk.files import Files, locked
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers import kinds
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 
@@ -66,7 +66,7 @@ def test_p6_check_beside_a_writer_reports_and_removes_nothing(worlds, tmp_path, 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from llm_mlx_promptcache.cache.files import Files, locked
+from llm_mlx_promptcache.cache.disk.files import Files, locked
 file = Files().create(Path(sys.argv[1])); print("there", flush=True); time.sleep(600)
 """
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from llm.cli import cli as llm_command
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.commands import mlx_cached
 
 LLM = str(Path(sys.executable).with_name("llm"))

@@ -7,9 +7,9 @@ import sqlite3
 
 import pytest
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
-from llm_mlx_promptcache.cache.span_file import TEMPORARY
+from llm_mlx_promptcache.cache.disk.file_ids import TEMPORARY
+from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files, file_system_in, is_remote
+from llm_mlx_promptcache.cache.disk.files import Files, file_system_in, is_remote
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another")

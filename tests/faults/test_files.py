@@ -10,16 +10,11 @@ import mlx.core as mx
 import pytest
 from worlds import file_of
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
-from llm_mlx_promptcache.cache.layer_kinds import Rows
-from llm_mlx_promptcache.cache.span_file import (
-    DamagedSpan,
-    Head,
-    host_tensors,
-    read_span,
-    write_span,
-)
+from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.span_file import host_tensors, read_span, write_span
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.span import DamagedSpan, Head
 
 
 @pytest.fixture

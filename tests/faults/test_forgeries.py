@@ -14,13 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import file_of
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.span_file import read_span
+from llm_mlx_promptcache.cache.disk.span_header import FORMAT
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span_file import (
-    FORMAT,
-    DamagedSpan,
-    read_span,
-)
+from llm_mlx_promptcache.cache.span import DamagedSpan
 
 
 def forged(header, body=b"", length=None):

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import fingerprint, namespace_of, rows_identity
 from llm_mlx_promptcache.cache.manifest import Manifest
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache

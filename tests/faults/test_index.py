@@ -10,12 +10,12 @@ from array import array
 
 import pytest
 
-from llm_mlx_promptcache.cache import index_rows, index_schema, repair, shared_index
-from llm_mlx_promptcache.cache.damage import DamagedIndex, is_damage
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.index import Index
-from llm_mlx_promptcache.cache.layout_text import layout_from_text
-from llm_mlx_promptcache.cache.stems import span_path
+from llm_mlx_promptcache.cache.disk import index_rows, index_schema, repair, shared_index
+from llm_mlx_promptcache.cache.disk.damage import DamagedIndex, is_damage
+from llm_mlx_promptcache.cache.disk.file_ids import span_path
+from llm_mlx_promptcache.cache.disk.index import Index
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout_text import layout_from_text
 
 PATHS = 6
 

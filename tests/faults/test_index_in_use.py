@@ -7,10 +7,10 @@ from array import array
 
 import pytest
 
-from llm_mlx_promptcache.cache import index as index_module
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
-from llm_mlx_promptcache.cache.index import Index
+from llm_mlx_promptcache.cache.disk import index as index_module
+from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.index import Index
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 NO_END = ["children = -1", "children = 5", "pinned = 2"]
 

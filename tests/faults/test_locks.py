@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from llm_mlx_promptcache.cache import repair, shared_index, upkeep, writer
-from llm_mlx_promptcache.cache.budget import ROWS
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files, locked
-from llm_mlx_promptcache.cache.index import Index
+from llm_mlx_promptcache.cache.disk import repair, shared_index, upkeep, writer
+from llm_mlx_promptcache.cache.disk.budget import ROWS
+from llm_mlx_promptcache.cache.disk.files import Files, locked
+from llm_mlx_promptcache.cache.disk.index import Index
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 HOLD = """

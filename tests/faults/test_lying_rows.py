@@ -6,16 +6,16 @@ from array import array
 
 import pytest
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.index_rows import (
+from llm_mlx_promptcache.cache.disk.index_rows import (
     Namespace,
     Row,
     digest_of,
     digest_of_namespace,
     first_of,
 )
-from llm_mlx_promptcache.cache.policies import density
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.cache.worth import density
 
 PATHS = 6
 MORE = list(range(3000, 3040))

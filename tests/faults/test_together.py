@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from llm_mlx_promptcache.cache.budget import FolderBudget
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.budget import FolderBudget
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the time
@@ -106,8 +106,8 @@ def test_p8_no_token_is_left_though_others_read_and_write_meanwhile(child, world
 
 
 def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
-    monkeypatch.setattr("llm_mlx_promptcache.cache.shared_index.COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.index._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.shared_index.COMMAND_SECONDS", 0.2)
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
     reader = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
@@ -172,8 +172,8 @@ def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
 
 
 def test_p8_clear_says_so_where_a_writer_holds_the_index(worlds, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("llm_mlx_promptcache.cache.index._BUSY_SECONDS", 0.2)
-    monkeypatch.setattr("llm_mlx_promptcache.cache.shared_index.COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.index._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.shared_index.COMMAND_SECONDS", 0.2)
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
     writer = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)

@@ -16,11 +16,12 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
-from llm_mlx_promptcache.cache.disk import DiskStore
-from llm_mlx_promptcache.cache.files import Files
-from llm_mlx_promptcache.cache.layers import layout_of
+from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.span_file import host_tensors
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span_file import Draft, host_tensors
+from llm_mlx_promptcache.cache.span import Draft
 
 LAYERS = 2
 NAMESPACE = "m"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_mlx_promptcache.cache.disk import DiskStore
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 LIMIT = ("-o", "max_tokens", "4")
 

@@ -1,0 +1,282 @@
+"""What leaves a shared folder, and in which order: in steps of few rows, a transaction each.
+
+A step takes leaves from ordered indexes, so it costs what it removes, whatever is stored and
+however deep it hangs; between two steps every process reads and writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from ..sizes import parse_size
+from ..worth import RETURNED_BIAS, worth
+from .damage import DamagedIndex
+from .index_rows import typed
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+    from .index import Index
+    from .witness import Witness
+
+ROWS: Final = 64  # that one transaction removes
+
+# A row's `bucket` is all of `worth`'s arguments but the age: rows of one bucket keep their order.
+# It is (tier * 2 + returned) * _RANK + octave.
+_RANK: Final = 65_536
+
+_NEXT_BUCKET = """
+SELECT bucket FROM spans WHERE children = 0 AND pinned = ? AND bucket > ?
+ORDER BY bucket LIMIT 1
+"""
+_HEAD = """
+SELECT last_use, stem, parent, bytes FROM spans
+WHERE children = 0 AND pinned = ? AND bucket = ? ORDER BY last_use, stem LIMIT 1
+"""
+_LEAF_BUCKET = "SELECT bucket FROM spans WHERE stem = ? AND children = 0 AND pinned = ?"
+_LEAVES = """
+SELECT stem, bytes FROM spans
+WHERE namespace = ? AND children = 0 AND pinned <= ? AND used_at < ? ORDER BY used_at LIMIT ?
+"""
+_CHILD = "SELECT stem FROM spans WHERE parent = ? LIMIT 1"
+# Whether something hangs on a span, and whether that hangs on something.
+_PLACE = """
+SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.stem),
+    parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = s.parent)
+FROM spans AS s WHERE stem = ?
+"""
+_ANY = "SELECT 1 FROM spans WHERE namespace = ? LIMIT 1"
+_REMOVE = "DELETE FROM spans WHERE stem = ?"
+_ANY_AGE: Final = 1 << 62
+
+
+class Removed(NamedTuple):
+    """What one step took out of the index: their files go next. `done`: there is nothing left.
+
+    `unpinned`: those of them that went since nobody has pinned them.
+    """
+
+    stems: list[str]
+    nbytes: int
+    done: bool
+    unpinned: Sequence[str] = ()
+
+
+class Removal(Protocol):
+    """Rows that are to go, some of them at a time."""
+
+    def step(self, index: Index) -> Removed:
+        """Remove up to `ROWS` rows, inside a transaction of the caller's."""
+
+
+class Excess:
+    """What a folder holds beyond `most` bytes: first what nobody opens any more, then by worth."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def step(self, index: Index) -> Removed:
+        """The least worthy leaves, by memory's own comparison; pinned ones only last."""
+        excess = index.totals().bytes - self._most
+        stems, nbytes = _superseded(index, excess)
+        unpinned = len(stems)
+        for pinned in (False, True):
+            leaves = _Leaves(index, pinned)
+            while nbytes < excess and len(stems) < ROWS and (found := leaves.take()) is not None:
+                stems.append(found.stem)
+                nbytes += found.nbytes
+            unpinned = unpinned if pinned else len(stems)
+        if nbytes < excess and not stems and index.totals().spans:
+            raise DamagedIndex("it holds spans of which none is the last of its path")
+        return Removed(stems, nbytes, nbytes >= excess or not stems, stems[:unpinned])
+
+
+class Chosen:
+    """All of some namespaces; or what was not used since, unless it is pinned.
+
+    A span stays while something younger or pinned hangs on it.
+    """
+
+    def __init__(
+        self, namespaces: Sequence[str], used_before: int | None, witness: Witness | None = None
+    ) -> None:
+        self._namespaces = deque(namespaces)
+        self._witness = witness
+        self._pinned = used_before is None
+        self._before = _ANY_AGE if used_before is None else used_before
+
+    def step(self, index: Index) -> Removed:
+        """The oldest leaves; what they hung on may be one in the next step, or in this one."""
+        stems: list[str] = []
+        nbytes = 0
+        while self._namespaces and len(stems) < ROWS:
+            values = (self._namespaces[0], self._pinned, self._before, ROWS - len(stems))
+            leaves = index.db.execute(_LEAVES, values).fetchall()
+            if not leaves:
+                if self._pinned and index.db.execute(_ANY, (self._namespaces[0],)).fetchone():
+                    raise DamagedIndex("none of a model's spans is the end of a path")
+                self._namespaces.popleft()
+            for stem, _ in leaves:
+                _refuse_inner(index.db, stem)
+                _ask(index, self._witness, stem)
+            index.db.executemany(_REMOVE, [(stem,) for stem, _ in leaves])
+            stems += [stem for stem, _ in leaves]
+            nbytes += sum(size for _, size in leaves)
+        return Removed(stems, nbytes, not self._namespaces, () if self._pinned else stems)
+
+
+class Below:
+    """A span and all that hangs on it, the ends first."""
+
+    def __init__(self, stem: str, witness: Witness | None = None) -> None:
+        self._witness = witness
+        self._path = [stem]
+        self._on_path = {stem}
+
+    def step(self, index: Index) -> Removed:
+        """Go on where the last step ended; others may have removed or added some meanwhile."""
+        stems: list[str] = []
+        while self._path and len(stems) < ROWS:
+            child = index.db.execute(_CHILD, (self._path[-1],)).fetchone()
+            # A damaged index may have a span hang below itself.
+            if child is not None and child[0] not in self._on_path:
+                # Before anything below it goes: it may not hang here at all.
+                _ask(index, self._witness, child[0])
+                self._path.append(child[0])
+                self._on_path.add(child[0])
+                continue
+            stem = self._path.pop()
+            self._on_path.remove(stem)
+            if index.db.execute(_REMOVE, (stem,)).rowcount:
+                stems.append(stem)
+        return Removed(stems, 0, not self._path)
+
+
+class _Leaf(NamedTuple):
+    last_use: int
+    stem: str
+    parent: str
+    nbytes: int
+
+
+class _Leaves:
+    """The leaves that would go next, one a bucket, and the least worthy of them."""
+
+    def __init__(self, index: Index, pinned: bool) -> None:
+        self._db = index.db
+        self._pinned = pinned
+        self._tick = index.totals().tick
+        self._heads: dict[int, _Leaf] = {}
+        self._started = False
+
+    def take(self) -> _Leaf | None:
+        """Remove the leaf that is worth least; None where there is none."""
+        if not self._started:
+            self._started = True
+            bucket = -_ANY_AGE
+            while found := self._db.execute(_NEXT_BUCKET, (self._pinned, bucket)).fetchone():
+                (bucket,) = typed(found, int)
+                self._look(bucket)
+        if not self._heads:
+            return None
+        bucket = min(self._heads, key=self._value)
+        leaf = self._heads[bucket]
+        _refuse_inner(self._db, leaf.stem)
+        self._db.execute(_REMOVE, (leaf.stem,))
+        self._look(bucket)
+        above = self._db.execute(_LEAF_BUCKET, (leaf.parent, self._pinned)).fetchone()
+        if above is not None:  # what it hung on is a leaf now
+            self._look(above[0])
+        return leaf
+
+    def _look(self, bucket: int) -> None:
+        found = self._db.execute(_HEAD, (self._pinned, bucket)).fetchone()
+        if found is None:
+            self._heads.pop(bucket, None)
+        else:
+            self._heads[bucket] = _Leaf(*typed(found, int, str, str, int))
+
+    def _value(self, bucket: int) -> tuple[float, int, int]:
+        rank = (bucket + _RANK // 2) // _RANK
+        last_use = self._heads[bucket].last_use
+        return _worth(self._tick - last_use, rank, bucket - rank * _RANK), bucket, last_use
+
+
+def _refuse_inner(db: Connection, stem: str) -> None:
+    """DamagedIndex where what is said to be the end of a path is none: good spans would go."""
+    found = db.execute(_PLACE, (stem,)).fetchone()
+    if found != (0, 1):
+        raise DamagedIndex(f"span {stem} is said to be the end of a path and is not")
+
+
+def _ask(index: Index, witness: Witness | None, stem: str) -> None:
+    """DamagedIndex where a row's file says otherwise."""
+    row = index.row(stem) if witness is not None else None
+    if witness is not None and row is not None:
+        witness.refute(index, row)
+
+
+def _worth(age: int, rank: int, octave: int) -> float:
+    tier, returned = divmod(rank, 2)
+    try:
+        return worth(max(age, 0), tier, bool(returned), octave, 2.0**RETURNED_BIAS)
+    except OverflowError:  # no row of ours: it goes first
+        return 0.0
+
+
+def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
+    """Remove up to `excess` bytes of what nobody can open any more, but for what is pinned."""
+    stems: list[str] = []
+    nbytes = 0
+    for namespace in index.superseded() if excess > 0 else ():
+        while nbytes < excess and len(stems) < ROWS:
+            values = (namespace, False, _ANY_AGE, ROWS - len(stems))
+            leaves = index.db.execute(_LEAVES, values).fetchall()
+            if not leaves:
+                break
+            for stem, size in (typed(leaf, str, int) for leaf in leaves):
+                if nbytes >= excess:
+                    break
+                _refuse_inner(index.db, stem)
+                index.db.execute(_REMOVE, (stem,))
+                stems.append(stem)
+                nbytes += size
+    return stems, nbytes
+
+
+class FolderBudget:
+    """How many bytes a folder may hold: as many as were given, or what the disk can well spare."""
+
+    MOST: Final = 20_000_000_000  # and no more than a tenth of the free space
+    FREE_SHARE: Final = 10
+    LEAST_FREE: Final = 1_000_000_000  # the watermark, and no more than a twentieth of the disk
+    DISK_SHARE: Final = 20
+    SECONDS: Final = 60.0
+
+    def __init__(self, given: int | str | None) -> None:
+        self._given = None if given is None else parse_size(given, "max_bytes")
+        self._asked = float("-inf")
+        self._found = 0
+
+    def most(self, held: int, room: Callable[[], tuple[int, int]]) -> int:
+        """The budget of a folder that holds so much; `room` tells free bytes and all of the disk.
+
+        Everybody's writing changes what is free, so it is asked once a minute.
+        """
+        if self._given is not None:
+            return self._given
+        if time.monotonic() - self._asked > self.SECONDS:
+            # The answer first: a thread that comes meanwhile must not take the old one for new.
+            self._found = min(self.MOST, (room()[0] + held) // self.FREE_SHARE)
+            self._asked = time.monotonic()
+        return self._found
+
+    def lacking(self, room: Callable[[], tuple[int, int]]) -> int:
+        """Bytes below the watermark; none for who was given a budget."""
+        if self._given is not None:
+            return 0
+        free, size = room()
+        return min(self.LEAST_FREE, size // self.DISK_SHARE) - free

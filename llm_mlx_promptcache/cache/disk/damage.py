@@ -1,0 +1,40 @@
+"""Damage: what was seen in bytes not to be what was written, told in one line."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+
+class DamagedIndex(sqlite3.DatabaseError):
+    """An index that holds what we never wrote: it is made anew from the spans' files."""
+
+
+# What the system can't do just now says nothing about a file (SQLite's primary codes).
+_SYSTEM: Final = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_ABORT,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOLFS,
+}
+
+
+def is_damage(error: Exception, path: Path) -> bool:
+    """Whether an error of SQLite's, or ours, says that the index at `path` is not sound."""
+    if isinstance(error, DamagedIndex):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(error, sqlite3.Error) or code is None:
+        return False
+    if code == sqlite3.SQLITE_READONLY:  # says the file itself, unless the system says so too
+        return os.access(path, os.W_OK)
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _SYSTEM

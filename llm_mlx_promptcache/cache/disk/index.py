@@ -1,0 +1,472 @@
+"""The index of stored spans: one SQLite file that several processes read and write at once.
+
+Rows are found by their parent and the token that comes next, so a lookup reads its own path and
+nothing else. Totals and counts of children are kept by triggers: no writer can forget them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..span import Found, StoredSpan
+from ..trie import Tokens, common_prefix
+from ..worth import density
+from .damage import DamagedIndex
+from .files import same_file
+from .index_rows import (
+    MOST_LABEL,
+    SELECT_COUNTED,
+    SELECT_ROWS,
+    ListedRow,
+    Namespace,
+    Row,
+    Totals,
+    checked_stems,
+    digest_of,
+    digest_of_namespace,
+    first_of,
+    namespace_from,
+    row_from,
+    totals_from,
+    typed,
+    whole_row,
+)
+from .index_schema import connect, create, schema_cookie, verify
+
+_BUSY_SECONDS = 5.0
+_POLL_SECONDS = 0.01
+_LONG_LOG = 4 << 20
+_ALTERNATING = 100  # openings of others after which a model that came back once counts as gone
+# Another process may have evicted the parent since it was looked up.
+_INSERT = """
+INSERT OR IGNORE INTO spans (stem, namespace, parent, start, first, tokens, count, resumes, tier,
+    octave, bytes, digest, last_use, used_at)
+SELECT :stem, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier, :octave,
+    :bytes, :digest, (SELECT tick FROM totals), :used_at
+WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = :parent)
+"""
+_STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
+_CHECKPOINTS = (
+    SELECT_ROWS + " WHERE parent = ? AND start <= ? AND first = -1 AND namespace = ? LIMIT 10000"
+)
+_NAMESPACES = "SELECT name, layout, label, identity, digest FROM namespaces"
+_SUBTREE = """
+WITH RECURSIVE below (stem) AS (
+    SELECT stem FROM spans WHERE stem = ?
+    UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem
+)
+SELECT stem FROM below
+"""
+# All names that a model was opened under have been given to another one since. Where two take
+# turns (environments with other versions of mlx, say), both stay.
+_SUPERSEDED = """
+SELECT name FROM namespaces AS n JOIN models AS m ON m.identity = n.identity GROUP BY name
+HAVING min((SELECT max(opened) FROM models WHERE label = m.label) - m.opened
+    - m.came_back * ?) > 0
+"""
+
+
+class Index:
+    """One connection to a folder's index; not locked, the owner is."""
+
+    def __init__(self, path: Path, wait: float = _BUSY_SECONDS, new: bool = False) -> None:
+        """Open an index, or make a `new` one where nothing is.
+
+        FileNotFoundError where there is none, DamagedIndex where it is none of ours.
+        """
+        self.path = path
+        self.transactions = 0  # that were begun
+        self._wait = wait
+        if new:
+            # SQLite would make it with the umask's mode; its -wal and -shm copy the mode found.
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))
+        # It must not be opened here: closing it would drop the locks that other connections of
+        # this process hold on it, and others would take the log from under them.
+        status = path.stat()
+        self.inode = (status.st_dev, status.st_ino)
+        self.db = connect(path, wait)
+        try:
+            self._prepare(new)
+            # Else one that was set aside would be used on and on, with the log of the new one.
+            if not same_file(path, self.inode):
+                raise sqlite3.OperationalError("replaced while it was opened: locked")
+        except BaseException:
+            self.db.close()
+            raise
+
+    def _prepare(self, new: bool) -> None:
+        self.db.execute("PRAGMA secure_delete=ON")
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        if new:
+            self.db.execute("PRAGMA synchronous=OFF")  # half of one is noticed, and made anew
+            with self.transaction():
+                create(self.db)
+        self._cookie = -1
+        self.look_at_schema()
+        self.db.execute("PRAGMA journal_mode=WAL")
+        # SQLite would move its log home inside somebody's insert, and wait for the disk there.
+        self.db.execute("PRAGMA wal_autocheckpoint=0")
+        # One that became long is cut when it begins anew, or it would be long for ever.
+        self.db.execute(f"PRAGMA journal_size_limit={_LONG_LOG}")
+
+    def look_at_schema(self) -> None:
+        """DamagedIndex unless the schema is ours; it is read where anybody changed it."""
+        self.db.size = sum(_size(name) for name in (self.path, self._log))
+        cookie = schema_cookie(self.db)
+        if cookie != self._cookie:
+            verify(self.db)
+            self._cookie = cookie
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One writer at a time across processes; all of it or nothing."""
+        self.db.execute("BEGIN IMMEDIATE")
+        self.transactions += 1
+        try:
+            yield
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """The index as it is at this moment: only the first query of several can meet a lock."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+
+    def wait_for_locks(self, seconds: float) -> None:
+        """From now on wait so long for other processes."""
+        if seconds != self._wait:
+            self.db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._wait = seconds
+
+    # Looking up.
+
+    def layout(self, namespace: str) -> str | None:
+        """A namespace's layout as text; None where it is unknown."""
+        found = self.namespace(namespace)
+        return found.layout if found is not None else None
+
+    def namespace(self, name: str) -> Namespace | None:
+        """What is known of a namespace, if anything is."""
+        values = self.db.execute(_NAMESPACES + " WHERE name = ?", (name,)).fetchone()
+        return namespace_from(values) if values is not None else None
+
+    def namespaces(self) -> list[Namespace]:
+        """What is known of all namespaces."""
+        return [namespace_from(values) for values in self.db.execute(_NAMESPACES)]
+
+    def walk(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """What is stored along `tokens`: below each span, only a child that starts where they part.
+
+        The tokens decide, not a hash (law 5).
+        """
+        found = Found([], [])
+        stem, end = "", 0
+        while end < len(tokens):
+            values = self.db.execute(_STEP, (namespace, stem, end, tokens[end])).fetchone()
+            if values is None:
+                break
+            row = row_from(values)
+            same = common_prefix(row.tokens, tokens, 0, end)
+            if not same or (row.namespace, row.parent, row.start) != (namespace, stem, end):
+                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            whole = same == len(row.tokens)
+            resumes = row.resumes and whole
+            found.spans.append(StoredSpan(row.stem, end, end + same, resumes, row.parent))
+            stem, end = row.stem, end + same
+            found.checkpoints.extend(self._checkpoints(namespace, stem, row.start, end))
+        return found
+
+    def _checkpoints(self, namespace: str, stem: str, start: int, end: int) -> list[StoredSpan]:
+        """What was taken of a span's path from `start` up to `end`, and hangs there."""
+        rows = map(row_from, self.db.execute(_CHECKPOINTS, (stem, end, namespace)).fetchall())
+        found = []
+        for row in rows:
+            if len(row.tokens) or row.parent != stem:
+                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            if start < row.start:
+                found.append(StoredSpan(row.stem, row.start, row.start, parent=stem))
+        return found
+
+    def totals(self) -> Totals:
+        """Counted by the triggers."""
+        query = "SELECT spans, tokens, bytes, tick, swept, proof FROM totals LIMIT 2"
+        return totals_from(self.db.execute(query).fetchall())
+
+    def has(self, stem: str) -> bool:
+        """Whether a span has a row."""
+        query = "SELECT 1 FROM spans WHERE stem = ?"
+        return self.db.execute(query, (stem,)).fetchone() is not None
+
+    def row(self, stem: str) -> Row | None:
+        """A span's row."""
+        values = self.db.execute(SELECT_ROWS + " WHERE stem = ?", (stem,)).fetchone()
+        return row_from(values) if values is not None else None
+
+    def at(self, row: Row) -> Row | None:
+        """The row that has the place of this one."""
+        place = row.namespace, row.parent, row.start, first_of(row)
+        values = self.db.execute(_STEP, place).fetchone()
+        return row_from(values) if values is not None else None
+
+    def some_of(self, namespace: str, most: int) -> list[Row]:
+        """Rows of a namespace, at most so many."""
+        query = SELECT_ROWS + " WHERE namespace = ? LIMIT ?"
+        return [row_from(values) for values in self.db.execute(query, (namespace, most)).fetchall()]
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each span's file."""
+        found = self.db.execute("SELECT stem, bytes FROM spans").fetchall()
+        for values in found:
+            typed(values, str, int)
+        return dict(found)
+
+    def stems(self) -> list[str]:
+        """Every span's stem."""
+        return checked_stems(self.db.execute("SELECT stem FROM spans").fetchall())
+
+    def pinned(self) -> list[str]:
+        """The stems of what nobody may evict."""
+        query = "SELECT stem FROM spans WHERE pinned != 0"
+        return checked_stems(self.db.execute(query).fetchall())
+
+    def every_row(self) -> Iterator[Row | DamagedIndex]:
+        """Each span's row, or what is wrong with it: all that is read of it anywhere."""
+        tick = self.totals().tick
+        for values in self.db.execute(SELECT_COUNTED):
+            try:
+                yield whole_row(values, tick)
+            except DamagedIndex as error:
+                yield error
+
+    def superseded_by_model(self) -> list[tuple[str, int, int]]:
+        """A label, and the spans and bytes under it that nobody can open any more."""
+        return self._by_label(set(self.superseded()))
+
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """A label, and the spans and bytes under it; the largest first."""
+        return self._by_label(None)
+
+    def _by_label(self, only: set[str] | None) -> list[tuple[str, int, int]]:
+        labels = {found.name: found.label for found in self.namespaces()}
+        query = "SELECT namespace, count(*), sum(bytes) FROM spans GROUP BY namespace"
+        held: dict[str, tuple[int, int]] = {}
+        for values in self.db.execute(query):
+            name, spans, size = typed(values, str, int, int)
+            if only is None or name in only:
+                label = labels.get(name, "")
+                before = held.get(label, (0, 0))
+                held[label] = (before[0] + spans, before[1] + size)
+        found = [(label, *counted) for label, counted in held.items()]
+        return sorted(found, key=lambda model: -model[2])
+
+    def listed(self) -> list[ListedRow]:
+        """Every span with what is counted of it, parents before what hangs on them.
+
+        A span hangs on one that was stored before it.
+        """
+        labels = {found.name: found.label for found in self.namespaces()}
+        found: list[ListedRow] = []
+        known = {""}
+        tick = self.totals().tick
+        for values in self.db.execute(SELECT_COUNTED + " ORDER BY rowid"):
+            row = whole_row(values, tick)
+            if row.parent not in known:
+                raise DamagedIndex(f"span {row.stem} hangs on nothing")
+            known.add(row.stem)
+            hits, used_at, pinned = values[9:12]
+            label = labels.get(row.namespace, "")
+            found.append(ListedRow(row, label, hits, used_at, pinned != 0))
+        return found
+
+    # Changing; each of these inside a transaction.
+
+    def add(self, row: Row, layout: str, label: str = "", identity: str = "") -> bool:
+        """Enter a span; False where its place is taken, its parent gone, or its model another."""
+        known = self.namespace(row.namespace)
+        other = known is not None and known.layout != layout
+        if other and self.some_of(row.namespace, 1):
+            return False
+        if known is None or label or other:
+            self._know(known, Namespace(row.namespace, layout, label[:MOST_LABEL], identity))
+        self.db.execute("UPDATE totals SET tick = tick + 1")
+        values = row._asdict() | {
+            "tokens": row.tokens.tobytes(),
+            "count": len(row.tokens),
+            "first": first_of(row),
+            "octave": density(len(row.tokens), row.bytes),
+            "digest": digest_of(row),
+        }
+        return self.db.execute(_INSERT, values).rowcount == 1
+
+    def touch(self, stems: Sequence[str], now: int) -> None:
+        """Count a use of each."""
+        self.db.execute("UPDATE totals SET tick = tick + 1")
+        self.db.executemany(
+            "UPDATE spans SET hits = hits + 1, last_use = (SELECT tick FROM totals), used_at = ?"
+            " WHERE stem = ?",
+            [(now, stem) for stem in stems],
+        )
+
+    def pin(self, stem: str, pinned: bool) -> bool:
+        """Keep a span from being evicted, or no longer; whether that is a change."""
+        change = "UPDATE spans SET pinned = ? WHERE stem = ? AND pinned != ?"
+        return self.db.execute(change, (pinned, stem, pinned)).rowcount == 1
+
+    def below(self, stem: str) -> list[Row]:
+        """What hangs on a span, and on that."""
+        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
+        rows = (self.row(one) for one in stems if one != stem)
+        return [row for row in rows if row is not None]
+
+    def drop(self, stem: str) -> list[str]:
+        """Take a span out with all that hangs on it; returns their stems."""
+        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
+        # Children first: the trigger counts at their parents.
+        self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
+        return stems
+
+    def name(self, namespace: str, label: str, identity: str) -> None:
+        """What people call the model of a namespace, and which model that is."""
+        known = self.namespace(namespace)
+        if known is not None:
+            self._know(known, known._replace(label=label[:MOST_LABEL], identity=identity))
+
+    def _know(self, known: Namespace | None, found: Namespace) -> None:
+        if found != known:
+            change = "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?)"
+            self.db.execute(change, (*found, digest_of_namespace(found)))
+
+    def opened(self, identity: str, label: str) -> None:
+        """A process opened the model that people call `label`.
+
+        It came back where another one was opened under that name since it was last opened.
+        """
+        query = "SELECT identity, opened FROM models WHERE label = ? ORDER BY opened DESC LIMIT 1"
+        found = self.db.execute(query, (label,)).fetchone() or (identity, 0)
+        last, count = typed(found, str, int)
+        self.db.execute(
+            "INSERT INTO models VALUES (?, ?, ?, 0) ON CONFLICT (identity, label) DO UPDATE"
+            " SET opened = excluded.opened, came_back = max(came_back, ?)",
+            (identity, label, count + 1, last != identity),
+        )
+
+    def superseded(self) -> list[str]:
+        """Namespaces of models that nobody can open any more, as far as is known."""
+        return [name for (name,) in self.db.execute(_SUPERSEDED, (_ALTERNATING,))]
+
+    def matching(self, model: str | None) -> list[str]:
+        """Namespaces of a model (a label, or how a namespace starts), or all."""
+        return [
+            name
+            for name, _, label, _ in self.namespaces()
+            if model is None or model == label or (len(model) >= 8 and name.startswith(model))
+        ]
+
+    def forget_empty(self) -> None:
+        """Forget namespaces of which nothing is stored, and models that are long gone."""
+        self.db.execute(
+            "DELETE FROM namespaces WHERE NOT EXISTS (SELECT 1 FROM spans WHERE namespace = name)"
+        )
+        self.db.execute(
+            "DELETE FROM models AS m WHERE identity NOT IN (SELECT identity FROM namespaces)"
+            " AND opened + ? < (SELECT max(opened) FROM models WHERE label = m.label)",
+            (_ALTERNATING,),
+        )
+
+    def swept(self, now: int) -> None:
+        """Remember when the folder was swept."""
+        self.db.execute("UPDATE totals SET swept = ?", (now,))
+
+    def wipe(self) -> None:
+        """Forget all rows."""
+        self.db.execute("DELETE FROM spans")
+        self.db.execute("DELETE FROM namespaces")
+
+    @property
+    def log_is_long(self) -> bool:
+        """Whether it is time to move the log home."""
+        return _size(self._log) > _LONG_LOG
+
+    def trim_log(self) -> None:
+        """Move the log home where it has become long. Not in a transaction."""
+        if self.log_is_long:
+            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def shrink(self) -> str:
+        """Leave no token in free pages or the log: they are conversation. Not in a transaction.
+
+        Says why something may be left there, or "": another process held the log for too long.
+        """
+        try:
+            self.db.execute("VACUUM")
+        except sqlite3.OperationalError as error:
+            return str(error)
+        return self.empty_log()
+
+    def empty_log(self) -> str:
+        """Move the whole log home; "", or what is in the way. Not in a transaction."""
+        # Beside another's checkpoint SQLite gives up at once, without waiting.
+        until = time.monotonic() + _BUSY_SECONDS
+        while self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > until:
+                return "database is locked"
+            time.sleep(_POLL_SECONDS)
+        return ""
+
+    def check(self) -> Iterator[str]:
+        """What is wrong with the index itself, a line each."""
+        (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            yield f"the index is damaged: {found}"
+            return
+        yield from self._check_counters()
+
+    def recount(self) -> None:
+        """DamagedIndex unless the counters say what the rows do."""
+        held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
+        counted, told = tuple(value or 0 for value in held), self.totals()[:3]
+        if counted != told:
+            raise DamagedIndex(f"spans, tokens, bytes are {counted}, the counters say {told}")
+
+    def _check_counters(self) -> Iterator[str]:
+        self.namespaces()
+        for values in self.db.execute("SELECT identity, label, opened, came_back FROM models"):
+            typed(values, str, str, int, int)
+        self.recount()
+        query = """SELECT stem, children FROM spans AS s WHERE children !=
+            (SELECT count(*) FROM spans WHERE parent = s.stem)"""
+        for stem, children in self.db.execute(query):
+            yield f"span {stem} is said to have {children} children and has not"
+        query = """SELECT stem, parent FROM spans AS s WHERE parent != '' AND NOT EXISTS
+            (SELECT 1 FROM spans WHERE stem = s.parent)"""
+        for stem, parent in self.db.execute(query):
+            yield f"span {stem} hangs on {parent}, which is gone"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

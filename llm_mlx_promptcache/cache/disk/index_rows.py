@@ -1,0 +1,171 @@
+"""Rows of the index: written with a digest, and checked when read as a file's header is.
+
+The digest is against accidents, like that of a span's file: a flipped bit must not send a lookup
+to another span, nor its victim's name to another file.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import xxhash
+
+from ..trie import Tokens
+from ..worth import density
+from .damage import DamagedIndex
+from .file_ids import is_stem
+
+SELECT_ROWS: Final = (
+    "SELECT stem, namespace, parent, start, tokens, resumes, tier, bytes, digest FROM spans"
+)
+SELECT_COUNTED: Final = (
+    "SELECT stem, namespace, parent, start, tokens, resumes, tier, bytes, digest,"
+    " hits, used_at, pinned, last_use, children, first, count, octave FROM spans"
+)
+MOST_TOKENS: Final = 1 << 23  # of one span; contexts are shorter
+MOST_LABEL: Final = 200
+_MOST: Final = 1 << 62  # of any number
+_MOST_TIERS: Final = 1 << 10
+_FIELDS: Final = (str, str, str, int, bytes, int, int, int, bytes)
+
+
+class Row(NamedTuple):
+    """A span as it enters the index."""
+
+    stem: str
+    namespace: str
+    parent: str
+    start: int
+    tokens: Tokens[int]
+    resumes: bool
+    tier: int
+    bytes: int
+    used_at: int = 0
+
+    @property
+    def end(self) -> int:
+        """The token behind its last one."""
+        return self.start + len(self.tokens)
+
+
+class Namespace(NamedTuple):
+    """What is known of a namespace: its layers, and who opens it under which name."""
+
+    name: str
+    layout: str
+    label: str
+    identity: str
+
+
+class Totals(NamedTuple):
+    """What the index holds in all, the tick of the last use, and when it was last swept."""
+
+    spans: int
+    tokens: int
+    bytes: int
+    tick: int
+    swept: int
+
+
+class ListedRow(NamedTuple):
+    """A row with the model's label and what is counted of its span."""
+
+    row: Row
+    label: str
+    hits: int
+    used_at: int
+    pinned: bool
+
+
+def first_of(row: Row) -> int:
+    """The token by which a row is found; -1 for a checkpoint, which has none."""
+    return row.tokens[0] if len(row.tokens) else -1
+
+
+def digest_of(row: Row) -> bytes:
+    """A digest of what never changes of a row."""
+    fields = [*row[:4], int(row.resumes), row.tier, row.bytes]
+    made = xxhash.xxh3_64(json.dumps(fields).encode())
+    made.update(row.tokens.tobytes())
+    return made.digest()
+
+
+def digest_of_namespace(namespace: Namespace) -> bytes:
+    """A digest of a namespace's row."""
+    return xxhash.xxh3_64_digest(json.dumps(namespace).encode())
+
+
+def row_from(values: Sequence[Any]) -> Row:
+    """The row of SELECT_ROWS; DamagedIndex where it is none that we wrote."""
+    if tuple(map(type, values)) != _FIELDS:
+        raise DamagedIndex("a span's row has values of other types")
+    stem, namespace, parent, start, stored, resumes, tier, size, digest = values
+    if not is_stem(stem) or not (parent == "" or is_stem(parent)):
+        raise DamagedIndex("a span's row has a name that is none")
+    numbers = max(start, size) < _MOST and min(start, tier) >= 0 < size and tier < _MOST_TIERS
+    numbers = numbers and resumes in (0, 1)
+    if not numbers or len(stored) % 4 or len(stored) > 4 * MOST_TOKENS:
+        raise DamagedIndex(f"the row of span {stem} has sizes that are none")
+    tokens = array("I")
+    tokens.frombytes(stored)
+    row = Row(stem, namespace, parent, start, tokens, resumes == 1, tier, size)
+    if digest_of(row) != digest:
+        raise DamagedIndex(f"the row of span {stem} is not what was written")
+    return row
+
+
+def whole_row(values: Sequence[Any], tick: int) -> Row:
+    """The row of SELECT_COUNTED: what follows from a row, and what is counted, is checked too."""
+    row = row_from(values[: len(_FIELDS)])
+    counted = typed(values[len(_FIELDS) :], *(int,) * 8)
+    hits, used_at, pinned, last_use, children, *derived = counted
+    expected = [first_of(row), len(row.tokens), density(len(row.tokens), row.bytes)]
+    sane = min(hits, used_at, last_use, children) >= 0 and last_use <= tick and pinned in (0, 1)
+    sane = sane and max(hits, used_at) < _MOST
+    if derived != expected or not sane:
+        raise DamagedIndex(f"the row of span {row.stem} has counters that can't be")
+    return row
+
+
+def checked_stems(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The first column of rows as stems; DamagedIndex where one is none."""
+    for row in rows:
+        if not is_stem(row[0]):
+            raise DamagedIndex("a span's row has a name that is none")
+    return [row[0] for row in rows]
+
+
+def totals_from(rows: Sequence[Sequence[Any]]) -> Totals:
+    """The counters, out of the only row of theirs; DamagedIndex where they can't be right."""
+    if len(rows) != 1 or any(type(value) is not int for value in rows[0]):
+        raise DamagedIndex("its counters are not ours")
+    *counted, proof = rows[0]
+    found = Totals(*counted)
+    if (
+        min(counted) < 0
+        or max(counted) >= _MOST
+        or proof != found.spans * 3 + found.tokens * 5 + found.bytes * 7
+    ):
+        raise DamagedIndex("its counters are not what was counted")
+    return found
+
+
+def namespace_from(values: Sequence[Any]) -> Namespace:
+    """A namespace; DamagedIndex where its row is none that we wrote."""
+    *fields, digest = values
+    if tuple(map(type, fields)) != (str,) * len(Namespace._fields):
+        raise DamagedIndex("a namespace's row has values of other types")
+    found = Namespace(*fields)
+    if digest_of_namespace(found) != digest:
+        raise DamagedIndex("a namespace's row is not what was written")
+    return found
+
+
+def typed(values: Sequence[Any], *types: type) -> Sequence[Any]:
+    """Values of a row that nobody can use but with these types; DamagedIndex where they differ."""
+    if tuple(map(type, values)) != types:
+        raise DamagedIndex("a row has values of other types")
+    return values

@@ -1,0 +1,111 @@
+"""What is wrong in a store's folder: with the index, with the files, between them, with the pins.
+
+All is read that a lookup reads. Other processes may work meanwhile: what seems wrong is looked at
+again where nobody else can write to the index.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+from pathlib import Path
+from typing import NamedTuple
+
+from ..layers.layout_text import UnknownKind, layout_to_text
+from ..span import DamagedSpan
+from .damage import DamagedIndex
+from .file_ids import span_path, stems_in
+from .files import Files, is_gone
+from .index import Index
+from .index_rows import Row
+from .pins import Pins
+from .span_file import verified_head
+from .sweep import row_of
+
+
+class Kind(Enum):
+    """What a finding asks for."""
+
+    INDEX = auto()  # another index, made from the files
+    SPAN = auto()  # its bytes are damaged: it goes
+    LEFTOVER = auto()  # a row or a file without the other: swept
+    PINS = auto()  # written again
+    UNREADABLE = auto()  # the system can't read it now: nothing is lost yet
+
+
+class Finding(NamedTuple):
+    """Something wrong, in one line."""
+
+    kind: Kind
+    said: str
+    stem: str = ""
+
+
+def inspect(
+    index: Index, folder: Path, files: Files, tiers: Sequence[str], pins: Pins
+) -> Iterator[Finding]:
+    """Everything that is wrong (law 3)."""
+    yield from (Finding(Kind.INDEX, said) for said in index.check())
+    rows: dict[str, Row] = {}
+    for found in index.every_row():
+        if isinstance(found, DamagedIndex):
+            yield Finding(Kind.INDEX, str(found))
+        else:
+            rows[found.stem] = found
+    stems = stems_in(files.names(folder))
+    for stem in sorted(rows.keys() - stems):
+        if _is_still(index, folder, stem, row=True, file=False):
+            yield Finding(Kind.LEFTOVER, f"span {stem} has a row and no file", stem)
+    for stem in sorted(stems - rows.keys()):
+        if _is_still(index, folder, stem, row=False, file=True):
+            yield Finding(Kind.LEFTOVER, f"span {stem} has a file and no row", stem)
+    for stem in sorted(stems & rows.keys()):
+        yield from _span(index, folder, files, tiers, rows[stem])
+    yield from _pins(index, pins)
+
+
+def _span(
+    index: Index, folder: Path, files: Files, tiers: Sequence[str], row: Row
+) -> Iterator[Finding]:
+    """One span's file, all of it, beside its row."""
+    stem = row.stem
+    try:
+        head, size = verified_head(span_path(folder, stem), files)
+    except FileNotFoundError:
+        return  # evicted meanwhile by another process
+    except DamagedSpan as error:
+        if _is_still(index, folder, stem, row=True, file=True):
+            yield Finding(Kind.SPAN, f"span {stem} can't be read: {error}", stem)
+        return
+    except (OSError, UnknownKind) as error:
+        yield Finding(Kind.UNREADABLE, f"span {stem} can't be read just now: {error}", stem)
+        return
+    said = row_of(stem, size, head, files, tiers)
+    # Another process may have other tiers.
+    if said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
+        yield Finding(Kind.INDEX, f"the row of span {stem} is not what its file says")
+    elif index.layout(row.namespace) not in (None, layout_to_text(head.layout)):
+        yield Finding(Kind.INDEX, f"span {stem} holds other layers than its model's row says")
+
+
+def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
+    try:
+        listed = pins.read()
+    except OSError as error:
+        yield Finding(Kind.UNREADABLE, f"what is pinned can't be read just now: {error}")
+        return
+    pinned = set(index.pinned())
+    if listed is None and pinned:
+        yield Finding(Kind.PINS, "the list of what is pinned is missing or damaged")
+    elif listed is not None and pinned != {stem for stem in listed if index.has(stem)}:
+        yield Finding(Kind.INDEX, "what is pinned is not what the list of it says")
+
+
+def _is_still(index: Index, folder: Path, stem: str, *, row: bool, file: bool) -> bool:
+    """Whether a span has a row, and a file, when nobody else can change that."""
+    try:
+        with index.transaction():
+            return (index.has(stem), not is_gone(span_path(folder, stem))) == (row, file)
+    except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
+        return False

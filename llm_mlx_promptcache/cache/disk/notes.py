@@ -1,0 +1,119 @@
+"""Notes: what lookups found out about stored spans, kept in memory until somebody writes it down.
+
+A lookup never writes: it would wait for others, and for the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..span import Found
+
+
+class Opened(NamedTuple):
+    """A namespace that this process opened: of which model, and what people call that."""
+
+    namespace: str
+    label: str
+    identity: str
+
+
+class Noted(NamedTuple):
+    """What is to be written down: spans that were used, are gone or in doubt, and models in use."""
+
+    used: list[str]
+    gone: list[str]
+    doubted: list[str]
+    opened: list[Opened]
+    models: list[tuple[str, str]]
+
+
+class Notes:
+    """Shared by the threads of a process; a fork goes on with what its parent had not written."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._used: dict[str, None] = {}
+        self._gone: dict[str, None] = {}
+        self._doubted: dict[str, None] = {}
+        self._names: dict[str, Opened] = {}
+        self._opened: dict[Opened, None] = {}
+        self._models: dict[tuple[str, str], bool] = {}  # identity and label; whether written down
+
+    def __bool__(self) -> bool:
+        noted = self._used or self._gone or self._doubted or self._opened
+        return bool(noted or not all(self._models.values()))
+
+    def use(self, stems: Iterable[str]) -> None:
+        """Requests went on from these."""
+        with self._locked():
+            self._used |= dict.fromkeys(stems)
+
+    def lose(self, stem: str) -> None:
+        """A span is gone or damaged: no lookup of this process finds it any more."""
+        with self._locked():
+            self._gone[stem] = None
+
+    def doubt(self, stem: str) -> None:
+        """A span is not what its row says: until that is settled nobody here finds it."""
+        with self._locked():
+            self._doubted[stem] = None
+
+    def open(self, opened: Opened) -> None:
+        """A namespace is in use; its model counts as opened once a process."""
+        with self._locked():
+            if self._names.get(opened.namespace) == opened:
+                return
+            self._names[opened.namespace] = opened
+            # Under no name at all, one model says nothing of another.
+            if opened.identity and opened.label:
+                self._opened[opened] = None
+                self._models.setdefault((opened.identity, opened.label), False)
+
+    def of(self, namespace: str) -> Opened:
+        """What is known of a namespace."""
+        return self._names.get(namespace, Opened(namespace, "", ""))
+
+    def waiting(self) -> Noted:
+        """All that is not written down yet."""
+        with self._locked():
+            models = [key for key, written in self._models.items() if not written]
+            marked = list(self._used), list(self._gone), list(self._doubted)
+            return Noted(*marked, list(self._opened), models)
+
+    def written(self, noted: Noted) -> None:
+        """So much is in the index now."""
+        with self._locked():
+            for stem in noted.used:
+                self._used.pop(stem, None)
+            for opened in noted.opened:
+                self._opened.pop(opened, None)
+            self._models |= dict.fromkeys(noted.models, True)
+
+    def settled(self, stem: str) -> None:
+        """A span that was gone or in doubt has left the index too, or is found again."""
+        with self._locked():
+            self._gone.pop(stem, None)
+            self._doubted.pop(stem, None)
+
+    def without_gone(self, found: Found) -> Found:
+        """A path up to the first of its spans that is known to be gone, or in doubt."""
+        hidden = self._gone.keys() | self._doubted.keys()
+        if not hidden:
+            return found
+        kept = []
+        for span in found.spans:
+            if span.stem in hidden:
+                break
+            kept.append(span)
+        end = kept[-1].end if kept else 0
+        return Found(kept, [c for c in found.checkpoints if c.end <= end and c.stem not in hidden])
+
+    def _locked(self) -> threading.Lock:
+        if self._process != os.getpid():  # the parent's may be held by a thread that stayed there
+            self._process, self._lock = os.getpid(), threading.Lock()
+        return self._lock

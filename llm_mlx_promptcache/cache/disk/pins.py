@@ -1,0 +1,92 @@
+"""Pins: which spans nobody may evict, in a small file beside them that outlives the index.
+
+A stem tells nothing of a conversation. The file is as untrusted as any other: owner-only, written
+whole and renamed, of bounded size, with a digest; what is not ours counts as no file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import xxhash
+
+from ..span import DamagedSpan
+from .file_ids import is_stem, new_stem
+from .files import Files
+from .span_bytes import SpanBytes
+
+if TYPE_CHECKING:
+    from .index import Index
+
+_FORMAT: Final = "llm-mlx-promptcache/pins/1"
+_MOST_BYTES: Final = 4 << 20
+
+
+class Pins:
+    """The file of pins in a store's folder; changed by who holds the index's lock."""
+
+    def __init__(self, folder: Path, files: Files) -> None:
+        self.path = folder / "pins.json"
+        self._files = files
+
+    def read(self) -> set[str] | None:
+        """The stems of pinned spans, some of them gone maybe; None where there is no such list.
+
+        OSError where the system can't read it just now, which says nothing of what it holds.
+        """
+        try:
+            found = SpanBytes(self.path, self._files)
+        except (FileNotFoundError, DamagedSpan):
+            return None
+        try:
+            if found.size > _MOST_BYTES:
+                return None
+            return _parsed(json.loads(found.read(found.size)))
+        except (ValueError, RecursionError):  # a DamagedSpan among them
+            return None
+        finally:
+            found.close()
+
+    def into(self, index: Index) -> None:
+        """Pin in the index what is listed; OSError as `read`."""
+        for stem in self.read() or ():
+            index.pin(stem, True)
+
+    def write(self, stems: Iterable[str]) -> None:
+        """Replace the list; OSError where that can't be done."""
+        pinned = sorted(stems)
+        text = json.dumps({"format": _FORMAT, "digest": _digest(pinned), "pinned": pinned})
+        temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}-{new_stem()}")
+        try:
+            with self._files.create(temporary) as file:
+                rest = memoryview(text.encode())
+                while rest.nbytes:
+                    rest = rest[file.write(rest) :]
+                self._files.replace(temporary, self.path)
+        except BaseException:
+            with suppress(OSError):
+                self._files.unlink(temporary)
+            raise
+
+    def clear(self) -> None:
+        """Forget all pins."""
+        with suppress(OSError):
+            self._files.unlink(self.path)
+
+
+def _parsed(found: Any) -> set[str] | None:
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        return None
+    pinned = found.get("pinned")
+    if not isinstance(pinned, list) or not all(is_stem(stem) for stem in pinned):
+        return None
+    return set(pinned) if found.get("digest") == _digest(pinned) else None
+
+
+def _digest(pinned: list[str]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(pinned).encode())

@@ -1,0 +1,187 @@
+"""An index that is new, lost or damaged: made from the heads of the spans' files.
+
+It is built beside, under a private name, and renamed when it is whole, so nobody waits for it or
+sees half of one; who looks meanwhile has a miss. One process does it, under the folder's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+import stat
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..layers.layout_text import UnknownKind
+from ..span import DamagedSpan
+from .file_ids import stems_in
+from .files import Files, locked
+from .index import Index
+from .index_rows import Row
+from .index_schema import BESIDE
+from .pins import Pins
+from .sweep import Candidate, candidate, hangs
+
+_log = logging.getLogger(__name__)
+
+_NEW: Final = "index.new"
+_FOLDER: Final = "set-aside"  # what somebody's folder in a place of ours is called from then on
+SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
+Inode = tuple[int, int]
+
+
+class Place(NamedTuple):
+    """Where an index belongs, and what it is made of."""
+
+    path: Path
+    spans: Path
+    set_aside: Path
+    pins: Pins
+    files: Files
+    tiers: Sequence[str]
+
+
+def inode_of(path: Path) -> Inode | None:
+    """Which file lies at a path, whatever it is; None where nothing does."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+class Mending(threading.Thread):
+    """Another index than the `damaged` one, or one at all (None), made in a thread of its own.
+
+    So who can't wait need not. `working`: this process is at it; until then another one may be.
+    """
+
+    def __init__(self, place: Place, damaged: Inode | None, why: Exception | None) -> None:
+        super().__init__(name="index-mending", daemon=True)
+        self._place = place
+        self._damaged = damaged
+        self._why = why
+        self.working = False
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Do it, unless another process was faster."""
+        folder = self._place.path.parent
+        try:
+            with locked(folder, wait=False) as alone:
+                if alone:
+                    self._work()
+                    return
+            with locked(folder) as alone:
+                if not alone:
+                    raise OSError(f"{folder} can't be locked to mend its index")
+                self._work()
+        except (OSError, sqlite3.Error) as error:
+            self.error = error
+
+    def _work(self) -> None:
+        self.working = True
+        if inode_of(self._place.path) in (None, self._damaged):
+            _put_aside(self._place)
+            self._tell(_build(self._place))
+
+    def finished(self, patience: float) -> bool:
+        """Whether it is done after waiting so long, or, by who is no lookup, as long as it takes.
+
+        OSError or sqlite3.Error where it failed.
+        """
+        self.join(patience)
+        if self.is_alive() and self.working and patience > SHORT_PATIENCE:
+            self.join()
+        if self.is_alive():
+            return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def _tell(self, taken: int) -> None:
+        folder = self._place.path.parent
+        if self._why is not None:
+            _log.warning(
+                "the index in %s was damaged (%s) and is made anew from %d files",
+                folder,
+                self._why,
+                taken,
+            )
+        elif taken:
+            _log.warning("the index in %s was lost; rebuilt from %d files", folder, taken)
+
+
+def _put_aside(place: Place) -> None:
+    """Keep a damaged index for who wants to look at it: a plain file, for its owner alone."""
+    path = place.path
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        try:
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise OSError("not worth keeping")
+            path.chmod(0o600)
+            path.replace(place.set_aside)
+        except OSError:
+            _remove(path)
+    _remove_beside(path)
+
+
+def _build(place: Place) -> int:
+    """Make an index and give it its name; returns how many files it took in."""
+    private = place.path.with_name(_NEW)
+    _remove(private)
+    _remove_beside(private)
+    index = Index(private, new=True)
+    try:
+        taken = _fill(index, place)
+        if why := index.empty_log():
+            raise sqlite3.OperationalError(f"its log is not in it yet: {why}")
+    finally:
+        index.close()
+    _remove_beside(place.path)  # SQLite would take a log that lies there for the new one's
+    private.replace(place.path)
+    return taken
+
+
+def _fill(index: Index, place: Place) -> int:
+    waiting: dict[str, list[Candidate]] = {}
+    for stem in sorted(stems_in(place.files.names(place.spans))):
+        with suppress(OSError, DamagedSpan, UnknownKind):
+            found = candidate(place.spans, stem, place.files, place.tiers)
+            waiting.setdefault(found.row.parent, []).append(found)
+    parents = [""]
+    taken: dict[str, Row] = {}
+    with index.transaction():
+        while parents:
+            # Of two at one place (while the index lied, one was stored again) the fuller one stays.
+            here = waiting.pop(parents.pop(), [])
+            here.sort(key=lambda found: -len(waiting.get(found.row.stem, ())))
+            for row, layout, label in here:
+                if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
+                    taken[row.stem] = row
+                    parents.append(row.stem)
+        with suppress(OSError):  # a sweep reads it again
+            place.pins.into(index)
+    return len(taken)
+
+
+def _remove_beside(path: Path) -> None:
+    for ending in BESIDE:
+        _remove(path.with_name(path.name + ending))
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever has a name that is ours; a folder that holds something keeps it elsewhere."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            path.unlink()
+            return
+        try:
+            path.rmdir()
+        except OSError:
+            path.rename(path.with_name(f"{_FOLDER}-{secrets.token_hex(4)}"))

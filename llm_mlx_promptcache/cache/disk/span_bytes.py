@@ -1,0 +1,142 @@
+"""A span's file as bytes: opened with suspicion, read in bounded calls, digested on the way."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from ..span import DamagedSpan
+from .descriptors import Descriptor
+from .files import Files
+
+DIGEST_BYTES: Final = 16
+MOST_A_CALL: Final = 1 << 30  # bytes; macOS refuses calls over 2^31 - 1, Linux cuts them short
+_MOST_BUFFERS: Final = 512  # of one call; systems take 1,024
+_BLOCK: Final = 4 << 20
+_AHEAD: Final = 1 << 20  # bytes; of more at once Linux reads only as much as a device takes at once
+
+
+class SpanBytes:
+    """A span's file from its first byte to its digest.
+
+    What is no whole file of ours is a DamagedSpan. What the system can't do just now (descriptors,
+    memory, a device that fails) is an OSError and says nothing about the file.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.name = path.name
+        self._file = Descriptor(path, files, _opened(path, files))
+        self._digest = xxhash.xxh3_128()
+        self._read_so_far = 0
+        try:
+            self.size = self._checked_size()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def pause(self) -> None:
+        """Let go of the descriptor until the next read, which goes on where this one was."""
+        self._file.pause()
+
+    @property
+    def _descriptor(self) -> int:
+        return self._file.number
+
+    def read_ahead(self) -> None:
+        """Tell the system that all of the file is wanted soon."""
+        if hasattr(os, "posix_fadvise"):
+            for start in range(0, self.size, _AHEAD):
+                os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, as many as that."""
+        block = bytearray(count)
+        self.read_into([memoryview(block)])
+        return bytes(block)
+
+    def read_into(self, buffers: Sequence[memoryview]) -> None:
+        """Fill these with what comes next."""
+        for call in _calls(buffers):
+            self._fill(call)
+            for buffer in call:
+                self._digest.update(buffer)
+                self._read_so_far += buffer.nbytes
+
+    def verify(self) -> None:
+        """After all was read: DamagedSpan unless it is what was written."""
+        found = bytearray(DIGEST_BYTES)
+        self._fill([memoryview(found)])
+        if self._digest.digest() != found or os.read(self._descriptor, 1):
+            raise DamagedSpan(f"{self.name}: its digest does not match its content")
+
+    def verify_rest(self) -> None:
+        """The same without anybody wanting what was not read yet, which is read in blocks."""
+        block = memoryview(bytearray(min(_BLOCK, self.size)))
+        while (left := self.size - DIGEST_BYTES - self._read_so_far) > 0:
+            self.read_into([block[: min(left, _BLOCK)]])
+        self.verify()
+
+    def _fill(self, buffers: list[memoryview]) -> None:
+        """Fill buffers, however little a call gives."""
+        buffers = list(buffers)
+        at = 0
+        while at < len(buffers):
+            if not buffers[at].nbytes:
+                at += 1
+                continue
+            read = os.readv(self._descriptor, buffers[at:] if at else buffers)
+            if not read:
+                raise DamagedSpan(f"{self.name} shrank while it was read")
+            while at < len(buffers) and read >= buffers[at].nbytes:
+                read -= buffers[at].nbytes
+                at += 1
+            if read:
+                buffers[at] = buffers[at][read:]
+
+    def _checked_size(self) -> int:
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise DamagedSpan(f"{self.name} is not a regular file of this user")
+        if status.st_mode & 0o077:
+            raise DamagedSpan(f"{self.name} can be read or written by other users")
+        if status.st_size <= 8 + DIGEST_BYTES:
+            raise DamagedSpan(f"{self.name} has {status.st_size} bytes")
+        return status.st_size
+
+
+def _opened(path: Path, files: Files) -> int:
+    try:
+        return files.open(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # A link or a socket can't be opened, and is no file of ours; all else is the system's.
+        if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFLNK, stat.S_IFSOCK):
+            raise DamagedSpan(f"{path.name} is not a regular file of this user") from None
+        raise
+
+
+def _calls(buffers: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The buffers of each call: so many, and so many bytes."""
+    call: list[memoryview] = []
+    held = 0
+    for buffer in buffers:
+        flat = buffer if buffer.ndim == 1 and buffer.itemsize == 1 else buffer.cast("B")
+        for start in range(0, flat.nbytes, MOST_A_CALL):
+            part = flat[start : start + MOST_A_CALL]
+            if call and (held + part.nbytes > MOST_A_CALL or len(call) == _MOST_BUFFERS):
+                yield call
+                call, held = [], 0
+            call.append(part)
+            held += part.nbytes
+    if call:
+        yield call

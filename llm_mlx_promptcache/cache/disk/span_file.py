@@ -1,0 +1,301 @@
+"""One span as one immutable file: written privately, published by rename, verified when read.
+
+The file is a valid safetensors file whose last tensor is a digest of all bytes before it. The
+digest is against accidents; who may write is settled by owner and mode, so it is the fast xxh3.
+What the file holds in which order: docs/disk.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import xxhash
+
+from ..layers.layout_text import UnknownKind
+from ..layers.pieces import Piece
+from ..span import DamagedSpan, Head, StoredTensor, Tensor
+from .file_ids import SUFFIX, TEMPORARY, new_stem, span_path
+from .files import Files
+from .span_bytes import DIGEST_BYTES, MOST_A_CALL, SpanBytes
+from .span_header import (
+    DTYPES,
+    MAX_HEADER,
+    UNSIGNED,
+    entries_of,
+    head_from,
+    layout_from_metadata,
+    metadata_of,
+)
+
+
+def host_tensors(pieces: Sequence[Piece | None]) -> list[Tensor]:
+    """A span's arrays, evaluated, as bytes; they share the arrays' memory and keep it alive."""
+    return [
+        _tensor(f"layer.{layer}.{index}", values)
+        for layer, piece in enumerate(pieces)
+        for index, values in enumerate(piece or ())
+        if values is not None
+    ]
+
+
+class UnpublishedSpan:
+    """A span's file under a private name, until `publish`; without it nothing is left.
+
+    Its writer claims it as long as this is open (`Files.create`), so nobody sweeps it. Its name
+    tells nothing of the content, and is not there before the whole file is.
+    """
+
+    def __init__(self, folder: Path, head: Head, tensors: Sequence[Tensor], files: Files) -> None:
+        self.stem = new_stem()
+        self._files = files
+        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.stem}"
+        self._final = span_path(folder, self.stem)
+        self._published = False
+        self._open = ExitStack()
+        try:
+            file = self._open.enter_context(files.create(self._temporary))
+            self.size = _write_body(file, self.stem, head, tensors)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> UnpublishedSpan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def publish(self) -> None:
+        """Give the file its name; FileNotFoundError where somebody cleared it meanwhile."""
+        self._files.replace(self._temporary, self._final)
+        self._published = True
+
+    def withdraw(self) -> None:
+        """Take the name back: what was to be said of it elsewhere could not be."""
+        if self._published:
+            with suppress(OSError):
+                self._files.unlink(self._final)
+
+    def close(self) -> None:
+        """Let go of the file, and of its private name."""
+        if not self._published:
+            with suppress(OSError):
+                self._files.unlink(self._temporary)
+        self._open.close()
+
+
+def write_span(
+    folder: Path, head: Head, tensors: Sequence[Tensor], files: Files
+) -> tuple[str, int]:
+    """Write a span and publish it; returns its stem and its file's bytes."""
+    with UnpublishedSpan(folder, head, tensors, files) as span:
+        span.publish()
+        return span.stem, span.size
+
+
+class OpenSpan:
+    """A span's file while it is read: the head at once, layers in their order, then the digest.
+
+    What `layers` gives is not to be believed before `verify` has passed. DamagedSpan where the
+    file is not whole and ours, OSError where the system can't read it just now, UnknownKind where
+    it is whole and of layers that nobody here knows.
+    """
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.name = path.name
+        self.broken: DamagedSpan | None = None
+        self._bytes = SpanBytes(path, files)
+        self.size = self._bytes.size
+        try:
+            header = self._header()
+            try:
+                self._parse(header, path.name.removesuffix(SUFFIX))
+            except UnknownKind:
+                self._bytes.verify_rest()
+                raise
+            except DamagedSpan:
+                raise
+            except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+                raise DamagedSpan(f"{self.name}: {type(error).__name__}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._bytes.close()
+
+    def pause(self) -> None:
+        """Let go of the descriptor until the next read, which goes on where this one was."""
+        self._bytes.pause()
+
+    def read_ahead(self) -> None:
+        """Tell the system that all of the file is wanted soon."""
+        self._bytes.read_ahead()
+
+    def extent(self, first: int, last: int) -> tuple[int, int]:
+        """The bytes of the layers [first, last) in the file's data."""
+        return self._begins[first], self._begins[last]
+
+    def outline(self) -> list[Piece | None]:
+        """Pieces as far as one can plan with them: not read, they have nothing but a shape."""
+        return [self._piece(layer, lambda entry: entry) for layer in range(len(self.head.layout))]
+
+    def read_into(self, buffers: Sequence[memoryview]) -> None:
+        """Read on into these, which hold what comes next in the file."""
+        try:
+            self._bytes.read_into(buffers)
+        except DamagedSpan as error:
+            self.broken = error
+            raise
+
+    def pieces(self, first: int, last: int, data: mx.array) -> list[Piece | None]:
+        """The pieces of layers [first, last) out of the bytes of their extent."""
+        begin = self._begins[first]
+        views: dict[mx.Dtype, mx.array] = {}
+
+        def cut(entry: StoredTensor) -> mx.array:
+            return _cut(entry, data, entry.begin - begin, views)
+
+        return [self._piece(layer, cut) for layer in range(first, last)]
+
+    def entries(self, layer: int) -> list[StoredTensor | None]:
+        """What is stored of each array of a layer."""
+        return self._entries[layer]
+
+    def verify(self) -> None:
+        """After all layers are read: DamagedSpan unless they are what was written."""
+        self._bytes.verify()
+
+    def verify_rest(self) -> None:
+        """The same where nobody wants the layers: they are read in blocks and forgotten."""
+        self._bytes.verify_rest()
+
+    def _header(self) -> bytes:
+        length = int.from_bytes(self._bytes.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER, self.size - 8 - DIGEST_BYTES):
+            raise DamagedSpan(f"{self.name} has a header of {length} bytes")
+        return self._bytes.read(length)
+
+    def _parse(self, text: bytes, stem: str) -> None:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__")
+        layout = layout_from_metadata(metadata, stem)
+        tensors = entries_of(header, layout, self.size - 8 - len(text))
+        self._entries = tensors[1:-1]
+        self._begins = [0] * len(layout)
+        at = tensors[0][0].end if tensors[0][0] is not None else 0
+        for layer, entries in enumerate(self._entries):
+            self._begins[layer] = at
+            at = next((e.end for e in reversed(entries) if e is not None), at)
+        self._begins.append(at)
+        tokens = array("I")
+        tokens.frombytes(self._bytes.read(self._begins[0]))
+        self.head = head_from(metadata, layout, tokens)
+
+    def _piece(self, layer: int, make: Any) -> Piece | None:
+        entries = self._entries[layer]
+        if entries.count(None) == len(entries):
+            return None
+        return tuple(None if entry is None else make(entry) for entry in entries)
+
+
+def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece | None]]:
+    """All of a span's file, verified; DamagedSpan or OSError where it is not whole and ours."""
+    span = OpenSpan(path, files or Files())
+    try:
+        layers = len(span.head.layout)
+        begin, end = span.extent(0, layers)
+        data = empty([end - begin])[0]
+        span.read_into([memoryview(cast("Any", data))[: end - begin]])
+        span.verify()
+        pieces = span.pieces(0, layers, data)
+        mx.eval([a for piece in pieces for a in piece or () if a is not None])
+        return span.head, pieces
+    finally:
+        span.close()
+
+
+def verified_head(path: Path, files: Files) -> tuple[Head, int]:
+    """The head of a span's file, all of which was read and verified, and its bytes."""
+    span = OpenSpan(path, files)
+    try:
+        span.verify_rest()
+        return span.head, span.size
+    finally:
+        span.close()
+
+
+def empty(sizes: Sequence[int]) -> list[mx.array]:
+    """Buffers of bytes that a file can be read into; of whole words, so that all types fit."""
+    buffers = [mx.zeros((max(size + 7, 8) // 8 * 8,), mx.uint8) for size in sizes]
+    mx.eval(buffers)
+    return buffers
+
+
+def _write_body(file: Any, stem: str, head: Head, tensors: Sequence[Tensor]) -> int:
+    tokens = Tensor("tokens", "U32", (len(head.tokens),), memoryview(head.tokens).cast("B"))
+    header: dict[str, Any] = {"__metadata__": metadata_of(head, stem)}
+    offset = 0
+    for name, dtype, shape, raw in (tokens, *tensors):
+        end = offset + raw.nbytes
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    end = offset + DIGEST_BYTES
+    header["digest"] = {"dtype": "U8", "shape": [DIGEST_BYTES], "data_offsets": [offset, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = xxhash.xxh3_128()
+    start = memoryview(len(text).to_bytes(8, "little") + text)
+    for block in (start, tokens.raw, *(tensor.raw for tensor in tensors)):
+        digest.update(block)
+        _write_all(file, block)
+    _write_all(file, digest.digest())
+    return 8 + len(text) + end
+
+
+def _write_all(file: Any, block: bytes | memoryview) -> None:
+    rest = memoryview(block)
+    while rest.nbytes:  # an unbuffered write may take less, and tells how much
+        rest = rest[file.write(rest[:MOST_A_CALL]) :]
+
+
+def _tensor(name: str, values: mx.array) -> Tensor:
+    dtype, letter = DTYPES[values.dtype]
+    # Python has no bfloat16, so the bits travel as unsigned integers of the same width.
+    plain = values if values.dtype == mx.bool_ else values.view(UNSIGNED[letter])
+    bits = mx.contiguous(plain) if values.ndim else plain
+    mx.eval(bits)
+    raw = memoryview(cast("Any", bits)).cast("B") if bits.size else memoryview(b"")
+    return Tensor(name, dtype, tuple(values.shape), raw)
+
+
+def _cut(
+    entry: StoredTensor, data: mx.array, begin: int, views: dict[mx.Dtype, mx.array]
+) -> mx.array:
+    """One tensor as a view of the bytes read; copied where its type does not fall on them."""
+    count = entry.end - entry.begin
+    if not count:
+        return mx.zeros(entry.shape, entry.dtype)
+    width = entry.dtype.size
+    if begin % width or entry.dtype == mx.bool_:
+        raw = memoryview(cast("Any", data))[begin : begin + count].tobytes()
+        letter = DTYPES[entry.dtype][1]
+        bits = mx.array(cast("Any", memoryview(raw)).cast(letter, entry.shape or (1,)))
+        typed = bits.astype(mx.bool_) if entry.dtype == mx.bool_ else bits.view(entry.dtype)
+        return typed.reshape(entry.shape)
+    if entry.dtype not in views:
+        views[entry.dtype] = data.view(entry.dtype)
+    strides = []
+    step = 1
+    for size in reversed(entry.shape):
+        strides.append(step)
+        step *= size
+    return mx.as_strided(views[entry.dtype], entry.shape, strides[::-1], begin // width)

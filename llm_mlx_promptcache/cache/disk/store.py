@@ -1,0 +1,432 @@
+"""DiskStore: spans as files with an index beside them, in a folder that several processes share.
+
+A stored span hangs on its parent at any token, not only at the parent's end, so a path that
+leaves another in the middle of a file needs no rewriting: files and rows never change. Whatever
+fails here is a miss (law 7). Format, budget and faults: docs/disk.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ..layers.layout import Layout
+from ..layers.layout_text import UnknownKind, layout_from_text, layout_to_text
+from ..span import NOTHING, DamagedSpan, Draft, Found, Head, StoredSpan
+from ..trie import Tokens, common_prefix
+from ..worth import TIERS
+from . import sweep
+from .backoff import Backoff
+from .budget import ROWS, Below
+from .damage import DamagedIndex
+from .file_ids import SUFFIX, is_temporary, span_path, stems_in
+from .files import Files
+from .index import Index
+from .index_rows import MOST_LABEL, Totals
+from .inspection import Finding, Kind, inspect
+from .listing import Listing
+from .notes import Notes, Opened
+from .shared_index import SPANS, SharedIndex
+from .span_file import OpenSpan, UnpublishedSpan
+from .upkeep import Upkeep
+from .witness import Witness
+
+_log = logging.getLogger(__name__)
+
+_MOST_FIXES: Final = 4  # one may bring up what the next has to look at
+
+
+class _NotPublished(Exception):
+    """A span's file could not get its name: not the index's fault, which loses the row again."""
+
+
+class DiskStore:
+    """Spans in a folder.
+
+    `max_bytes` bounds all of its files, whoever writes them; without it they stay below 20 GB and
+    a tenth of the free space. Spans that were not used for `max_days` go.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        max_bytes: int | str | None = None,
+        *,
+        max_days: float | None = None,
+        tiers: Sequence[str] = TIERS,
+        files: Files | None = None,
+    ) -> None:
+        self.folder = Path(folder).absolute()  # wherever the process goes later
+        self._tiers = tuple(tiers)
+        self._files = files or Files()
+        self._notes = Notes()
+        self._index = SharedIndex(self.folder, self._files, self._tiers)
+        self._witness = Witness(self.spans_folder, self._files, self._index.pins)
+        self._upkeep = Upkeep(
+            self.folder,
+            self._index,
+            self._notes,
+            self._files,
+            self._witness,
+            self._tiers,
+            max_bytes,
+            max_days,
+        )
+        self._written = 0
+        self._full = Backoff(1.0, 60.0, self._files.clock)
+        self._told_unreadable = False
+
+    @property
+    def spans_folder(self) -> Path:
+        """Where the spans' files lie."""
+        return self.folder / SPANS
+
+    # Looking up and reading.
+
+    def layout(self, namespace: str) -> Layout | None:
+        """The kinds of layer that a namespace's spans hold, where it has any."""
+        found = self._index.look(lambda index: index.layout(namespace), None)
+        with suppress(ValueError):  # of kinds that nobody brings any more
+            return layout_from_text(found) if found is not None else None
+        return None
+
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+        """What is stored along `tokens`, from the path's start."""
+        found = self._index.look(lambda index: index.walk(namespace, tokens), NOTHING)
+        return self._notes.without_gone(found)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the last lookup found the index locked, so that nobody knows what is stored."""
+        return self._index.unseen
+
+    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
+        """A span's file, checked as far as its head goes; None where it can't be had."""
+        try:
+            opened = OpenSpan(self._path(span.stem), self._files)
+        except FileNotFoundError:  # evicted by another process
+            self._notes.lose(span.stem)
+            return None
+        except DamagedSpan as error:
+            self.damaged(span, error)
+            return None
+        except (OSError, UnknownKind) as error:
+            self.unreadable(error)
+            return None
+        # The index finds, the tokens decide (law 5).
+        if not _is_found(opened.head, namespace, span, tokens):
+            opened.close()
+            self._notes.doubt(span.stem)
+            return None
+        return opened
+
+    def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
+        """A span was seen not to be what was written: it goes, with all that hangs on it."""
+        _log.warning("a stored span is left out: %s", error)
+        self._notes.lose(span.stem)
+
+    def unreadable(self, error: Exception) -> None:
+        """Something could not be read, by no fault of its own: it stays, and is told once."""
+        if not self._told_unreadable:
+            self._told_unreadable = True
+            _log.warning(
+                "what is stored in %s can't be read just now, and nothing is lost: %s",
+                self.folder,
+                error or type(error).__name__,
+            )
+
+    def used(self, spans: Sequence[StoredSpan]) -> None:
+        """A fetch went on from these."""
+        self._notes.use(span.stem for span in spans)
+
+    def label(self, namespace: str, name: str, identity: str = "") -> None:
+        """What people call the model of a namespace.
+
+        By its `identity`, the same under every salt and setting, it is known which namespaces
+        nobody can open any more.
+        """
+        self._notes.open(Opened(namespace, name, identity))
+
+    # Writing.
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which nothing is tried, since another process holds the index; mostly 0."""
+        return self._index.locked.pause
+
+    def try_again(self) -> None:
+        """End such a pause."""
+        self._index.locked.try_again()
+
+    def tend(self) -> bool:
+        """Write down what lookups noted, and keep to the budget; False if there is more to do.
+
+        For a thread that nobody waits for.
+        """
+        self._upkeep.write_notes()
+        kept = self._upkeep.keep_budget()
+        self._upkeep.tidy()
+        return kept
+
+    def save(self, draft: Draft) -> bool:
+        """Store a span whose path is stored up to its start; any thread may call this."""
+        if self._full.pause or not self._index.can_change():
+            return False
+        self._upkeep.write_notes()
+        place = self._index.run(lambda index: self._place(index, draft), None)
+        # What is larger than the budget would push out all the rest for nothing (law 10).
+        if place is None or draft.nbytes > self.budget:
+            return False
+        tokens = draft.path[draft.start :]
+        head = Head(
+            namespace=draft.namespace,
+            parent=place,
+            start=draft.start,
+            tier=draft.tier,
+            layout=draft.layout,
+            tokens=tokens,
+            resumes=draft.resumes,
+            label=self._notes.of(draft.namespace).label[:MOST_LABEL],
+        )
+        try:
+            with UnpublishedSpan(self.spans_folder, head, draft.tensors, self._files) as span:
+                added = self._index.run(lambda index: self._add(index, span, head), False)
+        except FileNotFoundError:  # cleared by another process in the meantime
+            return False
+        except OSError as error:
+            self._stop_writing(error)
+            return False
+        except _NotPublished as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.ENOENT:
+                self._stop_writing(error.__cause__)
+            return False
+        self._full.worked()
+        if added:
+            self._written += span.size
+            self._upkeep.keep_budget()
+            self._upkeep.tidy()
+        return added  # not where another process stored the same meanwhile, or evicted the parent
+
+    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+        """Keep what is stored along a path from being evicted, or no longer; whether any is."""
+
+        def mark(index: Index) -> bool:
+            found = index.walk(namespace, tokens)
+            if found.end < len(tokens):
+                return False
+            ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
+            with index.transaction():
+                listed = self._pin_listed(index)
+                changed = sum(index.pin(span.stem, pinned) for span in ends) > 0
+                if listed:
+                    self._keep_pins(index)
+            return changed
+
+        return self._index.run(mark, False)
+
+    # Counting and cleaning.
+
+    @property
+    def budget(self) -> int:
+        """Bytes that all files of the folder may have."""
+        return self._upkeep.most
+
+    def stats(self) -> dict[str, int]:
+        """Spans, tokens and bytes held, bytes written by this process, and the budget."""
+        self._upkeep.write_notes()
+        held = self._index.look(lambda index: index.totals(), Totals(0, 0, 0, 0, 0))
+        return {
+            "spans": held.spans,
+            "tokens": held.tokens,
+            "bytes": held.bytes,
+            "written": self._written,
+            "budget": self.budget,
+        }
+
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """A model's name, and the spans and bytes that are stored of it; the largest first."""
+        return self._index.run(lambda index: index.by_model(), [], asked=True)
+
+    def superseded(self) -> list[tuple[str, int, int]]:
+        """As `by_model`, but what of it nobody can open any more; it goes before anything else."""
+        return self._index.run(lambda index: index.superseded_by_model(), [], asked=True)
+
+    def listing(self) -> Listing:
+        """All that is stored, as a tree, at this moment."""
+        return Listing.of(
+            self._index.run(lambda index: index.listed(), [], asked=True), self._tiers
+        )
+
+    def check(self, fix: bool = False) -> list[str]:
+        """What is wrong, a line each (law 3); with `fix` it is mended, and what is damaged goes."""
+        if not self.folder.exists():
+            return []
+
+        self._upkeep.write_notes()
+        mended = len(self._index.mended)
+        found = left = self._findings()
+        if self._index.off:
+            return [f"the folder {self.folder} can't be used"]
+        for _ in range(_MOST_FIXES if fix else 0):
+            if not left:
+                break
+            self._fix(left)
+            # A file that was taken in again by its head may hold damaged content.
+            before, left = left, self._findings()
+            if left == before:
+                break
+        # What could not even be looked at is mended by now.
+        return [*self._index.mended[mended:], *(finding.said for finding in found)]
+
+    def _findings(self) -> list[Finding]:
+        def look(index: Index) -> list[Finding]:
+            folder, files, pins = self.spans_folder, self._files, self._index.pins
+            return list(inspect(index, folder, files, self._tiers, pins))
+
+        nothing: list[Finding] = []
+        return self._index.run(look, nothing, asked=True)
+
+    def sweep(self, every: bool = False) -> int:
+        """Drop what a killed process left; returns how many files and rows."""
+        return self._upkeep.sweep(every)
+
+    def clear(self, *, model: str | None = None, days: float | None = None) -> int:
+        """Remove what is stored, of one model or unused for days if said; returns bytes freed.
+
+        Other processes may go on meanwhile; foreign files stay.
+        """
+        if not self.folder.exists():
+            return 0
+        if model is not None or days is not None:
+            freed = self._upkeep.clear_some(model, days, asked=True)
+        else:
+            freed = self._index.run(self._wipe, None, asked=True)
+        if freed is None and not self._index.off:
+            _log.warning("%s is not cleared: its index is locked; try again", self.folder)
+        if model is None and days is None:
+            with suppress(OSError):
+                self._index.set_aside.unlink()
+        return freed or 0
+
+    def close(self) -> None:
+        """Let go of the index; the next call opens it again."""
+        self._index.close()
+
+    # With the index.
+
+    def _place(self, index: Index, draft: Draft) -> str | None:
+        """The stem of the parent under which a span can be stored; None where it can't."""
+        layout = index.layout(draft.namespace)
+        if layout not in (None, layout_to_text(draft.layout)):
+            self._witness.refute_layout(index, draft.namespace)
+        found = index.walk(draft.namespace, draft.path)
+        if draft.start == len(draft.path):
+            known = [c for c in found.checkpoints if c.end == draft.start]
+            return None if found.end < draft.start or known else found.spans[-1].stem
+        if found.end != draft.start:
+            return None
+        return found.spans[-1].stem if found.spans else ""
+
+    def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
+        """Enter a span and publish its file at once: who can write to the index sees both or none.
+
+        False where its place was taken or its parent evicted meanwhile.
+        """
+        row = sweep.row_of(span.stem, span.size, head, self._files, self._tiers)
+        try:
+            with index.transaction():
+                _, label, identity = self._notes.of(head.namespace)
+                if not index.add(row, layout_to_text(head.layout), label, identity):
+                    return False
+                try:
+                    span.publish()
+                except OSError as error:
+                    raise _NotPublished from error
+        except BaseException:
+            span.withdraw()
+            raise
+        return True
+
+    def _wipe(self, index: Index) -> int:
+        with index.transaction():
+            index.wipe()
+        self._index.pins.clear()
+        names = self._files.names(self.spans_folder)
+        ours = [stem + SUFFIX for stem in stems_in(names)] + [n for n in names if is_temporary(n)]
+        freed = 0
+        for start in range(0, len(ours), ROWS):
+            # Nobody publishes a file meanwhile; one that was since has a row, and is not of these.
+            with index.transaction():
+                freed += sum(self._removed(index, name) for name in ours[start : start + ROWS])
+        self._upkeep.shrink(index)
+        return freed
+
+    def _removed(self, index: Index, name: str) -> int:
+        """Remove a file unless it has a row; the bytes that it had."""
+        path = self.spans_folder / name
+        if index.has(name.removesuffix(SUFFIX)):
+            return 0
+        try:
+            size = path.lstat().st_size
+            return size if self._files.unlink(path) else 0
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            self._upkeep.not_removed(error)
+            return 0
+
+    def _pin_listed(self, index: Index) -> bool:
+        """Whether the list of pins is in the index: it may have been made without it."""
+        try:
+            self._index.pins.into(index)
+        except OSError as error:
+            self._pins_failed(error)
+            return False
+        return True
+
+    def _keep_pins(self, index: Index) -> None:
+        try:
+            self._index.pins.write(index.pinned())
+        except OSError as error:
+            self._pins_failed(error)
+
+    def _pins_failed(self, error: OSError) -> None:
+        _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
+
+    def _fix(self, found: Sequence[Finding]) -> None:
+        """Only what was seen to be damaged goes; what can't be read just now stays."""
+        wrong = [finding for finding in found if finding.kind is Kind.INDEX]
+        if wrong:
+            self._index.put_aside(DamagedIndex(wrong[0].said))
+        for finding in found:
+            if finding.kind is Kind.SPAN:
+                self._upkeep.remove(Below(finding.stem, self._witness), asked=True)
+        self.sweep(every=True)
+        if any(finding.kind is Kind.PINS for finding in found):
+            self._index.run(self._keep_pins, None)
+
+    def _path(self, stem: str) -> Path:
+        return span_path(self.spans_folder, stem)
+
+    def _stop_writing(self, error: OSError) -> None:
+        if self._full.failed():
+            _log.warning(
+                "nothing is written to the disk cache in %s for now: %s", self.folder, error
+            )
+
+
+def _is_found(head: Head, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> bool:
+    """Whether a file's head is that of a span that was found along `tokens`.
+
+    Rows hold what was computed of a whole path: so what it hangs on must be the same as well.
+    """
+    length = span.end - span.start
+    if (head.namespace, head.parent, head.start) != (namespace, span.parent, span.start):
+        return False
+    resumes = head.resumes and len(head.tokens) == length
+    shared = common_prefix(head.tokens, tokens, 0, span.start)
+    return shared >= length and (resumes or not span.resumes)

@@ -1,0 +1,188 @@
+"""What crashes and others left: rows without a file, files without a row, files never finished.
+
+Who writes to the index enters a row and publishes its file in one transaction, and removes both in
+one, so whoever holds the index's lock sees each with the other. A file without a row is whole more
+often than not (a power cut may lose the index's last rows): it is taken in again where it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..layers.layout_text import UnknownKind, layout_to_text
+from ..span import DamagedSpan, Head
+from .claims import Claim, looked_at
+from .file_ids import is_temporary, span_path, stems_in
+from .files import Files, is_gone
+from .index import Index
+from .index_rows import Row
+from .span_file import OpenSpan
+from .witness import Witness
+
+STALE_SECONDS: Final = 3600.0  # what nobody can use is left to age, in case somebody wonders
+
+
+class Candidate(NamedTuple):
+    """A file that may enter the index, as its head says."""
+
+    row: Row
+    layout: str
+    label: str
+
+
+def rank_of(tiers: Sequence[str], tier: str) -> int:
+    """A tier's place; one that is not ours is taken for the least persistent."""
+    return tiers.index(tier) if tier in tiers else 0
+
+
+def row_of(stem: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> Row:
+    """The index's row of a file with this head, used just now."""
+    return Row(
+        stem=stem,
+        namespace=head.namespace,
+        parent=head.parent,
+        start=head.start,
+        tokens=head.tokens,
+        resumes=head.resumes,
+        tier=rank_of(tiers, head.tier),
+        bytes=size,
+        used_at=int(files.now()),
+    )
+
+
+def candidate(folder: Path, stem: str, files: Files, tiers: Sequence[str]) -> Candidate:
+    """A file's head as a row; contents are verified when they are read, as always.
+
+    DamagedSpan, OSError or UnknownKind where it has none.
+    """
+    span = OpenSpan(span_path(folder, stem), files)
+    span.close()
+    row = row_of(stem, span.size, span.head, files, tiers)
+    return Candidate(row, layout_to_text(span.head.layout), span.head.label)
+
+
+def hangs(row: Row, parent: Row | None) -> bool:
+    """Whether a span can hang where its file says: on its parent's tokens, or at the start."""
+    if parent is None:
+        return row.parent == "" and row.start == 0 and len(row.tokens) > 0
+    return parent.start < row.start <= parent.end and row.namespace == parent.namespace
+
+
+def sweep(
+    index: Index,
+    folder: Path,
+    files: Files,
+    witness: Witness,
+    tiers: Sequence[str],
+    every: bool = False,
+) -> int:
+    """Drop rows without a file, take in files without a row, remove what nobody can use.
+
+    Returns how many. What a live writer claims stays, whatever its age. What nobody can use is
+    left to age first, unless `every` says that somebody wants it gone.
+    """
+    names = files.names(folder)
+    rows = set(index.stems())
+    stems = stems_in(names)
+    swept = sum(_drop_if_gone(index, folder, stem, files, witness) for stem in sorted(rows - stems))
+    swept += _orphans(index, folder, stems - rows, files, witness, tiers, every)
+    for name in filter(is_temporary, names):
+        swept += _remove_unfinished(folder / name, files)
+    return swept
+
+
+def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files, witness: Witness) -> int:
+    path = span_path(folder, stem)
+    if not is_gone(path):
+        return 0
+    with index.transaction():
+        if not is_gone(path):
+            return 0
+        for row in index.below(stem):
+            witness.refute(index, row)
+        gone = index.drop(stem)
+        for one in gone:
+            _removed(span_path(folder, one), files)
+    return len(gone)
+
+
+def _orphans(
+    index: Index,
+    folder: Path,
+    stems: Iterable[str],
+    files: Files,
+    witness: Witness,
+    tiers: Sequence[str],
+    every: bool,
+) -> int:
+    """Files without a row: those that fit are taken in, parents first."""
+    found: list[Candidate] = []
+    useless: list[str] = []
+    unjudged: set[str] = set()
+    for stem in stems:
+        try:
+            found.append(candidate(folder, stem, files, tiers))
+        except DamagedSpan:
+            useless.append(stem)
+        except (OSError, UnknownKind):
+            unjudged.add(stem)  # gone, or not to be judged now
+    swept = 0
+    for one in sorted(found, key=lambda c: (c.row.start, c.row.end)):
+        if _take_in(index, folder, one, witness):
+            swept += 1
+        elif one.row.parent in unjudged:  # it may fit once that can be read again
+            unjudged.add(one.row.stem)
+        else:
+            useless.append(one.row.stem)
+    for stem in useless:
+        path = span_path(folder, stem)
+        if every or _is_stale(path, files):
+            with index.transaction():
+                swept += not index.has(stem) and _removed(path, files)
+    return swept
+
+
+def _removed(path: Path, files: Files) -> bool:
+    """Whether a file went now; one that can't be removed holds up nothing else."""
+    with suppress(OSError):
+        return files.unlink(path)
+    return False
+
+
+def _take_in(index: Index, folder: Path, found: Candidate, witness: Witness) -> bool:
+    """Whether a file is in the index now, or need not be any more.
+
+    Before it is said not to fit, the files of the rows that are in its way are asked.
+    """
+    row = found.row
+    with index.transaction():
+        if index.has(row.stem) or is_gone(span_path(folder, row.stem)):
+            return True
+        parent = index.row(row.parent) if row.parent else None
+        same_layers = index.layout(row.namespace) in (None, found.layout)
+        fits = same_layers and hangs(row, parent) and (parent is not None or not row.parent)
+        if fits and index.add(row, found.layout, found.label):
+            return True
+        for other in (parent, index.at(row)):
+            if other is not None:
+                witness.refute(index, other)
+        if not same_layers:
+            witness.refute_layout(index, row.namespace)
+    return False
+
+
+def _remove_unfinished(path: Path, files: Files) -> bool:
+    with looked_at(path) as claim:
+        if claim is Claim.HELD or (claim is Claim.UNKNOWN and not _is_stale(path, files)):
+            return False
+        return _removed(path, files)
+
+
+def _is_stale(path: Path, files: Files) -> bool:
+    """Whether a file is old; the clock may have jumped either way."""
+    with suppress(OSError):
+        return abs(files.now() - path.lstat().st_mtime) > STALE_SECONDS
+    return False

@@ -1,0 +1,250 @@
+"""Upkeep: what is done to a folder behind everybody's back, by the writer's thread or a command.
+
+Notes of lookups are written down, the budget is kept, and now and then what is old or left over
+goes. Each change of the index is a small transaction; nothing of this is ever done in a lookup.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from . import sweep
+from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
+from .damage import DamagedIndex
+from .file_ids import span_path
+from .files import Files
+from .index import Index
+from .notes import Notes
+from .shared_index import SPANS, SharedIndex
+from .witness import Witness
+
+_log = logging.getLogger(__name__)
+
+_SWEEP_SECONDS: Final = 3600
+_STEPS: Final = 16  # of eviction that one save waits for
+_YIELD_SECONDS: Final = 0.002
+_USES: Final = 256  # that are counted in one transaction
+_MUCH: Final = 16  # more than this part of all bytes does not go for what the index says alone
+
+
+class Upkeep:
+    """What keeps a folder within its budget and its index true to it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        index: SharedIndex,
+        notes: Notes,
+        files: Files,
+        witness: Witness,
+        tiers: Sequence[str],
+        max_bytes: int | str | None,
+        max_days: float | None,
+    ) -> None:
+        self._folder = folder
+        self._spans = folder / SPANS
+        self._index = index
+        self._notes = notes
+        self._files = files
+        self._witness = witness
+        self._weighed: tuple[int, int] | None = None  # the index whose sizes were looked at
+        self._tiers = tiers
+        self._budget = FolderBudget(max_bytes)
+        self._max_days = _checked_days(max_days)
+        self._told_kept = False
+
+    @property
+    def most(self) -> int:
+        """Bytes that all files of the folder may have."""
+        held = self._index.look(lambda index: index.totals().bytes, 0)
+        return self._budget.most(held, self._room)
+
+    def write_notes(self) -> None:
+        """Put into the index what lookups noted, in small transactions."""
+        noted = self._notes.waiting()
+
+        def write(index: Index) -> bool:
+            for first in range(0, len(noted.used), _USES):
+                with index.transaction():
+                    index.touch(noted.used[first : first + _USES], int(self._files.now()))
+            with index.transaction():
+                for opened in noted.opened:
+                    index.name(*opened)
+                for identity, label in noted.models:
+                    index.opened(identity, label)
+            return True
+
+        if (noted.used or noted.opened or noted.models) and self._index.run(write, False):
+            self._notes.written(noted)
+        for stem in noted.doubted:
+            self._settle(stem, self._witness.is_damaged(stem))
+        for stem in noted.gone:
+            self._settle(stem, True)
+
+    def _settle(self, stem: str, goes: bool) -> None:
+        """A span `goes` with what hangs on it, or is found again; first its file is asked."""
+
+        def ask(index: Index) -> str:
+            row = index.row(stem)
+            try:
+                if row is not None:
+                    self._witness.refute(index, row)
+            except DamagedIndex as error:
+                return str(error)
+            return ""
+
+        wrong = self._index.run(ask, None)
+        if wrong is None:  # locked
+            return
+        if wrong:
+            self._index.put_aside(DamagedIndex(wrong))
+        elif goes and self.remove(Below(stem, self._witness)) is None:
+            return
+        self._notes.settled(stem)
+
+    def keep_budget(self) -> bool:
+        """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
+        held, most = self._held_and_most()
+        if held - most > held // _MUCH and self._index.run(self._weigh, False):
+            held, most = self._held_and_most()
+        return held <= most or self.remove(Excess(most), _STEPS) is not None
+
+    def _held_and_most(self) -> tuple[int, int]:
+        held = self._index.look(lambda index: index.totals().bytes, 0)
+        most = min(self._budget.most(held, self._room), held - self._budget.lacking(self._room))
+        return held, most
+
+    def _weigh(self, index: Index) -> bool:
+        """Before much goes: whether so much is there, once for each index."""
+        if self._weighed == index.inode:
+            return False
+        self._witness.refute_sizes(index)
+        self._weighed = index.inode
+        return True
+
+    def tidy(self) -> None:
+        """Now and then: sweep, and drop what is too old."""
+        if self._index.look(lambda index: index.log_is_long, False):
+            self._index.run(lambda index: index.trim_log(), None)
+        now = int(self._files.now())
+        swept = self._index.look(lambda index: index.totals().swept, now)
+        if 0 <= now - swept < _SWEEP_SECONDS:
+            return
+
+        def begin(index: Index) -> None:
+            with index.transaction():
+                index.swept(now)
+                index.forget_empty()
+
+        self._index.run(begin, None)
+        self.sweep()
+        if self._max_days is not None:
+            self.clear_some(None, self._max_days)
+
+    def clear_some(
+        self, model: str | None, days: float | None, *, asked: bool = False
+    ) -> int | None:
+        """Remove what is stored of one model, or unused for days, or both; returns bytes freed.
+
+        None where the index is locked. Who was `asked` by the user leaves no token behind.
+        """
+        before = None if days is None else int(self._files.now() - days * 86400)
+        nothing: list[str] = []
+        namespaces = self._index.run(lambda index: index.matching(model), nothing, asked=asked)
+        # Who names a model means no other's files, whatever their rows say.
+        witness = self._witness if model is not None else None
+        freed = self.remove(Chosen(namespaces, before, witness), asked=asked)
+        if freed:
+            self._index.run(self.shrink if asked else _empty_log, None, asked=asked)
+        return freed
+
+    def remove(
+        self, removal: Removal, most: int | None = None, *, asked: bool = False
+    ) -> int | None:
+        """Take the steps of a removal, at most so many; bytes freed, None where there is more.
+
+        Files go with their rows, in the same transaction (sweep.py).
+        """
+
+        def step(index: Index) -> Removed:
+            with index.transaction():
+                found = removal.step(index)
+                self._witness.refute_pins(found.unpinned)
+                self._unlink(found.stems)
+            index.trim_log()
+            return found
+
+        freed = taken = 0
+        while most is None or taken < most:
+            removed = self._index.run(step, None, asked=asked)
+            if removed is None:  # locked: the rest waits for the next time
+                return None
+            freed, taken = freed + removed.nbytes, taken + 1
+            if removed.done:
+                return freed
+            time.sleep(_YIELD_SECONDS)  # others have been waiting for the index
+        return None
+
+    def sweep(self, every: bool = False) -> int:
+        """Drop what a killed process left; returns how many files and rows."""
+
+        def swept(index: Index) -> int:
+            self._pin_again(index)
+            return sweep.sweep(index, self._spans, self._files, self._witness, self._tiers, every)
+
+        return self._index.run(swept, 0)
+
+    def _pin_again(self, index: Index) -> None:
+        """Pin what is listed: the list could not be read, maybe, when the index was made anew."""
+        with index.transaction(), suppress(OSError):
+            self._index.pins.into(index)
+
+    def shrink(self, index: Index) -> None:
+        """Leave no token in the index's free pages or log, or say why some may be there."""
+        if why := index.shrink():
+            _log.warning(
+                "tokens may be left in the index's log in %s (%s); clear again when that is over",
+                self._folder,
+                why,
+            )
+
+    def _unlink(self, stems: Sequence[str]) -> None:
+        for stem in stems:
+            path = span_path(self._spans, stem)
+            try:
+                self._files.unlink(path)
+            except OSError as error:
+                if not path.is_dir():  # a folder holds nothing that we wrote, and stays
+                    self.not_removed(error)
+
+    def not_removed(self, error: OSError) -> None:
+        """A file of what was to go can't be removed; told once, since a sweep finds it again."""
+        if not self._told_kept:
+            self._told_kept = True
+            _log.warning(
+                "what was to be removed from %s is still there, and will be found again: %s",
+                self._spans,
+                error,
+            )
+
+    def _room(self) -> tuple[int, int]:
+        with suppress(OSError):
+            return self._files.room(self._folder)
+        return 0, 0
+
+
+def _empty_log(index: Index) -> None:
+    # Rows that were removed are zeros in the file; in the log they are not.
+    index.wait_for_locks(0.0)
+    index.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _checked_days(days: float | None) -> float | None:
+    if days is not None and (isinstance(days, bool) or not days > 0):
+        raise ValueError(f"max_days is {days!r}; give days above 0, or None for any age")
+    return days

@@ -1,0 +1,269 @@
+"""Writer: the thread that writes spans behind the caller's back, and what waits for it.
+
+No lookup and no answer ever waits for it: what waits is found here, in memory, and where too much
+waits the next span stays with its owner. Only a flush waits, and not for a lock that stays shut.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+from ..layers.layout import Part, cut_anywhere
+from ..span import Draft, StoredSpan
+from ..store import NullStore, Store
+from ..trie import Tokens, common_prefix
+
+_log = logging.getLogger(__name__)
+
+FLUSH_SECONDS: Final = 2.0  # that a flush waits, once, while another process holds the index
+_RETRY_SECONDS: Final = 0.05  # between the tries of such a flush
+_TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flushes
+_MOST_USES: Final = 64  # paths that wait to be counted as used, in one transaction
+MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
+
+
+class Use(NamedTuple):
+    """A path that a request resumed."""
+
+    namespace: str
+    path: Tokens[int]
+
+
+_Item = Draft | list[Use] | Literal["tend"]
+
+
+class Writer:
+    """Writes drafts in order; a daemon that `wait` makes reliable."""
+
+    def __init__(self, store: Store, most_waiting: int = MOST_WAITING) -> None:
+        self._store = store
+        self._most_waiting = most_waiting
+        self._keeps = not isinstance(store, NullStore)
+        self._uses: list[Use] = []
+        self._looked = self._lost = False
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._queue: deque[_Item] = deque()  # the first is being written
+        self._waiting = 0
+        self._saved = self._tending = self._more = False
+        self._blocked = self._hurried = self._patient = self._told = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is on its way."""
+        return self._process == os.getpid() and bool(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of what is on its way, which are memory until they are written."""
+        return self._waiting if self._process == os.getpid() else 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more draft may wait."""
+        return self._process != os.getpid() or self._waiting < self._most_waiting
+
+    def put(self, draft: Draft) -> None:
+        """Write this when its turn comes."""
+        self._after_fork()
+        with self._changed:
+            self._waiting += draft.nbytes
+            self._append(draft)
+
+    def note_lookup(self) -> None:
+        """The store was asked: it may have something to write down."""
+        self._looked = self._keeps
+
+    def note_use(self, namespace: str, path: Tokens[int]) -> None:
+        """A request resumed this path from memory: where it is stored as well, that is a use."""
+        if self._keeps and len(path):
+            self._uses.append(Use(namespace, path))
+            if len(self._uses) >= _MOST_USES:
+                self.count_uses()
+
+    def count_uses(self) -> None:
+        """Tell the store of all uses at once, after what was put before, and have it write them."""
+        uses, self._uses = self._uses, []
+        looked, self._looked = self._looked, False
+        self._after_fork()
+        with self._changed:
+            if uses:
+                self._append(uses)
+            if uses or looked:
+                self._append("tend")
+
+    @property
+    def coming(self) -> list[Draft]:
+        """What is on its way, in the order in which the store will be given it."""
+        if not self.busy:
+            return []
+        with self._changed:
+            return [item for item in self._queue if isinstance(item, Draft)]
+
+    def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[Part]:
+        """What waits of a path from token `start` on, as parts to resume from."""
+        drafts = self._drafts(namespace)
+        parts: list[Part] = []
+        while True:
+            going_on = [
+                (common_prefix(draft.path, ids), draft)
+                for draft in drafts
+                if draft.start == start or (draft.start < start and cut_anywhere(draft.layout))
+            ]
+            end, draft = max(going_on, key=lambda pair: pair[0], default=(0, None))
+            if draft is None or end <= start:
+                return parts
+            parts.append(Part(start, end, len(draft.path), draft.pieces))
+            start = end
+
+    def holds(self, namespace: str, ids: Tokens[int], start: int) -> bool:
+        """Whether something waits with which `ids` could be resumed after token `start`."""
+        for draft in self.coming:
+            shared = common_prefix(draft.path, ids) if draft.namespace == namespace else 0
+            whole = draft.resumes and shared == len(draft.path)
+            if shared > start and (whole or cut_anywhere(draft.layout)):
+                return True
+        return False
+
+    def wait(self) -> int:
+        """Return once all that was put is written, or can't be; how many spans are left.
+
+        While another process holds the index, this waits `FLUSH_SECONDS` once, and not again.
+        """
+        if self._process != os.getpid():
+            return 0
+        with self._changed:
+            while not self._idle:
+                self._changed.wait_for(lambda: self._idle or self._blocked)
+                if self._idle or not self._patient:
+                    break
+                self._patient, self._hurried = False, True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._blocked, FLUSH_SECONDS)
+                self._hurried = False
+            left = sum(isinstance(item, Draft) for item in self._queue)
+            if left:
+                self._tell(left)
+            return left
+
+    def tell_lost(self) -> None:
+        """A span leaves memory that nobody can write as yet: it is told once."""
+        if not self._lost:
+            self._lost = True
+            _log.warning(
+                "the disk is slower than what is computed: some of it is not kept in the disk cache"
+            )
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is left to do, but for evictions that take many rounds."""
+        return not (self._queue or self._saved or self._tending)
+
+    def _drafts(self, namespace: str) -> list[Draft]:
+        return [d for d in self.coming if d.namespace == namespace and len(d.pieces)]
+
+    def _after_fork(self) -> None:
+        if self._process != os.getpid():  # the thread stayed with the parent
+            self._start()
+
+    def _append(self, item: _Item) -> None:
+        self._queue.append(item)
+        if self._thread is None:
+            self._patient = True
+            self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (item := self._next()) is not None:
+            done = self._written(item)
+            with self._changed:
+                if done:
+                    self._queue.popleft()
+                    self._waiting -= item.nbytes if isinstance(item, Draft) else 0
+                    self._patient, self._told = True, False
+                self._blocked = not done
+                self._changed.notify_all()
+                del item
+                if self._blocked:
+                    self._pause()
+
+    def _next(self) -> _Item | None:
+        """The first in the queue; where there is none, the store is tended, and the thread ends."""
+        while True:
+            with self._changed:
+                if self._queue:
+                    return self._queue[0]
+                if not (self._saved or self._more):
+                    # A thread that waited for ever would keep every cache of a process alive.
+                    self._thread = None
+                    return None
+                self._tending, self._saved, self._more = self._saved, False, False
+            self._tend()
+            with self._changed:
+                self._tending = False
+                self._changed.notify_all()
+
+    def _pause(self) -> None:
+        """Wait until it is time to try again, or somebody flushes."""
+        pause = self._store.pause
+        if pause >= _TELL_SECONDS:
+            self._tell(sum(isinstance(item, Draft) for item in self._queue))
+        if self._hurried:
+            self._changed.wait(_RETRY_SECONDS)
+        else:
+            self._changed.wait_for(lambda: self._hurried, max(pause, _RETRY_SECONDS))
+        if self._hurried:
+            self._store.try_again()
+
+    def _written(self, item: _Item) -> bool:
+        """Write one; False where it has to wait, since another process is in the way."""
+        try:
+            if isinstance(item, Draft):
+                saved = self._store.save(item)
+                self._saved |= saved
+                return saved or self._store.pause == 0
+            if isinstance(item, list):
+                self._count(item)
+            else:
+                self._tend()
+        except Exception as error:  # a store of somebody else's: it must not end the thread
+            _log.warning("a span could not be stored: %s", error)
+        return True
+
+    def _tend(self) -> None:
+        """Have the store do what is left to do, some of it; the rest when nothing is waiting."""
+        try:
+            done = self._store.tend()
+        except Exception as error:
+            _log.warning("the disk cache could not be kept in order: %s", error)
+            return
+        self._more = not done and self._store.pause == 0
+
+    def _count(self, uses: Iterable[Use]) -> None:
+        """What is stored along these paths counts as used, with the checkpoints at their ends."""
+        found: dict[str, StoredSpan] = {}
+        for namespace, path in uses:
+            spans, checkpoints = self._store.lookup(namespace, path)
+            ends = [span for span in checkpoints if span.end == len(path)]
+            found |= {span.stem: span for span in (*spans, *ends)}
+        if found:
+            self._store.used(list(found.values()))
+
+    def _tell(self, left: int) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "not in the disk cache yet, and lost if this process ends now: %d spans; another"
+                " process holds the index locked (is one stopped?)",
+                left,
+            )

@@ -1,0 +1,174 @@
+"""Checkpoints: what it takes to resume at a place whose rows are stored already.
+
+A path that is split, or resumed, inside a stored span leaves state and windows there. They are
+stored beside the span, as a span without tokens, so that no file has to be rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+from .kinds import LayerKind, ListOf
+from .layout import Layout, Part
+from .pieces import Piece, View
+
+
+def checkpoint_at(layout: Layout, parts: Sequence[Part], place: int) -> list[Piece | None] | None:
+    """All but rows that it takes to resume at `place`; None where these parts don't hold it."""
+    found: list[Piece | None] = []
+    for index, kind in enumerate(layout):
+        if kind.anywhere:
+            found.append(None)
+            continue
+        views = [View(p.start, p.end, p.span_end, p.pieces[index]) for p in parts]
+        if kind.resumable(views, place) != place:
+            return None
+        found.append(_ends_only(kind, kind.cut(kind.join(views, place, 0), place, 0, place)))
+    return found
+
+
+def resumes(layout: Layout, parts: Sequence[Part], place: int) -> bool:
+    """Whether all layers that can't be cut could resume at `place`, given the rows of the others.
+
+    Rows may be away with a lease while their span is written.
+    """
+    for index, kind in enumerate(layout):
+        if not kind.anywhere:
+            views = [View(p.start, p.end, p.span_end, p.pieces[index]) for p in parts]
+            if kind.resumable(views, place) != place:
+                return False
+    return True
+
+
+def resumed_at(
+    layout: Layout,
+    parts: Sequence[Part],
+    starts: Sequence[int],
+    place: int,
+    extra: Sequence[Piece | None],
+) -> list[Part]:
+    """Parts of a path up to `place`, with what a checkpoint there holds.
+
+    `starts` tells where the span of each part starts, which may be before the part.
+    """
+    pairs = [(part, start) for part, start in zip(parts, starts, strict=True) if part.start < place]
+    cut = [(part._replace(end=min(part.end, place)), start) for part, start in pairs]
+    stitch = _Stitch(layout, cut, extra)
+    return [
+        Part(part.start, part.end, part.end, _Column(stitch, number))
+        for number, (part, _) in enumerate(cut)
+    ]
+
+
+class _Shape(NamedTuple):
+    """All that is needed of an array to plan with it."""
+
+    shape: tuple[int, ...]
+
+
+def outline_from(
+    layout: Layout, parts: Sequence[Part], place: int, extra: Sequence[Piece | None]
+) -> list[Part]:
+    """Parts to plan with beyond `place`, before which a path holds all rows and this checkpoint.
+
+    A window that reaches back over the place takes there what the checkpoint holds. Where a span
+    goes on over the place, nothing beyond it is looked at: a file's pieces are read only once.
+    """
+    first = parts[0].pieces
+    pairs = enumerate(zip(layout, extra, strict=True))
+    made = [_merged(kind, _all_rows(kind, first[i], place), over) for i, (kind, over) in pairs]
+    whole = Part(0, place, place, made)
+    if any(part.start < place < part.end for part in parts):
+        return [whole]
+    return [whole, *(part for part in parts if part.start >= place)]
+
+
+def _all_rows(kind: LayerKind, piece: Piece | None, count: int) -> Piece | None:
+    """The shape of a layer's first `count` rows, after one of its pieces; of other layers none."""
+    if piece is None:
+        return None
+    if isinstance(kind, ListOf):
+        subs = zip(kind.parts, kind.parted(piece), strict=True)
+        return kind.flat([_all_rows(part, sub, count) for part, sub in subs])
+    if not kind.anywhere:
+        return None
+    shapes = [None if a is None else _Shape((*a.shape[:-2], count, a.shape[-1])) for a in piece]
+    return cast("Piece", tuple(shapes))
+
+
+class _Stitch:
+    """The pieces of all parts, made layer by layer when they are asked for."""
+
+    def __init__(
+        self, layout: Layout, parts: list[tuple[Part, int]], extra: Sequence[Piece | None]
+    ) -> None:
+        self._layout = layout
+        self._parts = parts
+        self._extra = extra
+        self._made: tuple[int, list[Piece | None]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def piece(self, layer: int, number: int) -> Piece | None:
+        """The piece of one part."""
+        if self._made[0] != layer:
+            self._made = layer, self._layer(layer)
+        return self._made[1][number]
+
+    def _layer(self, layer: int) -> list[Piece | None]:
+        kind = self._layout[layer]
+        made = [_left(kind, part, start, part.pieces[layer]) for part, start in self._parts]
+        rest, end = self._extra[layer], self._parts[-1][0].end
+        # A window may reach back over several parts: each gets what lies on it.
+        for number in range(len(made) - 1, -1, -1):
+            start = self._parts[number][0].start
+            if rest is None:
+                break
+            before, here = kind.split(rest, end, start) if start else (None, rest)
+            made[number] = _merged(kind, made[number], here)
+            rest, end = before, start
+        return made
+
+
+class _Column(Sequence[Piece | None]):
+    """One part's pieces."""
+
+    def __init__(self, stitch: _Stitch, number: int) -> None:
+        self._stitch = stitch
+        self._number = number
+
+    def __len__(self) -> int:
+        return len(self._stitch)
+
+    def __getitem__(self, layer: int) -> Piece | None:  # type: ignore[override]
+        return self._stitch.piece(layer, self._number)
+
+    def __iter__(self) -> Iterator[Piece | None]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def _left(kind: LayerKind, part: Part, start: int, piece: Piece | None) -> Piece | None:
+    """A span's piece up to the part's end."""
+    if piece is None or part.end == part.span_end:
+        return piece
+    return kind.split(piece, part.span_end - start, part.end - start)[0]
+
+
+def _ends_only(kind: LayerKind, piece: Piece | None) -> Piece | None:
+    """A piece without rows, which are stored already."""
+    if piece is None or kind.anywhere:
+        return None
+    if not isinstance(kind, ListOf):
+        return piece
+    subs = zip(kind.parts, kind.parted(piece), strict=True)
+    return kind.flat([_ends_only(part, sub) for part, sub in subs])
+
+
+def _merged(kind: LayerKind, base: Piece | None, over: Piece | None) -> Piece | None:
+    """What both hold of a layer; where both hold it, `over`."""
+    if over is None or base is None or not isinstance(kind, ListOf):
+        return base if over is None else over
+    triples = zip(kind.parts, kind.parted(base), kind.parted(over), strict=True)
+    return kind.flat([_merged(part, b, o) for part, b, o in triples])

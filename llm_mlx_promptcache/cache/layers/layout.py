@@ -1,0 +1,290 @@
+"""A model's layers as a whole: their layout, and spans cut from them, split and joined again.
+
+What a single layer keeps is its kind's business (`layer_kinds.py`); here all layers of a model
+are taken together, verified and evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from .kinds import Chunked, Layer, LayerKind, ListOf, PlainRows, QuantizedRows, Rows, State, Window
+from .own_state import NoRoundTrip, OwnState, own_state
+from .pieces import Piece, View
+from .plugins import call_plugins
+
+Layout = tuple[LayerKind, ...]
+
+# Evaluating piece by piece costs a synchronisation each, all at once costs their transient memory.
+_EVAL_BYTES = 64 << 20
+
+_SIMPLE: tuple[type[Any], ...] = (
+    Rows,
+    PlainRows,
+    QuantizedRows,
+    Window,
+    Chunked,
+    State,
+    OwnState,
+)
+_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _SIMPLE}
+_KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {
+    KVCache: lambda layer: Rows(),
+    ConcatenateKVCache: lambda layer: PlainRows(),
+    QuantizedKVCache: lambda layer: QuantizedRows(layer.group_size, layer.bits),
+    RotatingKVCache: lambda layer: Window(layer.max_size, layer.keep),
+    ChunkedKVCache: lambda layer: Chunked(layer.chunk_size),
+    ArraysCache: lambda layer: State(len(layer.cache)),
+    CacheList: lambda layer: ListOf(tuple(kind_of(sub) for sub in layer.caches)),
+}
+
+
+class NotCached(ValueError):
+    """A model has layers that can't be represented faithfully; the message says which and why."""
+
+
+class Part(NamedTuple):
+    """A run [start, end) of a path and the pieces of the span that it follows, to `span_end`."""
+
+    start: int
+    end: int
+    span_end: int
+    pieces: Sequence[Piece | None]
+
+
+def kind_of(layer: Layer) -> LayerKind:
+    """The kind of one layer, by its very class (a subclass may behave otherwise); or NotCached."""
+    make = _KIND_OF.get(type(layer))
+    if make is None:
+        load_layer_kinds()
+        make = _KIND_OF.get(type(layer), own_state)
+    try:
+        return make(layer)
+    except NoRoundTrip as error:
+        reason = f"layers of class {type(layer).__name__} can't be kept: {error}"
+        raise NotCached(reason) from None
+
+
+def register_layer_kind(
+    layer_class: type, kind_class: type[Any], make: Callable[[Any], LayerKind]
+) -> None:
+    """Teach the cache a class of layers: `make` gives the kind, a `kind_class`, of one of them.
+
+    ValueError where the class or the kind's name is taken: what is stored must keep its meaning.
+    """
+    if _KIND_OF.get(layer_class, make) is not make:
+        raise ValueError(f"layers of class {layer_class.__name__} have a kind already")
+    taken = {ListOf.name: ListOf, **_KINDS}.get(kind_class.name, kind_class)
+    if taken is not kind_class:
+        raise ValueError(f"a kind of layer named {kind_class.name!r} is there already")
+    _KIND_OF[layer_class] = make
+    _KINDS[kind_class.name] = kind_class
+
+
+@cache
+def load_layer_kinds() -> None:
+    """Ask the installed plugins for their kinds, once; one that fails is told of and left out."""
+    call_plugins(register_layer_kind)
+
+
+def layout_of(layers: Sequence[Layer]) -> Layout:
+    """The kind of each layer; NotCached where one has none."""
+    if not layers:
+        raise NotCached("a model without layers has nothing to keep")
+    return tuple(kind_of(layer) for layer in layers)
+
+
+def layout_to_json(layout: Layout) -> list[Any]:
+    """A layout as plain data; runs of equal kinds are counted."""
+    runs: list[list[Any]] = []
+    for kind in layout:
+        described = _kind_to_json(kind)
+        if runs and runs[-1][1] == described:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, described])
+    return runs
+
+
+def kind_class(name: str) -> type[Any] | None:
+    """The class of the kinds of this name, those of plugins among them; None for no kind's name."""
+    if name not in _KINDS:
+        load_layer_kinds()
+    return _KINDS.get(name)
+
+
+def cut_anywhere(layout: Layout) -> bool:
+    """Whether a path can resume at every token, so that no checkpoints are needed."""
+    return all(kind.anywhere for kind in layout)
+
+
+def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
+    """How many tokens the layers have seen; None where none of them counts.
+
+    ValueError where they are not of this layout, or disagree.
+    """
+    found = layout_of(layers)
+    if found != layout:
+        raise ValueError(f"layers are of another model: {_brief(found)}, not {_brief(layout)}")
+    pairs = zip(layout, layers, strict=True)
+    positions = {kind.position(layer) for kind, layer in pairs} - {None}
+    if len(positions) > 1:
+        counts = ", ".join(str(count) for count in sorted(p for p in positions if p is not None))
+        raise ValueError(f"layers hold different numbers of tokens: {counts}")
+    return positions.pop() if positions else None
+
+
+class Wanted(NamedTuple):
+    """A span [start, end) and its pieces, a list to be completed in place.
+
+    `moved`: its rows are in the layers alone, and stay there.
+    """
+
+    start: int
+    end: int
+    pieces: list[Piece | None]
+    moved: bool = False
+
+
+def collect(
+    layout: Layout, layers: Sequence[Layer], at: int, spans: Sequence[Wanted], consume: bool = False
+) -> None:
+    """Complete the pieces of spans in place from layers that have seen `at` tokens.
+
+    What is collected owns its memory. A split leaves holes in windows, and state exists only where
+    it was taken (DESIGN, "What a layer keeps"), so spans that stand already are completed by what
+    passes them. With `consume` the layers, a list, are given up one by one, so that at most one
+    array of one layer is held twice.
+    """
+    found: list[tuple[list[Piece | None], int, Piece]] = []
+    for index, kind in enumerate(layout):
+        for start, end, pieces, moved in spans:
+            if moved and kind.anywhere:
+                continue
+            if end <= at and kind.missing(pieces[index], end - start):
+                piece = kind.cut(layers[index], at, start, end)
+                if piece is not None and _more(piece, pieces[index]):
+                    found.append((pieces, index, piece))
+        if consume:
+            assert isinstance(layers, list)
+            layers[index] = None
+        if consume or nbytes(piece for _, _, piece in found) > _EVAL_BYTES:
+            _settle(found)
+    _settle(found)
+
+
+def needed(layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int) -> int:
+    """Bytes that a span [start, end) of these layers would take; copies nothing."""
+    pairs = zip(layout, layers, strict=True)
+    return nbytes(kind.cut(layer, at, start, end) for kind, layer in pairs)
+
+
+def thinned(layout: Layout, pieces: Sequence[Piece | None]) -> list[Piece | None]:
+    """A span's pieces without those that only serve to resume at its end."""
+    pairs = zip(layout, pieces, strict=True)
+    return [None if piece is None else kind.thinned(piece) for kind, piece in pairs]
+
+
+def split(
+    layout: Layout, pieces: Sequence[Piece | None], length: int, at: int
+) -> tuple[list[Piece | None], list[Piece | None]]:
+    """The pieces of a span of `length` tokens, cut after `at` of them."""
+    halves = [
+        (None, None) if piece is None else kind.split(piece, length, at)
+        for kind, piece in zip(layout, pieces, strict=True)
+    ]
+    left, right = [half[0] for half in halves], [half[1] for half in halves]
+    mx.eval([a for piece in (*left, *right) if piece is not None for a in piece if a is not None])
+    return left, right
+
+
+def resumable(layout: Layout, parts: Sequence[Part], limit: int) -> int:
+    """The longest prefix, at most `limit`, at which every layer can resume.
+
+    The parts follow one another along a path, without gaps, from its start.
+    """
+    # Layers of one kind are cut together, so the first of each kind speaks for them.
+    firsts = {kind: index for index, kind in reversed(list(enumerate(layout)))}
+    views = {kind: _views(parts, index) for kind, index in firsts.items()}
+    while limit > 0:
+        reached = min(kind.resumable(views[kind], limit) for kind in firsts)
+        if reached == limit:
+            break
+        limit = reached
+    return limit
+
+
+def join(
+    layout: Layout, parts: Sequence[Part], count: int, room: int, moving: Collection[int] = ()
+) -> list[Layer]:
+    """New layers that hold the first `count` tokens of a path, verified, with room for more.
+
+    Rows of the parts that are `moving`, by index, leave their pieces (a list) for the layers:
+    array by array, so that only one of them is held twice at a time.
+    """
+    layers = []
+    for index, kind in enumerate(layout):
+        views = _views(parts, index)
+        for part in moving:
+            if kind.anywhere:
+                pieces = parts[part].pieces
+                assert isinstance(pieces, list)
+                pieces[index] = None
+        layers.append(kind.join(views, count, room))
+        seen = kind.position(layers[-1])
+        if seen not in (None, count):
+            raise ValueError(f"layer {index} holds {seen} tokens where {count} are claimed")
+    return layers
+
+
+def active_memory() -> int:
+    """Bytes that MLX holds in this process, for whatever."""
+    return mx.get_active_memory()
+
+
+def nbytes(pieces: Iterable[Piece | None]) -> int:
+    """Bytes of all arrays of a span."""
+    return sum(a.nbytes for piece in pieces if piece is not None for a in piece if a is not None)
+
+
+def _kind_to_json(kind: LayerKind) -> list[Any]:
+    if isinstance(kind, ListOf):
+        return [kind.name, [_kind_to_json(part) for part in kind.parts]]
+    settings = {f.name: getattr(kind, f.name) for f in fields(kind)}  # type: ignore[arg-type]
+    return [kind.name, settings]
+
+
+def _more(new: Piece | None, old: Piece | None) -> bool:
+    return new is not None and (old is None or nbytes([new]) > nbytes([old]))
+
+
+def _views(parts: Sequence[Part], layer: int) -> list[View]:
+    return [View(p.start, p.end, p.span_end, p.pieces[layer]) for p in parts]
+
+
+def _settle(found: list[tuple[list[Piece | None], int, Piece]]) -> None:
+    """Evaluate collected pieces array by array and put them in their places."""
+    for column in range(max((len(piece) for _, _, piece in found), default=0)):
+        same = [piece[column] for _, _, piece in found if column < len(piece)]
+        mx.eval([values for values in same if values is not None])
+    for pieces, index, piece in found:
+        pieces[index] = piece
+    found.clear()
+
+
+def _brief(layout: Layout) -> str:
+    return ", ".join(f"{count} x {kind[0]}" for count, kind in layout_to_json(layout))

@@ -1,0 +1,98 @@
+"""Pieces: the arrays that a span keeps of one layer, cut out, looked at and put together.
+
+What is kept is a copy of its own size, so that no span keeps a larger buffer alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+MxArray = mx.array
+Dtype = mx.Dtype
+Piece = tuple[mx.array | None, ...]
+
+
+class View(NamedTuple):
+    """One layer's piece where a path uses it.
+
+    The path follows the span over [start, end); the span itself, and so its piece, ends at
+    `span_end`. The piece is None where the span does not hold this layer.
+    """
+
+    start: int
+    end: int
+    span_end: int
+    piece: Piece | None
+
+
+def rows_of(piece: Piece, first: int, last: int) -> Piece | None:
+    """Rows [first, last) of each array, in memory of their own; None where there are none."""
+    if last <= first:
+        return None
+    return tuple(a if a is None else copied(a[..., first:last, :]) for a in piece)
+
+
+def owned(arrays: Iterable[mx.array | None]) -> Piece | None:
+    """Copies that keep no larger array alive (mamba2's state is a view of a whole chunk)."""
+    piece = tuple(a if a is None else copied(a) for a in arrays)
+    return piece if any(a is not None for a in piece) else None
+
+
+def copied(values: mx.array) -> mx.array:
+    """A copy in memory of its own size.
+
+    `mx.contiguous` is none where the rows lie together (one head, one token): it keeps up to
+    16 KiB of the larger array alive, which for short spans is more than what they say they hold.
+    """
+    flat = values.reshape(-1) if values.ndim == 0 else values
+    axis = max(flat.ndim - 2, 0)
+    nothing = mx.zeros((*flat.shape[:axis], 0, *flat.shape[axis + 1 :]), flat.dtype)
+    return mx.concatenate([flat, nothing], axis=axis).reshape(values.shape)
+
+
+def rows_in(piece: Piece) -> int:
+    """How many rows a piece has."""
+    return next(int(a.shape[-2]) for a in piece if a is not None)
+
+
+def runs(views: Sequence[View]) -> list[tuple[int, int]]:
+    """Runs of tokens [first, last) whose rows are held, neighbours joined."""
+    found: list[tuple[int, int]] = []
+    for view in views:
+        if view.piece is None:
+            continue
+        first = max(view.start, view.span_end - rows_in(view.piece))
+        if first >= view.end:
+            continue
+        if found and found[-1][1] == first:
+            found[-1] = (found[-1][0], view.end)
+        else:
+            found.append((first, view.end))
+    return found
+
+
+def used(view: View, first: int, last: int) -> list[mx.array]:
+    """The rows [first, last) of a path out of one view's piece, which ends at its span's end."""
+    arrays = [a for a in view.piece or () if a is not None]
+    oldest = view.span_end - arrays[0].shape[-2]
+    if first == oldest and last == view.span_end:
+        return arrays
+    return [a[..., first - oldest : last - oldest, :] for a in arrays]
+
+
+def joined(parts: list[list[mx.array]], room: int) -> list[mx.array]:
+    """Arrays of all parts' rows, and room; each is let go of before the next one is made."""
+    made = []
+    for _ in range(len(parts[0])):
+        rows = [arrays.pop(0) for arrays in parts]
+        if room > 0:
+            shape = (*rows[0].shape[:-2], room, rows[0].shape[-1])
+            rows.append(mx.zeros(shape, rows[0].dtype))
+        # Never the stored array object itself: the model writes into its layers in place (law 9).
+        made.append(mx.concatenate(rows, axis=-2))
+        del rows
+        mx.eval(made[-1])
+    return made

@@ -1,0 +1,157 @@
+"""The policies that `CacheOrder` (order.py) asks, and the entries they compare; no MLX here.
+
+The default's comparison is `worth` (worth.py). What was measured, against what, and why this one
+stayed: docs/eviction.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from ..worth import RETURNED_BIAS, density, worth
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[T]):
+    """What the order keeps for one span; the owner reads it, and only the order writes it."""
+
+    item: T
+    tier: int  # its place in the order's tiers
+    nbytes: int  # what evicting it frees
+    tokens: int  # what evicting it costs: tokens to compute again while its parent is there
+    parent: Entry[T] | None
+    key: Hashable  # the path's hash, by which it is remembered; None: it is not
+    serial: int
+    last_used: int  # tick of the last use or touch
+    inserted: int  # tick of the last push or touch
+    uses: int = 0
+    returned: bool = False  # its path came back, or it continues one that did
+    extended: bool = False  # something hung on it once, even if that is gone
+    answered: bool = False  # an answer did, of the least persistent tier
+    children: int = 0
+    holds: int = 0
+    stamp: int = -1  # of its one valid place in a heap
+
+    @property
+    def evictable(self) -> bool:
+        """Nothing hangs on it and nobody holds it."""
+        return not self.children and not self.holds
+
+
+class Ghost(NamedTuple):
+    """What is remembered of an evicted entry."""
+
+    returned: bool
+    extended: bool
+    uses: int
+    nbytes: int
+    at: int  # bytes evicted before it, ever
+
+
+Heads = Mapping[Any, Entry[Any]]  # by bucket, the entry that would leave it first
+
+
+class Policy:
+    """Least recently used; the others override what they do differently.
+
+    Entries of one `bucket` leave in the order of `rank`, which changes only when the entry does;
+    `choose` compares the heads of the buckets, so a pop looks at a handful, never at all.
+    """
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """Which entries keep their order among each other while time passes."""
+        return None
+
+    def rank(self, entry: Entry[Any]) -> float:
+        """Within a bucket, the least goes first."""
+        return entry.last_used
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """The bucket whose head goes; `counts` is entries by tier."""
+        return _least(heads, lambda bucket, head: self.rank(head))
+
+    def came_back(self, ghost: Ghost, share: float, room: float) -> None:
+        """A remembered entry was stored again; `room` is its part of the bytes held now.
+
+        `share` is what part of all remembered bytes are of its kind (returned, or not).
+        """
+
+
+class MlxLm(Policy):
+    """mlx-lm's rule: tiers balanced by count, first in first out in each, a fetch counts nothing.
+
+    As `LRUPromptCache.CacheOrder.pop`; where the tier it names has nothing evictable, the next.
+    """
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """The tier."""
+        return entry.tier
+
+    def rank(self, entry: Entry[Any]) -> float:
+        """When it was inserted."""
+        return entry.inserted
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """The first tier that holds as many as the next more persistent one."""
+        last = len(counts) - 1
+        named = (i for i in range(last) if counts[i] and counts[i] >= counts[i + 1])
+        tier: int = next(named, last)
+        return tier if tier in heads else min(heads, key=int)
+
+
+class Worth(Policy):
+    """The default: least worth first, where what came back once is expected back again.
+
+    How much longer a returned entry stays (`bias`) is learned from what comes back too late:
+    a remembered entry that had returned says its kind needs room, a fresh one the opposite
+    (as ARC does for its two lists; Megiddo and Modha, FAST'03). Both weighed by how many bytes
+    of that kind are remembered, so that the bias settles where a byte of either earns the same.
+    """
+
+    START, MOST, STEP = RETURNED_BIAS, 10.0, 12.0  # log2; measured, see docs/eviction.md
+
+    def __init__(self) -> None:
+        self._log_bias = self.START
+
+    @property
+    def bias(self) -> float:
+        """How many times longer a returned entry stays than a fresh one, all else equal."""
+        return math.exp2(self._log_bias)
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """All of `worth`'s arguments but the age."""
+        return entry.returned, entry.tier, density(entry.tokens, entry.nbytes)
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """The bucket whose head is worth least."""
+        bias = self.bias
+
+        def value(bucket: tuple[bool, int, int], head: Entry[Any]) -> float:
+            returned, tier, octave = bucket
+            return worth(now - head.last_used, tier, returned, octave, bias)
+
+        return _least(heads, value)
+
+    def came_back(self, ghost: Ghost, share: float, room: float) -> None:
+        """Move the bias toward the kind that came back."""
+        step = self.STEP * min(room, 1.0) * min(0.5 / share, 8.0)
+        moved = self._log_bias + (step if ghost.returned else -step)
+        self._log_bias = min(max(moved, 0.0), self.MOST)
+
+
+POLICIES: Final[dict[str, Callable[[], Policy]]] = {
+    "default": Worth,
+    "lru": Policy,
+    "mlx-lm": MlxLm,
+}
+
+
+def _least(heads: Heads, value: Callable[[Any, Entry[Any]], float]) -> Hashable:
+    """The bucket whose head has the least value; of equals, the one stored first."""
+    bucket: Hashable = min(heads, key=lambda b: (value(b, heads[b]), heads[b].serial))
+    return bucket

@@ -1,0 +1,406 @@
+"""SpanTree: the spans in memory, one radix tree a namespace, and the order in which they go.
+
+Trie and order change together here and nowhere else, so that each span stands in exactly one
+place in each and the bytes of all spans are the order's count (law 3). Not locked, the owner is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import xxhash
+
+from .. import device
+from ..layers import layout as layouts
+from ..layers.layout import Layout, Part, Wanted
+from ..layers.pieces import Piece
+from ..trie import Match, Node, PromptTrie, Tokens
+from .order import CacheOrder
+from .policies import Entry, Policy
+
+SpanNode = Node["Span"]
+
+_NEWEST = 4  # checkpoints before a path's end that are never thinned
+_MOST_GONE = 65_536  # evicted branches that are remembered, to tell why a prompt missed
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """What is kept at a node: a piece a layer, its place in the order, pins, and its file."""
+
+    pieces: list[Piece | None]
+    entry: Entry[SpanNode]
+    pinned: bool = False
+    saved: bool = False
+
+
+class Held(NamedTuple):
+    """Spans, tokens and bytes of one tier."""
+
+    spans: int
+    tokens: int
+    bytes: int
+
+
+class SpanTree:
+    """Spans by their tokens. `tiers` and `policy` are `CacheOrder`'s; `saving`: a store waits."""
+
+    def __init__(self, tiers: Sequence[str], policy: str | Policy, saving: bool) -> None:
+        self._trie: PromptTrie[Span] = PromptTrie()
+        self._order: CacheOrder[SpanNode] = CacheOrder(tiers, policy)
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._saving = saving
+        self.unsaved: dict[SpanNode, None] = {}  # parents before their children
+        # What spans held before the device was given work on their pieces, until that is proven.
+        self._unproven: dict[SpanNode, list[Piece | None]] = {}
+        self.evicted = dict.fromkeys(tiers, 0)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all spans."""
+        return self._order.nbytes
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """From least to most persistent."""
+        return self._order.tiers
+
+    def advance(self) -> None:
+        """A new request begins."""
+        self._order.advance()
+
+    def check_tier(self, tier: str) -> None:
+        """ValueError for a tier that is none."""
+        self._order.rank(tier)
+
+    def walk(self, namespace: str, ids: Tokens[int]) -> Match[Span]:
+        """The spans along `ids`; the last may be shared in part only. Changes nothing."""
+        return self._trie.walk(namespace, ids)
+
+    def nodes(self) -> Iterator[SpanNode]:
+        """Every span, parents before their children."""
+        return self._trie.nodes()
+
+    # Fetching.
+
+    def use(self, nodes: Sequence[SpanNode], reached: int) -> None:
+        """A fetch resumed at `reached`: spans before it came back, the others were just near."""
+        self._order.use(node.value.entry for node in nodes if node.end <= reached)
+        self._order.touch(node.value.entry for node in nodes if node.end > reached)
+
+    def exclusive(self, nodes: Sequence[SpanNode], reached: int) -> list[int]:
+        """Which of a path's spans, by index, nobody needs but who goes on from `reached`."""
+        alone = []
+        for index in range(len(nodes) - 1, -1, -1):
+            node = nodes[index]
+            if node.end > reached or len(node.children) > (index + 1 < len(nodes)):
+                break
+            if node.value.pinned or node.value.entry.holds:
+                break
+            alone.append(index)
+        return alone
+
+    def resized(self, nodes: Iterable[SpanNode]) -> None:
+        """Their pieces have changed."""
+        for node in nodes:
+            size = layouts.nbytes(node.value.pieces)
+            self._order.resize(node.value.entry, size, len(node.tokens))
+
+    def hold(self, node: SpanNode) -> Entry[SpanNode]:
+        """Keep a span and all it hangs on from being evicted, until its entry is released."""
+        self._order.hold(node.value.entry)
+        return node.value.entry
+
+    def release(self, entry: Entry[SpanNode]) -> None:
+        """Undo one `hold`, unless the span went otherwise."""
+        if entry in self._order and entry.holds:
+            self._order.release(entry)
+
+    # Inserting.
+
+    def add(
+        self,
+        namespace: str,
+        layout: Layout,
+        ids: Tokens[int],
+        layers: Sequence[Any],
+        at: int,
+        tier: str,
+        consume: bool,
+        on_disk: bool = True,
+        refill: bool = True,
+    ) -> SpanNode:
+        """The span at the end of `ids`, made when missing; all that are passed get what they lack.
+
+        The layers have seen `at` tokens, at least as many as `ids` has. Without `refill`, spans
+        whose rows moved into them stay without, but for those that the store still has to get.
+        """
+        nodes, length = self._trie.walk(namespace, ids)
+        inside = bool(nodes) and length < nodes[-1].end
+        if inside and (length < len(ids) or self._must_end(nodes[-1], layout, tier)):
+            nodes[-1] = self.split(layout, nodes[-1], length)
+        node = nodes[-1] if nodes else self._trie.root(namespace)
+        pieces: list[Piece | None] = [None] * len(layout)
+        wanted = [
+            Wanted(n.start, n.end, n.value.pieces, not refill and n not in self.unsaved)
+            for n in nodes
+        ]
+        if length < len(ids):
+            wanted.append(Wanted(length, len(ids), pieces))
+        held = [list(n.value.pieces) for n in nodes]
+        try:
+            with device.work():
+                layouts.collect(layout, layers, at, wanted, consume)
+        finally:
+            self._note_changed(nodes, held)
+        self._order.touch(n.value.entry for n in nodes)
+        before = [n.value.entry.nbytes for n in nodes]
+        self.resized(nodes)
+        if self._saving and on_disk and not layouts.cut_anywhere(layout):
+            # A checkpoint was taken inside what is stored already.
+            more = [n for n, size in zip(nodes, before, strict=True) if n.value.entry.nbytes > size]
+            self.unsaved |= dict.fromkeys(more)
+        if length < len(ids):
+            node = self._extend(node, ids, pieces, tier)
+            if self._saving and on_disk:
+                self.unsaved[node] = None
+        elif not inside or node.end == len(ids):
+            self._order.promote(node.value.entry, tier)
+        return node
+
+    def _must_end(self, node: SpanNode, layout: Layout, tier: str) -> bool:
+        """Whether a path that ends inside a span needs an end of its own there."""
+        dearer = self._order.rank(tier) > node.value.entry.tier
+        return dearer or not layouts.cut_anywhere(layout)
+
+    def _extend(
+        self, parent: SpanNode, ids: Tokens[int], pieces: list[Piece | None], tier: str
+    ) -> SpanNode:
+        node = self._trie.extend(parent, ids[parent.end :])
+        above = parent.value.entry if parent.parent is not None else None
+        size, length = layouts.nbytes(pieces), len(node.tokens)
+        key = _key(node.model, ids)
+        entry = self._order.push(node, tier, size, length, above, key)
+        node.value = Span(pieces, entry)
+        self._unproven[node] = [None] * len(pieces)
+        self._gone.pop(_branch(node.model, ids[: node.start], ids[node.start]), None)
+        return node
+
+    def split(self, layout: Layout, node: SpanNode, at: int) -> SpanNode:
+        """Cut a span at position `at` of its path; returns the new first part."""
+        span = node.value
+        with device.work():
+            left, right = layouts.split(layout, span.pieces, len(node.tokens), at - node.start)
+        upper = self._trie.split(node, at)
+        key = _key(upper.model, upper.path())
+        size = layouts.nbytes(left)
+        entry = self._order.split(span.entry, upper, size, len(upper.tokens), key)
+        upper.value = Span(left, entry, saved=span.saved)
+        span.pieces = right
+        self._unproven |= {upper: [None] * len(left), node: [None] * len(right)}
+        self.resized([node])
+        if node in self.unsaved:
+            del self.unsaved[node]
+            self.unsaved |= {upper: None, node: None}
+        return upper
+
+    def _note_changed(self, nodes: Sequence[SpanNode], held: Sequence[list[Piece | None]]) -> None:
+        for node, before in zip(nodes, held, strict=True):
+            pairs = zip(node.value.pieces, before, strict=True)
+            if any(now is not then for now, then in pairs):
+                self._unproven.setdefault(node, before)
+
+    # Proving.
+
+    @property
+    def unproven(self) -> bool:
+        """Whether there are spans whose pieces the device may not have written yet."""
+        return bool(self._unproven)
+
+    def proved(self) -> None:
+        """The device has done all that it was given."""
+        self._unproven.clear()
+
+    def withdraw(self) -> None:
+        """It has not: spans hold again what they held before, or nothing, and those go."""
+        unproven, self._unproven = self._unproven, {}
+        there = [node for node in unproven if node.value.entry in self._order]
+        for node in there:
+            node.value.pieces = unproven[node]
+            if is_hollow(node):
+                self.unsaved.pop(node, None)
+        self.resized(there)
+        for node in sorted(there, key=lambda node: -node.end):
+            self.drop_hollow(node)
+
+    def lose(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
+        """Rows that were to move out of these spans went nowhere: of what is left none is whole."""
+        for node in nodes:
+            pairs = list(zip(layout, node.value.pieces, strict=True))
+            if any(kind.anywhere and piece is None for kind, piece in pairs):
+                node.value.pieces[:] = [None if kind.anywhere else piece for kind, piece in pairs]
+
+    # Thinning.
+
+    def thin(self, layout: Layout, node: SpanNode) -> None:
+        """Give up checkpoints on the way to `node` that later ones make unlikely to be needed.
+
+        The newest stay, older ones at distances that double, so there are few on the longest path;
+        those of the most persistent tier, of pinned spans and where paths part stay as well.
+        """
+        kept = spared = 0
+        superseded = []
+        current = node.parent
+        while current is not None and current.parent is not None:
+            if self._is_plain(current) and self._is_checkpoint(layout, current):
+                distance = node.end - current.end
+                if kept >= _NEWEST and distance < 2 * spared:
+                    superseded.append(current)
+                else:
+                    kept, spared = kept + 1, distance
+            current = current.parent
+        self.strip(layout, superseded)
+
+    def strip(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
+        """Give up the checkpoints of these spans, but of pinned ones."""
+        stripped = [node for node in nodes if self._is_checkpoint(layout, node)]
+        for node in stripped:
+            node.value.pieces = layouts.thinned(layout, node.value.pieces)
+        self.resized(stripped)
+
+    def strippable(self, layout: Layout, nodes: Iterable[SpanNode]) -> int:
+        """Bytes that `strip` would free."""
+        return sum(
+            node.value.entry.nbytes - layouts.nbytes(layouts.thinned(layout, node.value.pieces))
+            for node in nodes
+            if not node.value.pinned
+        )
+
+    def _is_checkpoint(self, layout: Layout, node: SpanNode) -> bool:
+        pieces = node.value.pieces
+        thinned = layouts.thinned(layout, pieces)
+        differ = any(a is not b for a, b in zip(thinned, pieces, strict=True))
+        return differ and not node.value.pinned
+
+    def _is_plain(self, node: SpanNode) -> bool:
+        dearest = node.value.entry.tier == len(self.tiers) - 1 and len(self.tiers) > 1
+        return not (dearest or len(node.children) > 1 or node in self.unsaved)
+
+    # Leaving.
+
+    def evict(self, nbytes: int, spans: int | None, leaving: Callable[[SpanNode], None]) -> None:
+        """Take spans out, each told to `leaving` first, until so many bytes and spans are left."""
+        while self.nbytes > nbytes or (spans is not None and len(self) > spans):
+            entry = self._order.pop()
+            if entry is None:
+                break  # what is left is pinned or leased
+            node = entry.item
+            try:
+                leaving(node)
+            finally:
+                self.evicted[self.tiers[entry.tier]] += 1
+                self._remember(node)
+                self._forget(node)
+
+    def discard(self, node: SpanNode) -> None:
+        """Take a leaf out that its owner wants no more."""
+        self._order.remove(node.value.entry)
+        self._forget(node)
+
+    def _forget(self, node: SpanNode) -> None:
+        self.unsaved.pop(node, None)
+        self._unproven.pop(node, None)
+        self._trie.prune(node)
+
+    def drop_hollow(self, node: SpanNode) -> None:
+        """Take out spans whose rows went with a lease that never came home, up from a leaf."""
+        while node.parent is not None and node.value.entry in self._order and is_hollow(node):
+            parent, span = node.parent, node.value
+            if node.children or span.pinned or span.entry.holds or span.saved:
+                break
+            self.discard(node)
+            node = parent
+
+    def next_ids(self, namespace: str, ids: Tokens[int]) -> tuple[int, ...]:
+        """The ids with which stored paths go on from where `ids` leaves them."""
+        nodes, length = self._trie.walk(namespace, ids)
+        if nodes and length < nodes[-1].end:
+            return (nodes[-1].tokens[length - nodes[-1].start],)
+        return tuple(nodes[-1].children) if nodes else ()
+
+    def was_evicted(self, namespace: str, ids: Tokens[int], at: int) -> bool:
+        """Whether a span that went on like `ids` from token `at` has been evicted."""
+        return at < len(ids) and _branch(namespace, ids[:at], ids[at]) in self._gone
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._trie.clear()
+        self._order.clear()
+        self._gone.clear()
+        self.unsaved.clear()
+        self._unproven.clear()
+
+    def _remember(self, node: SpanNode) -> None:
+        path = node.path()
+        self._gone[_branch(node.model, path[: node.start], path[node.start])] = None
+        if len(self._gone) > _MOST_GONE:
+            self._gone.popitem(last=False)
+
+    # Counting.
+
+    def held(self) -> dict[str, Held]:
+        """Spans, tokens and bytes by tier."""
+        sums = {tier: [0, 0, 0] for tier in self.tiers}
+        for node in self._trie.nodes():
+            entry = node.value.entry
+            for index, amount in enumerate((1, len(node.tokens), entry.nbytes)):
+                sums[self.tiers[entry.tier]][index] += amount
+        return {tier: Held(*amounts) for tier, amounts in sums.items()}
+
+    def check(self) -> Iterator[str]:
+        """What is wrong, a line each (law 3)."""
+        total = count = 0
+        for node in self._trie.nodes():
+            entry = node.value.entry
+            count += 1
+            total += entry.nbytes
+            if layouts.nbytes(node.value.pieces) != entry.nbytes:
+                yield f"{node!r} holds other bytes than it says"
+            if entry.item is not node or entry not in self._order:
+                yield f"{node!r} has no place in the order"
+            if entry.children != len(node.children):
+                yield f"{node!r} has {len(node.children)} children, its entry {entry.children}"
+            if node.parent is None or node.parent.children.get(node.tokens[0]) is not node:
+                yield f"{node!r} is not its parent's child"
+        if total != self.nbytes:
+            yield f"spans hold {total} bytes, the counter says {self.nbytes}"
+        if count != len(self._order):
+            yield f"there are {count} spans, and {len(self._order)} in the order"
+
+
+def parts_of(nodes: Sequence[SpanNode], length: int) -> list[Part]:
+    """Spans along a path as parts of it, up to token `length`."""
+    return [Part(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
+
+
+def is_hollow(node: SpanNode) -> bool:
+    """Whether a span's rows have moved into a lease."""
+    return all(piece is None for piece in node.value.pieces)
+
+
+def _key(namespace: Any, ids: Tokens[int]) -> bytes:
+    """A path's hash, by which it is remembered after it is gone; the tokens are not."""
+    digest = xxhash.xxh3_128(str(namespace).encode())
+    digest.update(memoryview(ids).cast("B") if len(ids) else b"")
+    return digest.digest()
+
+
+def _branch(namespace: Any, before: Tokens[int], first: int) -> bytes:
+    return _key(namespace, before + array("I", [first]))

@@ -1,0 +1,101 @@
+"""A span between memory and a store: what is found along a path, and what is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .layers.layout import Layout
+    from .layers.pieces import Dtype, Piece
+    from .trie import Tokens
+
+
+class DamagedSpan(ValueError):
+    """A stored span that is not what was written: taken as a miss, and it goes."""
+
+
+class StoredSpan(NamedTuple):
+    """A span on a path: the path follows its tokens from `start` to `end`.
+
+    One without tokens is a checkpoint: it holds only what it takes to resume at its place.
+    `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
+    the span that it hangs on, "" at a path's start.
+    """
+
+    stem: str
+    start: int
+    end: int
+    resumes: bool = True
+    parent: str = ""
+
+
+class Found(NamedTuple):
+    """What is stored along a path: spans without gaps, and checkpoints inside or between them."""
+
+    spans: list[StoredSpan]
+    checkpoints: list[StoredSpan]
+
+    @property
+    def end(self) -> int:
+        """Up to which token the path is stored."""
+        return self.spans[-1].end if self.spans else 0
+
+
+NOTHING = Found([], [])
+
+
+class Head(NamedTuple):
+    """Where a stored span stands on its path, and its tokens: none of them in a checkpoint.
+
+    `label` is what people call the model, "" where nobody said.
+    """
+
+    namespace: str
+    parent: str
+    start: int
+    tier: str
+    layout: Layout
+    tokens: Tokens[int]
+    resumes: bool
+    label: str = ""
+
+
+class StoredTensor(NamedTuple):
+    """Where one array lies in a stored span's data: its bytes are [begin, end)."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Tensor(NamedTuple):
+    """One array as bytes of the host: no MLX is needed to write it, so any thread may."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    raw: memoryview
+
+
+class Draft(NamedTuple):
+    """A span to be stored: the whole path to its end, and its content.
+
+    `pieces` are the arrays that the tensors share their memory with, for who needs them before
+    they are stored; none of a checkpoint.
+    """
+
+    namespace: str
+    layout: Layout
+    path: Tokens[int]
+    start: int
+    tier: str
+    tensors: list[Tensor]
+    resumes: bool
+    pieces: Sequence[Piece | None] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the content."""
+        return sum(tensor.raw.nbytes for tensor in self.tensors)
