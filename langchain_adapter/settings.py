@@ -59,7 +59,7 @@ class ChatSettings(BaseChatModel):
     template_arguments: dict[str, Any] = Field(default_factory=dict)
     tool_policy: ToolPolicy = "auto"
     max_calls: int = 8
-    max_string: int = 256
+    max_string: int | None = None
     logprobs: int | None = None
     kv_bits: int | None = None
     kv_group_size: int | None = None

@@ -19,6 +19,7 @@ from .answer_parts import (
     TextDelta,
     cut_short,
 )
+from .bare_calls import is_bare
 from .call_forms import Thinking
 from .form_reading import CallReader, CallStart, Run
 from .forms import Form, bare_openings
@@ -34,8 +35,9 @@ _QUOTES = ("`", '"', "'")
 class AnswerParser:
     """Takes an answer's text as it comes, hands out its parts, and has the whole at the end.
 
-    Where a grammar makes calls sure to be well-formed, their arguments are handed out as they
-    come; else a call is held until it is whole, since it may turn out to be text.
+    Where a grammar makes calls sure to fit their schemas, their arguments are handed out as they
+    come; else a call is held until it is whole, since it may turn out to be none. After `most`
+    calls the answer is over (`full`): `spare` characters behind them are not the answer's.
     """
 
     def __init__(
@@ -45,16 +47,19 @@ class AnswerParser:
         *,
         grammar: Grammar | None = None,
         thinking: Thinking | None = None,
+        most: int | None = None,
     ) -> None:
-        self._grammar = grammar
-        self._sure = grammar is not None and grammar.has_calls
+        self._grammar, self._most = grammar, most
+        self._held = grammar is not None and grammar.has_calls
+        self._sure = grammar is not None and grammar.holds_arguments
         if not tools or (grammar is not None and not grammar.has_calls):
             form = None
-        self._form = grammar_form(form) if form and self._sure else form
+        self._form = grammar_form(form) if form and self._held else form
         self._own = form
         self._tools, self._thinking = tools, thinking
         # Of a form without marks a grammar's calls have none either.
-        bare = grammar is None or grammar.kind in ("tools", "tools_or_text")
+        bare = grammar is None or grammar.kind == "tools"
+        bare = bare or (self._form is not None and is_bare(self._form))
         self._bare = bare_openings(self._form, tools) if self._form and bare else ()
         self._words = form.words if form else ""
         self._state: Literal["text", "reasoning", "call"] = "text"
@@ -79,11 +84,21 @@ class AnswerParser:
         """Whether what comes next is reasoning, as far as is known."""
         return self._state == "reasoning"
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._most is not None and len(self._calls) + len(self._invalid) >= self._most
+
+    @property
+    def spare(self) -> int:
+        """How many of the last characters stand behind the last call that there may be."""
+        return len(self._waiting) if self.full and self._waiting.strip() else 0
+
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
         parts: list[Part] = []
         self._waiting += text
-        while self._waiting and self._step(parts, last=False):
+        while self._waiting and not self.full and self._step(parts, last=False):
             pass
         return parts
 
@@ -97,10 +112,10 @@ class AnswerParser:
         kind = None if self._grammar is None else self._grammar.kind
         called = bool(self._calls) or self._state == "call"
         cut = None if whole or kind == "tools" else cut_short(kind, called)
-        if not whole and self._sure and self._state == "text":
+        if not whole and self._held and self._state == "text":
             # The beginning of a mark is not what the answer says.
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
-        while self._waiting or self._state == "call":
+        while not self.full and (self._waiting or self._state == "call"):
             if self._state == "call":
                 run = self._finish_call(parts, whole)
                 if run.cut:
@@ -110,7 +125,7 @@ class AnswerParser:
         if self._sure and any(call.id in self._told for call in self._invalid):
             # Its name has been handed out already, so who streams must know.
             cut = CutShort("a call that can't be read")
-        if not whole and kind == "tools":
+        if not whole and self._held:
             cut = cut or cut_short(kind, bool(self._calls))
         if self._spaces and not self._calls and self._state == "text":
             self._show(parts, "")
@@ -125,7 +140,7 @@ class AnswerParser:
         """
         text, reasoning = "".join(self._texts), "".join(self._reasonings)
         kind = None if self._grammar is None else self._grammar.kind
-        if self._thinking is None or reasoning or kind not in (None, "tools_or_text"):
+        if self._thinking is None or reasoning or kind is not None:
             return text, reasoning, ""
         before, mark, after = text.partition(self._thinking.end)
         if not mark or before[-1:] in _QUOTES:
@@ -155,9 +170,9 @@ class AnswerParser:
 
     def _wakers(self) -> tuple[str, ...]:
         """The marks with which a grammar that waits for reasoning's end begins all the same."""
-        if self._form is None or self._grammar is None or not self._sure:
+        if self._form is None or self._grammar is None or not self._held:
             return ()
-        special = dict(self._form.special) if self._grammar.kind != "tools_or_text" else {}
+        special = dict(self._form.special)
         return tuple(mark for mark in self._openings() if mark in special)
 
     def _marked(self) -> int:
@@ -171,7 +186,7 @@ class AnswerParser:
         if self._state == "reasoning":
             ends = [thinking.end] if thinking else []
             # Some models call from inside their thinking, without ending it.
-            own = self._own.openings if self._own and kind in (None, "tools_or_text") else ()
+            own = self._own.openings if self._own and kind is None else ()
             return [*ends, *own, *self._wakers()]
         # Reasoning comes first: behind shown text its mark is text about the mark.
         opens = thinking is not None and thinking.start and self._opens(thinking.start)
@@ -202,7 +217,11 @@ class AnswerParser:
         held = self._behind == "text" or mark in self._wakers()
         free = not mark or not held
         form = (self._own if free else self._form) or GENERIC
-        self._reader = CallReader(form, self._tools, sure=self._sure and not free)
+        left = None
+        # Without marks only what follows tells whether it was a call at all.
+        if self._most is not None and mark:
+            left = self._most - len(self._calls) - len(self._invalid)
+        self._reader = CallReader(form, self._tools, sure=self._sure and not free, most=left)
         self._mark, self._state = mark, "call"
         self._waiting = mark + self._waiting
 

@@ -86,7 +86,7 @@ def cut_short(kind: str | None, called: bool) -> CutShort | None:
 
     Whole calls count, whatever was to follow them.
     """
-    if kind in (None, "tools_or_text") or (called and kind in ("tools", "tools_or_schema")):
+    if kind is None or (called and kind in ("tools", "tools_or_schema")):
         return None
     return CutShort(_WHOLE[str(kind)])
 

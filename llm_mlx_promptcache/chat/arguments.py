@@ -1,49 +1,48 @@
 """Arguments as their tool's schema wants them: what a model wrote -> values of the right types.
 
-A schema is untrusted: only what is needed is looked at, references stay inside it, and the work
-is bounded.
+Text is untrusted: the work is bounded, and what JSON can't tell again (endless numbers, two values
+under one key) is no value.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from .argument_schemas import (
+    branches_of,
+    choices_of,
+    item_schema,
+    kind_of,
+    kinds_of,
+    parameters_of,
+    property_schema,
+    required_of,
+)
+
+__all__ = [
+    "branches_of",
+    "fitted",
+    "fitted_object",
+    "json_value",
+    "kind_of",
+    "kinds_of",
+    "literal",
+    "parameters_of",
+    "property_schema",
+    "unfit",
+    "value_of",
+]
 
 _DEEPEST = 16
 _LONGEST_LITERAL = 1 << 20
-_ALL = frozenset(["string", "integer", "number", "boolean", "null", "array", "object"])
+# Python writes no longer number down, unless it is told to.
+_MOST_BITS = 14_000
 _CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False}
-
-
-def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The schema of each tool's arguments, by the tool's name."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for tool in tools:
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            schema = function.get("parameters")
-            found[function["name"]] = schema if isinstance(schema, Mapping) else {}
-    return found
-
-
-def property_schema(schema: Mapping[str, Any], key: str) -> Any:
-    """The schema of the value under `key`; `{}` where anything may stand there."""
-    for one in _branches(schema, schema, _DEEPEST):
-        properties = one.get("properties")
-        if isinstance(properties, Mapping) and isinstance(properties.get(key), Mapping):
-            return _rooted(properties[key], schema)
-    return {}
-
-
-def kinds_of(schema: Any) -> frozenset[str]:
-    """The JSON types that `schema` takes; all of them where it says nothing."""
-    found: set[str] = set()
-    for one in _branches(schema, schema, _DEEPEST):
-        found |= _own_kinds(one)
-    return frozenset(found) or _ALL
+_STRING = frozenset(["string"])
 
 
 def value_of(text: str, schema: Any) -> Any:
@@ -52,7 +51,7 @@ def value_of(text: str, schema: Any) -> Any:
     Text that is no value of any type that is asked stays the text, for the tool to refuse.
     """
     kinds = kinds_of(schema)
-    if text in _choices(schema):
+    if text in choices_of(schema):
         return text
     try:
         value = literal(text.strip())
@@ -64,11 +63,72 @@ def value_of(text: str, schema: Any) -> Any:
     return value if kind_of(value, kinds) in kinds else text
 
 
-def fitted(value: Any, schema: Any) -> Any:
-    """A value that was written as JSON; a string only where the schema takes one, if it can be."""
-    if not isinstance(value, str) or "string" in kinds_of(schema):
-        return value
-    return value_of(value, schema)
+def fitted(value: Any, schema: Any, depth: int = _DEEPEST) -> Any:
+    """A value with the types that the schema asks for, where nothing of it is lost by that."""
+    kinds = kinds_of(schema)
+    if isinstance(value, str):
+        return value if "string" in kinds else value_of(value, schema)
+    if isinstance(value, float) and value.is_integer() and not _is_choice(value, schema):
+        # 5.0 is an integer to JSON Schema, and to no function.
+        return int(value) if "integer" in kinds and _only_whole(schema) else value
+    if type(value) is int and kinds & {*_STRING, "integer", "number"} == _STRING:
+        return value if _is_choice(value, schema) else str(value)
+    if depth > 0 and isinstance(value, Mapping):
+        return fitted_object(value, schema, depth)
+    if depth > 0 and isinstance(value, list):
+        inner = item_schema(schema)
+        return [fitted(one, inner, depth - 1) for one in value] if inner else value
+    return value
+
+
+def fitted_object(value: Mapping[str, Any], schema: Any, depth: int = _DEEPEST) -> dict[str, Any]:
+    """An object's values fitted; null for what may be left out, and can't be null, is left out."""
+    made: dict[str, Any] = {}
+    required = required_of(schema)
+    for key, one in value.items():
+        inner = property_schema(schema, key)
+        if one is None and key not in required and "null" not in kinds_of(inner):
+            continue
+        made[key] = fitted(one, inner, depth - 1)
+    return made
+
+
+def unfit(value: Any, schema: Any, where: str = "", depth: int = _DEEPEST) -> str:
+    """Why a value is not of the types that its schema asks for, or lacks a part; "" where it fits.
+
+    Tells types and names of arguments, and nothing of the values.
+    """
+    kinds = kinds_of(schema)
+    kind = kind_of(value, kinds)
+    # All arguments together are an object, whatever their schema says.
+    if where and kind not in kinds and not _is_choice(value, schema):
+        asked = " or ".join(sorted(kinds))
+        return f"{where} has the type {kind}, where the schema asks for {asked}"
+    if depth > 0 and isinstance(value, Mapping):
+        for key in required_of(schema):
+            if key not in value:
+                return f"{_path(where, key)} is missing"
+        for key, one in value.items():
+            if reason := unfit(one, property_schema(schema, key), _path(where, key), depth - 1):
+                return reason
+    if depth > 0 and isinstance(value, list) and (inner := item_schema(schema)):
+        reasons = (unfit(one, inner, f"an item of {where}", depth - 1) for one in value)
+        return next((reason for reason in reasons if reason), "")
+    return ""
+
+
+def _path(where: str, key: str) -> str:
+    shown = key[:64].encode("ascii", "backslashreplace").decode()
+    return f"{where}.{shown}" if where else f"its argument {shown}"
+
+
+def _is_choice(value: Any, schema: Any) -> bool:
+    return any(type(one) is type(value) and one == value for one in choices_of(schema))
+
+
+def _only_whole(schema: Any) -> bool:
+    """Whether a number must be an integer: where others may stand too, it stays as written."""
+    return kind_of(0.5) not in kinds_of(schema)
 
 
 def literal(text: str) -> Any:
@@ -76,7 +136,7 @@ def literal(text: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_float, strict=False)
+        return _loaded(text)
     except (ValueError, RecursionError):
         pass
     if len(text) > _LONGEST_LITERAL or text[:1] not in "[{('\"-.0123456789":
@@ -90,26 +150,20 @@ def literal(text: str) -> Any:
 def json_value(text: str) -> Any:
     """The value of JSON text, line ends inside strings taken; ValueError where it is none."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_float, strict=False)
+        return _loaded(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
 
-def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
-    """The JSON type of a value; a whole number is an integer where that is asked for."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, (int, float)):
-        whole = isinstance(value, int) or value.is_integer()
-        return "integer" if whole and "integer" in kinds else "number"
-    kinds_by_class = ((str, "string"), (Mapping, "object"), (list, "array"))
-    return next((kind for made, kind in kinds_by_class if isinstance(value, made)), "")
-
-
 class _PythonNames(ast.NodeTransformer):
-    """JSON's words inside a Python literal."""
+    """JSON's words inside a Python literal; ValueError for one key with two values."""
+
+    def visit_Dict(self, node: ast.Dict) -> ast.expr:
+        """The same object, its parts visited."""
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        if len(set(keys)) < len(node.keys):
+            raise ValueError("a key has two values")
+        return cast("ast.expr", self.generic_visit(node))
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         """A constant for `true`, `false` and `null`."""
@@ -122,12 +176,28 @@ class _PythonNames(ast.NodeTransformer):
 def _plain(value: Any) -> Any:
     """A Python literal as JSON has it; ValueError for what JSON has no form for."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if isinstance(key, str)}
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a key is no text")
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("no JSON")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise ValueError("a number is too large")
+    if value is None or isinstance(value, (str, int, float)):
         return value
     raise ValueError("no JSON")
+
+
+def _loaded(text: str) -> Any:
+    return json.loads(
+        text,
+        parse_constant=_refuse,
+        parse_float=_float,
+        object_pairs_hook=_object,
+        strict=False,
+    )
 
 
 def _refuse(constant: str) -> Any:
@@ -135,70 +205,16 @@ def _refuse(constant: str) -> Any:
 
 
 def _float(text: str) -> float:
-    # JSON takes 1e999; a float does not, and an endless number is no argument.
-    return min(max(float(text), -sys.float_info.max), sys.float_info.max)
+    # JSON takes 1e999; a float does not, and what is near it is another number.
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
 
 
-def _own_kinds(schema: Mapping[str, Any]) -> set[str]:
-    kind = schema.get("type")
-    if isinstance(kind, str):
-        return {kind.lower()}
-    if isinstance(kind, (list, tuple)):
-        return {one.lower() for one in kind if isinstance(one, str)}
-    if "const" in schema:
-        return {kind_of(schema["const"])}
-    values = schema.get("enum")
-    if isinstance(values, (list, tuple)):
-        return {kind_of(value) for value in values}
-    if isinstance(schema.get("properties"), Mapping):
-        return {"object"}
-    return set()
-
-
-def _choices(schema: Any) -> list[Any]:
-    """The texts that are all, or some, of what `schema` takes."""
-    found: list[Any] = []
-    for one in _branches(schema, schema, _DEEPEST):
-        values = one.get("enum")
-        found += list(values) if isinstance(values, (list, tuple)) else []
-        found += [one["const"]] if "const" in one else []
-    return [value for value in found if isinstance(value, str)]
-
-
-def _branches(schema: Any, root: Any, depth: int) -> list[Mapping[str, Any]]:
-    """A schema, and those that it says one of must hold, references followed inside `root`."""
-    if not isinstance(schema, Mapping) or depth < 0:
-        return []
-    found = [schema]
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        found += _branches(_referred(reference, schema.get(_ROOT, root)), root, depth - 1)
-    for key in ("anyOf", "oneOf", "allOf"):
-        inner = schema.get(key)
-        for one in inner[:64] if isinstance(inner, (list, tuple)) else ():
-            found += _branches(_rooted(one, schema.get(_ROOT, root)), root, depth - 4)
-    return found[:256]
-
-
-# Under this key a schema that was taken out of another one carries the whole.
-_ROOT = "\x00root"
-
-
-def _rooted(schema: Any, root: Any) -> Any:
-    if not isinstance(schema, Mapping) or _ROOT in schema:
-        return schema
-    inner = root.get(_ROOT, root) if isinstance(root, Mapping) else root
-    return {**schema, _ROOT: inner}
-
-
-def _referred(reference: str, root: Any) -> Any:
-    found = root
-    if not reference.startswith("#"):
-        return None
-    for part in reference[1:].split("/")[1:]:
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if _is(found) else None
-    return _rooted(found, root)
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError where it has one key with two values: either could be meant."""
+    made = dict(pairs)
+    if len(made) < len(pairs) and any(value != made[key] for key, value in pairs):
+        raise ValueError("a key has two values")
+    return made

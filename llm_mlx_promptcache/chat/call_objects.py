@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .arguments import fitted, json_value, literal, property_schema
+from .arguments import fitted_object, json_value, literal
 from .checks import check_json
 
 # Some templates write nothing where a call has no arguments.
@@ -38,7 +38,7 @@ def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
         check_json("a call's arguments", found or {})
     except ValueError:
         return None
-    return fitted_arguments(found, schema)
+    return None if found is None else fitted_object(found, schema)
 
 
 def as_arguments(value: Any) -> dict[str, Any] | None:
@@ -48,15 +48,6 @@ def as_arguments(value: Any) -> dict[str, Any] | None:
     if value is None:
         return {}
     return dict(value) if isinstance(value, Mapping) else None
-
-
-def fitted_arguments(
-    arguments: dict[str, Any] | None, schema: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Arguments with their values as the schema wants them."""
-    if arguments is None:
-        return None
-    return {key: fitted(v, property_schema(schema, key)) for key, v in arguments.items()}
 
 
 def value_at(value: Any, keys: Sequence[str]) -> Any:

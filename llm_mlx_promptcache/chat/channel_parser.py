@@ -19,7 +19,7 @@ from .answer_parts import (
     TextDelta,
     cut_short,
 )
-from .arguments import parameters_of
+from .arguments import parameters_of, unfit
 from .call_forms import Thinking
 from .call_objects import new_call_id, read_object
 from .forms import Channels, Form
@@ -44,11 +44,12 @@ def parser_of(
     *,
     grammar: Grammar | None = None,
     thinking: Thinking | None = None,
+    most: int | None = None,
 ) -> AnswerParser | ChannelParser:
-    """The parser for an answer, as its model writes it."""
+    """The parser for an answer of at most `most` calls, as its model writes it."""
     if form is not None and form.channels is not None:
-        return ChannelParser(form.channels, tools, grammar)
-    return AnswerParser(form, tools, grammar=grammar, thinking=thinking)
+        return ChannelParser(form.channels, tools, grammar, most)
+    return AnswerParser(form, tools, grammar=grammar, thinking=thinking, most=most)
 
 
 class ChannelParser:
@@ -59,8 +60,9 @@ class ChannelParser:
         channels: Channels,
         tools: Sequence[Mapping[str, Any]] = (),
         grammar: Grammar | None = None,
+        most: int | None = None,
     ) -> None:
-        self._channels = channels
+        self._channels, self._most = channels, most
         self._kind = None if grammar is None else grammar.kind
         self._parameters = parameters_of(tools)
         self._state = _State.HEADER
@@ -76,11 +78,21 @@ class ChannelParser:
         """Whether what comes next is reasoning, as far as is known."""
         return self._state is _State.REASONING
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._most is not None and len(self._calls) + len(self._invalid) >= self._most
+
+    @property
+    def spare(self) -> int:
+        """How many of the last characters stand behind the last call that there may be."""
+        return len(self._waiting) if self.full and self._waiting.strip() else 0
+
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
         parts: list[Part] = []
         self._waiting += text
-        while self._waiting and self._step(parts):
+        while self._waiting and not self.full and self._step(parts):
             pass
         return parts
 
@@ -163,6 +175,10 @@ class ChannelParser:
         if schema is None or arguments is None:
             error = "no tool has this name" if schema is None else "its arguments can't be read"
             self._invalid.append(InvalidCall(name, self._body, error, id, arguments))
+            parts.append(self._invalid[-1])
+            return
+        if reason := unfit(arguments, schema):
+            self._invalid.append(InvalidCall(name, self._body, reason, id))
             parts.append(self._invalid[-1])
             return
         self._calls.append(ToolCall(name, arguments, id))

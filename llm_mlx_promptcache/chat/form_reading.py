@@ -11,12 +11,11 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .arguments import parameters_of
+from .arguments import fitted_object, parameters_of, unfit
 from .call_objects import (
     NO_ARGUMENTS,
     as_arguments,
     first_of,
-    fitted_arguments,
     new_call_id,
     object_of,
     value_at,
@@ -64,12 +63,18 @@ class CallReader:
     """Reads one run of calls from where it begins; `run` is set once it has ended.
 
     `sure`: a grammar wrote the calls, so they are exactly in form and are handed out as they come.
+    After `most` calls the run has ended, whatever follows.
     """
 
     def __init__(
-        self, form: Form, tools: Sequence[Mapping[str, Any]], *, sure: bool = False
+        self,
+        form: Form,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        sure: bool = False,
+        most: int | None = None,
     ) -> None:
-        self._form = form
+        self._form, self._most = form, most
         self._parameters = parameters_of(tools)
         self._names = sorted(self._parameters, key=len, reverse=True)
         self._longest = max((len(name) for name in self._names), default=0)
@@ -134,6 +139,8 @@ class CallReader:
             run.taken = source.at
             if source.at == len(source.text) and source.closed:
                 break
+            if self._has_most(len(run.calls)):
+                break
         rest = source.text[run.taken :].strip()
         tags = self._form.tags
         ends = (*self._form.tail_marks, "]", tags.opening if tags else "")
@@ -146,6 +153,9 @@ class CallReader:
         if run.cut:
             run.taken = len(source.text)
         return run
+
+    def _has_most(self, calls: int) -> bool:
+        return self._most is not None and calls >= self._most
 
     def _was_cut(self) -> bool:
         """Whether the text ended where a call was being read."""
@@ -279,7 +289,7 @@ class CallReader:
             if (yield from source.peek()) != "{":
                 return {} if (yield from self._closes()) else None
             text = yield from source.value()
-            return None if text is None else fitted_arguments(object_of(text), schema)
+            return None if text is None else object_of(text)
         if self._form.layout is Layout.INLINE:
             return (yield from InlineArguments(source, tags, schema).read())
         ends = [*self._form.tail_marks, *self._form.lead_marks]
@@ -314,7 +324,7 @@ class CallReader:
                 source.at = start
                 break
             found.append(one)
-            if not self._open_list:
+            if not self._open_list or self._has_most(len(self._ids)):
                 return found
             yield from source.take(",")
         if self._open_list and (yield from source.take("]")):
@@ -364,10 +374,7 @@ class CallReader:
             name = next((n for n in self._names if name.endswith((f".{n}", f":{n}"))), name)
         own = value_at(found, keys.id) if keys.id else None
         read = as_arguments(arguments)
-        schema = self._parameters.get(name, {})
-        return self._made(
-            name, fitted_arguments(read, schema), own if isinstance(own, str) else "", text
-        )
+        return self._made(name, read, own if isinstance(own, str) else "", text)
 
     def _made(
         self, name: str, arguments: dict[str, Any] | None, own: str, text: str
@@ -385,6 +392,12 @@ class CallReader:
             return InvalidCall(name, text, "no tool has this name", id, arguments)
         if arguments is None:
             return InvalidCall(name, text, "its arguments can't be read", id)
+        if not self._sure:
+            # What a grammar holds fits, and was handed out as it came.
+            schema = self._parameters[name]
+            arguments = fitted_object(arguments, schema)
+            if reason := unfit(arguments, schema):
+                return InvalidCall(name, text, reason, id)
         return ToolCall(name, arguments, id)
 
     def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:

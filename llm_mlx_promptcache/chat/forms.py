@@ -216,12 +216,6 @@ class Form:
         return tuple(found)
 
     @property
-    def gated(self) -> bool:
-        """Whether a mark begins all calls, so that a grammar can tell them from text."""
-        lead = self.start + self.head
-        return bool(self.openings) and not self.optional and self.openings[0] in lead
-
-    @property
     def literals(self) -> Iterator[str]:
         """Every literal, so that the engine can look for single tokens among them."""
         yield from (self.start, self.between, self.end)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from .bare_calls import Alternative, either_schema, is_bare
 from .checks import DEEPEST_SCHEMA, check_json
 from .forms import Form, Hole, Layout
 from .grammar_check import UNSATISFIABLE, json_rule, refusal, short
@@ -32,7 +33,7 @@ __all__ = [
     "tool_grammar",
 ]
 
-Kind = Literal["schema", "regex", "tools", "tools_or_text", "tools_or_schema"]
+Kind = Literal["schema", "regex", "tools", "tools_or_schema"]
 
 _DEFAULT_CAPS = Caps()
 _MOST_TOLD = 3
@@ -71,6 +72,11 @@ class Grammar:
         """Whether an answer may be calls, each sure to be well-formed."""
         return self.kind.startswith("tools")
 
+    @property
+    def holds_arguments(self) -> bool:
+        """Whether all that the tools' schemas ask of the calls is sure too."""
+        return self.has_calls and not any(one.tool for one in self.unheld)
+
 
 def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
     """What users are told of what a grammar does not hold: one line a tool, one a document."""
@@ -97,9 +103,9 @@ def schema_grammar(
     All else that `form` brings is reasoning in channels.
     """
     frame = _frame(form)
-    rule, unheld = _document(schema, caps, field)
+    held, unheld = _document(schema, caps, field)
     start = f"start: {frame.thoughts}{frame.final}document"
-    return _grammar("schema", start, [f"document: {rule}", *frame.rules], unheld)
+    return _grammar("schema", start, [f"document: {json_rule(held)}", *frame.rules], unheld)
 
 
 def json_object_grammar(*, caps: Caps = _DEFAULT_CAPS, form: Form | None = None) -> Grammar:
@@ -138,36 +144,35 @@ def tool_grammar(
 ) -> Grammar:
     """Calls of `tools`, at most `calls`, as `form` writes them; no tool's schema is refused.
 
-    `choice` is a tool's name (that one is called), True (any is called) or None: calls or, without
-    `schema`, text with calls at its end; with `schema`, a document of it.
+    `choice` is a tool's name (that one is called), True (any is called) or None: calls, or a
+    document of `schema`. Calls or text have no grammar: it would mask what models say.
     """
+    if choice is None and schema is None:
+        raise GrammarError("tool_choice and schema are both left out; text has no grammar")
     if calls < 1:
         raise GrammarError(f"the limit of calls is {calls}; give 1 or more")
     form = grammar_form(form)
     allowed = _chosen(tools, choice, form)
+    held = [loosened_arguments(one.get("parameters"), caps) for _, one in allowed]
+    names = [str(one["name"]) for _, one in allowed]
+    unheld = tuple(
+        Unheld(name, what) for name, one in zip(names, held, strict=True) for what in one.left_out
+    )
     frame = _frame(form)
-    held, unheld = _call_rules(allowed, form, caps, calls)
-    rules = [*held, *frame.rules]
-    lead = form.start + form.head
-    if isinstance(choice, str) or choice is True:
-        start = f"start: {frame.thoughts}{_literal(lead, form)} calls"
-        return _grammar("tools", start, rules, unheld)
-    if schema is not None:
-        rule, more = _document(schema, caps, "schema")
-        either = f"({_literal(lead, form)} calls | {frame.final}document)"
-        start = f"start: {frame.thoughts}{either}\ndocument: {rule}"
-        return _grammar("tools_or_schema", start, rules, (*unheld, *more))
-    mark = form.openings[0]
-    rest = _literal(lead.partition(mark)[2], form)
-    token = dict(form.special).get(mark)
-    if token is not None:
-        # Whatever the model says is text, its other special tokens as well.
-        start = f"start: said (<[{token}]> {rest} calls)?\nsaid: <[^{token}]>*"
-    else:
-        # Lazy: text ends at the first mark, so none can hide in it.
-        said = f"said[lazy]: /(?s:.*)/ {_literal(mark, form)}"
-        start = f"start: TEXT | said {rest} calls\n{said}\nTEXT: /(?s:.*)/"
-    return _grammar("tools_or_text", start, rules, unheld)
+    rules = [*_call_rules(names, [one.schema for one in held], form, calls), *frame.rules]
+    lead = _literal(form.start + form.head, form)
+    if choice is not None:
+        return _grammar("tools", f"start: {frame.thoughts}{lead} calls", rules, unheld)
+    document, more = _document(schema, caps, "schema")
+    if is_bare(form):
+        tools_held = [
+            Alternative(*one) for one in zip(names, (h.schema for h in held), strict=True)
+        ]
+        either = json_rule(either_schema(form, tools_held, document, calls))
+        return _grammar("tools_or_schema", f"start: {either}", [], (*unheld, *more))
+    start = f"start: {frame.thoughts}({lead} calls | {frame.final}document)"
+    rules.append(f"document: {json_rule(document)}")
+    return _grammar("tools_or_schema", start, rules, (*unheld, *more))
 
 
 def _grammar(
@@ -230,20 +235,16 @@ def _chosen(
 
 
 def _call_rules(
-    allowed: list[tuple[int, Mapping[str, Any]]], form: Form, caps: Caps, calls: int
-) -> tuple[list[str], tuple[Unheld, ...]]:
-    bodies = " | ".join(f"body_{number}" for number in range(len(allowed)))
+    names: Sequence[str], arguments: Sequence[Mapping[str, Any]], form: Form, calls: int
+) -> list[str]:
+    bodies = " | ".join(f"body_{number}" for number in range(len(names)))
     again = _literal(form.between + form.head, form)
     more = f" ({again} body){{0,{calls - 1}}}" if calls > 1 else ""
     rules = [f"calls: body{more} {_literal(form.end, form)}", f"body: {bodies}"]
-    unheld: list[Unheld] = []
-    for number, (_, function) in enumerate(allowed):
-        name = str(function["name"])
+    for number, (name, schema) in enumerate(zip(names, arguments, strict=True)):
         rules.append(f"body_{number}: {_body(name, f'arguments_{number}', form)}")
-        held = loosened_arguments(function.get("parameters"), caps)
-        rules.append(f"arguments_{number}: {json_rule(held.schema)}")
-        unheld += [Unheld(name, what) for what in held.left_out]
-    return rules, tuple(unheld)
+        rules.append(f"arguments_{number}: {json_rule(schema)}")
+    return rules
 
 
 def _body(name: str, arguments: str, form: Form) -> str:
@@ -280,8 +281,8 @@ def _text(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", literal)
 
 
-def _document(schema: Any, caps: Caps, field: str) -> tuple[str, tuple[Unheld, ...]]:
-    """The rule of a document of `schema`, and what it does not hold.
+def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], tuple[Unheld, ...]]:
+    """What a grammar can hold of `schema`, and what it does not hold.
 
     GrammarError where nothing satisfies the schema, or nothing of it can be held.
     """
@@ -297,7 +298,7 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[str, tuple[Unheld, .
     if held.refused:
         places = ", ".join(map(str, held.left_out[:3]))
         raise GrammarError(f"{field} is refused: {held.refused} ({places}); change the schema")
-    return json_rule(held.schema), tuple(Unheld("", what) for what in held.left_out)
+    return held.schema, tuple(Unheld("", what) for what in held.left_out)
 
 
 def _check(text: str, field: str, advice: str) -> None:

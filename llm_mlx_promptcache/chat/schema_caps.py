@@ -1,7 +1,7 @@
-"""JSON Schemas as a small model needs them: what could go on for ever gets an end.
+"""JSON Schemas closed to keys that they never named and, for small models, with ends.
 
-Every document of the capped schema is one of the schema that was given; only some that nobody
-asked for (endless strings, keys that the schema never named) are no longer possible.
+Every document of the capped schema is one of the schema that was given. Without a cap a string is
+as long as the model wants it: the answer's own limit of tokens is what ends it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,31 @@ _LARGEST = 9 * 10**18
 # Values that a schema says nothing about: containers as deep as this, then scalars.
 _ANY_DEPTH = 4
 _ANY = "mlx-any-"
+_PATTERN = 4096
 
 
 @dataclass(frozen=True)
 class Caps:
     """What a schema gets where it sets no limit: characters of a string, items of a list.
 
-    `pattern` is for strings with a pattern, which may need more; `items` None leaves lists open.
+    None leaves them open. With a cap on strings integers and values of no type get ends too;
+    strings with a pattern may have `_PATTERN` characters at least, since that may need more.
     """
 
-    string: int = 256
-    pattern: int = 4096
+    string: int | None = None
     items: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("string", self.string), ("pattern", self.pattern)):
-            if value < 1:
-                raise ValueError(f"the cap {name} is {value}; give 1 or more")
-        if self.items is not None and self.items < 1:
-            raise ValueError(f"the cap items is {self.items}; give 1 or more, or None")
+        for name, value in (("string", self.string), ("items", self.items)):
+            if value is not None and value < 1:
+                raise ValueError(f"the cap {name} is {value}; give 1 or more, or None")
+
+    def longest(self, schema: Mapping[str, Any]) -> int | None:
+        """The characters that a string of `schema` may have where it sets no limit."""
+        if self.string is None:
+            return None
+        odd = "pattern" in schema or "format" in schema
+        return max(self.string, _PATTERN if odd else 0, _whole(schema.get("minLength")))
 
 
 def capped(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
@@ -65,10 +71,10 @@ def capped(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
 def _capped(schema: Any, caps: Caps, merged: bool) -> Any:
     """One schema; `merged`: others hold for the same value too, so this one must not be closed."""
     if schema is True:
-        return _reference(_ANY_DEPTH)
+        return True if caps.string is None else _reference(_ANY_DEPTH)
     if not isinstance(schema, Mapping):
         return schema
-    if not set(schema) - _REMARKS:
+    if not set(schema) - _REMARKS and caps.string is not None:
         return {**_children(schema, caps), **_reference(_ANY_DEPTH)}
     made = _children(schema, caps)
     if made.get("format") not in _FORMATS:
@@ -76,10 +82,10 @@ def _capped(schema: Any, caps: Caps, merged: bool) -> Any:
     if any(key in made for key in _BRANCHES):
         return made
     kinds = _kinds(made)
-    if "string" in kinds:
-        most = caps.pattern if "pattern" in made or "format" in made else caps.string
-        made.setdefault("maxLength", max(most, _whole(made.get("minLength"))))
-    if "integer" in kinds and "number" not in kinds:
+    longest = caps.longest(made)
+    if "string" in kinds and longest is not None:
+        made.setdefault("maxLength", longest)
+    if "integer" in kinds and "number" not in kinds and longest is not None:
         _bound(made)
     if "array" in kinds:
         _close_list(made, caps)
@@ -142,7 +148,7 @@ def _bound(schema: dict[str, Any]) -> None:
 
 
 def _close_list(schema: dict[str, Any], caps: Caps) -> None:
-    if "prefixItems" not in schema:
+    if "prefixItems" not in schema and caps.string is not None:
         schema.setdefault("items", _reference(_ANY_DEPTH - 1))
     if caps.items is not None:
         schema.setdefault("maxItems", max(caps.items, _whole(schema.get("minItems"))))
@@ -161,6 +167,8 @@ def _close_object(schema: dict[str, Any], caps: Caps) -> None:
         return
     if others is None and named and not unnamed:
         schema["additionalProperties"] = False
+    elif caps.string is None:
+        return
     elif others is None or isinstance(others, Mapping):
         # There is no cap on keys but by their pattern.
         value = _reference(_ANY_DEPTH - 1) if others is None else others

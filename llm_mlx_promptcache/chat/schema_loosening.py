@@ -122,9 +122,10 @@ def _as_arguments(plain: dict[str, Any], left_out: list[LeftOut]) -> dict[str, A
 
 
 def _says_something(schema: Mapping[str, Any]) -> bool:
-    return bool(set(schema) - {"$defs", "$ref"}) or not str(schema.get("$ref", "")).startswith(
-        "#/$defs/mlx-any-"
-    )
+    said = set(schema) - {"$defs"}
+    if said == {"$ref"}:
+        return not str(schema["$ref"]).startswith("#/$defs/mlx-any-")
+    return bool(said)
 
 
 class _Trial:

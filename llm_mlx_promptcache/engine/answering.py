@@ -41,6 +41,7 @@ class Answering:
             prepared.request.tools,
             grammar=prepared.grammar,
             thinking=prepared.thinking,
+            most=prepared.request.max_calls,
         )
         self._raw: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -83,6 +84,8 @@ class Answering:
         if shown:
             self._raw.append(shown)
             yield from self._parser.feed(shown)
+        if self._parser.full and not self.ended:
+            self._reason, self.ended = "stop", True
 
     def _finished(self, answer: Answer, measured: Measured) -> Finished:
         now = time.perf_counter()
@@ -119,6 +122,8 @@ class Answering:
 
     def _replayable(self) -> tuple[int, ...]:
         """The ids that say what was shown: without a stop string's, or none where they can't."""
-        if not self._stopping.hit:
+        if not (self._stopping.hit or self._parser.spare):
             return tuple(self.ids)
-        return tuple(self._tokenizer.text.ids_of_start(self.ids, "".join(self._raw)) or ())
+        raw = "".join(self._raw)
+        raw = raw[: len(raw) - self._parser.spare]
+        return tuple(self._tokenizer.text.ids_of_start(self.ids, raw) or ())

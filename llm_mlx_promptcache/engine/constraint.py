@@ -59,8 +59,7 @@ _MOST_GAP = 2
 class Constraint:
     """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
 
-    Where the answer may be text, reasoning is free: it may end the answer, or never be opened and
-    yet closed. Else its end is waited for, or the special token with which the grammar begins.
+    That end is waited for, or the special token with which the grammar begins.
     """
 
     def __init__(
@@ -79,15 +78,13 @@ class Constraint:
             )
         self._tokenizer = tokenizer
         self._words = words
-        # Whether the answer may be text, and so end in its reasoning.
-        self._free = grammar.kind == "tools_or_text"
         self._gap = 0  # tokens of white space that may follow reasoning yet
         self._ends = list(tokenizer.eos_tokens)
         self._end_mask = _mask_of(self._ends, words)
         self._thinking = thinking
         self._asleep = thinking is not None and thinking.opened
         self._tail: tuple[int, ...] = ()
-        self._started = self._ended = self._thought = False
+        self._started = self._ended = False
 
     @property
     def finished(self) -> bool:
@@ -98,14 +95,14 @@ class Constraint:
     def complete(self) -> bool:
         """Whether the answer may end here: it is whole, even if a limit ends it."""
         if self._ended or self._asleep:
-            return self._ended or self._free
+            return self._ended
         return bool(self._matcher.is_accepting())
 
     def mask(self, logits: mx.array) -> mx.array:
         """The logits, [1, words], with minus infinity for what can't follow."""
         if self._asleep:
             # What must follow the reasoning would be missing, and nobody would know.
-            return logits if self._free else _where(~self._end_mask, logits)
+            return _where(~self._end_mask, logits)
         if self.finished:
             return _where(self._end_mask, logits)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
@@ -126,10 +123,6 @@ class Constraint:
             self._wake(token)
         elif self._may_think() and token in _first(self._thinking):
             self._asleep = True
-        elif self._may_close() and token in self._closing():
-            # Reasoning that nobody saw open: the answer begins here.
-            self._matcher.reset()
-            self._rest()
         elif self._gap and token in self._spaces() and not self._takes(token):
             self._gap -= 1
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
@@ -157,19 +150,11 @@ class Constraint:
     def _besides(self) -> Collection[int]:
         """The tokens that may come although the grammar knows nothing of them."""
         first = _first(self._thinking) if self._may_think() else ()
-        closing = self._closing() if self._may_close() else ()
-        return (*first, *closing, *(self._spaces() if self._gap else ()))
+        return (*first, *(self._spaces() if self._gap else ()))
 
     def _may_think(self) -> bool:
         """Reasoning may begin where the answer does."""
         return not self._started and bool(_first(self._thinking))
-
-    def _may_close(self) -> bool:
-        return self._free and not self._thought
-
-    def _closing(self) -> Collection[int]:
-        ends = self._thinking.end_ids if self._thinking else ()
-        return ends if len(ends) == 1 else ()
 
     def _spaces(self) -> Collection[int]:
         return self._thinking.spaces if self._thinking else ()
@@ -179,14 +164,14 @@ class Constraint:
         self._tail = (*self._tail, token)[-len(end) :]
         if self._tail == end:
             self._rest()
-        elif not self._free and self._tokenizer.is_special_token(token) and self._takes(token):
+        elif self._tokenizer.is_special_token(token) and self._takes(token):
             # Some models call from inside their thinking, without ending it.
             self._asleep = False
             self._matcher.consume_token(token)
 
     def _rest(self) -> None:
         """The grammar begins; white space that the model was trained to write may come first."""
-        self._asleep, self._thought, self._gap = False, True, _MOST_GAP
+        self._asleep, self._gap = False, _MOST_GAP
 
     def _takes(self, token: int) -> bool:
         """Whether the grammar has room for this token; nothing changes."""

@@ -21,7 +21,7 @@ from ..chat.grammar import (
     told_unheld,
     tool_grammar,
 )
-from ..chat.hand_forms import GENERIC, grammar_form
+from ..chat.hand_forms import GENERIC
 from ..chat.messages import Message, check_messages
 from ..chat.prompt import GENERIC_TOOLS, told
 from ..chat.transcript import Transcript, render
@@ -197,8 +197,8 @@ def _grammar(request: GenerationRequest, form: Form, has_tools: bool) -> Grammar
         choice: str | Literal[True] | None = request.tool or None
         if choice is None and request.tool_choice == "any":
             choice = True
-        if choice is None and schema is None and not _can_be_free(form):
-            # The model's own way of calling has no grammar, and is read as it comes.
+        if choice is None and schema is None:
+            # Whatever the model says is read as it comes: a grammar would mask some of it.
             return None
         calls = 1 if request.tool else request.max_calls
         return tool_grammar(request.tools, choice, form, calls=calls, schema=schema, caps=caps)
@@ -207,8 +207,3 @@ def _grammar(request: GenerationRequest, form: Form, has_tools: bool) -> Grammar
     if schema is not None:
         return schema_grammar(schema, caps=caps, form=form)
     return regex_grammar(request.regex, form=form) if request.regex else None
-
-
-def _can_be_free(form: Form) -> bool:
-    """Whether a grammar tells the model's own calls from text, so that it can hold them alone."""
-    return grammar_form(form) == form and form.gated and form.channels is None

@@ -119,8 +119,9 @@ class GenerationRequest:
 
     `tools` are in OpenAI's form, and at most `max_calls` are called at once; `tool` names the one
     that must be called. `schema` (JSON Schema), `json_object` and `regex` say what the answer must
-    be; beside tools, a schema leaves the choice between a call and a document;
-    strings without a limit of their own have at most `max_string` characters. `thinking` asks a
+    be; beside tools, a schema leaves the choice between a call and a document. `max_string` is the
+    most characters of a string in a document or a forced call whose schema sets no limit, None as
+    many as `max_tokens` allows: small models may never end one. `thinking` asks a
     template to let the model reason or not. `logprobs` is how many alternatives are told for each
     token. `salt` keeps applications apart. With `warm` nothing is answered: the conversation's
     stable beginning is prefilled and kept, and with `pin` never evicted.
@@ -140,7 +141,7 @@ class GenerationRequest:
     schema: Mapping[str, Any] | None = field(default=None, hash=False)
     json_object: bool = False
     regex: str = ""
-    max_string: int = 256
+    max_string: int | None = None
     thinking: bool | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=nothing, hash=False)
     kv: KVSettings | None = None
@@ -155,8 +156,8 @@ class GenerationRequest:
             raise ValueError(f"max_tokens is {self.max_tokens}; give 1 or more")
         if self.tool_choice not in ("auto", "any", "none"):
             raise ValueError(f"tool_choice is {self.tool_choice!r}; use auto, any or none")
-        if self.max_string < 1:
-            raise ValueError(f"max_string is {self.max_string}; give 1 or more")
+        if self.max_string is not None and self.max_string < 1:
+            raise ValueError(f"max_string is {self.max_string}; give 1 or more, or None")
         if self.max_calls < 1:
             raise ValueError(f"max_calls is {self.max_calls}; give 1 or more")
         if (self.tool or self.tool_choice == "any") and not self.tools:

@@ -47,7 +47,9 @@ def test_strings_of_json_become_what_the_schema_asks_for_and_others_stay():
     assert fitted("[1]", {"type": "array"}) == [1]
     assert fitted("5", TEXT) == "5"
     assert fitted("soon", WHOLE) == "soon"
-    assert fitted(5, TEXT) == 5
+    assert fitted(5, TEXT) == "5"
+    assert fitted(5, {}) == 5
+    assert fitted(2.5, TEXT) == 2.5
 
 
 def test_references_are_followed_inside_the_schema_only_and_end():

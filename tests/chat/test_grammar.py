@@ -63,12 +63,6 @@ def takes(grammar, text):
         (True, 1, EMPTY, "whole"),
         (True, 3, f"{EMPTY}\n{CALL}", "whole"),
         (True, 1, "", "begun"),
-        (None, 1, "", "whole"),
-        (None, 1, "Well: <tool", "whole"),
-        (None, 1, "Well: <tool_call>", "begun"),
-        (None, 1, "Well: <tool_call>!", "no"),
-        (None, 1, f"Well:\n{CALL}", "whole"),
-        (None, 2, f"Well:\n{CALL}\n{EMPTY}", "whole"),
     ],
 )
 def test_tools_are_called_as_the_choice_says(choice, calls, text, result):
@@ -111,7 +105,7 @@ def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text
 def test_special_tokens_are_named_by_their_ids():
     call = ('<s>{"name": "', *GENERIC.call[1:-1], "}</s>")
     form = Form(Layout.OBJECT, call, special=(("<s>", 7), ("</s>", 9)))
-    for choice in (True, None):
+    for choice in (True, "magic"):
         text = tool_grammar([MAGIC], choice, form).text
         assert "<[7]>" in text
         assert "<[9]>" in text
@@ -136,6 +130,7 @@ def test_special_tokens_are_named_by_their_ids():
         (lambda: tool_grammar([MAGIC, MAGIC], True, GENERIC), "tools[1].function.name"),
         (lambda: tool_grammar([MAGIC], "magi", GENERIC), "tool_choice is 'magi'"),
         (lambda: tool_grammar([MAGIC], True, GENERIC, calls=0), "the limit of calls is 0"),
+        (lambda: tool_grammar([MAGIC], None, GENERIC), "text has no grammar"),
         (
             lambda: tool_grammar([MAGIC, tool("a b")], True, HEADER),
             "tools[1].function.name is 'a b'",
@@ -201,6 +196,34 @@ def test_what_could_go_on_for_ever_gets_an_end(schema, good, bad):
     assert takes(grammar, bad) == "no"
 
 
+LONG = "x" * 20_000 + "é\n"
+DEEP = {"a": [[[[[[[LONG]]]]]]]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, LONG),
+        ({"type": "string", "pattern": "^x"}, LONG),
+        ({"type": "string", "format": "path"}, LONG),
+        ({"type": "integer"}, 10**40),
+        ({"type": "array"}, DEEP["a"]),
+        ({"type": "object"}, DEEP | {LONG: 1}),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, {LONG: LONG}),
+        ({"properties": {"a": {}}}, DEEP),
+        ({"properties": {"a": True}}, DEEP),
+        ({"description": "Anything."}, DEEP),
+    ],
+)
+def test_law_14_without_a_cap_nothing_is_cut(schema, value):
+    text = json.dumps(value, ensure_ascii=False)
+    assert takes(schema_grammar(schema), text) == "whole"
+    grammar = tool_grammar(
+        [tool("t", {"type": "object", "properties": {"v": schema}})], "t", HEADER
+    )
+    assert takes(grammar, f'[TOOL_CALLS]t[ARGS]{{"v": {text}}}') == "whole"
+
+
 def test_a_recursive_schema_stays_recursive():
     node = {
         "type": "object",
@@ -215,7 +238,7 @@ def test_a_recursive_schema_stays_recursive():
 def test_capping_leaves_what_it_was_given_and_json_object_is_one():
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     before = json.dumps(schema)
-    assert capped(schema, Caps())["properties"]["a"]["maxLength"] == 256
+    assert capped(schema, Caps(string=256))["properties"]["a"]["maxLength"] == 256
     assert json.dumps(schema) == before
     assert takes(json_object_grammar(), '{"a": [1, {"b": null}]}') == "whole"
     assert takes(json_object_grammar(), "[") == "no"

@@ -10,7 +10,7 @@ import pytest
 from askers import MAGIC
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
-from llm_mlx_promptcache.chat.answer_parts import CallName, TextDelta
+from llm_mlx_promptcache.chat.answer_parts import CallName
 from llm_mlx_promptcache.chat.call_forms import Thinking
 from llm_mlx_promptcache.chat.forms import Form, Layout
 from llm_mlx_promptcache.chat.grammar import (
@@ -170,35 +170,15 @@ def test_a_regex_holds_and_ends(speaker, seed):
     assert len(speaker.text(said)) <= 20
 
 
-def test_text_stays_text_until_a_call_begins(speaker):
-    grammar = tool_grammar([MAGIC], None, GENERIC, caps=CAPS)
-    constraint = speaker.constraint(grammar)
-    for token in speaker.wrapper.encode("Let me see. <tool_call>", add_special_tokens=False):
-        assert constraint.forced() == []
-        constraint.consume(token)
-    assert not constraint.complete
-    said = speaker.say(constraint, 0)
-    parser = AnswerParser(GENERIC, [MAGIC], grammar=grammar)
-    parts = parser.feed("Let me see. <tool_call>" + speaker.text(said))
-    _, answer = parser.finish(whole=True)
-    assert parts[0] == TextDelta("Let me see.")
-    assert [call.name for call in answer.calls] == ["magic"]
-
-
-@pytest.mark.parametrize("choice", [True, None])
-def test_marks_that_are_special_tokens(speaker, choice):
+def test_marks_that_are_special_tokens(speaker):
     special = (("<|im_start|>", 1), ("<|endoftext|>", 0))
     call = ('<|im_start|>\n{"name": "', *GENERIC.call[1:-1], "}\n<|endoftext|>")
     form = Form(Layout.OBJECT, call, special=special)
-    grammar = tool_grammar([MAGIC], choice, form, caps=CAPS)
+    grammar = tool_grammar([MAGIC], True, form, caps=CAPS)
     constraint = speaker.constraint(grammar)
-    if choice is None:
-        constraint.consume(speaker.wrapper.encode("a", add_special_tokens=False)[0])
-        constraint.consume(1)
     said = speaker.say(constraint, 0)
     parser = AnswerParser(form, [MAGIC], grammar=grammar)
-    text = ("" if choice else "a<|im_start|>") + "".join(speaker.pieces(said))
-    parser.feed(text)
+    parser.feed("".join(speaker.pieces(said)))
     _, answer = parser.finish(whole=True)
     assert [call.name for call in answer.calls] == ["magic"]
     assert 0 in said
