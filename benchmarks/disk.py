@@ -137,10 +137,10 @@ def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
                     parent, depth = "", 0
                     chain.clear()
                 ids = array("I", [50_000 + number, *rng.choices(range(49_152), k=each - 1)])
-                stem = f"{number:032x}"
-                row = Row(stem, "m", parent, depth, ids, True, number % 3, 1000, 0)
+                file_id = f"{number:032x}"
+                row = Row(file_id, "m", parent, depth, ids, True, number % 3, 1000, 0)
                 assert index.add(row, layout)
-                parent, depth = stem, depth + each
+                parent, depth = file_id, depth + each
                 chain.extend(ids)
                 if number == spans // 2:
                     path[:] = chain

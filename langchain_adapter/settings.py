@@ -103,7 +103,7 @@ class ChatSettings(BaseChatModel):
             stop=tuple(self.stop or ()),
             use_cache=self.use_cache,
             on_disk=self.on_disk,
-            salt=self.cache_salt,
+            cache_salt=self.cache_salt,
             tools=tuple(tools),
             tool_choice=choice.how,
             tool=choice.tool,

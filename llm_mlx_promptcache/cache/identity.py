@@ -55,14 +55,14 @@ def rows_identity(model: str, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def namespace_of(identity: str, salt: str = "", settings: Sequence[int] | None = None) -> str:
+def namespace_of(identity: str, cache_salt: str = "", settings: Sequence[int] | None = None) -> str:
     """The namespace of a model's rows, an application's own salt, and settings of keys and values.
 
     Other salts never meet, nor do other settings.
     """
-    if not salt and settings is None:
+    if not cache_salt and settings is None:
         return identity
-    mixed = [identity, salt] if settings is None else [identity, salt, list(settings)]
+    mixed = [identity, cache_salt] if settings is None else [identity, cache_salt, list(settings)]
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 

@@ -103,8 +103,8 @@ def _ahead(found: Found, coming: Sequence[Draft], namespace: str, ids: Tokens[in
 
 def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) -> bool:
     """Whether what waits is too short for a file of its own and can be part of the next one."""
-    hollow = any(piece is None for piece in following.value.pieces)
-    return _is_short(layout, waiting[-1].end - waiting[0].start) and not hollow
+    moved_out = any(piece is None for piece in following.value.pieces)
+    return _is_short(layout, waiting[-1].end - waiting[0].start) and not moved_out
 
 
 def _is_short(layout: Layout, length: int) -> bool:

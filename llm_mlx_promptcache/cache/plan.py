@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     stitched: bool = False
 
     @property
-    def from_store(self) -> int:
+    def from_disk(self) -> int:
         """How many tokens before `place` memory does not hold."""
         return 0 if self.restore is None else max(0, self.place - self.in_memory)
 

@@ -22,7 +22,7 @@ from .layers import layout as layouts
 from .layers.layout import Layout
 from .memory.leases import Lease, Loans
 from .memory.policies import Policy
-from .memory.span_tree import SpanNode, SpanTree, is_hollow, parts_of
+from .memory.span_tree import SpanNode, SpanTree, is_moved_out, parts_of
 from .persistence import chain_of, drafts
 from .plan import Plan, plan
 from .sizes import parse_size
@@ -103,7 +103,7 @@ class PromptCache:
                 found = self._find(namespace, layout, ids[:-1], nodes, length, stored)
                 unreadable |= found.restore is not None and found.restore.unreadable
                 if found.restore is not None and self._bandwidth.is_slower(
-                    found.restore.nbytes, found.from_store, prefill_speed
+                    found.restore.nbytes, found.from_disk, prefill_speed
                 ):
                     slow = True
                     found.restore.close()
@@ -123,7 +123,7 @@ class PromptCache:
                 self._loans.lend(namespace, ids[: found.place], layers, held)
                 # The store, which saw nothing of what came from memory, hears of it in time.
                 self._writer.note_use(namespace, ids[: min(found.place, found.in_memory)])
-            lease = Lease(layers, found.place, why, found.matched, found.from_store)
+            lease = Lease(layers, found.place, why, found.matched, found.from_disk)
             return self._counted(ids, lease)
 
     def insert(
@@ -465,7 +465,7 @@ class PromptCache:
         self._tree.advance()
         for entry in self._loans.ended():
             self._tree.release(entry)
-            self._tree.drop_hollow(entry.item)
+            self._tree.drop_moved_out(entry.item)
 
     # Keeping.
 
@@ -476,7 +476,7 @@ class PromptCache:
         nodes, length = self._tree.walk(namespace, ids)
         more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
         # Rows that moved into these layers take their place again.
-        away = [node for node in nodes if is_hollow(node)]
+        away = [node for node in nodes if is_moved_out(node)]
         held = sum(node.value.entry.nbytes for node in nodes)
         held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in away)
         if held + more <= self._max_bytes or not more:

@@ -23,7 +23,7 @@ class StoredSpan(NamedTuple):
     the span that it hangs on, "" at a path's start.
     """
 
-    stem: str
+    file_id: str
     start: int
     end: int
     resumes: bool = True

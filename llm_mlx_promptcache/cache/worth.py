@@ -20,11 +20,11 @@ def density(tokens: int, nbytes: int) -> int:
     return round(math.log2(max(tokens, 1) / max(nbytes, 1)))
 
 
-def worth(age: int, tier: int, returned: bool, octave: int, bias: float) -> float:
+def worth(age: int, tier: int, returned: bool, density_bucket: int, bias: float) -> float:
     """The comparison: what keeping a span is worth; the least goes. Also fit for an SQL function.
 
     A chance to come back that falls with `age` (ticks since it was used), as in hyperbolic caching
     (Blankstein et al., ATC'17), times the work saved a byte (GreedyDual-Size, Cao and Irani '97).
     """
     prior = TIER_FACTOR**tier * (bias if returned else 1.0)
-    return math.ldexp(prior / (age + 1), octave)
+    return math.ldexp(prior / (age + 1), density_bucket)

@@ -61,7 +61,7 @@ class _Explained(NamedTuple):
             "now": {
                 "prompt": len(ids),
                 "stored": self.stored,
-                "spans": [span.stem for span in self.chain],
+                "spans": [span.file_id for span in self.chain],
             },
             "nearest": None if self.parting is None else self._nearest(self.parting),
         }
@@ -101,7 +101,7 @@ class _Explained(NamedTuple):
         ids, at, decode = self.transcript.ids, parting.at, self.tokenizer.decode
         return {
             "at": at,
-            "span": parting.span.stem,
+            "span": parting.span.file_id,
             "in": self._message_at(at),
             "before": decode(ids[max(0, at - _BEFORE) : at]),
             "prompt": decode(ids[at : at + _AFTER]),

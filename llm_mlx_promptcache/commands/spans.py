@@ -70,10 +70,10 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     (span,) = found
     path = listing.path(span)
     store.pin(span.namespace, path, pinned)
-    if not any(s.stem == span.stem and s.pinned == pinned for s in store.listing().spans):
+    if not any(s.file_id == span.file_id and s.pinned == pinned for s in store.listing().spans):
         raise click.ClickException(f"the span {span.id} was evicted meanwhile")
     if as_json:
-        show_json({"id": span.stem, "pinned": pinned, "tokens": len(path)})
+        show_json({"id": span.file_id, "pinned": pinned, "tokens": len(path)})
     else:
         click.echo(f"{span.id} is {'pinned' if pinned else 'not pinned'}: {len(path)} tokens")
 
@@ -102,7 +102,7 @@ def _lines(listing: Listing, namespace: str, words: _Words) -> Iterator[tuple[in
     while waiting:
         depth, mark, span = waiting.pop()
         yield depth, mark + _line(span, words.of(span))
-        below = listing.below(span.stem)
+        below = listing.below(span.file_id)
         if len(below) == 1 and below[0].start == span.end:
             waiting.append((depth, "+ ", below[0]))
         else:
@@ -121,7 +121,7 @@ def _line(span: ListedSpan, text: str | None) -> str:
 def _plain(span: ListedSpan, words: _Words) -> dict[str, Any]:
     text = words.of(span)
     return {
-        "id": span.stem,
+        "id": span.file_id,
         "parent": span.parent or None,
         "namespace": span.namespace,
         "model": span.model,

@@ -47,7 +47,7 @@ def warm(
     before = _pinned(store)
     finished = _run(engine_for(settings.reference(model)).generate(request))
     close_engines()  # what it stored is on the disk then
-    pinned = {stem: id for stem, id in _pinned(store).items() if stem not in before}
+    pinned = {file_id: id for file_id, id in _pinned(store).items() if file_id not in before}
     usage = finished.usage
     if as_json:
         show_json(
@@ -66,7 +66,7 @@ def warm(
 
 def _pinned(store: DiskStore) -> dict[str, str]:
     """The ids of pinned spans, by their whole names."""
-    return {span.stem: span.id for span in store.listing().spans if span.pinned}
+    return {span.file_id: span.id for span in store.listing().spans if span.pinned}
 
 
 def _run(events: Iterator[Event]) -> Finished:

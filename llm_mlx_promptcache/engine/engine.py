@@ -120,7 +120,7 @@ class Engine:
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
         """Prefill and pin what conversations that begin with these messages share.
 
-        `asked` is what else shapes their prompts: tools, salt, thinking, template_arguments.
+        `asked` is what else shapes their prompts: tools, cache_salt, thinking, template_arguments.
         """
         request = GenerationRequest(tuple(messages), warm=True, pin=True, **asked)
         *_, last = self.generate(request)

@@ -61,7 +61,7 @@ def prepare(
     identity: Identity,
 ) -> Prepared:
     """The request ready to run; ValueError names what is wrong with which field."""
-    plain = namespace_of(identity.rows, request.salt)
+    plain = namespace_of(identity.rows, request.cache_salt)
     if request.kv is not None:
         request = replace(request, kv=loaded.fitting(request.kv))
     namespace = _namespace(request, identity)
@@ -99,7 +99,7 @@ def prepare(
 def _namespace(request: GenerationRequest, identity: Identity) -> str:
     kv = request.kv
     settings = None if kv is None else (kv.bits, kv.group_size or 0, kv.start)
-    return namespace_of(identity.rows, request.salt, settings)
+    return namespace_of(identity.rows, request.cache_salt, settings)
 
 
 def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:

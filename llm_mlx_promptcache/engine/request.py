@@ -123,8 +123,8 @@ class GenerationRequest:
     most characters of a string in a document or a forced call whose schema sets no limit, None as
     many as `max_tokens` allows: small models may never end one. `thinking` asks a
     template to let the model reason or not. `logprobs` is how many alternatives are told for each
-    token. `salt` keeps applications apart. With `warm` nothing is answered: the conversation's
-    stable beginning is prefilled and kept, and with `pin` never evicted.
+    token. `cache_salt` keeps applications apart. With `warm` nothing is answered: the
+    conversation's stable beginning is prefilled and kept, and with `pin` never evicted.
     """
 
     messages: tuple[Message, ...]
@@ -133,7 +133,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     use_cache: bool = True
     on_disk: bool = True
-    salt: str = ""
+    cache_salt: str = ""
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     tool_choice: ToolChoice = "auto"
     tool: str = ""

@@ -226,7 +226,7 @@ class Running:
         task.done = task.holding.lease.cached
         if task.plan is None:
             task.cached, task.why = task.done, str(task.holding.lease.why)
-            task.from_disk = task.holding.lease.from_store
+            task.from_disk = task.holding.lease.from_disk
         task.plan = self._planner.begin()
         self._prefilling.append(task)
         self._progress(task)

@@ -40,7 +40,7 @@ def question_of(prompt: llm.Prompt, model: str) -> Question:
         use_cache=options.cache is not False,
         # Who keeps no logs wants no copy of the conversation on the disk either.
         on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
-        salt=settings.cache_salt,
+        cache_salt=settings.cache_salt,
         tools=tuple(tools.values()),
         tool_choice=_choice(options, chain) if tools else "auto",
         schema=settings.schema,

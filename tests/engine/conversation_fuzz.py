@@ -107,7 +107,7 @@ class Chat(NamedTuple):
     messages: tuple[Message, ...]
     kv: KVSettings | None = None
     tools: bool = False
-    salt: str = ""
+    cache_salt: str = ""
 
 
 class Fuzz:
@@ -189,7 +189,13 @@ class Fuzz:
         if chat.tools:
             more = {"tools": conversations.TOOLS, "tool_choice": "any", "max_calls": 2, **more}
         most = 160 if chat.tools else self.rng.randint(1, 12)
-        asked = {"max_tokens": most, "kv": chat.kv, "salt": chat.salt, "logprobs": 2, **more}
+        asked = {
+            "max_tokens": most,
+            "kv": chat.kv,
+            "cache_salt": chat.cache_salt,
+            "logprobs": 2,
+            **more,
+        }
         return GenerationRequest(chat.messages, **asked)
 
     def asked(self, chat: Chat, **wish: Any) -> tuple[Chat, GenerationRequest]:

@@ -75,7 +75,7 @@ def test_a_regenerated_answer_and_a_fork_reuse_all_that_they_share(folder, engin
     fork = ask(engine, SYSTEM, user("Two, and some more?"))
     shared = len("One?")  # at most the question differs
     assert 0 < first.usage.prompt - fork.usage.cached <= shared + 40
-    other = ask(engine, SYSTEM, user("One?"), salt="somebody else")
+    other = ask(engine, SYSTEM, user("One?"), cache_salt="somebody else")
     assert other.usage.cached == 0
 
 

@@ -40,7 +40,7 @@ WISHES = [
     {"kv": KVSettings(8, 32, 30)},
     {"stop": ("a", "e")},
     {"logprobs": 2},
-    {"salt": "somebody else"},
+    {"cache_salt": "somebody else"},
     {"use_cache": False},
     {"warm": True},
 ]

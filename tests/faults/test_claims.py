@@ -103,7 +103,7 @@ def test_p3_a_whole_file_without_a_row_is_taken_in_again(worlds, tmp_path):
     for path in worlds.paths(3, 5):
         worlds.put(store, path)
     before = names(store)
-    store._index.run(lambda index: index.drop(index.stems()[0]), None)
+    store._index.run(lambda index: index.drop(index.file_ids()[0]), None)
     assert any("a file and no row" in line for line in store.check())
     store.sweep()
     assert names(store) == before
@@ -242,7 +242,7 @@ def test_p4_what_hangs_on_a_file_that_is_unreadable_now_outlives_a_new_index(
     for file in store.spans_folder.iterdir():
         os.utime(file, (1e9, 1e9))  # nothing is spared for being new
     (tmp_path / "index.sqlite").unlink()
-    meanwhile = DiskStore(tmp_path, files=Unreadable(root.stem + ".safetensors"))
+    meanwhile = DiskStore(tmp_path, files=Unreadable(root.file_id + ".safetensors"))
     assert worlds.get(meanwhile, path) == 0
     meanwhile.sweep(every)
     meanwhile.check(fix=True)

@@ -29,7 +29,7 @@ def forged(header, body=b"", length=None):
 
 GOOD = {
     "format": FORMAT,
-    "stem": "forged",
+    "file_id": "forged",
     "label": "",
     "namespace": "m",
     "parent": "",
@@ -62,7 +62,7 @@ FORGED = {
     "a setting of another type": forged(
         with_(layout='[[1, ["window", {"size": [], "keep": {}}]]]'), bytes(20)
     ),
-    "another name": forged(with_(stem="0" * 32), bytes(20)),
+    "another name": forged(with_(file_id="0" * 32), bytes(20)),
     "an unknown kind": forged(with_(layout='[[1, ["os.system", {}]]]'), bytes(20)),
     "a layout that is none": forged(with_(layout="{}"), bytes(20)),
     "another format": forged(with_(format="llm-mlx-promptcache/2"), bytes(20)),

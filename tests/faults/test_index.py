@@ -80,17 +80,17 @@ CRAFTED = {
     "a layout that is none": ["UPDATE namespaces SET layout = '{'"],
     "a layout as a blob": ["UPDATE namespaces SET layout = x'00'"],
     "text that is no UTF-8": ["UPDATE namespaces SET label = CAST(x'ff41' AS TEXT)"],
-    "names that are no UTF-8": ["UPDATE spans SET stem = CAST(x'ff41' AS TEXT) || rowid"],
-    "an empty name": ["UPDATE spans SET stem = '' WHERE rowid = 1"],
-    "a name of elsewhere": ["UPDATE spans SET stem = '../../mine' WHERE rowid = 1"],
+    "names that are no UTF-8": ["UPDATE spans SET file_id = CAST(x'ff41' AS TEXT) || rowid"],
+    "an empty name": ["UPDATE spans SET file_id = '' WHERE rowid = 1"],
+    "a name of elsewhere": ["UPDATE spans SET file_id = '../../mine' WHERE rowid = 1"],
     "names of elsewhere that nothing hangs on": [
-        "UPDATE spans SET stem = '../../mine' WHERE rowid = (SELECT max(rowid) FROM spans)"
+        "UPDATE spans SET file_id = '../../mine' WHERE rowid = (SELECT max(rowid) FROM spans)"
     ],
-    "a span that hangs on itself": ["UPDATE spans SET parent = stem"],
+    "a span that hangs on itself": ["UPDATE spans SET parent = file_id"],
     "two that hang on each other": [
-        "UPDATE spans SET parent = (SELECT max(stem) FROM spans) WHERE rowid = 1",
-        "UPDATE spans SET parent = (SELECT stem FROM spans WHERE rowid = 1) WHERE stem ="
-        " (SELECT max(stem) FROM spans)",
+        "UPDATE spans SET parent = (SELECT max(file_id) FROM spans) WHERE rowid = 1",
+        "UPDATE spans SET parent = (SELECT file_id FROM spans WHERE rowid = 1) WHERE file_id ="
+        " (SELECT max(file_id) FROM spans)",
     ],
     "a start beyond": ["UPDATE spans SET start = 1 << 62"],
     "sizes as text": ["UPDATE spans SET bytes = 'many'"],
@@ -240,14 +240,14 @@ LONG = "WITH RECURSIVE a (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a LIMIT 20
     [
         f"{LONG} max(x) FROM a",
         f"UPDATE totals SET tick = ({LONG} max(x) FROM a)",
-        "WITH RECURSIVE b (s, n) AS (SELECT stem, 0 FROM spans WHERE parent = stem UNION ALL"
-        " SELECT s.stem, n + 1 FROM spans AS s JOIN b ON s.parent = b.s LIMIT 20000000)"
+        "WITH RECURSIVE b (s, n) AS (SELECT file_id, 0 FROM spans WHERE parent = file_id UNION ALL"
+        " SELECT s.file_id, n + 1 FROM spans AS s JOIN b ON s.parent = b.s LIMIT 20000000)"
         " SELECT max(n) FROM b",
     ],
 )
 def test_p2_a_statement_that_works_on_and_on_is_damage(folder, statement):
     """The last one goes round a span that hangs on itself. All of them would end, in seconds."""
-    sql(folder, "UPDATE spans SET parent = stem WHERE rowid = 1")
+    sql(folder, "UPDATE spans SET parent = file_id WHERE rowid = 1")
     index = Index(folder / "index.sqlite")
     try:
         with pytest.raises(sqlite3.OperationalError, match="interrupted") as raised:
@@ -387,12 +387,12 @@ def test_law_7_a_lookup_that_finds_a_damaged_index_hardly_waits(worlds, folder, 
 def test_pins_outlive_the_index_and_a_list_that_is_damaged_is_written_anew(worlds, folder):
     store, pinned = DiskStore(folder), array("I", worlds.paths(3, PATHS)[0])
     assert store.pin(worlds.NAMESPACE, pinned, True)
-    held = [span.stem for span in store.listing().spans if span.pinned]
+    held = [span.file_id for span in store.listing().spans if span.pinned]
     store.close()
     (folder / "index.sqlite").write_bytes(b"rubbish")
     again = DiskStore(folder)
     assert found_at_last(worlds, again, pinned) == len(pinned)
-    assert [span.stem for span in again.listing().spans if span.pinned] == held
+    assert [span.file_id for span in again.listing().spans if span.pinned] == held
     (folder / "pins.json").write_text(
         (folder / "pins.json").read_text().replace(held[0][:4], "0000")
     )
@@ -454,10 +454,12 @@ def test_a_row_that_is_as_written_comes_back_and_no_other():
                 index_rows.row_from([*values[:at], other, *values[at + 1 :]])
 
 
-@pytest.mark.parametrize("stem", ["", "x", "../../x/weights", "A" * 32, "0" * 33, "0" * 31 + "\n"])
-def test_p7_no_path_is_made_of_what_is_no_stem(tmp_path, stem):
+@pytest.mark.parametrize(
+    "file_id", ["", "x", "../../x/weights", "A" * 32, "0" * 33, "0" * 31 + "\n"]
+)
+def test_p7_no_path_is_made_of_what_is_no_file_id(tmp_path, file_id):
     with pytest.raises(DamagedIndex):
-        span_path(tmp_path, stem)
+        span_path(tmp_path, file_id)
 
 
 @pytest.mark.parametrize(

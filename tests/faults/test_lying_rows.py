@@ -57,13 +57,13 @@ def sign(folder, change, *statements):
             "count": count,
             "digest": digest_of(made),
             "first": first_of(made),
-            "octave": density(count, made.bytes),
+            "density_bucket": density(count, made.bytes),
         }
         names = ", ".join(row)
         places = ", ".join(f":{name}" for name in row)
         db.execute(f"INSERT OR IGNORE INTO spans ({names}) VALUES ({places})", row)
     db.execute(
-        "UPDATE spans AS s SET children = (SELECT count(*) FROM spans WHERE parent = s.stem)"
+        "UPDATE spans AS s SET children = (SELECT count(*) FROM spans WHERE parent = s.file_id)"
     )
     db.execute(
         "UPDATE totals SET (spans, tokens, bytes) = (SELECT count(*), sum(count), sum(bytes)"
@@ -97,20 +97,21 @@ def swap(name):
 
 
 def ring(rows):
-    rows[0]["parent"], rows[-1]["parent"] = rows[-1]["stem"], rows[0]["stem"]
+    rows[0]["parent"], rows[-1]["parent"] = rows[-1]["file_id"], rows[0]["file_id"]
 
 
 def twice(rows):
-    return rows + [row | {"stem": f"{n:032x}", "parent": NOBODY} for n, row in enumerate(rows)]
+    return rows + [row | {"file_id": f"{n:032x}", "parent": NOBODY} for n, row in enumerate(rows)]
 
 
 def instead(rows):
-    return [row | {"stem": f"{n:032x}"} for n, row in enumerate(rows)]
+    return [row | {"file_id": f"{n:032x}"} for n, row in enumerate(rows)]
 
 
 def as_checkpoints(rows):
     return rows + [
-        rows[0] | {"stem": f"{n:032x}", "parent": rows[0]["stem"], "start": n, "tokens": array("I")}
+        rows[0]
+        | {"file_id": f"{n:032x}", "parent": rows[0]["file_id"], "start": n, "tokens": array("I")}
         for n in range(1, len(rows[0]["tokens"]) + 1)
     ]
 
@@ -122,13 +123,13 @@ def longer(row, _):
 LIES = {
     "another model's": column("namespace", "other"),
     "all another model's": every("namespace", "other"),
-    "another parent": column("parent", lambda _, rows: rows[1]["stem"]),
-    "all on the first": every("parent", lambda row, rows: rows[0]["stem"]),
+    "another parent": column("parent", lambda _, rows: rows[1]["file_id"]),
+    "all on the first": every("parent", lambda row, rows: rows[0]["file_id"]),
     "all on nobody": every("parent", NOBODY),
     "on nobody": column("parent", NOBODY),
     "at the start": column("parent", ""),
-    "on itself": column("parent", lambda row, _: row["stem"]),
-    "all on themselves": every("parent", lambda row, _: row["stem"]),
+    "on itself": column("parent", lambda row, _: row["file_id"]),
+    "all on themselves": every("parent", lambda row, _: row["file_id"]),
     "on each other": ring,
     "starts later": column("start", lambda row, _: row["start"] + 1),
     "starts at once": column("start", 0),
@@ -145,17 +146,17 @@ LIES = {
     "many bytes": every("bytes", 1 << 50),
     "few bytes": every("bytes", 1),
     "resumes not": every("resumes", 0),
-    "swapped files": swap("stem"),
-    "nobody's file": column("stem", NOBODY),
+    "swapped files": swap("file_id"),
+    "nobody's file": column("file_id", NOBODY),
     "nobody's files": instead,
     "each twice": twice,
     "checkpoints everywhere": as_checkpoints,
-    "no rows": lambda rows: [{**rows[0], "parent": rows[0]["stem"]}],
+    "no rows": lambda rows: [{**rows[0], "parent": rows[0]["file_id"]}],
 }
 COUNTED = {
     "other first tokens": "UPDATE spans SET first = 999",
-    "first tokens of checkpoints": "UPDATE spans SET first = -1 WHERE stem ="
-    " (SELECT max(stem) FROM spans)",
+    "first tokens of checkpoints": "UPDATE spans SET first = -1 WHERE file_id ="
+    " (SELECT max(file_id) FROM spans)",
     "many hits": "UPDATE spans SET hits = 1 << 62",
     "used later": "UPDATE spans SET last_use = 1 << 62",
     "used by nobody": "UPDATE spans SET used_at = 0, last_use = 0",
@@ -164,7 +165,7 @@ COUNTED = {
     "nothing pinned": "UPDATE spans SET pinned = 0",
     "no children": "UPDATE spans SET children = 0",
     "children of leaves": "UPDATE spans SET children = children + 1",
-    "an octave beyond": "UPDATE spans SET octave = 1 << 40",
+    "a density beyond": "UPDATE spans SET density_bucket = 1 << 40",
     "counters beyond": "UPDATE totals SET bytes = 1 << 50",
     "no counters": "UPDATE totals SET bytes = 0, spans = 0, tokens = 0",
     "a tick at the end": "UPDATE totals SET tick = (1 << 62) + ((1 << 62) - 1)",
@@ -312,7 +313,7 @@ def test_p4_what_is_said_to_hang_on_a_damaged_span_is_asked_first(worlds, folder
     store = DiskStore(folder, "1GB")
     worlds.put(store, stranger)
     (root,) = store.lookup(worlds.NAMESPACE, array("I", stranger)).spans
-    victim = store.lookup(worlds.NAMESPACE, array("I", paths[0])).spans[0].stem
+    victim = store.lookup(worlds.NAMESPACE, array("I", paths[0])).spans[0].file_id
     store.close()
     sign(folder, column("parent", victim))
     if damage:
@@ -324,7 +325,7 @@ def test_p4_what_is_said_to_hang_on_a_damaged_span_is_asked_first(worlds, folder
     for path in paths:
         worlds.get(store, path)
         store.tend()
-    assert root.stem + ".safetensors" in files(folder)
+    assert root.file_id + ".safetensors" in files(folder)
     store.check(fix=True)
     assert worlds.get(store, stranger) == len(stranger)
     assert not any(name.startswith(victim) for name in files(folder))
@@ -340,7 +341,7 @@ def test_law_1_a_span_that_is_said_to_hang_elsewhere_is_a_miss(worlds, tmp_path)
     store.close()
 
     def change(rows):
-        (start,) = [row["stem"] for row in rows if list(row["tokens"][:1]) == [2]]
+        (start,) = [row["file_id"] for row in rows if list(row["tokens"][:1]) == [2]]
         rows[-1]["parent"] = start
 
     sign(tmp_path, change)

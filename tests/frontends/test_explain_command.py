@@ -70,7 +70,7 @@ def test_a_prompt_with_a_salt_of_its_own_is_looked_up_there(asked):
     assert found["now"]["stored"] == found["now"]["prompt"]
     spans = {span["id"]: span for span in asked.told("tree")}
     assert len({span["namespace"] for span in spans.values()}) == 2
-    assert len({spans[stem]["namespace"] for stem in found["now"]["spans"]}) == 1
+    assert len({spans[file_id]["namespace"] for file_id in found["now"]["spans"]}) == 1
     assert found["nearest"] is None
 
 

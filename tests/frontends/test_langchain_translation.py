@@ -175,7 +175,7 @@ def test_settings_of_the_model_and_of_one_call(engine):
     chat.invoke("Hi.", logit_bias={7: -1.0}, logprobs=2, regex="[ab]")
     one, other = engine.asked
     assert (one.max_tokens, one.on_disk, one.stop) == (4, False, ("y",))
-    assert (one.salt, one.kv, one.thinking) == ("me", KVSettings(8), True)
+    assert (one.cache_salt, one.kv, one.thinking) == ("me", KVSettings(8), True)
     assert (one.sampling.temperature, one.sampling.repetition_penalty) == (0.5, 1.1)
     assert (other.max_tokens, other.stop, other.logprobs) == (9, ("x",), 2)
     assert (other.sampling.logit_bias, other.sampling.seed) == (((7, -1.0),), 3)

@@ -50,7 +50,7 @@ def test_options_reach_the_engine(scripted):
     assert (request.max_tokens, request.stop, request.thinking) == (7, ("a", "b"), False)
     assert (request.json_object, request.kv) == (True, KVSettings(8))
     assert request.tool_choice == "none"
-    assert (request.use_cache, request.salt) == (False, "mine")
+    assert (request.use_cache, request.cache_salt) == (False, "mine")
     assert set(MlxCachedOptions.model_fields) == set(said)
 
 
@@ -115,10 +115,10 @@ def test_what_shaped_a_prompt_holds_on_until_it_is_said_otherwise(scripted, logg
     options = {"thinking": True, "kv_bits": 4, "cache_salt": "n", "temperature": 1.0}
     logged.log(MlxCached().conversation().prompt("Go.", **options))
     for request in (go_on(), go_on()):
-        assert (request.thinking, request.kv, request.salt) == (True, KVSettings(4), "n")
+        assert (request.thinking, request.kv, request.cache_salt) == (True, KVSettings(4), "n")
         assert request.sampling.temperature == 0
     changed = go_on(thinking=False, kv_bits=0, cache_salt="")
-    assert (changed.thinking, changed.kv, changed.salt) == (False, None, "")
+    assert (changed.thinking, changed.kv, changed.cache_salt) == (False, None, "")
     assert go_on().thinking is False
     assert go_on().kv is None
 
@@ -141,5 +141,5 @@ def test_a_conversation_keeps_its_salt_with_another_model_of_ours(scripted):
     history = go_on(MlxCached(), history)
     history = go_on(MlxCached(), history, cache_salt="")
     go_on(small, history)
-    told = [(request.salt, request.thinking) for request in scripted.requests]
+    told = [(request.cache_salt, request.thinking) for request in scripted.requests]
     assert told == [("n", True), ("n", None), ("", None), ("", True)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROWS: Final = 64  # that one transaction removes
 
 # A row's `bucket` is all of `worth`'s arguments but the age: rows of one bucket keep their order.
-# It is (tier * 2 + returned) * _RANK + octave.
+# It is (tier * 2 + returned) * _RANK + density_bucket.
 _RANK: Final = 65_536
 
 _NEXT_BUCKET = """
@@ -33,23 +33,23 @@ SELECT bucket FROM spans WHERE children = 0 AND pinned = ? AND bucket > ?
 ORDER BY bucket LIMIT 1
 """
 _HEAD = """
-SELECT last_use, stem, parent, bytes FROM spans
-WHERE children = 0 AND pinned = ? AND bucket = ? ORDER BY last_use, stem LIMIT 1
+SELECT last_use, file_id, parent, bytes FROM spans
+WHERE children = 0 AND pinned = ? AND bucket = ? ORDER BY last_use, file_id LIMIT 1
 """
-_LEAF_BUCKET = "SELECT bucket FROM spans WHERE stem = ? AND children = 0 AND pinned = ?"
+_LEAF_BUCKET = "SELECT bucket FROM spans WHERE file_id = ? AND children = 0 AND pinned = ?"
 _LEAVES = """
-SELECT stem, bytes FROM spans
+SELECT file_id, bytes FROM spans
 WHERE namespace = ? AND children = 0 AND pinned <= ? AND used_at < ? ORDER BY used_at LIMIT ?
 """
-_CHILD = "SELECT stem FROM spans WHERE parent = ? LIMIT 1"
+_CHILD = "SELECT file_id FROM spans WHERE parent = ? LIMIT 1"
 # Whether something hangs on a span, and whether that hangs on something.
 _PLACE = """
-SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.stem),
-    parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = s.parent)
-FROM spans AS s WHERE stem = ?
+SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.file_id),
+    parent = '' OR EXISTS (SELECT 1 FROM spans WHERE file_id = s.parent)
+FROM spans AS s WHERE file_id = ?
 """
 _ANY = "SELECT 1 FROM spans WHERE namespace = ? LIMIT 1"
-_REMOVE = "DELETE FROM spans WHERE stem = ?"
+_REMOVE = "DELETE FROM spans WHERE file_id = ?"
 _ANY_AGE: Final = 1 << 62
 
 
@@ -59,7 +59,7 @@ class Removed(NamedTuple):
     `unpinned`: those of them that went since nobody has pinned them.
     """
 
-    stems: list[str]
+    file_ids: list[str]
     nbytes: int
     done: bool
     unpinned: Sequence[str] = ()
@@ -81,17 +81,17 @@ class Excess:
     def step(self, index: Index) -> Removed:
         """The least worthy leaves, by memory's own comparison; pinned ones only last."""
         excess = index.totals().bytes - self._most
-        stems, nbytes = _superseded(index, excess)
-        unpinned = len(stems)
+        file_ids, nbytes = _superseded(index, excess)
+        unpinned = len(file_ids)
         for pinned in (False, True):
             leaves = _Leaves(index, pinned)
-            while nbytes < excess and len(stems) < ROWS and (found := leaves.take()) is not None:
-                stems.append(found.stem)
+            while nbytes < excess and len(file_ids) < ROWS and (found := leaves.take()) is not None:
+                file_ids.append(found.file_id)
                 nbytes += found.nbytes
-            unpinned = unpinned if pinned else len(stems)
-        if nbytes < excess and not stems and index.totals().spans:
+            unpinned = unpinned if pinned else len(file_ids)
+        if nbytes < excess and not file_ids and index.totals().spans:
             raise DamagedIndex("it holds spans of which none is the last of its path")
-        return Removed(stems, nbytes, nbytes >= excess or not stems, stems[:unpinned])
+        return Removed(file_ids, nbytes, nbytes >= excess or not file_ids, file_ids[:unpinned])
 
 
 class Chosen:
@@ -110,36 +110,36 @@ class Chosen:
 
     def step(self, index: Index) -> Removed:
         """The oldest leaves; what they hung on may be one in the next step, or in this one."""
-        stems: list[str] = []
+        file_ids: list[str] = []
         nbytes = 0
-        while self._namespaces and len(stems) < ROWS:
-            values = (self._namespaces[0], self._pinned, self._before, ROWS - len(stems))
+        while self._namespaces and len(file_ids) < ROWS:
+            values = (self._namespaces[0], self._pinned, self._before, ROWS - len(file_ids))
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
                 if self._pinned and index.db.execute(_ANY, (self._namespaces[0],)).fetchone():
                     raise DamagedIndex("none of a model's spans is the end of a path")
                 self._namespaces.popleft()
-            for stem, _ in leaves:
-                _refuse_inner(index.db, stem)
-                _ask(index, self._witness, stem)
-            index.db.executemany(_REMOVE, [(stem,) for stem, _ in leaves])
-            stems += [stem for stem, _ in leaves]
+            for file_id, _ in leaves:
+                _refuse_inner(index.db, file_id)
+                _ask(index, self._witness, file_id)
+            index.db.executemany(_REMOVE, [(file_id,) for file_id, _ in leaves])
+            file_ids += [file_id for file_id, _ in leaves]
             nbytes += sum(size for _, size in leaves)
-        return Removed(stems, nbytes, not self._namespaces, () if self._pinned else stems)
+        return Removed(file_ids, nbytes, not self._namespaces, () if self._pinned else file_ids)
 
 
 class Below:
     """A span and all that hangs on it, the ends first."""
 
-    def __init__(self, stem: str, witness: Witness | None = None) -> None:
+    def __init__(self, file_id: str, witness: Witness | None = None) -> None:
         self._witness = witness
-        self._path = [stem]
-        self._on_path = {stem}
+        self._path = [file_id]
+        self._on_path = {file_id}
 
     def step(self, index: Index) -> Removed:
         """Go on where the last step ended; others may have removed or added some meanwhile."""
-        stems: list[str] = []
-        while self._path and len(stems) < ROWS:
+        file_ids: list[str] = []
+        while self._path and len(file_ids) < ROWS:
             child = index.db.execute(_CHILD, (self._path[-1],)).fetchone()
             # A damaged index may have a span hang below itself.
             if child is not None and child[0] not in self._on_path:
@@ -148,16 +148,16 @@ class Below:
                 self._path.append(child[0])
                 self._on_path.add(child[0])
                 continue
-            stem = self._path.pop()
-            self._on_path.remove(stem)
-            if index.db.execute(_REMOVE, (stem,)).rowcount:
-                stems.append(stem)
-        return Removed(stems, 0, not self._path)
+            file_id = self._path.pop()
+            self._on_path.remove(file_id)
+            if index.db.execute(_REMOVE, (file_id,)).rowcount:
+                file_ids.append(file_id)
+        return Removed(file_ids, 0, not self._path)
 
 
 class _Leaf(NamedTuple):
     last_use: int
-    stem: str
+    file_id: str
     parent: str
     nbytes: int
 
@@ -184,8 +184,8 @@ class _Leaves:
             return None
         bucket = min(self._heads, key=self._value)
         leaf = self._heads[bucket]
-        _refuse_inner(self._db, leaf.stem)
-        self._db.execute(_REMOVE, (leaf.stem,))
+        _refuse_inner(self._db, leaf.file_id)
+        self._db.execute(_REMOVE, (leaf.file_id,))
         self._look(bucket)
         above = self._db.execute(_LEAF_BUCKET, (leaf.parent, self._pinned)).fetchone()
         if above is not None:  # what it hung on is a leaf now
@@ -205,46 +205,46 @@ class _Leaves:
         return _worth(self._tick - last_use, rank, bucket - rank * _RANK), bucket, last_use
 
 
-def _refuse_inner(db: Connection, stem: str) -> None:
+def _refuse_inner(db: Connection, file_id: str) -> None:
     """DamagedIndex where what is said to be the end of a path is none: good spans would go."""
-    found = db.execute(_PLACE, (stem,)).fetchone()
+    found = db.execute(_PLACE, (file_id,)).fetchone()
     if found != (0, 1):
-        raise DamagedIndex(f"span {stem} is said to be the end of a path and is not")
+        raise DamagedIndex(f"span {file_id} is said to be the end of a path and is not")
 
 
-def _ask(index: Index, witness: Witness | None, stem: str) -> None:
+def _ask(index: Index, witness: Witness | None, file_id: str) -> None:
     """DamagedIndex where a row's file says otherwise."""
-    row = index.row(stem) if witness is not None else None
+    row = index.row(file_id) if witness is not None else None
     if witness is not None and row is not None:
         witness.refute(index, row)
 
 
-def _worth(age: int, rank: int, octave: int) -> float:
+def _worth(age: int, rank: int, density_bucket: int) -> float:
     tier, returned = divmod(rank, 2)
     try:
-        return worth(max(age, 0), tier, bool(returned), octave, 2.0**RETURNED_BIAS)
+        return worth(max(age, 0), tier, bool(returned), density_bucket, 2.0**RETURNED_BIAS)
     except OverflowError:  # no row of ours: it goes first
         return 0.0
 
 
 def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
     """Remove up to `excess` bytes of what nobody can open any more, but for what is pinned."""
-    stems: list[str] = []
+    file_ids: list[str] = []
     nbytes = 0
     for namespace in index.superseded() if excess > 0 else ():
-        while nbytes < excess and len(stems) < ROWS:
-            values = (namespace, False, _ANY_AGE, ROWS - len(stems))
+        while nbytes < excess and len(file_ids) < ROWS:
+            values = (namespace, False, _ANY_AGE, ROWS - len(file_ids))
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
                 break
-            for stem, size in (typed(leaf, str, int) for leaf in leaves):
+            for file_id, size in (typed(leaf, str, int) for leaf in leaves):
                 if nbytes >= excess:
                     break
-                _refuse_inner(index.db, stem)
-                index.db.execute(_REMOVE, (stem,))
-                stems.append(stem)
+                _refuse_inner(index.db, file_id)
+                index.db.execute(_REMOVE, (file_id,))
+                file_ids.append(file_id)
                 nbytes += size
-    return stems, nbytes
+    return file_ids, nbytes
 
 
 class FolderBudget:

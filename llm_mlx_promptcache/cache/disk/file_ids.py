@@ -12,30 +12,30 @@ from .damage import DamagedIndex
 
 SUFFIX: Final = ".safetensors"
 TEMPORARY: Final = ".tmp-"
-_STEM = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_FILE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
-def new_stem() -> str:
-    """A random stem: it tells nothing of the content and can't be guessed."""
+def new_file_id() -> str:
+    """A random file id: it tells nothing of the content and can't be guessed."""
     return secrets.token_hex(16)
 
 
-def is_stem(value: Any) -> bool:
-    """Whether a value is a stem: 32 hex digits and nothing else."""
-    return isinstance(value, str) and _STEM.fullmatch(value) is not None
+def is_file_id(value: Any) -> bool:
+    """Whether a value is a file id: 32 hex digits and nothing else."""
+    return isinstance(value, str) and _FILE_ID.fullmatch(value) is not None
 
 
-def span_path(folder: Path, stem: str) -> Path:
-    """The path of a span's file; DamagedIndex where the stem could lead anywhere else."""
-    if not is_stem(stem):
-        raise DamagedIndex(f"{stem!r:.50} is no span's name")
-    return folder / (stem + SUFFIX)
+def span_path(folder: Path, file_id: str) -> Path:
+    """The path of a span's file; DamagedIndex where the file id could lead anywhere else."""
+    if not is_file_id(file_id):
+        raise DamagedIndex(f"{file_id!r:.50} is no span's name")
+    return folder / (file_id + SUFFIX)
 
 
-def stems_in(names: Iterable[str]) -> set[str]:
-    """The stems of what looks like a span's file of ours."""
-    stems = {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
-    return {stem for stem in stems if is_stem(stem)}
+def file_ids_in(names: Iterable[str]) -> set[str]:
+    """The file ids of what looks like a span's file of ours."""
+    file_ids = {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
+    return {file_id for file_id in file_ids if is_file_id(file_id)}
 
 
 def is_temporary(name: str) -> bool:

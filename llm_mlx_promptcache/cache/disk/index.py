@@ -26,7 +26,7 @@ from .index_rows import (
     Namespace,
     Row,
     Totals,
-    checked_stems,
+    checked_file_ids,
     digest_of,
     digest_of_namespace,
     first_of,
@@ -44,11 +44,11 @@ _LONG_LOG = 4 << 20
 _ALTERNATING = 100  # openings of others after which a model that came back once counts as gone
 # Another process may have evicted the parent since it was looked up.
 _INSERT = """
-INSERT OR IGNORE INTO spans (stem, namespace, parent, start, first, tokens, count, resumes, tier,
-    octave, bytes, digest, last_use, used_at)
-SELECT :stem, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier, :octave,
-    :bytes, :digest, (SELECT tick FROM totals), :used_at
-WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE stem = :parent)
+INSERT OR IGNORE INTO spans (file_id, namespace, parent, start, first, tokens, count, resumes, tier,
+    density_bucket, bytes, digest, last_use, used_at)
+SELECT :file_id, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier,
+    :density_bucket, :bytes, :digest, (SELECT tick FROM totals), :used_at
+WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE file_id = :parent)
 """
 _STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
 _CHECKPOINTS = (
@@ -56,11 +56,11 @@ _CHECKPOINTS = (
 )
 _NAMESPACES = "SELECT name, layout, label, identity, digest FROM namespaces"
 _SUBTREE = """
-WITH RECURSIVE below (stem) AS (
-    SELECT stem FROM spans WHERE stem = ?
-    UNION SELECT s.stem FROM spans AS s JOIN below ON s.parent = below.stem
+WITH RECURSIVE below (file_id) AS (
+    SELECT file_id FROM spans WHERE file_id = ?
+    UNION SELECT s.file_id FROM spans AS s JOIN below ON s.parent = below.file_id
 )
-SELECT stem FROM below
+SELECT file_id FROM below
 """
 # All names that a model was opened under have been given to another one since. Where two take
 # turns (environments with other versions of mlx, say), both stay.
@@ -182,31 +182,31 @@ class Index:
         The tokens decide, not a hash (law 5).
         """
         found = Found([], [])
-        stem, end = "", 0
+        file_id, end = "", 0
         while end < len(tokens):
-            values = self.db.execute(_STEP, (namespace, stem, end, tokens[end])).fetchone()
+            values = self.db.execute(_STEP, (namespace, file_id, end, tokens[end])).fetchone()
             if values is None:
                 break
             row = row_from(values)
             same = common_prefix(row.tokens, tokens, 0, end)
-            if not same or (row.namespace, row.parent, row.start) != (namespace, stem, end):
-                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            if not same or (row.namespace, row.parent, row.start) != (namespace, file_id, end):
+                raise DamagedIndex(f"span {row.file_id} stands where it does not belong")
             whole = same == len(row.tokens)
             resumes = row.resumes and whole
-            found.spans.append(StoredSpan(row.stem, end, end + same, resumes, row.parent))
-            stem, end = row.stem, end + same
-            found.checkpoints.extend(self._checkpoints(namespace, stem, row.start, end))
+            found.spans.append(StoredSpan(row.file_id, end, end + same, resumes, row.parent))
+            file_id, end = row.file_id, end + same
+            found.checkpoints.extend(self._checkpoints(namespace, file_id, row.start, end))
         return found
 
-    def _checkpoints(self, namespace: str, stem: str, start: int, end: int) -> list[StoredSpan]:
+    def _checkpoints(self, namespace: str, file_id: str, start: int, end: int) -> list[StoredSpan]:
         """What was taken of a span's path from `start` up to `end`, and hangs there."""
-        rows = map(row_from, self.db.execute(_CHECKPOINTS, (stem, end, namespace)).fetchall())
+        rows = map(row_from, self.db.execute(_CHECKPOINTS, (file_id, end, namespace)).fetchall())
         found = []
         for row in rows:
-            if len(row.tokens) or row.parent != stem:
-                raise DamagedIndex(f"span {row.stem} stands where it does not belong")
+            if len(row.tokens) or row.parent != file_id:
+                raise DamagedIndex(f"span {row.file_id} stands where it does not belong")
             if start < row.start:
-                found.append(StoredSpan(row.stem, row.start, row.start, parent=stem))
+                found.append(StoredSpan(row.file_id, row.start, row.start, parent=file_id))
         return found
 
     def totals(self) -> Totals:
@@ -214,14 +214,14 @@ class Index:
         query = "SELECT spans, tokens, bytes, tick, swept, proof FROM totals LIMIT 2"
         return totals_from(self.db.execute(query).fetchall())
 
-    def has(self, stem: str) -> bool:
+    def has(self, file_id: str) -> bool:
         """Whether a span has a row."""
-        query = "SELECT 1 FROM spans WHERE stem = ?"
-        return self.db.execute(query, (stem,)).fetchone() is not None
+        query = "SELECT 1 FROM spans WHERE file_id = ?"
+        return self.db.execute(query, (file_id,)).fetchone() is not None
 
-    def row(self, stem: str) -> Row | None:
+    def row(self, file_id: str) -> Row | None:
         """A span's row."""
-        values = self.db.execute(SELECT_ROWS + " WHERE stem = ?", (stem,)).fetchone()
+        values = self.db.execute(SELECT_ROWS + " WHERE file_id = ?", (file_id,)).fetchone()
         return row_from(values) if values is not None else None
 
     def at(self, row: Row) -> Row | None:
@@ -237,19 +237,19 @@ class Index:
 
     def sizes(self) -> dict[str, int]:
         """The bytes of each span's file."""
-        found = self.db.execute("SELECT stem, bytes FROM spans").fetchall()
+        found = self.db.execute("SELECT file_id, bytes FROM spans").fetchall()
         for values in found:
             typed(values, str, int)
         return dict(found)
 
-    def stems(self) -> list[str]:
-        """Every span's stem."""
-        return checked_stems(self.db.execute("SELECT stem FROM spans").fetchall())
+    def file_ids(self) -> list[str]:
+        """Every span's file id."""
+        return checked_file_ids(self.db.execute("SELECT file_id FROM spans").fetchall())
 
     def pinned(self) -> list[str]:
-        """The stems of what nobody may evict."""
-        query = "SELECT stem FROM spans WHERE pinned != 0"
-        return checked_stems(self.db.execute(query).fetchall())
+        """The file ids of what nobody may evict."""
+        query = "SELECT file_id FROM spans WHERE pinned != 0"
+        return checked_file_ids(self.db.execute(query).fetchall())
 
     def every_row(self) -> Iterator[Row | DamagedIndex]:
         """Each span's row, or what is wrong with it: all that is read of it anywhere."""
@@ -293,8 +293,8 @@ class Index:
         for values in self.db.execute(SELECT_COUNTED + " ORDER BY rowid"):
             row = whole_row(values, tick)
             if row.parent not in known:
-                raise DamagedIndex(f"span {row.stem} hangs on nothing")
-            known.add(row.stem)
+                raise DamagedIndex(f"span {row.file_id} hangs on nothing")
+            known.add(row.file_id)
             hits, used_at, pinned = values[9:12]
             label = labels.get(row.namespace, "")
             found.append(ListedRow(row, label, hits, used_at, pinned != 0))
@@ -315,37 +315,39 @@ class Index:
             "tokens": row.tokens.tobytes(),
             "count": len(row.tokens),
             "first": first_of(row),
-            "octave": density(len(row.tokens), row.bytes),
+            "density_bucket": density(len(row.tokens), row.bytes),
             "digest": digest_of(row),
         }
         return self.db.execute(_INSERT, values).rowcount == 1
 
-    def touch(self, stems: Sequence[str], now: int) -> None:
+    def touch(self, file_ids: Sequence[str], now: int) -> None:
         """Count a use of each."""
         self.db.execute("UPDATE totals SET tick = tick + 1")
         self.db.executemany(
             "UPDATE spans SET hits = hits + 1, last_use = (SELECT tick FROM totals), used_at = ?"
-            " WHERE stem = ?",
-            [(now, stem) for stem in stems],
+            " WHERE file_id = ?",
+            [(now, file_id) for file_id in file_ids],
         )
 
-    def pin(self, stem: str, pinned: bool) -> bool:
+    def pin(self, file_id: str, pinned: bool) -> bool:
         """Keep a span from being evicted, or no longer; whether that is a change."""
-        change = "UPDATE spans SET pinned = ? WHERE stem = ? AND pinned != ?"
-        return self.db.execute(change, (pinned, stem, pinned)).rowcount == 1
+        change = "UPDATE spans SET pinned = ? WHERE file_id = ? AND pinned != ?"
+        return self.db.execute(change, (pinned, file_id, pinned)).rowcount == 1
 
-    def below(self, stem: str) -> list[Row]:
+    def below(self, file_id: str) -> list[Row]:
         """What hangs on a span, and on that."""
-        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
-        rows = (self.row(one) for one in stems if one != stem)
+        file_ids = checked_file_ids(self.db.execute(_SUBTREE, (file_id,)).fetchall())
+        rows = (self.row(one) for one in file_ids if one != file_id)
         return [row for row in rows if row is not None]
 
-    def drop(self, stem: str) -> list[str]:
-        """Take a span out with all that hangs on it; returns their stems."""
-        stems = checked_stems(self.db.execute(_SUBTREE, (stem,)).fetchall())
+    def drop(self, file_id: str) -> list[str]:
+        """Take a span out with all that hangs on it; returns their file ids."""
+        file_ids = checked_file_ids(self.db.execute(_SUBTREE, (file_id,)).fetchall())
         # Children first: the trigger counts at their parents.
-        self.db.executemany("DELETE FROM spans WHERE stem = ?", [(s,) for s in reversed(stems)])
-        return stems
+        self.db.executemany(
+            "DELETE FROM spans WHERE file_id = ?", [(s,) for s in reversed(file_ids)]
+        )
+        return file_ids
 
     def name(self, namespace: str, label: str, identity: str) -> None:
         """What people call the model of a namespace, and which model that is."""
@@ -455,14 +457,14 @@ class Index:
         for values in self.db.execute("SELECT identity, label, opened, came_back FROM models"):
             typed(values, str, str, int, int)
         self.recount()
-        query = """SELECT stem, children FROM spans AS s WHERE children !=
-            (SELECT count(*) FROM spans WHERE parent = s.stem)"""
-        for stem, children in self.db.execute(query):
-            yield f"span {stem} is said to have {children} children and has not"
-        query = """SELECT stem, parent FROM spans AS s WHERE parent != '' AND NOT EXISTS
-            (SELECT 1 FROM spans WHERE stem = s.parent)"""
-        for stem, parent in self.db.execute(query):
-            yield f"span {stem} hangs on {parent}, which is gone"
+        query = """SELECT file_id, children FROM spans AS s WHERE children !=
+            (SELECT count(*) FROM spans WHERE parent = s.file_id)"""
+        for file_id, children in self.db.execute(query):
+            yield f"span {file_id} is said to have {children} children and has not"
+        query = """SELECT file_id, parent FROM spans AS s WHERE parent != '' AND NOT EXISTS
+            (SELECT 1 FROM spans WHERE file_id = s.parent)"""
+        for file_id, parent in self.db.execute(query):
+            yield f"span {file_id} hangs on {parent}, which is gone"
 
 
 def _size(path: Path) -> int:

@@ -16,14 +16,14 @@ import xxhash
 from ..trie import Tokens
 from ..worth import density
 from .damage import DamagedIndex
-from .file_ids import is_stem
+from .file_ids import is_file_id
 
 SELECT_ROWS: Final = (
-    "SELECT stem, namespace, parent, start, tokens, resumes, tier, bytes, digest FROM spans"
+    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, digest FROM spans"
 )
 SELECT_COUNTED: Final = (
-    "SELECT stem, namespace, parent, start, tokens, resumes, tier, bytes, digest,"
-    " hits, used_at, pinned, last_use, children, first, count, octave FROM spans"
+    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, digest,"
+    " hits, used_at, pinned, last_use, children, first, count, density_bucket FROM spans"
 )
 MOST_TOKENS: Final = 1 << 23  # of one span; contexts are shorter
 MOST_LABEL: Final = 200
@@ -35,7 +35,7 @@ _FIELDS: Final = (str, str, str, int, bytes, int, int, int, bytes)
 class Row(NamedTuple):
     """A span as it enters the index."""
 
-    stem: str
+    file_id: str
     namespace: str
     parent: str
     start: int
@@ -102,18 +102,18 @@ def row_from(values: Sequence[Any]) -> Row:
     """The row of SELECT_ROWS; DamagedIndex where it is none that we wrote."""
     if tuple(map(type, values)) != _FIELDS:
         raise DamagedIndex("a span's row has values of other types")
-    stem, namespace, parent, start, stored, resumes, tier, size, digest = values
-    if not is_stem(stem) or not (parent == "" or is_stem(parent)):
+    file_id, namespace, parent, start, stored, resumes, tier, size, digest = values
+    if not is_file_id(file_id) or not (parent == "" or is_file_id(parent)):
         raise DamagedIndex("a span's row has a name that is none")
     numbers = max(start, size) < _MOST and min(start, tier) >= 0 < size and tier < _MOST_TIERS
     numbers = numbers and resumes in (0, 1)
     if not numbers or len(stored) % 4 or len(stored) > 4 * MOST_TOKENS:
-        raise DamagedIndex(f"the row of span {stem} has sizes that are none")
+        raise DamagedIndex(f"the row of span {file_id} has sizes that are none")
     tokens = array("I")
     tokens.frombytes(stored)
-    row = Row(stem, namespace, parent, start, tokens, resumes == 1, tier, size)
+    row = Row(file_id, namespace, parent, start, tokens, resumes == 1, tier, size)
     if digest_of(row) != digest:
-        raise DamagedIndex(f"the row of span {stem} is not what was written")
+        raise DamagedIndex(f"the row of span {file_id} is not what was written")
     return row
 
 
@@ -126,14 +126,14 @@ def whole_row(values: Sequence[Any], tick: int) -> Row:
     sane = min(hits, used_at, last_use, children) >= 0 and last_use <= tick and pinned in (0, 1)
     sane = sane and max(hits, used_at) < _MOST
     if derived != expected or not sane:
-        raise DamagedIndex(f"the row of span {row.stem} has counters that can't be")
+        raise DamagedIndex(f"the row of span {row.file_id} has counters that can't be")
     return row
 
 
-def checked_stems(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The first column of rows as stems; DamagedIndex where one is none."""
+def checked_file_ids(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The first column of rows as file ids; DamagedIndex where one is none."""
     for row in rows:
-        if not is_stem(row[0]):
+        if not is_file_id(row[0]):
             raise DamagedIndex("a span's row has a name that is none")
     return [row[0] for row in rows]
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .damage import DamagedIndex
 from .index_rows import MOST_TOKENS
 
-VERSION: Final = 3
+VERSION: Final = 4
 BESIDE: Final = ("-wal", "-shm", "-journal")
 _SCHEMA = """
 CREATE TABLE namespaces (
@@ -37,7 +37,7 @@ CREATE TABLE models (
     PRIMARY KEY (identity, label)
 );
 CREATE TABLE spans (
-    stem TEXT PRIMARY KEY,
+    file_id TEXT PRIMARY KEY,
     namespace TEXT NOT NULL,
     parent TEXT NOT NULL,
     start INTEGER NOT NULL,
@@ -46,7 +46,7 @@ CREATE TABLE spans (
     count INTEGER NOT NULL,
     resumes INTEGER NOT NULL,
     tier INTEGER NOT NULL,
-    octave INTEGER NOT NULL,
+    density_bucket INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
     digest BLOB NOT NULL,
     hits INTEGER NOT NULL DEFAULT 0,
@@ -54,11 +54,11 @@ CREATE TABLE spans (
     used_at INTEGER NOT NULL,
     pinned INTEGER NOT NULL DEFAULT 0,
     children INTEGER NOT NULL DEFAULT 0,
-    bucket INTEGER AS ((tier * 2 + (hits > 0)) * 65536 + octave),
+    bucket INTEGER AS ((tier * 2 + (hits > 0)) * 65536 + density_bucket),
     UNIQUE (namespace, parent, start, first)
 );
 CREATE INDEX by_parent ON spans (parent, start);
-CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, stem);
+CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, file_id);
 CREATE INDEX by_age ON spans (namespace, children, used_at, pinned);
 CREATE TABLE totals (
     spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER, proof INTEGER
@@ -67,12 +67,12 @@ INSERT INTO totals VALUES (0, 0, 0, 0, 0, 0);
 CREATE TRIGGER added AFTER INSERT ON spans BEGIN
     UPDATE totals SET spans = spans + 1, tokens = tokens + NEW.count, bytes = bytes + NEW.bytes,
         proof = proof + 3 + 5 * NEW.count + 7 * NEW.bytes;
-    UPDATE spans SET children = children + 1 WHERE stem = NEW.parent;
+    UPDATE spans SET children = children + 1 WHERE file_id = NEW.parent;
 END;
 CREATE TRIGGER removed AFTER DELETE ON spans BEGIN
     UPDATE totals SET spans = spans - 1, tokens = tokens - OLD.count, bytes = bytes - OLD.bytes,
         proof = proof - 3 - 5 * OLD.count - 7 * OLD.bytes;
-    UPDATE spans SET children = children - 1 WHERE stem = OLD.parent;
+    UPDATE spans SET children = children - 1 WHERE file_id = OLD.parent;
 END;
 """
 _LIMITS: Final = {

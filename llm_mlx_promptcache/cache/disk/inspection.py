@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan
 from .damage import DamagedIndex
-from .file_ids import span_path, stems_in
+from .file_ids import file_ids_in, span_path
 from .files import Files, is_gone
 from .index import Index
 from .index_rows import Row
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
     kind: Kind
     said: str
-    stem: str = ""
+    file_id: str = ""
 
 
 def inspect(
@@ -52,16 +52,16 @@ def inspect(
         if isinstance(found, DamagedIndex):
             yield Finding(Kind.INDEX, str(found))
         else:
-            rows[found.stem] = found
-    stems = stems_in(files.names(folder))
-    for stem in sorted(rows.keys() - stems):
-        if _is_still(index, folder, stem, row=True, file=False):
-            yield Finding(Kind.LEFTOVER, f"span {stem} has a row and no file", stem)
-    for stem in sorted(stems - rows.keys()):
-        if _is_still(index, folder, stem, row=False, file=True):
-            yield Finding(Kind.LEFTOVER, f"span {stem} has a file and no row", stem)
-    for stem in sorted(stems & rows.keys()):
-        yield from _span(index, folder, files, tiers, rows[stem])
+            rows[found.file_id] = found
+    file_ids = file_ids_in(files.names(folder))
+    for file_id in sorted(rows.keys() - file_ids):
+        if _is_still(index, folder, file_id, row=True, file=False):
+            yield Finding(Kind.LEFTOVER, f"span {file_id} has a row and no file", file_id)
+    for file_id in sorted(file_ids - rows.keys()):
+        if _is_still(index, folder, file_id, row=False, file=True):
+            yield Finding(Kind.LEFTOVER, f"span {file_id} has a file and no row", file_id)
+    for file_id in sorted(file_ids & rows.keys()):
+        yield from _span(index, folder, files, tiers, rows[file_id])
     yield from _pins(index, pins)
 
 
@@ -69,24 +69,24 @@ def _span(
     index: Index, folder: Path, files: Files, tiers: Sequence[str], row: Row
 ) -> Iterator[Finding]:
     """One span's file, all of it, beside its row."""
-    stem = row.stem
+    file_id = row.file_id
     try:
-        head, size = verified_head(span_path(folder, stem), files)
+        head, size = verified_head(span_path(folder, file_id), files)
     except FileNotFoundError:
         return  # evicted meanwhile by another process
     except DamagedSpan as error:
-        if _is_still(index, folder, stem, row=True, file=True):
-            yield Finding(Kind.SPAN, f"span {stem} can't be read: {error}", stem)
+        if _is_still(index, folder, file_id, row=True, file=True):
+            yield Finding(Kind.SPAN, f"span {file_id} can't be read: {error}", file_id)
         return
     except (OSError, UnknownKind) as error:
-        yield Finding(Kind.UNREADABLE, f"span {stem} can't be read just now: {error}", stem)
+        yield Finding(Kind.UNREADABLE, f"span {file_id} can't be read just now: {error}", file_id)
         return
-    said = row_of(stem, size, head, files, tiers)
+    said = row_of(file_id, size, head, files, tiers)
     # Another process may have other tiers.
     if said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
-        yield Finding(Kind.INDEX, f"the row of span {stem} is not what its file says")
+        yield Finding(Kind.INDEX, f"the row of span {file_id} is not what its file says")
     elif index.layout(row.namespace) not in (None, layout_to_text(head.layout)):
-        yield Finding(Kind.INDEX, f"span {stem} holds other layers than its model's row says")
+        yield Finding(Kind.INDEX, f"span {file_id} holds other layers than its model's row says")
 
 
 def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
@@ -98,14 +98,14 @@ def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
     pinned = set(index.pinned())
     if listed is None and pinned:
         yield Finding(Kind.PINS, "the list of what is pinned is missing or damaged")
-    elif listed is not None and pinned != {stem for stem in listed if index.has(stem)}:
+    elif listed is not None and pinned != {file_id for file_id in listed if index.has(file_id)}:
         yield Finding(Kind.INDEX, "what is pinned is not what the list of it says")
 
 
-def _is_still(index: Index, folder: Path, stem: str, *, row: bool, file: bool) -> bool:
+def _is_still(index: Index, folder: Path, file_id: str, *, row: bool, file: bool) -> bool:
     """Whether a span has a row, and a file, when nobody else can change that."""
     try:
         with index.transaction():
-            return (index.has(stem), not is_gone(span_path(folder, stem))) == (row, file)
+            return (index.has(file_id), not is_gone(span_path(folder, file_id))) == (row, file)
     except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
         return False

@@ -20,7 +20,7 @@ class ListedSpan:
     `model` is what people call the model, "" where nobody said; `used_at` is a Unix time.
     """
 
-    stem: str
+    file_id: str
     parent: str
     namespace: str
     model: str
@@ -36,7 +36,7 @@ class ListedSpan:
     @property
     def id(self) -> str:
         """What people call it."""
-        return self.stem[:ID_LENGTH]
+        return self.file_id[:ID_LENGTH]
 
     @property
     def end(self) -> int:
@@ -53,11 +53,11 @@ class Parting(NamedTuple):
 
 
 class Listing:
-    """All spans of a store, by stem and by what they hang on."""
+    """All spans of a store, by file id and by what they hang on."""
 
     def __init__(self, spans: Sequence[ListedSpan]) -> None:
         self.spans = spans
-        self._by_stem = {span.stem: span for span in spans}
+        self._by_file_id = {span.file_id: span for span in spans}
         self._below: dict[str, list[ListedSpan]] = {}
         for span in spans:
             self._below.setdefault(span.parent, []).append(span)
@@ -67,21 +67,21 @@ class Listing:
         """The listing of an index's rows."""
         return cls([_span(row, tiers) for row in rows])
 
-    def below(self, stem: str = "") -> list[ListedSpan]:
+    def below(self, file_id: str = "") -> list[ListedSpan]:
         """What hangs on a span, or starts a path; in the order of the tokens."""
-        return sorted(self._below.get(stem, []), key=lambda span: (span.start, span.stem))
+        return sorted(self._below.get(file_id, []), key=lambda span: (span.start, span.file_id))
 
     def named(self, name: str) -> list[ListedSpan]:
         """The spans that an id, or the beginning of one, can mean."""
         if len(name) < ID_LENGTH:
             return []
-        return [span for span in self.spans if span.stem.startswith(name)]
+        return [span for span in self.spans if span.file_id.startswith(name)]
 
     def path(self, span: ListedSpan) -> Tokens[int]:
         """The tokens from the path's start to the span's end."""
         chain = [span]
         while chain[-1].parent:
-            chain.append(self._by_stem[chain[-1].parent])
+            chain.append(self._by_file_id[chain[-1].parent])
         ids: array[int] = array("I")
         for passed in reversed(chain):
             del ids[passed.start :]  # where a path leaves a span, the rest of that is another's
@@ -91,18 +91,18 @@ class Listing:
     def along(self, namespace: str, ids: Tokens[int]) -> list[ListedSpan]:
         """The spans that hold the beginning of `ids`, one behind the other."""
         found: list[ListedSpan] = []
-        at, stem = 0, ""
+        at, file_id = 0, ""
         while at < len(ids):
             following = [
                 span
-                for span in self._below.get(stem, [])
+                for span in self._below.get(file_id, [])
                 if (span.namespace, span.start) == (namespace, at)
                 and span.tokens[:1] == ids[at : at + 1]
             ]
             if not following:
                 break
             found.append(following[0])
-            stem = following[0].stem
+            file_id = following[0].file_id
             at += common_prefix(following[0].tokens, ids, 0, at)
         return found
 
@@ -115,7 +115,7 @@ class Listing:
             left = passed.start + same
             partings.append(Parting(left, passed, passed.tokens[same:]))
             # What hangs further on has left the prompt with this span.
-            below = [span for span in self._below.get(passed.stem, []) if span.start <= left]
+            below = [span for span in self._below.get(passed.file_id, []) if span.start <= left]
             partings.extend(Parting(span.start, span, span.tokens) for span in below)
         # A path that only goes on where the prompt ends leaves it nowhere.
         apart = [
@@ -140,7 +140,7 @@ def stored_length(chain: Sequence[ListedSpan], ids: Tokens[int]) -> int:
 def _span(listed: ListedRow, tiers: Sequence[str]) -> ListedSpan:
     row = listed.row
     return ListedSpan(
-        stem=row.stem,
+        file_id=row.file_id,
         parent=row.parent,
         namespace=row.namespace,
         model=listed.label,

@@ -48,20 +48,20 @@ class Notes:
         noted = self._used or self._gone or self._doubted or self._opened
         return bool(noted or not all(self._models.values()))
 
-    def use(self, stems: Iterable[str]) -> None:
+    def use(self, file_ids: Iterable[str]) -> None:
         """Requests went on from these."""
         with self._locked():
-            self._used |= dict.fromkeys(stems)
+            self._used |= dict.fromkeys(file_ids)
 
-    def lose(self, stem: str) -> None:
+    def lose(self, file_id: str) -> None:
         """A span is gone or damaged: no lookup of this process finds it any more."""
         with self._locked():
-            self._gone[stem] = None
+            self._gone[file_id] = None
 
-    def doubt(self, stem: str) -> None:
+    def doubt(self, file_id: str) -> None:
         """A span is not what its row says: until that is settled nobody here finds it."""
         with self._locked():
-            self._doubted[stem] = None
+            self._doubted[file_id] = None
 
     def open(self, opened: Opened) -> None:
         """A namespace is in use; its model counts as opened once a process."""
@@ -88,17 +88,17 @@ class Notes:
     def written(self, noted: Noted) -> None:
         """So much is in the index now."""
         with self._locked():
-            for stem in noted.used:
-                self._used.pop(stem, None)
+            for file_id in noted.used:
+                self._used.pop(file_id, None)
             for opened in noted.opened:
                 self._opened.pop(opened, None)
             self._models |= dict.fromkeys(noted.models, True)
 
-    def settled(self, stem: str) -> None:
+    def settled(self, file_id: str) -> None:
         """A span that was gone or in doubt has left the index too, or is found again."""
         with self._locked():
-            self._gone.pop(stem, None)
-            self._doubted.pop(stem, None)
+            self._gone.pop(file_id, None)
+            self._doubted.pop(file_id, None)
 
     def without_gone(self, found: Found) -> Found:
         """A path up to the first of its spans that is known to be gone, or in doubt."""
@@ -107,11 +107,13 @@ class Notes:
             return found
         kept = []
         for span in found.spans:
-            if span.stem in hidden:
+            if span.file_id in hidden:
                 break
             kept.append(span)
         end = kept[-1].end if kept else 0
-        return Found(kept, [c for c in found.checkpoints if c.end <= end and c.stem not in hidden])
+        return Found(
+            kept, [c for c in found.checkpoints if c.end <= end and c.file_id not in hidden]
+        )
 
     def _locked(self) -> threading.Lock:
         if self._process != os.getpid():  # the parent's may be held by a thread that stayed there

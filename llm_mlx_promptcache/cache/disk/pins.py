@@ -1,7 +1,8 @@
 """Pins: which spans nobody may evict, in a small file beside them that outlives the index.
 
-A stem tells nothing of a conversation. The file is as untrusted as any other: owner-only, written
-whole and renamed, of bounded size, with a digest; what is not ours counts as no file.
+A span's file id tells nothing of a conversation. The file of pins is as untrusted as any other:
+owner-only, written whole and renamed, of bounded size, with a digest; what is not ours counts as
+no file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import xxhash
 
 from ..span import DamagedSpan
-from .file_ids import is_stem, new_stem
+from .file_ids import is_file_id, new_file_id
 from .files import Files
 from .span_bytes import SpanBytes
 
@@ -35,7 +36,7 @@ class Pins:
         self._files = files
 
     def read(self) -> set[str] | None:
-        """The stems of pinned spans, some of them gone maybe; None where there is no such list.
+        """The file ids of pinned spans, some of them gone maybe; None where there is no such list.
 
         OSError where the system can't read it just now, which says nothing of what it holds.
         """
@@ -54,14 +55,14 @@ class Pins:
 
     def into(self, index: Index) -> None:
         """Pin in the index what is listed; OSError as `read`."""
-        for stem in self.read() or ():
-            index.pin(stem, True)
+        for file_id in self.read() or ():
+            index.pin(file_id, True)
 
-    def write(self, stems: Iterable[str]) -> None:
+    def write(self, file_ids: Iterable[str]) -> None:
         """Replace the list; OSError where that can't be done."""
-        pinned = sorted(stems)
+        pinned = sorted(file_ids)
         text = json.dumps({"format": _FORMAT, "digest": _digest(pinned), "pinned": pinned})
-        temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}-{new_stem()}")
+        temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}-{new_file_id()}")
         try:
             with self._files.create(temporary) as file:
                 rest = memoryview(text.encode())
@@ -83,7 +84,7 @@ def _parsed(found: Any) -> set[str] | None:
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         return None
     pinned = found.get("pinned")
-    if not isinstance(pinned, list) or not all(is_stem(stem) for stem in pinned):
+    if not isinstance(pinned, list) or not all(is_file_id(file_id) for file_id in pinned):
         return None
     return set(pinned) if found.get("digest") == _digest(pinned) else None
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from ..layers.layout_text import UnknownKind
 from ..span import DamagedSpan
-from .file_ids import stems_in
+from .file_ids import file_ids_in
 from .files import Files, locked
 from .index import Index
 from .index_rows import Row
@@ -150,9 +150,9 @@ def _build(place: Place) -> int:
 
 def _fill(index: Index, place: Place) -> int:
     waiting: dict[str, list[Candidate]] = {}
-    for stem in sorted(stems_in(place.files.names(place.spans))):
+    for file_id in sorted(file_ids_in(place.files.names(place.spans))):
         with suppress(OSError, DamagedSpan, UnknownKind):
-            found = candidate(place.spans, stem, place.files, place.tiers)
+            found = candidate(place.spans, file_id, place.files, place.tiers)
             waiting.setdefault(found.row.parent, []).append(found)
     parents = [""]
     taken: dict[str, Row] = {}
@@ -160,11 +160,11 @@ def _fill(index: Index, place: Place) -> int:
         while parents:
             # Of two at one place (while the index lied, one was stored again) the fuller one stays.
             here = waiting.pop(parents.pop(), [])
-            here.sort(key=lambda found: -len(waiting.get(found.row.stem, ())))
+            here.sort(key=lambda found: -len(waiting.get(found.row.file_id, ())))
             for row, layout, label in here:
                 if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
-                    taken[row.stem] = row
-                    parents.append(row.stem)
+                    taken[row.file_id] = row
+                    parents.append(row.file_id)
         with suppress(OSError):  # a sweep reads it again
             place.pins.into(index)
     return len(taken)

@@ -21,7 +21,7 @@ import xxhash
 from ..layers.layout_text import UnknownKind
 from ..layers.pieces import Piece
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
-from .file_ids import SUFFIX, TEMPORARY, new_stem, span_path
+from .file_ids import SUFFIX, TEMPORARY, new_file_id, span_path
 from .files import Files
 from .span_bytes import DIGEST_BYTES, MOST_A_CALL, SpanBytes
 from .span_header import (
@@ -53,15 +53,15 @@ class UnpublishedSpan:
     """
 
     def __init__(self, folder: Path, head: Head, tensors: Sequence[Tensor], files: Files) -> None:
-        self.stem = new_stem()
+        self.file_id = new_file_id()
         self._files = files
-        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.stem}"
-        self._final = span_path(folder, self.stem)
+        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.file_id}"
+        self._final = span_path(folder, self.file_id)
         self._published = False
         self._open = ExitStack()
         try:
             file = self._open.enter_context(files.create(self._temporary))
-            self.size = _write_body(file, self.stem, head, tensors)
+            self.size = _write_body(file, self.file_id, head, tensors)
         except BaseException:
             self.close()
             raise
@@ -94,10 +94,10 @@ class UnpublishedSpan:
 def write_span(
     folder: Path, head: Head, tensors: Sequence[Tensor], files: Files
 ) -> tuple[str, int]:
-    """Write a span and publish it; returns its stem and its file's bytes."""
+    """Write a span and publish it; returns the file's id and bytes."""
     with UnpublishedSpan(folder, head, tensors, files) as span:
         span.publish()
-        return span.stem, span.size
+        return span.file_id, span.size
 
 
 class OpenSpan:
@@ -184,10 +184,10 @@ class OpenSpan:
             raise DamagedSpan(f"{self.name} has a header of {length} bytes")
         return self._bytes.read(length)
 
-    def _parse(self, text: bytes, stem: str) -> None:
+    def _parse(self, text: bytes, file_id: str) -> None:
         header = json.loads(text)
         metadata = header.pop("__metadata__")
-        layout = layout_from_metadata(metadata, stem)
+        layout = layout_from_metadata(metadata, file_id)
         tensors = entries_of(header, layout, self.size - 8 - len(text))
         self._entries = tensors[1:-1]
         self._begins = [0] * len(layout)
@@ -240,9 +240,9 @@ def empty(sizes: Sequence[int]) -> list[mx.array]:
     return buffers
 
 
-def _write_body(file: Any, stem: str, head: Head, tensors: Sequence[Tensor]) -> int:
+def _write_body(file: Any, file_id: str, head: Head, tensors: Sequence[Tensor]) -> int:
     tokens = Tensor("tokens", "U32", (len(head.tokens),), memoryview(head.tokens).cast("B"))
-    header: dict[str, Any] = {"__metadata__": metadata_of(head, stem)}
+    header: dict[str, Any] = {"__metadata__": metadata_of(head, file_id)}
     offset = 0
     for name, dtype, shape, raw in (tokens, *tensors):
         end = offset + raw.nbytes

@@ -13,7 +13,7 @@ from ..span import Head, StoredTensor
 from ..trie import Tokens
 from .span_bytes import DIGEST_BYTES
 
-FORMAT: Final = "llm-mlx-promptcache/3"
+FORMAT: Final = "llm-mlx-promptcache/4"
 MAX_HEADER: Final = 4 << 20
 _MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
@@ -86,11 +86,11 @@ def _names(layout: Layout) -> list[list[str]]:
     return [["tokens"], *layers, ["digest"]]
 
 
-def metadata_of(head: Head, stem: str) -> dict[str, str]:
+def metadata_of(head: Head, file_id: str) -> dict[str, str]:
     """What a header says of its span, as safetensors wants it: strings."""
     return {
         "format": FORMAT,
-        "stem": stem,
+        "file_id": file_id,
         "namespace": head.namespace,
         "parent": head.parent,
         "start": str(head.start),
@@ -101,11 +101,11 @@ def metadata_of(head: Head, stem: str) -> dict[str, str]:
     }
 
 
-def layout_from_metadata(metadata: dict[str, Any], stem: str) -> Layout:
+def layout_from_metadata(metadata: dict[str, Any], file_id: str) -> Layout:
     """The layers of a header of this format and this file; ValueError for any other."""
     if metadata["format"] != FORMAT:
         raise ValueError(f"format {metadata['format']!r:.50}, not {FORMAT!r}")
-    if metadata["stem"] != stem:
+    if metadata["file_id"] != file_id:
         raise ValueError("it was written under another name")
     return layout_from_text(metadata["layout"])
 

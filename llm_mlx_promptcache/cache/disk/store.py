@@ -23,7 +23,7 @@ from . import sweep
 from .backoff import Backoff
 from .budget import ROWS, Below
 from .damage import DamagedIndex
-from .file_ids import SUFFIX, is_temporary, span_path, stems_in
+from .file_ids import SUFFIX, file_ids_in, is_temporary, span_path
 from .files import Files
 from .index import Index
 from .index_rows import MOST_LABEL, Totals
@@ -107,9 +107,9 @@ class DiskStore:
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """A span's file, checked as far as its head goes; None where it can't be had."""
         try:
-            opened = OpenSpan(self._path(span.stem), self._files)
+            opened = OpenSpan(self._path(span.file_id), self._files)
         except FileNotFoundError:  # evicted by another process
-            self._notes.lose(span.stem)
+            self._notes.lose(span.file_id)
             return None
         except DamagedSpan as error:
             self.damaged(span, error)
@@ -120,14 +120,14 @@ class DiskStore:
         # The index finds, the tokens decide (law 5).
         if not _is_found(opened.head, namespace, span, tokens):
             opened.close()
-            self._notes.doubt(span.stem)
+            self._notes.doubt(span.file_id)
             return None
         return opened
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """A span was seen not to be what was written: it goes, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
-        self._notes.lose(span.stem)
+        self._notes.lose(span.file_id)
 
     def unreadable(self, error: Exception) -> None:
         """Something could not be read, by no fault of its own: it stays, and is told once."""
@@ -141,7 +141,7 @@ class DiskStore:
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
-        self._notes.use(span.stem for span in spans)
+        self._notes.use(span.file_id for span in spans)
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
         """What people call the model of a namespace.
@@ -221,7 +221,7 @@ class DiskStore:
             ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
             with index.transaction():
                 listed = self._pin_listed(index)
-                changed = sum(index.pin(span.stem, pinned) for span in ends) > 0
+                changed = sum(index.pin(span.file_id, pinned) for span in ends) > 0
                 if listed:
                     self._keep_pins(index)
             return changed
@@ -319,24 +319,24 @@ class DiskStore:
     # With the index.
 
     def _place(self, index: Index, draft: Draft) -> str | None:
-        """The stem of the parent under which a span can be stored; None where it can't."""
+        """The file id of the parent under which a span can be stored; None where it can't."""
         layout = index.layout(draft.namespace)
         if layout not in (None, layout_to_text(draft.layout)):
             self._witness.refute_layout(index, draft.namespace)
         found = index.walk(draft.namespace, draft.path)
         if draft.start == len(draft.path):
             known = [c for c in found.checkpoints if c.end == draft.start]
-            return None if found.end < draft.start or known else found.spans[-1].stem
+            return None if found.end < draft.start or known else found.spans[-1].file_id
         if found.end != draft.start:
             return None
-        return found.spans[-1].stem if found.spans else ""
+        return found.spans[-1].file_id if found.spans else ""
 
     def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
         """Enter a span and publish its file at once: who can write to the index sees both or none.
 
         False where its place was taken or its parent evicted meanwhile.
         """
-        row = sweep.row_of(span.stem, span.size, head, self._files, self._tiers)
+        row = sweep.row_of(span.file_id, span.size, head, self._files, self._tiers)
         try:
             with index.transaction():
                 _, label, identity = self._notes.of(head.namespace)
@@ -356,7 +356,9 @@ class DiskStore:
             index.wipe()
         self._index.pins.clear()
         names = self._files.names(self.spans_folder)
-        ours = [stem + SUFFIX for stem in stems_in(names)] + [n for n in names if is_temporary(n)]
+        ours = [file_id + SUFFIX for file_id in file_ids_in(names)] + [
+            n for n in names if is_temporary(n)
+        ]
         freed = 0
         for start in range(0, len(ours), ROWS):
             # Nobody publishes a file meanwhile; one that was since has a row, and is not of these.
@@ -404,13 +406,13 @@ class DiskStore:
             self._index.put_aside(DamagedIndex(wrong[0].said))
         for finding in found:
             if finding.kind is Kind.SPAN:
-                self._upkeep.remove(Below(finding.stem, self._witness), asked=True)
+                self._upkeep.remove(Below(finding.file_id, self._witness), asked=True)
         self.sweep(every=True)
         if any(finding.kind is Kind.PINS for finding in found):
             self._index.run(self._keep_pins, None)
 
-    def _path(self, stem: str) -> Path:
-        return span_path(self.spans_folder, stem)
+    def _path(self, file_id: str) -> Path:
+        return span_path(self.spans_folder, file_id)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan, Head
 from .claims import Claim, looked_at
-from .file_ids import is_temporary, span_path, stems_in
+from .file_ids import file_ids_in, is_temporary, span_path
 from .files import Files, is_gone
 from .index import Index
 from .index_rows import Row
@@ -38,10 +38,10 @@ def rank_of(tiers: Sequence[str], tier: str) -> int:
     return tiers.index(tier) if tier in tiers else 0
 
 
-def row_of(stem: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> Row:
+def row_of(file_id: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> Row:
     """The index's row of a file with this head, used just now."""
     return Row(
-        stem=stem,
+        file_id=file_id,
         namespace=head.namespace,
         parent=head.parent,
         start=head.start,
@@ -53,14 +53,14 @@ def row_of(stem: str, size: int, head: Head, files: Files, tiers: Sequence[str])
     )
 
 
-def candidate(folder: Path, stem: str, files: Files, tiers: Sequence[str]) -> Candidate:
+def candidate(folder: Path, file_id: str, files: Files, tiers: Sequence[str]) -> Candidate:
     """A file's head as a row; contents are verified when they are read, as always.
 
     DamagedSpan, OSError or UnknownKind where it has none.
     """
-    span = OpenSpan(span_path(folder, stem), files)
+    span = OpenSpan(span_path(folder, file_id), files)
     span.close()
-    row = row_of(stem, span.size, span.head, files, tiers)
+    row = row_of(file_id, span.size, span.head, files, tiers)
     return Candidate(row, layout_to_text(span.head.layout), span.head.label)
 
 
@@ -85,25 +85,27 @@ def sweep(
     left to age first, unless `every` says that somebody wants it gone.
     """
     names = files.names(folder)
-    rows = set(index.stems())
-    stems = stems_in(names)
-    swept = sum(_drop_if_gone(index, folder, stem, files, witness) for stem in sorted(rows - stems))
-    swept += _orphans(index, folder, stems - rows, files, witness, tiers, every)
+    rows = set(index.file_ids())
+    file_ids = file_ids_in(names)
+    swept = sum(
+        _drop_if_gone(index, folder, file_id, files, witness) for file_id in sorted(rows - file_ids)
+    )
+    swept += _orphans(index, folder, file_ids - rows, files, witness, tiers, every)
     for name in filter(is_temporary, names):
         swept += _remove_unfinished(folder / name, files)
     return swept
 
 
-def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files, witness: Witness) -> int:
-    path = span_path(folder, stem)
+def _drop_if_gone(index: Index, folder: Path, file_id: str, files: Files, witness: Witness) -> int:
+    path = span_path(folder, file_id)
     if not is_gone(path):
         return 0
     with index.transaction():
         if not is_gone(path):
             return 0
-        for row in index.below(stem):
+        for row in index.below(file_id):
             witness.refute(index, row)
-        gone = index.drop(stem)
+        gone = index.drop(file_id)
         for one in gone:
             _removed(span_path(folder, one), files)
     return len(gone)
@@ -112,7 +114,7 @@ def _drop_if_gone(index: Index, folder: Path, stem: str, files: Files, witness: 
 def _orphans(
     index: Index,
     folder: Path,
-    stems: Iterable[str],
+    file_ids: Iterable[str],
     files: Files,
     witness: Witness,
     tiers: Sequence[str],
@@ -122,26 +124,26 @@ def _orphans(
     found: list[Candidate] = []
     useless: list[str] = []
     unjudged: set[str] = set()
-    for stem in stems:
+    for file_id in file_ids:
         try:
-            found.append(candidate(folder, stem, files, tiers))
+            found.append(candidate(folder, file_id, files, tiers))
         except DamagedSpan:
-            useless.append(stem)
+            useless.append(file_id)
         except (OSError, UnknownKind):
-            unjudged.add(stem)  # gone, or not to be judged now
+            unjudged.add(file_id)  # gone, or not to be judged now
     swept = 0
     for one in sorted(found, key=lambda c: (c.row.start, c.row.end)):
         if _take_in(index, folder, one, witness):
             swept += 1
         elif one.row.parent in unjudged:  # it may fit once that can be read again
-            unjudged.add(one.row.stem)
+            unjudged.add(one.row.file_id)
         else:
-            useless.append(one.row.stem)
-    for stem in useless:
-        path = span_path(folder, stem)
+            useless.append(one.row.file_id)
+    for file_id in useless:
+        path = span_path(folder, file_id)
         if every or _is_stale(path, files):
             with index.transaction():
-                swept += not index.has(stem) and _removed(path, files)
+                swept += not index.has(file_id) and _removed(path, files)
     return swept
 
 
@@ -159,7 +161,7 @@ def _take_in(index: Index, folder: Path, found: Candidate, witness: Witness) -> 
     """
     row = found.row
     with index.transaction():
-        if index.has(row.stem) or is_gone(span_path(folder, row.stem)):
+        if index.has(row.file_id) or is_gone(span_path(folder, row.file_id)):
             return True
         parent = index.row(row.parent) if row.parent else None
         same_layers = index.layout(row.namespace) in (None, found.layout)

@@ -81,16 +81,16 @@ class Upkeep:
 
         if (noted.used or noted.opened or noted.models) and self._index.run(write, False):
             self._notes.written(noted)
-        for stem in noted.doubted:
-            self._settle(stem, self._witness.is_damaged(stem))
-        for stem in noted.gone:
-            self._settle(stem, True)
+        for file_id in noted.doubted:
+            self._settle(file_id, self._witness.is_damaged(file_id))
+        for file_id in noted.gone:
+            self._settle(file_id, True)
 
-    def _settle(self, stem: str, goes: bool) -> None:
+    def _settle(self, file_id: str, goes: bool) -> None:
         """A span `goes` with what hangs on it, or is found again; first its file is asked."""
 
         def ask(index: Index) -> str:
-            row = index.row(stem)
+            row = index.row(file_id)
             try:
                 if row is not None:
                     self._witness.refute(index, row)
@@ -103,9 +103,9 @@ class Upkeep:
             return
         if wrong:
             self._index.put_aside(DamagedIndex(wrong))
-        elif goes and self.remove(Below(stem, self._witness)) is None:
+        elif goes and self.remove(Below(file_id, self._witness)) is None:
             return
-        self._notes.settled(stem)
+        self._notes.settled(file_id)
 
     def keep_budget(self) -> bool:
         """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
@@ -175,7 +175,7 @@ class Upkeep:
             with index.transaction():
                 found = removal.step(index)
                 self._witness.refute_pins(found.unpinned)
-                self._unlink(found.stems)
+                self._unlink(found.file_ids)
             index.trim_log()
             return found
 
@@ -213,9 +213,9 @@ class Upkeep:
                 why,
             )
 
-    def _unlink(self, stems: Sequence[str]) -> None:
-        for stem in stems:
-            path = span_path(self._spans, stem)
+    def _unlink(self, file_ids: Sequence[str]) -> None:
+        for file_id in file_ids:
+            path = span_path(self._spans, file_id)
             try:
                 self._files.unlink(path)
             except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan
 from .damage import DamagedIndex
-from .file_ids import span_path, stems_in
+from .file_ids import file_ids_in, span_path
 from .span_file import OpenSpan, verified_head
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Witness:
 
         A file that is damaged, gone or not to be read just now says nothing.
         """
-        path = span_path(self._folder, row.stem)
+        path = span_path(self._folder, row.file_id)
         with suppress(OSError, DamagedSpan, UnknownKind):
             span = OpenSpan(path, self._files)
             span.close()
@@ -48,12 +48,12 @@ class Witness:
                 return
             head, size = verified_head(path, self._files)
             if not says(row, head, size, index.layout(row.namespace)):
-                raise DamagedIndex(f"the row of span {row.stem} is not what its file says")
+                raise DamagedIndex(f"the row of span {row.file_id} is not what its file says")
 
-    def is_damaged(self, stem: str) -> bool:
+    def is_damaged(self, file_id: str) -> bool:
         """Whether a span's bytes, all of them, are seen not to be what was written."""
         try:
-            verified_head(span_path(self._folder, stem), self._files)
+            verified_head(span_path(self._folder, file_id), self._files)
         except DamagedSpan:
             return True
         except (OSError, UnknownKind):
@@ -70,16 +70,16 @@ class Witness:
         with index.snapshot():
             index.recount()
             sizes = index.sizes()
-        for stem in stems_in(self._files.names(self._folder)) & sizes.keys():
+        for file_id in file_ids_in(self._files.names(self._folder)) & sizes.keys():
             with suppress(FileNotFoundError):
-                same = span_path(self._folder, stem).lstat().st_size == sizes[stem]
-                row = None if same else index.row(stem)
+                same = span_path(self._folder, file_id).lstat().st_size == sizes[file_id]
+                row = None if same else index.row(file_id)
                 if row is not None:
                     self.refute(index, row)
 
-    def refute_pins(self, stems: Sequence[str]) -> None:
+    def refute_pins(self, file_ids: Sequence[str]) -> None:
         """DamagedIndex where one of these is pinned, as the list of pins says."""
-        if stems and not (self._pins.read() or set()).isdisjoint(stems):
+        if file_ids and not (self._pins.read() or set()).isdisjoint(file_ids):
             raise DamagedIndex("what is pinned is not what the list of it says")
 
 

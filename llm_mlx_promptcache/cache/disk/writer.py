@@ -255,7 +255,7 @@ class Writer:
         for namespace, path in uses:
             spans, checkpoints = self._store.lookup(namespace, path)
             ends = [span for span in checkpoints if span.end == len(path)]
-            found |= {span.stem: span for span in (*spans, *ends)}
+            found |= {span.file_id: span for span in (*spans, *ends)}
         if found:
             self._store.used(list(found.values()))
 

@@ -18,7 +18,7 @@ class Lease(NamedTuple):
     """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens.
 
     Stored tokens agree with the prompt's up to `matched`: more than `cached` where the layers
-    can't resume there, so that a checkpoint left there would serve the next prompt. `from_store`
+    can't resume there, so that a checkpoint left there would serve the next prompt. `from_disk`
     of the covered tokens were not in memory.
     """
 
@@ -26,7 +26,7 @@ class Lease(NamedTuple):
     cached: int
     why: Why
     matched: int = 0
-    from_store: int = 0
+    from_disk: int = 0
 
 
 class _Loan(NamedTuple):

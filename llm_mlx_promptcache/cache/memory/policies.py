@@ -132,8 +132,8 @@ class Worth(Policy):
         bias = self.bias
 
         def value(bucket: tuple[bool, int, int], head: Entry[Any]) -> float:
-            returned, tier, octave = bucket
-            return worth(now - head.last_used, tier, returned, octave, bias)
+            returned, tier, density_bucket = bucket
+            return worth(now - head.last_used, tier, returned, density_bucket, bias)
 
         return _least(heads, value)
 

@@ -234,11 +234,11 @@ class SpanTree:
         there = [node for node in unproven if node.value.entry in self._order]
         for node in there:
             node.value.pieces = unproven[node]
-            if is_hollow(node):
+            if is_moved_out(node):
                 self.unsaved.pop(node, None)
         self.resized(there)
         for node in sorted(there, key=lambda node: -node.end):
-            self.drop_hollow(node)
+            self.drop_moved_out(node)
 
     def lose(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
         """Rows that were to move out of these spans went nowhere: of what is left none is whole."""
@@ -319,9 +319,9 @@ class SpanTree:
         self._unproven.pop(node, None)
         self._trie.prune(node)
 
-    def drop_hollow(self, node: SpanNode) -> None:
+    def drop_moved_out(self, node: SpanNode) -> None:
         """Take out spans whose rows went with a lease that never came home, up from a leaf."""
-        while node.parent is not None and node.value.entry in self._order and is_hollow(node):
+        while node.parent is not None and node.value.entry in self._order and is_moved_out(node):
             parent, span = node.parent, node.value
             if node.children or span.pinned or span.entry.holds or span.saved:
                 break
@@ -390,7 +390,7 @@ def parts_of(nodes: Sequence[SpanNode], length: int) -> list[Part]:
     return [Part(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
 
 
-def is_hollow(node: SpanNode) -> bool:
+def is_moved_out(node: SpanNode) -> bool:
     """Whether a span's rows have moved into a lease."""
     return all(piece is None for piece in node.value.pieces)
 

@@ -52,8 +52,8 @@ def removed(index, removal):
     while True:
         with index.transaction():
             found = removal.step(index)
-        steps.append(found.stems)
-        assert found.stems or found.done
+        steps.append(found.file_ids)
+        assert found.file_ids or found.done
         if found.done:
             return steps
 
@@ -122,15 +122,19 @@ def test_what_is_younger_or_pinned_keeps_what_it_hangs_on(index):
 def least_worthy(index, pinned=0):
     """The leaf that goes next, by looking at every row."""
     tick = index.totals().tick
-    query = """SELECT tier, hits > 0, count, bytes, last_use, stem FROM spans
+    query = """SELECT tier, hits > 0, count, bytes, last_use, file_id FROM spans
         WHERE children = 0 AND pinned = ?"""
     leaves = index.db.execute(query, (pinned,)).fetchall()
 
     def value(row):
-        tier, returned, count, size, last_use, stem = row
-        octave = density(count, size)
-        bucket = (tier * 2 + returned) * 65_536 + octave
-        return worth(tick - last_use, tier, returned, octave, 2.0**RETURNED_BIAS), bucket, stem
+        tier, returned, count, size, last_use, file_id = row
+        density_bucket = density(count, size)
+        bucket = (tier * 2 + returned) * 65_536 + density_bucket
+        return (
+            worth(tick - last_use, tier, returned, density_bucket, 2.0**RETURNED_BIAS),
+            bucket,
+            file_id,
+        )
 
     return min(leaves, key=value)[-1] if leaves else least_worthy(index, 1)
 
@@ -153,7 +157,7 @@ def test_law_11_each_victim_is_the_least_worthy_leaf_of_all(index, seed):
         with index.transaction():
             # One at a time, and the others after it in the same order.
             found = Excess(index.totals().bytes - 1).step(index)
-        assert found.stems == [expected]
+        assert found.file_ids == [expected]
 
 
 def test_law_11_victims_of_one_transaction_are_those_of_many(index, tmp_path):
@@ -171,7 +175,7 @@ def test_law_11_victims_of_one_transaction_are_those_of_many(index, tmp_path):
         order = []
         while index.totals().spans:
             with index.transaction():
-                order += Excess(index.totals().bytes - sizes * SIZE).step(index).stems
+                order += Excess(index.totals().bytes - sizes * SIZE).step(index).file_ids
         orders.append(order)
     assert orders[0] == orders[1]
 

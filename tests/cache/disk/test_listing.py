@@ -6,12 +6,12 @@ from array import array
 from llm_mlx_promptcache.cache.disk.listing import ListedSpan, Listing, stored_length
 
 
-def span(stem, parent, start, tokens, namespace="n"):
-    stem = stem * 32
+def span(file_id, parent, start, tokens, namespace="n"):
+    file_id = file_id * 32
     ids = array("I", tokens)
     parent = parent * 32
     return ListedSpan(
-        stem, parent, namespace, "m", start, ids, "user", 100, 0, 0, False, resumes=True
+        file_id, parent, namespace, "m", start, ids, "user", 100, 0, 0, False, resumes=True
     )
 
 
@@ -29,11 +29,11 @@ LISTING = Listing(SPANS)
 
 def nearest(*ids):
     found = LISTING.nearest("n", array("I", ids))
-    return None if found is None else (found.at, found.span.stem[0], list(found.tokens))
+    return None if found is None else (found.at, found.span.file_id[0], list(found.tokens))
 
 
 def test_paths():
-    paths = {s.stem[0]: list(LISTING.path(s)) for s in SPANS}
+    paths = {s.file_id[0]: list(LISTING.path(s)) for s in SPANS}
     assert paths["b"] == [1, 2, 9, 9]
     assert paths["c"] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert paths["d"] == [1, 2, 9, 9, 5]
@@ -42,7 +42,7 @@ def test_paths():
 def test_along_and_how_far():
     ids = array("I", [1, 2, 9, 9, 6, 6])
     chain = LISTING.along("n", ids)
-    assert [s.stem[0] for s in chain] == ["a", "b"]
+    assert [s.file_id[0] for s in chain] == ["a", "b"]
     assert stored_length(chain, ids) == 4
     assert stored_length([], ids) == 0
 
@@ -60,7 +60,7 @@ def test_nearest():
 
 
 def test_ids_name_spans_from_eight_characters_on():
-    assert [s.stem[0] for s in LISTING.named("a" * 8)] == ["a"]
+    assert [s.file_id[0] for s in LISTING.named("a" * 8)] == ["a"]
     assert LISTING.named("a" * 7) == []
     assert LISTING.named("") == []
 
@@ -90,6 +90,6 @@ def grown(chance, spans):
         chain = Listing(spans).along("n", ids)
         held = stored_length(chain, ids)
         if held < len(ids):
-            parent = chain[-1].stem[0] if chain else ""
+            parent = chain[-1].file_id[0] if chain else ""
             spans = [*spans, span("abcdefg"[number], parent, held, ids[held:])]
     return spans

@@ -89,7 +89,7 @@ def test_memory_and_disk_together_hold_a_long_path(tmp_path):
     half = path[: 40 * TURN]
     cache.insert("m", half, play(layers_of("rows"), half))
     lease = cache.fetch("m", [*path, 7])
-    assert (lease.cached, lease.from_store) == (len(path), 40 * TURN)
+    assert (lease.cached, lease.from_disk) == (len(path), 40 * TURN)
     assert same(lease.layers, play(layers_of("rows"), path))
 
 

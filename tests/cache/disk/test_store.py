@@ -37,8 +37,8 @@ def span(count=3, dtype=mx.float32):
 def write(folder, count=3, dtype=mx.float32):
     """A span's file: its path, its head and its pieces."""
     head, content = span(count, dtype)
-    stem, size = write_span(folder, head, host_tensors(content), Files())
-    path = folder / f"{stem}.safetensors"
+    file_id, size = write_span(folder, head, host_tensors(content), Files())
+    path = folder / f"{file_id}.safetensors"
     assert path.stat().st_size == size
     return path, head, content
 
@@ -183,7 +183,7 @@ def test_a_damaged_span_is_a_miss_and_goes_with_what_hangs_on_it(store):
     save(store, [1, 2, 3])
     save(store, [1, 2, 3, 4], start=3)
     first, _ = lookup(store, [1, 2, 3, 4])
-    path = store.spans_folder / f"{first.stem}.safetensors"
+    path = store.spans_folder / f"{first.file_id}.safetensors"
     path.write_bytes(path.read_bytes()[:500])
     assert not opened(store, first, [1, 2, 3, 4])
     assert lookup(store, [1, 2, 3, 4]) == []

@@ -19,8 +19,8 @@ class Model:
         def value(entry):
             age, policy = self.order.now - entry.last_used, self.order.policy
             if isinstance(policy, Worth):
-                octave = density(entry.tokens, entry.nbytes)
-                value = worth(age, entry.tier, entry.returned, octave, policy.bias)
+                density_bucket = density(entry.tokens, entry.nbytes)
+                value = worth(age, entry.tier, entry.returned, density_bucket, policy.bias)
                 return value, entry.serial
             return -age, entry.serial
 
