@@ -34,14 +34,16 @@ from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.transcript import render
 from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batch_probe import prove
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.forward import BatchForm, forward, prefill
-from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.forward import forward, prefill
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
 conversations, crowds = helper("conversations"), helper("crowds")
 PREFIX, EIGHT = 1000, 8
@@ -63,12 +65,12 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as folder:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
 
-        def running() -> Running:
-            made = Running(loaded, "benchmark", cache)
+        def scheduler() -> Scheduler:
+            made = Scheduler(loaded, "benchmark", cache)
             assert made.batch_form is not BatchForm.ALONE  # known before anything is timed
             return made
 
-        engine = Engine(running)
+        engine = Engine(scheduler)
         yield engine
         engine.close()
 

@@ -25,12 +25,14 @@ from harness import helper
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.forward import make_layers, prefill
-from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.forward import prefill
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.layers import make_layers
+from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
 crowds = helper("crowds")
 WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256)

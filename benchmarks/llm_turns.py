@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_mlx_promptcache.config import data_folder
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
+from llm_mlx_promptcache.models.default_model import ensure_default_model
 
 FIRST = "Summarise what you were told in one sentence."
 NEXT = ("Which part of it matters most?", "And which least?", "What was left out?")

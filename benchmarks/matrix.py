@@ -26,9 +26,9 @@ from llm_mlx_promptcache.cache.layers.layout import (
     layout_to_json,
 )
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batch_probe import prove
-from llm_mlx_promptcache.engine.errors import one_line
-from llm_mlx_promptcache.engine.forward import BatchForm
+from llm_mlx_promptcache.models.errors import one_line
 
 HEAD = """\
 # Models

@@ -21,7 +21,7 @@ from harness import helper, write_part
 from upstream import Upstream
 
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 
 conversations = helper("conversations")
 HEAD = """\

@@ -16,8 +16,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 
 _TAIL = 11
 

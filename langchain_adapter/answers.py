@@ -13,8 +13,7 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.utils.json import parse_partial_json
 
-from llm_mlx_promptcache.engine.notes import new_notes
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
     Event,
@@ -24,6 +23,7 @@ from llm_mlx_promptcache.engine.request import (
     ReasoningDelta,
     TextDelta,
 )
+from llm_mlx_promptcache.engine.notes import new_notes
 
 from .messages import METADATA, REASONING
 

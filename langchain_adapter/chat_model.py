@@ -16,12 +16,9 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.events import Event, Progress
 from llm_mlx_promptcache.engine.pool import engine_for
-from llm_mlx_promptcache.engine.request import (
-    Event,
-    GenerationRequest,
-    Progress,
-)
+from llm_mlx_promptcache.engine.request import GenerationRequest
 
 from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools

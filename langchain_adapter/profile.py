@@ -10,7 +10,7 @@ from langchain_core.language_models import ModelProfile
 
 from llm_mlx_promptcache.cache.manifest import read_plain
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.references import divided, folder_of
+from llm_mlx_promptcache.models.references import divided, folder_of
 
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 _DEFAULT_CONTEXT = 8192

@@ -12,12 +12,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.request import (
-    DEFAULT_MAX_TOKENS,
-    GenerationRequest,
-    KVSettings,
-    Sampling,
-)
+from llm_mlx_promptcache.engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, Sampling
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 from .asking import Choice, answer_format, choice_of, openai_tools
 from .messages import from_langchain

@@ -39,7 +39,7 @@ def tiny_llama(tmp_path_factory):
 def real_model_folder():
     """The default model in float32, fetched once into LLM_MLX_TEST_DATA or the user's data."""
     from llm_mlx_promptcache.config import data_folder
-    from llm_mlx_promptcache.engine.default_model import ensure_default_model
+    from llm_mlx_promptcache.models.default_model import ensure_default_model
 
     kept = os.environ.get("LLM_MLX_TEST_DATA")
     return ensure_default_model(Path(kept) if kept else data_folder(), variant="f32")

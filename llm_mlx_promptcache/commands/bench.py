@@ -18,7 +18,7 @@ from ..config import HOME_VARIABLE, data_folder, load_settings
 
 if TYPE_CHECKING:
     from ..chat.messages import Message
-    from ..engine.request import Finished
+    from ..engine.events import Finished
 
 # Of our own making, so that nobody pastes a text of theirs into an issue.
 _RULE = (
@@ -187,8 +187,9 @@ def _both(model: str, messages: tuple[Message, ...]) -> tuple[Finished, Finished
 
 
 def _ask(model: str, messages: tuple[Message, ...], *, use_cache: bool) -> Finished:
+    from ..engine.events import Finished
     from ..engine.pool import engine_for
-    from ..engine.request import Finished, GenerationRequest
+    from ..engine.request import GenerationRequest
 
     request = GenerationRequest(messages, max_tokens=_ANSWER, use_cache=use_cache)
     for event in engine_for(model).generate(request):

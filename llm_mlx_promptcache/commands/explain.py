@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan, Listing, Parting
     from ..cache.trie import Tokens
     from ..chat.transcript import Transcript
-    from ..engine.chat_tokenizer import TemplateTokenizer
     from ..llm_adapter.logs import LoggedAnswer
+    from ..models.chat_tokenizer import TemplateTokenizer
 
 _BEFORE, _AFTER = 12, 16  # tokens shown around the place where paths part
 
@@ -132,7 +132,7 @@ def _explained(answer: LoggedAnswer, listing: Listing) -> _Explained:
 
 
 def _tokenizer(reference: str) -> TemplateTokenizer:
-    from ..engine.tokenizer_alone import tokenizer_of
+    from ..models.tokenizer_alone import tokenizer_of
 
     found = tokenizer_of(reference)
     if found is None:

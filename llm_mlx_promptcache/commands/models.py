@@ -17,7 +17,7 @@ from ..config import (
     change_settings,
     load_settings,
 )
-from ..engine.references import divided, folder_of, spelled
+from ..models.references import divided, folder_of, spelled
 from .shown import json_option, show_json, show_table
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def default(*, model: str | None, as_json: bool) -> None:
 def models(*, as_json: bool) -> None:
     """List models: the default, those registered, and what lies in the hub's cache."""
     from ..cache.sizes import format_size
-    from ..engine.memory import budget
+    from ..models.memory import budget
 
     room = budget()
     found = [_measured(entry, room) for entry in _listed(load_settings())]
@@ -121,8 +121,8 @@ def models(*, as_json: bool) -> None:
 def download(*, model: str, as_json: bool) -> None:
     """Fetch a model that is not here yet: a registered name or alias, or a hub id."""
     from ..cache.sizes import format_size
-    from ..engine.loading import model_folder
-    from ..engine.memory import weights_of
+    from ..models.loading import model_folder
+    from ..models.memory import weights_of
 
     reference = load_settings().reference(model)
     folder = model_folder(reference)
@@ -207,7 +207,7 @@ def _plain(model: RegisteredModel) -> dict[str, Any]:
 
 def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
     """The default model, those registered, and those of the hub's cache that are neither."""
-    from ..engine.hub import models_in_cache
+    from ..models.hub import models_in_cache
 
     yield {"model": MODEL_ID, "aliases": [], "reference": settings.default_model}
     yield from (_plain(model) for model in settings.models)
@@ -219,8 +219,8 @@ def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
     """The entry with its folder, its bytes, and whether they fit; None where it is not here."""
-    from ..engine.loading import kept_folder
-    from ..engine.memory import weights_of
+    from ..models.loading import kept_folder
+    from ..models.memory import weights_of
 
     folder = kept_folder(entry["reference"])
     size = weights_of(folder) if folder is not None else None

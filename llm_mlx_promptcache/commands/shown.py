@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..config import load_settings
-from ..engine.references import spelled
+from ..models.references import spelled
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

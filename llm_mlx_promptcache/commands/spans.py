@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..cache.disk.listing import ListedSpan, Listing
-    from ..engine.chat_tokenizer import TemplateTokenizer
+    from ..models.chat_tokenizer import TemplateTokenizer
 
 _WORDS = 16  # tokens of a span that are decoded for its first words
 
@@ -89,7 +89,7 @@ class _Words:
         if not self._wanted:
             return None
         if span.model not in self._tokenizers:
-            from ..engine.tokenizer_alone import tokenizer_of
+            from ..models.tokenizer_alone import tokenizer_of
 
             self._tokenizers[span.model] = tokenizer_of(span.model)
         tokenizer = self._tokenizers[span.model]

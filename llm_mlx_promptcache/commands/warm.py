@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import llm
 
     from ..cache.disk.store import DiskStore
-    from ..engine.request import Event, Finished, GenerationRequest
+    from ..engine.events import Event, Finished
+    from ..engine.request import GenerationRequest
     from ..llm_adapter.models import MlxCached
     from ..llm_adapter.options import MlxCachedOptions
 
@@ -71,7 +72,7 @@ def _pinned(store: DiskStore) -> dict[str, str]:
 
 def _run(events: Iterator[Event]) -> Finished:
     """Follow a request to its end, its prefill shown on a terminal."""
-    from ..engine.request import Finished
+    from ..engine.events import Finished
     from ..llm_adapter.progress import WaitingLine
 
     with WaitingLine() as line:

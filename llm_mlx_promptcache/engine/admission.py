@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .memory import total_memory
+from ..models.memory import total_memory
 
 # More answers than this at once make each of them slow and gain little.
 _MOST_REQUESTS = 32

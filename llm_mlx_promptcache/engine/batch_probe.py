@@ -17,20 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, RotatingKVCache
 
-from .errors import one_line
-from .facts import ModelFacts
-from .forward import (
-    BatchForm,
-    can_batch,
-    can_group,
-    extend,
-    extract,
-    forward,
-    make_layers,
-    merge,
-    prefill,
-    words_of,
-)
+from ..models.errors import one_line
+from ..models.facts import ModelFacts
+from ..models.layers import make_layers, words_of
+from .batch_layers import BatchForm, can_batch, can_group, extend, extract, merge
+from .forward import forward, prefill
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from ..chat.answer_parts import Answer
 from ..chat.arguments import parameters_of
 from ..chat.grammar import Grammar
 from ..chat.schema_check import misfits
-from .request import GenerationRequest, Misfit
+from .events import Misfit
+from .request import GenerationRequest
 
 
 def misfits_of(

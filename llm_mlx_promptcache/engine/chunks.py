@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .facts import ModelFacts, model_facts
+from ..models.facts import ModelFacts, model_facts
 
 # Layers that can't be cut are kept at least this often in a long prefill.
 CHECKPOINT = 4096

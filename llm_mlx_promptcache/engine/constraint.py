@@ -23,7 +23,7 @@ from llguidance.hf import from_tokenizer
 
 from ..chat.call_forms import Thinking
 from ..chat.grammar import Grammar, GrammarError
-from .errors import ConstraintError, NothingAllowedError
+from ..models.errors import ConstraintError, NothingAllowedError
 
 __all__ = ["Constraint", "ConstraintError", "grammar_tokenizer"]
 

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from functools import cache
 
 from ..chat.transcript import Transcript, render
-from .chat_tokenizer import TemplateTokenizer
-from .preparing import arguments_of
-from .references import spelled
+from ..models.chat_tokenizer import TemplateTokenizer
+from ..models.references import spelled
+from .preparation import arguments_of
 from .request import GenerationRequest
 
 
@@ -65,10 +65,10 @@ def _counter_for(reference: str) -> TokenCounter:
 
     def load() -> None:
         # A thread of its own: what touches MLX must be left properly, and a caller's can't be.
-        from .threads import leave_thread
+        from ..models.threads import leave_thread
 
         try:
-            from .loading import load_tokenizer, model_folder
+            from ..models.loading import load_tokenizer, model_folder
 
             tokenizer = TemplateTokenizer(load_tokenizer(model_folder(reference)))
             loaded.set_result(TokenCounter(tokenizer))

@@ -18,10 +18,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
-from .request import Event, Finished, GenerationRequest, Told
+from .events import Event, Finished, Told
+from .request import GenerationRequest
 
 if TYPE_CHECKING:
-    from .running import Running
+    from .scheduler import Scheduler
 
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class _Unload(threading.Event):
 class Engine:
     """One model and its thread, started by the first request; `load` runs on that thread."""
 
-    def __init__(self, load: Callable[[], Running]) -> None:
+    def __init__(self, load: Callable[[], Scheduler]) -> None:
         self._load = load
         self._jobs: queue.SimpleQueue[_Job | _Unload | None] = queue.SimpleQueue()
         self._loaded = self._loading = False
@@ -160,23 +161,23 @@ class Engine:
             self._jobs.put(job)
 
     def _run(self) -> None:
-        running: Running | None = None
+        scheduler: Scheduler | None = None
         closing = False
-        while not closing or (running is not None and running.busy):
-            idle = running is None or not running.busy
+        while not closing or (scheduler is not None and scheduler.busy):
+            idle = scheduler is None or not scheduler.busy
             jobs, closing = self._arrived(closing, wait=idle)
             for job in jobs:
                 if isinstance(job, _Job):
-                    running = self._take(running, job)
+                    scheduler = self._take(scheduler, job)
                 else:
-                    running = self._let_go(running, job)
-            if running is not None and running.busy:
-                self._step(running)
-        if running is not None:
-            self._settle(running, last=True)
-        self._loaded, running = False, None
+                    scheduler = self._let_go(scheduler, job)
+            if scheduler is not None and scheduler.busy:
+                self._step(scheduler)
+        if scheduler is not None:
+            self._settle(scheduler, last=True)
+        self._loaded, scheduler = False, None
         if "mlx.core" in sys.modules:  # where loading failed early there is nothing to leave
-            from .threads import leave_thread
+            from ..models.threads import leave_thread
 
             leave_thread()
 
@@ -194,44 +195,44 @@ class Engine:
                 jobs.append(job)
         return jobs, closing
 
-    def _let_go(self, running: Running | None, asked: _Unload) -> Running | None:
-        if running is not None and not running.busy and not asked.dropped:
-            self._settle(running, last=True)
-            running.unload()
-            running, self._loaded = None, False
+    def _let_go(self, scheduler: Scheduler | None, asked: _Unload) -> Scheduler | None:
+        if scheduler is not None and not scheduler.busy and not asked.dropped:
+            self._settle(scheduler, last=True)
+            scheduler.unload()
+            scheduler, self._loaded = None, False
         asked.set()
-        return running
+        return scheduler
 
-    def _take(self, running: Running | None, job: _Job) -> Running | None:
+    def _take(self, scheduler: Scheduler | None, job: _Job) -> Scheduler | None:
         try:
-            running = running or self._loaded_now()
-            running.add(job)
+            scheduler = scheduler or self._loaded_now()
+            scheduler.add(job)
         except BaseException as error:
             job.tell(error)
             job.tell(None)
-        return running
+        return scheduler
 
-    def _loaded_now(self) -> Running:
+    def _loaded_now(self) -> Scheduler:
         self._loading = True
         try:
-            running = self._load()
+            scheduler = self._load()
             self._loaded = True
-            return running
+            return scheduler
         finally:
             self._loading = False
 
-    def _step(self, running: Running) -> None:
+    def _step(self, scheduler: Scheduler) -> None:
         try:
-            running.step()
+            scheduler.step()
         except BaseException as error:
             # The thread outlives any request; those who asked are told.
-            running.fail(error)
-        if not running.busy:
-            self._settle(running)
+            scheduler.fail(error)
+        if not scheduler.busy:
+            self._settle(scheduler)
 
     @staticmethod
-    def _settle(running: Running, last: bool = False) -> None:
+    def _settle(scheduler: Scheduler, last: bool = False) -> None:
         try:
-            running.settle(last)
+            scheduler.settle(last)
         except Exception as error:
             _log.warning("what was computed could not be kept: %s", error)

@@ -9,14 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config import cache_folder, load_settings
+from ..models.memory import budget, weights_of
+from ..models.references import spelled
 from .engine import Engine
-from .memory import budget, weights_of
-from .references import spelled
 
 if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
     from ..cache.prompt_cache import PromptCache
-    from .running import Running
+    from .scheduler import Scheduler
 
 # llm makes a new model object for each lookup, so what is dear to make can't live in one.
 _engines: dict[str, Engine] = {}
@@ -79,18 +79,18 @@ def close_engines() -> None:
         engine.close()
 
 
-def _load(reference: str) -> Running:
+def _load(reference: str) -> Scheduler:
     started = time.perf_counter()
-    from .identities import identify
-    from .loading import load_model, model_folder
-    from .running import Running
+    from ..models.identities import identify
+    from ..models.loading import load_model, model_folder
+    from .scheduler import Scheduler
 
     _make_room(reference, weights_of(model_folder(reference)))
     loaded = load_model(reference)
     found = identify(loaded, cache_folder())
     cache = shared_cache()
     seconds = time.perf_counter() - started
-    return Running(
+    return Scheduler(
         loaded, found.model, cache, seconds, reference, rows=found.rows, uncached=found.uncached
     )
 

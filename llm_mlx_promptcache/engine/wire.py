@@ -11,23 +11,22 @@ from typing import Any
 
 from ..chat.generated import Generated, InvalidCall, ToolCall
 from ..chat.messages import Message
-from .request import (
+from ..models.kv_settings import KVSettings
+from .events import (
     CallArguments,
     CallName,
     Event,
     Finished,
-    GenerationRequest,
-    KVSettings,
     Logprob,
     Misfit,
     Progress,
     ReasoningDelta,
-    Sampling,
     TextDelta,
     Timings,
     TokenLogprobs,
     Usage,
 )
+from .request import GenerationRequest, Sampling
 
 _CLASSES: dict[str, Any] = {
     made.__name__: made

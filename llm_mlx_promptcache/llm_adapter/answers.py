@@ -12,8 +12,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ..chat.generated import Generated, ToolCall
-from ..engine.notes import new_notes
-from ..engine.request import (
+from ..engine.events import (
     CallArguments,
     CallName,
     Event,
@@ -22,6 +21,7 @@ from ..engine.request import (
     ReasoningDelta,
     TextDelta,
 )
+from ..engine.notes import new_notes
 from .records import to_metadata
 from .requests import Question
 

@@ -10,8 +10,8 @@ import llm
 from llm.parts import StreamEvent
 
 from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
+from ..engine.events import Event
 from ..engine.pool import engine_for
-from ..engine.request import Event
 from .answers import ResponseBuilder
 from .options import MlxCachedOptions
 from .progress import WaitingLine

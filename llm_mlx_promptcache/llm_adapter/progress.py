@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from ..engine.progress import ProgressLine
-from ..engine.request import Event, Progress
+from ..engine.events import Event, Progress
+from ..models.progress import ProgressLine
 
 
 class WaitingLine:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 import llm
 from llm.parts import Message as LlmMessage
 
-from ..engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, KVSettings, ToolChoice
+from ..engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, ToolChoice
+from ..models.kv_settings import KVSettings
 from .messages import messages_of
 from .options import MlxCachedOptions
 from .records import PromptSettings, latest_settings, settings_of

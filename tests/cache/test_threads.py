@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.store import NullStore
-from llm_mlx_promptcache.engine.threads import leave_thread
+from llm_mlx_promptcache.models.threads import leave_thread
 
 ROW = 2 * 1 * 4 * 4  # keys and values x heads x width x bytes
 TIERS = ("assistant", "user", "system")

@@ -4,7 +4,8 @@ import itertools
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest
 
 MAGIC = {
     "type": "function",

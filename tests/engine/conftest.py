@@ -12,14 +12,14 @@ from llm_mlx_promptcache.engine.engine import Engine
 @pytest.fixture
 def engine_of():
     """`engine_of(folder, cache=None)` -> an engine that ends with the test."""
-    from llm_mlx_promptcache.engine.loading import load_model
-    from llm_mlx_promptcache.engine.running import Running
+    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.models.loading import load_model
 
     made = []
 
     def make(folder, cache=None, identity="tiny"):
         kept = cache if cache is not None else PromptCache("100MB")
-        made.append(Engine(lambda: Running(load_model(str(folder)), identity, kept)))
+        made.append(Engine(lambda: Scheduler(load_model(str(folder)), identity, kept)))
         return made[-1]
 
     yield make
@@ -28,15 +28,15 @@ def engine_of():
 
 
 @pytest.fixture
-def running_of(tiny_llama):
-    """`running_of(cache=None, planner=, clock=, **model)` -> a model that this thread runs."""
-    from llm_mlx_promptcache.engine.loading import load_model
-    from llm_mlx_promptcache.engine.running import Running
+def scheduler_of(tiny_llama):
+    """`scheduler_of(cache=None, planner=, clock=, **model)` -> a model that this thread runs."""
+    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.models.loading import load_model
 
     def make(cache=None, folder=None, planner=None, clock=None, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
         kept = cache or PromptCache("100MB")
-        return Running(loaded, "tiny", kept, planner=planner, clock=clock or steady_clock())
+        return Scheduler(loaded, "tiny", kept, planner=planner, clock=clock or steady_clock())
 
     return make
 
@@ -49,7 +49,7 @@ def loaded_kind(tiny_llama):
     """
     import families
 
-    from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
+    from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
     def load(name, **own):
         base = load_model(str(tiny_llama()))

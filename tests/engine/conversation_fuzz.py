@@ -34,9 +34,11 @@ from llm_mlx_promptcache.cache.store import NullStore
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import wire
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, KVSettings
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.kv_settings import KVSettings
+from llm_mlx_promptcache.models.loading import load_model
 
 # Layers can be quantised where a head has whole groups of 32.
 QUANTISED = ("llama", "qwen3", "gemma3_text", "qwen3_next", "olmo3", "ministral3")
@@ -120,7 +122,7 @@ class Fuzz:
         self.prompts = self.cached = 0
         self.cold_answers: dict[Any, Finished] = {}
         self.cold = Engine(
-            lambda: Running(loaded(run, folder, "cold"), run.identity, PromptCache("1MB"))
+            lambda: Scheduler(loaded(run, folder, "cold"), run.identity, PromptCache("1MB"))
         )
         self.chats = [self.new_chat()]
         self.start()
@@ -131,7 +133,7 @@ class Fuzz:
         self.store = DiskStore(self.path, run.disk) if run.disk else NullStore()
         self.cache = PromptCache(run.memory, self.store)
         cache = self.cache
-        self.engine = Engine(lambda: Running(loaded(run, folder, "warm"), run.identity, cache))
+        self.engine = Engine(lambda: Scheduler(loaded(run, folder, "warm"), run.identity, cache))
 
     def new_chat(self) -> Chat:
         rng = self.rng
@@ -409,7 +411,7 @@ def main(what: str, *words: str) -> None:
         folder, store, told = words
         run = Run(*json.loads(told))
         cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
-        engine = Engine(lambda: Running(loaded(run, folder, "warm"), run.identity, cache))
+        engine = Engine(lambda: Scheduler(loaded(run, folder, "warm"), run.identity, cache))
         *_, last = engine.generate(wire.from_json(json.loads(sys.stdin.read())))
         engine.close()
         print(json.dumps(wire.to_json(last)))

@@ -18,11 +18,12 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.generated import Generated, ToolCall
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.transcript import Transcript, render
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import LoadedModel, load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Sampling
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
 # What each kind is played with; rows can be cut at any token, the others at checkpoints.
 KINDS = {"rows": "llama", "window": "gemma3_text", "hybrid": "qwen3_next"}
@@ -166,7 +167,7 @@ def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedMod
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
     """An engine over what its own cache finds in `store`, as a process that has just started."""
     return Engine(
-        lambda: Running(load(folder, kind), IDENTITY, PromptCache("500MB", DiskStore(store)))
+        lambda: Scheduler(load(folder, kind), IDENTITY, PromptCache("500MB", DiskStore(store)))
     )
 
 

@@ -4,9 +4,10 @@ import threading
 from collections.abc import Sequence
 
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 
 _RULES = (
     "Rule {}: a guest may keep a book from the reading room for {} days, and pays {} coins"

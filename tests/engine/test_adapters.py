@@ -5,9 +5,9 @@ from tiny_models import write_adapter
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
-from llm_mlx_promptcache.engine.errors import ModelLoadError
-from llm_mlx_promptcache.engine.loading import load_model
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.errors import ModelLoadError
+from llm_mlx_promptcache.models.loading import load_model
 
 
 @pytest.fixture

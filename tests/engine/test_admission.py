@@ -10,9 +10,10 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import Finished, Sampling
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.loading import load_model
 
 
 def admission_of(limit):
@@ -33,7 +34,7 @@ def without_context(tiny_llama):
     loaded = dataclasses.replace(load_model(str(tiny_llama(context=8192))), context_length=None)
 
     def make(cache=None, **more):
-        return Running(
+        return Scheduler(
             loaded, "tiny", cache or PromptCache("100MB"), **{"clock": steady_clock(), **more}
         )
 
@@ -41,30 +42,30 @@ def without_context(tiny_llama):
 
 
 def test_an_answer_that_may_go_on_for_ever_holds_up_nobody(without_context):
-    running = without_context()
-    running._admission = admission_of(4096)
+    scheduler = without_context()
+    scheduler._admission = admission_of(4096)
     endless = Asked(request("One?", max_tokens=10**9))
     others = [Asked(request(f"{n}?")) for n in range(3)]
     for one in (endless, *others):
-        running.add(one)
+        scheduler.add(one)
     while not all(one.events and one.events[-1] is None for one in others):
-        running.step()
-        assert len(running._answering) + len(running._prefilling) + len(running._waiting) <= 4
+        scheduler.step()
+        assert len(scheduler._decoding) + len(scheduler._prefilling) + len(scheduler._waiting) <= 4
     assert all(isinstance(one.last, Finished) for one in others)
     assert endless.events[-1] is not None  # they were answered beside it, not after
     endless.gone_after = 0
-    together(running)
+    together(scheduler)
 
 
 def test_answers_of_any_limit_take_their_steps_in_one_batch(without_context):
-    running = without_context()
+    scheduler = without_context()
     asked = [Asked(request(f"{n}?", max_tokens=10**9), gone_after=30) for n in range(3)]
     for one in asked:
-        running.add(one)
-    while len(running._answering) < 3:
-        running.step()
-    assert len(running._batches._all()) == 1
-    together(running)
+        scheduler.add(one)
+    while len(scheduler._decoding) < 3:
+        scheduler.step()
+    assert len(scheduler._batches._all()) == 1
+    together(scheduler)
 
 
 VARIED = [
@@ -82,22 +83,24 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
     requests = [*VARIED[first:], *VARIED[:first]]
     alone = [together(without_context(), one)[0].last for one in requests]
     cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
-    running = without_context(cache)
+    scheduler = without_context(cache)
     asked = [Asked(one) for one in requests]
     for one in asked:
-        running.add(one)
-    while len(running._answering) < len(asked):
-        running.step()
-    running._admission = admission_of(running._batches.tokens + 40)
+        scheduler.add(one)
+    while len(scheduler._decoding) < len(asked):
+        scheduler.step()
+    scheduler._admission = admission_of(scheduler._batches.tokens + 40)
     most, waited = len(asked), 0
-    while running.busy:
-        running.step()
-        waited = max(waited, len(running._waiting))
-        oldest = next((task for task in running._active() if task.asker is asked[0]), None)
+    while scheduler.busy:
+        scheduler.step()
+        waited = max(waited, len(scheduler._waiting))
+        oldest = next(
+            (sequence for sequence in scheduler._active() if sequence.asker is asked[0]), None
+        )
         assert oldest is not None or asked[0].events[-1] is None
-        held = running._batches.tokens
-        assert len(running._active()) == 1 or running._admission.holds(held)
-        most = min(most, len(running._active()) or most)
+        held = scheduler._batches.tokens
+        assert len(scheduler._active()) == 1 or scheduler._admission.holds(held)
+        most = min(most, len(scheduler._active()) or most)
     assert waited > 0
     for one, other in zip(asked, alone, strict=True):
         assert one.last.ids == other.ids
@@ -112,43 +115,43 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
 
 def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(without_context):
     sizes = ChunkSizes.fixed(32)
-    running = without_context(planner=ChunkPlanner(sizes=sizes), clock=itertools.count().__next__)
+    scheduler = without_context(planner=ChunkPlanner(sizes=sizes), clock=itertools.count().__next__)
     first = Asked(request("One?", max_tokens=30))
     long = Asked(request("words " * 200, system=False))
-    running.add(first)
-    while not running._answering:
-        running.step()
-    running.add(long)
-    while not (running._prefilling and running._prefilling[0].done > 100):
-        running.step()
-    running._admission = admission_of(1)
-    running.step()
-    assert [task.asker for task in running._waiting] == [long]
-    running._admission = Admission()
-    together(running)
+    scheduler.add(first)
+    while not scheduler._decoding:
+        scheduler.step()
+    scheduler.add(long)
+    while not (scheduler._prefilling and scheduler._prefilling[0].done > 100):
+        scheduler.step()
+    scheduler._admission = admission_of(1)
+    scheduler.step()
+    assert [sequence.asker for sequence in scheduler._waiting] == [long]
+    scheduler._admission = Admission()
+    together(scheduler)
     assert long.last.usage.cached < 10
     assert long.last.ids == together(without_context(), long.request)[0].last.ids
 
 
 def test_what_does_not_fit_lets_some_pass_and_then_gets_its_turn(without_context):
-    running = without_context()
-    running._admission = admission_of(3000)
+    scheduler = without_context()
+    scheduler._admission = admission_of(3000)
     first = Asked(request("One?", max_tokens=1000))
-    running.add(first)
-    while not running._answering:
-        running.step()
+    scheduler.add(first)
+    while not scheduler._decoding:
+        scheduler.step()
     large = Asked(request("words " * 500, system=False, max_tokens=2))  # over 2,500 tokens
-    running.add(large)
+    scheduler.add(large)
     small, count = [], itertools.count()
     while not (large.events and large.events[-1] is None):
         if sum(one.events[-1:] == [None] for one in small) == len(small):
             small.append(Asked(request(f"{next(count)}?", max_tokens=2)))
-            running.add(small[-1])
+            scheduler.add(small[-1])
         if len(small) > MOST_PASSED + 3:
             first.gone_after = 0
-        running.step()
+        scheduler.step()
         begun = sum(bool(one.events) for one in small)
         assert large.events or begun <= MOST_PASSED
-    together(running)
+    together(scheduler)
     assert sum(bool(one.events) for one in small) > MOST_PASSED
     assert large.last.usage.generated

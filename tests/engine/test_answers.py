@@ -9,17 +9,16 @@ from askers import MAGIC
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
     CutShort,
     Finished,
-    GenerationRequest,
-    KVSettings,
     ReasoningDelta,
-    Sampling,
     TextDelta,
 )
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 OTHER = {
     "type": "function",

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, TextDelta
+from llm_mlx_promptcache.engine.events import Finished, TextDelta
+from llm_mlx_promptcache.engine.request import GenerationRequest
 
 
 def request(text="One?", **more):

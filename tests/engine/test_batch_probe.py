@@ -16,10 +16,12 @@ from mlx_lm.models.cache import (
 )
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.engine import batch_probe, facts, forward
+from llm_mlx_promptcache.engine import batch_probe
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batch_probe import BatchProof, prove
-from llm_mlx_promptcache.engine.facts import ModelFacts
-from llm_mlx_promptcache.engine.forward import BatchForm
+from llm_mlx_promptcache.models import facts
+from llm_mlx_promptcache.models.facts import ModelFacts
+from llm_mlx_promptcache.models.layers import make_layers
 
 MODEL = "a" * 64
 ALONE = {
@@ -299,9 +301,9 @@ def test_why_answers_step_alone_is_said_once(model, path, caplog):
     assert "steps in a batch fail ([broadcast_shapes] other shapes)" in said
 
 
-def test_one_request_alone_asks_nothing(running_of, monkeypatch):
+def test_one_request_alone_asks_nothing(scheduler_of, monkeypatch):
     monkeypatch.setattr(batch_probe, "prove", lambda _: pytest.fail("one has no batch"))
-    running = running_of(PromptCache("100MB"))
+    running = scheduler_of(PromptCache("100MB"))
     for text in ("One?", "Two?"):
         running.add(Asked(request(text)))
         while running.busy:
@@ -313,6 +315,6 @@ def test_a_window_of_the_trial_is_the_layers_alone():
     model = families.BY_NAME["gemma3_text"].build()
     narrow = batch_probe._narrowed([RotatingKVCache(4096), KVCache()])
     assert [getattr(layer, "max_size", None) for layer in narrow] == [8, None]
-    before = [getattr(layer, "max_size", None) for layer in forward.make_layers(model)]
+    before = [getattr(layer, "max_size", None) for layer in make_layers(model)]
     prove(model)
-    assert [getattr(layer, "max_size", None) for layer in forward.make_layers(model)] == before
+    assert [getattr(layer, "max_size", None) for layer in make_layers(model)] == before

@@ -13,9 +13,10 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine.forward import BatchForm, make_layers
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.layers import make_layers
 
 # (question, tokens of the answer, steps before the next one comes)
 CROWD = (
@@ -33,11 +34,11 @@ def asked(history, most, **more):
     return Asked(GenerationRequest(tuple(history), max_tokens=most, logprobs=1, **more))
 
 
-def alone(running, history, most, **more):
+def alone(scheduler, history, most, **more):
     one = asked(history, most, **more)
-    running.add(one)
-    while running.busy:
-        running.step()
+    scheduler.add(one)
+    while scheduler.busy:
+        scheduler.step()
     return one.last
 
 
@@ -52,15 +53,15 @@ def next_turn(history, event):
     return [*history, Message("assistant", event.text, kept), Message("user", "And then?")]
 
 
-def come_and_go(running, histories):
+def come_and_go(scheduler, histories):
     """All answered, each joining while others are answered; their last events."""
     crowd = [asked(history, most) for history, (_, most, _) in zip(histories, CROWD, strict=True)]
     for one, (_, _, steps) in zip(crowd, CROWD, strict=True):
-        running.add(one)
+        scheduler.add(one)
         for _ in range(steps):
-            running.step()
-    while running.busy:
-        running.step()
+            scheduler.step()
+    while scheduler.busy:
+        scheduler.step()
     return [one.last for one in crowd]
 
 
@@ -75,33 +76,33 @@ def is_cached(model):
 
 
 def hold_to_law_1(loaded, folder):
-    cold = Running(loaded, "m", PromptCache("1MB"), clock=steady_clock())
+    cold = Scheduler(loaded, "m", PromptCache("1MB"), clock=steady_clock())
     store = DiskStore(folder)
     cache = PromptCache("500MB", store)
-    running = Running(loaded, "m", cache, clock=steady_clock())
+    scheduler = Scheduler(loaded, "m", cache, clock=steady_clock())
     cached = is_cached(loaded.model)
     histories = [[Message("user", text)] for text, _, _ in CROWD]
     for _ in range(2):
-        events = come_and_go(running, histories)
+        events = come_and_go(scheduler, histories)
         for history, event, (_, most, _) in zip(histories, events, CROWD, strict=True):
             same(event, alone(cold, history, most, use_cache=False))
         histories = [next_turn(*both) for both in zip(histories, events, strict=True)]
-    running.settle(last=True)
+    scheduler.settle(last=True)
     paths = [event.usage.prompt + event.usage.generated for event in events]
     for held in (cache, PromptCache("500MB", DiskStore(folder))):
-        later = Running(loaded, "m", held, clock=steady_clock())
+        later = Scheduler(loaded, "m", held, clock=steady_clock())
         for history, path in zip(histories, paths, strict=True):
             warm = alone(later, history, 6, on_disk=False)
             assert warm.usage.cached >= (path if cached else 0)
             same(warm, alone(cold, history, 6, use_cache=False))
     assert cache.check() + store.check() == []
-    return running
+    return scheduler
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_law_1_in_batches_and_over_what_they_leave(name, loaded_kind, tmp_path):
-    running = hold_to_law_1(loaded_kind(name), tmp_path)
-    stepped_alone = running.batch_form is BatchForm.ALONE
+    scheduler = hold_to_law_1(loaded_kind(name), tmp_path)
+    stepped_alone = scheduler.batch_form is BatchForm.ALONE
     assert stepped_alone == (name in ("afm7", "minimax_m3_vl"))
 
 

@@ -9,18 +9,13 @@ from askers import Asked, Failing, planner_of, request, steady_clock, together
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.admission import Admission, fits_together
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.forward import BatchForm
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import (
-    Finished,
-    GenerationRequest,
-    KVSettings,
-    Progress,
-    Sampling,
-    TextDelta,
-)
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.kv_settings import KVSettings
+from llm_mlx_promptcache.models.loading import load_model
 
 TOOL = {
     "type": "function",
@@ -46,10 +41,10 @@ VARIED = [
 ]
 
 
-def test_answers_together_are_those_alone(running_of):
-    alone = [together(running_of(), one)[0].last for one in VARIED]
+def test_answers_together_are_those_alone(scheduler_of):
+    alone = [together(scheduler_of(), one)[0].last for one in VARIED]
     cache = PromptCache("100MB")
-    for one, other in zip(together(running_of(cache), *VARIED), alone, strict=True):
+    for one, other in zip(together(scheduler_of(cache), *VARIED), alone, strict=True):
         assert one.last.ids == other.ids
         assert (one.last.text, one.last.reason) == (other.text, other.reason)
         assert [call.arguments for call in one.last.tool_calls] == [
@@ -58,26 +53,26 @@ def test_answers_together_are_those_alone(running_of):
     assert cache.check() == []
 
 
-def test_short_prompts_that_come_together_answer_together(running_of):
+def test_short_prompts_that_come_together_answer_together(scheduler_of):
     """A step runs a chunk's worth of prompts; what they share is run by the first of them."""
-    running = running_of()
+    scheduler = scheduler_of()
     asked = [Asked(request(f"{n}?", system=False)) for n in range(8)]
     for one in asked:
-        running.add(one)
-    running.step()
-    running.step()
+        scheduler.add(one)
+    scheduler.step()
+    scheduler.step()
     reached = [[e for e in one.events if isinstance(e, Progress)][-1] for one in asked]
     assert all(last.done == last.total - 1 for last in reached)
 
 
-def test_a_step_runs_no_more_than_a_chunk_of_prompts(running_of):
-    running = running_of(context=8192, planner=planner_of(32))
+def test_a_step_runs_no_more_than_a_chunk_of_prompts(scheduler_of):
+    scheduler = scheduler_of(context=8192, planner=planner_of(32))
     asked = [Asked(request(f"{n}? " * 40, system=False)) for n in range(3)]
     for one in asked:
-        running.add(one)
-    while running.busy:
+        scheduler.add(one)
+    while scheduler.busy:
         before = _run_of_prompts(asked)
-        running.step()
+        scheduler.step()
         assert _run_of_prompts(asked) - before <= 32
     assert _run_of_prompts(asked) > 3 * 32
 
@@ -88,16 +83,16 @@ def _run_of_prompts(asked):
     return sum(marks[-1].done - marks[0].done for marks in lists if marks)
 
 
-def test_who_joins_late_and_who_leaves_early_changes_no_answer(running_of):
-    alone = [together(running_of(), one)[0].last.ids for one in VARIED]
-    running = running_of()
+def test_who_joins_late_and_who_leaves_early_changes_no_answer(scheduler_of):
+    alone = [together(scheduler_of(), one)[0].last.ids for one in VARIED]
+    scheduler = scheduler_of()
     asked = [Asked(one) for one in VARIED]
     waiting = list(asked)
     for step in range(400):
         if step % 3 == 0 and waiting:
-            running.add(waiting.pop(0))
-        running.step()
-    assert not running.busy
+            scheduler.add(waiting.pop(0))
+        scheduler.step()
+    assert not scheduler.busy
     assert [one.last.ids for one in asked] == alone
 
 
@@ -122,21 +117,21 @@ FORCED = {
         {"temperature": 1, "seed": 6, "repetition_penalty": 1.5, "penalty_window": 12},
     ],
 )
-def test_tokens_that_a_grammar_forces_are_no_other_answer_alone(running_of, settings):
+def test_tokens_that_a_grammar_forces_are_no_other_answer_alone(scheduler_of, settings):
     one = request("Hi?", schema=FORCED, sampling=Sampling(**settings), max_tokens=80)
     other = request("Ho!", schema=FORCED, sampling=Sampling(temperature=1, seed=99), max_tokens=80)
-    [alone] = together(running_of(), one)
-    beside, _ = together(running_of(), one, other)
+    [alone] = together(scheduler_of(), one)
+    beside, _ = together(scheduler_of(), one, other)
     assert beside.last.ids == alone.last.ids
 
 
-def test_a_prefix_that_many_ask_for_at_once_is_run_once(running_of):
+def test_a_prefix_that_many_ask_for_at_once_is_run_once(scheduler_of):
     cache = PromptCache("100MB")
     system = Message("system", "A long and shared beginning. " * 40)
     requests = [
         GenerationRequest((system, Message("user", f"{n}?")), max_tokens=6) for n in range(8)
     ]
-    events = [one.last for one in together(running_of(cache, context=4096), *requests)]
+    events = [one.last for one in together(scheduler_of(cache, context=4096), *requests)]
     assert sum(event.usage.cached == 0 for event in events) == 1
     shared = min(event.usage.cached for event in events if event.usage.cached)
     rests = [event.usage.prompt - shared for event in events]
@@ -145,50 +140,50 @@ def test_a_prefix_that_many_ask_for_at_once_is_run_once(running_of):
     assert cache.check() == []
 
 
-def test_who_comes_while_another_answers_shares_its_prompt(running_of):
-    running = running_of(PromptCache("100MB"))
+def test_who_comes_while_another_answers_shares_its_prompt(scheduler_of):
+    scheduler = scheduler_of(PromptCache("100MB"))
     first = Asked(request("One?", max_tokens=40))
-    running.add(first)
+    scheduler.add(first)
     for _ in range(10):
-        running.step()
-    assert running.busy
-    [second] = together(running, request("One? And two?"))
+        scheduler.step()
+    assert scheduler.busy
+    [second] = together(scheduler, request("One? And two?"))
     assert second.last.usage.cached > second.last.usage.prompt - 40
     assert first.last.usage.generated == 40
 
 
-def test_who_goes_frees_its_place_and_leaves_what_it_computed(running_of):
+def test_who_goes_frees_its_place_and_leaves_what_it_computed(scheduler_of):
     cache = PromptCache("100MB")
-    running = running_of(cache, context=4096, planner=planner_of(256))
+    scheduler = scheduler_of(cache, context=4096, planner=planner_of(256))
     asked = [
         Asked(request("One?", max_tokens=50), gone_after=8),
         Asked(request("words " * 200, system=False), gone_after=2),  # in the middle of its prompt
         Asked(request("Three?", max_tokens=10)),
     ]
-    together(running, *asked)
+    together(scheduler, *asked)
     assert not any(isinstance(event, Finished) for one in asked[:2] for event in one.events)
     assert asked[2].last.usage.generated == 10
     assert cache.check() == []
-    again = [one.last for one in together(running, request("One?"))]
+    again = [one.last for one in together(scheduler, request("One?"))]
     assert again[0].usage.prefilled == 1
-    assert together(running, request("words " * 200, system=False))[0].last.usage.cached >= 256
+    assert together(scheduler, request("words " * 200, system=False))[0].last.usage.cached >= 256
 
 
 def failing(tiny_llama, when):
     loaded = load_model(str(tiny_llama()))
     model = Failing(loaded.model, when)
-    return model, Running(
+    return model, Scheduler(
         dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"), clock=steady_clock()
     )
 
 
-def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, running_of):
-    alone = [together(running_of(), one)[0].last.ids for one in VARIED]
+def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, scheduler_of):
+    alone = [together(scheduler_of(), one)[0].last.ids for one in VARIED]
     # The trial before the first batch has three rows at most, and finds nothing.
-    model, running = failing(tiny_llama, lambda tokens: tokens.shape[0] > 3)
-    asked = together(running, *VARIED)
+    model, scheduler = failing(tiny_llama, lambda tokens: tokens.shape[0] > 3)
+    asked = together(scheduler, *VARIED)
     assert model.failed == 1
-    assert running.batch_form is BatchForm.PLAIN
+    assert scheduler.batch_form is BatchForm.PLAIN
     assert [one.last.ids for one in asked] == alone
     texts = ["".join(e.text for e in one.events if isinstance(e, TextDelta)) for one in asked]
     assert texts == [one.last.text for one in asked]
@@ -196,24 +191,24 @@ def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, running_of):
 
 def test_an_error_in_one_request_ends_that_one_alone(tiny_llama):
     poison = 250
-    _, running = failing(tiny_llama, lambda tokens: (tokens == poison).any().item())
+    _, scheduler = failing(tiny_llama, lambda tokens: (tokens == poison).any().item())
     good, bad = Asked(request("One?")), Asked(request("One?", max_tokens=40))
-    [before] = together(running, request("One?"))
+    [before] = together(scheduler, request("One?"))
     bias = Sampling(logit_bias=((poison, 1000.0),))
     bad.request = request("Two?", sampling=bias)
-    together(running, good, bad)
-    assert running.batch_form is BatchForm.PLAIN
+    together(scheduler, good, bad)
+    assert scheduler.batch_form is BatchForm.PLAIN
     assert good.last.ids == before.last.ids
     with pytest.raises(RuntimeError, match="no more memory"):
         _ = bad.last
-    [after] = together(running, request("One?"))
+    [after] = together(scheduler, request("One?"))
     assert after.last.ids == before.last.ids
 
 
-def test_what_can_not_be_batched_takes_its_steps_beside_the_others(running_of):
+def test_what_can_not_be_batched_takes_its_steps_beside_the_others(scheduler_of):
     requests = [*VARIED[:3], request("Nine?", kv=KVSettings(8, 32)), request("Ten?")]
-    alone = [together(running_of(heads=2), one)[0].last.ids for one in requests]
-    assert [one.last.ids for one in together(running_of(heads=2), *requests)] == alone
+    alone = [together(scheduler_of(heads=2), one)[0].last.ids for one in requests]
+    assert [one.last.ids for one in together(scheduler_of(heads=2), *requests)] == alone
 
 
 def test_admission_counts_padding():
@@ -250,17 +245,17 @@ def test_admission_learns_from_the_longest_prompt():
     assert not admission.admits(501, [500, 500])
 
 
-def test_who_does_not_fit_waits_and_is_answered(running_of, monkeypatch):
-    running = running_of()
-    running._admission = Admission(limit=1)
-    together(running, request("One?"))  # learns what a token takes
+def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
+    scheduler = scheduler_of()
+    scheduler._admission = Admission(limit=1)
+    together(scheduler, request("One?"))  # learns what a token takes
     asked = [Asked(request(f"{n}?")) for n in range(3)]
     for one in asked:
-        running.add(one)
+        scheduler.add(one)
     most = 0
-    while running.busy:
-        running.step()
-        most = max(most, len(running._active()))
+    while scheduler.busy:
+        scheduler.step()
+        most = max(most, len(scheduler._active()))
     assert most == 1
     assert all(one.last.usage.generated for one in asked)
 
@@ -268,7 +263,7 @@ def test_who_does_not_fit_waits_and_is_answered(running_of, monkeypatch):
 def test_threads_share_a_batch(tiny_llama):
     folder = tiny_llama()
     cache = PromptCache("100MB")
-    engine = Engine(lambda: Running(load_model(str(folder)), "tiny", cache))
+    engine = Engine(lambda: Scheduler(load_model(str(folder)), "tiny", cache))
     answers = {}
 
     def work(number):

@@ -6,7 +6,7 @@ from askers import planner_of, request, together
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes, checkpoints, chunk_end
-from llm_mlx_promptcache.engine.facts import ModelFacts
+from llm_mlx_promptcache.models.facts import ModelFacts
 
 IDENTITY = "a" * 64
 SIZES = ChunkSizes(0.5, 0.1, 16, 8, unknown=256, most=2048)
@@ -121,13 +121,13 @@ def test_chunks_of_a_prefill_that_nobody_waits_for_are_all_of_it(planner_with, l
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_the_disk_gives_slower_than_prefill_is_prefilled(running_of, tmp_path, known):
+def test_what_the_disk_gives_slower_than_prefill_is_prefilled(scheduler_of, tmp_path, known):
     long = request("words " * 60)
 
     def process(planner=None):
         cache = PromptCache("100MB", DiskStore(tmp_path))
         cache._bandwidth.measured(10 << 20, 1000.0)
-        [asked] = together(running_of(cache, planner=planner), long)
+        [asked] = together(scheduler_of(cache, planner=planner), long)
         cache.flush()
         return asked.last
 

@@ -22,12 +22,12 @@ from llm_mlx_promptcache.chat.grammar import (
     tool_grammar,
 )
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.engine.constraint import (
     Constraint,
     ConstraintError,
     grammar_tokenizer,
 )
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.detokenizer import TextDecoder
 
 CAPS = Caps(string=6, items=2)
@@ -57,7 +57,7 @@ class Speaker:
     """A loaded model that says what a constraint lets it say, drawn with a seed."""
 
     def __init__(self, folder):
-        from llm_mlx_promptcache.engine.loading import load_model
+        from llm_mlx_promptcache.models.loading import load_model
 
         loaded = load_model(str(folder))
         self.model, self.wrapper = loaded.model, loaded.tokenizer

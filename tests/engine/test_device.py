@@ -14,7 +14,7 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.scheduler import Scheduler
 
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 2)
 TOLD = ["eval", "wait", "synchronize"]
@@ -42,22 +42,22 @@ class Session:
     def begin(self):
         """As another process does."""
         self.cache = PromptCache("100MB", DiskStore(self.folder))
-        self.running = Running(self.loaded, "model", self.cache, clock=steady_clock())
+        self.scheduler = Scheduler(self.loaded, "model", self.cache, clock=steady_clock())
 
     def ask(self, *requests):
         made = [Asked(one) for one in requests]
         for one in made:
-            self.running.add(one)
-        while self.running.busy:
+            self.scheduler.add(one)
+        while self.scheduler.busy:
             try:
-                self.running.step()
+                self.scheduler.step()
             except Exception as error:  # as the engine's thread does
-                self.running.fail(error)
+                self.scheduler.fail(error)
         return made
 
     def settle(self, last=False):
         try:
-            self.running.settle(last)
+            self.scheduler.settle(last)
         except RuntimeError:
             assert not last
 
@@ -72,7 +72,7 @@ class Session:
     def check(self, cold):
         for again in (False, True):
             if again:
-                self.running.settle(last=True)
+                self.scheduler.settle(last=True)
                 assert self.cache.check() == []
                 self.begin()
             for one, right in zip([*ALONE, *TOGETHER], cold, strict=True):
@@ -82,7 +82,7 @@ class Session:
                     warm.last.usage.cached or not again
                 )  # law 1 says nothing of a cache of misses
                 assert chances(warm.last) == pytest.approx(chances(right), abs=1e-3)
-        self.running.settle(last=True)
+        self.scheduler.settle(last=True)
         assert self.cache.check() == []
         assert DiskStore(self.folder).check() == []
 

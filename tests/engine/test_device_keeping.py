@@ -11,12 +11,12 @@ from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import decoding as decoding_module
-from llm_mlx_promptcache.engine import running
+from llm_mlx_promptcache.engine import batch, scheduler
+from llm_mlx_promptcache.engine.batch import Batch
 from llm_mlx_promptcache.engine.constraint import Constraint
-from llm_mlx_promptcache.engine.decoding import Decoding
-from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling, TextDelta
-from llm_mlx_promptcache.engine.sampling import Chooser
+from llm_mlx_promptcache.engine.events import TextDelta
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.engine.sampler import Sampler
 
 MESSAGE = "[METAL] Command buffer execution failed"
 
@@ -51,12 +51,12 @@ def fails_at(monkeypatch, owner, name, number):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Constraint, "consume"), (Constraint, "mask"), (Chooser, "choose")]
+    ("owner", "name"), [(Constraint, "consume"), (Constraint, "mask"), (Sampler, "choose")]
 )
 def test_what_was_computed_is_kept_where_a_grammar_or_a_choice_fails(
-    running_of, cache, monkeypatch, owner, name
+    scheduler_of, cache, monkeypatch, owner, name
 ):
-    made = running_of(cache)
+    made = scheduler_of(cache)
     asked = request("One?", regex="[a-z]{20,30}")
     before = device.failures()
     with monkeypatch.context() as patched:
@@ -69,8 +69,8 @@ def test_what_was_computed_is_kept_where_a_grammar_or_a_choice_fails(
     assert again.last.usage.prefilled == 1
 
 
-def test_what_was_computed_is_kept_where_a_reader_fails(running_of, cache):
-    made, before = running_of(cache), device.failures()
+def test_what_was_computed_is_kept_where_a_reader_fails(scheduler_of, cache):
+    made, before = scheduler_of(cache), device.failures()
     together(made, Deaf(request("One?")))
     assert device.failures() == before
     [again] = together(made, request("One?"))
@@ -91,14 +91,14 @@ def turns(first):
 
 @pytest.mark.parametrize("disk", [True, False])
 def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
-    running_of, monkeypatch, tmp_path, disk
+    scheduler_of, monkeypatch, tmp_path, disk
 ):
     cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
-    made = running_of(cache)
+    made = scheduler_of(cache)
     [first] = together(made, request("One?"))
     made.settle(last=True)
     asked = turns(first.last)
-    real = running.prefill
+    real = scheduler.prefill
 
     def spoilt(model, layers, ids):
         real(model, layers, ids)
@@ -107,7 +107,7 @@ def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
         raise RuntimeError(MESSAGE)
 
     with monkeypatch.context() as patched:
-        patched.setattr(running, "prefill", spoilt)
+        patched.setattr(scheduler, "prefill", spoilt)
         [failed] = together(made, asked)
         with pytest.raises(RuntimeError, match="Command buffer"):
             _ = failed.last
@@ -115,17 +115,17 @@ def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
     [again] = together(made, asked)
     held = first.last.usage.prompt + first.last.usage.generated
     assert (again.last.usage.cached, again.last.from_disk) == ((held, held) if disk else (0, 0))
-    [cold] = together(running_of(), asked)
+    [cold] = together(scheduler_of(), asked)
     assert again.last.ids == cold.last.ids
     assert together(made, asked)[0].last.usage.prefilled == 1
     assert cache.check() == []
 
 
-def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
+def test_law_1_a_failure_in_another_thread_is_everybody_s(scheduler_of, cache):
     """MLX tells whoever waits first, in any thread: the others' layers are suspect as well."""
     questions = [request("One?", max_tokens=20), request("And two?", max_tokens=20)]
-    alone = [together(running_of(), one)[0].last.ids for one in questions]
-    made = running_of(cache)
+    alone = [together(scheduler_of(), one)[0].last.ids for one in questions]
+    made = scheduler_of(cache)
     asked = [Asked(one) for one in questions]
     for one in asked:
         made.add(one)
@@ -139,11 +139,11 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
     thread = threading.Thread(target=fail)
     thread.start()
     thread.join()
-    held = [task.holding for task in made._active()]
+    held = [sequence.handle for sequence in made._active()]
     assert held
-    assert not any(holding.whole for holding in held)
-    for decoding in made._batches._all():
-        for layer in decoding._layers:
+    assert not any(handle.whole for handle in held)
+    for joined in made._batches._all():
+        for layer in joined._layers:
             layer.keys, layer.values = mx.zeros_like(layer.keys), mx.zeros_like(layer.values)
     together(made)
     assert [one.last.ids for one in asked] == alone
@@ -157,15 +157,15 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(running_of, cache):
 @pytest.mark.parametrize("where", ["a step", "another's beginning"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobody(
-    running_of, cache, monkeypatch, where, count
+    scheduler_of, cache, monkeypatch, where, count
 ):
     """The failure is counted, the tokens are read without an error, and are none of the model's."""
     asked = [
         request(text, max_tokens=16, sampling=Sampling(temperature=1, seed=n))
         for n, text in enumerate(("One?", "And two?")[:count])
     ]
-    alone = [together(running_of(), one)[0].last.ids for one in asked]
-    made = running_of(cache)
+    alone = [together(scheduler_of(), one)[0].last.ids for one in asked]
+    made = scheduler_of(cache)
     askers = [Asked(one) for one in asked]
     for one in askers:
         made.add(one)
@@ -175,9 +175,9 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
 
     def fail(*given, **more):
         if not spoilt:
-            for decoding in made._batches._all():
-                decoding._tokens = mx.zeros_like(decoding._tokens)
-                spoilt.append(decoding)
+            for joined in made._batches._all():
+                joined._tokens = mx.zeros_like(joined._tokens)
+                spoilt.append(joined)
             try:
                 with device.work():
                     raise RuntimeError(MESSAGE)
@@ -186,7 +186,7 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
                     raise
         return real(*given, **more)
 
-    owner, name = (decoding_module, "forward") if where == "a step" else (made._keeper, "lease")
+    owner, name = (batch, "forward") if where == "a step" else (made._kv, "lease")
     real = getattr(owner, name)
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fail)
@@ -199,24 +199,24 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
     assert cache.check() == []
 
 
-def test_a_token_that_nobody_could_read_is_chosen_again(running_of, cache, monkeypatch):
+def test_a_token_that_nobody_could_read_is_chosen_again(scheduler_of, cache, monkeypatch):
     asked = [
         request(text, max_tokens=16, sampling=Sampling(temperature=1, seed=n))
         for n, text in enumerate(("One?", "And two?"))
     ]
-    alone = [together(running_of(), one)[0].last.ids for one in asked]
-    real, calls = Decoding._values, []
+    alone = [together(scheduler_of(), one)[0].last.ids for one in asked]
+    real, calls = Batch._values, []
 
-    def values(decoding):
-        calls.extend([decoding] * (len(decoding.rows) == 2))
+    def values(batch):
+        calls.extend([batch] * (len(batch.slots) == 2))
         if len(calls) == 5:
-            calls.append(decoding)
-            decoding._tokens = mx.zeros_like(decoding._tokens)  # garbage, as the device left it
+            calls.append(batch)
+            batch._tokens = mx.zeros_like(batch._tokens)  # garbage, as the device left it
             raise RuntimeError(MESSAGE)
-        return real(decoding)
+        return real(batch)
 
-    monkeypatch.setattr(Decoding, "_values", values)
-    assert [one.last.ids for one in together(running_of(cache), *asked)] == alone
+    monkeypatch.setattr(Batch, "_values", values)
+    assert [one.last.ids for one in together(scheduler_of(cache), *asked)] == alone
     assert len(calls) == 6
 
 
@@ -226,8 +226,8 @@ def waits(monkeypatch):
     return counted
 
 
-def test_one_wait_proves_a_group_and_no_token_waits(running_of, monkeypatch):
-    made = running_of(PromptCache("100MB"))
+def test_one_wait_proves_a_group_and_no_token_waits(scheduler_of, monkeypatch):
+    made = scheduler_of(PromptCache("100MB"))
     counted = waits(monkeypatch)
     asked = Asked(request("One?", max_tokens=30))
     made.add(asked)

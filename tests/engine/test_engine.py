@@ -12,15 +12,10 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import (
-    Finished,
-    GenerationRequest,
-    Progress,
-    Sampling,
-    TextDelta,
-)
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.loading import load_model
 
 SYSTEM = Message("system", "You are a lighthouse keeper. " * 12)
 
@@ -257,17 +252,17 @@ def test_a_forked_child_is_told_at_once(folder, tmp_path):
 
 def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, monkeypatch):
     loads, cache, may_go_on = [], PromptCache("100MB"), threading.Event()
-    settle = Running.settle
+    settle = Scheduler.settle
 
-    def slow(running, last=False):
+    def slow(scheduler, last=False):
         assert may_go_on.wait(60)
-        settle(running, last)
+        settle(scheduler, last)
 
     def load():
         loads.append(folder)
-        return Running(load_model(str(folder)), "tiny", cache)
+        return Scheduler(load_model(str(folder)), "tiny", cache)
 
-    monkeypatch.setattr(Running, "settle", slow)
+    monkeypatch.setattr(Scheduler, "settle", slow)
     engine = Engine(load)
     ask(engine, user("One?"))
     assert not engine.unload(timeout=0.01)

@@ -17,8 +17,9 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import HOME_VARIABLE
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, Progress
+from llm_mlx_promptcache.engine.events import Finished, Progress
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.loading import load_model
 
 # Seconds of a pass: at all, for each of its tokens, and for each token that stood there before.
 PASS, TOKEN, BEFORE, PAIR = 0.047, 0.00185, 4.15e-6, 2.77e-6
@@ -59,7 +60,7 @@ def played(request, tiny_llama, tmp_path, monkeypatch):
 
     "deep": a token costs more, the more stand before it, as on a CPU.
     """
-    from llm_mlx_promptcache.engine.running import Running
+    from llm_mlx_promptcache.engine.scheduler import Scheduler
 
     loaded = load_model(str(tiny_llama(context=1 << 15)))
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
@@ -67,10 +68,10 @@ def played(request, tiny_llama, tmp_path, monkeypatch):
     def make():
         model = Played(loaded.config["vocab_size"], request.param)
         playing = dataclasses.replace(loaded, model=model)
-        return Running(playing, IDENTITY, PromptCache("1GB"), clock=model.clock), model
+        return Scheduler(playing, IDENTITY, PromptCache("1GB"), clock=model.clock), model
 
-    running, model = make()
-    spent(running, model, [(0, long_prompt("to learn"))])
+    scheduler, model = make()
+    spent(scheduler, model, [(0, long_prompt("to learn"))])
     return make
 
 
@@ -89,18 +90,18 @@ def chat(answer=8):
     return asking(f"{next(numbers)}?", answer)
 
 
-def spent(running, model, arrivals):
+def spent(scheduler, model, arrivals):
     """Seconds from each one's arrival, at its second, to its end; and how many tokens it had."""
     waiting = sorted(arrivals, key=lambda arrival: arrival[0])
     came, ended = {}, {}
-    while waiting or running.busy:
-        if waiting and not running.busy:
+    while waiting or scheduler.busy:
+        if waiting and not scheduler.busy:
             model.now = max(model.now, waiting[0][0])
         while waiting and waiting[0][0] <= model.now:
             second, asker = waiting.pop(0)
             came[asker] = second
-            running.add(asker)
-        running.step()
+            scheduler.add(asker)
+        scheduler.step()
         for asker in came.keys() - ended.keys():
             if asker.events and asker.events[-1] is None:
                 ended[asker] = model.now
@@ -109,8 +110,8 @@ def spent(running, model, arrivals):
 
 
 def alone(played, asker):
-    running, model = played()
-    [seconds] = spent(running, model, [(0, asker)])
+    scheduler, model = played()
+    [seconds] = spent(scheduler, model, [(0, asker)])
     return seconds
 
 
@@ -127,9 +128,9 @@ SHARES = [0, 0.00004, 0.02, 0.1, 0.31, 0.555, 0.77, 0.95]
 @pytest.mark.parametrize("share", SHARES)
 def test_a_chat_beside_a_long_prompt_takes_three_times_as_long_at_most(played, share):
     long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
-    running, model = played()
+    scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (share * long_alone, chat())]
-    long, short = spent(running, model, arrivals)
+    long, short = spent(scheduler, model, arrivals)
     assert short <= 3 * chat_alone
     assert long <= 1.1 * long_alone
     assert len(arrivals[1][1].last.ids) == 8
@@ -138,16 +139,16 @@ def test_a_chat_beside_a_long_prompt_takes_three_times_as_long_at_most(played, s
 @pytest.mark.parametrize("words", [1, 300])
 def test_chats_one_after_another_leave_a_third_to_the_long_prompt(played, words):
     """Each comes when the one before has ended."""
-    running, model = played()
+    scheduler, model = played()
     long = long_prompt("one")
-    running.add(long)
+    scheduler.add(long)
     chats = []
     while prefilled(long) < LONG - 256:
         assert model.now < 2000
         if not chats or chats[-1].events[-1:] == [None]:
             chats.append(asking(f"{next(numbers)} " + "x" * words, 8))
-            running.add(chats[-1])
-        running.step()
+            scheduler.add(chats[-1])
+        scheduler.step()
     assert len(chats) > 20
     assert model.now <= 3 * alone(played, long_prompt("two"))
     chat_alone = alone(played, asking("0 " + "x" * words, 8))
@@ -156,18 +157,18 @@ def test_chats_one_after_another_leave_a_third_to_the_long_prompt(played, words)
 
 @pytest.mark.parametrize("answers", [1, 4])
 def test_long_answers_and_a_long_prompt_get_a_third_each(played, answers):
-    running, model = played()
+    scheduler, model = played()
     asked = [chat(20_000) for _ in range(answers)]
     for one in asked:
-        running.add(one)
+        scheduler.add(one)
     while not all(one.events and len(one.events) > 1 for one in asked):
-        running.step()
-    running.add(long := long_prompt("one"))
+        scheduler.step()
+    scheduler.add(long := long_prompt("one"))
     # Each window is long enough for the credit that who comes has to be used up.
     for _ in range(3):
         began, passes = model.now, len(model.passes)
         while model.now < began + 20 and prefilled(long) < LONG - 256:
-            running.step()
+            scheduler.step()
         took = model.now - began
         answered = sum(seconds for count, seconds in model.passes[passes:] if count == 1)
         assert took / 3 <= answered <= took * 2 / 3
@@ -179,9 +180,9 @@ def test_a_question_of_300_tokens_does_not_wait_for_a_long_prompt(played, share)
         return asking(f"{next(numbers)} " + "y" * 300, 8)
 
     long_alone, question_alone = alone(played, long_prompt("one")), alone(played, question())
-    running, model = played()
+    scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (share * long_alone, question())]
-    long, asked = spent(running, model, arrivals)
+    long, asked = spent(scheduler, model, arrivals)
     assert asked <= 3 * question_alone
     assert long <= long_alone + 3 * question_alone
 
@@ -189,9 +190,9 @@ def test_a_question_of_300_tokens_does_not_wait_for_a_long_prompt(played, share)
 @pytest.mark.parametrize("share", SHARES[::3])
 def test_a_chat_waits_for_two_long_prompts_no_longer_than_for_one(played, share):
     long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
-    running, model = played()
+    scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (0, long_prompt("three")), (share * long_alone, chat())]
-    *long, short = spent(running, model, arrivals)
+    *long, short = spent(scheduler, model, arrivals)
     assert short <= 3 * chat_alone
     assert max(long) <= 2.1 * long_alone
 
@@ -200,36 +201,36 @@ def test_many_chats_at_once_wait_for_one_another_and_not_for_the_long_prompt(pla
     def crowd():
         return [(2, chat()) for _ in range(12)]
 
-    running, model = played()
-    without = spent(running, model, crowd())
-    running, model = played()
-    beside = spent(running, model, [(0, long_prompt("two")), *crowd()])[1:]
+    scheduler, model = played()
+    without = spent(scheduler, model, crowd())
+    scheduler, model = played()
+    beside = spent(scheduler, model, [(0, long_prompt("two")), *crowd()])[1:]
     assert max(beside) <= 3 * max(without)
 
 
 def test_a_prompt_alone_runs_in_whole_chunks_that_are_the_same_each_time(played):
     cut = []
     for _ in range(2):
-        running, model = played()
-        spent(running, model, [(0, asking("again " + "x " * (LONG // 2), 1))])
+        scheduler, model = played()
+        spent(scheduler, model, [(0, asking("again " + "x " * (LONG // 2), 1))])
         cut.append([count for count, _ in model.passes if count > 1])
     assert cut[0] == cut[1]
     *chunks, last = cut[0]
     assert all(size & size - 1 == 0 for size in chunks)
     assert last <= chunks[-1]
     assert sorted(chunks, reverse=True) == chunks  # never larger where a token is dearer
-    running, model = played()
-    spent(running, model, [(0, asking("again " + "x " * (LONG // 2), 1)), (3, chat(40))])
+    scheduler, model = played()
+    spent(scheduler, model, [(0, asking("again " + "x " * (LONG // 2), 1)), (3, chat(40))])
     assert min(count for count, _ in model.passes if count > 1) < chunks[-1] or chunks[-1] == 16
 
 
 def test_no_chunk_takes_over_a_second(played):
-    running, model = played()
-    spent(running, model, [(0, long_prompt("one"))])
+    scheduler, model = played()
+    spent(scheduler, model, [(0, long_prompt("one"))])
     assert max(took for _, took in model.passes) < 1
 
 
-def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(running_of):
+def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(scheduler_of):
     """A real model: beside others chunks are small, and what that leaves serves a warm turn."""
 
     def request_of(words, answer, **more):
@@ -239,18 +240,18 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(running_
         sizes = ChunkSizes(1.0, 0.1, 8, 8, unknown=64, most=64)
         planner, ticks = ChunkPlanner(sizes=sizes), itertools.count()
         clock = partial(next, ticks)  # each look at it takes a second
-        return running_of(cache, planner=planner, context=8192, clock=clock)
+        return scheduler_of(cache, planner=planner, context=8192, clock=clock)
 
     words = "words " * 150 + "and the capital"
     [cold] = together(process(), request_of(words, 20, use_cache=False))
     cache = PromptCache("100MB")
-    running = process(cache)
+    scheduler = process(cache)
     other = Asked(request_of("One?", 400))
-    running.add(other)
-    while not running._answering:
-        running.step()
+    scheduler.add(other)
+    while not scheduler._decoding:
+        scheduler.step()
     beside = Asked(request_of(words, 20))
-    together(running, beside)
+    together(scheduler, beside)
     marks = [event.done for event in beside.events if isinstance(event, Progress)]
     assert min(b - a for a, b in itertools.pairwise(marks[:-1])) == 8
     [warm] = together(process(cache), request_of(words, 20))
@@ -264,18 +265,18 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(running_
 
 def test_a_short_prompt_is_not_passed_for_ever_by_shorter_ones(played):
     """Two dozen who chat without a pause; what is neither long nor the shortest has its turn."""
-    running, model = played()
+    scheduler, model = played()
     chats, middle, since, count = [], None, 0.0, 0
     while middle is None or middle.events[-1:] != [None]:
         chats = [one for one in chats if one.events[-1:] != [None]]
         while len(chats) < 24:
             chats.append(chat(1))
-            running.add(chats[-1])
+            scheduler.add(chats[-1])
             count += 1
         if middle is None and model.now > 30:  # what was owed at the beginning is spent
             middle, since = asking("a rather long question " * 7, 1), model.now
-            running.add(middle)
-        running.step()
+            scheduler.add(middle)
+        scheduler.step()
         assert model.now < 200, f"{count} chats later it has {middle and prefilled(middle)} tokens"
     assert model.now - since < 10
     assert len(middle.last.ids) == 1

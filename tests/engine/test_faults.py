@@ -10,12 +10,13 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import decoding, forward
+from llm_mlx_promptcache.engine import batch, forward
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batches import Batches
-from llm_mlx_promptcache.engine.forward import BatchForm
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.loading import load_model
 
 QUESTIONS = ("One?", "Two?", "Three?")
 
@@ -33,18 +34,18 @@ def no_memory(*_):
 
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_merge_that_fails_half_way_spoils_no_other_answer(
-    running_of, tiny_llama, cache, monkeypatch, before
+    scheduler_of, tiny_llama, cache, monkeypatch, before
 ):
     folder = tiny_llama(layers=4)
     asked = [request(text, max_tokens=24) for text in QUESTIONS[: before + 1]]
-    alone = [together(running_of(folder=folder), one)[0].last.ids for one in asked]
-    running = running_of(cache, folder)
-    assert running.batch_form is BatchForm.PLAIN  # found out before anything fails
+    alone = [together(scheduler_of(folder=folder), one)[0].last.ids for one in asked]
+    scheduler = scheduler_of(cache, folder)
+    assert scheduler.batch_form is BatchForm.PLAIN  # found out before anything fails
     first = [Asked(one) for one in asked[:before]]
     for one in first:
-        running.add(one)
+        scheduler.add(one)
         for _ in range(6):
-            running.step()
+            scheduler.step()
     merge, merged = KVCache.merge, []
 
     def fails(layers):
@@ -52,37 +53,37 @@ def test_a_merge_that_fails_half_way_spoils_no_other_answer(
         return no_memory() if len(merged) == 2 else merge(layers)
 
     monkeypatch.setattr(KVCache, "merge", fails)
-    [last] = together(running, asked[before])
+    [last] = together(scheduler, asked[before])
     assert len(merged) >= 2
     assert [one.last.ids for one in first] == alone[:before]
     with pytest.raises(RuntimeError, match="no more memory"):
         _ = last.last
-    [again] = together(running, asked[before])
+    [again] = together(scheduler, asked[before])
     assert again.last.ids == alone[before]
 
 
-def test_an_answer_that_can_not_be_taken_out_spoils_no_other(running_of, cache, monkeypatch):
+def test_an_answer_that_can_not_be_taken_out_spoils_no_other(scheduler_of, cache, monkeypatch):
     asked = [
         request(text, max_tokens=most) for text, most in zip(QUESTIONS, (4, 12, 20), strict=True)
     ]
-    alone = [together(running_of(), one)[0].last.ids for one in asked]
-    running = running_of(cache)
+    alone = [together(scheduler_of(), one)[0].last.ids for one in asked]
+    scheduler = scheduler_of(cache)
     tried = []
 
     def extract(layers, row):
         tried.append(row)
         no_memory()
 
-    monkeypatch.setattr(decoding, "extract", extract)
-    assert [one.last.ids for one in together(running, *asked)] == alone
+    monkeypatch.setattr(batch, "extract", extract)
+    assert [one.last.ids for one in together(scheduler, *asked)] == alone
     assert tried
     monkeypatch.undo()
-    assert [one.last.ids for one in together(running, *asked)] == alone
+    assert [one.last.ids for one in together(scheduler, *asked)] == alone
 
 
-def test_a_batch_that_is_half_smaller_spoils_no_answer(running_of, cache, monkeypatch):
+def test_a_batch_that_is_half_smaller_spoils_no_answer(scheduler_of, cache, monkeypatch):
     asked = [request(text, max_tokens=most) for text, most in (("One?", 4), ("Two?", 20))]
-    alone = [together(running_of(), one)[0].last.ids for one in asked]
+    alone = [together(scheduler_of(), one)[0].last.ids for one in asked]
     shrink, shrunk = BatchKVCache.filter, []
 
     def fails(layer, keep):
@@ -90,7 +91,7 @@ def test_a_batch_that_is_half_smaller_spoils_no_answer(running_of, cache, monkey
         return no_memory() if len(shrunk) == 2 else shrink(layer, keep)
 
     monkeypatch.setattr(BatchKVCache, "filter", fails)
-    assert [one.last.ids for one in together(running_of(cache), *asked)] == alone
+    assert [one.last.ids for one in together(scheduler_of(cache), *asked)] == alone
     assert len(shrunk) == 2
 
 
@@ -133,56 +134,56 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
     loaded = load_model(str(tiny_llama(context=8192))) if kind == "llama" else loaded_kind(kind)
     model = Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
     playing = dataclasses.replace(loaded, model=model)
-    running = Running(playing, kind, cache, planner=planner_of(256), clock=steady_clock())
+    scheduler = Scheduler(playing, kind, cache, planner=planner_of(256), clock=steady_clock())
     asked = [
         Asked(GenerationRequest((LONG, Message("user", text)), max_tokens=40))
         for text in QUESTIONS[:2]
     ]
     for one in asked:
-        running.add(one)
-    while len(running._answering) < 2:
-        running.step()
+        scheduler.add(one)
+    while len(scheduler._decoding) < 2:
+        scheduler.step()
     for _ in range(3):
-        running.step()
+        scheduler.step()
     fails.append(2)
     cache.clear()  # as if others had needed the room
-    running.step()
-    assert (model.failed, len(running._waiting)) == (1, 2)
-    running.step()
-    assert [task.done for task in running._prefilling] == [256]
-    return running, asked
+    scheduler.step()
+    assert (model.failed, len(scheduler._waiting)) == (1, 2)
+    scheduler.step()
+    assert [sequence.done for sequence in scheduler._prefilling] == [256]
+    return scheduler, asked
 
 
-def cold(running, one):
+def cold(scheduler, one):
     asked = dataclasses.replace(one.request, use_cache=False)
-    return together(running, asked)[0].last.ids
+    return together(scheduler, asked)[0].last.ids
 
 
 def test_a_newcomer_shares_with_one_that_begins_again(begun_again):
-    running, asked = begun_again
+    scheduler, asked = begun_again
     start = Message("system", LONG.content[:300])
     new = Asked(GenerationRequest((start, Message("user", "Three?")), max_tokens=4))
-    together(running, new)
+    together(scheduler, new)
     for one in [*asked, new]:
-        assert one.last.ids == cold(running, one)
+        assert one.last.ids == cold(scheduler, one)
 
 
 def test_one_that_begins_again_and_goes_leaves_no_more_than_it_has(begun_again, cache):
-    running, asked = begun_again
-    [task] = running._prefilling
-    whole, done = task.row.path, task.done
+    scheduler, asked = begun_again
+    [sequence] = scheduler._prefilling
+    whole, done = sequence.slot.path, sequence.done
     assert done < len(whole)
     for one in asked:
         one.gone_after = 0
-    running.step()
-    assert not running.busy
-    assert cache.fetch(task.prepared.namespace, [*whole, 0]).cached == done
+    scheduler.step()
+    assert not scheduler.busy
+    assert cache.fetch(sequence.prepared.namespace, [*whole, 0]).cached == done
     assert cache.check() == []
-    after = together(running, asked[0].request)[0]
-    assert after.last.ids == cold(running, asked[0])
+    after = together(scheduler, asked[0].request)[0]
+    assert after.last.ids == cold(scheduler, asked[0])
 
 
-def test_models_at_work_share_one_limit_of_wired_memory(running_of, monkeypatch):
+def test_models_at_work_share_one_limit_of_wired_memory(scheduler_of, monkeypatch):
     told = []
 
     @contextmanager
@@ -192,7 +193,7 @@ def test_models_at_work_share_one_limit_of_wired_memory(running_of, monkeypatch)
         told.append("given back")
 
     monkeypatch.setattr(forward, "wired_limit", wired_limit)
-    first, second = running_of(), running_of()
+    first, second = scheduler_of(), scheduler_of()
     long = Asked(request("One?", max_tokens=30))
     first.add(long)
     together(second, request("Two?", max_tokens=3))

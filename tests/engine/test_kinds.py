@@ -7,10 +7,12 @@ import pytest
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine import forward, running
+from llm_mlx_promptcache.engine import forward, scheduler
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.request import Finished, GenerationRequest, KVSettings
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 KINDS = ["llama", "gemma3_text", "gpt_oss", "mamba2", "jamba", "qwen3_next", "llama4"]
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words.")
@@ -22,7 +24,7 @@ def engine_of_kind(loaded_kind):
     made = []
 
     def make(name, cache, **own):
-        made.append(Engine(lambda: Running(loaded_kind(name, **own), name, cache)))
+        made.append(Engine(lambda: Scheduler(loaded_kind(name, **own), name, cache)))
         return made[-1]
 
     yield make
@@ -112,7 +114,7 @@ def test_a_state_that_a_failed_prefill_left_is_nobody_s(name, engine_of_kind, mo
         if len(calls) == 3:
             raise RuntimeError("[metal::malloc] no more memory")
 
-    monkeypatch.setattr(running, "prefill", prefill)
+    monkeypatch.setattr(scheduler, "prefill", prefill)
     history = [SYSTEM, Message("user", "and more of it, the lamp and the fog. " * 18)]
     with pytest.raises(RuntimeError, match="no more memory"):
         ask(engine, history)

@@ -14,13 +14,9 @@ from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.checking import misfits_of
 from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError
-from llm_mlx_promptcache.engine.request import (
-    Finished,
-    GenerationRequest,
-    KVSettings,
-    Misfit,
-    Sampling,
-)
+from llm_mlx_promptcache.engine.events import Finished, Misfit
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 for _folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "chat"):
     sys.path.append(str(_folder))

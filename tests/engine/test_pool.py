@@ -7,9 +7,9 @@ import pytest
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
-from llm_mlx_promptcache.engine.memory import weights_of
-from llm_mlx_promptcache.engine.references import spelled
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.memory import weights_of
+from llm_mlx_promptcache.models.references import spelled
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def models(tmp_path_factory):
     """`models(family)` -> an engine over its played model, made once."""
     from llm_mlx_promptcache.cache.prompt_cache import PromptCache
     from llm_mlx_promptcache.engine.engine import Engine
-    from llm_mlx_promptcache.engine.loading import load_model
-    from llm_mlx_promptcache.engine.running import Running
+    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.models.loading import load_model
 
     made = {}
 
@@ -116,7 +116,7 @@ def models(tmp_path_factory):
             scripted_folder(folder, source, template, answers, ends=family.ends)
             loaded = load_model(str(folder))
             made[family.tokenizer] = Engine(
-                lambda: Running(loaded, family.tokenizer, PromptCache("100MB"))
+                lambda: Scheduler(loaded, family.tokenizer, PromptCache("100MB"))
             )
         return made[family.tokenizer]
 

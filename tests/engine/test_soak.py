@@ -8,12 +8,9 @@ import pytest
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.request import (
-    Finished,
-    GenerationRequest,
-    KVSettings,
-    Sampling,
-)
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 TOOL = {
     "type": "function",

@@ -5,21 +5,20 @@ import json
 import pytest
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     Finished,
-    GenerationRequest,
-    KVSettings,
     Logprob,
     Progress,
     ReasoningDelta,
-    Sampling,
     TextDelta,
     Timings,
     TokenLogprobs,
     Usage,
 )
+from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.engine.wire import from_json, to_json
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 TOOL = {"type": "function", "function": {"name": "magic", "parameters": {"type": "object"}}}
 CALL = ToolCall("magic", {"is": "Message", "of": [1, {"x": None}]}, "call_1")

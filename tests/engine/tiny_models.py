@@ -56,7 +56,7 @@ def write_adapter(folder, model_folder, seed=0):
     """What mlx_lm.lora writes, with random weights."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    from llm_mlx_promptcache.engine.loading import load_model
+    from llm_mlx_promptcache.models.loading import load_model
 
     config = {"num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.1}}
     model = load_model(str(model_folder)).model

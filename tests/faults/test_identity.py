@@ -12,7 +12,7 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import fingerprint, namespace_of, rows_identity
 from llm_mlx_promptcache.cache.manifest import Manifest
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.engine import facts, loading
+from llm_mlx_promptcache.models import facts, loading
 
 IDS = [5, 9, 3, 7, 1, 8, 2, 6, 4, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 

@@ -16,9 +16,10 @@ from llm_mlx_promptcache.cache import identity
 from llm_mlx_promptcache.cache.identity import fingerprint
 from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine import facts, loading, pool
-from llm_mlx_promptcache.engine.errors import ModelLoadError
+from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models import facts, loading
+from llm_mlx_promptcache.models.errors import ModelLoadError
 
 WEIGHTS = "model.safetensors"
 

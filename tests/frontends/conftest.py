@@ -17,9 +17,7 @@ from llm.migrations import migrate
 from llm_mlx_promptcache.chat.messages import ToolCall
 from llm_mlx_promptcache.commands import mlx_cached
 from llm_mlx_promptcache.config import Settings, data_folder, save_settings
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
-from llm_mlx_promptcache.engine.pool import close_engines
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
     Finished,
@@ -29,6 +27,8 @@ from llm_mlx_promptcache.engine.request import (
     Timings,
     Usage,
 )
+from llm_mlx_promptcache.engine.pool import close_engines
+from llm_mlx_promptcache.models.default_model import ensure_default_model
 
 LLM = str(Path(sys.executable).with_name("llm"))
 

@@ -3,11 +3,7 @@
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from llm_mlx_promptcache.engine.request import (
-    Finished,
-    Timings,
-    Usage,
-)
+from llm_mlx_promptcache.engine.events import Finished, Timings, Usage
 
 
 @tool

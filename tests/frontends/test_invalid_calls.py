@@ -10,7 +10,7 @@ from scripted_engine import add, finished
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
 from llm_mlx_promptcache.chat.generated import InvalidCall, ToolCall
-from llm_mlx_promptcache.engine.request import CallArguments, CallName, ReasoningDelta, TextDelta
+from llm_mlx_promptcache.engine.events import CallArguments, CallName, ReasoningDelta, TextDelta
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 
 CALL = ToolCall("add", {"a": 1, "b": 2}, "c1")

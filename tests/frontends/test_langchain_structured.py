@@ -12,13 +12,7 @@ from scripted_engine import Person, add, finished
 
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.engine.request import (
-    CallArguments,
-    CallName,
-    CutShort,
-    Misfit,
-    TextDelta,
-)
+from llm_mlx_promptcache.engine.events import CallArguments, CallName, CutShort, Misfit, TextDelta
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
 

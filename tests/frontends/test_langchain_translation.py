@@ -22,16 +22,16 @@ from scripted_engine import Person, add, finished
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall, check_messages
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
-    KVSettings,
     Logprob,
     Progress,
     ReasoningDelta,
     TextDelta,
     TokenLogprobs,
 )
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 
 @tool

@@ -6,7 +6,7 @@ import json
 import llm
 import pytest
 
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
     CutShort,

@@ -13,7 +13,7 @@ from datasette_llm import LLM
 
 from llm_mlx_promptcache.config import Settings, cache_folder, save_settings
 from llm_mlx_promptcache.engine import pool
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.scheduler import Running
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 INSTRUCTION = "You sort what people write. " * 12

@@ -16,12 +16,7 @@ from llm.parts import (
 )
 
 from llm_mlx_promptcache.chat.messages import Generated, ToolCall
-from llm_mlx_promptcache.engine.request import (
-    CallArguments,
-    CallName,
-    ReasoningDelta,
-    TextDelta,
-)
+from llm_mlx_promptcache.engine.events import CallArguments, CallName, ReasoningDelta, TextDelta
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 from llm_mlx_promptcache.llm_adapter.records import PromptSettings
 

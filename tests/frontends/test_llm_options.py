@@ -4,11 +4,9 @@ import llm
 import pytest
 from llm.cli import load_conversation
 
-from llm_mlx_promptcache.engine.request import (
-    KVSettings,
-)
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
+from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 
 def shown(request):

@@ -10,7 +10,7 @@ from pathlib import Path
 from terminals import Terminal, screens
 
 from llm_mlx_promptcache.config import Settings, save_settings
-from llm_mlx_promptcache.engine.request import Progress, TextDelta
+from llm_mlx_promptcache.engine.events import Progress, TextDelta
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 
 LONG = "word " * 1200

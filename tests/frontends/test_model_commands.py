@@ -53,7 +53,7 @@ def test_models_tells_what_is_here_and_whether_it_fits(bare_home, tiny_llama, mo
     assert (small["bytes"], small["fits"], small["folder"]) == (size, True, str(folder))
     assert (absent["bytes"], absent["fits"], absent["folder"]) == (None, None, None)
     assert told["memory_for_weights"] > size
-    monkeypatch.setattr("llm_mlx_promptcache.engine.memory.budget", lambda: size - 1)
+    monkeypatch.setattr("llm_mlx_promptcache.models.memory.budget", lambda: size - 1)
     assert "too large" in bare_home.ours("models")[0]
 
 

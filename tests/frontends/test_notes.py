@@ -8,8 +8,8 @@ import pytest
 from scripted_engine import finished
 
 from langchain_adapter import ChatMLXCached
+from llm_mlx_promptcache.engine.events import TextDelta
 from llm_mlx_promptcache.engine.notes import new_notes
-from llm_mlx_promptcache.engine.request import TextDelta
 from llm_mlx_promptcache.engine.wire import from_json, to_json
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
 

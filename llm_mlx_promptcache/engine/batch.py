@@ -1,4 +1,4 @@
-"""Decoding: answers that take their steps together, a token each.
+"""Batch: answers that take their steps together, a token each.
 
 While a step is read the next one is on its way, unless a grammar must see the token first: its
 mask depends on it. One answer alone runs tokens that its grammar forces all at once.
@@ -14,9 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from .forward import BatchForm, can_batch, extend, extract, forward, merge, quantise
-from .request import KVSettings
-from .sampling import Chooser, Likely, Mark
+from ..models.kv_settings import KVSettings
+from ..models.quantisation import quantise
+from .batch_layers import BatchForm, can_batch, extend, extract, merge
+from .forward import forward
+from .sampler import Likely, Mark, Sampler
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -25,7 +27,7 @@ _CLEAR_EVERY = 256
 
 
 class Step(NamedTuple):
-    """What one row got: its tokens in order, what was likely instead, or what went wrong.
+    """What one slot got: its tokens in order, what was likely instead, or what went wrong.
 
     `restart`: it failed with others, and can start again at its `path` and `last`.
     """
@@ -40,7 +42,7 @@ class Spoilt(RuntimeError):
     """The device failed under somebody else: tokens that were read since may be garbage."""
 
 
-class Row:
+class Slot:
     """One answer in a batch; `path` holds the tokens that its layers cover.
 
     `last` is fed first: the prompt's last token, or one that was chosen before a restart, which
@@ -51,7 +53,7 @@ class Row:
         self,
         path: array[int],
         last: int,
-        chooser: Chooser,
+        sampler: Sampler,
         left: int,
         constraint: Constraint | None = None,
         kv: KVSettings | None = None,
@@ -60,42 +62,42 @@ class Row:
         self.path = path
         self.last: int | None = last
         self.owed = False
-        self.chooser = chooser
+        self.sampler = sampler
         self.left = left
         self.constraint = constraint
         self.kv = kv
         self.logprobs = logprobs
         self.likely: Likely | None = None
         self.error: Exception | None = None
-        # Where chooser and `likely` stood before the last choice.
-        self.chosen_at: tuple[Mark, Likely | None] = (chooser.mark(), None)
+        # Where sampler and `likely` stood before the last choice.
+        self.chosen_at: tuple[Mark, Likely | None] = (sampler.mark(), None)
 
     def rewind(self) -> None:
         """Undo the last choice, which nobody has read: it may be one of garbage."""
         if self.last is None:
             self.last, self.path, self.owed = self.path[-1], self.path[:-1], False
             mark, self.likely = self.chosen_at
-            self.chooser.reset(mark)
+            self.sampler.reset(mark)
 
 
-class Decoding:
-    """Rows and their layers: alone they are the model's own kind, together its batched forms."""
+class Batch:
+    """Slots and their layers: alone they are the model's own kind, together its batched forms."""
 
-    def __init__(self, model: nn.Module, row: Row, layers: list[Any]) -> None:
+    def __init__(self, model: nn.Module, slot: Slot, layers: list[Any]) -> None:
         self._model = model
-        self.rows = [row]
+        self.slots = [slot]
         self._layers = layers
         self._together = self.broken = False
         self._since = device.failures()
         self._read: list[int] | None = None  # the tokens of this step, once they are known
-        self._tokens = mx.array([row.last])
+        self._tokens = mx.array([slot.last])
         self._count = 0
 
     def takes(self, layers: Sequence[Any]) -> bool:
         """Whether another answer with such layers can join."""
         return can_batch(layers) and (self._together or can_batch(self._layers))
 
-    def join(self, row: Row, layers: list[Any], form: BatchForm) -> None:
+    def join(self, slot: Slot, layers: list[Any], form: BatchForm) -> None:
         """Another answer takes its steps with these; its list of layers is emptied."""
         self.broken = True  # unless all goes well: layers are given up one by one
         with device.work():
@@ -105,75 +107,75 @@ class Decoding:
                 self._layers = merge(self._layers, layers, form)
                 self._together = True
         self.broken = False
-        self.rows.append(row)
-        self._tokens = mx.concatenate([self._tokens, mx.array([row.last], self._tokens.dtype)])
+        self.slots.append(slot)
+        self._tokens = mx.concatenate([self._tokens, mx.array([slot.last], self._tokens.dtype)])
 
-    def layers_of(self, row: Row) -> list[Any]:
-        """Layers that hold `row.path`: its own where it is alone, else a copy."""
+    def layers_of(self, slot: Slot) -> list[Any]:
+        """Layers that hold `slot.path`: its own where it is alone, else a copy."""
         if self.broken:
             return []
         if not self._together:
             return self._layers
-        return extract(self._layers, self.rows.index(row))
+        return extract(self._layers, self.slots.index(slot))
 
-    def leave(self, row: Row) -> list[Any]:
-        """Take an answer out; returns layers that hold `row.path`."""
-        index = self.rows.index(row)
-        keep = [at for at in range(len(self.rows)) if at != index]
+    def leave(self, slot: Slot) -> list[Any]:
+        """Take an answer out; returns layers that hold `slot.path`."""
+        index = self.slots.index(slot)
+        keep = [at for at in range(len(self.slots)) if at != index]
         try:
             with device.work():
-                layers = self.layers_of(row)
+                layers = self.layers_of(slot)
                 for layer in self._layers if keep and not self.broken else []:
                     layer.filter(keep)
         except Exception:
             self.broken = True  # those that stay begin again
             raise
         finally:
-            self.rows.pop(index)
+            self.slots.pop(index)
             if keep:
                 self._tokens = self._tokens[mx.array(keep)]
         if not keep:
             self._layers = []
         return layers
 
-    def suspend(self, row: Row) -> list[Any]:
+    def suspend(self, slot: Slot) -> list[Any]:
         """Take out an answer that goes on later, at its `path` and `last`; returns its layers."""
         try:
             with device.work():
-                value = self._values()[self.rows.index(row)]
+                value = self._values()[self.slots.index(slot)]
         except Exception:
-            row.rewind()
+            slot.rewind()
             raise
         try:
-            if row.last is None and row.constraint is not None and row.error is None:
-                row.constraint.consume(value)
+            if slot.last is None and slot.constraint is not None and slot.error is None:
+                slot.constraint.consume(value)
         except Exception as error:
-            row.error = error
-        row.last, row.owed = value, row.last is None or row.owed
-        return self.leave(row)
+            slot.error = error
+        slot.last, slot.owed = value, slot.last is None or slot.owed
+        return self.leave(slot)
 
     def step(self) -> list[Step]:
-        """Run every row's next token, choose the one that follows; returns what came of each.
+        """Run every slot's next token, choose the one that follows; returns what came of each.
 
-        Where it raises, the layers are of no use any more, and the rows can start again elsewhere
+        Where it raises, the layers are of no use any more, and the slots can start again elsewhere
         at their `path` and `last`: all of them where it is Spoilt.
         """
-        marks = [(row.chooser.mark(), row.likely, row.chosen_at) for row in self.rows]
+        marks = [(slot.sampler.mark(), slot.likely, slot.chosen_at) for slot in self.slots]
         self._read = None
         try:
             with device.work():
                 return self._step()
         except Exception:
-            for at, (row, (mark, likely, chosen_at)) in enumerate(
-                zip(self.rows, marks, strict=True)
+            for at, (slot, (mark, likely, chosen_at)) in enumerate(
+                zip(self.slots, marks, strict=True)
             ):
-                row.chooser.reset(mark)
-                row.likely, row.chosen_at = likely, chosen_at
+                slot.sampler.reset(mark)
+                slot.likely, slot.chosen_at = likely, chosen_at
                 if self._read is None:
-                    row.rewind()
-                elif row.last is None:
+                    slot.rewind()
+                elif slot.last is None:
                     # Its grammar has been told this token already; who asked has not.
-                    row.last, row.owed = self._read[at], True
+                    slot.last, slot.owed = self._read[at], True
             raise
 
     def _step(self) -> list[Step]:
@@ -181,13 +183,13 @@ class Decoding:
             raise RuntimeError("these answers' layers were lost when another one joined")
         alone = not self._together
         values: list[int] | None = None
-        runs: list[list[int]] = [[] for _ in self.rows]
-        if any(row.constraint is not None for row in self.rows):
+        runs: list[list[int]] = [[] for _ in self.slots]
+        if any(slot.constraint is not None for slot in self.slots):
             values = self._values()
-            pairs = zip(self.rows, values, strict=True)
-            runs = [self._consume(row, value, alone) for row, value in pairs]
+            pairs = zip(self.slots, values, strict=True)
+            runs = [self._consume(slot, value, alone) for slot, value in pairs]
         if alone:
-            self._quantise(self.rows[0])
+            self._quantise(self.slots[0])
         inputs = self._tokens[:, None]
         if alone and runs[0]:
             assert values is not None
@@ -195,21 +197,21 @@ class Decoding:
         logits = forward(self._model, self._layers, inputs)
         if values is not None:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        before = [row.likely for row in self.rows]
-        for row in self.rows:
-            row.chosen_at = row.chooser.mark(), row.likely
+        before = [slot.likely for slot in self.slots]
+        for slot in self.slots:
+            slot.chosen_at = slot.sampler.mark(), slot.likely
         following = mx.concatenate(
-            [self._choose(row, logits[at : at + 1]) for at, row in enumerate(self.rows)]
+            [self._choose(slot, logits[at : at + 1]) for at, slot in enumerate(self.slots)]
         )
-        mx.async_eval(following, *_asked(self.rows))  # type: ignore[no-untyped-call]
+        mx.async_eval(following, *_asked(self.slots))  # type: ignore[no-untyped-call]
         values = self._values() if values is None else values
         self._tokens = following
         self._count += 1
         if self._count % _CLEAR_EVERY == 0:
             mx.clear_cache()
         return [
-            self._told(row, value, run, likely)
-            for row, value, run, likely in zip(self.rows, values, runs, before, strict=True)
+            self._told(slot, value, run, likely)
+            for slot, value, run, likely in zip(self.slots, values, runs, before, strict=True)
         ]
 
     def _values(self) -> list[int]:
@@ -220,60 +222,60 @@ class Decoding:
         self._read = read
         return read
 
-    def _consume(self, row: Row, value: int, alone: bool) -> list[int]:
-        """Tell a row's grammar its token; returns those that must follow, where they may run."""
-        constraint = row.constraint
-        if constraint is None or row.error is not None:
+    def _consume(self, slot: Slot, value: int, alone: bool) -> list[int]:
+        """Tell a slot's grammar its token; returns those that must follow, where they may run."""
+        constraint = slot.constraint
+        if constraint is None or slot.error is not None:
             return []
         try:
-            if row.last is None:
+            if slot.last is None:
                 constraint.consume(value)
-            if not alone or row.logprobs is not None:
+            if not alone or slot.logprobs is not None:
                 return []
-            new = 0 if row.last is not None and not row.owed else 1
-            run = constraint.forced()[: max(0, row.left - new)]
-            run = run[: self._room(row, len(run))]
+            new = 0 if slot.last is not None and not slot.owed else 1
+            run = constraint.forced()[: max(0, slot.left - new)]
+            run = run[: self._room(slot, len(run))]
             for token in run:
                 constraint.consume(token)
-            row.chooser.follow(run)
+            slot.sampler.follow(run)
             return run
         except Exception as error:
-            row.error = error
+            slot.error = error
             return []
 
     @staticmethod
-    def _room(row: Row, count: int) -> int:
+    def _room(slot: Slot, count: int) -> int:
         """Rows are quantised between two tokens, so no run of them passes that place."""
-        if row.kv is None or len(row.path) >= row.kv.start:
+        if slot.kv is None or len(slot.path) >= slot.kv.start:
             return count
-        return min(count, row.kv.start - len(row.path) - 1)
+        return min(count, slot.kv.start - len(slot.path) - 1)
 
-    def _quantise(self, row: Row) -> None:
-        if row.kv is not None and len(row.path) == row.kv.start:
-            quantise(self._layers, row.kv)
+    def _quantise(self, slot: Slot) -> None:
+        if slot.kv is not None and len(slot.path) == slot.kv.start:
+            quantise(self._layers, slot.kv)
 
-    def _choose(self, row: Row, logits: mx.array) -> mx.array:
-        """A row's next token, [1]; one that can't choose gets any, and says why."""
+    def _choose(self, slot: Slot, logits: mx.array) -> mx.array:
+        """A slot's next token, [1]; one that can't choose gets any, and says why."""
         try:
-            if row.error is None:
-                held = logits if row.constraint is None else row.constraint.mask(logits)
-                token = row.chooser.choose(held)
-                if row.logprobs is not None:
-                    row.likely = Likely.of(logits, token, row.logprobs)
+            if slot.error is None:
+                held = logits if slot.constraint is None else slot.constraint.mask(logits)
+                token = slot.sampler.choose(held)
+                if slot.logprobs is not None:
+                    slot.likely = Likely.of(logits, token, slot.logprobs)
                 return token.astype(mx.int32)
         except Exception as error:
-            row.error = error
+            slot.error = error
         return mx.zeros((1,), mx.int32)
 
     @staticmethod
-    def _told(row: Row, value: int, run: list[int], likely: Likely | None) -> Step:
+    def _told(slot: Slot, value: int, run: list[int], likely: Likely | None) -> Step:
         fed = [value, *run]
-        row.path.extend(fed)
-        told = fed if row.last is None or row.owed else run
-        row.last, row.owed = None, False
-        row.left -= len(told)
-        return Step(told, likely, row.error)
+        slot.path.extend(fed)
+        told = fed if slot.last is None or slot.owed else run
+        slot.last, slot.owed = None, False
+        slot.left -= len(told)
+        return Step(told, likely, slot.error)
 
 
-def _asked(rows: Sequence[Row]) -> list[mx.array]:
-    return [part for row in rows if row.likely is not None for part in row.likely.arrays()]
+def _asked(slots: Sequence[Slot]) -> list[mx.array]:
+    return [part for slot in slots if slot.likely is not None for part in slot.likely.arrays()]

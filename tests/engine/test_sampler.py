@@ -6,14 +6,14 @@ import mlx.core as mx
 import pytest
 
 from llm_mlx_promptcache.engine.request import Sampling
-from llm_mlx_promptcache.engine.sampling import Chooser
+from llm_mlx_promptcache.engine.sampler import Sampler
 
 LOGITS = mx.array([[2.0, 1.9, -1.0, 0.5, 1.8]])
 
 
 def choose(count=1, logits=LOGITS, prompt=(0,), **sampling):
-    chooser = Chooser(Sampling(**sampling), list(prompt), [4])
-    return [int(chooser.choose(logits).item()) for _ in range(count)]
+    sampler = Sampler(Sampling(**sampling), list(prompt), [4])
+    return [int(sampler.choose(logits).item()) for _ in range(count)]
 
 
 def test_temperature_0_takes_the_likeliest():

@@ -12,8 +12,8 @@ from mlx_lm.utils import load_tokenizer
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.prompt import Feature, Mend
 from llm_mlx_promptcache.chat.transcript import render
-from llm_mlx_promptcache.engine import chat_tokenizer
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models import chat_tokenizer
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.template_profile import TemplateProfile
 
 NO_SYSTEM = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"

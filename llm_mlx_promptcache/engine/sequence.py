@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from .admission import MOST_PASSED, expected
-from .answering import Answering
+from .answers import Answering
+from .batch import Slot
 from .chunks import ChunkPlan
-from .decoding import Row
-from .keeping import Holding
-from .preparing import Prepared
-from .request import GenerationRequest, Told
+from .events import Told
+from .kv import KVHandle
+from .preparation import Prepared
+from .request import GenerationRequest
 from .turns import Party
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Asker(Protocol):
         """Whether nobody listens any more."""
 
 
-class Task:
+class Sequence:
     """A request that has been prepared: it waits, is prefilled, then answered.
 
     `ids` are the tokens to run before the next one is chosen; `done` of them are in the layers.
@@ -55,11 +56,11 @@ class Task:
         self.started = time.perf_counter()
         self.ids: array[int] = prepared.transcript.ids
         self.done = 0
-        self.holding: Holding | None = None
+        self.handle: KVHandle | None = None
         self.plan: ChunkPlan | None = None
         self.passed = 0  # how many that came later were let in before it
         self.overtaken = 0  # how many chunks of those that came later ran before its own
-        self.row: Row | None = None
+        self.slot: Slot | None = None
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0
         self.from_disk = 0
@@ -88,31 +89,31 @@ class Task:
     @property
     def expected(self) -> int:
         """How many tokens its layers hold soon."""
-        if self.row is None:
+        if self.slot is None:
             return expected(len(self.ids), self.prepared.limit)
-        return expected(max(len(self.ids), len(self.row.path)), self.row.left)
+        return expected(max(len(self.ids), len(self.slot.path)), self.slot.left)
 
     @property
     def path(self) -> array[int]:
         """The tokens that its layers hold."""
-        if self.row is not None and self.prefilled:
-            return self.row.path
+        if self.slot is not None and self.prefilled:
+            return self.slot.path
         return self.ids[: self.done]  # also of one that begins again
 
     def restart(self) -> None:
         """Begin again behind what was answered so far; its layers are gone."""
-        if self.row is not None and self.prefilled:
-            assert self.row.last is not None
-            self.ids = self.row.path + array("I", [self.row.last])
-        self.holding, self.done = None, 0
+        if self.slot is not None and self.prefilled:
+            assert self.slot.last is not None
+            self.ids = self.slot.path + array("I", [self.slot.last])
+        self.handle, self.done = None, 0
 
 
-def next_short(tasks: Sequence[Task]) -> Task:
+def next_short(sequences: Iterable[Sequence]) -> Sequence:
     """The prompt that runs next of short ones: the shortest, unless others let it wait too long."""
     chosen = min(
-        tasks,
+        sequences,
         key=lambda one: (0, one.started) if one.overtaken >= MOST_PASSED else (1, one.left),
     )
-    for one in tasks:
+    for one in sequences:
         one.overtaken += one.started < chosen.started
     return chosen

@@ -16,11 +16,11 @@ import mlx.core as mx
 import pytest
 from terminals import Terminal, screens
 
-from llm_mlx_promptcache.engine import default_model, gguf
-from llm_mlx_promptcache.engine.default_model import ensure_default_model
-from llm_mlx_promptcache.engine.errors import ModelLoadError
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.progress import ProgressLine
+from llm_mlx_promptcache.models import default_model, gguf
+from llm_mlx_promptcache.models.default_model import ensure_default_model
+from llm_mlx_promptcache.models.errors import ModelLoadError
+from llm_mlx_promptcache.models.loading import load_model
+from llm_mlx_promptcache.models.progress import ProgressLine
 
 F32 = "models/smollm2-135m-instruct-f32"
 
@@ -287,7 +287,7 @@ def test_an_interrupted_conversion_leaves_nothing(fetches, data, monkeypatch, er
 def test_what_a_killed_process_left_is_swept(fetches, data):
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from llm_mlx_promptcache.engine import default_model as m\n"
+        "from llm_mlx_promptcache.models import default_model as m\n"
         "def die(work, report):\n"
         "    (work / 'half.whl').write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
         "m._fetch = die\n"

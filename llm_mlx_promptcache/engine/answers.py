@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from ..chat.answer_parts import Answer
 from ..chat.channel_parser import parser_of
-from .chat_tokenizer import TemplateTokenizer
+from ..models.chat_tokenizer import TemplateTokenizer
 from .checking import misfits_of
-from .preparing import Prepared
-from .request import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
+from .events import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
+from .preparation import Prepared
 from .stopping import StopText
 
 

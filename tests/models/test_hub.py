@@ -13,7 +13,7 @@ import pytest
 COMMIT = "c" * 40
 SCRIPT = (
     "import sys\n"
-    "from llm_mlx_promptcache.engine.loading import kept_folder, model_folder\n"
+    "from llm_mlx_promptcache.models.loading import kept_folder, model_folder\n"
     "assert kept_folder('somebody/small') is None\n"
     "folder = model_folder('somebody/small')\n"
     "assert kept_folder('somebody/small') == folder\n"

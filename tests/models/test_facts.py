@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from llm_mlx_promptcache.engine import facts
-from llm_mlx_promptcache.engine.facts import ModelFacts
+from llm_mlx_promptcache.models import facts
+from llm_mlx_promptcache.models.facts import ModelFacts
 
 MODEL, OTHER = "a" * 64, "b" * 64
 
@@ -37,7 +37,7 @@ def test_another_process_has_it(path):
     ModelFacts(path).put(MODEL, "batch", "yes")
     code = (
         "import sys; from pathlib import Path\n"
-        "from llm_mlx_promptcache.engine.facts import ModelFacts\n"
+        "from llm_mlx_promptcache.models.facts import ModelFacts\n"
         f"print(ModelFacts(Path(sys.argv[1])).get({MODEL!r}, 'batch'))"
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)

@@ -18,10 +18,10 @@ from ..chat.hand_forms import GENERIC, hand_form
 from ..chat.prompt import GENERIC_TOOLS, Feature, PromptForm
 from ..chat.reasoning_learning import listed_reasoning
 from ..chat.template import ChatTemplate
-from ..models.detokenizer import TextDecoder
-from ..models.template_profile import TemplateProfile, learn_profile, learner
-from ..models.vocabulary import Vocabulary
+from .detokenizer import TextDecoder
 from .facts import model_facts
+from .template_profile import TemplateProfile, learn_profile, learner
+from .vocabulary import Vocabulary
 
 
 class TemplateTokenizer:

@@ -27,8 +27,8 @@ from ..chat.prompt import GENERIC_TOOLS, told
 from ..chat.transcript import Transcript, render
 
 if TYPE_CHECKING:
-    from .chat_tokenizer import TemplateTokenizer
-    from .loading import LoadedModel
+    from ..models.chat_tokenizer import TemplateTokenizer
+    from ..models.loading import LoadedModel
     from .request import GenerationRequest
 
 # A question that nobody asked: what it shares with any other one is what can be warmed.

@@ -10,8 +10,8 @@ import pytest
 
 from llm_mlx_promptcache.cache.identity import fingerprint
 from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
-from llm_mlx_promptcache.engine.errors import ModelLoadError
-from llm_mlx_promptcache.engine.loading import describe, load_model, load_tokenizer
+from llm_mlx_promptcache.models.errors import ModelLoadError
+from llm_mlx_promptcache.models.loading import describe, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_no_limit_is_none(folder):
 
 def test_loading_says_nothing_on_the_terminal(folder):
     script = (
-        "import sys; from llm_mlx_promptcache.engine.loading import load_model as l; l(sys.argv[1])"
+        "import sys; from llm_mlx_promptcache.models.loading import load_model as l; l(sys.argv[1])"
     )
     command = [sys.executable, "-c", script, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -23,9 +23,10 @@ from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
 from .facts import environment
-from .forward import fitting, make_layers, words_of
+from .kv_settings import KVSettings
+from .layers import make_layers, words_of
+from .quantisation import fitting
 from .references import divided, folder_of
-from .request import KVSettings
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -308,7 +309,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
 
 def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     try:
-        from ..models.tokenizer import wrapped_tokenizer
+        from .tokenizer import wrapped_tokenizer
 
         return wrapped_tokenizer(folder, config.get("eos_token_id"))
     except Exception as error:

@@ -1,0 +1,151 @@
+"""What an engine answers: events, and the end of an answer; plain data, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from ..chat.answer_parts import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
+from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
+
+__all__ = [
+    "CallArguments",
+    "CallName",
+    "CutShort",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "InvalidCall",
+    "Logprob",
+    "Misfit",
+    "Progress",
+    "ReasoningDelta",
+    "TextDelta",
+    "Timings",
+    "TokenLogprobs",
+    "Told",
+    "Usage",
+]
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class Usage(NamedTuple):
+    """Tokens: the prompt's, how many of them came from the cache or were run, the answer's.
+
+    `reasoning` of the generated ones were reasoning.
+    """
+
+    prompt: int
+    cached: int
+    prefilled: int
+    generated: int
+    reasoning: int = 0
+
+
+class Timings(NamedTuple):
+    """Seconds: loading the model, from the prompt to its first token, and decoding."""
+
+    load: float
+    first_token: float
+    decode: float
+
+
+class Progress(NamedTuple):
+    """Tokens of the prompt that are done, those from the cache included."""
+
+    done: int
+    total: int
+    cached: int
+
+
+class Logprob(NamedTuple):
+    """One token and the natural logarithm of its probability."""
+
+    id: int
+    text: str
+    logprob: float
+
+    def __repr__(self) -> str:
+        return f"Logprob({len(self.text)} characters, {self.logprob})"
+
+
+class TokenLogprobs(NamedTuple):
+    """A generated token and the likeliest alternatives, itself among them where it is one."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...]
+
+
+class Misfit(NamedTuple):
+    """A part of its schema that an answer breaks, where no grammar could hold it.
+
+    `call` is the id of the call whose arguments they are, "" for the answer's document; `what` is
+    a keyword and its place in the schema.
+    """
+
+    call: str
+    what: str
+
+
+class Finished(NamedTuple):
+    """The end of an answer: its exact tokens, stop token included, and what it took.
+
+    Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
+    they part inside a token: a replay must say what was shown. `cut` names what should have been
+    whole (a call, a document) and was not; `misfits` are what a whole one breaks of its schema.
+    `peak_bytes` is the most memory MLX had meanwhile;
+    `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
+    `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
+    `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    why: str
+    fingerprint: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_calls: tuple[InvalidCall, ...] = ()
+    cut: str = ""
+    misfits: tuple[Misfit, ...] = ()
+    stopped_by: str = ""
+    rendered: Mapping[str, Any] = nothing()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    peak_bytes: int = 0
+    from_disk: int = 0
+    namespace: str = ""
+    notes: tuple[str, ...] = ()
+    streamed: str = ""
+
+    def __repr__(self) -> str:
+        return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"
+
+    def generated(self, *, as_streamed: bool = False) -> Generated:
+        """The record with which a later prompt replays this answer; front ends keep it.
+
+        `as_streamed`: the history will hold what the deltas told.
+        """
+        apart = as_streamed and bool(self.streamed)
+        return Generated.of(
+            self.ids,
+            self.streamed if apart else self.text,
+            self.fingerprint,
+            reasoning="" if apart else self.reasoning,
+            tool_calls=self.tool_calls,
+            rendered=self.rendered,
+        )
+
+    def whole(self) -> Finished:
+        """Itself; CutShort where the answer ended inside what only counts as a whole."""
+        if self.cut:
+            raise CutShort(self.cut)
+        return self
+
+
+Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall | Finished
+# What who asked is told: an event, what went wrong, or None for the end.
+Told = Event | BaseException | None

@@ -1,0 +1,425 @@
+"""A loaded model at work: requests are admitted, prefilled in turns, and answered together.
+
+Each prompt is prefilled alone, in layers of its own, a chunk at a time; prompts and answers take
+turns, counted in seconds. Who asks for a prefix that another is just computing waits for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from array import array
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..cache import device
+from ..cache.identity import Identity
+from ..cache.prompt_cache import PromptCache
+from ..cache.trie import common_prefix
+from ..models.chat_tokenizer import TemplateTokenizer
+from ..models.errors import NothingAllowedError
+from ..models.facts import model_facts
+from ..models.loading import LoadedModel
+from .admission import MOST_PASSED, Admission
+from .answers import Answering, Measured
+from .batch import Slot, Step
+from .batch_layers import BatchForm
+from .batch_probe import BatchProof
+from .batches import Batches
+from .chunks import ChunkPlanner, chunk_end
+from .events import Progress
+from .forward import prefill, wired
+from .kv import KVManager
+from .preparation import Prepared, prepare
+from .sampler import Sampler
+from .sequence import Asker, Sequence, next_short
+from .turns import Party, Turns
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from .constraint import Constraint
+
+
+class Scheduler:
+    """One loaded model and the requests that it answers; used on the engine's thread only.
+
+    `identity` is the model's fingerprint, `rows` that of its rows (the same, unless given),
+    `load_seconds` what the first answer had to wait for, `name` what people call the model,
+    `uncached` why nothing of it may be kept. `planner` sizes its chunks, `clock` tells seconds.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        identity: str,
+        cache: PromptCache,
+        load_seconds: float = 0.0,
+        name: str = "",
+        *,
+        rows: str | None = None,
+        uncached: str = "",
+        planner: ChunkPlanner | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._loaded = loaded
+        self._identity = Identity(identity, identity if rows is None else rows)
+        self._load_seconds = load_seconds
+        self._tokenizer = TemplateTokenizer(loaded.tokenizer)
+        self._kv = KVManager(loaded.model, cache, name, uncached, self._identity.rows)
+        self._admission = Admission()
+        self._planner = planner or ChunkPlanner(identity)
+        self._turns = Turns()
+        self._clock = clock
+        self._waiting: list[Sequence] = []
+        self._prefilling: list[Sequence] = []
+        self._decoding: dict[Slot, Sequence] = {}
+        self._proof = BatchProof(loaded.model, identity, model_facts())
+        self._batches = Batches(loaded.model, self._proof)
+        self._grammars: LLTokenizer | None = None
+        self._wired = ExitStack()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._waiting or self._prefilling or self._decoding)
+
+    @property
+    def batch_form(self) -> BatchForm:
+        """How this model's answers go together; found out with the model where nobody knows yet."""
+        return self._proof.form
+
+    def add(self, asker: Asker) -> None:
+        """Take a request in; what is wrong with it is told to who asked."""
+        try:
+            prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
+            answering = Answering(prepared, self._tokenizer)
+            sequence = Sequence(asker, prepared, answering, self._constraint(prepared))
+        except BaseException as error:
+            asker.tell(error)
+            asker.tell(None)
+            return
+        if not self.busy:
+            self._wired.enter_context(wired(self._loaded.model))
+            mx.reset_peak_memory()
+        self._waiting.append(sequence)
+
+    def step(self) -> None:
+        """One turn: a step of all answers, or a chunk's worth of prompts."""
+        self._recover()
+        for sequence in [*self._waiting, *self._active()]:
+            if sequence.asker.gone():
+                self._end(sequence)
+        self._admit()
+        if there := self._parties():
+            self._take_turn(self._turns.next(there))
+        self._preempt()
+        if not self.busy:
+            self._wired.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody that nothing more will come, and keep nothing of what they hold."""
+        device.note(error)
+        for sequence in [*self._waiting, *self._active()]:
+            try:
+                self._end(sequence, error)
+            except Exception:
+                sequence.asker.tell(error)
+                sequence.asker.tell(None)
+        self._waiting, self._prefilling, self._decoding = [], [], {}
+        self._batches = Batches(self._loaded.model, self._proof)
+        self._wired.close()
+
+    def settle(self, last: bool = False) -> None:
+        """Have the disk written what these answers left to write; wait if it is the last."""
+        self._kv.settle(last)
+
+    def unload(self) -> None:
+        """Drop the model's weights; this object answers nothing any more."""
+        del self._loaded, self._kv, self._batches, self._proof, self._tokenizer
+        gc.collect()  # models hold themselves, through their layers
+        mx.clear_cache()
+
+    # Getting in.
+
+    def _admit(self) -> None:
+        """Begin what there is room for, in the order in which it came."""
+        passed: list[Sequence] = []
+        for sequence in list(self._waiting):
+            active = self._active()
+            if not self._admission.admits(sequence.expected, [other.expected for other in active]):
+                if sequence.passed >= MOST_PASSED:
+                    return
+                passed.append(sequence)
+                continue
+            if self._awaits_another(sequence):
+                continue
+            self._waiting.remove(sequence)
+            for other in passed:
+                other.passed += 1
+            try:
+                for other in active:
+                    self._give_back(other, sequence)
+                self._begin(sequence, take=not active and not self._waiting)
+            except BaseException as error:
+                self._end(sequence, error)
+
+    def _preempt(self) -> None:
+        """Where answers outgrew the bound the newest waits again: what it has comes home."""
+        while len(active := self._active()) > 1:
+            prompts = sum(sequence.done for sequence in self._prefilling)
+            if self._admission.holds(prompts + self._batches.tokens):
+                return
+            self._suspend(max(active, key=lambda sequence: sequence.started))
+
+    def _suspend(self, sequence: Sequence) -> None:
+        assert sequence.handle is not None
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        elif sequence.slot is not None:
+            del self._decoding[sequence.slot]
+            sequence.handle.layers = self._batches.suspend(sequence.slot)
+        self._kv.bring_home(sequence.handle, sequence.path)
+        sequence.restart()
+        self._waiting.insert(0, sequence)
+
+    def _active(self) -> list[Sequence]:
+        return [*self._prefilling, *self._decoding.values()]
+
+    def _awaits_another(self, sequence: Sequence) -> bool:
+        """Whether another prompt is computing what this one needs; it stops there, to share it."""
+        if not sequence.prepared.request.use_cache:
+            return False
+        for other in self._prefilling:
+            handle = other.handle
+            if handle is None or not other.prepared.request.use_cache:
+                continue
+            if other.prepared.namespace != sequence.prepared.namespace:
+                continue
+            both = min(
+                common_prefix(sequence.ids, other.ids), len(other.ids) - 1, len(sequence.ids) - 1
+            )
+            if both > other.done:
+                handle.places.add(both)
+                return True
+        return False
+
+    def _give_back(self, other: Sequence, sequence: Sequence) -> None:
+        """What only another request's layers hold is copied back, where this sequence needs it."""
+        handle = other.handle
+        if handle is None or other.prepared.namespace != sequence.prepared.namespace:
+            return
+        if not (sequence.prepared.request.use_cache and other.prepared.request.use_cache):
+            return
+        if common_prefix(other.path, sequence.ids) <= handle.at_home:
+            return
+        answering = other.slot if other.slot in self._decoding else None
+        if answering is not None:
+            handle.layers = self._batches.layers_of(answering)
+        self._kv.keep(handle, other.path, back=True)
+        if answering is not None:
+            handle.layers = []
+
+    def _begin(self, sequence: Sequence, take: bool) -> None:
+        speed = self._planner.speed(0, len(sequence.ids))
+        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, take, speed)
+        sequence.done = sequence.handle.lease.cached
+        if sequence.plan is None:
+            sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
+            sequence.from_disk = sequence.handle.lease.from_disk
+        sequence.plan = self._planner.begin()
+        self._prefilling.append(sequence)
+        self._progress(sequence)
+
+    def _constraint(self, prepared: Prepared) -> Constraint | None:
+        if prepared.grammar is None:
+            return None
+        from .constraint import Constraint, grammar_tokenizer
+
+        words = self._loaded.words
+        if self._grammars is None:
+            self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)
+        return Constraint(self._grammars, prepared.grammar, words, thinking=prepared.thinking)
+
+    # Turns.
+
+    def _parties(self) -> set[Party]:
+        """Who wants the model now."""
+        answers = {Party.ANSWERS} if self._decoding else set()
+        return answers | {sequence.party for sequence in self._prefilling}
+
+    def _take_turn(self, party: Party) -> None:
+        started = self._clock()
+        if party is Party.ANSWERS:
+            for slot, step in self._batches.step():
+                self._hear(self._decoding[slot], step)
+        else:
+            if self._decoding:  # their next step is on its way already, and theirs to pay
+                if not self._settle_answers():
+                    return
+                ended = self._clock()
+                self._turns.spent(Party.ANSWERS, ended - started)
+                started = ended
+            self._run_prompts(party)
+        self._turns.spent(party, self._clock() - started)
+
+    def _settle_answers(self) -> bool:
+        """Wait for the answers' step; where the device failed meanwhile, theirs is the error."""
+        try:
+            device.settle()
+        except Exception as error:
+            for sequence in list(self._decoding.values()):
+                self._end(sequence, error)
+            self._recover()
+            return False
+        return True
+
+    def _run_prompts(self, party: Party) -> None:
+        """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
+
+        Short prompts that come together answer together. Chunks are smaller while others answer.
+        """
+        shared, share = bool(self._decoding), 1.0
+        while share > 0 and (sequences := [one for one in self._prefilling if one.party is party]):
+            sequence = sequences[0] if party is Party.LONG else next_short(sequences)
+            self._prefilling.remove(sequence)
+            self._prefilling.append(sequence)
+            most = sequence.chunk(shared)
+            run = self._prefill(sequence, max(1, int(share * most)))
+            share = share - run / most if party is Party.SHORT else 0
+
+    # Prompts.
+
+    def _prefill(self, sequence: Sequence, most: int) -> int:
+        """Run the next chunk of a prompt, up to the next place that must be kept; returns its size.
+
+        An error ends the request.
+        """
+        assert sequence.handle is not None
+        handle, start, last = sequence.handle, sequence.done, len(sequence.ids) - 1
+        try:
+            end = chunk_end(start, last, handle.places, most)
+            began = self._clock()
+            with device.work():
+                prefill(self._loaded.model, handle.layers, sequence.ids[start:end])
+            self._planner.observe(start, end - start, self._clock() - began)
+            sequence.done = end
+            self._admission.measure(handle.layers, end)
+            if end in handle.places:
+                self._kv.keep(handle, sequence.ids[:end])
+            self._progress(sequence)
+        except BaseException as error:
+            self._end(sequence, error)
+            self._recover()
+        return sequence.done - start
+
+    def _progress(self, sequence: Sequence) -> None:
+        """Tell how far a prompt is; where it is through, its answer begins."""
+        assert sequence.handle is not None
+        self._kv.quantise(sequence.handle, sequence.done)
+        if sequence.slot is None:
+            sequence.asker.tell(Progress(sequence.done, len(sequence.ids), sequence.cached))
+        if sequence.done < len(sequence.ids) - 1:
+            return
+        self._prefilling.remove(sequence)
+        path = sequence.ids[: sequence.done]
+        if sequence.prepared.request.warm:
+            self._kv.keep(sequence.handle, path, back=True)
+            if sequence.prepared.request.pin:
+                self._kv.pin(sequence.handle, path)
+            self._finish(sequence)
+            return
+        others = bool(self._waiting or self._active())
+        self._kv.write_behind(sequence.handle, path, others)
+        slot = sequence.slot = sequence.slot or self._slot(sequence)
+        slot.path = path
+        layers, sequence.handle.layers = sequence.handle.layers, []
+        self._batches.add(slot, layers)
+        self._decoding[slot] = sequence
+
+    def _slot(self, sequence: Sequence) -> Slot:
+        request = sequence.prepared.request
+        return Slot(
+            array("I"),
+            sequence.ids[-1],
+            Sampler(request.sampling, sequence.ids, list(self._tokenizer.stop_ids)),
+            sequence.prepared.limit,
+            sequence.constraint,
+            request.kv,
+            request.logprobs,
+        )
+
+    def _recover(self) -> None:
+        """Behind a failure of the device all who held layers begin again.
+
+        Whose work it was is not told, nor what else was not written. Who was told of it has ended,
+        so there is an end to this.
+        """
+        active = self._active()
+        if all(sequence.handle is None or sequence.handle.whole for sequence in active):
+            return
+        self._batches.give_up()
+        self._prefilling, self._decoding = [], {}
+        for sequence in active:
+            sequence.restart()
+        self._waiting[:0] = active
+
+    # Answers.
+
+    def _hear(self, sequence: Sequence, step: Step) -> None:
+        """Tell what one step brought, to the end of the answer."""
+        if step.restart:
+            del self._decoding[sequence.slot]  # type: ignore[arg-type]
+            self._waiting.insert(0, sequence)
+            sequence.restart()
+            return
+        likely = step.likely.told(self._tokenizer.text_of) if step.likely is not None else None
+        try:
+            if isinstance(step.error, NothingAllowedError):
+                # Its last token is none of the answer's.
+                raise step.error
+            for token in step.tokens:
+                for event in sequence.answering.take(token, likely):
+                    sequence.asker.tell(event)
+                if sequence.answering.ended:
+                    break
+            if sequence.answering.ended:
+                self._finish(sequence)
+            elif step.error is not None:
+                raise step.error
+        except BaseException as error:
+            self._end(sequence, error)
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Tell the end of an answer, and keep what it left."""
+        load, self._load_seconds = self._load_seconds, 0.0
+        measured = Measured(
+            sequence.started,
+            load,
+            sequence.cached,
+            sequence.why,
+            self._identity.model,
+            mx.get_peak_memory(),
+            sequence.from_disk,
+        )
+        whole = sequence.constraint is None or sequence.constraint.complete
+        for event in sequence.answering.finish(whole, measured):
+            sequence.asker.tell(event)
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
+        """Whatever ends a request: what it computed comes home, and who asked is told."""
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        if sequence.handle is not None:
+            if sequence.slot is not None and self._decoding.pop(sequence.slot, None) is not None:
+                sequence.handle.layers = self._batches.leave(sequence.slot)
+            self._kv.bring_home(sequence.handle, sequence.path)
+        if error is not None:
+            sequence.asker.tell(error)
+        sequence.asker.tell(None)
