@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from harness import ROOT, helper
+from harness import ROOT, helper, write_part
 from mlx_lm.generate import BatchGenerator, generate_step
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -30,51 +30,7 @@ from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batch_probe import prove
 from llm_mlx_promptcache.models.errors import one_line
 
-HEAD = """\
-# Models
-
-What `python benchmarks/matrix.py --write` found: each of mlx-lm's models built small, with random
-weights, its prompts resumed from the cache at many points, in memory and after a restart, and the
-answers held against runs without a cache (float32, logits within 1e-4, greedy tokens equal).
-
-*Anywhere*: a prompt is resumed at the very token where it parts from what is kept. *At
-checkpoints*: at the last message end before that token, or where a whole window of rows is held.
-
-*In batches*: whether answers together are those alone, as the engine finds it out with the model
-itself before its first batch. Who fails steps alone, beside the others. The last column is what
-mlx-lm's own `BatchGenerator` makes of three prompts of 3, 11 and 25 tokens and 8 tokens of answer,
-beside its `generate_step`: the same tokens and logits (within 1e-3), or not.
-
-"""
-FOOT = """
-## Who is not batched, and why
-
-The faults are in mlx-lm's code for these models (0.32.2), not in its batched layers. mlx-lm's own
-`BatchGenerator` has each of them.
-
-- **gemma2** splits its scores by groups of heads, [request, group, head, query, key], and lays a
-  mask [request, 1, query, key] over them, whose first axis then falls on the groups. As many
-  requests as there are groups get each other's padding, and no error; any other number fails.
-  The engine gives this model layers whose mask has the missing axis (`GroupedKVCache`), and
-  batches it.
-- **afm7**: its upper layers use the keys of the last lower one, and place their queries by the
-  width of those keys (`offset=S - L`), padding included. All rows but the longest are turned to a
-  wrong position.
-- **minimax_m3_vl** cuts keys into blocks by where they lie in the padded rows, and looks at whole
-  blocks: padding moves their edges, so other keys are looked at. It shows in rows that are longer
-  than all the blocks that are picked, which no short trial reaches: this model is refused by name.
-- **gpt_bigcode** makes its positions with numpy from one number, where a batch has one for each
-  row: it fails.
-- **llama4** and **deepseek_v41** keep layers that have no batched form.
-
-Where mlx-lm's batches alone differ (**mamba**, **jamba**, **nemotron_h**, **rwkv7** and other
-recurrent ones), the padding of prompts that it prefills together runs into the states: prompts of
-equal length come out the same. The engine prefills each prompt alone, so nothing is padded there.
-
-What depends on a length that a trial of 15 tokens doesn't reach was looked for in mlx-lm's source:
-window layers (the trial makes them narrow), the sparse attention of deepseek_v32 and glm_moe_dsa
-and the scales of ministral3 and mistral4 (right: tried past their lengths), and minimax_m3_vl.
-"""
+PAGE = ROOT / "docs" / "models.md"
 
 
 class Row(NamedTuple):
@@ -101,7 +57,7 @@ def main() -> int:
     table = _table(rows, {} if asked.models else trials.families.LEFT_OUT)
     sys.stdout.write(table)
     if asked.write:
-        (ROOT / "docs" / "models.md").write_text(HEAD + table + FOOT, encoding="utf-8")
+        write_part(PAGE, "layers", "benchmarks/matrix.py --write", table)
     if asked.json is not None:
         asked.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
     return any(row.passed.startswith("no") for row in rows)

@@ -65,6 +65,7 @@ KNOWN = (
     Run("llm_turns", "llm_turns.py", ("--llm-mlx", "$LLM_MLX"), ("--llm-mlx", "$LLM_MLX")),
     # Their whole tables are pages of their own.
     Run("matrix", "matrix.py", (), _LAYER_KINDS, lines=1),
+    Run("conformance", "conformance.py", (), ("Qwen3", "Llama 3.1"), lines=1),
     Run("templates", "templates.py", (), ("--every", "10")),
 )
 

