@@ -28,6 +28,7 @@ from .grammar import Grammar
 from .scanning import Marks
 
 _RECIPIENT = re.compile(r"to=([^\s<]{1,256})")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _WORD = re.compile(r"\s*(\w{1,64})")
 
 
@@ -68,6 +69,7 @@ class ChannelParser:
         self._state = _State.HEADER
         self._waiting = ""
         self._name = self._body = ""
+        self._inside: tuple[int, int] | None = None  # the first mark in a string of the call's
         self._said: dict[_State, list[str]] = {_State.TEXT: [], _State.REASONING: []}
         self._apart = False
         self._calls: list[ToolCall] = []
@@ -100,12 +102,12 @@ class ChannelParser:
         """The last parts, and the answer; `whole`: the model ended it."""
         parts: list[Part] = []
         cut = None
-        if self._state is _State.CALL:
+        while self._state is _State.CALL and whole:
             self._body += self._waiting
-            if whole:
-                self._end_call(parts)
-            else:
-                cut = CutShort("a call of a tool")
+            self._waiting = self._close_call(parts)
+            parts += self.feed("")
+        if self._state is _State.CALL:
+            cut = CutShort("a call of a tool")
         elif self._state is not _State.HEADER:
             self._say(parts, self._waiting)
         if not whole:
@@ -127,7 +129,14 @@ class ChannelParser:
         if mark is None:
             return False
         if self._state is _State.CALL:
-            self._end_call(parts)
+            if _in_string(self._body):
+                # Spelled out, and no token; or else the call is broken, which its end will tell.
+                start = len(self._body)
+                self._inside = self._inside or (start, start + len(mark))
+                self._body += mark
+                return True
+            behind = self._close_call(parts)
+            self._waiting = f"{behind}{mark}{after}" if behind else after
         self._state, self._apart = _State.HEADER, True
         return True
 
@@ -168,6 +177,16 @@ class ChannelParser:
         thinks = self._state is _State.REASONING
         parts.append(ReasoningDelta(text) if thinks else TextDelta(text))
 
+    def _close_call(self, parts: list[Part]) -> str:
+        """End the call; what stands behind it, where a mark inside of a string was its end."""
+        behind = ""
+        if self._inside is not None and read_object(self._body, {}) is None:
+            start, end = self._inside
+            self._body, behind = self._body[:start], self._body[end:]
+        self._inside, self._state, self._apart = None, _State.HEADER, True
+        self._end_call(parts)
+        return behind
+
     def _end_call(self, parts: list[Part]) -> None:
         name, id = self._name, new_call_id()
         schema = self._parameters.get(name)
@@ -184,3 +203,8 @@ class ChannelParser:
         self._calls.append(ToolCall(name, arguments, id))
         parts.append(CallName(id, name))
         parts.append(CallArguments(id, json.dumps(arguments, ensure_ascii=False)))
+
+
+def _in_string(text: str) -> bool:
+    """Whether JSON that is still coming ends inside of a string."""
+    return _ESCAPED.sub("", text).count('"') % 2 == 1
