@@ -232,6 +232,36 @@ CELLS: dict[str, Callable[[Trial], str | None]] = {
 }
 
 
+def no_parallel(trial: Trial) -> None:
+    """The template, rendered by transformers, shows no second call of an answer."""
+    if "Bari" in trial.rendered_calls(TWO):
+        raise WrongCell("the template shows two calls of one answer")
+
+
+def no_thinking(trial: Trial) -> None:
+    """Who asks to reason is told that the model does not, and answered all the same."""
+    answer = trial.ask("A plain question", thinking=True)
+    right_words(trial, answer, WORDS)
+    same("told", any("thinking" in note for note in answer.notes), True)
+
+
+def no_silence(trial: Trial) -> None:
+    """Who asks not to reason is told where this model does as it likes."""
+    answer = trial.ask("A plain question", thinking=False)
+    right_words(trial, answer, WORDS)
+    told = any("thinking" in note for note in answer.notes)
+    same("told", told, trial.family.reasons is not None)
+
+
+# What shows that a cell is not in a family.
+ABSENT: dict[str, Callable[[Trial], None]] = {
+    "parallel calls": no_parallel,
+    "thinking on": no_thinking,
+    "thinking off": no_silence,
+    "thinking stripped": no_thinking,
+}
+
+
 def row(family: Family, place: Path, default_model: Path) -> dict[str, Cell]:
     """All cells of a family; `place` is a new folder for its played model."""
     folder = scripted_folder(
@@ -245,17 +275,19 @@ def row(family: Family, place: Path, default_model: Path) -> dict[str, Cell]:
     engine = Engine(lambda: Running(loaded, family.name, PromptCache("100MB")))
     try:
         trial = Trial(family, loaded, engine)
-        if family.shown:
-            trial.check_writing()
+        made = [ONE] if "parallel calls" in family.lacks else TWO
+        # What is played must be what the family writes, or nothing is shown here.
+        assert not family.shown or family.writes(made) in trial.rendered_calls(made)
         return {name: _cell(name, check, trial) for name, check in CELLS.items()}
     finally:
         engine.close()
 
 
 def _cell(name: str, check: Callable[[Trial], str | None], trial: Trial) -> Cell:
-    if name in trial.family.lacks:
-        return Cell(Verdict.ABSENT, trial.family.lacks[name])
     try:
+        if name in trial.family.lacks:
+            ABSENT[name](trial)
+            return Cell(Verdict.ABSENT, trial.family.lacks[name])
         return Cell(Verdict.RIGHT, figure=check(trial) or "")
     except Exception as error:
         # A refusal is as wrong as a false answer; which it was stands in the table.

@@ -23,7 +23,6 @@ KNOWN = {
     },
     ("Gemma 3", "tools shown"): "in auto the grammar masks <b>, a token of its own there",
     ("Llama 3.1", "schema"): "a document's beginning is a call's too, to the grammar",
-    ("gpt-oss", "odd values"): "a mark that is spelled out in a string ends the call",
 }
 
 
