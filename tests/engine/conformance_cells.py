@@ -246,11 +246,11 @@ def no_thinking(trial: Trial) -> None:
 
 
 def no_silence(trial: Trial) -> None:
-    """Who asks not to reason is told where this model does as it likes."""
+    """Who asks not to reason is told, where the model does as it likes."""
     answer = trial.ask("A plain question", thinking=False)
     right_words(trial, answer, WORDS)
-    told = any("thinking" in note for note in answer.notes)
-    same("told", told, trial.family.reasons is not None)
+    if trial.family.reasons is not None:
+        same("told", any("thinking" in note for note in answer.notes), True)
 
 
 # What shows that a cell is not in a family.
