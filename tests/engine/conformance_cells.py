@@ -189,7 +189,7 @@ def replay(trial: Trial) -> str:
     steps = [*LOOP, None]
     for number, call in enumerate(steps):
         # A namespace of its own: others have asked with these tools before.
-        answer = trial.ask(*said, tools=TOOLS, salt="replay")
+        answer = trial.ask(*said, tools=TOOLS, cache_salt="replay")
         if call is None:
             right_words(trial, answer, "We are there.")
         else:
