@@ -13,7 +13,7 @@ from datasette_llm import LLM
 
 from llm_mlx_promptcache.config import Settings, cache_folder, save_settings
 from llm_mlx_promptcache.engine import pool
-from llm_mlx_promptcache.engine.scheduler import Running
+from llm_mlx_promptcache.engine.scheduler import Scheduler
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 INSTRUCTION = "You sort what people write. " * 12
@@ -83,7 +83,7 @@ def test_eight_prompts_at_once(model_folder):
 
 def test_a_loaded_model_does_not_hold_up_the_loop(model_folder, monkeypatch):
     """The loop comes round between any two steps of the model: each waits until it did."""
-    ticking, late, step = Ticking(), [], Running.step
+    ticking, late, step = Ticking(), [], Scheduler.step
 
     def watched(running):
         if ticking.ticks:
@@ -92,7 +92,7 @@ def test_a_loaded_model_does_not_hold_up_the_loop(model_folder, monkeypatch):
                 late.append(running)
         step(running)
 
-    monkeypatch.setattr(Running, "step", watched)
+    monkeypatch.setattr(Scheduler, "step", watched)
 
     async def story(model):
         await model.prompt("Hello", max_tokens=1)
@@ -132,13 +132,13 @@ def test_the_loop_goes_on_while_the_model_loads(model_folder, monkeypatch):
 
 
 def test_cancelled_prompts_are_freed(model_folder, monkeypatch):
-    steps, step = [], Running.step
+    steps, step = [], Scheduler.step
 
     def counted(running):
         step(running)
         steps.append(running)
 
-    monkeypatch.setattr(Running, "step", counted)
+    monkeypatch.setattr(Scheduler, "step", counted)
 
     async def story(model):
         await model.prompt("Hello", max_tokens=1)
