@@ -7,19 +7,38 @@ BIN := .venv/bin
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 
+# Tests run side by side in so many processes, each with one thread of BLAS: on two cores that is faster than
+# one process with two threads, and the tests of faults mostly wait for processes of their own.
+WORKERS ?= 2
+PYTEST := OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
-.PHONY: test langchain-versions soak wheel-test compat-test demo bench cog cog-check docs lint format clean
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test demo bench cog cog-check docs lint format clean
+
+# What to run after each change: something of every room, in less than a minute.
+quick: .venv/ready
+	$(PYTEST) -q -m "not slow and not real_model and not soak"
 
 test: .venv/ready
-	$(RUN)/python -m pytest
+	$(PYTEST)
 
 soak: .venv/ready
-	SOAK=1 $(RUN)/python -m pytest -m soak $(SOAK_TESTS)
+	SOAK=1 $(PYTEST) -m soak $(SOAK_TESTS)
+
+# Which tests quick leaves out, by what they cost here: write it anew when it takes too long.
+durations: .venv/ready
+	@mkdir -p build && rm -f build/durations.jsonl
+	TEST_DURATIONS=$(CURDIR)/build/durations.jsonl $(PYTEST) -q -m "not real_model"
+	$(BIN)/python tests/durations.py build/durations.jsonl
+
+# Both of the following at once.
+wheels: .venv/ready
+	SOAK=1 $(PYTEST) -m soak tests/test_wheel.py
 
 # The wheel, built once and tested as built, each time in an environment of its own.
 wheel-test: .venv/ready

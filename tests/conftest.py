@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import durations
 import pytest
 from hypothesis import settings
 
@@ -11,7 +12,13 @@ settings.register_profile("ours", deadline=None, print_blob=True)
 settings.load_profile("ours")
 
 
+def pytest_configure(config):
+    if path := os.environ.get(durations.RECORD):
+        config.pluginmanager.register(durations.Recorder(Path(path)))
+
+
 def pytest_collection_modifyitems(config, items):
+    durations.mark_slow(items)
     if not os.environ.get("SOAK"):
         for item in items:
             if item.get_closest_marker("soak"):

@@ -1,4 +1,4 @@
-"""The cache as a whole: what programs are told of it, and the bounds that the user sets."""
+"""The cache as a whole: what programs are told of it, and the limits that the user sets."""
 
 import errno
 import json
@@ -12,11 +12,19 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 LIMIT = ("-o", "max_tokens", "4")
 
 
+@pytest.fixture(scope="module")
+def asked_once(new_home, tiny_llama):
+    """A home with a model, and one answer of it."""
+    home = new_home()
+    home.ours("add", str(tiny_llama()), "-a", "t")
+    home.llm("-m", "t", "Hello capital of the user", *LIMIT)
+    return home
+
+
 @pytest.fixture
-def asked(bare_home, tiny_llama):
-    bare_home.ours("add", str(tiny_llama()), "-a", "t")
-    bare_home.llm("-m", "t", "Hello capital of the user", *LIMIT)
-    return bare_home
+def asked(asked_once, tmp_path):
+    """A copy of it."""
+    return asked_once.copied_to(tmp_path / "home")
 
 
 def test_stats_for_programs(asked):
