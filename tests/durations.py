@@ -1,6 +1,6 @@
 """What each test costs in processor time, and so which ones `make quick` leaves out.
 
-`make durations` writes slow_tests.txt anew. Seconds on the clock would tell how busy the machine was.
+`make durations` writes slow_tests.txt anew. A clock would tell how busy the machine was.
 """
 
 from __future__ import annotations
