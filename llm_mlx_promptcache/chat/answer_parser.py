@@ -172,8 +172,8 @@ class AnswerParser:
         """The marks with which a grammar that waits for reasoning's end begins all the same."""
         if self._form is None or self._grammar is None or not self._held:
             return ()
-        special = dict(self._form.special)
-        return tuple(mark for mark in self._openings() if mark in special)
+        special, own = dict(self._form.special), self._grammar.opening
+        return tuple(mark for mark in self._openings() if mark in special or mark == own)
 
     def _marked(self) -> int:
         """How many of the last characters that wait may be the beginning of a call."""

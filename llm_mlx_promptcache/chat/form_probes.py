@@ -21,6 +21,7 @@ ARGUMENTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"alpha_key": "Vostokword", "beta_key": "Wembleyword"},
     {"alpha_key": "Xeroxword", "beta_key": "Yonkersword"},
 )
+LIST = ["Vostokword", True]
 NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
 ODD = 'a "b" c\'s \\d & <e>\n\u00e9f'
 _RESULT = "Resultquark"

@@ -81,7 +81,7 @@ class CallReader:
         self._source = TextSource()
         holes = [piece for piece in form.call if isinstance(piece, Hole)]
         # An id behind the arguments comes too late for who is told of them as they come.
-        self._sure = sure and holes[-1:] == [Hole.ARGUMENTS]
+        self._sure = sure and form.as_json and holes[-1:] == [Hole.ARGUMENTS]
         self._ids: set[str] = set()
         self._steps = self._read()
         self._events: list[CallStart | CallPiece] = []

@@ -54,6 +54,13 @@ class Strings(Enum):
     HTML = "html"
 
 
+class Literals(Enum):
+    """How lists and objects are written: `["a", true]` or `['a', True]`."""
+
+    JSON = "json"
+    PYTHON = "python"
+
+
 @dataclass(frozen=True)
 class Keys:
     """Where an object of layout OBJECT has a call's parts: paths of keys; `id` may be empty.
@@ -73,6 +80,7 @@ class Tags:
 
     Strings have a middle and a closing of their own where those differ (quotes are part of them).
     `closing` may repeat the key, which stands there as KEY. `wrap` stands round odd strings.
+    `values` is how what is nested is written.
     """
 
     opening: str
@@ -83,6 +91,13 @@ class Tags:
     between: str
     strings: Strings = Strings.RAW
     wrap: tuple[str, str] = ("", "")
+    values: Literals = Literals.JSON
+
+    @property
+    def parted(self) -> bool:
+        """Whether marks part key from value and argument from argument."""
+        marks = (self.opening, self.middle, self.closing, self.string_middle, self.string_closing)
+        return all(mark.strip() for mark in marks)
 
 
 # No template writes it, so it can stand for a key in a closing mark.
@@ -214,6 +229,11 @@ class Form:
         if not found and self.lead.strip(_BRACKETS):
             found = [self.lead.strip().partition("\n")[0]]
         return tuple(found)
+
+    @property
+    def as_json(self) -> bool:
+        """Whether all arguments are one JSON object."""
+        return self.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
 
     @property
     def literals(self) -> Iterator[str]:

@@ -16,9 +16,11 @@ from .checks import DEEPEST_SCHEMA, check_json
 from .forms import Form, Hole, Layout
 from .grammar_check import UNSATISFIABLE, json_rule, refusal, short
 from .hand_forms import grammar_form
+from .lark import literal, quoted
 from .schema_caps import Caps
 from .schema_dialects import LeftOut
-from .schema_loosening import loosened, loosened_arguments
+from .schema_loosening import Loosened, loosened, loosened_arguments
+from .tagged_grammar import PYTHON_RULES, Rules, tagged_arguments
 from .tool_schemas import canonical_tools
 
 __all__ = [
@@ -37,7 +39,6 @@ Kind = Literal["schema", "regex", "tools", "tools_or_schema"]
 
 _DEFAULT_CAPS = Caps()
 _MOST_TOLD = 3
-_CONTROLS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 _HEADER_NAME = re.compile(r"[\w-]+")
 
 
@@ -57,12 +58,14 @@ class Grammar:
     """What an answer may be; `text` is llguidance's, made for one `Form` where there are tools.
 
     Grammars with schemas are not the conversation's text, but no repr needs them either. What of
-    the schemas is not held (`unheld`) is to be checked in the answer.
+    the schemas is not held (`unheld`) is to be checked in the answer. `opening` is the mark that
+    begins a call wherever it comes, also in reasoning that has no end.
     """
 
     kind: Kind
     text: str
     unheld: tuple[Unheld, ...] = ()
+    opening: str = ""
 
     def __repr__(self) -> str:
         return f"Grammar({self.kind!r}, {len(self.text)} characters)"
@@ -155,14 +158,22 @@ def tool_grammar(
     allowed = _chosen(tools, choice, form)
     held = [loosened_arguments(one.get("parameters"), caps) for _, one in allowed]
     names = [str(one["name"]) for _, one in allowed]
+    given = [one.get("parameters") for _, one in allowed]
+    arguments = [
+        _arguments(f"arguments_{number}", *one, form, caps)
+        for number, one in enumerate(zip(given, held, strict=True))
+    ]
     unheld = tuple(
-        Unheld(name, what) for name, one in zip(names, held, strict=True) for what in one.left_out
+        Unheld(name, what)
+        for name, one in zip(names, arguments, strict=True)
+        for what in one.left_out
     )
     frame = _frame(form)
-    rules = [*_call_rules(names, [one.schema for one in held], form, calls), *frame.rules]
-    lead = _literal(form.start + form.head, form)
+    rules = [*_call_rules(names, arguments, form, calls), *frame.rules]
+    lead = literal(form.start + form.head, form)
+    opening = form.openings[0] if form.openings and form.channels is None else ""
     if choice is not None:
-        return _grammar("tools", f"start: {frame.thoughts}{lead} calls", rules, unheld)
+        return _grammar("tools", f"start: {frame.thoughts}{lead} calls", rules, unheld, opening)
     document, more = _document(schema, caps, "schema")
     if is_bare(form):
         tools_held = [
@@ -172,13 +183,17 @@ def tool_grammar(
         return _grammar("tools_or_schema", f"start: {either}", [], (*unheld, *more))
     start = f"start: {frame.thoughts}({lead} calls | {frame.final}document)"
     rules.append(f"document: {json_rule(document)}")
-    return _grammar("tools_or_schema", start, rules, (*unheld, *more))
+    return _grammar("tools_or_schema", start, rules, (*unheld, *more), opening)
 
 
 def _grammar(
-    kind: Kind, start: str, rules: Sequence[str], unheld: tuple[Unheld, ...] = ()
+    kind: Kind,
+    start: str,
+    rules: Sequence[str],
+    unheld: tuple[Unheld, ...] = (),
+    opening: str = "",
 ) -> Grammar:
-    return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]), unheld)
+    return Grammar(kind, "\n".join(["%llguidance {}", start, *rules, ""]), unheld, opening)
 
 
 class _Frame(NamedTuple):
@@ -194,12 +209,12 @@ def _frame(form: Form | None) -> _Frame:
     if form is None or form.channels is None:
         return _Frame()
     channels = form.channels
-    names = " | ".join(_text(name) for name in channels.reasoning)
-    end = _literal(channels.ends[0] + channels.start + channels.role, form)
-    channel, message = (_literal(mark, form) for mark in (channels.channel, channels.message))
-    header = f"{channel} {_text(channels.final)}"
+    names = " | ".join(quoted(name) for name in channels.reasoning)
+    end = literal(channels.ends[0] + channels.start + channels.role, form)
+    channel, message = (literal(mark, form) for mark in (channels.channel, channels.message))
+    header = f"{channel} {quoted(channels.final)}"
     # As calls tell that JSON follows, documents may.
-    told = _literal(str(form.call[form.call.index(Hole.NAME) + 1]), form)
+    told = literal(str(form.call[form.call.index(Hole.NAME) + 1]), form)
     rules = (
         f"thought: {channel} ({names}) {message} THOUGHT {end}",
         "THOUGHT: /(?s:.*)/",
@@ -234,16 +249,25 @@ def _chosen(
     return [(places[name], by_name[name]["function"]) for name in wanted]
 
 
+def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> Rules:
+    """The rule of a tool's arguments, with those that it needs."""
+    if form.layout is Layout.TAGS:
+        return tagged_arguments(rule, given, held, form, caps)
+    return Rules((f"{rule}: {json_rule(held.schema)}",), held.left_out)
+
+
 def _call_rules(
-    names: Sequence[str], arguments: Sequence[Mapping[str, Any]], form: Form, calls: int
+    names: Sequence[str], arguments: Sequence[Rules], form: Form, calls: int
 ) -> list[str]:
     bodies = " | ".join(f"body_{number}" for number in range(len(names)))
-    again = _literal(form.between + form.head, form)
+    again = literal(form.between + form.head, form)
     more = f" ({again} body){{0,{calls - 1}}}" if calls > 1 else ""
-    rules = [f"calls: body{more} {_literal(form.end, form)}", f"body: {bodies}"]
-    for number, (name, schema) in enumerate(zip(names, arguments, strict=True)):
+    rules = [f"calls: body{more} {literal(form.end, form)}", f"body: {bodies}"]
+    for number, (name, one) in enumerate(zip(names, arguments, strict=True)):
         rules.append(f"body_{number}: {_body(name, f'arguments_{number}', form)}")
-        rules.append(f"arguments_{number}: {json_rule(schema)}")
+        rules += one.rules
+    if any(word in rule for rule in rules for word in ("python_", "PYTHON_")):
+        rules.append(PYTHON_RULES)
     return rules
 
 
@@ -252,33 +276,17 @@ def _body(name: str, arguments: str, form: Form) -> str:
     made, before = [], form.head
     for piece in form.call[1:] if form.head else form.call:
         if isinstance(piece, str):
-            made.append(_literal(piece, form))
+            made.append(literal(piece, form))
             before = piece
         elif piece is Hole.NAME:
-            quoted = before.endswith('"')
-            made.append(_text(json.dumps(name, ensure_ascii=False)[1:-1] if quoted else name))
+            in_json = form.as_json and before.endswith('"')
+            made.append(quoted(json.dumps(name, ensure_ascii=False)[1:-1] if in_json else name))
         else:
             made.append(arguments if piece is Hole.ARGUMENTS else _NUMBERS[piece])
     return " ".join(made)
 
 
 _NUMBERS = {Hole.COUNT: "/[0-9]{1,3}/", Hole.ID: "/[a-zA-Z0-9]{9}/"}
-
-
-def _literal(text: str, form: Form) -> str:
-    """Text as the model writes it: with its special tokens by their ids."""
-    special = dict(form.special)
-    if not special:
-        return _text(text) if text else ""
-    marks = "|".join(re.escape(mark) for mark in sorted(special, key=len, reverse=True))
-    parts = [part for part in re.split(f"({marks})", text) if part]
-    return " ".join(f"<[{special[p]}]>" if p in special else _text(p) for p in parts)
-
-
-def _text(text: str) -> str:
-    # What Lark's lexer refuses inside a string it takes as an escape.
-    literal = json.dumps(text, ensure_ascii=False)
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", literal)
 
 
 def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], tuple[Unheld, ...]]:

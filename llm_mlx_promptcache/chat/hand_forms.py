@@ -109,7 +109,9 @@ def hand_form(
 
 def grammar_form(form: Form) -> Form:
     """The form that a grammar can hold the model to: this one, or else the generic one."""
-    json = form.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
-    if json and not form.keys.encoded:
+    if form.as_json and not form.keys.encoded:
+        return form
+    tags = form.tags
+    if form.layout is Layout.TAGS and tags is not None and tags.parted:
         return form
     return replace(GENERIC, special=form.special)

@@ -20,7 +20,7 @@ from .schema_dialects import LeftOut, Modern, modern
 from .schema_references import escaped
 from .schema_supersets import superset
 
-__all__ = ["Loosened", "loosened", "loosened_arguments"]
+__all__ = ["Loosened", "loosened", "loosened_arguments", "used_definitions"]
 
 _MOST_TRIALS = 300
 _MOST_TRIED = 3_000_000
@@ -152,7 +152,7 @@ class _Trial:
         """The schema without what is refused; of one that takes too much work, its type alone."""
         known = len(self._left_out)
         plain = self._plain.get("$defs", {})
-        for name in _inner_first(self._made, self._wanted):
+        for name in used_definitions(self._made, self._wanted):
             if name in self._places:
                 place = self._places[name]
                 made = self._mended(self._wanted[name], plain.get(name), place)
@@ -281,8 +281,8 @@ def _with_any_of(made: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "allOf": [*rest.get("allOf", ()), {"anyOf": made["oneOf"]}]}
 
 
-def _inner_first(root: Any, definitions: Mapping[str, Any]) -> list[str]:
-    """The definitions that are used, those that others refer to before these."""
+def used_definitions(root: Any, definitions: Mapping[str, Any]) -> list[str]:
+    """The definitions that `root` uses, those that others refer to before these."""
     done: dict[str, None] = {}
     seen: set[str] = set()
     waiting: list[tuple[str, bool]] = [(name, False) for name in _references(root)]

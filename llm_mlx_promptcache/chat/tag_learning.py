@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .call_units import Unit, in_tags
-from .form_probes import ARGUMENTS, ID, NAMES, NUMBERS, ODD, Call, Probe, Refused
-from .forms import KEY, Form, Hole, Input, Layout, NoForm, Strings, Tags
+from .form_probes import ARGUMENTS, ID, LIST, NAMES, NUMBERS, ODD, Call, Probe, Refused
+from .forms import KEY, Form, Hole, Input, Layout, Literals, NoForm, Strings, Tags
 from .text_edges import common_end, common_start, from_edge, to_edge
 
 
@@ -42,7 +42,8 @@ def with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> F
     if not inline and quote and tags.string_closing == quote + tags.closing:
         # Quotes inside marks are how strings are written, not what parts them.
         tags = replace(tags, string_middle=tags.middle, string_closing=tags.closing)
-    tags = replace(tags, strings=encoding, wrap=_wrap(probe, given, tags))
+    wrap, values = _wrap(probe, given, tags), _literals(probe, given)
+    tags = replace(tags, strings=encoding, wrap=wrap, values=values)
     return _refitted(form, unit, tags, one, Layout.INLINE if inline else Layout.TAGS)
 
 
@@ -57,7 +58,7 @@ def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> F
     assert isinstance(foot, str)
     closing = tags.string_closing.replace(KEY, "beta_key")
     foot = foot.removeprefix(closing).removeprefix(closing.rstrip())
-    pieces[at + 1 :] = [foot.lstrip()]
+    pieces[at + 1 :] = [foot]
     return replace(form, layout=layout, call=tuple(p for p in pieces if p != ""), tags=tags)
 
 
@@ -106,6 +107,15 @@ def _encoding(probe: Probe, given: Input) -> Strings:
     return (
         Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
     )
+
+
+def _literals(probe: Probe, given: Input) -> Literals:
+    """Whether a list stands there as Python's repr has it."""
+    try:
+        text = probe.calls(given, [Call(NAMES[0], {"alpha_key": LIST}, ID)])
+    except Refused:
+        return Literals.JSON
+    return Literals.PYTHON if repr(LIST) in text else Literals.JSON
 
 
 def _wrap(probe: Probe, given: Input, tags: Tags) -> tuple[str, str]:

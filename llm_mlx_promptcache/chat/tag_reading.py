@@ -23,7 +23,7 @@ class TagArguments:
         self._source, self._tags, self._schema = source, tags, schema
         self._opening = tags.opening.strip()
         self._ends = [end for end in ends if end]
-        self._split = _first_mark(tags)
+        self._split = key_end(tags)
 
     def read(self) -> Steps[dict[str, Any] | None]:
         """The arguments; None where one has no end."""
@@ -145,7 +145,7 @@ def _trimmed(text: str) -> str:
     return text[:-1] if text.endswith("\n") else text
 
 
-def _first_mark(tags: Tags) -> str:
+def key_end(tags: Tags) -> str:
     """What ends a key: what its middles have in common."""
     a, b = tags.middle.strip(), tags.string_middle.strip()
     size = next(

@@ -59,7 +59,7 @@ _MOST_GAP = 2
 class Constraint:
     """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
 
-    That end is waited for, or the special token with which the grammar begins.
+    That end is waited for, or the mark with which a call begins.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Constraint:
         self._thinking = thinking
         self._asleep = thinking is not None and thinking.opened
         self._tail: tuple[int, ...] = ()
+        # What begins a call, and the end of what was said while it slept.
+        self._opening, self._heard = grammar.opening.encode(), b""
         self._started = self._ended = False
 
     @property
@@ -123,7 +125,7 @@ class Constraint:
             self._wake(token)
         elif self._may_think() and token in _first(self._thinking):
             self._asleep = True
-        elif self._gap and token in self._spaces() and not self._takes(token):
+        elif self._gap and token in self._spaces() and not self._takes([token]):
             self._gap -= 1
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
             # What is masked has no probability, unless nothing has any.
@@ -164,18 +166,34 @@ class Constraint:
         self._tail = (*self._tail, token)[-len(end) :]
         if self._tail == end:
             self._rest()
-        elif self._tokenizer.is_special_token(token) and self._takes(token):
-            # Some models call from inside their thinking, without ending it.
+        else:
+            self._call_in_thought(token)
+
+    def _call_in_thought(self, token: int) -> None:
+        """Wake up where a call begins: some models call without ending their thinking.
+
+        Its mark is a special token, or text that has come in several ones.
+        """
+        begun = [token]
+        if not self._tokenizer.is_special_token(token):
+            self._heard += self._tokenizer.decode_bytes(begun)
+            _, mark, behind = self._heard.partition(self._opening) if self._opening else (b"",) * 3
+            if not mark:
+                self._heard = self._heard[-len(self._opening) :] if self._opening else b""
+                return
+            begun = self._tokenizer.tokenize_bytes(mark + behind)
+        if self._takes(begun):
             self._asleep = False
-            self._matcher.consume_token(token)
+            self._matcher.consume_tokens(begun)
+        self._heard = b""
 
     def _rest(self) -> None:
         """The grammar begins; white space that the model was trained to write may come first."""
         self._asleep, self._gap = False, _MOST_GAP
 
-    def _takes(self, token: int) -> bool:
-        """Whether the grammar has room for this token; nothing changes."""
-        return bool(self._matcher.validate_tokens([token]))
+    def _takes(self, tokens: list[int]) -> bool:
+        """Whether the grammar has room for these tokens; nothing changes."""
+        return self._matcher.validate_tokens(tokens) == len(tokens)
 
     def _reason(self) -> str:
         reason = " ".join(self._matcher.get_error().split()) or "nothing may follow"

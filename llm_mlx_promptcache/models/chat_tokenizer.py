@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..chat.forms import Form, Reasoning, marks_in
+from ..chat.forms import Form, Reasoning
 from ..chat.hand_forms import GENERIC, hand_form
 from ..chat.prompt import GENERIC_TOOLS, Feature, PromptForm
 from ..chat.reasoning_learning import listed_reasoning
@@ -49,6 +49,7 @@ class TemplateTokenizer:
             self.prompt_form.start([Feature.TOOLS])
         ):
             form = GENERIC  # which the prompt says
+        form = replace(form, end=self._without_stop(form.end))
         return replace(form, special=self._special([*form.literals, *GENERIC.literals]))
 
     @cached_property
@@ -102,21 +103,25 @@ class TemplateTokenizer:
     def _probe(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
         return self._apply(messages, arguments)
 
+    def _without_stop(self, end: str) -> str:
+        """What ends calls, without the token that ends the answer."""
+        stops = filter(None, map(self.text_of, self.stop_ids))
+        return end[: min((at for stop in stops if (at := end.find(stop)) >= 0), default=len(end))]
+
     def _special(self, literals: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """The marks among `literals` that are single tokens which no text is encoded to."""
+        """The tokens in `literals` that grammars take for special ones: no text is encoded to them.
+
+        They are marks, or stand inside of marks.
+        """
         added = getattr(self._inner, "added_tokens_decoder", None) or {}
-        found: dict[str, int] = {}
-        for mark in [mark for literal in literals for mark in marks_in(literal)]:
-            token = self._vocabulary.get(mark)
+        text = "\n".join(literals)
+        marks = {str(one): (token, one.special) for token, one in added.items()}
+        return tuple(
+            (mark, token)
+            for mark, (token, special) in marks.items()
             # Grammars take every added token in pointed brackets for a special one.
-            special = getattr(added.get(token), "special", False)
-            if (
-                token is not None
-                and token in added
-                and (special or (mark[0] == "<" and mark[-1] == ">"))
-            ):
-                found[mark] = token
-        return tuple(found.items())
+            if mark and mark in text and (special or (mark[0] == "<" and mark[-1] == ">"))
+        )
 
     def _template_digest(self) -> str:
         """What decides how conversations are rendered, as the fingerprint of its facts."""

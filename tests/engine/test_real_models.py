@@ -26,6 +26,15 @@ TOOL = {
 }
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 GENERIC_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+XML_CALL = (
+    "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n"
+    "</tool_call>"
+)
+DSML_CALL = (
+    '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"  # noqa: RUF001
+)
 HARMONY_THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
 HARMONY_CALL = (
     '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
@@ -67,16 +76,15 @@ FAMILIES = [
     Family(
         "qwen3_6",
         "Qwen-Qwen3.6-35B-A3B",
-        "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n"
-        "</tool_call>",
+        XML_CALL,
+        XML_CALL,
         thought="Hm.\n</think>\n\n",
     ),
     Family(
         "deepseek_v4",
         "deepseek-ai-DeepSeek-V4",
-        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'  # noqa: RUF001
-        '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'  # noqa: RUF001
-        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
+        DSML_CALL,
+        DSML_CALL,
         thought="Hm.</think>",
     ),
     Family(
