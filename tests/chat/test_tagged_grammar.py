@@ -273,9 +273,7 @@ def test_law_14_whatever_the_grammar_yields_is_read_back(forms, name):
         text = walked(grammar, chosen)
         [(called, made)] = read(text, form, grammar, tools)
         assert called == "f"
-        wrong = misfits(made, tools[0]["function"]["parameters"])
-        left_out = [one.what.pointer for one in grammar.unheld]
-        assert not [one for one in wrong if not one.pointer.startswith(tuple(left_out))], text
+        assert not misfits(made, tools[0]["function"]["parameters"]), text
         assert made["t"] in text
 
 
