@@ -20,7 +20,7 @@ from .lark import literal, quoted
 from .schema_caps import Caps
 from .schema_dialects import LeftOut
 from .schema_loosening import Loosened, loosened, loosened_arguments
-from .tagged_grammar import PYTHON_RULES, Rules, tagged_arguments
+from .tagged_grammar import PYTHON_RULES, ArgumentRules, tagged_arguments
 from .tool_schemas import canonical_tools
 
 __all__ = [
@@ -249,15 +249,15 @@ def _chosen(
     return [(places[name], by_name[name]["function"]) for name in wanted]
 
 
-def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> Rules:
+def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> ArgumentRules:
     """The rule of a tool's arguments, with those that it needs."""
     if form.layout is Layout.TAGS:
         return tagged_arguments(rule, given, held, form, caps)
-    return Rules((f"{rule}: {json_rule(held.schema)}",), held.left_out)
+    return ArgumentRules((f"{rule}: {json_rule(held.schema)}",), held.left_out)
 
 
 def _call_rules(
-    names: Sequence[str], arguments: Sequence[Rules], form: Form, calls: int
+    names: Sequence[str], arguments: Sequence[ArgumentRules], form: Form, calls: int
 ) -> list[str]:
     bodies = " | ".join(f"body_{number}" for number in range(len(names)))
     again = literal(form.between + form.head, form)

@@ -1,4 +1,4 @@
-"""Rules for arguments between marks of their own: `<parameter=key>` value `</parameter>`.
+"""ArgumentRules for arguments between marks of their own: `<parameter=key>` value `</parameter>`.
 
 Each argument stands there once, in any order, and the required ones always. Strings are what stands
 before their closing mark; what else a value may be is JSON, held to its schema. A schema says more
@@ -36,7 +36,7 @@ _LENGTHS = ("minLength", "maxLength")
 # JSON's words as Python writes them: templates write these beside lists and objects in JSON.
 _PYTHON_WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _PYTHON_NESTED = {"array": "python_list", "object": "python_dict"}
-# Rules of which those of any tool may speak.
+# ArgumentRules of which those of any tool may speak.
 PYTHON_RULES = r"""
 python_value: PYTHON_STRING | PYTHON_NUMBER | "True" | "False" | "None" | python_list | python_dict
 python_list: "[" (python_value (", " python_value)*)? "]"
@@ -47,14 +47,16 @@ PYTHON_STRING: /'([^'\\\x00-\x1f]|\\['"\\nrt])*'/ | /"([^"\\\x00-\x1f]|\\['"\\nr
 """
 
 
-class Rules(NamedTuple):
+class ArgumentRules(NamedTuple):
     """The rules of a tool's arguments, and what of its schema they don't hold."""
 
     rules: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
 
-def tagged_arguments(name: str, parameters: Any, held: Loosened, form: Form, caps: Caps) -> Rules:
+def tagged_arguments(
+    name: str, parameters: Any, held: Loosened, form: Form, caps: Caps
+) -> ArgumentRules:
     """The rule `name` of arguments as `parameters` has them, and those that it needs."""
     declared = _Declared(held.schema)
     made = _Pairs(name, form, caps, held.schema.get("$defs", {}))
@@ -64,7 +66,7 @@ def tagged_arguments(name: str, parameters: Any, held: Loosened, form: Form, cap
     if declared.others is not None:
         made.add_others(declared.others, list(declared.properties))
     left_out = (*held.left_out, *declared.left_out, *made.left_out)
-    return Rules((*made.sequence(), *made.rules), tuple(dict.fromkeys(left_out)))
+    return ArgumentRules((*made.sequence(), *made.rules), tuple(dict.fromkeys(left_out)))
 
 
 class _Declared:
