@@ -34,10 +34,10 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.models.llama import Model, ModelArgs
 
-from llm_mlx_promptcache.cache.disk.index_rows import Row
+from llm_mlx_promptcache.cache.disk.index_rows import SpanRow
 from llm_mlx_promptcache.cache.disk.span_file import host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.layers.kinds import KVRows
 from llm_mlx_promptcache.cache.layers.layout import layout_to_json
 from llm_mlx_promptcache.cache.persistence import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -126,7 +126,7 @@ def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
     each = tokens // spans
     chain: list[int] = []
     path: list[int] = []
-    layout = json.dumps(layout_to_json((Rows(),) * LAYERS))
+    layout = json.dumps(layout_to_json((KVRows(),) * LAYERS))
     rng = random.Random(1)
 
     def add(index: Any) -> None:
@@ -138,7 +138,7 @@ def fill_index(folder: Path, spans: int, tokens: int) -> list[int]:
                     chain.clear()
                 ids = array("I", [50_000 + number, *rng.choices(range(49_152), k=each - 1)])
                 file_id = f"{number:032x}"
-                row = Row(file_id, "m", parent, depth, ids, True, number % 3, 1000, 0)
+                row = SpanRow(file_id, "m", parent, depth, ids, True, number % 3, 1000, 0)
                 assert index.add(row, layout)
                 parent, depth = file_id, depth + each
                 chain.extend(ids)
@@ -182,7 +182,7 @@ def index_times(folder: Path, spans: int, tokens: int) -> dict[str, float]:
 def insert_times(folder: Path) -> dict[str, float]:
     """Milliseconds of each insert's transaction, and of one with an eviction behind it."""
     store = DiskStore(folder, "1TB")
-    layout = (Rows(),) * LAYERS
+    layout = (KVRows(),) * LAYERS
     tensors = host_tensors([tuple(mx.zeros((1, 1, 4, 4)) for _ in range(2))] * LAYERS)
     inner, times = store._add, []
 

@@ -20,12 +20,12 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from llm_mlx_promptcache.cache.disk.index_rows import Row
+from llm_mlx_promptcache.cache.disk.index_rows import SpanRow
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.layers.kinds import KVRows
 from llm_mlx_promptcache.cache.layers.layout import layout_to_json
 
-LAYOUT = json.dumps(layout_to_json((Rows(),)))
+LAYOUT = json.dumps(layout_to_json((KVRows(),)))
 SIZE = 1000  # bytes that a row says its file has
 DEPTH = 20  # spans of a conversation
 
@@ -68,7 +68,7 @@ def fill(store: DiskStore, spans: int, depth: int) -> array[int]:
                 start = 4 * (number % depth)
                 parent = f"{number - 1:032x}" if start else ""
                 ids = array("I", [number, 1, 2, 3])
-                row = Row(f"{number:032x}", "m", parent, start, ids, True, number % 3, SIZE, 1)
+                row = SpanRow(f"{number:032x}", "m", parent, start, ids, True, number % 3, SIZE, 1)
                 assert index.add(row, LAYOUT)
 
     store._index.run(add, None)

@@ -23,6 +23,7 @@ from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 
@@ -110,12 +111,12 @@ def long_turn(layers: int, length: int, spans: int = 10, new: int = 64) -> list[
         del fresh
 
         def ours() -> None:
-            lease = cache.fetch("m", tokens, room=32, take=True)
+            lease = cache.fetch("m", tokens, headroom=32, rows=Rows.GIVE)
             taken = lease.layers
             assert taken is not None
             assert lease.cached == length
             run(model, tokens[length:], taken, 32)
-            cache.insert("m", tokens, taken, consume=True)
+            cache.insert("m", tokens, taken, rows=Rows.RETURN)
 
         def upstream() -> None:
             found, rest = theirs.fetch_nearest_cache("m", tokens)

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cache.disk.store import DiskStore
+    from .cache.insertion import Rows
     from .cache.memory.leases import Lease
     from .cache.prompt_cache import PromptCache
     from .cache.store import NullStore
 
-__all__ = ["DiskStore", "Lease", "NullStore", "PromptCache"]
+__all__ = ["DiskStore", "Lease", "NullStore", "PromptCache", "Rows"]
 
 _HOMES = {
     "DiskStore": "disk.store",
     "Lease": "memory.leases",
     "NullStore": "store",
     "PromptCache": "prompt_cache",
+    "Rows": "insertion",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from .disk.span_header import FORMAT
-from .manifest import Entry, FilesChanged, Manifest, Stamp
+from .manifest import FilesChanged, ListedFile, Manifest, Stamp
 
 _BLOCK = 8 << 20
 # A file that no model is read from may be as large as it likes: its stamp tells it apart.
@@ -66,7 +66,7 @@ def namespace_of(identity: str, cache_salt: str = "", settings: Sequence[int] | 
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
-def _file_digest(entry: Entry, known: MutableMapping[str, str]) -> str:
+def _file_digest(entry: ListedFile, known: MutableMapping[str, str]) -> str:
     stamp = entry.read
     assert stamp is not None
     key = f"{stamp.device}:{stamp.inode}:{stamp.size}:{stamp.changed}"

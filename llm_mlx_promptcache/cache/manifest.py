@@ -64,7 +64,7 @@ class Stamp(NamedTuple):
         return not (self.plain or stat.S_ISDIR(self.mode))
 
 
-class Entry(NamedTuple):
+class ListedFile(NamedTuple):
     """A name in one of the folders: `own` is its stamp, a link's too, `read` that of what is read.
 
     `read` is None for a link to nothing.
@@ -92,7 +92,7 @@ class Manifest(NamedTuple):
     """
 
     folders: tuple[Path, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedFile, ...]
     young: Path | None = None
 
     @classmethod
@@ -110,7 +110,7 @@ class Manifest(NamedTuple):
             young, wait = _youngest(entries)
         return cls(folders, entries, young if wait else None)
 
-    def plain(self) -> Iterator[Entry]:
+    def plain(self) -> Iterator[ListedFile]:
         """The regular files, folder by folder, by name."""
         return (entry for entry in self.entries if entry.read is not None and entry.read.plain)
 
@@ -144,7 +144,7 @@ def read_plain(path: Path, most: int) -> bytes:
     return content
 
 
-def _youngest(entries: Iterable[Entry]) -> tuple[Path | None, float]:
+def _youngest(entries: Iterable[ListedFile]) -> tuple[Path | None, float]:
     """What changed last, and the seconds until another change of it would show."""
     now = time.time_ns()
     youngest, most = None, 0
@@ -158,7 +158,7 @@ def _youngest(entries: Iterable[Entry]) -> tuple[Path | None, float]:
     return youngest, most / 1e9
 
 
-def _entries(folders: tuple[Path, ...]) -> Iterator[Entry]:
+def _entries(folders: tuple[Path, ...]) -> Iterator[ListedFile]:
     """The folders themselves too: their stamps change with every name that comes or goes."""
     count = 0
     for number, folder in enumerate(folders):
@@ -181,14 +181,14 @@ def _content(folder: Path) -> Iterator[Path]:
         yield from (inside / n for n in sorted(p.name for p in inside.glob("*.jinja")))
 
 
-def _entry(number: int, path: Path) -> Entry | None:
+def _entry(number: int, path: Path) -> ListedFile | None:
     try:
         own = Stamp.of(path.lstat())
     except FileNotFoundError:  # gone since it was listed, as the folder's stamp will say
         return None
     if not stat.S_ISLNK(own.mode):
-        return Entry(number, path, own, own)
+        return ListedFile(number, path, own, own)
     try:
-        return Entry(number, path, own, Stamp.of(path.stat()))
+        return ListedFile(number, path, own, Stamp.of(path.stat()))
     except OSError:  # a link to nothing, or in a circle
-        return Entry(number, path, own, None)
+        return ListedFile(number, path, own, None)

@@ -8,15 +8,18 @@ decodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from . import device
 from .disk.span_file import host_tensors
+from .disk.writer import Writer
 from .layers import layout as layouts
 from .layers.checkpoints import checkpoint_at, resumes
-from .layers.layout import Layout, Part
+from .layers.layout import Layout, PathPart
 from .layers.pieces import Piece, View
-from .memory.span_tree import SpanNode, parts_of
-from .span import Draft, Found
+from .memory.span_tree import SpanNode, SpanTree, parts_of
+from .proof import Proof
+from .span import Draft, StoredPath
 from .store import Store
 from .trie import Tokens, common_prefix
 
@@ -24,14 +27,98 @@ from .trie import Tokens, common_prefix
 # (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
 # memory, for what comes after them. At the end of a process all of it is written.
 SHORT = 16
+_MOST_DRAFTED: Final = 64 << 20  # bytes that are made ready behind one wait for the device
 
 
-def drafts(
+class Saved(NamedTuple):
+    """How many spans the writer was given, and whether some are left that it has no room for."""
+
+    spans: int
+    left: bool
+
+
+class Persistence:
+    """What a cache has the writer write; not locked, the owner is."""
+
+    def __init__(
+        self, store: Store, tree: SpanTree, writer: Writer, proof: Proof, known: dict[str, Layout]
+    ) -> None:
+        self._store = store
+        self._tree = tree
+        self._writer = writer
+        self._proof = proof
+        self._known = known
+
+    def flush(self, *, short: bool) -> Saved:
+        """Give the writer what it can take of all that is not saved yet."""
+        waiting, self._tree.unsaved = self._tree.unsaved, {}
+        try:
+            # Ends first: what they hang on is written with them.
+            saved = self.save([*reversed(waiting)], short=short)
+        except BaseException:
+            self._tree.unsaved = waiting
+            raise
+        self._tree.unsaved = {node: None for node in waiting if node in self._tree.unsaved}
+        self._writer.count_uses()
+        return saved
+
+    def leave(self, node: SpanNode) -> None:
+        """What is evicted from memory is written first, where the store has not got it yet."""
+        if node in self._tree.unsaved:
+            if not self._writer.has_room:
+                self._writer.tell_lost()
+            self.save([node])
+
+    def save(self, nodes: Sequence[SpanNode], *, short: bool = True) -> Saved:
+        """Have the writer write what the store lacks of these paths.
+
+        Where too much is waiting, a path stays unsaved: no answer waits for a slow disk.
+        """
+        drafts: list[Draft] = []
+        fresh: list[SpanNode] = []
+        written, left = 0, False
+        try:
+            for node in nodes:
+                if not self._writer.has_room:
+                    self._tree.unsaved[node], left = None, True
+                    continue
+                fresh += [passed for passed in chain_of(node) if not passed.value.saved]
+                drafts += self._drafts(node, [*self._writer.coming, *drafts], short=short)
+                if not node.value.saved:
+                    self._tree.unsaved[node] = None
+                if sum(draft.nbytes for draft in drafts) > _MOST_DRAFTED:
+                    written += self._write(drafts)
+                    fresh.clear()
+            written += self._write(drafts)
+        except BaseException:
+            for node in fresh:
+                node.value.saved = False
+            raise
+        return Saved(written, left)
+
+    def _drafts(self, node: SpanNode, coming: list[Draft], *, short: bool) -> list[Draft]:
+        layout = self._known[str(node.model)]
+        with device.work():
+            return drafts_of(self._store, layout, self._tree.tiers, node, coming, short=short)
+
+    def _write(self, drafts: list[Draft]) -> int:
+        """Hand drafts to the writer, once the device has done all that they are made of."""
+        count = len(drafts)
+        if drafts:
+            self._proof.settle()
+        for draft in drafts:
+            self._writer.put(draft)
+        drafts.clear()
+        return count
+
+
+def drafts_of(
     store: Store,
     layout: Layout,
     tiers: tuple[str, ...],
     node: SpanNode,
     coming: Sequence[Draft] = (),
+    *,
     short: bool = True,
 ) -> list[Draft]:
     """What the store lacks of the path to `node`, but for a `short` end if that is not wanted.
@@ -42,7 +129,7 @@ def drafts(
     cut = layouts.cut_anywhere(layout)
     ahead = _ahead(store.lookup(namespace, ids), coming, namespace, ids)
     held, resumable = ahead.end, ahead.resumable
-    made: list[Draft] = []
+    drafts: list[Draft] = []
     waiting: list[SpanNode] = []
     parts = parts_of(chain, node.end)
     for number, passed in enumerate(chain):
@@ -56,11 +143,9 @@ def drafts(
                 break
             pieces = _pieces(layout, waiting, held)
             resumed = resumes(layout, parts[: number + 1], passed.end)
-            rank = max(span.value.entry.tier for span in waiting)
-            tensors = host_tensors(pieces)
-            path = ids[: passed.end]
-            draft = Draft(namespace, layout, path, held, tiers[rank], tensors, resumed, pieces)
-            made.append(draft)
+            tier = tiers[max(span.value.entry.tier for span in waiting)]
+            path, tensors = ids[: passed.end], host_tensors(pieces)
+            drafts.append(Draft(namespace, layout, path, held, tier, tensors, resumed, pieces))
             held = passed.end
             waiting.clear()
         elif passed.end not in resumable and not cut:
@@ -68,9 +153,10 @@ def drafts(
             if extra is not None:
                 tier = tiers[passed.value.entry.tier]
                 path, tensors = ids[: passed.end], host_tensors(extra)
-                made.append(Draft(namespace, layout, path, passed.end, tier, tensors, True))
+                draft = Draft(namespace, layout, path, passed.end, tier, tensors, resumes=True)
+                drafts.append(draft)
         passed.value.saved = True
-    return made
+    return drafts
 
 
 class _Ahead(NamedTuple):
@@ -80,7 +166,7 @@ class _Ahead(NamedTuple):
     resumable: set[int]
 
 
-def _ahead(found: Found, coming: Sequence[Draft], namespace: str, ids: Tokens[int]) -> _Ahead:
+def _ahead(found: StoredPath, coming: Sequence[Draft], namespace: str, ids: Tokens[int]) -> _Ahead:
     """What a store that has `found` this holds of a path once it has taken what is `coming`.
 
     A span that begins elsewhere than where the store's path ends would be refused, so what earlier
@@ -121,7 +207,9 @@ def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece 
     else:
         # Shifted to the start, so that the layers joined for the purpose hold this run alone.
         parts = [
-            Part(n.start - first.start, n.end - first.start, n.end - first.start, n.value.pieces)
+            PathPart(
+                n.start - first.start, n.end - first.start, n.end - first.start, n.value.pieces
+            )
             for n in nodes
         ]
         length = last.end - first.start

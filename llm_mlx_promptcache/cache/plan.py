@@ -7,17 +7,20 @@ from typing import NamedTuple
 from .disk.restore import Restore, outline_of_checkpoint, read_checkpoint
 from .layers import layout as layouts
 from .layers.checkpoints import outline_from, resumed_at
-from .layers.layout import Layout, Part
-from .span import Found
+from .layers.layout import PathPart
+from .span import Query, StoredPath
 from .store import Store
-from .trie import Tokens
 
 
 class Plan(NamedTuple):
-    """Parts of a path, where it resumes, up to which token it is known and its spans in memory."""
+    """Parts of a path and where it resumes; up to `matched` the path is known.
 
-    parts: list[Part]
-    place: int
+    Memory alone holds it up to `in_memory`. A path that is `stitched` has a checkpoint put into
+    the parts before it.
+    """
+
+    parts: list[PathPart]
+    resume_at: int
     matched: int
     in_memory: int
     restore: Restore | None = None
@@ -25,45 +28,42 @@ class Plan(NamedTuple):
 
     @property
     def from_disk(self) -> int:
-        """How many tokens before `place` memory does not hold."""
-        return 0 if self.restore is None else max(0, self.place - self.in_memory)
+        """How many tokens before `resume_at` memory does not hold."""
+        return 0 if self.restore is None else max(0, self.resume_at - self.in_memory)
 
 
-def plan(
-    store: Store,
-    namespace: str,
-    layout: Layout,
-    ids: Tokens[int],
-    held: list[Part],
-    reached: int,
-    stored: Found,
+def make_plan(
+    store: Store, query: Query, held: list[PathPart], reached: int, stored: StoredPath
 ) -> Plan:
     """A plan out of the parts `held` in memory, which resume at `reached`, and what is `stored`."""
+    layout = query.layout
     length = held[-1].end if held else 0
     if stored.end <= reached:
         return Plan(held, reached, length, length)
-    parts = [p._replace(end=min(p.end, reached)) for p in held if p.start < reached]
+    parts = [part._replace(end=min(part.end, reached)) for part in held if part.start < reached]
     starts = [part.start for part in parts]
-    restore = Restore(store)
-    restore.open(namespace, layout, stored.spans, ids, reached)
+    restore = Restore(store, query)
+    restore.open(stored.spans, reached)
     outlined = parts + restore.parts
     end = outlined[-1].end if outlined else 0
-    count = layouts.resumable(layout, outlined, end)
+    resume_at = layouts.resumable(layout, outlined, end)
     matched = max(length, end)
-    places = []
-    for checkpoint in [c for c in stored.checkpoints if count < c.end <= end]:
-        outline = outline_of_checkpoint(store, namespace, layout, checkpoint, ids)
+    candidates = []
+    for checkpoint in [c for c in stored.checkpoints if resume_at < c.end <= end]:
+        outline = outline_of_checkpoint(store, query, checkpoint)
         if outline is not None:
             beyond = outline_from(layout, outlined, checkpoint.end, outline)
-            places.append((layouts.resumable(layout, beyond, end), checkpoint))
+            candidates.append((layouts.resumable(layout, beyond, end), checkpoint))
     # The one from which a path gets furthest; of those the last, behind which least is joined.
-    for place, checkpoint in sorted(places, key=lambda found: (found[0], found[1].end))[::-1]:
-        extra = read_checkpoint(store, namespace, layout, checkpoint, ids)
+    candidates.sort(key=lambda candidate: (candidate[0], candidate[1].end), reverse=True)
+    for further, checkpoint in candidates:
+        extra = read_checkpoint(store, query, checkpoint)
         if extra is not None:
             at = checkpoint.end
-            parts = parts + restore.streamed(place)
+            parts = parts + restore.streamed(further)
             before = [part for part in parts if part.start < at]
             first_starts = (starts + restore.starts)[: len(before)]
             stitched = resumed_at(layout, before, first_starts, at, extra)
-            return Plan(stitched + parts[len(before) :], place, matched, reached, restore, True)
-    return Plan(parts + restore.streamed(count), count, matched, reached, restore)
+            whole = stitched + parts[len(before) :]
+            return Plan(whole, further, matched, reached, restore, stitched=True)
+    return Plan(parts + restore.streamed(resume_at), resume_at, matched, reached, restore)

@@ -7,34 +7,30 @@ tokens and for no others, so a prefix that many conversations share is kept once
 from __future__ import annotations
 
 import threading
-import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 from . import device
-from .disk.bandwidth import Bandwidth
 from .disk.writer import MOST_WAITING, Writer
 from .explain import Counters, Why
+from .insertion import Insertion, PathEnd, Rows
 from .layers import layout as layouts
 from .layers.layout import Layout
+from .lookup import Lookup
 from .memory.leases import Lease, Loans
 from .memory.policies import Policy
 from .memory.span_tree import SpanNode, SpanTree, is_moved_out, parts_of
-from .persistence import chain_of, drafts
-from .plan import Plan, plan
+from .persistence import Persistence, Saved
+from .proof import Proof
 from .sizes import parse_size
-from .span import NOTHING, Draft, Found
 from .store import NullStore, Store
 from .trie import Tokens, as_tokens
 from .worth import TIERS
 
-_MOST_DRAFTED = 64 << 20  # bytes that are made ready to be written behind one wait for the device
-_MOST_ATTEMPTS = 16  # of one fetch to read from the store what turns out to be damaged
-_ON_THEIR_WAY = 4  # spans that wait to be written may take this part of the budget beside it
-_LEAST_ON_THEIR_WAY = 16 << 20  # bytes; a small budget must not lose what could be written
+_ON_THEIR_WAY: Final = 4  # spans that wait to be written may take this part of the budget beside it
+_LEAST_ON_THEIR_WAY: Final = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
 class PromptCache:
@@ -58,14 +54,17 @@ class PromptCache:
         self._store: Store = disk if disk is not None else NullStore()
         self._saving = not isinstance(self._store, NullStore)
         self._lock = threading.RLock()
-        self._tree = SpanTree(tiers, policy, self._saving)
+        self._tree = SpanTree(tiers, policy, saving=self._saving)
         self._layouts: dict[str, Layout] = {}
         self._counters = Counters()
         self._loans = Loans()
         most = max(self._max_bytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
         self._writer = Writer(self._store, min(most, MOST_WAITING))
-        self._bandwidth = Bandwidth()
-        self._since = 0  # how often the device had failed when a change to spans began
+        self._proof = Proof(self._tree)
+        self._lookup = Lookup(self._tree, self._store, self._writer, self._layouts)
+        self._persistence = Persistence(
+            self._store, self._tree, self._writer, self._proof, self._layouts
+        )
         # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
         weakref.finalize(self, self._tree.clear).atexit = False
 
@@ -73,57 +72,38 @@ class PromptCache:
         self,
         namespace: str,
         tokens: Iterable[int],
-        room: int = 0,
+        headroom: int = 0,
         *,
-        take: bool = False,
+        rows: Rows = Rows.COPY,
         prefill_speed: float | None = None,
     ) -> Lease:
         """The longest stored prefix of `tokens`, never all of them, as layers ready to run.
 
-        The layers have room for the rest of the prompt and `room` tokens more before they grow.
-        With `take`, rows that nobody else needs move into them instead of being copied; they come
-        back with `insert`, and who lets go of the layers without it loses what no store holds.
+        The layers have room for the rest of the prompt and `headroom` tokens more before they grow.
+        With `Rows.GIVE`, rows that nobody else needs move into them instead of being copied; an
+        `insert` returns them, and who drops the layers without it loses what no store holds.
         With `prefill_speed`, in tokens a second, what the disk would give later is left to prefill.
         Nothing here waits for other processes or for the writer: 20 ms for each look at an index
         that is locked, and then no look at it for a while. Threads of this process take turns.
         """
         ids = _checked(tokens)
+        _check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
             self._begin()
             self._writer.note_lookup()
-            layout = self._layout(namespace)
-            if layout is None:
-                return self._counted(ids, Lease(None, 0, self._why(namespace, ids, 0, 0)))
-            nodes, length = self._tree.walk(namespace, ids[:-1])
-            unreadable, layers, slow = False, None, False
-            attempts, stored = 0, None
-            # What turns out not to be what was written goes, so each attempt has less before it;
-            # where the fault is not a file's, the store is left out of it.
-            while layers is None:
-                found = self._find(namespace, layout, ids[:-1], nodes, length, stored)
-                unreadable |= found.restore is not None and found.restore.unreadable
-                if found.restore is not None and self._bandwidth.is_slower(
-                    found.restore.nbytes, found.from_disk, prefill_speed
-                ):
-                    slow = True
-                    found.restore.close()
-                    found = self._find(namespace, layout, ids[:-1], nodes, length, NOTHING)
-                if found.place == 0:
-                    break
-                layers = self._join(layout, found, nodes, len(ids) + room, take)
-                unreadable |= layers is None
-                attempts += 1
-                removed = found.restore is not None and found.restore.removed
-                stored = None if removed and attempts < _MOST_ATTEMPTS else NOTHING
-            why = self._why(namespace, ids, found.place, found.matched, unreadable, slow)
-            self._tree.use(nodes, found.place)
-            if layers is not None:
-                whole = [node for node in nodes if node.end <= found.place]
+            walk = self._lookup.walk(namespace, ids)
+            if walk is None:
+                return self._counted(ids, Lease(None, 0, self._lookup.why(namespace, ids)))
+            hit = self._lookup.find(walk, len(ids) + headroom, rows, prefill_speed)
+            plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
+            self._tree.use(walk.nodes, plan.resume_at)
+            if hit.layers is not None:
+                whole = [node for node in walk.nodes if node.end <= plan.resume_at]
                 held = self._tree.hold(whole[-1]) if whole else None
-                self._loans.lend(namespace, ids[: found.place], layers, held)
+                self._loans.lend(namespace, ids[: plan.resume_at], hit.layers, held)
                 # The store, which saw nothing of what came from memory, hears of it in time.
-                self._writer.note_use(namespace, ids[: min(found.place, found.in_memory)])
-            lease = Lease(layers, found.place, why, found.matched, found.from_disk)
+                self._writer.note_use(namespace, ids[: min(plan.resume_at, plan.in_memory)])
+            lease = Lease(hit.layers, plan.resume_at, why, plan.matched, plan.from_disk)
             return self._counted(ids, lease)
 
     def insert(
@@ -133,33 +113,31 @@ class PromptCache:
         layers: Sequence[Any],
         tier: str = "assistant",
         *,
-        consume: bool = False,
+        rows: Rows = Rows.COPY,
         on_disk: bool = True,
-        refill: bool = True,
     ) -> int:
         """Keep what `layers` hold for `tokens`; returns for how many, at most what they cover.
 
-        Only what is not stored yet is copied. With `consume` the list of layers is emptied, one
-        by one, so that a long conversation is never held twice; otherwise they stay the caller's.
+        Only what is not stored yet is copied, and the layers stay the caller's. With `Rows.RETURN`
+        their list is emptied, one by one, so that a long conversation is never held twice; with
+        `Rows.KEEP_OUT` rows that a fetch gave them stay there until they are returned.
         Without `on_disk` the store never gets it, unless another conversation has the same prefix.
-        Without `refill`, rows that moved into a lease stay there until its last insert. Where
-        the device failed nothing of it is kept: RuntimeError.
+        Where the device failed nothing of it is kept: RuntimeError.
         """
         ids = _checked(tokens)
-        with self._lock, self._proving(device.failures()):
-            return self._insert(namespace, ids, layers, tier, consume, on_disk, refill)
+        insertion = Insertion(layers, len(ids), tier, rows, on_disk)
+        with self._lock, self._proof.of(device.failures()):
+            return self._insert(namespace, ids, insertion)
 
     def insert_path(
         self,
         namespace: str,
         tokens: Iterable[int],
         layers: Sequence[Any],
-        ends: Sequence[tuple[int, str]],
+        ends: Sequence[PathEnd],
         *,
         since: int,
-        consume: bool = False,
         on_disk: bool = True,
-        refill: bool = True,
     ) -> None:
         """`insert` at several ends of one path, each with its tier, the last one last.
 
@@ -167,24 +145,14 @@ class PromptCache:
         these layers were made: where it has failed again they are nobody's, and RuntimeError.
         """
         ids = _checked(tokens)
-        *before, (end, tier) = ends
-        with self._lock, self._proving(since):
-            for at, its_tier in before:
-                self._insert(namespace, ids[:at], layers, its_tier, False, on_disk, refill)
-            refill = refill or consume
-            self._insert(namespace, ids[:end], layers, tier, consume, on_disk, refill)
+        with self._lock, self._proof.of(since):
+            for at, tier, rows in ends:
+                self._insert(namespace, ids[:at], Insertion(layers, at, tier, rows, on_disk))
 
-    def _insert(
-        self,
-        namespace: str,
-        ids: Tokens[int],
-        layers: Sequence[Any],
-        tier: str,
-        consume: bool,
-        on_disk: bool,
-        refill: bool,
-    ) -> int:
-        self._tree.check_tier(tier)
+    def _insert(self, namespace: str, ids: Tokens[int], insertion: Insertion) -> int:
+        layers = insertion.layers
+        _check_rows(insertion.rows, Rows.COPY, Rows.KEEP_OUT, Rows.RETURN)
+        self._tree.check_tier(insertion.tier)
         layout = layouts.layout_of(layers)
         # Nothing of it in memory: whatever the store says, these layers are what they are.
         known = self._layouts.get(namespace, layout)
@@ -196,36 +164,37 @@ class PromptCache:
         self._loans.check(namespace, ids, layers)
         self._begin()
         self._layouts[namespace] = known
-        ids = ids[: self._fitting(namespace, known, ids, layers, at)]
+        insertion = replace(insertion, at=at)
+        ids = ids[: self._fitting(namespace, known, ids, insertion)]
         if len(ids):
-            node = self._tree.add(namespace, known, ids, layers, at, tier, consume, on_disk, refill)
+            node = self._tree.add(namespace, known, ids, insertion)
             if not layouts.cut_anywhere(known):
                 self._tree.thin(known, node)
-            held = self._tree.hold(node)  # what has just come is not what goes
+            held = self._tree.hold(node)  # what has just come is not what is evicted
             self._evict()
             self._tree.release(held)
             self._evict()
-        if consume and isinstance(layers, list):
+        if insertion.rows is Rows.RETURN and isinstance(layers, list):
             layers.clear()
         return len(ids)
 
     def pin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Keep a stored prefix whatever happens; ValueError where it is not all in memory."""
         ids = _checked(tokens)
-        with self._lock, self._proving(device.failures()):
+        with self._lock, self._proof.of(device.failures()):
             node = self._end_of(namespace, ids)
             if not node.value.pinned:
                 self._tree.hold(node)
                 node.value.pinned = True
             if node in self._tree.unsaved:
-                self._save([node])
+                self._persistence.save([node])
         self._writer.wait()
-        self._store.pin(namespace, ids, True)
+        self._store.pin(namespace, ids, pinned=True)
 
     def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Undo `pin`; ValueError where nothing is pinned that ends there."""
         ids = _checked(tokens)
-        stored = self._store.pin(namespace, ids, False)
+        stored = self._store.pin(namespace, ids, pinned=False)
         with self._lock:
             nodes, length = self._tree.walk(namespace, ids)
             node = nodes[-1] if nodes and nodes[-1].end == length == len(ids) else None
@@ -240,9 +209,9 @@ class PromptCache:
         limit = (
             self._max_bytes if memory_bytes is None else parse_size(memory_bytes, "memory_bytes")
         )
-        with self._lock, self._proving(device.failures()):
+        with self._lock, self._proof.of(device.failures()):
             self._begin()
-            self._tree.evict(limit, _checked_count(spans), self._leaving)
+            self._tree.evict(limit, _checked_count(spans), self._persistence.leave)
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
@@ -265,26 +234,17 @@ class PromptCache:
         A lock that another process keeps is waited for once; what it keeps from being written is
         told, and stays in memory.
         """
-        written, more = self._hand_over(short)
-        while wait and not self._writer.wait() and more:
-            handed, more = self._hand_over(short)
-            written += handed
+        written, left = self._hand_over(short=short)
+        while wait and not self._writer.wait() and left:
+            more, left = self._hand_over(short=short)
+            written += more
         return written
 
-    def _hand_over(self, short: bool) -> tuple[int, bool]:
-        """Give the writer what it can take; how many spans that were, and whether more is left."""
-        with self._lock, self._proving(device.failures()):
+    def _hand_over(self, *, short: bool) -> Saved:
+        """Give the writer what it can take."""
+        with self._lock, self._proof.of(device.failures()):
             self._begin()
-            waiting, self._tree.unsaved = self._tree.unsaved, {}
-            try:
-                # Ends first: what they hang on is written with them.
-                written, refused = self._save([*reversed(waiting)], short)
-            except BaseException:
-                self._tree.unsaved = waiting
-                raise
-            self._tree.unsaved = {node: None for node in waiting if node in self._tree.unsaved}
-            self._writer.count_uses()
-            return written, refused
+            return self._persistence.flush(short=short)
 
     @property
     def saves(self) -> bool:
@@ -306,16 +266,11 @@ class PromptCache:
         """
         ids = _checked(tokens)
         with self._lock:
-            layout = self._layout(namespace)
-            nodes, length = self._tree.walk(namespace, ids[:-1])
-            if layout is None:
-                why = self._why(namespace, ids, 0, 0)
+            walk = self._lookup.walk(namespace, ids)
+            if walk is None:
+                why = self._lookup.why(namespace, ids)
             else:
-                found = self._find(namespace, layout, ids[:-1], nodes, length)
-                unreadable = found.restore is not None and found.restore.unreadable
-                why = self._why(namespace, ids, found.place, found.matched, unreadable)
-                if found.restore is not None:
-                    found.restore.close()
+                why = self._lookup.why(namespace, ids, self._lookup.look(walk))
             if why.reason != "cold":
                 return why
             others = {str(node.model) for node in self._tree.nodes()} - {namespace}
@@ -360,102 +315,6 @@ class PromptCache:
             self._layouts.clear()
             self._writer.count_uses()
 
-    # Finding.
-
-    def _layout(self, namespace: str) -> Layout | None:
-        known = self._layouts.get(namespace)
-        # What the store says is asked for each time: it may have been wrong.
-        return known if known is not None else self._store.layout(namespace)
-
-    def _find(
-        self,
-        namespace: str,
-        layout: Layout,
-        ids: Tokens[int],
-        nodes: list[SpanNode],
-        length: int,
-        stored: Found | None = None,
-    ) -> Plan:
-        """What memory and store hold along `ids`, and how far that goes.
-
-        What is `stored` is looked up where it is not said.
-        """
-        # What has left memory for the disk is found on its way there: nobody waits for it.
-        parts = parts_of(nodes, length) + self._writer.parts(namespace, ids, length)
-        length = parts[-1].end if parts else 0
-        reached = layouts.resumable(layout, parts, length)
-        if stored is None:
-            stored = self._store.lookup(namespace, ids) if reached < len(ids) else NOTHING
-        return plan(self._store, namespace, layout, ids, parts, reached, stored)
-
-    def _join(
-        self, layout: Layout, found: Plan, nodes: list[SpanNode], wanted: int, take: bool
-    ) -> list[Any] | None:
-        """The layers that a plan comes to; None where a file was not what it seemed."""
-        moving: list[int] = []
-        if take and not found.stitched:
-            moving = self._tree.exclusive(nodes, min(found.place, found.in_memory))
-        started = time.monotonic()
-        try:
-            layers = None
-            if found.restore is not None:
-                layers = found.restore.layers(layout, found.place, wanted - found.place)
-            if layers is None:
-                layers = layouts.join(
-                    layout, found.parts, found.place, wanted - found.place, moving
-                )
-            if found.restore is None:
-                return layers
-            good = found.restore.verify()
-            self._bandwidth.measured(found.restore.nbytes, time.monotonic() - started)
-            return layers if good else None
-        except Exception as error:
-            device.note(error)
-            self._tree.lose(layout, (nodes[index] for index in moving))
-            # No content of any file may raise out of a lookup (law 6).
-            if found.restore is None or not found.restore.failed(error):
-                raise
-            return None
-        finally:
-            self._tree.resized(nodes[index] for index in moving)
-            if found.restore is not None:
-                found.restore.close()
-
-    def _why(
-        self,
-        namespace: str,
-        ids: Tokens[int],
-        count: int,
-        matched: int,
-        unreadable: bool = False,
-        slow: bool = False,
-    ) -> Why:
-        if count == len(ids) - 1:
-            return Why("whole")
-        if unreadable:
-            return Why("unreadable", count)
-        if slow:
-            return Why("slow", count)
-        if self._store.unseen:
-            return Why("locked", count)
-        # What waits and was looked at is no reason: layers can't resume in it.
-        if self._writer.holds(namespace, ids[:-1], max(count, matched)):
-            return Why("writing", count)
-        if count < matched:
-            return Why("lent" if self._is_lent(namespace, ids, count) else "checkpoint", count)
-        if self._tree.was_evicted(namespace, ids, count):
-            return Why("evicted", count)
-        if not count:
-            return Why("cold")
-        return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
-
-    def _is_lent(self, namespace: str, ids: Tokens[int], count: int) -> bool:
-        """Whether rows after token `count` are away; nothing but a lease takes them."""
-        layout = self._layouts.get(namespace, ())  # none where memory holds nothing
-        nodes = [node for node in self._tree.walk(namespace, ids).nodes if node.end > count]
-        pairs = [pair for node in nodes for pair in zip(layout, node.value.pieces, strict=True)]
-        return any(kind.anywhere and piece is None for kind, piece in pairs)
-
     def _counted(self, ids: Tokens[int], lease: Lease) -> Lease:
         self._counters.count(len(ids), lease.cached, lease.why)
         return lease
@@ -470,15 +329,16 @@ class PromptCache:
     # Keeping.
 
     def _fitting(
-        self, namespace: str, layout: Layout, ids: Tokens[int], layers: Sequence[Any], at: int
+        self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion
     ) -> int:
         """How many of the tokens can be kept within the whole budget (law 10)."""
+        layers, at = insertion.layers, insertion.at
         nodes, length = self._tree.walk(namespace, ids)
         more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
-        # Rows that moved into these layers take their place again.
-        away = [node for node in nodes if is_moved_out(node)]
+        # Rows that moved out into these layers count again.
+        moved_out = [node for node in nodes if is_moved_out(node)]
         held = sum(node.value.entry.nbytes for node in nodes)
-        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in away)
+        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in moved_out)
         if held + more <= self._max_bytes or not more:
             return len(ids)
         if layouts.cut_anywhere(layout):
@@ -491,7 +351,7 @@ class PromptCache:
 
     def _end_of(self, namespace: str, ids: Tokens[int]) -> SpanNode:
         """The span that ends after `ids`, split out when needed; ValueError where none can."""
-        layout = self._layout(namespace)
+        layout = self._lookup.layout(namespace)
         nodes, length = self._tree.walk(namespace, ids)
         held = layouts.resumable(layout, parts_of(nodes, length), length) if layout else 0
         if layout is None or held < len(ids):
@@ -502,80 +362,7 @@ class PromptCache:
         return node if node.end == length else self._tree.split(layout, node, length)
 
     def _evict(self) -> None:
-        self._tree.evict(self._max_bytes, self._max_spans, self._leaving)
-
-    def _leaving(self, node: SpanNode) -> None:
-        """What leaves memory goes to the store first, where it is not there yet."""
-        if node in self._tree.unsaved:
-            if not self._writer.has_room:
-                self._writer.tell_lost()
-            self._save([node])
-
-    def _save(self, nodes: Sequence[SpanNode], short: bool = True) -> tuple[int, bool]:
-        """Have the writer write what the store lacks of these paths.
-
-        Returns how many spans that are, and whether more is left: where too much is waiting, a path
-        stays unsaved, and no answer waits for a slow disk.
-        """
-        made: list[Draft] = []
-        fresh: list[SpanNode] = []
-        written, refused = 0, False
-        try:
-            for node in nodes:
-                if not self._writer.has_room:
-                    self._tree.unsaved[node], refused = None, True
-                    continue
-                fresh += [passed for passed in chain_of(node) if not passed.value.saved]
-                made += self._drafts(node, [*self._writer.coming, *made], short)
-                if not node.value.saved:
-                    self._tree.unsaved[node] = None
-                if sum(draft.nbytes for draft in made) > _MOST_DRAFTED:
-                    written += self._write(made)
-                    fresh.clear()
-            written += self._write(made)
-        except BaseException:
-            for node in fresh:
-                node.value.saved = False
-            raise
-        return written, refused
-
-    def _drafts(self, node: SpanNode, coming: list[Draft], short: bool) -> list[Draft]:
-        layout = self._layouts[str(node.model)]
-        with device.work():
-            return drafts(self._store, layout, self._tree.tiers, node, coming, short)
-
-    def _write(self, made: list[Draft]) -> int:
-        """Hand drafts to the writer, once the device has done all that they are made of."""
-        count = len(made)
-        if made:
-            self._prove()
-        for draft in made:
-            self._writer.put(draft)
-        made.clear()
-        return count
-
-    # Proving.
-
-    @contextmanager
-    def _proving(self, since: int) -> Iterator[None]:
-        """A change to spans, which nobody finds before the device has done what they are made of.
-
-        Where it failed, spans hold what they held before, or nothing.
-        """
-        self._since = since
-        try:
-            yield
-            if self._tree.unproven:
-                self._prove()
-            self._tree.proved()
-        except BaseException:
-            self._tree.withdraw()
-            raise
-
-    def _prove(self) -> None:
-        device.settle()
-        if device.failures() != self._since:
-            raise RuntimeError("the device failed meanwhile, so nothing of this is kept")
+        self._tree.evict(self._max_bytes, self._max_spans, self._persistence.leave)
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:
@@ -589,3 +376,9 @@ def _checked_count(spans: int | None) -> int | None:
     if spans is not None and (isinstance(spans, bool) or not isinstance(spans, int) or spans < 0):
         raise ValueError(f"spans is {spans!r}; give a number of spans, or None for any")
     return spans
+
+
+def _check_rows(rows: Rows, *meant: Rows) -> None:
+    if rows not in meant:
+        named = " or ".join(f"Rows.{one.name}" for one in meant)
+        raise ValueError(f"rows is {rows!r}; it is {named} here")

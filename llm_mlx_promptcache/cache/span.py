@@ -18,7 +18,7 @@ class DamagedSpan(ValueError):
 class StoredSpan(NamedTuple):
     """A span on a path: the path follows its tokens from `start` to `end`.
 
-    One without tokens is a checkpoint: it holds only what it takes to resume at its place.
+    One without tokens is a checkpoint: it holds only what it takes to resume there.
     `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
     the span that it hangs on, "" at a path's start.
     """
@@ -30,7 +30,7 @@ class StoredSpan(NamedTuple):
     parent: str = ""
 
 
-class Found(NamedTuple):
+class StoredPath(NamedTuple):
     """What is stored along a path: spans without gaps, and checkpoints inside or between them."""
 
     spans: list[StoredSpan]
@@ -42,7 +42,15 @@ class Found(NamedTuple):
         return self.spans[-1].end if self.spans else 0
 
 
-NOTHING = Found([], [])
+NOTHING = StoredPath([], [])
+
+
+class Query(NamedTuple):
+    """What is looked up: the beginning of a path, in a namespace of these layers."""
+
+    namespace: str
+    layout: Layout
+    ids: Tokens[int]
 
 
 class Head(NamedTuple):

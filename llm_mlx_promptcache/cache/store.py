@@ -10,7 +10,7 @@ from .span import NOTHING
 if TYPE_CHECKING:
     from .layers.layout import Layout
     from .layers.pieces import MxArray, Piece
-    from .span import DamagedSpan, Draft, Found, Head, StoredSpan, StoredTensor
+    from .span import DamagedSpan, Draft, Head, StoredPath, StoredSpan, StoredTensor
     from .trie import Tokens
 
 
@@ -69,7 +69,7 @@ class Store(Protocol):
     def layout(self, namespace: str) -> Layout | None:
         """The kinds of layer that a namespace's spans hold, where it has any."""
 
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """What is stored along `tokens`, from the path's start."""
 
     @property
@@ -101,7 +101,7 @@ class Store(Protocol):
     def tend(self) -> bool:
         """Do what lookups left to do, and keep to the budget; False if there is more of it."""
 
-    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+    def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
         """Keep what is stored along a path from being evicted, or no longer; whether any is."""
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
@@ -121,7 +121,7 @@ class NullStore:
         """Nothing is known of any namespace."""
         return None
 
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """Nothing is found."""
         return NOTHING
 
@@ -159,7 +159,7 @@ class NullStore:
         """Nothing is left to do."""
         return True
 
-    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+    def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
         """Nothing is kept."""
         return False
 

@@ -69,7 +69,7 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
         raise click.ClickException(f"{what} the id {name!r}; llm mlx-cached tree shows the ids")
     (span,) = found
     path = listing.path(span)
-    store.pin(span.namespace, path, pinned)
+    store.pin(span.namespace, path, pinned=pinned)
     if not any(s.file_id == span.file_id and s.pinned == pinned for s in store.listing().spans):
         raise click.ClickException(f"the span {span.id} was evicted meanwhile")
     if as_json:

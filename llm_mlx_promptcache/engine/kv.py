@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cache import device
 from ..cache.explain import Why
+from ..cache.insertion import PathEnd, Rows
 from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.memory.leases import Lease
 from ..cache.prompt_cache import PromptCache
@@ -112,20 +113,22 @@ class KVManager:
         if namespace != handle.kept_in:  # rows that were quantised since belong elsewhere
             handle.kept, handle.kept_in = 0, namespace
         bounds = prepared.transcript.boundaries
-        ends = [(b.position, b.tier) for b in bounds if handle.kept < b.position <= done]
-        if not ends or ends[-1][0] < done:
-            ends.append((done, "assistant"))
+        rows = Rows.KEEP_OUT if handle.away and not back else Rows.COPY
+        passed = [b for b in bounds if handle.kept < b.position <= done]
+        ends = [PathEnd(b.position, b.tier, rows) for b in passed]
+        if not ends or ends[-1].at < done:
+            ends.append(PathEnd(done, "assistant", rows))
         if not self._counts:  # they can't tell where they stand: at the last end, and no other
             ends = ends[-1:]
+        if last:
+            ends[-1] = ends[-1]._replace(rows=Rows.RETURN)
         self._cache.insert_path(
             namespace,
             path,
             handle.layers,
             ends,
             since=handle.since,
-            consume=last,
             on_disk=prepared.request.on_disk,
-            refill=back or not handle.away,
         )
         handle.kept = done
         handle.away = handle.away and not (last or back)
@@ -173,13 +176,14 @@ class KVManager:
         if self._uncached is not None:
             return Lease(None, 0, self._uncached)
         room = min(prepared.limit, _ROOM)
-        lease = self._cache.fetch(prepared.namespace, ids, room, take=take, prefill_speed=speed)
+        rows = Rows.GIVE if take else Rows.COPY
+        lease = self._cache.fetch(prepared.namespace, ids, room, rows=rows, prefill_speed=speed)
         if request.kv is None or lease.cached >= request.kv.start:
             return lease
         # Up to where quantising starts, rows are those of everybody else.
         plain = ids[: request.kv.start + 1]
         namespace = prepared.plain_namespace
-        return self._cache.fetch(namespace, plain, room, take=take, prefill_speed=speed)
+        return self._cache.fetch(namespace, plain, room, rows=rows, prefill_speed=speed)
 
     def _namespace(self, handle: KVHandle) -> str:
         """Where layers belong, as they are now."""

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.explain import summary
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 MEMORY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))
@@ -153,12 +154,12 @@ def test_rows_that_nobody_else_needs_move_into_the_lease_and_come_home(keep, run
     tokens = path(1, 40)
     keep(cache, tokens[:25], "user")
     keep(cache, tokens)
-    lease = cache.fetch("m", [*tokens, 3], take=True)
+    lease = cache.fetch("m", [*tokens, 3], rows=Rows.GIVE)
     assert lease.cached == 40
     assert held(cache)["bytes"] == 0
     layers = run([3], lease.layers)[1]
     del lease
-    cache.insert("m", [*tokens, 3], layers, consume=True)
+    cache.insert("m", [*tokens, 3], layers, rows=Rows.RETURN)
     assert layers == []
     assert held(cache)["bytes"] == ROW * 41
     assert cache.check() == []
@@ -171,10 +172,10 @@ def test_law_10_rows_that_come_home_count_before_what_is_new(keep, run):
     keep(cache, path(2, 15))
     keep(cache, path(1, 40))
     more = path(3, 30)
-    lease = cache.fetch("m", [*path(1, 40), *more], take=True)
+    lease = cache.fetch("m", [*path(1, 40), *more], rows=Rows.GIVE)
     layers = run(more, lease.layers)[1]
     del lease
-    assert cache.insert("m", [*path(1, 40), *more], layers, consume=True) == 60
+    assert cache.insert("m", [*path(1, 40), *more], layers, rows=Rows.RETURN) == 60
     assert held(cache)["bytes"] <= ROW * 60
     assert cache.fetch("m", [*path(1, 40), *more]).cached == 60
     assert cache.check() == []
@@ -185,7 +186,7 @@ def test_rows_that_others_share_are_copied(keep):
     shared = path(9, 10)
     for seed in (1, 2):
         keep(cache, shared + path(seed, 5))
-    cache.fetch("m", [*shared, *path(1, 5), 1], take=True)
+    cache.fetch("m", [*shared, *path(1, 5), 1], rows=Rows.GIVE)
     assert held(cache)["bytes"] == ROW * (10 + 5)
     assert cache.fetch("m", [*shared, *path(2, 5), 1]).cached == 15
 
@@ -193,7 +194,7 @@ def test_rows_that_others_share_are_copied(keep):
 def test_a_lease_that_never_comes_home_leaves_a_miss_and_no_trace(keep):
     cache = PromptCache("1GB")
     keep(cache, path(1))
-    lease = cache.fetch("m", [*path(1), 1], take=True)
+    lease = cache.fetch("m", [*path(1), 1], rows=Rows.GIVE)
     missed = cache.fetch("m", [*path(1), 1])
     assert (missed.layers, missed.why.reason) == (None, "lent")
     del lease
@@ -206,7 +207,7 @@ def test_a_lease_that_never_comes_home_loses_nothing_that_is_on_the_disk(keep, r
     cache = PromptCache("1GB", DiskStore(tmp_path))
     keep(cache, path(1))
     cache.flush()
-    del_me = cache.fetch("m", [*path(1), 1], take=True)
+    del_me = cache.fetch("m", [*path(1), 1], rows=Rows.GIVE)
     assert del_me.cached == 20
     del del_me
     assert cache.fetch("m", [*path(1), 1]).cached == 20

@@ -90,7 +90,7 @@ def test_law_1_at_every_point_of_both_stores(trial, tmp_path, soak_share):
 def turn(trial, cache, prompt, count=10):
     """One request, as an engine serves it; the whole path with its answer."""
     trial.keep(cache, prompt, [*trials.STOPS[:2], len(prompt) - 1])
-    lease = cache.fetch(NS, prompt, room=count)
+    lease = cache.fetch(NS, prompt, headroom=count)
     assert lease.cached == len(prompt) - 1
     answer, layers = trial.check(lease, prompt, count)
     cache.insert(NS, [*prompt, *answer], layers)

@@ -15,6 +15,7 @@ import pytest
 from played_layers import FAMILIES, layers_of, same
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.insertion import Insertion, Rows
 from llm_mlx_promptcache.cache.layers.layout import layout_of
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
 from llm_mlx_promptcache.cache.memory.span_tree import SpanTree
@@ -75,7 +76,7 @@ def test_law_16_what_is_evicted_is_free_at_once(exact, family, policy):
     held, cache = Held(), PromptCache("4MB", policy=policy)
     for seed in range(40):
         tokens = words(seed % 3, 10) + words(seed, 40)
-        cache.insert("m", tokens, filled(tokens, family), "user", consume=True)
+        cache.insert("m", tokens, filled(tokens, family), "user", rows=Rows.RETURN)
         assert held() == counted(cache) <= 4_000_000
     assert sum(cache.stats()["evicted"].values()) > 10
 
@@ -94,7 +95,7 @@ def discarded(cache, path):
 
 def lost_with_a_lease(cache, path):
     """Its rows move into layers that never come home; the next request finds them gone."""
-    cache.fetch("m", [*path, 1], take=True)
+    cache.fetch("m", [*path, 1], rows=Rows.GIVE)
     assert cache.fetch("m", [*path, 1]).layers is None
 
 
@@ -118,7 +119,7 @@ def test_law_16_a_span_that_is_split_or_thinned_holds_no_more_than_its_parts(exa
     del layers
     for cut in (3, 20, 33):
         prompt = path[:cut] + words(cut, 9)
-        cache.insert("m", prompt, filled(prompt, family), "user", consume=True)
+        cache.insert("m", prompt, filled(prompt, family), "user", rows=Rows.RETURN)
         assert held() == counted(cache)
     assert cache.check() == []
 
@@ -138,7 +139,7 @@ def test_law_16_a_hold_on_a_node_or_an_entry_keeps_no_rows(exact):
     tree = SpanTree(("assistant", "user", "system"), "default", saving=False)
     held, path = Held(), as_tokens(words(1, 60))
     layers = filled(path)
-    node = tree.add("m", layout_of(layers), path, layers, 60, "user", True)
+    node = tree.add("m", layout_of(layers), path, Insertion(layers, 60, "user", Rows.RETURN))
     entry = node.value.entry
     tree.evict(0, None, lambda node: None)
     assert held() == 0
@@ -146,15 +147,15 @@ def test_law_16_a_hold_on_a_node_or_an_entry_keeps_no_rows(exact):
     assert not node.has_value
 
 
-def test_places_in_the_order_keep_no_entry_that_is_gone():
+def test_tickets_in_the_order_keep_no_entry_that_is_gone():
     order = CacheOrder()
     kept = [order.push(object(), "user", 1, 1) for _ in range(10)]
     for _ in range(5):
         order.use(kept)
     while len(order) > 3:
         order.pop()
-    places = [part for heap in order._heaps.values() for place in heap for part in place]
-    assert all(isinstance(part, int | float) for part in places)
+    parts = [part for heap in order._heaps.values() for ticket in heap for part in ticket]
+    assert all(isinstance(part, int | float) for part in parts)
 
 
 def test_the_longest_chain_of_spans_goes_without_recursion():
@@ -216,12 +217,13 @@ class Crowd:
 
     def turn(self, family, path):
         prompt = path + words(self.random.random(), self.random.randint(5, 60))
-        lease = self.cache.fetch(family, prompt, take=self.random.random() < 0.5)
+        lease = self.cache.fetch(family, prompt, rows=self.random.choice([Rows.COPY, Rows.GIVE]))
         self.weigh(lease.layers)
         self.reused += lease.cached > 0
         layers = lease.layers or layers_of(family)
         assert same(play(layers, prompt[lease.cached :]), filled(prompt, family))  # law 1
-        self.cache.insert(family, prompt, layers, "user", refill=self.random.random() < 0.5)
+        rows = self.random.choice([Rows.COPY, Rows.KEEP_OUT])
+        self.cache.insert(family, prompt, layers, "user", rows=rows)
         self.weigh(layers)
         answer = words(self.random.random(), self.random.randint(2, 30))
         play(layers, answer)
@@ -229,7 +231,7 @@ class Crowd:
             self.leases.append(layers)  # an answer that goes on while others come and go
         else:
             del lease
-            self.cache.insert(family, prompt + answer, layers, consume=True)
+            self.cache.insert(family, prompt + answer, layers, rows=Rows.RETURN)
         self.weigh()
         return prompt + answer
 

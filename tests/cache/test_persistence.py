@@ -8,6 +8,7 @@ import pytest
 from plain_layers import state
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.persistence import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
@@ -87,20 +88,20 @@ def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
     assert store.check() == []
 
 
-@pytest.mark.parametrize("refill", [True, False])
-def test_each_byte_is_written_once(tmp_path, run, refill):
+@pytest.mark.parametrize("rows", [Rows.COPY, Rows.KEEP_OUT])
+def test_each_byte_is_written_once(tmp_path, run, rows):
     store = DiskStore(tmp_path)
     cache = PromptCache("100MB", store)
     rng = random.Random(5)
     path = IDS[:60]
     for _ in range(12):
-        lease = cache.fetch("m", path, take=True)
+        lease = cache.fetch("m", path, rows=Rows.GIVE)
         layers = run(path[lease.cached :], lease.layers)[1]
-        cache.insert("m", path, layers, refill=refill)
+        cache.insert("m", path, layers, rows=rows)
         cache.flush(wait=False, short=False)
         answer = [*path, *rng.choices(range(100), k=rng.randrange(1, 30))]
         run(answer[len(path) :], layers)
-        cache.insert("m", answer, layers, consume=True)
+        cache.insert("m", answer, layers, rows=Rows.RETURN)
         cache.flush(wait=False, short=False)
         path = [*answer, *rng.choices(range(100), k=20)] if rng.random() < 0.7 else path
     cache.flush()
@@ -116,15 +117,15 @@ def test_rows_that_moved_stay_away_until_the_last_insert(tmp_path, run):
     cache.insert("m", IDS[:60], run(IDS[:60])[1])
     cache.flush()
     whole = cache.stats()["memory"]["bytes"]
-    lease = cache.fetch("m", IDS[:90], take=True)
+    lease = cache.fetch("m", IDS[:90], rows=Rows.GIVE)
     layers = run(IDS[lease.cached : 90], lease.layers)[1]
-    cache.insert("m", IDS[:90], layers, refill=False)
+    cache.insert("m", IDS[:90], layers, rows=Rows.KEEP_OUT)
     assert cache.flush() == 1
     assert cache.stats()["memory"]["bytes"] == whole / 2
     # Another process, and another request of this one, find all of it on the disk.
     for other in (PromptCache("100MB", DiskStore(tmp_path)), cache):
         assert other.fetch("m", IDS[:91]).cached == 90
-    cache.insert("m", IDS[:90], layers, consume=True)
+    cache.insert("m", IDS[:90], layers, rows=Rows.RETURN)
     assert cache.stats()["memory"]["bytes"] == whole * 1.5
     assert cache.check() + store.check() == []
 

@@ -35,7 +35,7 @@ def restarted(cache):
 @pytest.mark.parametrize("at", range(1, 60))
 def test_law_1_a_warm_answer_equals_the_cold_one_at_every_point(cache, run, greedy, at):
     cache.insert("m", IDS[:at], run(IDS[:at])[1])
-    lease = cache.fetch("m", IDS, room=20)
+    lease = cache.fetch("m", IDS, headroom=20)
     assert lease.cached == at
     warm, layers = run(IDS[at:], lease.layers)
     assert close(warm, run(IDS)[0])

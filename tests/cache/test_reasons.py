@@ -8,6 +8,7 @@ from played_layers import FAMILIES
 from test_nothing_lost import Held, keep
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 IDS = random.Random(11).choices(range(1000), k=100)
@@ -50,7 +51,7 @@ def test_law_16_after_a_clear_nothing_is_stored_and_nothing_else_is_said(family)
 def test_law_16_rows_that_another_request_has_are_lent_and_then_lost(family):
     cache = PromptCache("100MB")
     keep(cache, family, IDS[:60])
-    lease = cache.fetch(family, [*IDS[:60], 0], take=True)
+    lease = cache.fetch(family, [*IDS[:60], 0], rows=Rows.GIVE)
     assert lease.cached == 60
     assert reasons(cache, family, [*IDS[:60], 0]) == ("lent", 0)
     del lease

@@ -20,10 +20,19 @@ from hypothesis.stateful import (
 )
 from mlx_lm.models.cache import KVCache
 
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 ROW = 2 * 2 * 1 * 4 * 4  # layers x keys and values x heads x width x bytes
 BUDGET = ROW * 40
+INSERTED = st.sampled_from([Rows.COPY, Rows.RETURN])
+# What is new first, then all of it, or all at once.
+STEPS = [
+    [Rows.COPY],
+    [Rows.RETURN],
+    [Rows.KEEP_OUT],
+    [Rows.KEEP_OUT, Rows.RETURN],
+]
 TIERS = ("assistant", "user", "system")
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -62,17 +71,17 @@ class CacheMachine(RuleBasedStateMachine):
         self.stored = {"a": set(), "b": set()}
         self.pinned = set()
 
-    @rule(namespace=namespaces, ids=tokens, tier=st.sampled_from(TIERS), consume=st.booleans())
-    def insert(self, namespace, ids, tier, consume):
+    @rule(namespace=namespaces, ids=tokens, tier=st.sampled_from(TIERS), rows=INSERTED)
+    def insert(self, namespace, ids, tier, rows):
         layers = spell([KVCache(), KVCache()], ids)
-        kept = self.cache.insert(namespace, ids, layers, tier, consume=consume)
+        kept = self.cache.insert(namespace, ids, layers, tier, rows=rows)
         assert kept <= len(ids)
-        assert (layers == []) == consume
+        assert (layers == []) == (rows is Rows.RETURN)
         self.stored[namespace].add(tuple(ids))
 
-    @rule(target=leases, namespace=namespaces, ids=tokens, room=st.sampled_from([0, 3]))
-    def fetch(self, namespace, ids, room, take=False):
-        lease = self.cache.fetch(namespace, ids, room, take=take)
+    @rule(target=leases, namespace=namespaces, ids=tokens, headroom=st.sampled_from([0, 3]))
+    def fetch(self, namespace, ids, headroom, rows=Rows.COPY):
+        lease = self.cache.fetch(namespace, ids, headroom, rows=rows)
         assert lease.cached < len(ids)
         if lease.layers is None:
             return multiple()
@@ -82,18 +91,16 @@ class CacheMachine(RuleBasedStateMachine):
         return namespace, ids, lease
 
     @rule(target=leases, namespace=namespaces, ids=tokens)
-    def take(self, namespace, ids):
-        return self.fetch(namespace, ids, 0, take=True)
+    def be_given(self, namespace, ids):
+        return self.fetch(namespace, ids, 0, rows=Rows.GIVE)
 
-    @rule(lease=consumes(leases), more=tokens, consume=st.booleans(), refill=st.booleans())
-    def go_on_and_come_home(self, lease, more, consume, refill):
+    @rule(lease=consumes(leases), more=tokens, steps=st.sampled_from(STEPS))
+    def go_on_and_insert(self, lease, more, steps):
         namespace, ids, (layers, cached, *_) = lease
         path = [*ids[:cached], *more]
         layers = spell(layers, more)
-        if not refill:  # what is new first, then all of it
-            self.cache.insert(namespace, path, layers, refill=False)
-        if consume or refill:
-            self.cache.insert(namespace, path, layers, consume=consume)
+        for rows in steps:
+            self.cache.insert(namespace, path, layers, rows=rows)
         self.stored[namespace].add(tuple(path))
 
     @rule(lease=consumes(leases))

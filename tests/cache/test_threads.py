@@ -9,6 +9,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.store import NullStore
 from llm_mlx_promptcache.models.threads import leave_thread
@@ -30,14 +31,16 @@ def work(cache, seed, rounds, errors):
     try:
         for _ in range(rounds):
             ids = [*rng.choice(prefixes)[: rng.randint(1, 30)], *rng.choices(range(50), k=8)]
-            lease = cache.fetch("m", ids, take=rng.random() < 0.3)
+            lease = cache.fetch("m", ids, rows=Rows.GIVE if rng.random() < 0.3 else Rows.COPY)
             (layer,) = lease.layers or [KVCache()]
             if lease.layers:
                 held = layer.keys[0, 0, : layer.offset, 0].tolist()
                 assert [int(row) for row in held] == ids[: lease.cached]
             spell(layer, ids[lease.cached :])
             if rng.random() < 0.9:
-                cache.insert("m", ids, [layer], rng.choice(TIERS), consume=rng.random() < 0.5)
+                cache.insert(
+                    "m", ids, [layer], rng.choice(TIERS), rows=rng.choice([Rows.COPY, Rows.RETURN])
+                )
             if rng.random() < 0.05:
                 cache.trim_to(memory_bytes=ROW * rng.randint(0, 200))
             if rng.random() < 0.05:

@@ -124,7 +124,7 @@ def points_hold(
     """At each point a prompt leaves the kept path; what is resumed answers as a cold run does."""
     for point in points:
         prompt = [*PATH[:point], *_other(point)]
-        lease = cache.fetch(NAMESPACE, prompt, room=count)
+        lease = cache.fetch(NAMESPACE, prompt, headroom=count)
         least = point if trial.anywhere() else max((s for s in STOPS if s <= point), default=0)
         assert least <= lease.cached <= point, f"{lease.cached} tokens cached at {point}"
         trial.check(lease, prompt, count)

@@ -180,7 +180,7 @@ def test_p4_what_fails_in_the_joining_deletes_nothing(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(kinds.Rows, "fill", fails)
+        patch.setattr(kinds.KVRows, "fill", fails)
         assert PromptCache("1GB", store).fetch(worlds.NAMESPACE, [*ids, 5]).cached == 0
     assert store.check() == []
     assert names(store) == before

@@ -13,7 +13,7 @@ from worlds import file_of
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.span_file import host_tensors, read_span, write_span
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.cache.layers.kinds import Rows
+from llm_mlx_promptcache.cache.layers.kinds import KVRows
 from llm_mlx_promptcache.cache.span import DamagedSpan, Head
 
 
@@ -50,7 +50,7 @@ def test_p1_a_flipped_bit_anywhere_is_a_miss(worlds, tmp_path):
 def flip_bits_of_a_large_file(folder, count, seed):
     print("seed", seed)
     rng = random.Random(seed)
-    layers = (Rows(),) * 8
+    layers = (KVRows(),) * 8
     rows = [tuple(mx.random.normal((1, 8, 4096, 32)) for _ in range(2)) for _ in layers]
     head = Head("m", "", 0, "user", layers, array("I", range(4096)), True)
     file_id, size = write_span(folder, head, host_tensors(rows), Files())

@@ -386,7 +386,7 @@ def test_law_7_a_lookup_that_finds_a_damaged_index_hardly_waits(worlds, folder, 
 
 def test_pins_outlive_the_index_and_a_list_that_is_damaged_is_written_anew(worlds, folder):
     store, pinned = DiskStore(folder), array("I", worlds.paths(3, PATHS)[0])
-    assert store.pin(worlds.NAMESPACE, pinned, True)
+    assert store.pin(worlds.NAMESPACE, pinned, pinned=True)
     held = [span.file_id for span in store.listing().spans if span.pinned]
     store.close()
     (folder / "index.sqlite").write_bytes(b"rubbish")
@@ -444,7 +444,7 @@ def test_law_7_an_index_that_is_damaged_again_and_again_is_one_warning(worlds, f
 
 
 def test_a_row_that_is_as_written_comes_back_and_no_other():
-    row = index_rows.Row("ab" * 16, "m", "", 0, array("I", [1, 2]), True, 1, 99)
+    row = index_rows.SpanRow("ab" * 16, "m", "", 0, array("I", [1, 2]), True, 1, 99)
     values = [*row[:4], row.tokens.tobytes(), 1, 1, 99, index_rows.digest_of(row)]
     assert index_rows.row_from(values) == row
     others = [b"x", "cd" * 16, -1, 0.5, None, 1 << 62, "", b"\0" * 8]

@@ -76,19 +76,19 @@ def test_p4_pins_that_can_not_be_read_when_an_index_is_made_are_pinned_later(
     worlds, tmp_path, then, caplog
 ):
     store, (first, second, *_) = filled(worlds, tmp_path), paths()
-    assert store.pin(worlds.NAMESPACE, array("I", first), True)
+    assert store.pin(worlds.NAMESPACE, array("I", first), pinned=True)
     store.close()
     (tmp_path / "index.sqlite").unlink()
     blind = DiskStore(tmp_path, files=NoPins())
     assert any("pinned can't be read just now" in line for line in blind.check())
-    blind.pin(worlds.NAMESPACE, array("I", second), True)
+    blind.pin(worlds.NAMESPACE, array("I", second), pinned=True)
     assert caplog.records[-1].getMessage().startswith("what is pinned")
     blind.close()
     again = DiskStore(tmp_path)
     if then == "sweep":
         again.sweep()
     else:
-        again.pin(worlds.NAMESPACE, array("I", second), True)
+        again.pin(worlds.NAMESPACE, array("I", second), pinned=True)
     pinned = {span.tokens[0] for span in again.listing().spans if span.pinned}
     assert pinned >= {first[0]}
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk.index_rows import (
     Namespace,
-    Row,
+    SpanRow,
     digest_of,
     digest_of_namespace,
     first_of,
@@ -29,7 +29,7 @@ def folder(worlds, tmp_path):
     store = DiskStore(place)
     for path in worlds.paths(3, PATHS):
         worlds.put(store, path)
-    store.pin(worlds.NAMESPACE, array("I", worlds.paths(3, PATHS)[1]), True)
+    store.pin(worlds.NAMESPACE, array("I", worlds.paths(3, PATHS)[1]), pinned=True)
     store._index.run(lambda index: index.shrink(), None)
     store.close()
     return place
@@ -49,8 +49,8 @@ def sign(folder, change, *statements):
         del row["bucket"]  # SQLite computes it
     db.execute("DELETE FROM spans")
     for row in change(held) or held:
-        fields = {name: row[name] for name in Row._fields}
-        made = Row(**fields | {"resumes": bool(row["resumes"])})
+        fields = {name: row[name] for name in SpanRow._fields}
+        made = SpanRow(**fields | {"resumes": bool(row["resumes"])})
         count = len(made.tokens)
         row |= {
             "tokens": made.tokens.tobytes(),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..span import Found, StoredSpan
+from ..span import StoredPath, StoredSpan
 from ..trie import Tokens, common_prefix
 from ..worth import density
 from .damage import DamagedIndex
@@ -24,7 +24,7 @@ from .index_rows import (
     SELECT_ROWS,
     ListedRow,
     Namespace,
-    Row,
+    SpanRow,
     Totals,
     checked_file_ids,
     digest_of,
@@ -176,12 +176,12 @@ class Index:
         """What is known of all namespaces."""
         return [namespace_from(values) for values in self.db.execute(_NAMESPACES)]
 
-    def walk(self, namespace: str, tokens: Tokens[int]) -> Found:
+    def walk(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """What is stored along `tokens`: below each span, only a child that starts where they part.
 
         The tokens decide, not a hash (law 5).
         """
-        found = Found([], [])
+        found = StoredPath([], [])
         file_id, end = "", 0
         while end < len(tokens):
             values = self.db.execute(_STEP, (namespace, file_id, end, tokens[end])).fetchone()
@@ -219,18 +219,18 @@ class Index:
         query = "SELECT 1 FROM spans WHERE file_id = ?"
         return self.db.execute(query, (file_id,)).fetchone() is not None
 
-    def row(self, file_id: str) -> Row | None:
+    def row(self, file_id: str) -> SpanRow | None:
         """A span's row."""
         values = self.db.execute(SELECT_ROWS + " WHERE file_id = ?", (file_id,)).fetchone()
         return row_from(values) if values is not None else None
 
-    def at(self, row: Row) -> Row | None:
+    def at(self, row: SpanRow) -> SpanRow | None:
         """The row that has the place of this one."""
         place = row.namespace, row.parent, row.start, first_of(row)
         values = self.db.execute(_STEP, place).fetchone()
         return row_from(values) if values is not None else None
 
-    def some_of(self, namespace: str, most: int) -> list[Row]:
+    def some_of(self, namespace: str, most: int) -> list[SpanRow]:
         """Rows of a namespace, at most so many."""
         query = SELECT_ROWS + " WHERE namespace = ? LIMIT ?"
         return [row_from(values) for values in self.db.execute(query, (namespace, most)).fetchall()]
@@ -251,7 +251,7 @@ class Index:
         query = "SELECT file_id FROM spans WHERE pinned != 0"
         return checked_file_ids(self.db.execute(query).fetchall())
 
-    def every_row(self) -> Iterator[Row | DamagedIndex]:
+    def every_row(self) -> Iterator[SpanRow | DamagedIndex]:
         """Each span's row, or what is wrong with it: all that is read of it anywhere."""
         tick = self.totals().tick
         for values in self.db.execute(SELECT_COUNTED):
@@ -302,7 +302,7 @@ class Index:
 
     # Changing; each of these inside a transaction.
 
-    def add(self, row: Row, layout: str, label: str = "", identity: str = "") -> bool:
+    def add(self, row: SpanRow, layout: str, label: str = "", identity: str = "") -> bool:
         """Enter a span; False where its place is taken, its parent gone, or its model another."""
         known = self.namespace(row.namespace)
         other = known is not None and known.layout != layout
@@ -329,12 +329,12 @@ class Index:
             [(now, file_id) for file_id in file_ids],
         )
 
-    def pin(self, file_id: str, pinned: bool) -> bool:
+    def pin(self, file_id: str, *, pinned: bool) -> bool:
         """Keep a span from being evicted, or no longer; whether that is a change."""
         change = "UPDATE spans SET pinned = ? WHERE file_id = ? AND pinned != ?"
         return self.db.execute(change, (pinned, file_id, pinned)).rowcount == 1
 
-    def below(self, file_id: str) -> list[Row]:
+    def below(self, file_id: str) -> list[SpanRow]:
         """What hangs on a span, and on that."""
         file_ids = checked_file_ids(self.db.execute(_SUBTREE, (file_id,)).fetchall())
         rows = (self.row(one) for one in file_ids if one != file_id)

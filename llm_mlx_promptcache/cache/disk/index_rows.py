@@ -32,7 +32,7 @@ _MOST_TIERS: Final = 1 << 10
 _FIELDS: Final = (str, str, str, int, bytes, int, int, int, bytes)
 
 
-class Row(NamedTuple):
+class SpanRow(NamedTuple):
     """A span as it enters the index."""
 
     file_id: str
@@ -73,19 +73,19 @@ class Totals(NamedTuple):
 class ListedRow(NamedTuple):
     """A row with the model's label and what is counted of its span."""
 
-    row: Row
+    row: SpanRow
     label: str
     hits: int
     used_at: int
     pinned: bool
 
 
-def first_of(row: Row) -> int:
+def first_of(row: SpanRow) -> int:
     """The token by which a row is found; -1 for a checkpoint, which has none."""
     return row.tokens[0] if len(row.tokens) else -1
 
 
-def digest_of(row: Row) -> bytes:
+def digest_of(row: SpanRow) -> bytes:
     """A digest of what never changes of a row."""
     fields = [*row[:4], int(row.resumes), row.tier, row.bytes]
     made = xxhash.xxh3_64(json.dumps(fields).encode())
@@ -98,7 +98,7 @@ def digest_of_namespace(namespace: Namespace) -> bytes:
     return xxhash.xxh3_64_digest(json.dumps(namespace).encode())
 
 
-def row_from(values: Sequence[Any]) -> Row:
+def row_from(values: Sequence[Any]) -> SpanRow:
     """The row of SELECT_ROWS; DamagedIndex where it is none that we wrote."""
     if tuple(map(type, values)) != _FIELDS:
         raise DamagedIndex("a span's row has values of other types")
@@ -111,13 +111,13 @@ def row_from(values: Sequence[Any]) -> Row:
         raise DamagedIndex(f"the row of span {file_id} has sizes that are none")
     tokens = array("I")
     tokens.frombytes(stored)
-    row = Row(file_id, namespace, parent, start, tokens, resumes == 1, tier, size)
+    row = SpanRow(file_id, namespace, parent, start, tokens, resumes == 1, tier, size)
     if digest_of(row) != digest:
         raise DamagedIndex(f"the row of span {file_id} is not what was written")
     return row
 
 
-def whole_row(values: Sequence[Any], tick: int) -> Row:
+def whole_row(values: Sequence[Any], tick: int) -> SpanRow:
     """The row of SELECT_COUNTED: what follows from a row, and what is counted, is checked too."""
     row = row_from(values[: len(_FIELDS)])
     counted = typed(values[len(_FIELDS) :], *(int,) * 8)

@@ -18,7 +18,7 @@ from .damage import DamagedIndex
 from .file_ids import file_ids_in, span_path
 from .files import Files, is_gone
 from .index import Index
-from .index_rows import Row
+from .index_rows import SpanRow
 from .pins import Pins
 from .span_file import verified_head
 from .sweep import row_of
@@ -47,7 +47,7 @@ def inspect(
 ) -> Iterator[Finding]:
     """Everything that is wrong (law 3)."""
     yield from (Finding(Kind.INDEX, said) for said in index.check())
-    rows: dict[str, Row] = {}
+    rows: dict[str, SpanRow] = {}
     for found in index.every_row():
         if isinstance(found, DamagedIndex):
             yield Finding(Kind.INDEX, str(found))
@@ -66,7 +66,7 @@ def inspect(
 
 
 def _span(
-    index: Index, folder: Path, files: Files, tiers: Sequence[str], row: Row
+    index: Index, folder: Path, files: Files, tiers: Sequence[str], row: SpanRow
 ) -> Iterator[Finding]:
     """One span's file, all of it, beside its row."""
     file_id = row.file_id

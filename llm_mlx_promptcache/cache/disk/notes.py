@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..span import Found
+from ..span import StoredPath
 
 
 class Opened(NamedTuple):
@@ -100,7 +100,7 @@ class Notes:
             self._gone.pop(file_id, None)
             self._doubted.pop(file_id, None)
 
-    def without_gone(self, found: Found) -> Found:
+    def without_gone(self, found: StoredPath) -> StoredPath:
         """A path up to the first of its spans that is known to be gone, or in doubt."""
         hidden = self._gone.keys() | self._doubted.keys()
         if not hidden:
@@ -111,7 +111,7 @@ class Notes:
                 break
             kept.append(span)
         end = kept[-1].end if kept else 0
-        return Found(
+        return StoredPath(
             kept, [c for c in found.checkpoints if c.end <= end and c.file_id not in hidden]
         )
 

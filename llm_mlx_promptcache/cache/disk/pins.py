@@ -56,7 +56,7 @@ class Pins:
     def into(self, index: Index) -> None:
         """Pin in the index what is listed; OSError as `read`."""
         for file_id in self.read() or ():
-            index.pin(file_id, True)
+            index.pin(file_id, pinned=True)
 
     def write(self, file_ids: Iterable[str]) -> None:
         """Replace the list; OSError where that can't be done."""

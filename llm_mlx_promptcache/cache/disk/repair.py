@@ -22,7 +22,7 @@ from ..span import DamagedSpan
 from .file_ids import file_ids_in
 from .files import Files, locked
 from .index import Index
-from .index_rows import Row
+from .index_rows import SpanRow
 from .index_schema import BESIDE
 from .pins import Pins
 from .sweep import Candidate, candidate, hangs
@@ -155,7 +155,7 @@ def _fill(index: Index, place: Place) -> int:
             found = candidate(place.spans, file_id, place.files, place.tiers)
             waiting.setdefault(found.row.parent, []).append(found)
     parents = [""]
-    taken: dict[str, Row] = {}
+    taken: dict[str, SpanRow] = {}
     with index.transaction():
         while parents:
             # Of two at one place (while the index lied, one was stored again) the fuller one stays.

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from ..layers.kinds import Layer, LayerKind, ListOf, Rows, Window
-from ..layers.layout import Layout, Part
+from ..layers.kinds import KVRows, Layer, LayerKind, ListOf, Window
+from ..layers.layout import PathPart
 from ..layers.pieces import Piece
-from ..span import DamagedSpan, StoredSpan, StoredTensor
+from ..span import DamagedSpan, Query, StoredSpan, StoredTensor
 from ..store import SpanReader, Store
-from ..trie import Tokens
 from .descriptors import Few
 from .span_file import empty
 
@@ -26,39 +26,38 @@ _IN_PLACE = 5  # rounds where nothing is held twice: memory is got ready one rou
 _LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
 
 
+class Reading(Enum):
+    """What became of a path's files."""
+
+    WHOLE = auto()  # all were opened, and nothing is known to be wrong
+    CUT_SHORT = auto()  # one could not be opened: the path ends before it
+    REMOVED = auto()  # one was damaged or gone, and is not in the store any more
+
+
 class Restore:
     """The files of a path beyond what memory holds, opened and planned with, then read."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, query: Query) -> None:
         self._store = store
+        self._query = query
         self._spans: list[tuple[StoredSpan, SpanReader]] = []
-        self.parts: list[Part] = []
-        self.unreadable = False
-        self.removed = False  # something was damaged or gone, and is not in the store any more
+        self.parts: list[PathPart] = []
+        self.state = Reading.WHOLE
         self._few = Few()
-        self._path: tuple[str, Tokens[int]] = "", Tokens("I")
 
-    def open(
-        self,
-        namespace: str,
-        layout: Layout,
-        spans: Sequence[StoredSpan],
-        tokens: Tokens[int],
-        reached: int,
-    ) -> None:
+    def open(self, spans: Sequence[StoredSpan], reached: int) -> None:
         """Open what lies after token `reached`, up to the first that can't be."""
-        self._path = namespace, tokens
         for span in [span for span in spans if span.end > reached]:
             self._few.make_room()
-            opened = _opened(self._store, namespace, layout, span, tokens)
+            opened = _opened(self._store, self._query, span)
             if opened is None:
-                self.unreadable = True
+                self.state = Reading.CUT_SHORT
                 return
             self._few.use(opened)
             self._spans.append((span, opened))
             end = span.start + len(opened.head.tokens)
             start = max(span.start, reached)
-            self.parts.append(Part(start, span.end, end, opened.outline()))
+            self.parts.append(PathPart(start, span.end, end, opened.outline()))
 
     @property
     def nbytes(self) -> int:
@@ -70,18 +69,19 @@ class Restore:
         """Where the spans of the parts start."""
         return [span.start for span, _ in self._spans]
 
-    def layers(self, layout: Layout, count: int, room: int) -> list[Layer] | None:
+    def layers(self, count: int, headroom: int) -> list[Layer] | None:
         """The layers at token `count`, where all of them are rows and lie in files alone."""
-        in_place = all(isinstance(k, Rows) and type(k).join is Rows.join for k in layout)
+        layout = self._query.layout
+        in_place = all(isinstance(k, KVRows) and type(k).join is KVRows.join for k in layout)
         if not in_place or not self._spans or self.parts[0].start:
             return None
         spans = [opened for _, opened in self._spans]
         if not all(_is_plain(entry) for i in range(len(layout)) for entry in spans[0].entries(i)):
             return None
         used = self.parts[: len(spans)]
-        return list(_InPlace(spans, self._few, used, count, room).layers_read())
+        return list(_InPlace(spans, self._few, used, count, headroom).layers_read())
 
-    def streamed(self, count: int) -> list[Part]:
+    def streamed(self, count: int) -> list[PathPart]:
         """The parts before token `count`, whose pieces can be asked for once, layer by layer."""
         for _, opened in self._spans[len([p for p in self.parts if p.start < count]) :]:
             opened.close()
@@ -118,7 +118,7 @@ class Restore:
         for span, opened in self._spans:
             if opened.broken is not None:
                 self._damaged(span, opened.broken)
-        if self._spans and not self.removed:
+        if self._spans and self.state is not Reading.REMOVED:
             self._unreadable(error)
         return bool(self._spans)
 
@@ -126,20 +126,19 @@ class Restore:
 
     def _damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         self._store.damaged(span, error.with_traceback(None))
-        self.removed = True
+        self.state = Reading.REMOVED
 
     def _unreadable(self, error: Exception) -> None:
         if isinstance(error, FileNotFoundError) and self._is_one_gone():
-            self.removed = True
+            self.state = Reading.REMOVED
         else:
             self._store.unreadable(error.with_traceback(None))
 
     def _is_one_gone(self) -> bool:
         """Whether another process evicted one of the files meanwhile; the store sees it as well."""
-        namespace, tokens = self._path
         for span, _ in self._spans:
             self._few.make_room()
-            opened = self._store.open(namespace, span, tokens)
+            opened = self._store.open(self._query.namespace, span, self._query.ids)
             if opened is None:
                 return True
             opened.close()
@@ -233,14 +232,14 @@ class _InPlace(_Stream):
         self,
         spans: Sequence[SpanReader],
         few: Few,
-        parts: Sequence[Part],
+        parts: Sequence[PathPart],
         count: int,
-        room: int,
+        headroom: int,
     ) -> None:
         super().__init__(spans, few, _IN_PLACE)
         self._parts = parts
         self._count = count
-        self._room = room
+        self._headroom = headroom
 
     def layers_read(self) -> Iterator[Layer]:
         """The layers, in their order."""
@@ -273,13 +272,13 @@ class _InPlace(_Stream):
 
     def _buffers(self, kind: Any, entry: StoredTensor) -> _Buffers:
         lead, width = math.prod(entry.shape[:-2]), entry.shape[-1] * entry.dtype.size
-        rows = self._count + self._room * kind.grows
+        rows = self._count + self._headroom * kind.grows
         shape = (*entry.shape[:-2], rows, entry.shape[-1])
         data = mx.zeros(shape, entry.dtype)
         return _Buffers(data, memoryview(b""), lead, rows * width, width)
 
     def _read(
-        self, span: SpanReader, part: Part, now: range, prepared: list[list[_Buffers]]
+        self, span: SpanReader, part: PathPart, now: range, prepared: list[list[_Buffers]]
     ) -> None:
         """One file's rows of some layers; what the path leaves out is read for the digest."""
         used = min(part.end, self._count) - part.start
@@ -329,21 +328,19 @@ class _Pieces(Sequence[Piece | None]):
 
 
 def outline_of_checkpoint(
-    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
+    store: Store, query: Query, span: StoredSpan
 ) -> list[Piece | None] | None:
     """What a checkpoint holds, as far as one can plan with it; None where it can't be had."""
-    opened = _opened(store, namespace, layout, span, tokens)
+    opened = _opened(store, query, span)
     if opened is None:
         return None
     opened.close()
     return opened.outline()
 
 
-def read_checkpoint(
-    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
-) -> list[Piece | None] | None:
+def read_checkpoint(store: Store, query: Query, span: StoredSpan) -> list[Piece | None] | None:
     """What a checkpoint holds, verified; None where it is gone, damaged or can't be read."""
-    opened = _opened(store, namespace, layout, span, tokens)
+    opened = _opened(store, query, span)
     if opened is None:
         return None
     try:
@@ -366,13 +363,12 @@ def read_checkpoint(
     return pieces
 
 
-def _opened(
-    store: Store, namespace: str, layout: Layout, span: StoredSpan, tokens: Tokens[int]
-) -> SpanReader | None:
+def _opened(store: Store, query: Query, span: StoredSpan) -> SpanReader | None:
     """A span's file, if it holds what these layers would have kept of it."""
-    opened = store.open(namespace, span, tokens)
+    opened = store.open(query.namespace, span, query.ids)
     if opened is None:
         return None
+    layout = query.layout
     pairs = zip(layout, opened.outline(), strict=False)
     length = len(opened.head.tokens)
     if opened.head.layout == layout and all(_fits(kind, piece, length) for kind, piece in pairs):
@@ -384,7 +380,7 @@ def _opened(
 
 def _fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
     """Whether a piece has the shape that its kind gives a span of so many tokens."""
-    if piece is None or not isinstance(kind, Rows | Window | ListOf):
+    if piece is None or not isinstance(kind, KVRows | Window | ListOf):
         return True
     if isinstance(kind, ListOf):
         pairs = zip(kind.parts, kind.parted(piece), strict=True)
@@ -392,4 +388,6 @@ def _fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
     if not all(array is not None and len(array.shape) >= 2 for array in piece):
         return False
     held = {array.shape[-2] for array in piece if array is not None}
-    return held == {length} if isinstance(kind, Rows) else len(held) == 1 and max(held) <= kind.size
+    return (
+        held == {length} if isinstance(kind, KVRows) else len(held) == 1 and max(held) <= kind.size
+    )

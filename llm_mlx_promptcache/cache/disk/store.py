@@ -16,7 +16,7 @@ from typing import Final
 
 from ..layers.layout import Layout
 from ..layers.layout_text import UnknownKind, layout_from_text, layout_to_text
-from ..span import NOTHING, DamagedSpan, Draft, Found, Head, StoredSpan
+from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
 from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import sweep
@@ -94,7 +94,7 @@ class DiskStore:
             return layout_from_text(found) if found is not None else None
         return None
 
-    def lookup(self, namespace: str, tokens: Tokens[int]) -> Found:
+    def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """What is stored along `tokens`, from the path's start."""
         found = self._index.look(lambda index: index.walk(namespace, tokens), NOTHING)
         return self._notes.without_gone(found)
@@ -211,7 +211,7 @@ class DiskStore:
             self._upkeep.tidy()
         return added  # not where another process stored the same meanwhile, or evicted the parent
 
-    def pin(self, namespace: str, tokens: Tokens[int], pinned: bool) -> bool:
+    def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
         """Keep what is stored along a path from being evicted, or no longer; whether any is."""
 
         def mark(index: Index) -> bool:
@@ -221,7 +221,7 @@ class DiskStore:
             ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
             with index.transaction():
                 listed = self._pin_listed(index)
-                changed = sum(index.pin(span.file_id, pinned) for span in ends) > 0
+                changed = sum(index.pin(span.file_id, pinned=pinned) for span in ends) > 0
                 if listed:
                     self._keep_pins(index)
             return changed

@@ -18,7 +18,7 @@ from .claims import Claim, looked_at
 from .file_ids import file_ids_in, is_temporary, span_path
 from .files import Files, is_gone
 from .index import Index
-from .index_rows import Row
+from .index_rows import SpanRow
 from .span_file import OpenSpan
 from .witness import Witness
 
@@ -28,7 +28,7 @@ STALE_SECONDS: Final = 3600.0  # what nobody can use is left to age, in case som
 class Candidate(NamedTuple):
     """A file that may enter the index, as its head says."""
 
-    row: Row
+    row: SpanRow
     layout: str
     label: str
 
@@ -38,9 +38,9 @@ def rank_of(tiers: Sequence[str], tier: str) -> int:
     return tiers.index(tier) if tier in tiers else 0
 
 
-def row_of(file_id: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> Row:
+def row_of(file_id: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> SpanRow:
     """The index's row of a file with this head, used just now."""
-    return Row(
+    return SpanRow(
         file_id=file_id,
         namespace=head.namespace,
         parent=head.parent,
@@ -64,7 +64,7 @@ def candidate(folder: Path, file_id: str, files: Files, tiers: Sequence[str]) ->
     return Candidate(row, layout_to_text(span.head.layout), span.head.label)
 
 
-def hangs(row: Row, parent: Row | None) -> bool:
+def hangs(row: SpanRow, parent: SpanRow | None) -> bool:
     """Whether a span can hang where its file says: on its parent's tokens, or at the start."""
     if parent is None:
         return row.parent == "" and row.start == 0 and len(row.tokens) > 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..span import Head
     from .files import Files
     from .index import Index
-    from .index_rows import Row
+    from .index_rows import SpanRow
     from .pins import Pins
 
 _ASKED: Final = 8  # files of a model that are asked for its layers
@@ -35,7 +35,7 @@ class Witness:
         self._files = files
         self._pins = pins
 
-    def refute(self, index: Index, row: Row) -> None:
+    def refute(self, index: Index, row: SpanRow) -> None:
         """DamagedIndex where a row's file is whole and says otherwise.
 
         A file that is damaged, gone or not to be read just now says nothing.
@@ -83,7 +83,7 @@ class Witness:
             raise DamagedIndex("what is pinned is not what the list of it says")
 
 
-def says(row: Row, head: Head, size: int, layout: str | None) -> bool:
+def says(row: SpanRow, head: Head, size: int, layout: str | None) -> bool:
     """Whether a row and its model's layers are what a file's head and size say."""
     told = (head.namespace, head.parent, head.start, head.tokens, head.resumes, size)
     same = told == (row.namespace, row.parent, row.start, row.tokens, row.resumes, row.bytes)

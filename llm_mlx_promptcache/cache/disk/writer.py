@@ -11,9 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Final, Literal, NamedTuple
 
-from ..layers.layout import Part, cut_anywhere
+from ..layers.layout import PathPart, cut_anywhere
 from ..span import Draft, StoredSpan
 from ..store import NullStore, Store
 from ..trie import Tokens, common_prefix
@@ -25,6 +26,24 @@ _RETRY_SECONDS: Final = 0.05  # between the tries of such a flush
 _TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flushes
 _MOST_USES: Final = 64  # paths that wait to be counted as used, in one transaction
 MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
+
+
+class QueueState(Enum):
+    """How the first in the queue gets on."""
+
+    FREE = auto()  # nothing keeps it from being written
+    BLOCKED = auto()  # another process is in the way; nobody has waited for that yet
+    HURRIED = auto()  # the same, and a flush is waiting
+    GIVEN_UP = auto()  # the same, and a flush has waited in vain: the next one doesn't
+
+
+class Tending(Enum):
+    """What the store has left to do."""
+
+    NONE = auto()
+    MORE = auto()  # some, that nobody waits for
+    DUE = auto()  # a span was saved since it was last tended
+    UNDER_WAY = auto()  # that is being done
 
 
 class Use(NamedTuple):
@@ -53,8 +72,9 @@ class Writer:
         self._changed = threading.Condition()
         self._queue: deque[_Item] = deque()  # the first is being written
         self._waiting = 0
-        self._saved = self._tending = self._more = False
-        self._blocked = self._hurried = self._patient = self._told = False
+        self._progress = QueueState.FREE
+        self._tending = Tending.NONE
+        self._told = False
         self._thread: threading.Thread | None = None
 
     @property
@@ -109,10 +129,10 @@ class Writer:
         with self._changed:
             return [item for item in self._queue if isinstance(item, Draft)]
 
-    def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[Part]:
+    def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[PathPart]:
         """What waits of a path from token `start` on, as parts to resume from."""
         drafts = self._drafts(namespace)
-        parts: list[Part] = []
+        parts: list[PathPart] = []
         while True:
             going_on = [
                 (common_prefix(draft.path, ids), draft)
@@ -122,7 +142,7 @@ class Writer:
             end, draft = max(going_on, key=lambda pair: pair[0], default=(0, None))
             if draft is None or end <= start:
                 return parts
-            parts.append(Part(start, end, len(draft.path), draft.pieces))
+            parts.append(PathPart(start, end, len(draft.path), draft.pieces))
             start = end
 
     def holds(self, namespace: str, ids: Tokens[int], start: int) -> bool:
@@ -143,13 +163,14 @@ class Writer:
             return 0
         with self._changed:
             while not self._idle:
-                self._changed.wait_for(lambda: self._idle or self._blocked)
-                if self._idle or not self._patient:
+                self._changed.wait_for(lambda: self._idle or self._progress is not QueueState.FREE)
+                if self._idle or self._progress is not QueueState.BLOCKED:
                     break
-                self._patient, self._hurried = False, True
+                self._progress = QueueState.HURRIED
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._blocked, FLUSH_SECONDS)
-                self._hurried = False
+                self._changed.wait_for(lambda: self._progress is QueueState.FREE, FLUSH_SECONDS)
+                if self._progress is QueueState.HURRIED:
+                    self._progress = QueueState.GIVEN_UP
             left = sum(isinstance(item, Draft) for item in self._queue)
             if left:
                 self._tell(left)
@@ -166,7 +187,7 @@ class Writer:
     @property
     def _idle(self) -> bool:
         """Nothing is left to do, but for evictions that take many rounds."""
-        return not (self._queue or self._saved or self._tending)
+        return not self._queue and self._tending in (Tending.NONE, Tending.MORE)
 
     def _drafts(self, namespace: str) -> list[Draft]:
         return [d for d in self.coming if d.namespace == namespace and len(d.pieces)]
@@ -178,7 +199,6 @@ class Writer:
     def _append(self, item: _Item) -> None:
         self._queue.append(item)
         if self._thread is None:
-            self._patient = True
             self._thread = threading.Thread(target=self._run, name="span-writer", daemon=True)
             self._thread.start()
         self._changed.notify_all()
@@ -190,11 +210,12 @@ class Writer:
                 if done:
                     self._queue.popleft()
                     self._waiting -= item.nbytes if isinstance(item, Draft) else 0
-                    self._patient, self._told = True, False
-                self._blocked = not done
+                    self._progress, self._told = QueueState.FREE, False
+                elif self._progress is QueueState.FREE:
+                    self._progress = QueueState.BLOCKED
                 self._changed.notify_all()
                 del item
-                if self._blocked:
+                if not done:
                     self._pause()
 
     def _next(self) -> _Item | None:
@@ -203,14 +224,15 @@ class Writer:
             with self._changed:
                 if self._queue:
                     return self._queue[0]
-                if not (self._saved or self._more):
+                if self._tending is Tending.NONE:
                     # A thread that waited for ever would keep every cache of a process alive.
                     self._thread = None
                     return None
-                self._tending, self._saved, self._more = self._saved, False, False
-            self._tend()
+                if self._tending is Tending.DUE:
+                    self._tending = Tending.UNDER_WAY
+            left = self._tend()
             with self._changed:
-                self._tending = False
+                self._tending = left
                 self._changed.notify_all()
 
     def _pause(self) -> None:
@@ -218,11 +240,12 @@ class Writer:
         pause = self._store.pause
         if pause >= _TELL_SECONDS:
             self._tell(sum(isinstance(item, Draft) for item in self._queue))
-        if self._hurried:
+        if self._progress is QueueState.HURRIED:
             self._changed.wait(_RETRY_SECONDS)
         else:
-            self._changed.wait_for(lambda: self._hurried, max(pause, _RETRY_SECONDS))
-        if self._hurried:
+            longest = max(pause, _RETRY_SECONDS)
+            self._changed.wait_for(lambda: self._progress is QueueState.HURRIED, longest)
+        if self._progress is QueueState.HURRIED:
             self._store.try_again()
 
     def _written(self, item: _Item) -> bool:
@@ -230,24 +253,25 @@ class Writer:
         try:
             if isinstance(item, Draft):
                 saved = self._store.save(item)
-                self._saved |= saved
+                if saved:
+                    self._tending = Tending.DUE
                 return saved or self._store.pause == 0
             if isinstance(item, list):
                 self._count(item)
             else:
-                self._tend()
+                self._tending = self._tend()
         except Exception as error:  # a store of somebody else's: it must not end the thread
             _log.warning("a span could not be stored: %s", error)
         return True
 
-    def _tend(self) -> None:
+    def _tend(self) -> Tending:
         """Have the store do what is left to do, some of it; the rest when nothing is waiting."""
         try:
             done = self._store.tend()
         except Exception as error:
             _log.warning("the disk cache could not be kept in order: %s", error)
-            return
-        self._more = not done and self._store.pause == 0
+            return Tending.NONE
+        return Tending.NONE if done or self._store.pause else Tending.MORE
 
     def _count(self, uses: Iterable[Use]) -> None:
         """What is stored along these paths counts as used, with the checkpoints at their ends."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what it takes to resume at a place whose rows are stored already.
+"""Checkpoints: what it takes to resume at a token whose rows are stored already.
 
 A path that is split, or resumed, inside a stored span leaves state and windows there. They are
 stored beside the span, as a span without tokens, so that no file has to be rewritten.
@@ -10,53 +10,53 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 from .kinds import LayerKind, ListOf
-from .layout import Layout, Part
+from .layout import Layout, PathPart
 from .pieces import Piece, View
 
 
-def checkpoint_at(layout: Layout, parts: Sequence[Part], place: int) -> list[Piece | None] | None:
-    """All but rows that it takes to resume at `place`; None where these parts don't hold it."""
+def checkpoint_at(layout: Layout, parts: Sequence[PathPart], at: int) -> list[Piece | None] | None:
+    """All but rows that it takes to resume at `at`; None where these parts don't hold it."""
     found: list[Piece | None] = []
     for index, kind in enumerate(layout):
         if kind.anywhere:
             found.append(None)
             continue
         views = [View(p.start, p.end, p.span_end, p.pieces[index]) for p in parts]
-        if kind.resumable(views, place) != place:
+        if kind.resumable(views, at) != at:
             return None
-        found.append(_ends_only(kind, kind.cut(kind.join(views, place, 0), place, 0, place)))
+        found.append(_ends_only(kind, kind.cut(kind.join(views, at, 0), at, 0, at)))
     return found
 
 
-def resumes(layout: Layout, parts: Sequence[Part], place: int) -> bool:
-    """Whether all layers that can't be cut could resume at `place`, given the rows of the others.
+def resumes(layout: Layout, parts: Sequence[PathPart], at: int) -> bool:
+    """Whether all layers that can't be cut could resume at `at`, given the rows of the others.
 
     Rows may be away with a lease while their span is written.
     """
     for index, kind in enumerate(layout):
         if not kind.anywhere:
             views = [View(p.start, p.end, p.span_end, p.pieces[index]) for p in parts]
-            if kind.resumable(views, place) != place:
+            if kind.resumable(views, at) != at:
                 return False
     return True
 
 
 def resumed_at(
     layout: Layout,
-    parts: Sequence[Part],
+    parts: Sequence[PathPart],
     starts: Sequence[int],
-    place: int,
+    at: int,
     extra: Sequence[Piece | None],
-) -> list[Part]:
-    """Parts of a path up to `place`, with what a checkpoint there holds.
+) -> list[PathPart]:
+    """Parts of a path up to `at`, with what a checkpoint there holds.
 
     `starts` tells where the span of each part starts, which may be before the part.
     """
-    pairs = [(part, start) for part, start in zip(parts, starts, strict=True) if part.start < place]
-    cut = [(part._replace(end=min(part.end, place)), start) for part, start in pairs]
+    pairs = [(part, start) for part, start in zip(parts, starts, strict=True) if part.start < at]
+    cut = [(part._replace(end=min(part.end, at)), start) for part, start in pairs]
     stitch = _Stitch(layout, cut, extra)
     return [
-        Part(part.start, part.end, part.end, _Column(stitch, number))
+        PathPart(part.start, part.end, part.end, _Column(stitch, number))
         for number, (part, _) in enumerate(cut)
     ]
 
@@ -68,20 +68,20 @@ class _Shape(NamedTuple):
 
 
 def outline_from(
-    layout: Layout, parts: Sequence[Part], place: int, extra: Sequence[Piece | None]
-) -> list[Part]:
-    """Parts to plan with beyond `place`, before which a path holds all rows and this checkpoint.
+    layout: Layout, parts: Sequence[PathPart], at: int, extra: Sequence[Piece | None]
+) -> list[PathPart]:
+    """Parts to plan with beyond `at`, before which a path holds all rows and this checkpoint.
 
-    A window that reaches back over the place takes there what the checkpoint holds. Where a span
-    goes on over the place, nothing beyond it is looked at: a file's pieces are read only once.
+    A window that reaches back over that token takes there what the checkpoint holds. Where a span
+    goes on over that token, nothing beyond it is looked at: a file's pieces are read only once.
     """
     first = parts[0].pieces
     pairs = enumerate(zip(layout, extra, strict=True))
-    made = [_merged(kind, _all_rows(kind, first[i], place), over) for i, (kind, over) in pairs]
-    whole = Part(0, place, place, made)
-    if any(part.start < place < part.end for part in parts):
+    made = [_merged(kind, _all_rows(kind, first[i], at), over) for i, (kind, over) in pairs]
+    whole = PathPart(0, at, at, made)
+    if any(part.start < at < part.end for part in parts):
         return [whole]
-    return [whole, *(part for part in parts if part.start >= place)]
+    return [whole, *(part for part in parts if part.start >= at)]
 
 
 def _all_rows(kind: LayerKind, piece: Piece | None, count: int) -> Piece | None:
@@ -101,7 +101,7 @@ class _Stitch:
     """The pieces of all parts, made layer by layer when they are asked for."""
 
     def __init__(
-        self, layout: Layout, parts: list[tuple[Part, int]], extra: Sequence[Piece | None]
+        self, layout: Layout, parts: list[tuple[PathPart, int]], extra: Sequence[Piece | None]
     ) -> None:
         self._layout = layout
         self._parts = parts
@@ -149,7 +149,7 @@ class _Column(Sequence[Piece | None]):
         return (self[layer] for layer in range(len(self)))
 
 
-def _left(kind: LayerKind, part: Part, start: int, piece: Piece | None) -> Piece | None:
+def _left(kind: LayerKind, part: PathPart, start: int, piece: Piece | None) -> Piece | None:
     """A span's piece up to the part's end."""
     if piece is None or part.end == part.span_end:
         return piece

@@ -54,15 +54,15 @@ class LayerKind(Protocol):
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The longest prefix, at most `limit`, at which the layer can resume."""
 
-    def join(self, views: list[View], count: int, room: int) -> Layer:
-        """A new layer at token `count`, evaluated, with room for `room` more; 0 < count.
+    def join(self, views: list[View], count: int, headroom: int) -> Layer:
+        """A new layer at token `count`, evaluated, with room for `headroom` more; 0 < count.
 
         The list of views may be emptied on the way, to let go of what nobody else holds.
         """
 
 
 @dataclass(frozen=True)
-class Rows:
+class KVRows:
     """Keys and values a token, [1, heads, tokens, width] each: `KVCache`, also latent attention."""
 
     name: ClassVar[str] = "rows"
@@ -101,12 +101,12 @@ class Rows:
             held = view.end
         return min(held, limit)
 
-    def join(self, views: list[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """All rows of the path, in one buffer."""
         parts = [used(v, v.start, min(v.end, count)) for v in views if v.start < count]
         views.clear()
         layer = self.empty()
-        self.fill(layer, joined(parts, room * self.grows), count)
+        self.fill(layer, joined(parts, headroom * self.grows), count)
         return layer
 
     def empty(self) -> Layer:
@@ -124,8 +124,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class PlainRows(Rows):
-    """`ConcatenateKVCache`: rows in a buffer that has no room."""
+class PlainRows(KVRows):
+    """`ConcatenateKVCache`: rows in a buffer without headroom."""
 
     name: ClassVar[str] = "plain_rows"
     grows: ClassVar[bool] = False
@@ -136,7 +136,7 @@ class PlainRows(Rows):
 
 
 @dataclass(frozen=True)
-class QuantizedRows(Rows):
+class QuantizedRows(KVRows):
     """`QuantizedKVCache`; a piece is (weights, scales, biases) of the keys, then of the values."""
 
     group_size: int
@@ -212,7 +212,7 @@ class Window:
                 return end
         return 0
 
-    def join(self, views: list[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """The window before token `count`, in temporal order, exactly as long as it must be."""
         first = max(0, count - self.size)
         parts = [
@@ -296,7 +296,7 @@ class State:
         ends = (v.end for v in reversed(views) if v.piece is not None and v.end == v.span_end)
         return next((end for end in ends if end <= limit), 0)
 
-    def join(self, views: list[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """The state at `count`; arrays are shared, since models replace them and never write."""
         layer = ArraysCache(self.arity)
         piece = next(v.piece for v in views if v.end == count == v.span_end)
@@ -358,11 +358,11 @@ class ListOf:
             limit = reached
         return limit
 
-    def join(self, views: list[View], count: int, room: int) -> Layer:
+    def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """Each part joined in its way."""
         columns = self._columns(views)
         pairs = zip(self.parts, columns, strict=True)
-        return CacheList(*(part.join(column, count, room) for part, column in pairs))
+        return CacheList(*(part.join(column, count, headroom) for part, column in pairs))
 
     def _columns(self, views: Sequence[View]) -> list[list[View]]:
         rows = [(view, self.parted(view.piece)) for view in views]

@@ -22,7 +22,17 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from .kinds import Chunked, Layer, LayerKind, ListOf, PlainRows, QuantizedRows, Rows, State, Window
+from .kinds import (
+    Chunked,
+    KVRows,
+    Layer,
+    LayerKind,
+    ListOf,
+    PlainRows,
+    QuantizedRows,
+    State,
+    Window,
+)
 from .own_state import NoRoundTrip, OwnState, own_state
 from .pieces import Piece, View
 from .plugins import call_plugins
@@ -33,7 +43,7 @@ Layout = tuple[LayerKind, ...]
 _EVAL_BYTES = 64 << 20
 
 _SIMPLE: tuple[type[Any], ...] = (
-    Rows,
+    KVRows,
     PlainRows,
     QuantizedRows,
     Window,
@@ -43,7 +53,7 @@ _SIMPLE: tuple[type[Any], ...] = (
 )
 _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _SIMPLE}
 _KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {
-    KVCache: lambda layer: Rows(),
+    KVCache: lambda layer: KVRows(),
     ConcatenateKVCache: lambda layer: PlainRows(),
     QuantizedKVCache: lambda layer: QuantizedRows(layer.group_size, layer.bits),
     RotatingKVCache: lambda layer: Window(layer.max_size, layer.keep),
@@ -57,7 +67,7 @@ class NotCached(ValueError):
     """A model has layers that can't be represented faithfully; the message says which and why."""
 
 
-class Part(NamedTuple):
+class PathPart(NamedTuple):
     """A run [start, end) of a path and the pieces of the span that it follows, to `span_end`."""
 
     start: int
@@ -148,41 +158,46 @@ def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
     return positions.pop() if positions else None
 
 
-class Wanted(NamedTuple):
+class SpanPieces(NamedTuple):
     """A span [start, end) and its pieces, a list to be completed in place.
 
-    `moved`: its rows are in the layers alone, and stay there.
+    `moved_out`: its rows are in the layers alone, and stay there.
     """
 
     start: int
     end: int
     pieces: list[Piece | None]
-    moved: bool = False
+    moved_out: bool = False
 
 
 def collect(
-    layout: Layout, layers: Sequence[Layer], at: int, spans: Sequence[Wanted], consume: bool = False
+    layout: Layout,
+    layers: Sequence[Layer],
+    at: int,
+    spans: Sequence[SpanPieces],
+    *,
+    emptying: bool = False,
 ) -> None:
     """Complete the pieces of spans in place from layers that have seen `at` tokens.
 
     What is collected owns its memory. A split leaves holes in windows, and state exists only where
     it was taken (DESIGN, "What a layer keeps"), so spans that stand already are completed by what
-    passes them. With `consume` the layers, a list, are given up one by one, so that at most one
+    passes them. With `emptying` the layers, a list, are given up one by one, so that at most one
     array of one layer is held twice.
     """
     found: list[tuple[list[Piece | None], int, Piece]] = []
     for index, kind in enumerate(layout):
-        for start, end, pieces, moved in spans:
-            if moved and kind.anywhere:
+        for start, end, pieces, moved_out in spans:
+            if moved_out and kind.anywhere:
                 continue
             if end <= at and kind.missing(pieces[index], end - start):
                 piece = kind.cut(layers[index], at, start, end)
                 if piece is not None and _more(piece, pieces[index]):
                     found.append((pieces, index, piece))
-        if consume:
+        if emptying:
             assert isinstance(layers, list)
             layers[index] = None
-        if consume or nbytes(piece for _, _, piece in found) > _EVAL_BYTES:
+        if emptying or nbytes(piece for _, _, piece in found) > _EVAL_BYTES:
             _settle(found)
     _settle(found)
 
@@ -212,7 +227,7 @@ def split(
     return left, right
 
 
-def resumable(layout: Layout, parts: Sequence[Part], limit: int) -> int:
+def resumable(layout: Layout, parts: Sequence[PathPart], limit: int) -> int:
     """The longest prefix, at most `limit`, at which every layer can resume.
 
     The parts follow one another along a path, without gaps, from its start.
@@ -229,7 +244,11 @@ def resumable(layout: Layout, parts: Sequence[Part], limit: int) -> int:
 
 
 def join(
-    layout: Layout, parts: Sequence[Part], count: int, room: int, moving: Collection[int] = ()
+    layout: Layout,
+    parts: Sequence[PathPart],
+    count: int,
+    headroom: int,
+    moving: Collection[int] = (),
 ) -> list[Layer]:
     """New layers that hold the first `count` tokens of a path, verified, with room for more.
 
@@ -244,7 +263,7 @@ def join(
                 pieces = parts[part].pieces
                 assert isinstance(pieces, list)
                 pieces[index] = None
-        layers.append(kind.join(views, count, room))
+        layers.append(kind.join(views, count, headroom))
         seen = kind.position(layers[-1])
         if seen not in (None, count):
             raise ValueError(f"layer {index} holds {seen} tokens where {count} are claimed")
@@ -272,7 +291,7 @@ def _more(new: Piece | None, old: Piece | None) -> bool:
     return new is not None and (old is None or nbytes([new]) > nbytes([old]))
 
 
-def _views(parts: Sequence[Part], layer: int) -> list[View]:
+def _views(parts: Sequence[PathPart], layer: int) -> list[View]:
     return [View(p.start, p.end, p.span_end, p.pieces[layer]) for p in parts]
 
 

@@ -47,7 +47,7 @@ class OwnState(State):
         known = self.class_name in _seen
         return super().resumable(views, limit) if known else 0
 
-    def join(self, views: Any, count: int, room: int) -> Layer:
+    def join(self, views: Any, count: int, headroom: int) -> Layer:
         """The state at `count` in a new layer of the class."""
         piece = next(v.piece for v in views if _ends_at(v, count)) or ()
         leaves = zip(self.leaves, piece, strict=True)

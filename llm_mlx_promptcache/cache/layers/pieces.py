@@ -83,13 +83,13 @@ def used(view: View, first: int, last: int) -> list[mx.array]:
     return [a[..., first - oldest : last - oldest, :] for a in arrays]
 
 
-def joined(parts: list[list[mx.array]], room: int) -> list[mx.array]:
-    """Arrays of all parts' rows, and room; each is let go of before the next one is made."""
+def joined(parts: list[list[mx.array]], headroom: int) -> list[mx.array]:
+    """Arrays of all parts' rows, and headroom; each is let go of before the next one is made."""
     made = []
     for _ in range(len(parts[0])):
         rows = [arrays.pop(0) for arrays in parts]
-        if room > 0:
-            shape = (*rows[0].shape[:-2], room, rows[0].shape[-1])
+        if headroom > 0:
+            shape = (*rows[0].shape[:-2], headroom, rows[0].shape[-1])
             rows.append(mx.zeros(shape, rows[0].dtype))
         # Never the stored array object itself: the model writes into its layers in place (law 9).
         made.append(mx.concatenate(rows, axis=-2))

@@ -84,7 +84,7 @@ class CacheOrder(Generic[T]):
         self.nbytes = 0
         self._entries: dict[int, Entry[T]] = {}
         self._counts = [0] * len(self.tiers)
-        # Places by serial and stamp: one that is no longer valid must keep no span alive.
+        # Tickets by serial and stamp: one that is no longer valid must keep no span alive.
         self._heaps: dict[Hashable, list[tuple[float, int, int]]] = {}
         self._queued = 0
 
@@ -100,7 +100,7 @@ class CacheOrder(Generic[T]):
         return self.now
 
     def rank(self, tier: str) -> int:
-        """A tier's place, 0 for the least persistent; ValueError for one that is unknown."""
+        """A tier's rank, 0 for the least persistent; ValueError for one that is unknown."""
         if tier not in self.tiers:
             raise ValueError(f"tier is {tier!r}; it is one of {', '.join(self.tiers)}")
         return self.tiers.index(tier)
@@ -130,10 +130,10 @@ class CacheOrder(Generic[T]):
             answer = rank == 0 < parent.tier
             parent.extended |= parent.answered or not answer
             parent.answered |= answer
-            self._place(parent)
+            self._enqueue(parent)
         if ghost is not None:
             self._learn(entry, ghost)
-        self._place(entry)
+        self._enqueue(entry)
         return entry
 
     def split(
@@ -158,13 +158,13 @@ class CacheOrder(Generic[T]):
             entry.last_used = self.now
             entry.uses += 1
             entry.returned = True
-            self._place(entry)
+            self._enqueue(entry)
 
     def touch(self, entries: Iterable[Entry[T]]) -> None:
         """An insert passed over these, or a fetch matched one in part: recent, no more."""
         for entry in entries:
             entry.last_used = entry.inserted = self.now
-            self._place(entry)
+            self._enqueue(entry)
 
     def promote(self, entry: Entry[T], tier: str) -> None:
         """The span also ends what is of `tier`; it keeps the more persistent of both."""
@@ -173,26 +173,26 @@ class CacheOrder(Generic[T]):
         self._counts[entry.tier] -= 1
         self._counts[rank] += 1
         entry.tier = rank
-        self._place(entry)
+        self._enqueue(entry)
 
     def resize(self, entry: Entry[T], nbytes: int, tokens: int) -> None:
         """The span holds more or less than it did."""
         self._check(entry)
         self.nbytes += nbytes - entry.nbytes
         entry.nbytes, entry.tokens = nbytes, tokens
-        self._place(entry)
+        self._enqueue(entry)
 
     def hold(self, entry: Entry[T]) -> None:
         """A lease or pin keeps this and all it hangs on; `release` it as often."""
         entry.holds += 1
-        self._place(entry)
+        self._enqueue(entry)
 
     def release(self, entry: Entry[T]) -> None:
         """One lease or pin less."""
         if not entry.holds:
             raise ValueError("release without hold")
         entry.holds -= 1
-        self._place(entry)
+        self._enqueue(entry)
 
     def remove(self, entry: Entry[T]) -> None:
         """The owner took a leaf out; it is not remembered."""
@@ -205,7 +205,7 @@ class CacheOrder(Generic[T]):
         entry.stamp = -1
         if entry.parent is not None:
             entry.parent.children -= 1
-            self._place(entry.parent)
+            self._enqueue(entry.parent)
 
     def pop(self) -> Entry[T] | None:
         """Take out the one that goes next and remember it; None where nothing may go."""
@@ -238,13 +238,13 @@ class CacheOrder(Generic[T]):
 
     def _learn(self, entry: Entry[T], ghost: Ghost) -> None:
         entry.uses, entry.extended = ghost.uses + 1, ghost.extended
-        # One evicted long ago would not have been saved by a somewhat larger share of the room.
+        # One evicted long ago would not have been saved by a somewhat larger share of the memory.
         if self.ghosts.evicted - ghost.at < self.nbytes:
-            room = ghost.nbytes / max(self.nbytes, 1)
-            self.policy.came_back(ghost, self.ghosts.share(ghost), room)
+            part = ghost.nbytes / max(self.nbytes, 1)
+            self.policy.came_back(ghost, self.ghosts.share(ghost), part)
 
-    def _place(self, entry: Entry[T]) -> None:
-        """Give an entry its one valid place, or none; older ones are skipped when met."""
+    def _enqueue(self, entry: Entry[T]) -> None:
+        """Give an entry its one valid ticket, or none; older ones are skipped when met."""
         entry.stamp = -1
         if not entry.evictable or entry not in self:
             return
@@ -259,23 +259,23 @@ class CacheOrder(Generic[T]):
     def _head(self, bucket: Hashable) -> Entry[T] | None:
         heap = self._heaps[bucket]
         while heap:
-            if (entry := self._placed(heap[0])) is not None:
+            if (entry := self._entry_of(heap[0])) is not None:
                 return entry
             heapq.heappop(heap)
             self._queued -= 1
         del self._heaps[bucket]
         return None
 
-    def _placed(self, place: tuple[float, int, int]) -> Entry[T] | None:
-        """The entry whose valid place this is, if it still is one."""
-        _, serial, stamp = place
+    def _entry_of(self, ticket: tuple[float, int, int]) -> Entry[T] | None:
+        """The entry whose valid ticket this is, if it still is one."""
+        _, serial, stamp = ticket
         entry = self._entries.get(serial)
         return entry if entry is not None and entry.stamp == stamp else None
 
     def _sweep(self) -> None:
-        """Drop the places that are no longer valid, once they are more than half."""
+        """Drop the tickets that are no longer valid, once they are more than half."""
         for bucket, heap in list(self._heaps.items()):
-            kept = [place for place in heap if self._placed(place) is not None]
+            kept = [ticket for ticket in heap if self._entry_of(ticket) is not None]
             heapq.heapify(kept)
             self._heaps[bucket] = kept
             if not kept:

@@ -21,7 +21,7 @@ class Entry(Generic[T]):
     """What the order keeps for one span; the owner reads it, and only the order writes it."""
 
     item: T
-    tier: int  # its place in the order's tiers
+    tier: int  # its rank among the order's tiers
     nbytes: int  # what evicting it frees
     tokens: int  # what evicting it costs: tokens to compute again while its parent is there
     parent: Entry[T] | None
@@ -35,7 +35,7 @@ class Entry(Generic[T]):
     answered: bool = False  # an answer did, of the least persistent tier
     children: int = 0
     holds: int = 0
-    stamp: int = -1  # of its one valid place in a heap
+    stamp: int = -1  # of its one valid ticket in a heap
 
     @property
     def evictable(self) -> bool:
@@ -75,8 +75,8 @@ class Policy:
         """The bucket whose head goes; `counts` is entries by tier."""
         return _least(heads, lambda bucket, head: self.rank(head))
 
-    def came_back(self, ghost: Ghost, share: float, room: float) -> None:
-        """A remembered entry was stored again; `room` is its part of the bytes held now.
+    def came_back(self, ghost: Ghost, share: float, part: float) -> None:
+        """A remembered entry was stored again; `part` is its part of the bytes held now.
 
         `share` is what part of all remembered bytes are of its kind (returned, or not).
         """
@@ -137,9 +137,9 @@ class Worth(Policy):
 
         return _least(heads, value)
 
-    def came_back(self, ghost: Ghost, share: float, room: float) -> None:
+    def came_back(self, ghost: Ghost, share: float, part: float) -> None:
         """Move the bias toward the kind that came back."""
-        step = self.STEP * min(room, 1.0) * min(0.5 / share, 8.0)
+        step = self.STEP * min(part, 1.0) * min(0.5 / share, 8.0)
         moved = self._log_bias + (step if ghost.returned else -step)
         self._log_bias = min(max(moved, 0.0), self.MOST)
 

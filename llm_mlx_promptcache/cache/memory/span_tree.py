@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import xxhash
 
 from .. import device
+from ..insertion import Insertion, Rows
 from ..layers import layout as layouts
-from ..layers.layout import Layout, Part, Wanted
+from ..layers.layout import Layout, PathPart, SpanPieces
 from ..layers.pieces import Piece
 from ..trie import Match, Node, PromptTrie, Tokens
 from .order import CacheOrder
@@ -49,7 +50,7 @@ class Held(NamedTuple):
 class SpanTree:
     """Spans by their tokens. `tiers` and `policy` are `CacheOrder`'s; `saving`: a store waits."""
 
-    def __init__(self, tiers: Sequence[str], policy: str | Policy, saving: bool) -> None:
+    def __init__(self, tiers: Sequence[str], policy: str | Policy, *, saving: bool) -> None:
         self._trie: PromptTrie[Span] = PromptTrie()
         self._order: CacheOrder[SpanNode] = CacheOrder(tiers, policy)
         self._gone: OrderedDict[bytes, None] = OrderedDict()
@@ -130,18 +131,14 @@ class SpanTree:
         namespace: str,
         layout: Layout,
         ids: Tokens[int],
-        layers: Sequence[Any],
-        at: int,
-        tier: str,
-        consume: bool,
-        on_disk: bool = True,
-        refill: bool = True,
+        insertion: Insertion,
     ) -> SpanNode:
         """The span at the end of `ids`, made when missing; all that are passed get what they lack.
 
-        The layers have seen `at` tokens, at least as many as `ids` has. Without `refill`, spans
-        whose rows moved into them stay without, but for those that the store still has to get.
+        Rows that are kept out stay so, but for those that the store still has to get.
         """
+        tier, on_disk = insertion.tier, insertion.on_disk
+        keep_out = insertion.rows is Rows.KEEP_OUT
         nodes, length = self._trie.walk(namespace, ids)
         inside = bool(nodes) and length < nodes[-1].end
         if inside and (length < len(ids) or self._must_end(nodes[-1], layout, tier)):
@@ -149,15 +146,16 @@ class SpanTree:
         node = nodes[-1] if nodes else self._trie.root(namespace)
         pieces: list[Piece | None] = [None] * len(layout)
         wanted = [
-            Wanted(n.start, n.end, n.value.pieces, not refill and n not in self.unsaved)
+            SpanPieces(n.start, n.end, n.value.pieces, keep_out and n not in self.unsaved)
             for n in nodes
         ]
         if length < len(ids):
-            wanted.append(Wanted(length, len(ids), pieces))
+            wanted.append(SpanPieces(length, len(ids), pieces))
         held = [list(n.value.pieces) for n in nodes]
         try:
             with device.work():
-                layouts.collect(layout, layers, at, wanted, consume)
+                emptying = insertion.rows is Rows.RETURN
+                layouts.collect(layout, insertion.layers, insertion.at, wanted, emptying=emptying)
         finally:
             self._note_changed(nodes, held)
         self._order.touch(n.value.entry for n in nodes)
@@ -385,9 +383,9 @@ class SpanTree:
             yield f"there are {count} spans, and {len(self._order)} in the order"
 
 
-def parts_of(nodes: Sequence[SpanNode], length: int) -> list[Part]:
+def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
     """Spans along a path as parts of it, up to token `length`."""
-    return [Part(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
+    return [PathPart(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
 
 
 def is_moved_out(node: SpanNode) -> bool:

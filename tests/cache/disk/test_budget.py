@@ -7,7 +7,7 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk.budget import ROWS, Below, Chosen, Excess
 from llm_mlx_promptcache.cache.disk.index import Index
-from llm_mlx_promptcache.cache.disk.index_rows import Row
+from llm_mlx_promptcache.cache.disk.index_rows import SpanRow
 from llm_mlx_promptcache.cache.worth import RETURNED_BIAS, density, worth
 
 SIZE = 1000
@@ -28,7 +28,7 @@ def index(tmp_path):
 def add(index, number, parent=None, start=0, namespace="m", size=SIZE, tier=0, used_at=0):
     above = "" if parent is None else stem_of(parent)
     ids = array("I", [number, 1, 2])
-    row = Row(stem_of(number), namespace, above, start, ids, True, tier, size, used_at)
+    row = SpanRow(stem_of(number), namespace, above, start, ids, True, tier, size, used_at)
     assert index.add(row, "[]", "name", namespace)
 
 
@@ -114,7 +114,7 @@ def test_what_is_younger_or_pinned_keeps_what_it_hangs_on(index):
         with index.transaction():
             index.touch([stem_of(first + 2)] if young else [], 30)
     with index.transaction():
-        index.pin(stem_of(22), True)
+        index.pin(stem_of(22), pinned=True)
     gone = [s for step in removed(index, Chosen(["m"], 20)) for s in step]
     assert gone == [stem_of(n) for n in (2, 1, 0)]
 
@@ -151,7 +151,7 @@ def test_law_11_each_victim_is_the_least_worthy_leaf_of_all(index, seed):
         for _ in range(100):
             index.touch([stem_of(rng.randrange(150))], 0)
         for number in rng.sample(range(150), 10):
-            index.pin(stem_of(number), True)
+            index.pin(stem_of(number), pinned=True)
     while index.totals().spans:
         expected = least_worthy(index)
         with index.transaction():
@@ -188,7 +188,7 @@ def test_models_that_nobody_opens_any_more_go_first(index):
     flat(index, 10, 100, namespace="new")
     with index.transaction():
         index.touch([stem_of(n) for n in range(10)], 0)
-        index.pin(stem_of(3), True)
+        index.pin(stem_of(3), pinned=True)
     assert index.superseded() == ["old"]
     gone = [s for step in removed(index, Excess(11 * SIZE)) for s in step]
     assert gone == [stem_of(n) for n in range(10) if n != 3]

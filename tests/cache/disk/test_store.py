@@ -12,11 +12,11 @@ from mlx_lm.models.cache import KVCache
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.span_file import OpenSpan, host_tensors, read_span, write_span
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.cache.layers.kinds import QuantizedRows, Rows
+from llm_mlx_promptcache.cache.layers.kinds import KVRows, QuantizedRows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.span import DamagedSpan, Draft, Head
 
-LAYOUT = (Rows(), QuantizedRows(32, 4))
+LAYOUT = (KVRows(), QuantizedRows(32, 4))
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 
 
@@ -253,7 +253,7 @@ def test_files_of_which_a_path_uses_a_part_are_verified_and_kept(tmp_path):
     first.flush()
     for cut in (1, 7, 39):
         store = DiskStore(tmp_path)
-        lease = PromptCache("1GB", store).fetch("m", [*range(cut), 99, 98], room=3)
+        lease = PromptCache("1GB", store).fetch("m", [*range(cut), 99, 98], headroom=3)
         assert lease.cached == cut
         for found, whole in zip(lease.layers, layers, strict=True):
             assert mx.array_equal(found.keys[..., :cut, :], whole.keys[..., :cut, :])

@@ -162,7 +162,7 @@ class EvictionLaws:
         order.clear()
         assert (len(order), order.nbytes, len(order.ghosts), order.pop()) == (0, 0, 0, None)
 
-    def test_queued_places_stay_in_proportion_to_entries(self):
+    def test_queued_tickets_stay_in_proportion_to_entries(self):
         order = self.order()
         entries = fill(order, range(50))
         for _ in range(1000):

@@ -1,0 +1,42 @@
+"""What is kept of a path, and what becomes of rows when layers leave the cache or come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+
+class Rows(Enum):
+    """What becomes of rows between the cache and a request's layers.
+
+    A fetch copies or gives; an insert copies, keeps out, or has the layers returned.
+    """
+
+    COPY = auto()  # the cache and the layers have their own
+    GIVE = auto()  # rows that nobody else needs move out of the cache into the layers
+    KEEP_OUT = auto()  # rows that moved out into these layers stay there; the others are copied
+    RETURN = auto()  # the layers are given up, array by array, so that nothing is held twice
+
+
+class PathEnd(NamedTuple):
+    """A token of a path after which a span is to end, under its tier."""
+
+    at: int
+    tier: str
+    rows: Rows = Rows.COPY
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What is kept of one path: of `layers` that have seen `at` tokens, at least all of it.
+
+    The store gets it only with `on_disk`.
+    """
+
+    layers: Sequence[Any]
+    at: int
+    tier: str
+    rows: Rows = Rows.COPY
+    on_disk: bool = True

@@ -1,0 +1,179 @@
+"""Lookup: a prompt in memory, on its way to the store and in the store; and why no further."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, NamedTuple
+
+from . import device
+from .disk.bandwidth import Bandwidth
+from .disk.restore import Reading
+from .disk.writer import Writer
+from .explain import Why
+from .insertion import Rows
+from .layers import layout as layouts
+from .layers.layout import Layout
+from .memory.span_tree import SpanNode, SpanTree, parts_of
+from .plan import Plan, make_plan
+from .span import NOTHING, Query, StoredPath
+from .store import Store
+from .trie import Tokens
+
+_MOST_ATTEMPTS: Final = 16  # of one fetch to read from the store what turns out to be damaged
+
+
+class Walk(NamedTuple):
+    """What is looked up, and the spans in memory along it: they share its first `length` tokens."""
+
+    query: Query
+    nodes: list[SpanNode]
+    length: int
+
+
+class Hit(NamedTuple):
+    """How far a prompt got, with layers where that is not nowhere, and what it was kept from."""
+
+    plan: Plan
+    layers: list[Any] | None
+    unreadable: bool = False
+    slow: bool = False
+
+
+MISS: Final = Hit(Plan([], 0, 0, 0), None)
+
+
+class Lookup:
+    """Prompts looked up for a cache; not locked, the owner is."""
+
+    def __init__(
+        self, tree: SpanTree, store: Store, writer: Writer, known: dict[str, Layout]
+    ) -> None:
+        self._tree = tree
+        self._store = store
+        self._writer = writer
+        self._known = known
+        self._bandwidth = Bandwidth()
+
+    def layout(self, namespace: str) -> Layout | None:
+        """The kinds of layer of a namespace, where anything of it is kept."""
+        known = self._known.get(namespace)
+        # What the store says is asked for each time: it may have been wrong.
+        return known if known is not None else self._store.layout(namespace)
+
+    def walk(self, namespace: str, ids: Tokens[int]) -> Walk | None:
+        """The spans along a prompt, but for its last token (law 2); None where nothing is known."""
+        layout = self.layout(namespace)
+        if layout is None:
+            return None
+        nodes, length = self._tree.walk(namespace, ids[:-1])
+        return Walk(Query(namespace, layout, ids[:-1]), nodes, length)
+
+    def plan(self, walk: Walk, stored: StoredPath | None = None) -> Plan:
+        """How far memory and store get; what is `stored` is looked up where it is not said."""
+        query = walk.query
+        # What has left memory for the disk is found on its way there: nobody waits for it.
+        parts = parts_of(walk.nodes, walk.length)
+        parts += self._writer.parts(query.namespace, query.ids, walk.length)
+        length = parts[-1].end if parts else 0
+        reached = layouts.resumable(query.layout, parts, length)
+        if stored is None:
+            missing = reached < len(query.ids)
+            stored = self._store.lookup(query.namespace, query.ids) if missing else NOTHING
+        return make_plan(self._store, query, parts, reached, stored)
+
+    def find(self, walk: Walk, length: int, rows: Rows, prefill_speed: float | None) -> Hit:
+        """The layers for as much of a prompt as is kept, with room for `length` tokens in all.
+
+        What turns out not to be what was written is removed, so each attempt has less before it;
+        where the fault is not a file's, the store is left out of the next one.
+        """
+        unreadable = slow = False
+        stored: StoredPath | None = None
+        attempts = 0
+        while True:
+            plan = self.plan(walk, stored)
+            restore = plan.restore
+            unreadable |= restore is not None and restore.state is not Reading.WHOLE
+            if restore is not None and self._bandwidth.is_slower(
+                restore.nbytes, plan.from_disk, prefill_speed
+            ):
+                slow = True
+                restore.close()
+                plan = self.plan(walk, NOTHING)
+            if not plan.resume_at:
+                return Hit(plan, None, unreadable, slow)
+            layers = self._layers(walk, plan, length, rows)
+            if layers is not None:
+                return Hit(plan, layers, unreadable, slow)
+            unreadable = True
+            attempts += 1
+            removed = plan.restore is not None and plan.restore.state is Reading.REMOVED
+            stored = None if removed and attempts < _MOST_ATTEMPTS else NOTHING
+
+    def look(self, walk: Walk) -> Hit:
+        """How far a prompt would get; nothing is read."""
+        plan = self.plan(walk)
+        if plan.restore is None:
+            return Hit(plan, None)
+        plan.restore.close()
+        return Hit(plan, None, unreadable=plan.restore.state is not Reading.WHOLE)
+
+    def _layers(self, walk: Walk, plan: Plan, length: int, rows: Rows) -> list[Any] | None:
+        """The layers that a plan comes to; None where a file was not what it seemed."""
+        layout, restore = walk.query.layout, plan.restore
+        headroom = length - plan.resume_at
+        moving: list[int] = []
+        if rows is Rows.GIVE and not plan.stitched:
+            moving = self._tree.exclusive(walk.nodes, min(plan.resume_at, plan.in_memory))
+        started = time.monotonic()
+        try:
+            layers = None
+            if restore is not None:
+                layers = restore.layers(plan.resume_at, headroom)
+            if layers is None:
+                layers = layouts.join(layout, plan.parts, plan.resume_at, headroom, moving)
+            if restore is None:
+                return layers
+            good = restore.verify()
+            self._bandwidth.measured(restore.nbytes, time.monotonic() - started)
+            return layers if good else None
+        except Exception as error:
+            device.note(error)
+            self._tree.lose(layout, (walk.nodes[index] for index in moving))
+            # No content of any file may raise out of a lookup (law 6).
+            if restore is None or not restore.failed(error):
+                raise
+            return None
+        finally:
+            self._tree.resized(walk.nodes[index] for index in moving)
+            if restore is not None:
+                restore.close()
+
+    def why(self, namespace: str, ids: Tokens[int], hit: Hit = MISS) -> Why:
+        """Why a prompt got no further than that."""
+        count, matched = hit.plan.resume_at, hit.plan.matched
+        if count == len(ids) - 1:
+            return Why("whole")
+        if hit.unreadable:
+            return Why("unreadable", count)
+        if hit.slow:
+            return Why("slow", count)
+        if self._store.unseen:
+            return Why("locked", count)
+        # What waits and was looked at is no reason: layers can't resume in it.
+        if self._writer.holds(namespace, ids[:-1], max(count, matched)):
+            return Why("writing", count)
+        if count < matched:
+            return Why("lent" if self._is_lent(namespace, ids, count) else "checkpoint", count)
+        if self._tree.was_evicted(namespace, ids, count):
+            return Why("evicted", count)
+        if not count:
+            return Why("cold")
+        return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
+
+    def _is_lent(self, namespace: str, ids: Tokens[int], count: int) -> bool:
+        """Whether rows after token `count` have moved out; nothing but a lease takes them."""
+        layout = self._known.get(namespace, ())  # none where memory holds nothing
+        nodes = [node for node in self._tree.walk(namespace, ids).nodes if node.end > count]
+        pairs = [pair for node in nodes for pair in zip(layout, node.value.pieces, strict=True)]
+        return any(kind.anywhere and piece is None for kind, piece in pairs)
