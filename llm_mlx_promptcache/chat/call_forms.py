@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .forms import Reasoning
+from .forms import Reasoning, marks_in
 from .tool_schemas import canonical_tools
 
 
@@ -28,24 +28,22 @@ class Thinking:
 
 def thinking_of(
     marks: Reasoning | None,
-    prompt_ids: Sequence[int],
+    prompt: str,
     encode: Callable[[str], Sequence[int]],
 ) -> Thinking | None:
     """The model's marks of reasoning as ids; None where it has none.
 
-    `opened` where `prompt_ids` end inside them; no `start_ids` where they end behind a block that
-    the template closed at once, since it asks the model not to think.
+    `opened` where `prompt`, or the end of one, ends inside them; no `start_ids` where it ends
+    behind a block that the template closed at once, since it asks the model not to think. Text
+    decides: where a mark is no single token, its ids depend on what stands beside it.
     """
     if marks is None:
         return None
     opening = tuple(encode(marks.start)) if marks.start else ()
     closing = tuple(encode(marks.end))
-    # Further back, marks are those of earlier answers.
-    tail = list(prompt_ids[-len(opening) - len(closing) - _WHITE_TOKENS :])
-    begun = _last(tail, opening) if opening else -1
-    # A prompt that shows neither mark asks a model that writes only the closing one to think.
-    opened = begun > _last(tail, closing) or (not opening and _last(tail, closing) < 0)
-    declined = _last(tail, closing) >= 0 and not opened
+    begun, ended = _last_marks(marks, prompt)
+    opened = begun > ended
+    declined = ended >= 0 and not opened
     starts = () if declined else opening
     written = [tuple(encode(space)) for space in ("\n\n", "\n", " ")]
     spaces = tuple(ids[0] for ids in written if len(ids) == 1)
@@ -114,15 +112,19 @@ def _call_text(function: Mapping[str, Any]) -> str:
     return f'<tool_call>\n{{"name": {name}, "arguments": {shown}}}\n</tool_call>'
 
 
-def _last(ids: Sequence[int], run: Sequence[int]) -> int:
-    """Where `run` stands last in `ids`, or -1."""
-    size = len(run)
-    places = range(len(ids) - size, -1, -1)
-    return next((at for at in places if tuple(ids[at : at + size]) == tuple(run)), -1)
+def _last_marks(marks: Reasoning, prompt: str) -> tuple[int, int]:
+    """Where both marks stand last at the very end of the prompt, or -1."""
+    tail = prompt[-len(marks.start) - len(marks.end) - _BESIDE :]
+    begun, ended = tail.rfind(marks.start) if marks.start else -1, tail.rfind(marks.end)
+    last = marks.start if begun > ended else marks.end
+    behind = tail[max(begun, ended, 0) :].removeprefix(last)
+    # Behind another mark they are those of an earlier message.
+    other = len(behind) > _BESIDE or any(mark[0] in "<[" for mark in marks_in(behind))
+    return (-1, -1) if other else (begun, ended)
 
 
-# At most so many tokens of white space stand between marks and around them.
-_WHITE_TOKENS = 4
+# At most so many characters of white space, or of a first word, stand between marks and behind.
+_BESIDE = 24
 _PROMPT = """# Tools
 
 You may call one or more functions to assist with the user query.

@@ -29,6 +29,11 @@ _LISTED = (
 )
 
 
+# Marks that prompts name in words to the model; either the prompt opens the reasoning, or it does.
+_NAMED = (Reasoning("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),)
+_LONGEST_OPENER = 60
+
+
 def learn_reasoning(
     apply: Callable[..., str], vocabulary: Container[str] = (), switch: str = "enable_thinking"
 ) -> Reasoning | None:
@@ -42,7 +47,7 @@ def shown_reasoning(probe: Probe, switch: str) -> Reasoning | None:
         found = _from_field(probe, field)
         if found is not None:
             return found
-    return _from_switch(probe, switch)
+    return _from_switch(probe, switch) or _from_prompt(probe)
 
 
 def listed_reasoning(vocabulary: Container[str]) -> Reasoning | None:
@@ -69,7 +74,7 @@ def _from_field(probe: Probe, field: str) -> Reasoning | None:
     start = lead if 0 < len(lead) <= 40 else _mark(head, first=False)
     if (start in plain and end not in plain) or start[:1] not in ("<", "["):
         # That is the turn's own mark: the thought has none, or the prompt has opened it.
-        start = _opener(end)
+        start = _opener(end) or _prompt_opener(probe)
     if start == end or "'" in start + end or (not start and end in plain):
         return None
     return Reasoning(start, end)
@@ -87,6 +92,24 @@ def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
         marks = (opened[0], *marks)
     bracketed = [mark for mark in marks if mark[:1] and mark[0] in "<["]
     return Reasoning(bracketed[0], bracketed[1]) if len(bracketed) == 2 == len(marks) else None
+
+
+def _from_prompt(probe: Probe) -> Reasoning | None:
+    """Known marks that a prompt names to the model; it may open the reasoning in other words."""
+    whole = probe.whole_prompt()
+    named = next((marks for marks in _NAMED if marks.end in whole), None)
+    if named is None:
+        return None
+    return Reasoning(_prompt_opener(probe) or named.start, named.end)
+
+
+def _prompt_opener(probe: Probe) -> str:
+    """The words that a prompt has behind the head of an answer; empty where there are none."""
+    prompt, plain = probe.prompt() or "", probe.plain() or ""
+    shared = common_start(prompt, plain.partition(ANSWER)[0])
+    words = prompt[len(shared) :].strip()
+    is_line = 0 < len(words) <= _LONGEST_OPENER and "\n" not in words
+    return words if is_line and not any(mark[0] in "<[" for mark in marks_in(words)) else ""
 
 
 def _opener(end: str) -> str:

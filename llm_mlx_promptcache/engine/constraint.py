@@ -83,7 +83,7 @@ class Constraint:
         self._end_mask = _mask_of(self._ends, words)
         self._thinking = thinking
         self._asleep = thinking is not None and thinking.opened
-        self._tail: tuple[int, ...] = ()
+        self._tail = b""  # may be the beginning of the mark behind reasoning
         # What begins a call, and the end of what was said while it slept.
         self._opening, self._heard = grammar.opening.encode(), b""
         self._started = self._ended = False
@@ -162,10 +162,17 @@ class Constraint:
         return self._thinking.spaces if self._thinking else ()
 
     def _wake(self, token: int) -> None:
-        end = self._thinking.end_ids if self._thinking else ()
-        self._tail = (*self._tail, token)[-len(end) :]
-        if self._tail == end:
+        assert self._thinking is not None
+        mark = self._thinking.end.encode()
+        # By its text: where it is no single token, its ids depend on what stands beside it.
+        kept = max(0, len(self._tail) - len(mark) + 1)
+        self._tail = self._tail[kept:] + self._tokenizer.decode_bytes([token])
+        _, found, after = self._tail.partition(mark)
+        if (token,) == self._thinking.end_ids:
             self._rest()
+        elif found:
+            self._rest()
+            self._matcher.try_consume_tokens(self._tokenizer.tokenize_bytes(after.lstrip()))
         else:
             self._call_in_thought(token)
 

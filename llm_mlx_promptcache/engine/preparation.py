@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..models.loading import LoadedModel
     from .request import GenerationRequest
 
+# Tokens that hold the marks of reasoning that a prompt ends with, if it does.
+_PROMPT_END = 128
 # A question that nobody asked: what it shares with any other one is what can be warmed.
 _PROBE = Message("user", "Question?")
 
@@ -103,7 +105,10 @@ def _namespace(request: GenerationRequest, identity: Identity) -> str:
 
 
 def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking | None:
-    return thinking_of(tokenizer.reasoning, transcript.ids, lambda mark: tokenizer.encode(mark)[0])
+    if tokenizer.reasoning is None:
+        return None
+    prompt = tokenizer.decode(transcript.ids[-_PROMPT_END:])
+    return thinking_of(tokenizer.reasoning, prompt, lambda mark: tokenizer.encode(mark)[0])
 
 
 def _told_thinking(

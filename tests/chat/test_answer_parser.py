@@ -371,14 +371,25 @@ def test_ids_that_the_model_writes_are_its_own_and_none_is_taken_twice():
 def test_models_without_a_form_get_the_generic_one_and_marks_of_thinking_are_found():
     assert hand_form(None, ["a"]) is GENERIC
     marks = {"<t>": [7, 8], "</t>": [9], "\n\n": [5], "\n": [6], " ": [1, 2]}
-    assert thinking_of(None, [1], marks.__getitem__) is None
+    assert thinking_of(None, "<t>", marks.__getitem__) is None
     some = Reasoning("<t>", "</t>")
-    for ids, opened in (([7, 8], True), ([7, 8, 3, 9, 4], False), ([3], False), ([9, 7, 8], True)):
-        assert thinking_of(some, ids, marks.__getitem__).opened is opened
+    for prompt, opened in (
+        ("<a><t>", True),
+        ("<a><t>\nOkay, ", True),
+        ("<t>\n</t>\n", False),
+        ("<a>", False),
+        ("<t>x</t><t>", True),
+        ("Say <t>. [/INST]", False),
+    ):
+        assert thinking_of(some, prompt, marks.__getitem__).opened is opened
     # An empty block asks for no thinking; one that lies further back says nothing.
-    assert thinking_of(some, [7, 8, 3, 9, 3], marks.__getitem__).start_ids == ()
-    later = thinking_of(some, [7, 8, 9, *range(20, 40)], marks.__getitem__)
-    assert (later.start_ids, later.spaces) == ((7, 8), (5, 6))
+    assert thinking_of(some, "<a><t>\n</t>\n\n", marks.__getitem__).start_ids == ()
+    for prompt in ("<t></t> and then many other words", "<t></t><|end|>\n<|say|>"):
+        later = thinking_of(some, prompt, marks.__getitem__)
+        assert (later.start_ids, later.spaces) == ((7, 8), (5, 6))
+    # Nothing says that who writes the closing mark alone begins by thinking.
+    alone = Reasoning("", "</t>")
+    assert not thinking_of(alone, "<a>", marks.__getitem__).opened
 
 
 def test_the_prompt_lists_tools_in_one_order_and_turns_become_text():

