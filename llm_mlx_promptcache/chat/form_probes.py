@@ -25,6 +25,7 @@ LIST = ["Vostokword", True]
 NUMBERS = {"alpha_key": 47110815, "beta_key": 19283746}
 ODD = 'a "b" c\'s \\d & <e>\n\u00e9f'
 _RESULT = "Resultquark"
+_LATER = "Laterquark?"
 _PRINTED = re.compile(r"[\"']type[\"']: ?[\"']text[\"']")
 THOUGHT = "Ponderquark"
 # The fields by which templates know an answer's reasoning.
@@ -114,6 +115,11 @@ class Probe:
     def plain(self) -> str | None:
         """An answer of words."""
         return self._shown([{"role": "assistant", "content": ANSWER}], prompt=False)
+
+    def earlier(self, content: str) -> str | None:
+        """An answer with another question behind it."""
+        answer = {"role": "assistant", "content": content}
+        return self._shown([answer, {"role": "user", "content": _LATER}], prompt=True)
 
     def prompt(self) -> str | None:
         """What asks for an answer."""

@@ -95,12 +95,25 @@ def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
 
 
 def _from_prompt(probe: Probe) -> Reasoning | None:
-    """Known marks that a prompt names to the model; it may open the reasoning in other words."""
+    """Known marks that a prompt ends with, that it names to the model, or that are cut out."""
+    prompt = (probe.prompt() or "").rstrip()
+    opened = next((marks for marks in _LISTED if prompt.endswith(marks.start)), None)
+    if opened is not None:
+        return opened
+    if _is_cut_out(probe, _LISTED[0]):
+        return _LISTED[0]
+    # It may open the reasoning in words of its own.
     whole = probe.whole_prompt()
     named = next((marks for marks in _NAMED if marks.end in whole), None)
     if named is None:
         return None
     return Reasoning(_prompt_opener(probe) or named.start, named.end)
+
+
+def _is_cut_out(probe: Probe, marks: Reasoning) -> bool:
+    """Whether reasoning that stands in an answer's text is left out of later prompts."""
+    text = probe.earlier(f"{marks.start}\n{THOUGHT}\n{marks.end}\n\n{ANSWER}")
+    return text is not None and ANSWER in text and THOUGHT not in text
 
 
 def _prompt_opener(probe: Probe) -> str:

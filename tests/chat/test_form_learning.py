@@ -195,6 +195,9 @@ def test_templates_with_other_marks_keys_and_spaces_are_learned_again(templates)
     }
 
 
+APRIEL = ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]")
+
+
 @pytest.mark.parametrize(
     ("name", "marks"),
     [
@@ -203,6 +206,13 @@ def test_templates_with_other_marks_keys_and_spaces_are_learned_again(templates)
         ("ByteDance-Seed-OSS", ("<seed:think>", "</seed:think>")),
         ("upstage-Solar-Open2-250B", ("<|think:start|>", "<|think:end|>")),
         ("deepseek-ai-DeepSeek-V4", ("<think>", "</think>")),
+        # The prompt ends with the first, the second is cut out of earlier answers, and the third
+        # and fourth are told to the model in words.
+        ("LGAI-EXAONE-EXAONE-Deep-7.8B", ("<thought>", "</thought>")),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", ("<think>", "</think>")),
+        ("ServiceNow-AI-Apriel-1.5-15b-Thinker", APRIEL),
+        ("ServiceNow-AI-Apriel-1.6-15b-Thinker", APRIEL),
+        ("Apriel-1.6-15b-Thinker-fixed", APRIEL),
     ],
 )
 def test_marks_of_reasoning_are_learned(templates, name, marks):
