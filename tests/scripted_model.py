@@ -9,7 +9,8 @@ tokens itself, so cache, disk, batches, grammars, llm and LangChain run over it 
 that a grammar masks is not said, and what comes then is not in the script.
 
 Importing this file makes the kind known to mlx-lm in this process. Another process must import it
-too: `environment()` has the variables that see to that.
+too: `environment()` has the variables that see to that. What a model really ran is written to the
+file that the variable SCRIPTED_RUNS names, for `runs_of` to read.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import os
 import shutil
 import sys
 import sysconfig
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
 
+RUNS = "SCRIPTED_RUNS"
 _KIND = "scripted"
 _WIDTH = 64
 _SAID = 10.0
@@ -83,13 +87,51 @@ class Model(nn.Module):
         kept, _ = layer.update_and_fetch(rows, rows)
         if cache is None:
             return mx.zeros((requests, count, self.args.vocab_size))
-        said = [
-            _next(self.args.folder, [int(row) - 1 for row in history if row])
-            for history in kept[:, 0, :, 0].tolist()
-        ]
+        histories = [[int(row) - 1 for row in rows if row] for rows in kept[:, 0, :, 0].tolist()]
+        _record(histories, count)
+        said = [_next(self.args.folder, history) for history in histories]
         wanted = mx.zeros((requests, self.args.vocab_size))
         wanted[mx.arange(requests), mx.array(said)] = _SAID
         return mx.broadcast_to(wanted[:, None], (requests, count, self.args.vocab_size))
+
+
+class Run(NamedTuple):
+    """One call of a model: all tokens that it has then, and how many it had before."""
+
+    had: int
+    ids: tuple[int, ...]
+
+
+def runs_of(file: Path) -> list[Run]:
+    """What models wrote to `file`, in its order; nothing where none ran."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Run(had, tuple(ids)) for had, ids in map(json.loads, lines)]
+
+
+def tokens_run(runs: Sequence[Run]) -> int:
+    """How many tokens were run in all."""
+    return sum(len(run.ids) - run.had for run in runs)
+
+
+def computed_twice(runs: Sequence[Run]) -> int:
+    """How many tokens were run behind the very same tokens before them as another time."""
+    seen: set[bytes] = set()
+    twice = 0
+    for run in runs:
+        prefix = blake2b(array("I", run.ids[: run.had]).tobytes())
+        for token in run.ids[run.had :]:
+            prefix.update(array("I", [token]).tobytes())
+            twice += prefix.digest() in seen
+            seen.add(prefix.digest())
+    return twice
+
+
+def _record(histories: Sequence[Sequence[int]], count: int) -> None:
+    """Write down a call that adds `count` tokens (in a batch, padding among them)."""
+    if file := os.environ.get(RUNS):
+        lines = [json.dumps([max(0, len(ids) - count), ids]) for ids in histories]
+        with Path(file).open("a") as opened:
+            opened.write("".join(f"{line}\n" for line in lines))
 
 
 class _Player:
