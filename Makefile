@@ -10,7 +10,7 @@ RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
 # Tests run side by side in so many processes, each with one thread of BLAS: on two cores that is faster than
 # one process with two threads, and the tests of faults mostly wait for processes of their own.
 WORKERS ?= 2
-PYTEST := OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
