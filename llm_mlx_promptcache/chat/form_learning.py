@@ -36,6 +36,7 @@ from .forms import (
     Layout,
     NoForm,
     Piece,
+    UnreadForm,
     marks_in,
 )
 from .generated import ToolCall
@@ -46,6 +47,7 @@ Apply = Callable[..., str]
 # Kimi's: the only place of a result's tool is its id.
 _NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
+_NOT_SHOWN = 2  # how much a reason tells: more than that calls are refused
 # The dicts to try, the plainest first.
 _INPUTS = (
     *(Input(arguments, content) for content in ContentAs for arguments in ArgumentsAs),
@@ -76,13 +78,14 @@ def learned_form(probe: Probe) -> Form:
             reasons.setdefault(f"calls are refused ({error})", 1)
             continue
         if ARGUMENTS[0]["alpha_key"] not in text:
-            reasons["calls are not shown"] = 2
+            reasons["calls are not shown"] = _NOT_SHOWN
             continue
         try:
             return _proved(_learned(probe, given, text), probe)
         except NoForm as error:
-            reasons.setdefault(str(error), 3 + probe.renderings)
-    raise NoForm(max(reasons, key=lambda reason: reasons[reason]))
+            reasons.setdefault(str(error), _NOT_SHOWN + probe.renderings)
+    reason = max(reasons, key=lambda reason: reasons[reason])
+    raise (UnreadForm if reasons[reason] > _NOT_SHOWN else NoForm)(reason)
 
 
 def _learned(probe: Probe, given: Input, one: str) -> Form:

@@ -253,6 +253,10 @@ class NoForm(ValueError):
     """Why no form of calls could be learned from a template."""
 
 
+class UnreadForm(NoForm):
+    """The template shows calls, in a way that can't be read back."""
+
+
 def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """How an answer begins, without its spaces, that is calls with no marks around them.
 

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..chat.forms import Form, Reasoning
-from ..chat.hand_forms import GENERIC, hand_form
-from ..chat.prompt import GENERIC_TOOLS, Feature, PromptForm
+from ..chat.hand_forms import GENERIC
+from ..chat.prompt import PromptForm
 from ..chat.reasoning_learning import listed_reasoning
 from ..chat.template import ChatTemplate
 from .detokenizer import TextDecoder
@@ -44,11 +44,7 @@ class TemplateTokenizer:
     @cached_property
     def call_form(self) -> Form:
         """How the model writes calls: learned from its template once, or by hand."""
-        form = hand_form(self.profile.form, self._vocabulary, self.profile.marks)
-        if form.channels is None and GENERIC_TOOLS.intersection(
-            self.prompt_form.start([Feature.TOOLS])
-        ):
-            form = GENERIC  # which the prompt says
+        form = self.profile.call_form(self._vocabulary)
         form = replace(form, end=self._without_stop(form.end))
         return replace(form, special=self._special([*form.literals, *GENERIC.literals]))
 
@@ -59,10 +55,10 @@ class TemplateTokenizer:
             return None
         return self.profile.reasoning or listed_reasoning(self._vocabulary)
 
-    @property
+    @cached_property
     def prompt_form(self) -> PromptForm:
-        """What the template has no place for."""
-        return self.profile.prompt
+        """What the template has no place for; the generic way of calling is one that it tells."""
+        return self.profile.prompt_for(self.call_form)
 
     @property
     def reasons(self) -> bool:

@@ -85,6 +85,25 @@ def find_prompt_form(apply: Apply) -> PromptForm:
     return PromptForm(found) if found else UNMENDED
 
 
+def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
+    """The mends that tell tools in the generic prompt and not in the template's own.
+
+    For templates that tell tools and not how to call them; `form` is what the probes found.
+    """
+    shown = _Shown(apply)
+    for mend in (Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER):
+        tried = PromptForm({**form.mends, Feature.TOOLS: (mend,)})
+        try:
+            made = fit((_ASK,), {"tools": _TOOLS}, shown, tried).mends
+        except TooMuchWork:
+            return ()
+        except Exception:  # noqa: S112 - the other place may do
+            continue
+        needed = made - form.start([Feature.WORDS])
+        return tuple(one for one in Mend if one in needed)
+    return ()
+
+
 class _Shown:
     """A template's renderings, each made once: mends often come to the same messages."""
 

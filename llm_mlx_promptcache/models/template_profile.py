@@ -6,7 +6,7 @@ TemplateProfile.from_json(profile.to_json())          # what is remembered of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -16,57 +16,81 @@ from typing import Any
 from ..chat import forms
 from ..chat.form_learning import learned_form
 from ..chat.form_probes import Probe
-from ..chat.forms import Form, Hole, Layout, NoForm, Reasoning
-from ..chat.hand_forms import shown_marks
+from ..chat.forms import Form, Hole, Layout, NoForm, Reasoning, UnreadForm
+from ..chat.hand_forms import GENERIC, hand_form, shown_marks
 from ..chat.plain_data import from_plain, to_plain
-from ..chat.prompt import UNMENDED, PromptForm
+from ..chat.prompt import GENERIC_TOOLS, UNMENDED, Feature, Mend, PromptForm
 from ..chat.reasoning_learning import shown_reasoning
-from .probes import find_prompt_form
+from .probes import find_generic_tools, find_prompt_form
 
 
 @dataclass(frozen=True)
 class TemplateProfile:
     """What a template's renderings tell; nothing of a vocabulary, which is the tokenizer's to know.
 
-    `form` and `reasoning` are None where none is shown. `marks` are those by which forms by hand
-    are known, of those that the template shows beside tools.
+    `form` and `reasoning` are None where none is shown; `unread`: calls are shown, in a way that
+    can't be read. `marks` are those by which forms by hand are known, of those that the template
+    shows beside tools. `generic` puts the generic prompt for tools in the place of its own.
     """
 
     form: Form | None = None
+    unread: bool = False
     marks: tuple[str, ...] = ()
     reasoning: Reasoning | None = None
     prompt: PromptForm = UNMENDED
+    generic: tuple[Mend, ...] = ()
+
+    def call_form(self, vocabulary: Container[str]) -> Form:
+        """How a model with these tokens writes calls: as learned, by hand, or the generic way."""
+        form = hand_form(self.form, vocabulary, self.marks)
+        moved = GENERIC_TOOLS.intersection(self.prompt.start([Feature.TOOLS]))
+        return GENERIC if form.channels is None and (self.unread or moved) else form
+
+    def prompt_for(self, form: Form) -> PromptForm:
+        """What has no place, where calls are written in `form`: of the generic one it must tell."""
+        if form.native or not self.generic:
+            return self.prompt
+        return PromptForm({**self.prompt.mends, Feature.TOOLS: self.generic})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the facts of a model."""
         return {
-            "form": to_plain(self.form),
-            "marks": list(self.marks),
-            "reasoning": to_plain(self.reasoning),
+            "shown": to_plain(_Shown(self.form, self.unread, self.marks, self.reasoning)),
             "prompt": self.prompt.to_json(),
+            "generic": [mend.value for mend in self.generic],
         }
 
     @classmethod
     def from_json(cls, data: object) -> TemplateProfile | None:
         """What `to_json` gave; None for anything else."""
-        if not isinstance(data, dict) or set(data) != {"form", "marks", "reasoning", "prompt"}:
+        if not isinstance(data, dict) or set(data) != {"shown", "prompt", "generic"}:
             return None
         prompt = PromptForm.from_json(data["prompt"])
+        generic = PromptForm.from_json({Feature.TOOLS.value: data["generic"]})
         try:
-            form = None if data["form"] is None else from_plain(Form, data["form"])
-            reasoning = data["reasoning"]
-            reasoning = None if reasoning is None else from_plain(Reasoning, reasoning)
-            marks = from_plain(_Marks, {"marks": data["marks"]}).marks
+            shown = from_plain(_Shown, data["shown"])
         except ValueError:
             return None
-        if prompt is None or not (form is None or _is_whole(form)):
+        if prompt is None or generic is None or not (shown.form is None or _is_whole(shown.form)):
             return None
-        return cls(form, marks, reasoning, prompt)
+        return cls(
+            shown.form,
+            shown.unread,
+            shown.marks,
+            shown.reasoning,
+            prompt,
+            generic.mends[Feature.TOOLS],
+        )
 
 
 @dataclass(frozen=True)
-class _Marks:
+class _Shown:
+    """What of a profile stands in renderings, as plain dataclasses."""
+
+    form: Form | None
+    unread: bool
     marks: tuple[str, ...]
+    reasoning: Reasoning | None
 
 
 def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
@@ -75,12 +99,15 @@ def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
     `switch` is what the template calls the wish for reasoning.
     """
     probe = Probe(apply)
+    form, unread = None, False
     try:
         form = learned_form(probe)
-    except NoForm:
-        form = None
-    marks = shown_marks(probe.whole_prompt() or "")
-    return TemplateProfile(form, marks, shown_reasoning(probe, switch), find_prompt_form(apply))
+    except NoForm as error:
+        unread = isinstance(error, UnreadForm)
+    marks = shown_marks(probe.whole_prompt())
+    reasoning, prompt = shown_reasoning(probe, switch), find_prompt_form(apply)
+    generic = find_generic_tools(apply, prompt) if form is None else ()
+    return TemplateProfile(form, unread, marks, reasoning, prompt, generic)
 
 
 def _is_whole(form: Form) -> bool:

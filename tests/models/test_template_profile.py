@@ -156,20 +156,23 @@ def test_what_is_no_profile_is_none_or_one_that_reads_on(learned):
 def test_a_form_that_lacks_what_reading_needs_is_learned_again(learned):
     [profile] = [p for p in learned.values() if p.form is not None and p.form.tags is not None][:1]
     data = profile.to_json()
-    holes = [at for at, piece in enumerate(data["form"]["call"]) if isinstance(piece, dict)]
-    lacking = [with_other(data, ("form", "call", at), "x") for at in holes]
-    lacking.append(with_other(data, ("form", "tags"), None))
-    lacking.append(with_other(data, ("form", "layout"), {"is": "object"}))
-    lacking.append({**data, "form": {**data["form"], "native": False}})
-    lacking.append({**data, "form": {**data["form"], "special": [["</s>", 2]]}})
+    holes = [
+        at for at, piece in enumerate(data["shown"]["form"]["call"]) if isinstance(piece, dict)
+    ]
+    lacking = [with_other(data, ("shown", "form", "call", at), "x") for at in holes]
+    lacking.append(with_other(data, ("shown", "form", "tags"), None))
+    lacking.append(with_other(data, ("shown", "form", "layout"), {"is": "object"}))
+    lacking.append(with_other(data, ("shown", "form", "native"), False))
+    lacking.append(with_other(data, ("shown", "form", "special"), [["</s>", 2]]))
     lacking.append({**data, "more": 1})
     assert [TemplateProfile.from_json(one) for one in lacking] == [None] * len(lacking)
 
 
 def test_deep_data_is_no_profile():
     deep = json.loads("[" * 900 + "]" * 900)
-    assert TemplateProfile.from_json({**TemplateProfile().to_json(), "form": deep}) is None
-    assert TemplateProfile.from_json({**TemplateProfile().to_json(), "marks": deep}) is None
+    data = TemplateProfile().to_json()
+    for path in (("shown", "form"), ("shown", "marks"), ("prompt",), ("generic",)):
+        assert TemplateProfile.from_json(with_other(data, path, deep)) is None
 
 
 def test_random_damage_raises_nothing(learned):
