@@ -65,7 +65,7 @@ class Apply(Protocol):
 def find_prompt_form(apply: Apply) -> PromptForm:
     """The mends that a template needs; none where no mend helps, which requests then tell."""
     found: dict[Feature, tuple[Mend, ...]] = {}
-    shown = _Shown(apply)
+    shown = _RenderedOnce(apply)
     for feature, conversations in _ASKED:
         arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
         for messages in conversations:
@@ -90,7 +90,7 @@ def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
 
     For templates that tell tools and not how to call them; `form` is what the probes found.
     """
-    shown = _Shown(apply)
+    shown = _RenderedOnce(apply)
     for mend in (Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER):
         tried = PromptForm({**form.mends, Feature.TOOLS: (mend,)})
         try:
@@ -104,7 +104,7 @@ def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
     return ()
 
 
-class _Shown:
+class _RenderedOnce:
     """A template's renderings, each made once: mends often come to the same messages."""
 
     def __init__(self, apply: Apply) -> None:

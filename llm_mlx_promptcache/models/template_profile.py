@@ -55,7 +55,7 @@ class TemplateProfile:
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the facts of a model."""
         return {
-            "shown": to_plain(_Shown(self.form, self.unread, self.marks, self.reasoning)),
+            "shown": to_plain(_Learned(self.form, self.unread, self.marks, self.reasoning)),
             "prompt": self.prompt.to_json(),
             "generic": [mend.value for mend in self.generic],
         }
@@ -68,7 +68,7 @@ class TemplateProfile:
         prompt = PromptForm.from_json(data["prompt"])
         generic = PromptForm.from_json({Feature.TOOLS.value: data["generic"]})
         try:
-            shown = from_plain(_Shown, data["shown"])
+            shown = from_plain(_Learned, data["shown"])
         except ValueError:
             return None
         if prompt is None or generic is None or not (shown.form is None or _is_whole(shown.form)):
@@ -84,7 +84,7 @@ class TemplateProfile:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Learned:
     """What of a profile stands in renderings, as plain dataclasses."""
 
     form: Form | None
