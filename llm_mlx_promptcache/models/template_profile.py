@@ -106,7 +106,8 @@ def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
         unread = isinstance(error, UnreadForm)
     marks = shown_marks(probe.whole_prompt())
     reasoning, prompt = shown_reasoning(probe, switch), find_prompt_form(apply)
-    generic = find_generic_tools(apply, prompt) if form is None else ()
+    told = not GENERIC_TOOLS.intersection(prompt.start([Feature.TOOLS]))
+    generic = find_generic_tools(apply, prompt) if form is None and told else ()
     return TemplateProfile(form, unread, marks, reasoning, prompt, generic)
 
 
