@@ -108,7 +108,7 @@ def test_a_template_without_end_is_asked_for_no_more():
 
     profile = learn_profile(endless, SWITCH)
     assert profile == TemplateProfile()
-    assert count == 2  # once for its form, once for its prompt
+    assert count == 3  # for its form, for its prompt, and for the generic prompt in its place
 
 
 def pieces(data, path=()):
