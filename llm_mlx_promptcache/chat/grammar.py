@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from .bare_calls import Alternative, either_schema, is_bare
@@ -22,6 +23,7 @@ from .schema_dialects import LeftOut
 from .schema_loosening import Loosened, loosened, loosened_arguments
 from .tagged_grammar import PYTHON_RULES, ArgumentRules, tagged_arguments
 from .tool_schemas import canonical_tools
+from .tool_sets import BUDGETS, within
 
 __all__ = [
     "Caps",
@@ -38,6 +40,7 @@ __all__ = [
 Kind = Literal["schema", "regex", "tools", "tools_or_schema"]
 
 _DEFAULT_CAPS = Caps()
+_TOGETHER = LeftOut("", "more than can be held together")
 _MOST_TOLD = 3
 _HEADER_NAME = re.compile(r"[\w-]+")
 
@@ -82,16 +85,28 @@ class Grammar:
 
 
 def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
-    """What users are told of what a grammar does not hold: one line a tool, one a document."""
+    """What users are told of what a grammar does not hold: tools with the same faults in a line."""
     places: dict[str, list[str]] = {}
     for tool, what in grammar.unheld if grammar is not None else ():
         places.setdefault(tool, []).append(str(what))
+    tools: dict[str, list[str]] = {}
+    for tool, found in places.items():
+        tools.setdefault(_some(found), []).append(tool)
     return tuple(
-        f"{f'the schema of the tool {tool[:64]}' if tool else 'the schema'} has what no grammar"
-        f" can hold ({', '.join(found[:_MOST_TOLD])}{', ...' * (len(found) > _MOST_TOLD)});"
-        " the answer is only checked for it"
-        for tool, found in places.items()
+        f"{_whose(names)} what no grammar can hold ({found}); the answer is only checked for it"
+        for found, names in tools.items()
     )
+
+
+def _whose(tools: Sequence[str]) -> str:
+    names = [name[:64] for name in tools]
+    if len(names) > 1:
+        return f"the schemas of {len(names)} tools ({_some(names)}) have"
+    return f"the schema of the tool {names[0]} has" if names[0] else "the schema has"
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:_MOST_TOLD]) + ", ..." * (len(words) > _MOST_TOLD)
 
 
 def schema_grammar(
@@ -154,11 +169,50 @@ def tool_grammar(
         raise GrammarError("tool_choice and schema are both left out; text has no grammar")
     if calls < 1:
         raise GrammarError(f"the limit of calls is {calls}; give 1 or more")
-    form = grammar_form(form)
-    allowed = _chosen(tools, choice, form)
-    held = [loosened_arguments(one.get("parameters"), caps) for _, one in allowed]
-    names = [str(one["name"]) for _, one in allowed]
-    given = [one.get("parameters") for _, one in allowed]
+    if choice is None:
+        _check_schema(schema, "schema")
+    try:
+        given = json.dumps(tools)
+    except (TypeError, ValueError, RecursionError):
+        # No JSON: what it is, and where, is told by who looks at each value.
+        _chosen(tools, choice, grammar_form(form))
+        raise
+    document = json.dumps(schema) if choice is None else None
+    return _tool_grammar(given, choice, document, grammar_form(form), calls, caps)
+
+
+@lru_cache(maxsize=8)
+def _tool_grammar(
+    tools: str,
+    choice: str | Literal[True] | None,
+    document: str | None,
+    form: Form,
+    calls: int,
+    caps: Caps,
+) -> Grammar:
+    """The grammar of as many schemas as can be held together: found out once for a set of tools."""
+    schema = None if document is None else json.loads(document)
+    functions = _chosen(json.loads(tools), choice, form)
+    for budget in BUDGETS:
+        some = within(functions, budget)
+        made = _calls_grammar(some.functions, schema, form, calls, caps)
+        # Refused for its size alone: what else is odd was left out of each schema.
+        if not refusal(made.text):
+            break
+    together = tuple(Unheld(name, _TOGETHER) for name in some.unheld)
+    return replace(made, unheld=(*made.unheld, *together))
+
+
+def _calls_grammar(
+    functions: Sequence[Mapping[str, Any]],
+    schema: Mapping[str, Any] | None,
+    form: Form,
+    calls: int,
+    caps: Caps,
+) -> Grammar:
+    held = [loosened_arguments(one.get("parameters"), caps) for one in functions]
+    names = [str(one["name"]) for one in functions]
+    given = [one.get("parameters") for one in functions]
     arguments = [
         _arguments(f"arguments_{number}", *one, form, caps)
         for number, one in enumerate(zip(given, held, strict=True))
@@ -172,7 +226,7 @@ def tool_grammar(
     rules = [*_call_rules(names, arguments, form, calls), *frame.rules]
     lead = literal(form.start + form.head, form)
     opening = form.openings[0] if form.openings and form.channels is None else ""
-    if choice is not None:
+    if schema is None:
         return _grammar("tools", f"start: {frame.thoughts}{lead} calls", rules, unheld, opening)
     document, more = _document(schema, caps, "schema")
     if is_bare(form):
@@ -225,8 +279,8 @@ def _frame(form: Form | None) -> _Frame:
 
 def _chosen(
     tools: Sequence[Mapping[str, Any]], choice: str | bool | None, form: Form
-) -> list[tuple[int, Mapping[str, Any]]]:
-    """The tools that may be called, in canonical order, with their places in what was given."""
+) -> list[Mapping[str, Any]]:
+    """The tools that may be called, in canonical order: their names and parameters."""
     if not tools:
         raise GrammarError("tools is empty; give at least one tool, or no tool choice")
     try:
@@ -246,7 +300,8 @@ def _chosen(
             )
     wanted = names if not isinstance(choice, str) else [choice]
     by_name = dict(zip(names, canonical, strict=True))
-    return [(places[name], by_name[name]["function"]) for name in wanted]
+    kept = [by_name[name]["function"] for name in wanted]
+    return [{key: one[key] for key in ("name", "parameters") if key in one} for one in kept]
 
 
 def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> ArgumentRules:
@@ -294,12 +349,7 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
 
     GrammarError where nothing satisfies the schema, or nothing of it can be held.
     """
-    if not isinstance(schema, Mapping):
-        raise GrammarError(f"{field} is a {type(schema).__name__}; give a JSON Schema object")
-    try:
-        check_json(field, schema, deepest=DEEPEST_SCHEMA)
-    except ValueError as error:
-        raise GrammarError(str(error)) from None
+    _check_schema(schema, field)
     held = loosened(schema, caps)
     if held.refused == UNSATISFIABLE:
         raise GrammarError(f"{field} can't be satisfied by any text; change the schema")
@@ -307,6 +357,15 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
         places = ", ".join(map(str, held.left_out[:3]))
         raise GrammarError(f"{field} is refused: {held.refused} ({places}); change the schema")
     return held.schema, tuple(Unheld("", what) for what in held.left_out)
+
+
+def _check_schema(schema: Any, field: str) -> None:
+    if not isinstance(schema, Mapping):
+        raise GrammarError(f"{field} is a {type(schema).__name__}; give a JSON Schema object")
+    try:
+        check_json(field, schema, deepest=DEEPEST_SCHEMA)
+    except ValueError as error:
+        raise GrammarError(str(error)) from None
 
 
 def _check(text: str, field: str, advice: str) -> None:

@@ -1,7 +1,8 @@
 """Holds the logits of one answer to a grammar, with llguidance's matcher.
 
     tokenizer = grammar_tokenizer(wrapper, words)          # once a model
-    constraint = Constraint(tokenizer, grammar, words)     # once an answer; GrammarError
+    matchers = Matchers(tokenizer)                         # the same
+    constraint = Constraint(matchers, grammar, words)      # once an answer; GrammarError
     logits = constraint.mask(logits)                       # before every choice
     constraint.consume(token)                              # after it
     tokens = constraint.forced()                           # what follows without any choice
@@ -13,6 +14,7 @@ they are masked.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..chat.call_forms import Thinking
 from ..chat.grammar import Grammar, GrammarError
 from ..models.errors import ConstraintError, NothingAllowedError
 
-__all__ = ["Constraint", "ConstraintError", "grammar_tokenizer"]
+__all__ = ["Constraint", "ConstraintError", "Matchers", "grammar_tokenizer"]
 
 _REASON_LIMIT = 200
 
@@ -56,6 +58,40 @@ def _end_ids(wrapper: Any) -> list[int]:
 _MOST_GAP = 2
 
 
+# Of a few hundred tools a matcher has tens of megabytes.
+_MOST_MATCHERS = 4
+
+
+class Matchers:
+    """A model's matchers, remembered by their grammar: building one of many tools takes a second.
+
+    A copy of a remembered one takes milliseconds; they share what is built.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def of(self, grammar: Grammar) -> LLMatcher:
+        """A matcher at the grammar's beginning; GrammarError where llguidance refuses it."""
+        made = self._kept.pop(grammar.text, None)
+        if made is None:
+            limits = LLParserLimits(verbose_errors=False)
+            made = LLMatcher(self.tokenizer, grammar.text, log_level=0, limits=limits)
+            if made.is_error():
+                reason = _reason(made)
+                raise GrammarError(f"the grammar is refused: {reason}; simplify schema or tools")
+        self._kept[grammar.text] = made
+        if len(self._kept) > _MOST_MATCHERS:
+            self._kept.popitem(last=False)
+        return made.deep_copy()
+
+
+def _reason(matcher: LLMatcher) -> str:
+    reason = " ".join(matcher.get_error().split()) or "nothing may follow"
+    return reason[:_REASON_LIMIT]
+
+
 class Constraint:
     """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
 
@@ -64,19 +100,14 @@ class Constraint:
 
     def __init__(
         self,
-        tokenizer: LLTokenizer,
+        matchers: Matchers,
         grammar: Grammar,
         words: int,
         *,
         thinking: Thinking | None = None,
     ) -> None:
-        limits = LLParserLimits(verbose_errors=False)
-        self._matcher = LLMatcher(tokenizer, grammar.text, log_level=0, limits=limits)
-        if self._matcher.is_error():
-            raise GrammarError(
-                f"the grammar is refused: {self._reason()}; simplify schema or tools"
-            )
-        self._tokenizer = tokenizer
+        self._matcher = matchers.of(grammar)
+        self._tokenizer = tokenizer = matchers.tokenizer
         self._words = words
         self._gap = 0  # tokens of white space that may follow reasoning yet
         self._ends = list(tokenizer.eos_tokens)
@@ -109,7 +140,7 @@ class Constraint:
             return _where(self._end_mask, logits)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error() or not bits.any():
-            raise ConstraintError(f"the grammar can't go on: {self._reason()}; simplify it")
+            raise ConstraintError(f"the grammar can't go on: {_reason(self._matcher)}; simplify it")
         bits = _with(bits, self._besides())
         if _on_metal():
             return _metal(bits, logits)
@@ -201,10 +232,6 @@ class Constraint:
     def _takes(self, tokens: list[int]) -> bool:
         """Whether the grammar has room for these tokens; nothing changes."""
         return self._matcher.validate_tokens(tokens) == len(tokens)
-
-    def _reason(self) -> str:
-        reason = " ".join(self._matcher.get_error().split()) or "nothing may follow"
-        return reason[:_REASON_LIMIT]
 
 
 def _first(thinking: Thinking | None) -> Collection[int]:

@@ -39,9 +39,7 @@ from .sequence import Asker, Sequence, next_short
 from .turns import Party, Turns
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
-
-    from .constraint import Constraint
+    from .constraint import Constraint, Matchers
 
 
 class Scheduler:
@@ -79,7 +77,7 @@ class Scheduler:
         self._decoding: dict[Slot, Sequence] = {}
         self._proof = BatchProof(loaded.model, identity, model_facts())
         self._batches = Batches(loaded.model, self._proof)
-        self._grammars: LLTokenizer | None = None
+        self._matchers: Matchers | None = None
         self._wired = ExitStack()
 
     @property
@@ -237,12 +235,12 @@ class Scheduler:
     def _constraint(self, prepared: Prepared) -> Constraint | None:
         if prepared.grammar is None:
             return None
-        from .constraint import Constraint, grammar_tokenizer
+        from .constraint import Constraint, Matchers, grammar_tokenizer
 
         words = self._loaded.words
-        if self._grammars is None:
-            self._grammars = grammar_tokenizer(self._loaded.tokenizer, words)
-        return Constraint(self._grammars, prepared.grammar, words, thinking=prepared.thinking)
+        if self._matchers is None:
+            self._matchers = Matchers(grammar_tokenizer(self._loaded.tokenizer, words))
+        return Constraint(self._matchers, prepared.grammar, words, thinking=prepared.thinking)
 
     # Turns.
 

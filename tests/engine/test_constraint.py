@@ -22,9 +22,11 @@ from llm_mlx_promptcache.chat.grammar import (
     tool_grammar,
 )
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
+from llm_mlx_promptcache.engine import constraint as constraint_module
 from llm_mlx_promptcache.engine.constraint import (
     Constraint,
     ConstraintError,
+    Matchers,
     grammar_tokenizer,
 )
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
@@ -62,12 +64,12 @@ class Speaker:
         loaded = load_model(str(folder))
         self.model, self.wrapper = loaded.model, loaded.tokenizer
         self.words = self.model(mx.array([[1]])).shape[-1]
-        self.tokenizer = grammar_tokenizer(self.wrapper, self.words)
+        self.matchers = Matchers(grammar_tokenizer(self.wrapper, self.words))
         self.stops = set(self.wrapper.eos_token_ids)
         self.forwards = 0
 
     def constraint(self, grammar, **options):
-        return Constraint(self.tokenizer, grammar, self.words, **options)
+        return Constraint(self.matchers, grammar, self.words, **options)
 
     def say(self, constraint, seed=None, limit=400, jump=True, prompt=(1, 5, 6)):
         """The tokens of an answer; `jump`: forced ones are not asked of the model one by one."""
@@ -247,10 +249,31 @@ def test_a_broken_grammar_is_refused_at_once(speaker):
         speaker.constraint(Grammar("regex", "start: /(/"))
 
 
+def test_a_matcher_is_built_once_for_a_grammar_and_none_is_spoilt(speaker, monkeypatch):
+    built = []
+    monkeypatch.setattr(speaker, "matchers", Matchers(speaker.matchers.tokenizer))
+    real = constraint_module.LLMatcher
+    monkeypatch.setattr(
+        constraint_module, "LLMatcher", lambda *a, **k: built.append(1) or real(*a, **k)
+    )
+    grammars = [tool_grammar([MAGIC], "magic", GENERIC, calls=n, caps=CAPS) for n in range(1, 8)]
+    first, again = (speaker.constraint(grammars[0]) for _ in range(2))
+    assert len(built) == 1
+    said = speaker.say(first, 0)
+    assert speaker.say(again, 0) == said == speaker.say(speaker.constraint(grammars[0]), 0)
+    for grammar in grammars:
+        speaker.constraint(grammar)
+    assert len(built) == len(grammars)
+    # Only the last few are kept.
+    speaker.constraint(grammars[-1])
+    speaker.constraint(grammars[0])
+    assert len(built) == len(grammars) + 1
+
+
 def test_logits_may_have_more_columns_than_the_tokenizer_has_tokens(speaker):
     words = speaker.words + 45
     tokenizer = grammar_tokenizer(speaker.wrapper, words)
-    constraint = Constraint(tokenizer, regex_grammar("[a-z]+"), words)
+    constraint = Constraint(Matchers(tokenizer), regex_grammar("[a-z]+"), words)
     masked = np.array(constraint.mask(mx.zeros((1, words), dtype=mx.float16)))[0]
     assert masked.dtype == np.float16
     assert np.isfinite(masked[: speaker.words]).any()

@@ -13,7 +13,7 @@ from llm_mlx_promptcache.chat.grammar import tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.checking import misfits_of
-from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError
+from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError, Matchers
 from llm_mlx_promptcache.engine.events import Finished, Misfit
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.models.kv_settings import KVSettings
@@ -153,7 +153,7 @@ def test_odd_tools_are_called_with_real_tokenizers(family):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(real_tokenizer(family)))
-    view = from_tokenizer(tokenizer)
+    matchers = Matchers(from_tokenizer(tokenizer))
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     random_ = random.Random(seed)
@@ -163,11 +163,11 @@ def test_odd_tools_are_called_with_real_tokenizers(family):
     for name, (parameters, fits, _) in ODD.items():
         grammar = tool_grammar([tool("odd", parameters)], "odd", form)
         said = f'<tool_call>\n{{"name": "odd", "arguments": {json.dumps(fits)}}}\n</tool_call>'
-        constraint = Constraint(view, grammar, len(tokenizer))
+        constraint = Constraint(matchers, grammar, len(tokenizer))
         for token in tokenizer.encode(said, add_special_tokens=False):
             constraint.consume(token)
         assert constraint.complete, name
-        drawn = Constraint(view, grammar, len(tokenizer))
+        drawn = Constraint(matchers, grammar, len(tokenizer))
         for _ in range(12):
             bits = np.frombuffer(drawn._matcher.compute_bitmask(), dtype=np.uint8)
             allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
