@@ -19,6 +19,7 @@ from .answer_parts import (
     TextDelta,
     cut_short,
 )
+from .argument_schemas import parameters_of
 from .bare_calls import is_bare
 from .call_forms import Thinking
 from .form_reading import CallReader, CallStart, Run
@@ -248,7 +249,7 @@ class AnswerParser:
         assert self._reader is not None
         reader, mark, self._reader = self._reader, self._mark, None
         self._state = self._behind
-        bare_text = not mark and (reader.rest.strip() or run.cut or not _all_calls(run))
+        bare_text = not mark and (reader.rest.strip() or run.cut or not self._all_calls(run))
         if bare_text or not (run.calls or run.cut):
             taken = len(mark)
             self._bare = ()
@@ -324,9 +325,12 @@ class AnswerParser:
             return True
         return None if any(one.startswith(lead) for one in self._bare) else False
 
+    def _all_calls(self, run: Run) -> bool:
+        """Whether JSON without marks is calls alone: each names a tool, or has arguments."""
+        names = parameters_of(self._tools)
+        return bool(run.calls) and all(
+            isinstance(call, ToolCall) or call.name in names or call.arguments for call in run.calls
+        )
+
     def _nothing_said(self) -> bool:
         return bool(self._bare) and self._state == "text" and not (self._texts or self._calls)
-
-
-def _all_calls(run: Run) -> bool:
-    return bool(run.calls) and all(isinstance(call, ToolCall) for call in run.calls)

@@ -226,3 +226,23 @@ def test_schemas_that_mean_harm_take_bounded_work():
     for schema in (wide, loop, node):
         assert fitted(value, schema) == value
         unfit(value, schema)
+
+
+@sizes
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('{"name": "book", "parameters": {"days": 3}}', "its argument city is missing"),
+        ('{"name": "book", "arguments": {"city": "x", "price": 1e999}}', "its JSON can't be read"),
+        ('{"name": "bok", "parameters": {"city": "x"}}', "no tool has this name"),
+        ('{"name": "Ada", "age": 3}', ""),
+        ('{"name": "Ada"}', ""),
+        ('{"name": "book", "parameters": {"city": "x"}} is how to book.', ""),
+    ],
+)
+def test_calls_without_marks_are_calls_where_they_are_all_that_is_said(size, text, error):
+    bare = hand_form(None, ("<|python_tag|>",))
+    _, answer = read(bare, text, size)
+    assert [one.error for one in answer.invalid] == ([error] if error else [])
+    assert answer.text == ("" if error else text)
+    assert answer.calls == ()
