@@ -260,7 +260,7 @@ class LRUPromptCache:
             return ids[:fit]
         raise ValueError(f"it takes {size} bytes, and max_bytes is {self.max_bytes}")
 
-    def _replace_prefixes(self, name: str, ids: Tokens[int], tier: str, spare: bool) -> None:
+    def _replace_prefixes(self, name: str, ids: Tokens[int], tier: str, *, spare: bool) -> None:
         rank = TIERS.index(tier)
         nodes = self._paths.walk(name, ids).nodes
         ends = [n for n in nodes if n.has_value and n.end < len(ids)]

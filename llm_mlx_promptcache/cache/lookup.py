@@ -52,7 +52,7 @@ class Lookup:
         self._store = store
         self._writer = writer
         self._known = known
-        self._bandwidth = Bandwidth()
+        self.bandwidth = Bandwidth()
 
     def layout(self, namespace: str) -> Layout | None:
         """The kinds of layer of a namespace, where anything of it is kept."""
@@ -94,7 +94,7 @@ class Lookup:
             plan = self.plan(walk, stored)
             restore = plan.restore
             unreadable |= restore is not None and restore.state is not Reading.WHOLE
-            if restore is not None and self._bandwidth.is_slower(
+            if restore is not None and self.bandwidth.is_slower(
                 restore.nbytes, plan.from_disk, prefill_speed
             ):
                 slow = True
@@ -135,7 +135,7 @@ class Lookup:
             if restore is None:
                 return layers
             good = restore.verify()
-            self._bandwidth.measured(restore.nbytes, time.monotonic() - started)
+            self.bandwidth.measured(restore.nbytes, time.monotonic() - started)
             return layers if good else None
         except Exception as error:
             device.note(error)

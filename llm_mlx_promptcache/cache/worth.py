@@ -20,8 +20,8 @@ def density(tokens: int, nbytes: int) -> int:
     return round(math.log2(max(tokens, 1) / max(nbytes, 1)))
 
 
-def worth(age: int, tier: int, returned: bool, density_bucket: int, bias: float) -> float:
-    """The comparison: what keeping a span is worth; the least goes. Also fit for an SQL function.
+def worth(age: int, tier: int, density_bucket: int, *, returned: bool, bias: float) -> float:
+    """The comparison: what keeping a span is worth; the least is evicted.
 
     A chance to come back that falls with `age` (ticks since it was used), as in hyperbolic caching
     (Blankstein et al., ATC'17), times the work saved a byte (GreedyDual-Size, Cao and Irani '97).

@@ -126,7 +126,7 @@ def test_what_the_disk_gives_slower_than_prefill_is_prefilled(scheduler_of, tmp_
 
     def process(planner=None):
         cache = PromptCache("100MB", DiskStore(tmp_path))
-        cache._bandwidth.measured(10 << 20, 1000.0)
+        cache._lookup.bandwidth.measured(10 << 20, 1000.0)
         [asked] = together(scheduler_of(cache, planner=planner), long)
         cache.flush()
         return asked.last

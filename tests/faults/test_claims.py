@@ -244,7 +244,7 @@ def test_p4_what_hangs_on_a_file_that_is_unreadable_now_outlives_a_new_index(
     (tmp_path / "index.sqlite").unlink()
     meanwhile = DiskStore(tmp_path, files=Unreadable(root.file_id + ".safetensors"))
     assert worlds.get(meanwhile, path) == 0
-    meanwhile.sweep(every)
+    meanwhile.sweep(every=every)
     meanwhile.check(fix=True)
     assert names(store) == before
     meanwhile.close()

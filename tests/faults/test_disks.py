@@ -256,7 +256,7 @@ def test_p5_the_default_budget_is_a_tenth_of_the_free_space_and_spares_the_disk(
     class Small(Files):
         free = 3_000_000
 
-        def room(self, folder):
+        def space(self, folder):
             return self.free, 40_000_000
 
     store = DiskStore(tmp_path, files=Small())

@@ -398,9 +398,9 @@ def test_pins_outlive_the_index_and_a_list_that_is_damaged_is_written_anew(world
     )
     assert any("pinned" in line for line in again.check(fix=True))
     assert again.check() == []
-    assert again._index.pins.read() == set(held)
+    assert again._pins.read() == set(held)
     again.clear()
-    assert again._index.pins.read() is None
+    assert again._pins.read() is None
 
 
 def test_labels_outlive_the_index(worlds, tmp_path, ids):

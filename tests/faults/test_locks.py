@@ -70,9 +70,9 @@ def tries(monkeypatch):
     made = []
     init, begin, snapshot = Index.__init__, Index.transaction, Index.snapshot
 
-    def connecting(self, path, wait=5.0, new=False):
+    def connecting(self, path, wait=5.0, *, new=False):
         made.append(wait)
-        init(self, path, wait, new)
+        init(self, path, wait, new=new)
 
     def beginning(self):
         made.append(self._wait)
@@ -317,7 +317,7 @@ def test_law_7_what_a_slow_disk_would_give_later_is_prefilled_and_said_so(
 ):
     worlds.put(DiskStore(tmp_path), ids)
     cache = PromptCache("1GB", DiskStore(tmp_path))
-    cache._bandwidth.measured(10 << 20, 1000.0)
+    cache._lookup.bandwidth.measured(10 << 20, 1000.0)
     lease = cache.fetch("m", [*ids, 5], prefill_speed=speed)
     if speed == 1e9:
         assert (lease.cached, lease.why.reason, lease.layers) == (0, "slow", None)
@@ -332,7 +332,7 @@ def test_law_7_what_a_slow_disk_would_give_later_is_prefilled_and_said_so(
 def test_law_7_beside_a_slow_disk_memory_is_still_used(worlds, tmp_path, ids):
     worlds.put(DiskStore(tmp_path), ids)
     cache = PromptCache("1GB", DiskStore(tmp_path))
-    cache._bandwidth.measured(10 << 20, 1000.0)
+    cache._lookup.bandwidth.measured(10 << 20, 1000.0)
     cache.insert("m", ids[:9], worlds.layers_for(ids[:9]))
     lease = cache.fetch("m", [*ids, 5], prefill_speed=1e9)
     assert (lease.cached, lease.why.reason) == (9, "slow")

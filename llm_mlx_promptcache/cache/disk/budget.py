@@ -1,4 +1,4 @@
-"""What leaves a shared folder, and in which order: in steps of few rows, a transaction each.
+"""What is evicted from a shared folder, in which order: in steps of few rows, a transaction each.
 
 A step takes leaves from ordered indexes, so it costs what it removes, whatever is stored and
 however deep it hangs; between two steps every process reads and writes.
@@ -54,9 +54,9 @@ _ANY_AGE: Final = 1 << 62
 
 
 class Removed(NamedTuple):
-    """What one step took out of the index: their files go next. `done`: there is nothing left.
+    """What one step took out of the index; their files are removed next. `done`: nothing is left.
 
-    `unpinned`: those of them that went since nobody has pinned them.
+    `unpinned`: those of them that were removed since nobody has pinned them.
     """
 
     file_ids: list[str]
@@ -66,7 +66,7 @@ class Removed(NamedTuple):
 
 
 class Removal(Protocol):
-    """Rows that are to go, some of them at a time."""
+    """Rows that are to be removed, some of them at a time."""
 
     def step(self, index: Index) -> Removed:
         """Remove up to `ROWS` rows, inside a transaction of the caller's."""
@@ -84,7 +84,7 @@ class Excess:
         file_ids, nbytes = _superseded(index, excess)
         unpinned = len(file_ids)
         for pinned in (False, True):
-            leaves = _Leaves(index, pinned)
+            leaves = _Leaves(index, pinned=pinned)
             while nbytes < excess and len(file_ids) < ROWS and (found := leaves.take()) is not None:
                 file_ids.append(found.file_id)
                 nbytes += found.nbytes
@@ -143,7 +143,7 @@ class Below:
             child = index.db.execute(_CHILD, (self._path[-1],)).fetchone()
             # A damaged index may have a span hang below itself.
             if child is not None and child[0] not in self._on_path:
-                # Before anything below it goes: it may not hang here at all.
+                # Before anything below it is removed: it may not hang here at all.
                 _ask(index, self._witness, child[0])
                 self._path.append(child[0])
                 self._on_path.add(child[0])
@@ -163,9 +163,9 @@ class _Leaf(NamedTuple):
 
 
 class _Leaves:
-    """The leaves that would go next, one a bucket, and the least worthy of them."""
+    """The leaves that would be evicted next, one a bucket, and the least worthy of them."""
 
-    def __init__(self, index: Index, pinned: bool) -> None:
+    def __init__(self, index: Index, *, pinned: bool) -> None:
         self._db = index.db
         self._pinned = pinned
         self._tick = index.totals().tick
@@ -206,7 +206,7 @@ class _Leaves:
 
 
 def _refuse_inner(db: Connection, file_id: str) -> None:
-    """DamagedIndex where what is said to be the end of a path is none: good spans would go."""
+    """DamagedIndex where what is said to end a path does not: good spans would be removed."""
     found = db.execute(_PLACE, (file_id,)).fetchone()
     if found != (0, 1):
         raise DamagedIndex(f"span {file_id} is said to be the end of a path and is not")
@@ -222,8 +222,10 @@ def _ask(index: Index, witness: Witness | None, file_id: str) -> None:
 def _worth(age: int, rank: int, density_bucket: int) -> float:
     tier, returned = divmod(rank, 2)
     try:
-        return worth(max(age, 0), tier, bool(returned), density_bucket, 2.0**RETURNED_BIAS)
-    except OverflowError:  # no row of ours: it goes first
+        return worth(
+            max(age, 0), tier, density_bucket, returned=bool(returned), bias=2.0**RETURNED_BIAS
+        )
+    except OverflowError:  # no row of ours: it is the first to be evicted
         return 0.0
 
 
@@ -261,8 +263,8 @@ class FolderBudget:
         self._asked = float("-inf")
         self._found = 0
 
-    def most(self, held: int, room: Callable[[], tuple[int, int]]) -> int:
-        """The budget of a folder that holds so much; `room` tells free bytes and all of the disk.
+    def most(self, held: int, space: Callable[[], tuple[int, int]]) -> int:
+        """The budget of a folder that holds so much; `space` tells free bytes and all of the disk.
 
         Everybody's writing changes what is free, so it is asked once a minute.
         """
@@ -270,13 +272,13 @@ class FolderBudget:
             return self._given
         if time.monotonic() - self._asked > self.SECONDS:
             # The answer first: a thread that comes meanwhile must not take the old one for new.
-            self._found = min(self.MOST, (room()[0] + held) // self.FREE_SHARE)
+            self._found = min(self.MOST, (space()[0] + held) // self.FREE_SHARE)
             self._asked = time.monotonic()
         return self._found
 
-    def lacking(self, room: Callable[[], tuple[int, int]]) -> int:
+    def lacking(self, space: Callable[[], tuple[int, int]]) -> int:
         """Bytes below the watermark; none for who was given a budget."""
         if self._given is not None:
             return 0
-        free, size = room()
+        free, size = space()
         return min(self.LEAST_FREE, size // self.DISK_SHARE) - free

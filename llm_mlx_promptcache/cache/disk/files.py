@@ -27,7 +27,7 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
 class Files:
-    """The calls that can fail: make, publish, remove, list, and look at the clock and the room."""
+    """The calls that can fail: make, publish, remove, list, and look at the clock and the space."""
 
     def create(self, path: Path) -> IO[bytes]:
         """A new file of its owner's alone, to write, claimed by who has it open (claims.py).
@@ -74,7 +74,7 @@ class Files:
         """Seconds that only go forward, from any beginning: pauses are told by them."""
         return time.monotonic()
 
-    def room(self, folder: Path) -> tuple[int, int]:
+    def space(self, folder: Path) -> tuple[int, int]:
         """Bytes that are free on the folder's disk for this user, and its size."""
         found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
@@ -88,7 +88,7 @@ class Files:
         return ""
 
 
-def make_own_folder(folder: Path, through_link: bool = False) -> None:
+def make_own_folder(folder: Path, *, through_link: bool = False) -> None:
     """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's.
 
     Folders that are missing on the way are made for the owner alone too; others stay as they are.
@@ -116,7 +116,7 @@ def _make_missing(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a folder's lock against other processes; yields False where one holds it already.
 
     The lock is on the folder itself, since a lock file could be removed under its holder.

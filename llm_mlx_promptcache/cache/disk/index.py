@@ -74,7 +74,7 @@ HAVING min((SELECT max(opened) FROM models WHERE label = m.label) - m.opened
 class Index:
     """One connection to a folder's index; not locked, the owner is."""
 
-    def __init__(self, path: Path, wait: float = _BUSY_SECONDS, new: bool = False) -> None:
+    def __init__(self, path: Path, wait: float = _BUSY_SECONDS, *, new: bool = False) -> None:
         """Open an index, or make a `new` one where nothing is.
 
         FileNotFoundError where there is none, DamagedIndex where it is none of ours.
@@ -92,7 +92,7 @@ class Index:
         self.inode = (status.st_dev, status.st_ino)
         self.db = connect(path, wait)
         try:
-            self._prepare(new)
+            self._prepare(new=new)
             # Else one that was set aside would be used on and on, with the log of the new one.
             if not same_file(path, self.inode):
                 raise sqlite3.OperationalError("replaced while it was opened: locked")
@@ -100,7 +100,7 @@ class Index:
             self.db.close()
             raise
 
-    def _prepare(self, new: bool) -> None:
+    def _prepare(self, *, new: bool) -> None:
         self.db.execute("PRAGMA secure_delete=ON")
         self.db.execute("PRAGMA synchronous=NORMAL")
         if new:
@@ -110,7 +110,7 @@ class Index:
         self._cookie = -1
         self.look_at_schema()
         self.db.execute("PRAGMA journal_mode=WAL")
-        # SQLite would move its log home inside somebody's insert, and wait for the disk there.
+        # SQLite would checkpoint its log inside somebody's insert, and wait for the disk there.
         self.db.execute("PRAGMA wal_autocheckpoint=0")
         # One that became long is cut when it begins anew, or it would be long for ever.
         self.db.execute(f"PRAGMA journal_size_limit={_LONG_LOG}")
@@ -225,9 +225,9 @@ class Index:
         return row_from(values) if values is not None else None
 
     def at(self, row: SpanRow) -> SpanRow | None:
-        """The row that has the place of this one."""
-        place = row.namespace, row.parent, row.start, first_of(row)
-        values = self.db.execute(_STEP, place).fetchone()
+        """The row that is found where this one would be."""
+        step = row.namespace, row.parent, row.start, first_of(row)
+        values = self.db.execute(_STEP, step).fetchone()
         return row_from(values) if values is not None else None
 
     def some_of(self, namespace: str, most: int) -> list[SpanRow]:
@@ -303,7 +303,7 @@ class Index:
     # Changing; each of these inside a transaction.
 
     def add(self, row: SpanRow, layout: str, label: str = "", identity: str = "") -> bool:
-        """Enter a span; False where its place is taken, its parent gone, or its model another."""
+        """Enter a span; False where one stands there, its parent is gone, or its model another."""
         known = self.namespace(row.namespace)
         other = known is not None and known.layout != layout
         if other and self.some_of(row.namespace, 1):
@@ -408,11 +408,11 @@ class Index:
 
     @property
     def log_is_long(self) -> bool:
-        """Whether it is time to move the log home."""
+        """Whether it is time for a checkpoint of the log."""
         return _size(self._log) > _LONG_LOG
 
     def trim_log(self) -> None:
-        """Move the log home where it has become long. Not in a transaction."""
+        """Checkpoint the log where it has become long. Not in a transaction."""
         if self.log_is_long:
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -428,7 +428,7 @@ class Index:
         return self.empty_log()
 
     def empty_log(self) -> str:
-        """Move the whole log home; "", or what is in the way. Not in a transaction."""
+        """Checkpoint and empty the log; "", or what is in the way. Not in a transaction."""
         # Beside another's checkpoint SQLite gives up at once, without waiting.
         until = time.monotonic() + _BUSY_SECONDS
         while self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:

@@ -200,7 +200,7 @@ def _ours() -> Counter[Any]:
         db.close()
 
 
-def _secure(path: Path, must_exist: bool) -> None:
+def _secure(path: Path, *, must_exist: bool) -> None:
     """See to it that SQLite opens a plain file of ours, for us alone, or makes a new one.
 
     The folder is its owner's, so nobody can put another one there in between.

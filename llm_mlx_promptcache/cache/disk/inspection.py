@@ -7,16 +7,16 @@ again where nobody else can write to the index.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum, auto
-from pathlib import Path
 from typing import NamedTuple
 
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan
 from .damage import DamagedIndex
-from .file_ids import file_ids_in, span_path
-from .files import Files, is_gone
+from .file_ids import file_ids_in
+from .files import is_gone
+from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .pins import Pins
@@ -28,7 +28,7 @@ class Kind(Enum):
     """What a finding asks for."""
 
     INDEX = auto()  # another index, made from the files
-    SPAN = auto()  # its bytes are damaged: it goes
+    SPAN = auto()  # its bytes are damaged: it is removed
     LEFTOVER = auto()  # a row or a file without the other: swept
     PINS = auto()  # written again
     UNREADABLE = auto()  # the system can't read it now: nothing is lost yet
@@ -42,9 +42,7 @@ class Finding(NamedTuple):
     file_id: str = ""
 
 
-def inspect(
-    index: Index, folder: Path, files: Files, tiers: Sequence[str], pins: Pins
-) -> Iterator[Finding]:
+def inspect(index: Index, folder: StoreFolder, pins: Pins) -> Iterator[Finding]:
     """Everything that is wrong (law 3)."""
     yield from (Finding(Kind.INDEX, said) for said in index.check())
     rows: dict[str, SpanRow] = {}
@@ -53,7 +51,7 @@ def inspect(
             yield Finding(Kind.INDEX, str(found))
         else:
             rows[found.file_id] = found
-    file_ids = file_ids_in(files.names(folder))
+    file_ids = file_ids_in(folder.names())
     for file_id in sorted(rows.keys() - file_ids):
         if _is_still(index, folder, file_id, row=True, file=False):
             yield Finding(Kind.LEFTOVER, f"span {file_id} has a row and no file", file_id)
@@ -61,17 +59,15 @@ def inspect(
         if _is_still(index, folder, file_id, row=False, file=True):
             yield Finding(Kind.LEFTOVER, f"span {file_id} has a file and no row", file_id)
     for file_id in sorted(file_ids & rows.keys()):
-        yield from _span(index, folder, files, tiers, rows[file_id])
+        yield from _span(index, folder, rows[file_id])
     yield from _pins(index, pins)
 
 
-def _span(
-    index: Index, folder: Path, files: Files, tiers: Sequence[str], row: SpanRow
-) -> Iterator[Finding]:
+def _span(index: Index, folder: StoreFolder, row: SpanRow) -> Iterator[Finding]:
     """One span's file, all of it, beside its row."""
     file_id = row.file_id
     try:
-        head, size = verified_head(span_path(folder, file_id), files)
+        head, size = verified_head(folder.span(file_id), folder.files)
     except FileNotFoundError:
         return  # evicted meanwhile by another process
     except DamagedSpan as error:
@@ -81,7 +77,7 @@ def _span(
     except (OSError, UnknownKind) as error:
         yield Finding(Kind.UNREADABLE, f"span {file_id} can't be read just now: {error}", file_id)
         return
-    said = row_of(file_id, size, head, files, tiers)
+    said = row_of(file_id, size, head, folder)
     # Another process may have other tiers.
     if said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
         yield Finding(Kind.INDEX, f"the row of span {file_id} is not what its file says")
@@ -102,10 +98,10 @@ def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
         yield Finding(Kind.INDEX, "what is pinned is not what the list of it says")
 
 
-def _is_still(index: Index, folder: Path, file_id: str, *, row: bool, file: bool) -> bool:
+def _is_still(index: Index, folder: StoreFolder, file_id: str, *, row: bool, file: bool) -> bool:
     """Whether a span has a row, and a file, when nobody else can change that."""
     try:
         with index.transaction():
-            return (index.has(file_id), not is_gone(span_path(folder, file_id))) == (row, file)
+            return (index.has(file_id), not is_gone(folder.span(file_id))) == (row, file)
     except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
         return False

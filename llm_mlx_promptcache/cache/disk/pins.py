@@ -11,14 +11,13 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
 from ..span import DamagedSpan
 from .file_ids import is_file_id, new_file_id
-from .files import Files
+from .folder import StoreFolder
 from .span_bytes import SpanBytes
 
 if TYPE_CHECKING:
@@ -31,12 +30,12 @@ _MOST_BYTES: Final = 4 << 20
 class Pins:
     """The file of pins in a store's folder; changed by who holds the index's lock."""
 
-    def __init__(self, folder: Path, files: Files) -> None:
-        self.path = folder / "pins.json"
-        self._files = files
+    def __init__(self, folder: StoreFolder) -> None:
+        self.path = folder.path / "pins.json"
+        self._files = folder.files
 
     def read(self) -> set[str] | None:
-        """The file ids of pinned spans, some of them gone maybe; None where there is no such list.
+        """The file ids of pinned spans, some evicted maybe; None where there is no such list.
 
         OSError where the system can't read it just now, which says nothing of what it holds.
         """

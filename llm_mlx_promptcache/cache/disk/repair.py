@@ -12,15 +12,15 @@ import secrets
 import sqlite3
 import stat
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ..layers.layout_text import UnknownKind
 from ..span import DamagedSpan
 from .file_ids import file_ids_in
-from .files import Files, locked
+from .files import locked
+from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .index_schema import BESIDE
@@ -33,17 +33,6 @@ _NEW: Final = "index.new"
 _FOLDER: Final = "set-aside"  # what somebody's folder in a place of ours is called from then on
 SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
 Inode = tuple[int, int]
-
-
-class Place(NamedTuple):
-    """Where an index belongs, and what it is made of."""
-
-    path: Path
-    spans: Path
-    set_aside: Path
-    pins: Pins
-    files: Files
-    tiers: Sequence[str]
 
 
 def inode_of(path: Path) -> Inode | None:
@@ -60,9 +49,12 @@ class Mending(threading.Thread):
     So who can't wait need not. `working`: this process is at it; until then another one may be.
     """
 
-    def __init__(self, place: Place, damaged: Inode | None, why: Exception | None) -> None:
+    def __init__(
+        self, folder: StoreFolder, pins: Pins, damaged: Inode | None, why: Exception | None
+    ) -> None:
         super().__init__(name="index-mending", daemon=True)
-        self._place = place
+        self._folder = folder
+        self._pins = pins
         self._damaged = damaged
         self._why = why
         self.working = False
@@ -70,7 +62,7 @@ class Mending(threading.Thread):
 
     def run(self) -> None:
         """Do it, unless another process was faster."""
-        folder = self._place.path.parent
+        folder = self._folder.path
         try:
             with locked(folder, wait=False) as alone:
                 if alone:
@@ -85,9 +77,9 @@ class Mending(threading.Thread):
 
     def _work(self) -> None:
         self.working = True
-        if inode_of(self._place.path) in (None, self._damaged):
-            _put_aside(self._place)
-            self._tell(_build(self._place))
+        if inode_of(self._folder.index) in (None, self._damaged):
+            _put_aside(self._folder)
+            self._tell(_build(self._folder, self._pins))
 
     def finished(self, patience: float) -> bool:
         """Whether it is done after waiting so long, or, by who is no lookup, as long as it takes.
@@ -104,7 +96,7 @@ class Mending(threading.Thread):
         return True
 
     def _tell(self, taken: int) -> None:
-        folder = self._place.path.parent
+        folder = self._folder.path
         if self._why is not None:
             _log.warning(
                 "the index in %s was damaged (%s) and is made anew from %d files",
@@ -116,49 +108,49 @@ class Mending(threading.Thread):
             _log.warning("the index in %s was lost; rebuilt from %d files", folder, taken)
 
 
-def _put_aside(place: Place) -> None:
+def _put_aside(folder: StoreFolder) -> None:
     """Keep a damaged index for who wants to look at it: a plain file, for its owner alone."""
-    path = place.path
+    path = folder.index
     with suppress(FileNotFoundError):
         status = path.lstat()
         try:
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise OSError("not worth keeping")
             path.chmod(0o600)
-            path.replace(place.set_aside)
+            path.replace(folder.set_aside)
         except OSError:
             _remove(path)
     _remove_beside(path)
 
 
-def _build(place: Place) -> int:
+def _build(folder: StoreFolder, pins: Pins) -> int:
     """Make an index and give it its name; returns how many files it took in."""
-    private = place.path.with_name(_NEW)
+    private = folder.index.with_name(_NEW)
     _remove(private)
     _remove_beside(private)
     index = Index(private, new=True)
     try:
-        taken = _fill(index, place)
+        taken = _fill(index, folder, pins)
         if why := index.empty_log():
             raise sqlite3.OperationalError(f"its log is not in it yet: {why}")
     finally:
         index.close()
-    _remove_beside(place.path)  # SQLite would take a log that lies there for the new one's
-    private.replace(place.path)
+    _remove_beside(folder.index)  # SQLite would take a log that lies there for the new one's
+    private.replace(folder.index)
     return taken
 
 
-def _fill(index: Index, place: Place) -> int:
+def _fill(index: Index, folder: StoreFolder, pins: Pins) -> int:
     waiting: dict[str, list[Candidate]] = {}
-    for file_id in sorted(file_ids_in(place.files.names(place.spans))):
+    for file_id in sorted(file_ids_in(folder.names())):
         with suppress(OSError, DamagedSpan, UnknownKind):
-            found = candidate(place.spans, file_id, place.files, place.tiers)
+            found = candidate(folder, file_id)
             waiting.setdefault(found.row.parent, []).append(found)
     parents = [""]
     taken: dict[str, SpanRow] = {}
     with index.transaction():
         while parents:
-            # Of two at one place (while the index lied, one was stored again) the fuller one stays.
+            # Of two that begin alike (one was stored again while the index lied) the fuller stays.
             here = waiting.pop(parents.pop(), [])
             here.sort(key=lambda found: -len(waiting.get(found.row.file_id, ())))
             for row, layout, label in here:
@@ -166,7 +158,7 @@ def _fill(index: Index, place: Place) -> int:
                     taken[row.file_id] = row
                     parents.append(row.file_id)
         with suppress(OSError):  # a sweep reads it again
-            place.pins.into(index)
+            pins.into(index)
     return len(taken)
 
 

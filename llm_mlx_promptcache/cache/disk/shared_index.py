@@ -12,23 +12,19 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from . import repair
 from .backoff import Backoff
 from .damage import is_damage
-from .files import Files, is_remote, make_own_folder, same_file
+from .files import is_remote, make_own_folder, same_file
+from .folder import StoreFolder
 from .index import Index
 from .pins import Pins
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-_INDEX: Final = "index.sqlite"
-_SET_ASIDE: Final = "index.damaged"
-SPANS: Final = "spans"
 
 LOOK_SECONDS: Final = 0.02  # that one look waits for a lock: a lookup takes two
 WRITE_SECONDS: Final = 1.0  # that a change waits, once; while the lock is held on, not at all
@@ -43,11 +39,9 @@ _left_to_parent: list[Index] = []
 class SharedIndex:
     """The index of `folder`, opened when it is needed; threads take turns."""
 
-    def __init__(self, folder: Path, files: Files, tiers: Sequence[str]) -> None:
+    def __init__(self, folder: StoreFolder, pins: Pins) -> None:
         self._folder = folder
-        self._files = files
-        self._tiers = tuple(tiers)
-        self.pins = Pins(folder, files)
+        self.pins = pins
         self._start()
 
     def _start(self) -> None:
@@ -56,18 +50,13 @@ class SharedIndex:
         self._index: Index | None = None
         self._looking = threading.Lock()
         self._reader: Index | None = None
-        self._failing = Backoff(1.0, 60.0, self._files.clock)
-        self._locked = Backoff(1.0, 60.0, self._files.clock)
-        self._unseen = Backoff(0.25, 10.0, self._files.clock)
+        self._failing = Backoff(1.0, 60.0, self._folder.files.clock)
+        self._locked = Backoff(1.0, 60.0, self._folder.files.clock)
+        self._unseen = Backoff(0.25, 10.0, self._folder.files.clock)
         self._told = False
         self._mending: repair.Mending | None = None
         self._damage: list[float] = []  # when an index was made anew
         self.mended: list[str] = []  # and why
-
-    @property
-    def set_aside(self) -> Path:
-        """Where a damaged index is put."""
-        return self._folder / _SET_ASIDE
 
     @property
     def off(self) -> bool:
@@ -105,7 +94,7 @@ class SharedIndex:
                     found = action(index)
                 self._unseen.worked()
                 return found
-            if not self._files.names(self._folder / SPANS):  # new: there is nothing to see
+            if not self._folder.names():  # new: there is nothing to see
                 self._unseen.worked()
                 return otherwise
         except (OSError, sqlite3.Error) as error:
@@ -145,7 +134,7 @@ class SharedIndex:
             with index.transaction():
                 return True
 
-        return self.run(begin, False) if self._locked.active else not self.off
+        return self.run(begin, otherwise=False) if self._locked.active else not self.off
 
     def _mended(self, action: Callable[[Index], T], otherwise: T, until: float) -> T:
         if not self._lock.acquire(timeout=_left(until)):
@@ -179,12 +168,12 @@ class SharedIndex:
             self._close_index()  # another process has mended it, or removed it
             return True
         try:
-            if is_damage(error, self._folder / _INDEX):
+            if is_damage(error, self._folder.index):
                 return self._mend(error, seconds)
         except (OSError, sqlite3.Error) as failure:
             error = failure
         if self._failing.failed():
-            _log.warning("the disk cache in %s is off for now: %s", self._folder, error)
+            _log.warning("the disk cache in %s is off for now: %s", self._folder.path, error)
         return False
 
     def _done(self, action: Callable[[Index], T], seconds: float) -> T:
@@ -197,12 +186,12 @@ class SharedIndex:
         return found
 
     def put_aside(self, error: Exception) -> None:
-        """Have another index made in the place of one that is not sound."""
+        """Have another index made instead of one that is not sound."""
         with self._lock:
             try:
                 self._mend(error, COMMAND_SECONDS)
             except (OSError, sqlite3.Error) as failure:
-                _log.warning("the index in %s can't be mended: %s", self._folder, failure)
+                _log.warning("the index in %s can't be mended: %s", self._folder.path, failure)
 
     def _mend(self, why: Exception | None, seconds: float) -> bool:
         """Whether there is an index now; the error where none can be made, or none lasts.
@@ -213,8 +202,8 @@ class SharedIndex:
             self._close_index()
             if why is not None:
                 self._count_damage(why)
-            inode = None if why is None else repair.inode_of(self._folder / _INDEX)
-            self._mending = repair.Mending(self._place, inode, why)
+            inode = None if why is None else repair.inode_of(self._folder.index)
+            self._mending = repair.Mending(self._folder, self.pins, inode, why)
             self._mending.start()
         mending = self._mending
         done = True
@@ -229,23 +218,12 @@ class SharedIndex:
         return done
 
     def _count_damage(self, why: Exception) -> None:
-        now = self._files.clock()
+        now = self._folder.files.clock()
         self._damage = [at for at in self._damage if now - at < _MEND_SECONDS]
         if len(self._damage) >= _MENDS:
             raise OSError(f"its index is damaged again and again: {why}")
         self._damage.append(now)
         self.mended.append(f"the index was damaged and is made anew: {why}")
-
-    @property
-    def _place(self) -> repair.Place:
-        return repair.Place(
-            path=self._folder / _INDEX,
-            spans=self._folder / SPANS,
-            set_aside=self.set_aside,
-            pins=self.pins,
-            files=self._files,
-            tiers=self._tiers,
-        )
 
     def close(self) -> None:
         """Let go of the file; the next action opens it again."""
@@ -277,7 +255,7 @@ class SharedIndex:
         if self._reader is None:
             self._prepare_folder()
             try:
-                self._reader = Index(self._folder / _INDEX, wait)
+                self._reader = Index(self._folder.index, wait)
             except FileNotFoundError:
                 return None
         self._reader.wait_for_locks(wait)
@@ -290,25 +268,25 @@ class SharedIndex:
         if self._index is None:
             self._prepare_folder()
             try:
-                self._index = Index(self._folder / _INDEX, wait)
+                self._index = Index(self._folder.index, wait)
             except FileNotFoundError:
                 if not self._mend(None, wait):
                     raise sqlite3.OperationalError("its index is being made: locked") from None
-                self._index = Index(self._folder / _INDEX, wait)
+                self._index = Index(self._folder.index, wait)
         self._index.wait_for_locks(wait)
         self._index.look_at_schema()
         return self._index
 
     def _prepare_folder(self) -> None:
-        make_own_folder(self._folder, through_link=True)
-        make_own_folder(self._folder / SPANS)
-        found = "" if self._told else self._files.file_system(self._folder)
+        make_own_folder(self._folder.path, through_link=True)
+        make_own_folder(self._folder.spans)
+        found = "" if self._told else self._folder.files.file_system(self._folder.path)
         self._told = True
         if is_remote(found):
             _log.warning(
                 "the disk cache in %s lies on a network file system (%s), which SQLite's locks do"
                 " not suit: what is read is verified, but move it to a local disk",
-                self._folder,
+                self._folder.path,
                 found,
             )
 

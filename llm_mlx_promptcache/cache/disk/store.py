@@ -23,14 +23,16 @@ from . import sweep
 from .backoff import Backoff
 from .budget import ROWS, Below
 from .damage import DamagedIndex
-from .file_ids import SUFFIX, file_ids_in, is_temporary, span_path
+from .file_ids import SUFFIX, file_ids_in, is_temporary
 from .files import Files
+from .folder import StoreFolder
 from .index import Index
 from .index_rows import MOST_LABEL, Totals
 from .inspection import Finding, Kind, inspect
 from .listing import Listing
 from .notes import Notes, Opened
-from .shared_index import SPANS, SharedIndex
+from .pins import Pins
+from .shared_index import SharedIndex
 from .span_file import OpenSpan, UnpublishedSpan
 from .upkeep import Upkeep
 from .witness import Witness
@@ -48,7 +50,7 @@ class DiskStore:
     """Spans in a folder.
 
     `max_bytes` bounds all of its files, whoever writes them; without it they stay below 20 GB and
-    a tenth of the free space. Spans that were not used for `max_days` go.
+    a tenth of the free space. Spans that were not used for `max_days` are removed.
     """
 
     def __init__(
@@ -61,20 +63,14 @@ class DiskStore:
         files: Files | None = None,
     ) -> None:
         self.folder = Path(folder).absolute()  # wherever the process goes later
-        self._tiers = tuple(tiers)
         self._files = files or Files()
+        self._folder = StoreFolder(self.folder, self._files, tuple(tiers))
         self._notes = Notes()
-        self._index = SharedIndex(self.folder, self._files, self._tiers)
-        self._witness = Witness(self.spans_folder, self._files, self._index.pins)
+        self._pins = Pins(self._folder)
+        self._index = SharedIndex(self._folder, self._pins)
+        self._witness = Witness(self._folder, self._pins)
         self._upkeep = Upkeep(
-            self.folder,
-            self._index,
-            self._notes,
-            self._files,
-            self._witness,
-            self._tiers,
-            max_bytes,
-            max_days,
+            self._folder, self._index, self._notes, self._witness, max_bytes, max_days
         )
         self._written = 0
         self._full = Backoff(1.0, 60.0, self._files.clock)
@@ -83,7 +79,7 @@ class DiskStore:
     @property
     def spans_folder(self) -> Path:
         """Where the spans' files lie."""
-        return self.folder / SPANS
+        return self._folder.spans
 
     # Looking up and reading.
 
@@ -107,7 +103,7 @@ class DiskStore:
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """A span's file, checked as far as its head goes; None where it can't be had."""
         try:
-            opened = OpenSpan(self._path(span.file_id), self._files)
+            opened = OpenSpan(self._folder.span(span.file_id), self._files)
         except FileNotFoundError:  # evicted by another process
             self._notes.lose(span.file_id)
             return None
@@ -125,7 +121,7 @@ class DiskStore:
         return opened
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """A span was seen not to be what was written: it goes, with all that hangs on it."""
+        """A span was seen not to be what was written: it is removed, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
         self._notes.lose(span.file_id)
 
@@ -177,14 +173,14 @@ class DiskStore:
         if self._full.pause or not self._index.can_change():
             return False
         self._upkeep.write_notes()
-        place = self._index.run(lambda index: self._place(index, draft), None)
+        parent = self._index.run(lambda index: self._parent(index, draft), None)
         # What is larger than the budget would push out all the rest for nothing (law 10).
-        if place is None or draft.nbytes > self.budget:
+        if parent is None or draft.nbytes > self.budget:
             return False
         tokens = draft.path[draft.start :]
         head = Head(
             namespace=draft.namespace,
-            parent=place,
+            parent=parent,
             start=draft.start,
             tier=draft.tier,
             layout=draft.layout,
@@ -194,7 +190,7 @@ class DiskStore:
         )
         try:
             with UnpublishedSpan(self.spans_folder, head, draft.tensors, self._files) as span:
-                added = self._index.run(lambda index: self._add(index, span, head), False)
+                added = self._index.run(lambda index: self._add(index, span, head), otherwise=False)
         except FileNotFoundError:  # cleared by another process in the meantime
             return False
         except OSError as error:
@@ -226,7 +222,7 @@ class DiskStore:
                     self._keep_pins(index)
             return changed
 
-        return self._index.run(mark, False)
+        return self._index.run(mark, otherwise=False)
 
     # Counting and cleaning.
 
@@ -252,17 +248,17 @@ class DiskStore:
         return self._index.run(lambda index: index.by_model(), [], asked=True)
 
     def superseded(self) -> list[tuple[str, int, int]]:
-        """As `by_model`, but what of it nobody can open any more; it goes before anything else."""
+        """As `by_model`, but what of it nobody can open any more; that is evicted first."""
         return self._index.run(lambda index: index.superseded_by_model(), [], asked=True)
 
     def listing(self) -> Listing:
         """All that is stored, as a tree, at this moment."""
         return Listing.of(
-            self._index.run(lambda index: index.listed(), [], asked=True), self._tiers
+            self._index.run(lambda index: index.listed(), [], asked=True), self._folder.tiers
         )
 
-    def check(self, fix: bool = False) -> list[str]:
-        """What is wrong, a line each (law 3); with `fix` it is mended, and what is damaged goes."""
+    def check(self, *, fix: bool = False) -> list[str]:
+        """What is wrong, a line each (law 3); with `fix` it is mended, what is damaged removed."""
         if not self.folder.exists():
             return []
 
@@ -284,15 +280,14 @@ class DiskStore:
 
     def _findings(self) -> list[Finding]:
         def look(index: Index) -> list[Finding]:
-            folder, files, pins = self.spans_folder, self._files, self._index.pins
-            return list(inspect(index, folder, files, self._tiers, pins))
+            return list(inspect(index, self._folder, self._pins))
 
         nothing: list[Finding] = []
         return self._index.run(look, nothing, asked=True)
 
-    def sweep(self, every: bool = False) -> int:
+    def sweep(self, *, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
-        return self._upkeep.sweep(every)
+        return self._upkeep.sweep(every=every)
 
     def clear(self, *, model: str | None = None, days: float | None = None) -> int:
         """Remove what is stored, of one model or unused for days if said; returns bytes freed.
@@ -309,7 +304,7 @@ class DiskStore:
             _log.warning("%s is not cleared: its index is locked; try again", self.folder)
         if model is None and days is None:
             with suppress(OSError):
-                self._index.set_aside.unlink()
+                self._folder.set_aside.unlink()
         return freed or 0
 
     def close(self) -> None:
@@ -318,8 +313,8 @@ class DiskStore:
 
     # With the index.
 
-    def _place(self, index: Index, draft: Draft) -> str | None:
-        """The file id of the parent under which a span can be stored; None where it can't."""
+    def _parent(self, index: Index, draft: Draft) -> str | None:
+        """The file id of the parent under which a span can be stored; None where it can't be."""
         layout = index.layout(draft.namespace)
         if layout not in (None, layout_to_text(draft.layout)):
             self._witness.refute_layout(index, draft.namespace)
@@ -334,9 +329,9 @@ class DiskStore:
     def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
         """Enter a span and publish its file at once: who can write to the index sees both or none.
 
-        False where its place was taken or its parent evicted meanwhile.
+        False where one stands there or its parent was evicted meanwhile.
         """
-        row = sweep.row_of(span.file_id, span.size, head, self._files, self._tiers)
+        row = sweep.row_of(span.file_id, span.size, head, self._folder)
         try:
             with index.transaction():
                 _, label, identity = self._notes.of(head.namespace)
@@ -354,8 +349,8 @@ class DiskStore:
     def _wipe(self, index: Index) -> int:
         with index.transaction():
             index.wipe()
-        self._index.pins.clear()
-        names = self._files.names(self.spans_folder)
+        self._pins.clear()
+        names = self._folder.names()
         ours = [file_id + SUFFIX for file_id in file_ids_in(names)] + [
             n for n in names if is_temporary(n)
         ]
@@ -384,7 +379,7 @@ class DiskStore:
     def _pin_listed(self, index: Index) -> bool:
         """Whether the list of pins is in the index: it may have been made without it."""
         try:
-            self._index.pins.into(index)
+            self._pins.into(index)
         except OSError as error:
             self._pins_failed(error)
             return False
@@ -392,7 +387,7 @@ class DiskStore:
 
     def _keep_pins(self, index: Index) -> None:
         try:
-            self._index.pins.write(index.pinned())
+            self._pins.write(index.pinned())
         except OSError as error:
             self._pins_failed(error)
 
@@ -400,7 +395,7 @@ class DiskStore:
         _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
 
     def _fix(self, found: Sequence[Finding]) -> None:
-        """Only what was seen to be damaged goes; what can't be read just now stays."""
+        """Only what was seen to be damaged is removed; what can't be read just now stays."""
         wrong = [finding for finding in found if finding.kind is Kind.INDEX]
         if wrong:
             self._index.put_aside(DamagedIndex(wrong[0].said))
@@ -410,9 +405,6 @@ class DiskStore:
         self.sweep(every=True)
         if any(finding.kind is Kind.PINS for finding in found):
             self._index.run(self._keep_pins, None)
-
-    def _path(self, file_id: str) -> Path:
-        return span_path(self.spans_folder, file_id)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():

@@ -7,7 +7,7 @@ often than not (a power cut may lose the index's last rows): it is taken in agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan, Head
 from .claims import Claim, looked_at
-from .file_ids import file_ids_in, is_temporary, span_path
+from .file_ids import file_ids_in, is_temporary
 from .files import Files, is_gone
+from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .span_file import OpenSpan
@@ -33,12 +34,7 @@ class Candidate(NamedTuple):
     label: str
 
 
-def rank_of(tiers: Sequence[str], tier: str) -> int:
-    """A tier's place; one that is not ours is taken for the least persistent."""
-    return tiers.index(tier) if tier in tiers else 0
-
-
-def row_of(file_id: str, size: int, head: Head, files: Files, tiers: Sequence[str]) -> SpanRow:
+def row_of(file_id: str, size: int, head: Head, folder: StoreFolder) -> SpanRow:
     """The index's row of a file with this head, used just now."""
     return SpanRow(
         file_id=file_id,
@@ -47,20 +43,20 @@ def row_of(file_id: str, size: int, head: Head, files: Files, tiers: Sequence[st
         start=head.start,
         tokens=head.tokens,
         resumes=head.resumes,
-        tier=rank_of(tiers, head.tier),
+        tier=folder.rank_of(head.tier),
         bytes=size,
-        used_at=int(files.now()),
+        used_at=int(folder.files.now()),
     )
 
 
-def candidate(folder: Path, file_id: str, files: Files, tiers: Sequence[str]) -> Candidate:
+def candidate(folder: StoreFolder, file_id: str) -> Candidate:
     """A file's head as a row; contents are verified when they are read, as always.
 
     DamagedSpan, OSError or UnknownKind where it has none.
     """
-    span = OpenSpan(span_path(folder, file_id), files)
+    span = OpenSpan(folder.span(file_id), folder.files)
     span.close()
-    row = row_of(file_id, span.size, span.head, files, tiers)
+    row = row_of(file_id, span.size, span.head, folder)
     return Candidate(row, layout_to_text(span.head.layout), span.head.label)
 
 
@@ -73,10 +69,9 @@ def hangs(row: SpanRow, parent: SpanRow | None) -> bool:
 
 def sweep(
     index: Index,
-    folder: Path,
-    files: Files,
+    folder: StoreFolder,
     witness: Witness,
-    tiers: Sequence[str],
+    *,
     every: bool = False,
 ) -> int:
     """Drop rows without a file, take in files without a row, remove what nobody can use.
@@ -84,20 +79,20 @@ def sweep(
     Returns how many. What a live writer claims stays, whatever its age. What nobody can use is
     left to age first, unless `every` says that somebody wants it gone.
     """
-    names = files.names(folder)
+    names = folder.names()
     rows = set(index.file_ids())
     file_ids = file_ids_in(names)
     swept = sum(
-        _drop_if_gone(index, folder, file_id, files, witness) for file_id in sorted(rows - file_ids)
+        _drop_if_gone(index, folder, file_id, witness) for file_id in sorted(rows - file_ids)
     )
-    swept += _orphans(index, folder, file_ids - rows, files, witness, tiers, every)
+    swept += _orphans(index, folder, file_ids - rows, witness, every=every)
     for name in filter(is_temporary, names):
-        swept += _remove_unfinished(folder / name, files)
+        swept += _remove_unfinished(folder.spans / name, folder.files)
     return swept
 
 
-def _drop_if_gone(index: Index, folder: Path, file_id: str, files: Files, witness: Witness) -> int:
-    path = span_path(folder, file_id)
+def _drop_if_gone(index: Index, folder: StoreFolder, file_id: str, witness: Witness) -> int:
+    path = folder.span(file_id)
     if not is_gone(path):
         return 0
     with index.transaction():
@@ -107,17 +102,16 @@ def _drop_if_gone(index: Index, folder: Path, file_id: str, files: Files, witnes
             witness.refute(index, row)
         gone = index.drop(file_id)
         for one in gone:
-            _removed(span_path(folder, one), files)
+            _removed(folder.span(one), folder.files)
     return len(gone)
 
 
 def _orphans(
     index: Index,
-    folder: Path,
+    folder: StoreFolder,
     file_ids: Iterable[str],
-    files: Files,
     witness: Witness,
-    tiers: Sequence[str],
+    *,
     every: bool,
 ) -> int:
     """Files without a row: those that fit are taken in, parents first."""
@@ -126,7 +120,7 @@ def _orphans(
     unjudged: set[str] = set()
     for file_id in file_ids:
         try:
-            found.append(candidate(folder, file_id, files, tiers))
+            found.append(candidate(folder, file_id))
         except DamagedSpan:
             useless.append(file_id)
         except (OSError, UnknownKind):
@@ -140,28 +134,28 @@ def _orphans(
         else:
             useless.append(one.row.file_id)
     for file_id in useless:
-        path = span_path(folder, file_id)
-        if every or _is_stale(path, files):
+        path = folder.span(file_id)
+        if every or _is_stale(path, folder.files):
             with index.transaction():
-                swept += not index.has(file_id) and _removed(path, files)
+                swept += not index.has(file_id) and _removed(path, folder.files)
     return swept
 
 
 def _removed(path: Path, files: Files) -> bool:
-    """Whether a file went now; one that can't be removed holds up nothing else."""
+    """Whether a file was removed now; one that can't be removed holds up nothing else."""
     with suppress(OSError):
         return files.unlink(path)
     return False
 
 
-def _take_in(index: Index, folder: Path, found: Candidate, witness: Witness) -> bool:
+def _take_in(index: Index, folder: StoreFolder, found: Candidate, witness: Witness) -> bool:
     """Whether a file is in the index now, or need not be any more.
 
     Before it is said not to fit, the files of the rows that are in its way are asked.
     """
     row = found.row
     with index.transaction():
-        if index.has(row.file_id) or is_gone(span_path(folder, row.file_id)):
+        if index.has(row.file_id) or is_gone(folder.span(row.file_id)):
             return True
         parent = index.row(row.parent) if row.parent else None
         same_layers = index.layout(row.namespace) in (None, found.layout)

@@ -10,17 +10,15 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from . import sweep
 from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
 from .damage import DamagedIndex
-from .file_ids import span_path
-from .files import Files
+from .folder import StoreFolder
 from .index import Index
 from .notes import Notes
-from .shared_index import SPANS, SharedIndex
+from .shared_index import SharedIndex
 from .witness import Witness
 
 _log = logging.getLogger(__name__)
@@ -29,7 +27,7 @@ _SWEEP_SECONDS: Final = 3600
 _STEPS: Final = 16  # of eviction that one save waits for
 _YIELD_SECONDS: Final = 0.002
 _USES: Final = 256  # that are counted in one transaction
-_MUCH: Final = 16  # more than this part of all bytes does not go for what the index says alone
+_MUCH: Final = 16  # more than this part of all bytes is not removed for what the index says alone
 
 
 class Upkeep:
@@ -37,23 +35,18 @@ class Upkeep:
 
     def __init__(
         self,
-        folder: Path,
+        folder: StoreFolder,
         index: SharedIndex,
         notes: Notes,
-        files: Files,
         witness: Witness,
-        tiers: Sequence[str],
         max_bytes: int | str | None,
         max_days: float | None,
     ) -> None:
         self._folder = folder
-        self._spans = folder / SPANS
         self._index = index
         self._notes = notes
-        self._files = files
         self._witness = witness
         self._weighed: tuple[int, int] | None = None  # the index whose sizes were looked at
-        self._tiers = tiers
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
         self._told_kept = False
@@ -62,7 +55,7 @@ class Upkeep:
     def most(self) -> int:
         """Bytes that all files of the folder may have."""
         held = self._index.look(lambda index: index.totals().bytes, 0)
-        return self._budget.most(held, self._room)
+        return self._budget.most(held, self._space)
 
     def write_notes(self) -> None:
         """Put into the index what lookups noted, in small transactions."""
@@ -71,7 +64,7 @@ class Upkeep:
         def write(index: Index) -> bool:
             for first in range(0, len(noted.used), _USES):
                 with index.transaction():
-                    index.touch(noted.used[first : first + _USES], int(self._files.now()))
+                    index.touch(noted.used[first : first + _USES], int(self._folder.files.now()))
             with index.transaction():
                 for opened in noted.opened:
                     index.name(*opened)
@@ -79,15 +72,15 @@ class Upkeep:
                     index.opened(identity, label)
             return True
 
-        if (noted.used or noted.opened or noted.models) and self._index.run(write, False):
+        if (noted.used or noted.opened or noted.models) and self._index.run(write, otherwise=False):
             self._notes.written(noted)
         for file_id in noted.doubted:
-            self._settle(file_id, self._witness.is_damaged(file_id))
+            self._settle(file_id, remove=self._witness.is_damaged(file_id))
         for file_id in noted.gone:
-            self._settle(file_id, True)
+            self._settle(file_id, remove=True)
 
-    def _settle(self, file_id: str, goes: bool) -> None:
-        """A span `goes` with what hangs on it, or is found again; first its file is asked."""
+    def _settle(self, file_id: str, *, remove: bool) -> None:
+        """Remove a span and what hangs on it, or let it be found again; first its file is asked."""
 
         def ask(index: Index) -> str:
             row = index.row(file_id)
@@ -103,24 +96,24 @@ class Upkeep:
             return
         if wrong:
             self._index.put_aside(DamagedIndex(wrong))
-        elif goes and self.remove(Below(file_id, self._witness)) is None:
+        elif remove and self.remove(Below(file_id, self._witness)) is None:
             return
         self._notes.settled(file_id)
 
     def keep_budget(self) -> bool:
         """Evict towards the budget and the disk's watermark, in steps; False if there is more."""
         held, most = self._held_and_most()
-        if held - most > held // _MUCH and self._index.run(self._weigh, False):
+        if held - most > held // _MUCH and self._index.run(self._weigh, otherwise=False):
             held, most = self._held_and_most()
         return held <= most or self.remove(Excess(most), _STEPS) is not None
 
     def _held_and_most(self) -> tuple[int, int]:
         held = self._index.look(lambda index: index.totals().bytes, 0)
-        most = min(self._budget.most(held, self._room), held - self._budget.lacking(self._room))
+        most = min(self._budget.most(held, self._space), held - self._budget.lacking(self._space))
         return held, most
 
     def _weigh(self, index: Index) -> bool:
-        """Before much goes: whether so much is there, once for each index."""
+        """Before much is removed: whether so much is there, once for each index."""
         if self._weighed == index.inode:
             return False
         self._witness.refute_sizes(index)
@@ -129,9 +122,9 @@ class Upkeep:
 
     def tidy(self) -> None:
         """Now and then: sweep, and drop what is too old."""
-        if self._index.look(lambda index: index.log_is_long, False):
+        if self._index.look(lambda index: index.log_is_long, otherwise=False):
             self._index.run(lambda index: index.trim_log(), None)
-        now = int(self._files.now())
+        now = int(self._folder.files.now())
         swept = self._index.look(lambda index: index.totals().swept, now)
         if 0 <= now - swept < _SWEEP_SECONDS:
             return
@@ -153,7 +146,7 @@ class Upkeep:
 
         None where the index is locked. Who was `asked` by the user leaves no token behind.
         """
-        before = None if days is None else int(self._files.now() - days * 86400)
+        before = None if days is None else int(self._folder.files.now() - days * 86400)
         nothing: list[str] = []
         namespaces = self._index.run(lambda index: index.matching(model), nothing, asked=asked)
         # Who names a model means no other's files, whatever their rows say.
@@ -168,7 +161,7 @@ class Upkeep:
     ) -> int | None:
         """Take the steps of a removal, at most so many; bytes freed, None where there is more.
 
-        Files go with their rows, in the same transaction (sweep.py).
+        Files are removed with their rows, in the same transaction (sweep.py).
         """
 
         def step(index: Index) -> Removed:
@@ -190,12 +183,12 @@ class Upkeep:
             time.sleep(_YIELD_SECONDS)  # others have been waiting for the index
         return None
 
-    def sweep(self, every: bool = False) -> int:
+    def sweep(self, *, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
 
         def swept(index: Index) -> int:
             self._pin_again(index)
-            return sweep.sweep(index, self._spans, self._files, self._witness, self._tiers, every)
+            return sweep.sweep(index, self._folder, self._witness, every=every)
 
         return self._index.run(swept, 0)
 
@@ -209,32 +202,32 @@ class Upkeep:
         if why := index.shrink():
             _log.warning(
                 "tokens may be left in the index's log in %s (%s); clear again when that is over",
-                self._folder,
+                self._folder.path,
                 why,
             )
 
     def _unlink(self, file_ids: Sequence[str]) -> None:
         for file_id in file_ids:
-            path = span_path(self._spans, file_id)
+            path = self._folder.span(file_id)
             try:
-                self._files.unlink(path)
+                self._folder.files.unlink(path)
             except OSError as error:
                 if not path.is_dir():  # a folder holds nothing that we wrote, and stays
                     self.not_removed(error)
 
     def not_removed(self, error: OSError) -> None:
-        """A file of what was to go can't be removed; told once, since a sweep finds it again."""
+        """A file can't be removed that was to be; told once, since a sweep finds it again."""
         if not self._told_kept:
             self._told_kept = True
             _log.warning(
                 "what was to be removed from %s is still there, and will be found again: %s",
-                self._spans,
+                self._folder.spans,
                 error,
             )
 
-    def _room(self) -> tuple[int, int]:
+    def _space(self) -> tuple[int, int]:
         with suppress(OSError):
-            return self._files.room(self._folder)
+            return self._folder.files.space(self._folder.path)
         return 0, 0
 
 

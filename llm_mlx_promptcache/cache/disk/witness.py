@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..layers.layout_text import UnknownKind, layout_to_text
 from ..span import DamagedSpan
 from .damage import DamagedIndex
-from .file_ids import file_ids_in, span_path
+from .file_ids import file_ids_in
 from .span_file import OpenSpan, verified_head
 
 if TYPE_CHECKING:
     from ..span import Head
-    from .files import Files
+    from .folder import StoreFolder
     from .index import Index
     from .index_rows import SpanRow
     from .pins import Pins
@@ -30,9 +29,8 @@ _ASKED: Final = 8  # files of a model that are asked for its layers
 class Witness:
     """The files of a folder, asked about rows of its index."""
 
-    def __init__(self, folder: Path, files: Files, pins: Pins) -> None:
+    def __init__(self, folder: StoreFolder, pins: Pins) -> None:
         self._folder = folder
-        self._files = files
         self._pins = pins
 
     def refute(self, index: Index, row: SpanRow) -> None:
@@ -40,20 +38,20 @@ class Witness:
 
         A file that is damaged, gone or not to be read just now says nothing.
         """
-        path = span_path(self._folder, row.file_id)
+        path = self._folder.span(row.file_id)
         with suppress(OSError, DamagedSpan, UnknownKind):
-            span = OpenSpan(path, self._files)
+            span = OpenSpan(path, self._folder.files)
             span.close()
             if says(row, span.head, span.size, index.layout(row.namespace)):
                 return
-            head, size = verified_head(path, self._files)
+            head, size = verified_head(path, self._folder.files)
             if not says(row, head, size, index.layout(row.namespace)):
                 raise DamagedIndex(f"the row of span {row.file_id} is not what its file says")
 
     def is_damaged(self, file_id: str) -> bool:
         """Whether a span's bytes, all of them, are seen not to be what was written."""
         try:
-            verified_head(span_path(self._folder, file_id), self._files)
+            verified_head(self._folder.span(file_id), self._folder.files)
         except DamagedSpan:
             return True
         except (OSError, UnknownKind):
@@ -70,9 +68,9 @@ class Witness:
         with index.snapshot():
             index.recount()
             sizes = index.sizes()
-        for file_id in file_ids_in(self._files.names(self._folder)) & sizes.keys():
+        for file_id in file_ids_in(self._folder.names()) & sizes.keys():
             with suppress(FileNotFoundError):
-                same = span_path(self._folder, file_id).lstat().st_size == sizes[file_id]
+                same = self._folder.span(file_id).lstat().st_size == sizes[file_id]
                 row = None if same else index.row(file_id)
                 if row is not None:
                     self.refute(index, row)

@@ -68,11 +68,11 @@ class Policy:
         return None
 
     def rank(self, entry: Entry[Any]) -> float:
-        """Within a bucket, the least goes first."""
+        """Within a bucket, the least is evicted first."""
         return entry.last_used
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
-        """The bucket whose head goes; `counts` is entries by tier."""
+        """The bucket whose head is evicted; `counts` is entries by tier."""
         return _least(heads, lambda bucket, head: self.rank(head))
 
     def came_back(self, ghost: Ghost, share: float, part: float) -> None:
@@ -133,7 +133,7 @@ class Worth(Policy):
 
         def value(bucket: tuple[bool, int, int], head: Entry[Any]) -> float:
             returned, tier, density_bucket = bucket
-            return worth(now - head.last_used, tier, returned, density_bucket, bias)
+            return worth(now - head.last_used, tier, density_bucket, returned=returned, bias=bias)
 
         return _least(heads, value)
 

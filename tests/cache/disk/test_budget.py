@@ -130,11 +130,9 @@ def least_worthy(index, pinned=0):
         tier, returned, count, size, last_use, file_id = row
         density_bucket = density(count, size)
         bucket = (tier * 2 + returned) * 65_536 + density_bucket
-        return (
-            worth(tick - last_use, tier, returned, density_bucket, 2.0**RETURNED_BIAS),
-            bucket,
-            file_id,
-        )
+        bias = 2.0**RETURNED_BIAS
+        value = worth(tick - last_use, tier, density_bucket, returned=returned, bias=bias)
+        return value, bucket, file_id
 
     return min(leaves, key=value)[-1] if leaves else least_worthy(index, 1)
 

@@ -322,9 +322,10 @@ class TestDefault(RecencyLaws):
         assert 1.0 <= order.policy.bias <= 2.0**Worth.MOST
 
     def test_worth_is_ordered_by_each_of_its_arguments(self):
-        plain = worth(5, 1, False, 0, 4.0)
-        assert worth(6, 1, False, 0, 4.0) < plain < worth(5, 2, False, 0, 4.0)
-        assert worth(5, 1, False, -1, 4.0) < plain < worth(5, 1, True, 0, 4.0)
+        fresh = {"returned": False, "bias": 4.0}
+        plain = worth(5, 1, 0, **fresh)
+        assert worth(6, 1, 0, **fresh) < plain < worth(5, 2, 0, **fresh)
+        assert worth(5, 1, -1, **fresh) < plain < worth(5, 1, 0, returned=True, bias=4.0)
         assert density(4096, 4096) == 0 > density(1, 4096) == -12
         assert density(0, 0) == 0
 

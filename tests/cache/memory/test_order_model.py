@@ -20,7 +20,9 @@ class Model:
             age, policy = self.order.now - entry.last_used, self.order.policy
             if isinstance(policy, Worth):
                 density_bucket = density(entry.tokens, entry.nbytes)
-                value = worth(age, entry.tier, entry.returned, density_bucket, policy.bias)
+                value = worth(
+                    age, entry.tier, density_bucket, returned=entry.returned, bias=policy.bias
+                )
                 return value, entry.serial
             return -age, entry.serial
 

@@ -1,0 +1,54 @@
+"""A store's folder: where its files lie, and through whom this process asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .file_ids import span_path
+from .files import Files
+
+_INDEX: Final = "index.sqlite"
+_SET_ASIDE: Final = "index.damaged"
+_SPANS: Final = "spans"
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """The folder at `path`, asked through `files`; `tiers` are this process's own."""
+
+    path: Path
+    files: Files
+    tiers: tuple[str, ...]
+
+    @property
+    def spans(self) -> Path:
+        """Where the spans' files lie."""
+        return self.path / _SPANS
+
+    @property
+    def index(self) -> Path:
+        """The index beside them."""
+        return self.path / _INDEX
+
+    @property
+    def set_aside(self) -> Path:
+        """Where a damaged index is put."""
+        return self.path / _SET_ASIDE
+
+    def span(self, file_id: str) -> Path:
+        """The path of a span's file; DamagedIndex where the id could lead anywhere else."""
+        return span_path(self.spans, file_id)
+
+    def names(self) -> list[str]:
+        """The names of what lies among the spans."""
+        return self.files.names(self.spans)
+
+    def tier_of(self, rank: int) -> str:
+        """The tier that a row names by its rank; one beyond ours is the least persistent."""
+        return self.tiers[rank] if rank < len(self.tiers) else self.tiers[0]
+
+    def rank_of(self, tier: str) -> int:
+        """A tier's rank; one that is not ours is taken for the least persistent."""
+        return self.tiers.index(tier) if tier in self.tiers else 0
