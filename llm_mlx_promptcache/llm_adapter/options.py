@@ -22,60 +22,73 @@ class MlxCachedOptions(llm.Options):
     """
 
     temperature: float | None = Field(
-        None, ge=0, le=100, description="Randomness; 0, the default, takes the likeliest token."
+        None, ge=0, le=100, description="Sampling temperature; 0, the default, is greedy."
     )
     top_p: float | None = Field(
-        None, ge=0, le=1, description="Keep the likeliest tokens of this much probability."
+        None,
+        ge=0,
+        le=1,
+        description="Nucleus sampling: keep the top tokens up to this total probability.",
     )
     top_k: int | None = Field(
-        None, ge=0, description="Keep this many of the likeliest tokens; 0: all."
+        None, ge=0, description="Keep this many of the most likely tokens; 0: all."
     )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
+        None,
+        ge=0,
+        le=1,
+        description="Drop tokens below this share of the most likely token's probability.",
     )
     xtc_probability: float | None = Field(
-        None, ge=0, le=1, description="How often to drop all but the least likely of likely tokens."
+        None,
+        ge=0,
+        le=1,
+        description="Probability of dropping all likely tokens but the least likely one (XTC).",
     )
     xtc_threshold: float | None = Field(
-        None, ge=0, le=1, description="What is likely enough for xtc_probability; 0.1 if not said."
+        None,
+        ge=0,
+        le=1,
+        description="Probability from which a token is likely in the sense of XTC; default: 0.1.",
     )
     repetition_penalty: float | None = Field(
         None, gt=0, le=100, description="Divides the logits of recent tokens; 1: off."
     )
     presence_penalty: float | None = Field(
-        None, ge=-100, le=100, description="Taken off the logits of tokens that came recently."
+        None, ge=-100, le=100, description="Subtracted from the logits of recent tokens."
     )
     frequency_penalty: float | None = Field(
-        None, ge=-100, le=100, description="Taken off as often as a token came recently."
+        None,
+        ge=-100,
+        le=100,
+        description="Subtracted from a token's logit for each of its recent occurrences.",
     )
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description=f"The answer ends after this many tokens; {DEFAULT_MAX_TOKENS} if not said.",
+        description=f"Maximum number of tokens to generate; default: {DEFAULT_MAX_TOKENS}.",
     )
-    stop: list[str] | None = Field(
-        None, description="The answer ends before this string, or any of a JSON list of strings."
-    )
-    seed: int | None = Field(None, description="Makes an answer with a temperature repeatable.")
+    stop: list[str] | None = Field(None, description="A stop string, or a JSON list of them.")
+    seed: int | None = Field(None, description="Random seed; makes sampling repeatable.")
     thinking: bool | None = Field(
         None,
-        description="Let a model that can reason do so first, or not; its own habit if not said.",
+        description="Turn reasoning on or off; default: the model's own.",
     )
-    json_object: bool | None = Field(None, description="The answer is a JSON object, surely.")
+    json_object: bool | None = Field(None, description="Force a JSON object.")
     tool_choice: str | None = Field(
         None,
-        description="Whether a user's message may be answered with calls of tools (auto), must be"
-        " (any) or must not be (none); a tool's result always may.",
+        description="How a user's message is answered: auto may call tools, any must, none must"
+        " not. After a tool's result, any is auto.",
     )
     kv_bits: int | None = Field(
         None,
-        description="Keep the cache in 8, 6, 4, 3 or 2 bits a number; 0: as the model has it.",
+        description="Quantise the KV cache to 8, 6, 4, 3 or 2 bits; 0: not at all.",
     )
     cache: bool | None = Field(
-        None, description="Reuse and keep what was computed; false computes all anew."
+        None, description="Use the prompt cache; false computes everything anew."
     )
     cache_salt: str | None = Field(
-        None, description="Share what was computed only with prompts of the same salt."
+        None, description="Share cached prefixes only with prompts of the same salt."
     )
 
     @field_validator("stop", mode="before")
