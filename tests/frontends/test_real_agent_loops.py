@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -121,8 +121,8 @@ class Agent:
         given = {"messages": [HumanMessage(words)]}
         said = ""
         if streamed:
-            for chunk, told in self._agent.stream(given, self._thread, stream_mode="messages"):
-                said += chunk.text if told["langgraph_node"] == "model" else ""
+            for chunk, _ in self._agent.stream(given, self._thread, stream_mode="messages"):
+                said += chunk.text if isinstance(chunk, AIMessageChunk) else ""
         else:
             self._agent.invoke(given, self._thread)
         answers = self.answers()
