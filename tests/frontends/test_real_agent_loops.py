@@ -15,9 +15,6 @@ from scripted_model import RUNS, SPLIT, computed_twice, runs_of, tokens_run
 
 from langchain_adapter import ChatMLXCached
 
-# Its calls have no marks: JSON that calls no tool there is may as well be an answer.
-UNMARKED = "Llama 3.1"
-
 
 class Place(BaseModel):
     """Where it is."""
@@ -183,12 +180,9 @@ def test_an_agent_on_one_thread(family, odd, tmp_path, own_cache, monkeypatch):
 
     [wrong] = agent.ask("Do what nobody can.", streamed=odd)
     assert not wrong.tool_calls
-    if family.name == UNMARKED:
-        assert wrong.text == family.writes([FLY])
-    else:
-        [call], [why] = wrong.invalid_tool_calls, wrong.response_metadata["invalid_calls"]
-        assert (call["name"], wrong.text) == ("fly", "")
-        assert why == {"id": call["id"], "error": "no tool has this name"}
+    [call], [why] = wrong.invalid_tool_calls, wrong.response_metadata["invalid_calls"]
+    assert (call["name"], wrong.text) == ("fly", "")
+    assert why == {"id": call["id"], "error": "no tool has this name"}
     # LangChain has answered the wrong call with an error by now.
     assert agent.ask("Are you there?", streamed=not odd)[-1].text == "I am."
     answers = agent.answers()
