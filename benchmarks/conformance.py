@@ -39,7 +39,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         for family in known:
             try:
-                rows[family] = cells_of.row(family, Path(place) / family.name, default_model)
+                with cells_of.played(family, Path(place) / family.name, default_model) as trial:
+                    rows[family] = cells_of.row(trial)
             except pytest.skip.Exception as error:
                 rows[family] = None
                 print(f"{family.name} is not tried: {error}", file=sys.stderr)

@@ -1,10 +1,11 @@
 """What a family of models must do, cell by cell: tokenizer and template real, weights played.
 
-test_conformance.py holds the cells, benchmarks/conformance.py prints them.
+test_real_models.py holds the cells, benchmarks/conformance.py prints them.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,8 +263,9 @@ ABSENT: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def row(family: Family, place: Path, default_model: Path) -> dict[str, Cell]:
-    """All cells of a family; `place` is a new folder for its played model."""
+@contextmanager
+def played(family: Family, place: Path, default_model: Path) -> Iterator[Trial]:
+    """A family's played model, ready to be asked; `place` is a new folder for it."""
     folder = scripted_folder(
         place,
         family.source(default_model),
@@ -278,9 +280,14 @@ def row(family: Family, place: Path, default_model: Path) -> dict[str, Cell]:
         made = [ONE] if "parallel calls" in family.lacks else TWO
         # What is played must be what the family writes, or nothing is shown here.
         assert not family.shown or family.writes(made) in trial.rendered_calls(made)
-        return {name: _cell(name, check, trial) for name, check in CELLS.items()}
+        yield trial
     finally:
         engine.close()
+
+
+def row(trial: Trial) -> dict[str, Cell]:
+    """All cells of a family."""
+    return {name: _cell(name, check, trial) for name, check in CELLS.items()}
 
 
 def _cell(name: str, check: Callable[[Trial], str | None], trial: Trial) -> Cell:

@@ -121,6 +121,7 @@ def odd_values(family: Family) -> dict[str, dict[str, Any]]:
 def script(family: Family) -> dict[str, str]:
     """What the family writes, by the cue that stands last in its prompt."""
     thought = family.thought() if family.thinks else ""
+    unclosed = family.thought().partition(THOUGHT)[0] + THOUGHT
 
     def words(text: str) -> str:
         return thought + family.words + text
@@ -145,6 +146,8 @@ def script(family: Family) -> dict[str, str]:
         "Do not think": family.words + WORDS,
         "Begin to wonder": family.thought("I see a whale.") + family.words + "No words.",
         "I see a whale.": words("The thought is read."),
+        "Do only think": unclosed,
+        "Call in thought": unclosed + family.writes([FORCED]),
         "Write a document": words(json.dumps(DOCUMENT, ensure_ascii=False)),
         "Travel on": calls([LOOP[0]]),
         "one is done": calls([LOOP[1]]),
