@@ -85,19 +85,10 @@ def call_in_auto(trial: Trial) -> None:
     right_calls(trial, trial.ask("Call once", tools=TOOLS), [ONE])
 
 
-def forced_call(trial: Trial) -> str:
-    """A call that must come, of any tool or of one, in the model's own form or in the generic."""
-    try:
-        _forced(trial, "Call as you are made")
-    except WrongCell:
-        _forced(trial, "Call as you are told")
-        return "generic form"
-    return ""
-
-
-def _forced(trial: Trial, cue: str) -> None:
+def forced_call(trial: Trial) -> None:
+    """A call that must come, of any tool or of one, is held to the form that the model writes."""
     for how in ({"tool_choice": "any"}, {"tool": "get_weather"}):
-        answer = trial.ask(cue, tools=(FIND, TOOL), max_tokens=80, **how)
+        answer = trial.ask("Call if forced", tools=(FIND, TOOL), max_tokens=80, **how)
         right_calls(trial, answer, [FORCED])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from conversations import common
 from jinja2 import TemplateError
-from played_families import CALL_IDS, THOUGHT, Call, Family, generic
+from played_families import CALL_IDS, THOUGHT, Call, Family
 from scripted_model import SPLIT
 
 from llm_mlx_promptcache.chat.answer_parts import (
@@ -136,8 +136,7 @@ def script(family: Family) -> dict[str, str]:
         "how high the water stands": words("The tool is read."),
         "Which of the harbours": words("The parameter is read."),
         "Call once": calls([ONE]),
-        "Call as you are made": calls([FORCED]),
-        "Call as you are told": thought + generic([FORCED]),
+        "Call if forced": calls([FORCED]),
         **({} if "parallel calls" in family.lacks else {"Call twice": calls(TWO)}),
         **{f"Say odd {name}": calls([("find_place", one)]) for name, one in odd.items()},
         "three metres": words("The result is read."),
