@@ -16,7 +16,7 @@ import pytest
 
 LISTED = Path(__file__).with_name("slow_tests.txt")
 RECORD = "TEST_DURATIONS"  # the variable that names the file to record into
-WORST, TOGETHER = 0.3, 1.0  # seconds of one case, and of all cases of a test, that quick runs take
+WORST, TOGETHER = 0.2, 1.0  # seconds of one case, and of all cases of a test, that quick runs take
 _HEAD = "# Seconds of a test's slowest case, and of all its cases; `make durations` writes this.\n"
 
 
