@@ -29,6 +29,7 @@ from mlx_lm import batch_generate, stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message
@@ -66,7 +67,7 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
 
         def scheduler() -> Scheduler:
-            made = Scheduler(loaded, "benchmark", cache)
+            made = Scheduler(loaded, Identity("benchmark", "benchmark"), cache)
             assert made.batch_form is not BatchForm.ALONE  # known before anything is timed
             return made
 

@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     from_disk: int = 0
 
 
-class Answering:
+class AnswerStream:
     """Takes tokens and hands out events until the answer has ended (`ended`)."""
 
     def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer) -> None:
@@ -69,7 +69,7 @@ class Answering:
         self._reasoning += self._parser.reasons
         yield from self._show(self._detokenizer.add(token))
 
-    def finish(self, whole: bool, measured: Measured) -> Iterator[Event]:
+    def finish(self, measured: Measured, *, whole: bool) -> Iterator[Event]:
         """What still waits, and `Finished`; `whole`: a grammar could end here."""
         yield from self._show(self._detokenizer.finish(), last=True)
         whole = whole if self._prepared.grammar is not None else self._reason == "stop"
@@ -77,7 +77,7 @@ class Answering:
         yield from parts
         yield self._finished(answer, measured)
 
-    def _show(self, text: str, last: bool = False) -> Iterator[Event]:
+    def _show(self, text: str, *, last: bool = False) -> Iterator[Event]:
         shown = self._stopping.feed(text) + (self._stopping.rest() if last else "")
         if self._stopping.hit:
             self._reason, self.ended = "stop", True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -42,42 +44,56 @@ class Spoilt(RuntimeError):
     """The device failed under somebody else: tokens that were read since may be garbage."""
 
 
+class Pending(Enum):
+    """Which token a slot feeds next."""
+
+    PROMPT = "the prompt's last"
+    OWED = "one that was chosen before a restart, and is still to be told"
+    CHOSEN = "the one that the device chose last"
+
+
+class LayersState(Enum):
+    """What a batch's layers are."""
+
+    ALONE = "the model's own kind"
+    TOGETHER = "its batched forms"
+    LOST = "given up in part when another answer joined or one left"
+
+
+@dataclass(eq=False)
 class Slot:
     """One answer in a batch; `path` holds the tokens that its layers cover.
 
-    `last` is fed first: the prompt's last token, or one that was chosen before a restart, which
-    is then told (`owed`). `left` is how many tokens more are wanted.
+    `last` is the token that is fed first, until the device chose another (`pending`). `left` is
+    how many tokens more are wanted.
     """
 
-    def __init__(
-        self,
-        path: array[int],
-        last: int,
-        sampler: Sampler,
-        left: int,
-        constraint: Constraint | None = None,
-        kv: KVSettings | None = None,
-        logprobs: int | None = None,
-    ) -> None:
-        self.path = path
-        self.last: int | None = last
-        self.owed = False
-        self.sampler = sampler
-        self.left = left
-        self.constraint = constraint
-        self.kv = kv
-        self.logprobs = logprobs
-        self.likely: Likely | None = None
-        self.error: Exception | None = None
-        # Where sampler and `likely` stood before the last choice.
-        self.chosen_at: tuple[Mark, Likely | None] = (sampler.mark(), None)
+    path: array[int]
+    last: int | None
+    sampler: Sampler
+    left: int
+    constraint: Constraint | None = None
+    kv: KVSettings | None = None
+    logprobs: int | None = None
+    pending: Pending = field(default=Pending.PROMPT, init=False)
+    likely: Likely | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+    # Where sampler and `likely` stood before the last choice.
+    chosen_at: tuple[Mark, Likely | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chosen_at = self.sampler.mark(), None
 
     def rewind(self) -> None:
         """Undo the last choice, which nobody has read: it may be one of garbage."""
-        if self.last is None:
-            self.last, self.path, self.owed = self.path[-1], self.path[:-1], False
+        if self.pending is Pending.CHOSEN:
+            self.last, self.path, self.pending = self.path[-1], self.path[:-1], Pending.PROMPT
             mark, self.likely = self.chosen_at
             self.sampler.reset(mark)
+
+    def owes(self, token: int) -> None:
+        """Feed a token first that was chosen and read, and is still to be told."""
+        self.last, self.pending = token, Pending.OWED
 
 
 class Batch:
@@ -87,7 +103,7 @@ class Batch:
         self._model = model
         self.slots = [slot]
         self._layers = layers
-        self._together = self.broken = False
+        self.state = LayersState.ALONE
         self._since = device.failures()
         self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([slot.last])
@@ -95,26 +111,25 @@ class Batch:
 
     def takes(self, layers: Sequence[Any]) -> bool:
         """Whether another answer with such layers can join."""
-        return can_batch(layers) and (self._together or can_batch(self._layers))
+        return can_batch(layers) and (self.state is LayersState.TOGETHER or can_batch(self._layers))
 
     def join(self, slot: Slot, layers: list[Any], form: BatchForm) -> None:
         """Another answer takes its steps with these; its list of layers is emptied."""
-        self.broken = True  # unless all goes well: layers are given up one by one
+        before, self.state = self.state, LayersState.LOST  # unless all goes well, one by one
         with device.work():
-            if self._together:
+            if before is LayersState.TOGETHER:
                 extend(self._layers, layers)
             else:
                 self._layers = merge(self._layers, layers, form)
-                self._together = True
-        self.broken = False
+        self.state = LayersState.TOGETHER
         self.slots.append(slot)
         self._tokens = mx.concatenate([self._tokens, mx.array([slot.last], self._tokens.dtype)])
 
     def layers_of(self, slot: Slot) -> list[Any]:
         """Layers that hold `slot.path`: its own where it is alone, else a copy."""
-        if self.broken:
+        if self.state is LayersState.LOST:
             return []
-        if not self._together:
+        if self.state is LayersState.ALONE:
             return self._layers
         return extract(self._layers, self.slots.index(slot))
 
@@ -125,10 +140,10 @@ class Batch:
         try:
             with device.work():
                 layers = self.layers_of(slot)
-                for layer in self._layers if keep and not self.broken else []:
+                for layer in self._layers if keep and self.state is not LayersState.LOST else []:
                     layer.filter(keep)
         except Exception:
-            self.broken = True  # those that stay begin again
+            self.state = LayersState.LOST  # those that stay begin again
             raise
         finally:
             self.slots.pop(index)
@@ -147,11 +162,13 @@ class Batch:
             slot.rewind()
             raise
         try:
-            if slot.last is None and slot.constraint is not None and slot.error is None:
+            chosen = slot.pending is Pending.CHOSEN
+            if chosen and slot.constraint is not None and slot.error is None:
                 slot.constraint.consume(value)
         except Exception as error:
             slot.error = error
-        slot.last, slot.owed = value, slot.last is None or slot.owed
+        if slot.pending is not Pending.PROMPT:
+            slot.owes(value)
         return self.leave(slot)
 
     def step(self) -> list[Step]:
@@ -173,21 +190,21 @@ class Batch:
                 slot.likely, slot.chosen_at = likely, chosen_at
                 if self._read is None:
                     slot.rewind()
-                elif slot.last is None:
+                elif slot.pending is Pending.CHOSEN:
                     # Its grammar has been told this token already; who asked has not.
-                    slot.last, slot.owed = self._read[at], True
+                    slot.owes(self._read[at])
             raise
 
     def _step(self) -> list[Step]:
-        if self.broken:
+        if self.state is LayersState.LOST:
             raise RuntimeError("these answers' layers were lost when another one joined")
-        alone = not self._together
+        alone = self.state is LayersState.ALONE
         values: list[int] | None = None
         runs: list[list[int]] = [[] for _ in self.slots]
         if any(slot.constraint is not None for slot in self.slots):
             values = self._values()
             pairs = zip(self.slots, values, strict=True)
-            runs = [self._consume(slot, value, alone) for slot, value in pairs]
+            runs = [self._consume(slot, value, alone=alone) for slot, value in pairs]
         if alone:
             self._quantise(self.slots[0])
         inputs = self._tokens[:, None]
@@ -222,17 +239,17 @@ class Batch:
         self._read = read
         return read
 
-    def _consume(self, slot: Slot, value: int, alone: bool) -> list[int]:
+    def _consume(self, slot: Slot, value: int, *, alone: bool) -> list[int]:
         """Tell a slot's grammar its token; returns those that must follow, where they may run."""
         constraint = slot.constraint
         if constraint is None or slot.error is not None:
             return []
         try:
-            if slot.last is None:
+            if slot.pending is Pending.CHOSEN:
                 constraint.consume(value)
             if not alone or slot.logprobs is not None:
                 return []
-            new = 0 if slot.last is not None and not slot.owed else 1
+            new = 0 if slot.pending is Pending.PROMPT else 1
             run = constraint.forced()[: max(0, slot.left - new)]
             run = run[: self._room(slot, len(run))]
             for token in run:
@@ -271,8 +288,8 @@ class Batch:
     def _told(slot: Slot, value: int, run: list[int], likely: Likely | None) -> Step:
         fed = [value, *run]
         slot.path.extend(fed)
-        told = fed if slot.last is None or slot.owed else run
-        slot.last, slot.owed = None, False
+        told = run if slot.pending is Pending.PROMPT else fed
+        slot.last, slot.pending = None, Pending.CHOSEN
         slot.left -= len(told)
         return Step(told, likely, slot.error)
 

@@ -118,7 +118,9 @@ def prove(model: nn.Module) -> Verdict:
     try:
         alone = _Alone(model)
     except Exception as error:
-        return Verdict(BatchForm.ALONE, f"it could not be tried ({one_line(error, 120)})", False)
+        return Verdict(
+            BatchForm.ALONE, f"it could not be tried ({one_line(error, 120)})", lasting=False
+        )
     verdict, steps = _agrees(alone, BatchForm.PLAIN)
     # A mask over the wrong axis shows in the first step.
     if verdict.form is BatchForm.ALONE and verdict.lasting and steps < 1 and can_group(layers):
@@ -192,7 +194,7 @@ def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
         why = f"its steps in a batch fail ({one_line(error, 120)})"
         # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
         lasting = not isinstance(error, RuntimeError | MemoryError)
-        return Verdict(BatchForm.ALONE, why, lasting), steps
+        return Verdict(BatchForm.ALONE, why, lasting=lasting), steps
     return Verdict(form), steps
 
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ..cache import device
 from .admission import expected, fits_together
-from .batch import Batch, Slot, Spoilt, Step
+from .batch import Batch, LayersState, Slot, Spoilt, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 
@@ -50,7 +50,7 @@ class Batches:
             except Spoilt:  # who owns these slots sees that, and has them begin again
                 return
             except Exception as error:
-                steps = self._failed(slots, error, batch.broken)
+                steps = self._failed(slots, error, batch.state)
             yield from zip(slots, steps, strict=True)
             if device.failures() != before:
                 return
@@ -98,8 +98,10 @@ class Batches:
             return False
         return self._proof.form is not BatchForm.ALONE
 
-    def _failed(self, slots: list[Slot], error: Exception, broken: bool) -> list[Step]:
-        if len(slots) == 1 and not broken:  # what its layers still are is for `leave` to give back
+    def _failed(self, slots: list[Slot], error: Exception, state: LayersState) -> list[Step]:
+        if (
+            len(slots) == 1 and state is not LayersState.LOST
+        ):  # what its layers still are is for `leave` to give back
             return [Step([], error=error)]
         self._together = False
         for slot in slots:

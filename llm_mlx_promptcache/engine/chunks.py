@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterator
+from enum import Enum
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -54,6 +55,13 @@ _CPU = ChunkSizes(0.5, 0.15, 16, 16, unknown=256, most=256)
 _GPU = ChunkSizes(0.5, 0.15, 64, 32, unknown=512, most=2048)
 
 
+class Beside(Enum):
+    """Who waits for the end of a chunk."""
+
+    NOBODY = "nobody"
+    ANSWERS = "answers"
+
+
 class ChunkPlanner:
     """The sizes of one model's chunks, and how fast it was seen to prefill.
 
@@ -86,9 +94,9 @@ class ChunkPlanner:
             yield start, end
             start = end
 
-    def size(self, start: int, shared: bool = False) -> int:
+    def size(self, start: int, beside: Beside = Beside.NOBODY) -> int:
         """Tokens of a chunk from `start` on, as far as speeds are known now: a power of two."""
-        sizes = self._sizes
+        sizes, shared = self._sizes, beside is Beside.ANSWERS
         seconds = sizes.shared if shared else sizes.whole
         each = self._each(_band(start))
         fits = int(sizes.unknown * seconds / sizes.whole if each is None else seconds / each)
@@ -152,13 +160,13 @@ class ChunkPlan:
 
     def __init__(self, planner: ChunkPlanner) -> None:
         self._planner = planner
-        self._sizes: dict[tuple[int, bool], int] = {}
+        self._sizes: dict[tuple[int, Beside], int] = {}
 
-    def size(self, start: int, shared: bool = False) -> int:
-        """Tokens of the chunk from `start` on; `shared`: others answer, and wait for its end."""
-        key = _band(start), shared
+    def size(self, start: int, beside: Beside = Beside.NOBODY) -> int:
+        """Tokens of the chunk from `start` on."""
+        key = _band(start), beside
         if key not in self._sizes:
-            self._sizes[key] = self._planner.size(start, shared)
+            self._sizes[key] = self._planner.size(start, beside)
         return self._sizes[key]
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
@@ -57,13 +58,21 @@ class _Unload(threading.Event):
     dropped = False
 
 
+class ModelState(Enum):
+    """Where an engine's model is."""
+
+    UNLOADED = "not in memory"
+    LOADING = "on its way"
+    LOADED = "in memory"
+
+
 class Engine:
     """One model and its thread, started by the first request; `load` runs on that thread."""
 
     def __init__(self, load: Callable[[], Scheduler]) -> None:
         self._load = load
         self._jobs: queue.SimpleQueue[_Job | _Unload | None] = queue.SimpleQueue()
-        self._loaded = self._loading = False
+        self._model = ModelState.UNLOADED
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -104,19 +113,19 @@ class Engine:
     @property
     def loaded(self) -> bool:
         """Whether the model is in memory: who asks before waits for it."""
-        return self._loaded
+        return self._model is ModelState.LOADED
 
     def unload(self, timeout: float = 30.0) -> bool:
         """Give the model's memory back, unless it answers; the next request loads it again."""
         with self._lock:
             # An engine that loads may itself wait for another one's memory.
-            if self._thread is None or self._closed or self._loading:
-                return not (self._loaded or self._loading)
+            if self._thread is None or self._closed or self._model is ModelState.LOADING:
+                return self._model is ModelState.UNLOADED
             asked = _Unload()
             self._jobs.put(asked)
         if not asked.wait(timeout):
             asked.dropped = True
-        return not self._loaded
+        return self._model is not ModelState.LOADED
 
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
         """Prefill and pin what conversations that begin with these messages share.
@@ -165,7 +174,7 @@ class Engine:
         closing = False
         while not closing or (scheduler is not None and scheduler.busy):
             idle = scheduler is None or not scheduler.busy
-            jobs, closing = self._arrived(closing, wait=idle)
+            jobs, closing = self._arrived(closing=closing, wait=idle)
             for job in jobs:
                 if isinstance(job, _Job):
                     scheduler = self._take(scheduler, job)
@@ -175,13 +184,13 @@ class Engine:
                 self._step(scheduler)
         if scheduler is not None:
             self._settle(scheduler, last=True)
-        self._loaded, scheduler = False, None
+        self._model, scheduler = ModelState.UNLOADED, None
         if "mlx.core" in sys.modules:  # where loading failed early there is nothing to leave
             from ..models.threads import leave_thread
 
             leave_thread()
 
-    def _arrived(self, closing: bool, wait: bool) -> tuple[list[_Job | _Unload], bool]:
+    def _arrived(self, *, closing: bool, wait: bool) -> tuple[list[_Job | _Unload], bool]:
         """The jobs that came meanwhile; `wait` for one where there is nothing else to do."""
         jobs: list[_Job | _Unload] = []
         while not closing:
@@ -199,7 +208,7 @@ class Engine:
         if scheduler is not None and not scheduler.busy and not asked.dropped:
             self._settle(scheduler, last=True)
             scheduler.unload()
-            scheduler, self._loaded = None, False
+            scheduler, self._model = None, ModelState.UNLOADED
         asked.set()
         return scheduler
 
@@ -213,13 +222,14 @@ class Engine:
         return scheduler
 
     def _loaded_now(self) -> Scheduler:
-        self._loading = True
+        self._model = ModelState.LOADING
         try:
             scheduler = self._load()
-            self._loaded = True
-            return scheduler
-        finally:
-            self._loading = False
+        except BaseException:
+            self._model = ModelState.UNLOADED
+            raise
+        self._model = ModelState.LOADED
+        return scheduler
 
     def _step(self, scheduler: Scheduler) -> None:
         try:
@@ -231,8 +241,8 @@ class Engine:
             self._settle(scheduler)
 
     @staticmethod
-    def _settle(scheduler: Scheduler, last: bool = False) -> None:
+    def _settle(scheduler: Scheduler, *, last: bool = False) -> None:
         try:
-            scheduler.settle(last)
+            scheduler.settle(last=last)
         except Exception as error:
             _log.warning("what was computed could not be kept: %s", error)

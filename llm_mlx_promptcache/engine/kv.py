@@ -134,7 +134,7 @@ class KVManager:
         handle.away = handle.away and not (last or back)
         handle.at_home = 0 if handle.away else done
 
-    def write_behind(self, handle: KVHandle, path: array[int], shared: bool) -> None:
+    def write_behind(self, handle: KVHandle, path: array[int], *, shared: bool) -> None:
         """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
         small = len(path) - handle.lease.cached <= _BEHIND
         on_disk = handle.prepared.request.on_disk and self._cache.saves
@@ -162,7 +162,7 @@ class KVManager:
         if self._keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
-    def settle(self, last: bool = False) -> None:
+    def settle(self, *, last: bool = False) -> None:
         """Have the disk written what is left to write; wait if it is the last.
 
         A short answer waits in memory, so that it becomes part of the next turn's file.

@@ -81,18 +81,18 @@ def close_engines() -> None:
 
 def _load(reference: str) -> Scheduler:
     started = time.perf_counter()
+    from ..cache.identity import Identity
     from ..models.identities import identify
     from ..models.loading import load_model, model_folder
-    from .scheduler import Scheduler
+    from .scheduler import LoadReport, Scheduler
 
     _make_room(reference, weights_of(model_folder(reference)))
     loaded = load_model(reference)
     found = identify(loaded, cache_folder())
     cache = shared_cache()
     seconds = time.perf_counter() - started
-    return Scheduler(
-        loaded, found.model, cache, seconds, reference, rows=found.rows, uncached=found.uncached
-    )
+    report = LoadReport(reference, seconds, found.uncached)
+    return Scheduler(loaded, Identity(found.model, found.rows), cache, report)
 
 
 def _make_room(reference: str, needed: int) -> None:

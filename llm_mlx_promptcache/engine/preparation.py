@@ -78,7 +78,7 @@ def prepare(
         own = replace(GENERIC, special=own.special)  # which the prompt says
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
-    grammar = _grammar(request, own, bool(tools))
+    grammar = _grammar(request, own, has_tools=bool(tools))
     thinking = _thinking(tokenizer, transcript)
     notes = (
         *told(transcript.mends),
@@ -158,10 +158,12 @@ def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model:
         tools=request.tools,
         template_arguments=arguments_of(request, tokenizer.thinking_argument),
     )
-    return _stable(transcript, messages is not request.messages) if request.warm else transcript
+    if not request.warm:
+        return transcript
+    return _stable(transcript, probed=messages is not request.messages)
 
 
-def _stable(transcript: Transcript, probed: bool) -> Transcript:
+def _stable(transcript: Transcript, *, probed: bool) -> Transcript:
     """The beginning that later prompts share, and one token more, which is never run."""
     ends = [b.position for b in transcript.boundaries if not probed or b.tier == "system"]
     if not ends:
@@ -192,7 +194,7 @@ def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
     return min(max_tokens, context - prompt)
 
 
-def _grammar(request: GenerationRequest, form: Form, has_tools: bool) -> Grammar | None:
+def _grammar(request: GenerationRequest, form: Form, *, has_tools: bool) -> Grammar | None:
     """What the answer is held to; None where it may be any text."""
     if request.warm:
         return None

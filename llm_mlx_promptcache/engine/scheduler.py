@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
@@ -24,12 +24,12 @@ from ..models.errors import NothingAllowedError
 from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
-from .answers import Answering, Measured
+from .answers import AnswerStream, Measured
 from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 from .batches import Batches
-from .chunks import ChunkPlanner, chunk_end
+from .chunks import Beside, ChunkPlanner, chunk_end
 from .events import Progress
 from .forward import prefill, wired
 from .kv import KVManager
@@ -42,40 +42,47 @@ if TYPE_CHECKING:
     from .constraint import Constraint, Matchers
 
 
+class LoadReport(NamedTuple):
+    """What else is known of a loaded model.
+
+    `name` is what people call it, `seconds` what the first answer had to wait for, `uncached` why
+    nothing of it may be kept.
+    """
+
+    name: str = ""
+    seconds: float = 0.0
+    uncached: str = ""
+
+
 class Scheduler:
     """One loaded model and the requests that it answers; used on the engine's thread only.
 
-    `identity` is the model's fingerprint, `rows` that of its rows (the same, unless given),
-    `load_seconds` what the first answer had to wait for, `name` what people call the model,
-    `uncached` why nothing of it may be kept. `planner` sizes its chunks, `clock` tells seconds.
+    `planner` sizes the chunks of prompts, `clock` tells seconds.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        identity: str,
+        identity: Identity,
         cache: PromptCache,
-        load_seconds: float = 0.0,
-        name: str = "",
+        report: LoadReport = LoadReport(),  # noqa: B008 (a NamedTuple can't be changed)
         *,
-        rows: str | None = None,
-        uncached: str = "",
         planner: ChunkPlanner | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._loaded = loaded
-        self._identity = Identity(identity, identity if rows is None else rows)
-        self._load_seconds = load_seconds
+        self._identity = identity
+        self._load_seconds = report.seconds
         self._tokenizer = TemplateTokenizer(loaded.tokenizer)
-        self._kv = KVManager(loaded.model, cache, name, uncached, self._identity.rows)
+        self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
         self._admission = Admission()
-        self._planner = planner or ChunkPlanner(identity)
+        self._planner = planner or ChunkPlanner(identity.model)
         self._turns = Turns()
         self._clock = clock
         self._waiting: list[Sequence] = []
         self._prefilling: list[Sequence] = []
         self._decoding: dict[Slot, Sequence] = {}
-        self._proof = BatchProof(loaded.model, identity, model_facts())
+        self._proof = BatchProof(loaded.model, identity.model, model_facts())
         self._batches = Batches(loaded.model, self._proof)
         self._matchers: Matchers | None = None
         self._wired = ExitStack()
@@ -94,8 +101,8 @@ class Scheduler:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
             prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
-            answering = Answering(prepared, self._tokenizer)
-            sequence = Sequence(asker, prepared, answering, self._constraint(prepared))
+            answer = AnswerStream(prepared, self._tokenizer)
+            sequence = Sequence(asker, prepared, answer, self._constraint(prepared))
         except BaseException as error:
             asker.tell(error)
             asker.tell(None)
@@ -131,9 +138,9 @@ class Scheduler:
         self._batches = Batches(self._loaded.model, self._proof)
         self._wired.close()
 
-    def settle(self, last: bool = False) -> None:
+    def settle(self, *, last: bool = False) -> None:
         """Have the disk written what these answers left to write; wait if it is the last."""
-        self._kv.settle(last)
+        self._kv.settle(last=last)
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
@@ -280,12 +287,12 @@ class Scheduler:
 
         Short prompts that come together answer together. Chunks are smaller while others answer.
         """
-        shared, share = bool(self._decoding), 1.0
+        beside, share = Beside.ANSWERS if self._decoding else Beside.NOBODY, 1.0
         while share > 0 and (sequences := [one for one in self._prefilling if one.party is party]):
             sequence = sequences[0] if party is Party.LONG else next_short(sequences)
             self._prefilling.remove(sequence)
             self._prefilling.append(sequence)
-            most = sequence.chunk(shared)
+            most = sequence.chunk(beside)
             run = self._prefill(sequence, max(1, int(share * most)))
             share = share - run / most if party is Party.SHORT else 0
 
@@ -331,7 +338,7 @@ class Scheduler:
             self._finish(sequence)
             return
         others = bool(self._waiting or self._active())
-        self._kv.write_behind(sequence.handle, path, others)
+        self._kv.write_behind(sequence.handle, path, shared=others)
         slot = sequence.slot = sequence.slot or self._slot(sequence)
         slot.path = path
         layers, sequence.handle.layers = sequence.handle.layers, []
@@ -380,11 +387,11 @@ class Scheduler:
                 # Its last token is none of the answer's.
                 raise step.error
             for token in step.tokens:
-                for event in sequence.answering.take(token, likely):
+                for event in sequence.answer.take(token, likely):
                     sequence.asker.tell(event)
-                if sequence.answering.ended:
+                if sequence.answer.ended:
                     break
-            if sequence.answering.ended:
+            if sequence.answer.ended:
                 self._finish(sequence)
             elif step.error is not None:
                 raise step.error
@@ -404,7 +411,7 @@ class Scheduler:
             sequence.from_disk,
         )
         whole = sequence.constraint is None or sequence.constraint.complete
-        for event in sequence.answering.finish(whole, measured):
+        for event in sequence.answer.finish(measured, whole=whole):
             sequence.asker.tell(event)
         self._end(sequence)
 

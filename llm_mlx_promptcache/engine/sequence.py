@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from .admission import MOST_PASSED, expected
-from .answers import Answering
+from .answers import AnswerStream
 from .batch import Slot
-from .chunks import ChunkPlan
+from .chunks import Beside, ChunkPlan
 from .events import Told
 from .kv import KVHandle
 from .preparation import Prepared
@@ -46,12 +46,12 @@ class Sequence:
         self,
         asker: Asker,
         prepared: Prepared,
-        answering: Answering,
+        answer: AnswerStream,
         constraint: Constraint | None = None,
     ) -> None:
         self.asker = asker
         self.prepared = prepared
-        self.answering = answering
+        self.answer = answer
         self.constraint = constraint
         self.started = time.perf_counter()
         self.ids: array[int] = prepared.transcript.ids
@@ -81,10 +81,10 @@ class Sequence:
         """With whom its prompt takes turns."""
         return Party.LONG if self.left > _SHORT * self.chunk() else Party.SHORT
 
-    def chunk(self, shared: bool = False) -> int:
-        """The size of its next chunk; `shared`: others answer meanwhile."""
+    def chunk(self, beside: Beside = Beside.NOBODY) -> int:
+        """The size of its next chunk."""
         assert self.plan is not None
-        return self.plan.size(self.done, shared)
+        return self.plan.size(self.done, beside)
 
     @property
     def expected(self) -> int:

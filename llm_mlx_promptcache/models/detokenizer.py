@@ -96,7 +96,7 @@ class _ByText:
     def finish(self) -> str:
         return self._next(final=True) if self._waiting else ""
 
-    def _next(self, final: bool) -> str:
+    def _next(self, *, final: bool) -> str:
         before = _plain(self._tokenizer, self._shown)
         both = _plain(self._tokenizer, [*self._shown, *self._waiting])
         if not final and both.endswith("\ufffd"):

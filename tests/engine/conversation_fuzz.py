@@ -29,6 +29,7 @@ import families
 import mlx.core as mx
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.store import NullStore
 from llm_mlx_promptcache.chat.messages import Message
@@ -122,7 +123,11 @@ class Fuzz:
         self.prompts = self.cached = 0
         self.cold_answers: dict[Any, Finished] = {}
         self.cold = Engine(
-            lambda: Scheduler(loaded(run, folder, "cold"), run.identity, PromptCache("1MB"))
+            lambda: Scheduler(
+                loaded(run, folder, "cold"),
+                Identity(run.identity, run.identity),
+                PromptCache("1MB"),
+            )
         )
         self.chats = [self.new_chat()]
         self.start()
@@ -133,7 +138,11 @@ class Fuzz:
         self.store = DiskStore(self.path, run.disk) if run.disk else NullStore()
         self.cache = PromptCache(run.memory, self.store)
         cache = self.cache
-        self.engine = Engine(lambda: Scheduler(loaded(run, folder, "warm"), run.identity, cache))
+        self.engine = Engine(
+            lambda: Scheduler(
+                loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
+            )
+        )
 
     def new_chat(self) -> Chat:
         rng = self.rng
@@ -411,7 +420,11 @@ def main(what: str, *words: str) -> None:
         folder, store, told = words
         run = Run(*json.loads(told))
         cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
-        engine = Engine(lambda: Scheduler(loaded(run, folder, "warm"), run.identity, cache))
+        engine = Engine(
+            lambda: Scheduler(
+                loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
+            )
+        )
         *_, last = engine.generate(wire.from_json(json.loads(sys.stdin.read())))
         engine.close()
         print(json.dumps(wire.to_json(last)))

@@ -14,6 +14,7 @@ import families
 import tiny_models
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.generated import Generated, ToolCall
 from llm_mlx_promptcache.chat.messages import Message
@@ -167,7 +168,9 @@ def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedMod
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
     """An engine over what its own cache finds in `store`, as a process that has just started."""
     return Engine(
-        lambda: Scheduler(load(folder, kind), IDENTITY, PromptCache("500MB", DiskStore(store)))
+        lambda: Scheduler(
+            load(folder, kind), Identity(IDENTITY, IDENTITY), PromptCache("500MB", DiskStore(store))
+        )
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from askers import Asked, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
@@ -35,7 +36,10 @@ def without_context(tiny_llama):
 
     def make(cache=None, **more):
         return Scheduler(
-            loaded, "tiny", cache or PromptCache("100MB"), **{"clock": steady_clock(), **more}
+            loaded,
+            Identity("tiny", "tiny"),
+            cache or PromptCache("100MB"),
+            **{"clock": steady_clock(), **more},
         )
 
     return make

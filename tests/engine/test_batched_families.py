@@ -10,6 +10,7 @@ import pytest
 from askers import Asked, steady_clock
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.layers.layout import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
@@ -76,10 +77,10 @@ def is_cached(model):
 
 
 def hold_to_law_1(loaded, folder):
-    cold = Scheduler(loaded, "m", PromptCache("1MB"), clock=steady_clock())
+    cold = Scheduler(loaded, Identity("m", "m"), PromptCache("1MB"), clock=steady_clock())
     store = DiskStore(folder)
     cache = PromptCache("500MB", store)
-    scheduler = Scheduler(loaded, "m", cache, clock=steady_clock())
+    scheduler = Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
     cached = is_cached(loaded.model)
     histories = [[Message("user", text)] for text, _, _ in CROWD]
     for _ in range(2):
@@ -90,7 +91,7 @@ def hold_to_law_1(loaded, folder):
     scheduler.settle(last=True)
     paths = [event.usage.prompt + event.usage.generated for event in events]
     for held in (cache, PromptCache("500MB", DiskStore(folder))):
-        later = Scheduler(loaded, "m", held, clock=steady_clock())
+        later = Scheduler(loaded, Identity("m", "m"), held, clock=steady_clock())
         for history, path in zip(histories, paths, strict=True):
             warm = alone(later, history, 6, on_disk=False)
             assert warm.usage.cached >= (path if cached else 0)

@@ -6,6 +6,7 @@ import threading
 import pytest
 from askers import Asked, Failing, planner_of, request, steady_clock, together
 
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.admission import Admission, fits_together
@@ -173,7 +174,10 @@ def failing(tiny_llama, when):
     loaded = load_model(str(tiny_llama()))
     model = Failing(loaded.model, when)
     return model, Scheduler(
-        dataclasses.replace(loaded, model=model), "tiny", PromptCache("100MB"), clock=steady_clock()
+        dataclasses.replace(loaded, model=model),
+        Identity("tiny", "tiny"),
+        PromptCache("100MB"),
+        clock=steady_clock(),
     )
 
 
@@ -263,7 +267,7 @@ def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
 def test_threads_share_a_batch(tiny_llama):
     folder = tiny_llama()
     cache = PromptCache("100MB")
-    engine = Engine(lambda: Scheduler(load_model(str(folder)), "tiny", cache))
+    engine = Engine(lambda: Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache))
     answers = {}
 
     def work(number):

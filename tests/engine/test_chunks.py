@@ -5,7 +5,12 @@ from askers import planner_of, request, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes, checkpoints, chunk_end
+from llm_mlx_promptcache.engine.chunks import (
+    ChunkPlanner,
+    ChunkSizes,
+    checkpoints,
+    chunk_end,
+)
 from llm_mlx_promptcache.models.facts import ModelFacts
 
 IDENTITY = "a" * 64

@@ -11,6 +11,7 @@ from askers import Asked, steady_clock
 from failing_device import FailingDevice
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import GenerationRequest
@@ -42,7 +43,9 @@ class Session:
     def begin(self):
         """As another process does."""
         self.cache = PromptCache("100MB", DiskStore(self.folder))
-        self.scheduler = Scheduler(self.loaded, "model", self.cache, clock=steady_clock())
+        self.scheduler = Scheduler(
+            self.loaded, Identity("model", "model"), self.cache, clock=steady_clock()
+        )
 
     def ask(self, *requests):
         made = [Asked(one) for one in requests]

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.engine import Engine
@@ -260,7 +261,7 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
 
     def load():
         loads.append(folder)
-        return Scheduler(load_model(str(folder)), "tiny", cache)
+        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache)
 
     monkeypatch.setattr(Scheduler, "settle", slow)
     engine = Engine(load)

@@ -13,6 +13,7 @@ import pytest
 from askers import Asked, together
 from mlx_lm.models.cache import KVCache
 
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import HOME_VARIABLE
@@ -68,7 +69,9 @@ def played(request, tiny_llama, tmp_path, monkeypatch):
     def make():
         model = Played(loaded.config["vocab_size"], request.param)
         playing = dataclasses.replace(loaded, model=model)
-        return Scheduler(playing, IDENTITY, PromptCache("1GB"), clock=model.clock), model
+        return Scheduler(
+            playing, Identity(IDENTITY, IDENTITY), PromptCache("1GB"), clock=model.clock
+        ), model
 
     scheduler, model = make()
     spent(scheduler, model, [(0, long_prompt("to learn"))])

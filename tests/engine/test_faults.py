@@ -8,6 +8,7 @@ import pytest
 from askers import Asked, Failing, planner_of, request, steady_clock, together
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import batch, forward
@@ -134,7 +135,9 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
     loaded = load_model(str(tiny_llama(context=8192))) if kind == "llama" else loaded_kind(kind)
     model = Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
     playing = dataclasses.replace(loaded, model=model)
-    scheduler = Scheduler(playing, kind, cache, planner=planner_of(256), clock=steady_clock())
+    scheduler = Scheduler(
+        playing, Identity(kind, kind), cache, planner=planner_of(256), clock=steady_clock()
+    )
     asked = [
         Asked(GenerationRequest((LONG, Message("user", text)), max_tokens=40))
         for text in QUESTIONS[:2]

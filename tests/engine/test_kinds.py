@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import forward, scheduler
@@ -24,7 +25,9 @@ def engine_of_kind(loaded_kind):
     made = []
 
     def make(name, cache, **own):
-        made.append(Engine(lambda: Scheduler(loaded_kind(name, **own), name, cache)))
+        made.append(
+            Engine(lambda: Scheduler(loaded_kind(name, **own), Identity(name, name), cache))
+        )
         return made[-1]
 
     yield make

@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.engine import Engine
@@ -100,7 +101,7 @@ def test_one_turn_on_a_long_conversation_is_held_once(folders, tmp_path):
     def begin():
         loaded = conversations.load(folders[False], "")
         made.append(conversations.loaded_as(loaded, wide_rows(loaded.config)))
-        return Scheduler(made[0], "wide", PromptCache("1GB", DiskStore(tmp_path)))
+        return Scheduler(made[0], Identity("wide", "wide"), PromptCache("1GB", DiskStore(tmp_path)))
 
     engine = Engine(begin)
     first = crowds.one(engine, GenerationRequest(messages, 20))
