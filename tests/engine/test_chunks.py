@@ -43,12 +43,12 @@ def planner_with(facts):
 )
 def test_a_chunk_is_the_power_of_two_that_its_time_allows(planner_with, speed, whole, shared):
     plan = planner_with({0: speed}).begin()
-    assert (plan.size(0), plan.size(0, shared=True)) == (whole, shared)
+    assert (plan.size(0), plan.size(0, Beside.ANSWERS)) == (whole, shared)
 
 
 def test_until_a_speed_is_known_a_size_is_given(facts):
     planner = ChunkPlanner(IDENTITY, facts(), SIZES)
-    assert (planner.size(0), planner.size(9000), planner.size(0, shared=True)) == (256, 256, 32)
+    assert (planner.size(0), planner.size(9000), planner.size(0, Beside.ANSWERS)) == (256, 256, 32)
     assert planner.speed(0, 1000) is None
     planner.observe(0, 256, 8)  # it also read the weights
     assert planner.size(0) == 256
@@ -64,7 +64,7 @@ def test_sizes_are_remembered_for_other_processes(planner_with, facts):
     other = ChunkPlanner(IDENTITY, facts(), SIZES)
     for start in (0, 1023, 1024, 2048, 5000, 9000, 200_000):
         assert other.size(start) == known.size(start)
-        assert other.size(start, shared=True) == known.size(start, shared=True)
+        assert other.size(start, Beside.ANSWERS) == known.size(start, Beside.ANSWERS)
     assert ChunkPlanner("b" * 64, facts(), SIZES).size(9000) == SIZES.unknown
 
 
@@ -79,11 +79,11 @@ def test_sizes_do_not_grow_with_the_place_nor_fall_without_end(planner_with):
 def test_a_prefill_keeps_its_sizes_whatever_is_learnt_meanwhile(planner_with):
     planner = planner_with({0: 1000})
     plan = planner.begin()
-    before = plan.size(0), plan.size(0, shared=True)
+    before = plan.size(0), plan.size(0, Beside.ANSWERS)
     for _ in range(9):
         planner.observe(0, 256, 256 / 50)
     assert planner.size(0) == 16
-    assert (plan.size(0), plan.size(512), plan.size(0, shared=True)) == (before[0], *before)
+    assert (plan.size(0), plan.size(512), plan.size(0, Beside.ANSWERS)) == (before[0], *before)
     assert planner.begin().size(0) == 16
 
 
