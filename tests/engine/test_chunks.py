@@ -6,6 +6,7 @@ from askers import planner_of, request, together
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import (
+    Beside,
     ChunkPlanner,
     ChunkSizes,
     checkpoints,
