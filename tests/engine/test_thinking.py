@@ -80,6 +80,7 @@ THINKERS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """`models(thinker)` -> an engine over its played model, made once."""
+    from llm_mlx_promptcache.cache.identity import Identity
     from llm_mlx_promptcache.cache.prompt_cache import PromptCache
     from llm_mlx_promptcache.engine.engine import Engine
     from llm_mlx_promptcache.engine.scheduler import Scheduler
@@ -103,7 +104,9 @@ def models(tmp_path_factory):
             scripted_folder(folder, source, template, answers, ends=thinker.ends)
             loaded = load_model(str(folder))
             cache = PromptCache("100MB")
-            made[thinker.name] = Engine(lambda: Scheduler(loaded, thinker.name, cache))
+            made[thinker.name] = Engine(
+                lambda: Scheduler(loaded, Identity(thinker.name, thinker.name), cache)
+            )
         return made[thinker.name]
 
     yield model
