@@ -54,8 +54,9 @@ def main() -> int:
     names = list(next(iter(rows.values())))
     table = HEAD + "".join(_line(name, [row[name] for row in rows.values()]) for name in names)
     sys.stdout.write(table)
+    share = f" --every {asked.every}" if asked.every > 1 else ""
     if asked.write:
-        write_part(PAGE, "learning", "benchmarks/learning.py --write", table)
+        write_part(PAGE, "learning", f"benchmarks/learning.py{share} --write", table)
     if asked.json is not None:
         asked.json.write_text(json.dumps(rows, indent=1))
     return any(row[names[0]].milliseconds > BOUND for row in rows.values())
