@@ -7,6 +7,8 @@ import sys
 import pytest
 import worlds as worlds_module
 
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+
 WORLDS = worlds_module.__file__
 
 
@@ -19,6 +21,18 @@ def worlds():
 def ids(worlds):
     """A path."""
     return worlds.paths(1)[0]
+
+
+@pytest.fixture
+def folder(worlds, tmp_path):
+    """A store of some paths that share a beginning; nobody has it open."""
+    made = tmp_path / "cache"
+    store = DiskStore(made)
+    for path in worlds.paths(3, worlds.PATHS):
+        worlds.put(store, path)
+    store._index.run(lambda index: index.shrink(), None)
+    store.close()
+    return made
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from array import array
 
 import pytest
+from worlds import PATHS
 
 from llm_mlx_promptcache.cache.disk import index_rows, index_schema, repair, shared_index
 from llm_mlx_promptcache.cache.disk.damage import DamagedIndex, is_damage
@@ -16,20 +17,6 @@ from llm_mlx_promptcache.cache.disk.file_ids import span_path
 from llm_mlx_promptcache.cache.disk.index import Index
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout_text import layout_from_text
-
-PATHS = 6
-
-
-@pytest.fixture
-def folder(worlds, tmp_path):
-    """A store of some paths that share a beginning; nobody has it open."""
-    place = tmp_path / "cache"
-    store = DiskStore(place)
-    for path in worlds.paths(3, PATHS):
-        worlds.put(store, path)
-    store._index.run(lambda index: index.shrink(), None)
-    store.close()
-    return place
 
 
 def spans(folder):

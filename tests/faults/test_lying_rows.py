@@ -5,6 +5,7 @@ import sqlite3
 from array import array
 
 import pytest
+from worlds import PATHS
 
 from llm_mlx_promptcache.cache.disk.index_rows import (
     Namespace,
@@ -17,22 +18,18 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.worth import density
 
-PATHS = 6
 MORE = list(range(3000, 3040))
 NOBODY = "ab" * 16
 
 
 @pytest.fixture
-def folder(worlds, tmp_path):
-    """A store of some paths that share a beginning; one is pinned, nobody has it open."""
-    place = tmp_path / "cache"
-    store = DiskStore(place)
-    for path in worlds.paths(3, PATHS):
-        worlds.put(store, path)
+def folder(worlds, folder):
+    """The same with one of them pinned."""
+    store = DiskStore(folder)
     store.pin(worlds.NAMESPACE, array("I", worlds.paths(3, PATHS)[1]), pinned=True)
     store._index.run(lambda index: index.shrink(), None)
     store.close()
-    return place
+    return folder
 
 
 def files(folder):

@@ -24,6 +24,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.span import Draft
 
 LAYERS = 2
+PATHS = 6  # that a store of the tests of its index holds
 NAMESPACE = "m"
 ROW = LAYERS * 2 * 2 * 4  # layers x keys and values x width x bytes
 

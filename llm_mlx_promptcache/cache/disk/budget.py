@@ -233,7 +233,7 @@ def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
     """Remove up to `excess` bytes of what nobody can open any more, but for what is pinned."""
     file_ids: list[str] = []
     nbytes = 0
-    for namespace in index.superseded() if excess > 0 else ():
+    for namespace in index.namespaces.superseded() if excess > 0 else ():
         while nbytes < excess and len(file_ids) < ROWS:
             values = (namespace, False, _ANY_AGE, ROWS - len(file_ids))
             leaves = index.db.execute(_LEAVES, values).fetchall()

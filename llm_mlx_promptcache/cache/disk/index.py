@@ -19,7 +19,6 @@ from ..worth import density
 from .damage import DamagedIndex
 from .files import same_file
 from .index_rows import (
-    MOST_LABEL,
     SELECT_COUNTED,
     SELECT_ROWS,
     ListedRow,
@@ -28,20 +27,18 @@ from .index_rows import (
     Totals,
     checked_file_ids,
     digest_of,
-    digest_of_namespace,
     first_of,
-    namespace_from,
     row_from,
     totals_from,
     typed,
     whole_row,
 )
 from .index_schema import connect, create, schema_cookie, verify
+from .namespaces import Namespaces
 
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _LONG_LOG = 4 << 20
-_ALTERNATING = 100  # openings of others after which a model that came back once counts as gone
 # Another process may have evicted the parent since it was looked up.
 _INSERT = """
 INSERT OR IGNORE INTO spans (file_id, namespace, parent, start, first, tokens, count, resumes, tier,
@@ -54,20 +51,12 @@ _STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND fir
 _CHECKPOINTS = (
     SELECT_ROWS + " WHERE parent = ? AND start <= ? AND first = -1 AND namespace = ? LIMIT 10000"
 )
-_NAMESPACES = "SELECT name, layout, label, identity, digest FROM namespaces"
 _SUBTREE = """
 WITH RECURSIVE below (file_id) AS (
     SELECT file_id FROM spans WHERE file_id = ?
     UNION SELECT s.file_id FROM spans AS s JOIN below ON s.parent = below.file_id
 )
 SELECT file_id FROM below
-"""
-# All names that a model was opened under have been given to another one since. Where two take
-# turns (environments with other versions of mlx, say), both stay.
-_SUPERSEDED = """
-SELECT name FROM namespaces AS n JOIN models AS m ON m.identity = n.identity GROUP BY name
-HAVING min((SELECT max(opened) FROM models WHERE label = m.label) - m.opened
-    - m.came_back * ?) > 0
 """
 
 
@@ -91,6 +80,7 @@ class Index:
         status = path.stat()
         self.inode = (status.st_dev, status.st_ino)
         self.db = connect(path, wait)
+        self.namespaces = Namespaces(self.db)
         try:
             self._prepare(new=new)
             # Else one that was set aside would be used on and on, with the log of the new one.
@@ -161,20 +151,6 @@ class Index:
             self._wait = seconds
 
     # Looking up.
-
-    def layout(self, namespace: str) -> str | None:
-        """A namespace's layout as text; None where it is unknown."""
-        found = self.namespace(namespace)
-        return found.layout if found is not None else None
-
-    def namespace(self, name: str) -> Namespace | None:
-        """What is known of a namespace, if anything is."""
-        values = self.db.execute(_NAMESPACES + " WHERE name = ?", (name,)).fetchone()
-        return namespace_from(values) if values is not None else None
-
-    def namespaces(self) -> list[Namespace]:
-        """What is known of all namespaces."""
-        return [namespace_from(values) for values in self.db.execute(_NAMESPACES)]
 
     def walk(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """What is stored along `tokens`: below each span, only a child that starts where they part.
@@ -260,33 +236,12 @@ class Index:
             except DamagedIndex as error:
                 yield error
 
-    def superseded_by_model(self) -> list[tuple[str, int, int]]:
-        """A label, and the spans and bytes under it that nobody can open any more."""
-        return self._by_label(set(self.superseded()))
-
-    def by_model(self) -> list[tuple[str, int, int]]:
-        """A label, and the spans and bytes under it; the largest first."""
-        return self._by_label(None)
-
-    def _by_label(self, only: set[str] | None) -> list[tuple[str, int, int]]:
-        labels = {found.name: found.label for found in self.namespaces()}
-        query = "SELECT namespace, count(*), sum(bytes) FROM spans GROUP BY namespace"
-        held: dict[str, tuple[int, int]] = {}
-        for values in self.db.execute(query):
-            name, spans, size = typed(values, str, int, int)
-            if only is None or name in only:
-                label = labels.get(name, "")
-                before = held.get(label, (0, 0))
-                held[label] = (before[0] + spans, before[1] + size)
-        found = [(label, *counted) for label, counted in held.items()]
-        return sorted(found, key=lambda model: -model[2])
-
     def listed(self) -> list[ListedRow]:
         """Every span with what is counted of it, parents before what hangs on them.
 
         A span hangs on one that was stored before it.
         """
-        labels = {found.name: found.label for found in self.namespaces()}
+        labels = self.namespaces.labels()
         found: list[ListedRow] = []
         known = {""}
         tick = self.totals().tick
@@ -304,12 +259,12 @@ class Index:
 
     def add(self, row: SpanRow, layout: str, label: str = "", identity: str = "") -> bool:
         """Enter a span; False where one stands there, its parent is gone, or its model another."""
-        known = self.namespace(row.namespace)
+        known = self.namespaces.get(row.namespace)
         other = known is not None and known.layout != layout
         if other and self.some_of(row.namespace, 1):
             return False
         if known is None or label or other:
-            self._know(known, Namespace(row.namespace, layout, label[:MOST_LABEL], identity))
+            self.namespaces.put(Namespace(row.namespace, layout, label, identity))
         self.db.execute("UPDATE totals SET tick = tick + 1")
         values = row._asdict() | {
             "tokens": row.tokens.tobytes(),
@@ -348,54 +303,6 @@ class Index:
             "DELETE FROM spans WHERE file_id = ?", [(s,) for s in reversed(file_ids)]
         )
         return file_ids
-
-    def name(self, namespace: str, label: str, identity: str) -> None:
-        """What people call the model of a namespace, and which model that is."""
-        known = self.namespace(namespace)
-        if known is not None:
-            self._know(known, known._replace(label=label[:MOST_LABEL], identity=identity))
-
-    def _know(self, known: Namespace | None, found: Namespace) -> None:
-        if found != known:
-            change = "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?)"
-            self.db.execute(change, (*found, digest_of_namespace(found)))
-
-    def opened(self, identity: str, label: str) -> None:
-        """A process opened the model that people call `label`.
-
-        It came back where another one was opened under that name since it was last opened.
-        """
-        query = "SELECT identity, opened FROM models WHERE label = ? ORDER BY opened DESC LIMIT 1"
-        found = self.db.execute(query, (label,)).fetchone() or (identity, 0)
-        last, count = typed(found, str, int)
-        self.db.execute(
-            "INSERT INTO models VALUES (?, ?, ?, 0) ON CONFLICT (identity, label) DO UPDATE"
-            " SET opened = excluded.opened, came_back = max(came_back, ?)",
-            (identity, label, count + 1, last != identity),
-        )
-
-    def superseded(self) -> list[str]:
-        """Namespaces of models that nobody can open any more, as far as is known."""
-        return [name for (name,) in self.db.execute(_SUPERSEDED, (_ALTERNATING,))]
-
-    def matching(self, model: str | None) -> list[str]:
-        """Namespaces of a model (a label, or how a namespace starts), or all."""
-        return [
-            name
-            for name, _, label, _ in self.namespaces()
-            if model is None or model == label or (len(model) >= 8 and name.startswith(model))
-        ]
-
-    def forget_empty(self) -> None:
-        """Forget namespaces of which nothing is stored, and models that are long gone."""
-        self.db.execute(
-            "DELETE FROM namespaces WHERE NOT EXISTS (SELECT 1 FROM spans WHERE namespace = name)"
-        )
-        self.db.execute(
-            "DELETE FROM models AS m WHERE identity NOT IN (SELECT identity FROM namespaces)"
-            " AND opened + ? < (SELECT max(opened) FROM models WHERE label = m.label)",
-            (_ALTERNATING,),
-        )
 
     def swept(self, now: int) -> None:
         """Remember when the folder was swept."""
@@ -453,9 +360,7 @@ class Index:
             raise DamagedIndex(f"spans, tokens, bytes are {counted}, the counters say {told}")
 
     def _check_counters(self) -> Iterator[str]:
-        self.namespaces()
-        for values in self.db.execute("SELECT identity, label, opened, came_back FROM models"):
-            typed(values, str, str, int, int)
+        self.namespaces.check()
         self.recount()
         query = """SELECT file_id, children FROM spans AS s WHERE children !=
             (SELECT count(*) FROM spans WHERE parent = s.file_id)"""

@@ -81,7 +81,7 @@ def _span(index: Index, folder: StoreFolder, row: SpanRow) -> Iterator[Finding]:
     # Another process may have other tiers.
     if said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
         yield Finding(Kind.INDEX, f"the row of span {file_id} is not what its file says")
-    elif index.layout(row.namespace) not in (None, layout_to_text(head.layout)):
+    elif index.namespaces.layout(row.namespace) not in (None, layout_to_text(head.layout)):
         yield Finding(Kind.INDEX, f"span {file_id} holds other layers than its model's row says")
 
 

@@ -85,7 +85,7 @@ class DiskStore:
 
     def layout(self, namespace: str) -> Layout | None:
         """The kinds of layer that a namespace's spans hold, where it has any."""
-        found = self._index.look(lambda index: index.layout(namespace), None)
+        found = self._index.look(lambda index: index.namespaces.layout(namespace), None)
         with suppress(ValueError):  # of kinds that nobody brings any more
             return layout_from_text(found) if found is not None else None
         return None
@@ -245,11 +245,11 @@ class DiskStore:
 
     def by_model(self) -> list[tuple[str, int, int]]:
         """A model's name, and the spans and bytes that are stored of it; the largest first."""
-        return self._index.run(lambda index: index.by_model(), [], asked=True)
+        return self._index.run(lambda index: index.namespaces.by_model(), [], asked=True)
 
     def superseded(self) -> list[tuple[str, int, int]]:
         """As `by_model`, but what of it nobody can open any more; that is evicted first."""
-        return self._index.run(lambda index: index.superseded_by_model(), [], asked=True)
+        return self._index.run(lambda index: index.namespaces.superseded_by_model(), [], asked=True)
 
     def listing(self) -> Listing:
         """All that is stored, as a tree, at this moment."""
@@ -315,7 +315,7 @@ class DiskStore:
 
     def _parent(self, index: Index, draft: Draft) -> str | None:
         """The file id of the parent under which a span can be stored; None where it can't be."""
-        layout = index.layout(draft.namespace)
+        layout = index.namespaces.layout(draft.namespace)
         if layout not in (None, layout_to_text(draft.layout)):
             self._witness.refute_layout(index, draft.namespace)
         found = index.walk(draft.namespace, draft.path)

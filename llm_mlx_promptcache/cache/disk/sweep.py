@@ -158,7 +158,7 @@ def _take_in(index: Index, folder: StoreFolder, found: Candidate, witness: Witne
         if index.has(row.file_id) or is_gone(folder.span(row.file_id)):
             return True
         parent = index.row(row.parent) if row.parent else None
-        same_layers = index.layout(row.namespace) in (None, found.layout)
+        same_layers = index.namespaces.layout(row.namespace) in (None, found.layout)
         fits = same_layers and hangs(row, parent) and (parent is not None or not row.parent)
         if fits and index.add(row, found.layout, found.label):
             return True

@@ -67,9 +67,9 @@ class Upkeep:
                     index.touch(noted.used[first : first + _USES], int(self._folder.files.now()))
             with index.transaction():
                 for opened in noted.opened:
-                    index.name(*opened)
+                    index.namespaces.name(*opened)
                 for identity, label in noted.models:
-                    index.opened(identity, label)
+                    index.namespaces.opened(identity, label)
             return True
 
         if (noted.used or noted.opened or noted.models) and self._index.run(write, otherwise=False):
@@ -132,7 +132,7 @@ class Upkeep:
         def begin(index: Index) -> None:
             with index.transaction():
                 index.swept(now)
-                index.forget_empty()
+                index.namespaces.forget_empty()
 
         self._index.run(begin, None)
         self.sweep()
@@ -148,7 +148,9 @@ class Upkeep:
         """
         before = None if days is None else int(self._folder.files.now() - days * 86400)
         nothing: list[str] = []
-        namespaces = self._index.run(lambda index: index.matching(model), nothing, asked=asked)
+        namespaces = self._index.run(
+            lambda index: index.namespaces.matching(model), nothing, asked=asked
+        )
         # Who names a model means no other's files, whatever their rows say.
         witness = self._witness if model is not None else None
         freed = self.remove(Chosen(namespaces, before, witness), asked=asked)

@@ -42,10 +42,10 @@ class Witness:
         with suppress(OSError, DamagedSpan, UnknownKind):
             span = OpenSpan(path, self._folder.files)
             span.close()
-            if says(row, span.head, span.size, index.layout(row.namespace)):
+            if says(row, span.head, span.size, index.namespaces.layout(row.namespace)):
                 return
             head, size = verified_head(path, self._folder.files)
-            if not says(row, head, size, index.layout(row.namespace)):
+            if not says(row, head, size, index.namespaces.layout(row.namespace)):
                 raise DamagedIndex(f"the row of span {row.file_id} is not what its file says")
 
     def is_damaged(self, file_id: str) -> bool:

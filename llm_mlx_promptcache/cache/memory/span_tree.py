@@ -318,7 +318,7 @@ class SpanTree:
         self._trie.prune(node)
 
     def drop_moved_out(self, node: SpanNode) -> None:
-        """Take out spans whose rows went with a lease that never came home, up from a leaf."""
+        """Take out spans whose rows moved out and never returned, up from a leaf."""
         while node.parent is not None and node.value.entry in self._order and is_moved_out(node):
             parent, span = node.parent, node.value
             if node.children or span.pinned or span.entry.holds or span.saved:

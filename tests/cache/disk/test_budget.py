@@ -180,14 +180,14 @@ def test_law_11_victims_of_one_transaction_are_those_of_many(index, tmp_path):
 
 def test_models_that_nobody_opens_any_more_go_first(index):
     with index.transaction():
-        index.opened("old", "name")
-        index.opened("new", "name")
+        index.namespaces.opened("old", "name")
+        index.namespaces.opened("new", "name")
     flat(index, 10, 0, namespace="old", tier=2)
     flat(index, 10, 100, namespace="new")
     with index.transaction():
         index.touch([stem_of(n) for n in range(10)], 0)
         index.pin(stem_of(3), pinned=True)
-    assert index.superseded() == ["old"]
+    assert index.namespaces.superseded() == ["old"]
     gone = [s for step in removed(index, Excess(11 * SIZE)) for s in step]
     assert gone == [stem_of(n) for n in range(10) if n != 3]
 
@@ -198,20 +198,20 @@ def test_two_versions_that_take_turns_are_both_kept(index):
     expected = [[], ["one"], ["two"], [], [], []]
     for identity, gone in zip(["one", "two"] * 3, expected, strict=True):
         with index.transaction():
-            index.opened(identity, "name")
-        assert index.superseded() == gone
+            index.namespaces.opened(identity, "name")
+        assert index.namespaces.superseded() == gone
     for _ in range(101):
         with index.transaction():
-            index.opened("two", "name")
-    assert index.superseded() == ["one"]
+            index.namespaces.opened("two", "name")
+    assert index.namespaces.superseded() == ["one"]
 
 
 def test_a_model_under_two_names_is_gone_only_where_both_say_so(index):
     flat(index, 1, 0, namespace="one")
     with index.transaction():
         for identity, label in (("one", "a"), ("one", "b"), ("two", "a")):
-            index.opened(identity, label)
-    assert index.superseded() == []
+            index.namespaces.opened(identity, label)
+    assert index.namespaces.superseded() == []
     with index.transaction():
-        index.opened("two", "b")
-    assert index.superseded() == ["one"]
+        index.namespaces.opened("two", "b")
+    assert index.namespaces.superseded() == ["one"]
