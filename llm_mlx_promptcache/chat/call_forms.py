@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .forms import Reasoning, marks_in
+from .forms import Form, Hole, Reasoning, marks_in
 from .tool_schemas import canonical_tools
 
 
@@ -50,13 +50,24 @@ def thinking_of(
     return Thinking(marks.start, marks.end, opened, starts, closing, spaces)
 
 
-def tool_prompt(tools: Sequence[Mapping[str, Any]]) -> str:
+def tool_prompt(tools: Sequence[Mapping[str, Any]], example: str = "") -> str:
     """The system text for models whose template shows no tools; the same for any order of them.
 
-    It says nothing of what this request wants called, so that all requests share it.
+    It says nothing of what this request wants called, so that all requests share it. `example` is
+    how the model writes a call; without it the generic form is told.
     """
     listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in canonical_tools(tools))
+    if example:
+        return _TOLD.format(tools=listed) + _OWN.format(example=example)
     return _PROMPT.format(tools=listed)
+
+
+def call_example(form: Form) -> str:
+    """A call as a form with its arguments in one object writes it; "" for other forms."""
+    if not form.as_json or form.keys.encoded:
+        return ""
+    call = "".join(piece if isinstance(piece, str) else _SHOWN[piece] for piece in form.call)
+    return (form.start + call + form.end).strip()
 
 
 def plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +136,13 @@ def _last_marks(marks: Reasoning, prompt: str) -> tuple[int, int]:
 
 # At most so many characters of white space, or of a first word, stand between marks and behind.
 _BESIDE = 24
-_PROMPT = """# Tools
+_SHOWN = {
+    Hole.NAME: "<function-name>",
+    Hole.ARGUMENTS: "<args-json-object>",
+    Hole.ID: "<call-id>",
+    Hole.COUNT: "0",
+}
+_TOLD = """# Tools
 
 You may call one or more functions to assist with the user query.
 
@@ -134,8 +151,13 @@ You are provided with function signatures within <tools></tools> XML tags:
 {tools}
 </tools>
 
-For each function call, return a JSON object with function name and arguments within \
+"""
+_OWN = """For each function call, write the function's name and its arguments as a JSON object in \
+exactly this form:
+{example}"""
+_GENERIC = """For each function call, return a JSON object with function name and arguments within \
 <tool_call></tool_call> XML tags:
 <tool_call>
 {{"name": "<function-name>", "arguments": <args-json-object>}}
 </tool_call>"""
+_PROMPT = _TOLD + _GENERIC

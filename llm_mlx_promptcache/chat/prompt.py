@@ -43,7 +43,7 @@ class Mend(Enum):
     NOTHING_EMPTY = "nothing-empty"
 
 
-# The template's own prompt for tools is replaced: the model writes calls in the generic form.
+# The template's own prompt for tools is replaced.
 GENERIC_TOOLS = frozenset([Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER])
 # What the user is told of a mend; the others move nothing.
 _TOLD = {
@@ -71,31 +71,40 @@ class Feature(Enum):
 
 @dataclass(frozen=True)
 class PromptForm:
-    """The mends that a template needs, by what a conversation has; without any, none."""
+    """The mends that a template needs, by what a conversation has; without any, none.
+
+    `example` is a call as the template itself shows calls: tools that it has no place for are told
+    with this form, and calls stay calls. Without it the prompt tells the generic form.
+    """
 
     mends: Mapping[Feature, tuple[Mend, ...]]
+    example: str = ""
 
     def start(self, features: Sequence[Feature]) -> frozenset[Mend]:
         """What a conversation with `features` begins with."""
         return frozenset(mend for one in features for mend in self.mends.get(one, ()))
 
-    def to_json(self) -> dict[str, list[str]]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data, for the facts of a model."""
-        return {one.value: [mend.value for mend in mends] for one, mends in self.mends.items()}
+        mends = {one.value: [mend.value for mend in mends] for one, mends in self.mends.items()}
+        return {**mends, _EXAMPLE: self.example} if self.example else mends
 
     @classmethod
     def from_json(cls, data: object) -> PromptForm | None:
         """What `to_json` gave; None for anything else."""
         if not isinstance(data, dict):
             return None
+        mends, example = {**data}, data.get(_EXAMPLE, "")
+        mends.pop(_EXAMPLE, None)
         try:
-            found = {Feature(one): tuple(map(Mend, mends)) for one, mends in data.items()}
+            found = {Feature(one): tuple(map(Mend, mends)) for one, mends in mends.items()}
         except (ValueError, TypeError):
             return None
-        return cls(found)
+        return cls(found, example) if isinstance(example, str) else None
 
 
 UNMENDED = PromptForm({})
+_EXAMPLE = "example"  # no feature's name
 
 
 class Fit(NamedTuple):
@@ -128,11 +137,12 @@ def fit(
     plain = [message.to_template() for message in messages]
 
     def given(mends: frozenset[Mend]) -> str:
-        return json.dumps(mended(plain, arguments, mends), default=str)
+        return json.dumps(mended(plain, arguments, mends, form.example), default=str)
 
-    for mends in _distinct(_ladder(form.start(features), features), given):
+    as_text = not form.example
+    for mends in _distinct(_ladder(form.start(features), features, as_text), given):
         try:
-            fitted, missing = _tried(messages, arguments, apply, mends)
+            fitted, missing = _tried(messages, arguments, apply, mends, form.example)
         except TooMuchWork:
             raise
         except Exception as error:
@@ -151,10 +161,11 @@ def _tried(
     arguments: Mapping[str, Any],
     apply: Apply,
     mends: frozenset[Mend],
+    example: str,
 ) -> tuple[Fit, Lost | None]:
     def shown(made: Dicts, tools: Sequence[Mapping[str, Any]] | None) -> str:
         given = {**arguments, "tools": tools} if tools else arguments
-        return apply(*mended(made, given, mends))
+        return apply(*mended(made, given, mends, example))
 
     tools = arguments.get("tools")
     turns, text = turns_of(messages, lambda made: shown(made, tools))
@@ -188,9 +199,12 @@ def features_of(messages: Sequence[Message], tools: bool) -> tuple[Feature, ...]
 
 
 def mended(
-    messages: Dicts, arguments: Mapping[str, Any], mends: frozenset[Mend]
+    messages: Dicts, arguments: Mapping[str, Any], mends: frozenset[Mend], example: str = ""
 ) -> tuple[Dicts, Mapping[str, Any]]:
-    """What the template is given: messages and arguments with all of `mends`."""
+    """What the template is given: messages and arguments with all of `mends`.
+
+    `example` is how calls are written (`PromptForm`).
+    """
     if not mends:
         return messages, arguments
     made = messages
@@ -200,7 +214,7 @@ def mended(
     if tools and mends & GENERIC_TOOLS:
         arguments = {key: value for key, value in arguments.items() if key != "tools"}
         role = "system" if Mend.TOOLS_IN_SYSTEM in mends else "user"
-        made = _with_tools(made, tool_prompt(tools), role)
+        made = _with_tools(made, tool_prompt(tools, example), role)
     for mend, change in _BEHIND_TOOLS.items():
         made = change(made) if mend in mends else made
     return made, arguments
@@ -212,15 +226,21 @@ def _with_tools(messages: Dicts, text: str, role: str) -> Dicts:
     return with_instructions(_system_in_user(messages), text, "user")
 
 
-def _ladder(start: frozenset[Mend], features: Sequence[Feature]) -> Iterator[frozenset[Mend]]:
-    """What the probes found, and then more of what may help, as few as possible."""
+def _ladder(
+    start: frozenset[Mend], features: Sequence[Feature], as_text: bool
+) -> Iterator[frozenset[Mend]]:
+    """What the probes found, and then more of what may help, as few as possible.
+
+    `as_text`: where the prompt tells the tools, it tells the generic form, of which no template
+    knows.
+    """
     more = [m for m, one in _HELPS.items() if one in features and m not in start]
     for size in range(_MOST_ADDED + 1):
         for added in combinations(more, size):
             mends = start.union(added)
             if added and mends >= GENERIC_TOOLS:
                 continue
-            if mends & GENERIC_TOOLS and Feature.CALLS in features:
+            if as_text and mends & GENERIC_TOOLS and Feature.CALLS in features:
                 # Calls stand there as the prompt says that they are written.
                 mends |= {Mend.CALLS_AS_TEXT}
             yield mends

@@ -193,7 +193,9 @@ class Rendering:
         return 0 if text is None else common_prefix(text, self.text)
 
     def _apply(self, messages: list[dict[str, Any]], prompt: bool) -> str:
-        made, arguments = mended(messages, self._arguments, self.mends)
+        made, arguments = mended(
+            messages, self._arguments, self.mends, self.tokenizer.prompt_form.example
+        )
         return self.tokenizer.apply(made, add_generation_prompt=prompt, **arguments)
 
     def _prompt(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""ArgumentRules for arguments between marks of their own: `<parameter=key>` value `</parameter>`.
+"""Rules for arguments between marks of their own: `<parameter=key>` value `</parameter>`.
 
 Each argument stands there once, in any order, and the required ones always. Strings are what stands
 before their closing mark; what else a value may be is JSON, held to its schema. A schema says more
@@ -36,7 +36,7 @@ _LENGTHS = ("minLength", "maxLength")
 # JSON's words as Python writes them: templates write these beside lists and objects in JSON.
 _PYTHON_WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _PYTHON_NESTED = {"array": "python_list", "object": "python_dict"}
-# ArgumentRules of which those of any tool may speak.
+# Rules of which those of any tool may speak.
 PYTHON_RULES = r"""
 python_value: PYTHON_STRING | PYTHON_NUMBER | "True" | "False" | "None" | python_list | python_dict
 python_list: "[" (python_value (", " python_value)*)? "]"

@@ -30,6 +30,6 @@ def from_edge(text: str) -> str:
     """`text` without the end of a mark that began before it."""
     for opener, closer in _PAIRS:
         at = text.find(closer)
-        if at >= 0 and opener not in text[:at] and not text[:at].strip("|_/"):
+        if at >= 0 and opener not in text[:at] and not text[:at].strip("|\uff5c_\u2581/"):
             return from_edge(text[at + 1 :])
     return text

@@ -74,7 +74,8 @@ def prepare(
     _check_ids(transcript, loaded)
     limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
     own = tokenizer.call_form
-    if own.channels is None and transcript.mends & GENERIC_TOOLS:
+    generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example
+    if own.channels is None and generic:
         own = replace(GENERIC, special=own.special)  # which the prompt says
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None

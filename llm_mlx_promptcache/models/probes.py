@@ -62,19 +62,22 @@ class Apply(Protocol):
         """Render; `arguments` may hold tools."""
 
 
-def find_prompt_form(apply: Apply) -> PromptForm:
-    """The mends that a template needs; none where no mend helps, which requests then tell."""
+def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
+    """The mends that a template needs; none where no mend helps, which requests then tell.
+
+    `example` is a call as the template shows calls, if it does (`PromptForm`).
+    """
     found: dict[Feature, tuple[Mend, ...]] = {}
     shown = _RenderedOnce(apply)
     for feature, conversations in _ASKED:
         arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
         for messages in conversations:
-            form = PromptForm(found)
+            form = PromptForm(found, example)
             known = form.start(features_of(messages, bool(arguments)))
             try:
                 needed = fit(messages, arguments, shown, form).mends - known
             except TooMuchWork:
-                return PromptForm(found)  # nor does the next one end
+                return PromptForm(found, example)  # nor does the next one end
             except Exception:
                 if messages == (_ASK,) and not arguments:
                     return UNMENDED  # what shows no user's words is asked no more
@@ -82,7 +85,7 @@ def find_prompt_form(apply: Apply) -> PromptForm:
             if needed:
                 kept = found.get(feature, ())
                 found[feature] = (*kept, *(mend for mend in Mend if mend in needed))
-    return PromptForm(found) if found else UNMENDED
+    return PromptForm(found, example) if found else UNMENDED
 
 
 def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat import forms
+from ..chat.call_forms import call_example
 from ..chat.form_learning import learned_form
 from ..chat.form_probes import Probe
 from ..chat.forms import Form, Hole, Layout, NoForm, Reasoning, UnreadForm
@@ -44,6 +45,7 @@ class TemplateProfile:
         """How a model with these tokens writes calls: as learned, by hand, or the generic way."""
         form = hand_form(self.form, vocabulary, self.marks)
         moved = GENERIC_TOOLS.intersection(self.prompt.start([Feature.TOOLS]))
+        moved = moved and not self.prompt.example
         return GENERIC if form.channels is None and (self.unread or moved) else form
 
     def prompt_for(self, form: Form) -> PromptForm:
@@ -105,7 +107,8 @@ def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
     except NoForm as error:
         unread = isinstance(error, UnreadForm)
     marks = shown_marks(probe.whole_prompt())
-    reasoning, prompt = shown_reasoning(probe, switch), find_prompt_form(apply)
+    example = "" if form is None else call_example(form)
+    reasoning, prompt = shown_reasoning(probe, switch), find_prompt_form(apply, example)
     told = not GENERIC_TOOLS.intersection(prompt.start([Feature.TOOLS]))
     generic = find_generic_tools(apply, prompt) if form is None and told else ()
     return TemplateProfile(form, unread, marks, reasoning, prompt, generic)

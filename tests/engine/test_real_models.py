@@ -9,18 +9,8 @@ from conformance_cells import CELLS, Verdict
 from conformance_trial import FIND, FORCED
 from played_families import FAMILIES, THOUGHT, TOOL
 
-_NATIVE = "its template shows calls and no tools, so the generic form is told and read"
 # What is wrong and known, by family and cell: the cause.
-KNOWN = dict.fromkeys(
-    [
-        ("DeepSeek V3.1", cell)
-        for cell in (
-            *("call in auto", "forced call", "parallel calls", "odd values", "result", "replay"),
-            "streaming",
-        )
-    ],
-    _NATIVE,
-)
+KNOWN: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda one: one.name)
@@ -57,8 +47,6 @@ def test_thinking_that_is_never_closed_ends_where_the_model_ends(thinking):
 def test_a_call_inside_thinking_is_read(thinking, how):
     if thinking.family.words:
         pytest.skip("a channel's message ends where another one begins")
-    if ("DeepSeek V3.1", "call in auto") in KNOWN and thinking.family.name == "DeepSeek V3.1":
-        pytest.skip(KNOWN["DeepSeek V3.1", "call in auto"])
     last = thinking.ask("Call in thought", tools=(FIND, TOOL), thinking=True, **how)
     [call] = last.tool_calls
     assert (call.name, dict(call.arguments)) == FORCED
