@@ -8,6 +8,8 @@ import corpus
 import pytest
 from corpus import CorpusChat
 
+from llm_mlx_promptcache.chat.call_forms import call_example
+from llm_mlx_promptcache.chat.form_learning import learn_form
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.prompt import Feature, Mend, PromptForm, told
 from llm_mlx_promptcache.chat.template import ChatTemplate
@@ -52,6 +54,7 @@ NOT_EMPTY = (
 )
 TOOLS = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
 CALLS = "{% for c in m.tool_calls or [] %}[{{ c.function | tojson }}]{% endfor %}"
+MARKED = "<call>{{ c.function | tojson }}</call>"
 OWN = TOOLS + "{% for m in messages %}<{{ m.role[0] }}>{{ m.content or '' }}" + CALLS + "</s>"
 OWN += "{% endfor %}" + PROMPT
 HIDES_TEXT = OWN.replace(
@@ -139,6 +142,25 @@ def test_law_13_tools_that_are_skipped_stand_in_the_generic_prompt(source, mend,
     assert SYSTEM not in messages or SYSTEM.content in text
     # Calls stand as the prompt says that they are written.
     assert (CALLED not in messages) or '<tool_call>\n{"name": "add"' in text
+
+
+def test_law_14_tools_are_told_with_the_form_in_which_the_template_shows_calls():
+    """DeepSeek V3's kind: it shows calls and has no place for tools."""
+    source = OWN.replace(TOOLS, "").replace("[{{ c.function | tojson }}]", MARKED)
+    chat = chat_of(source)
+    example = call_example(learn_form(chat.apply))
+    assert example == '<call>{"name": "<function-name>", "arguments": <args-json-object>}</call>'
+    chat.prompt_form = find_prompt_form(chat.apply, example)
+    made = render([SYSTEM, ASK, CALLED, RESULT], chat, fingerprint="a", tools=corpus.TOOLS)
+    text = chat.decode(made.ids)
+    assert Mend.TOOLS_IN_SYSTEM in made.mends
+    assert Mend.CALLS_AS_TEXT not in made.mends
+    assert example in text
+    assert "The weather of a city." in text
+    assert '<call>{"name": "add", "arguments": {"a": 12345.5}}</call>' in text
+    assert "<tool_call>" not in text
+    kept = PromptForm.from_json(json.loads(json.dumps(chat.prompt_form.to_json())))
+    assert kept == chat.prompt_form
 
 
 def test_a_template_that_shows_all_is_given_it_as_it_is():
