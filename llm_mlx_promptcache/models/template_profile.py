@@ -45,8 +45,8 @@ class TemplateProfile:
         """How a model with these tokens writes calls: as learned, by hand, or the generic way."""
         form = hand_form(self.form, vocabulary, self.marks)
         moved = GENERIC_TOOLS.intersection(self.prompt.start([Feature.TOOLS]))
-        moved = moved and not self.prompt.example
-        return GENERIC if form.channels is None and (self.unread or moved) else form
+        told = self.unread or (moved and not self.prompt.example)
+        return GENERIC if form.channels is None and told else form
 
     def prompt_for(self, form: Form) -> PromptForm:
         """What has no place, where calls are written in `form`: of the generic one it must tell."""
