@@ -84,6 +84,15 @@ def _dsml(calls: Sequence[Call]) -> str:
     return f"<｜DSML｜tool_calls>\n{inner}</｜DSML｜tool_calls>"  # noqa: RUF001
 
 
+def _deepseek_v3(calls: Sequence[Call]) -> str:
+    inner = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n"  # noqa: RUF001
+        f"```json\n{_json(arguments)}\n```<｜tool▁call▁end｜>"  # noqa: RUF001
+        for name, arguments in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"  # noqa: RUF001
+
+
 def _deepseek_v31(calls: Sequence[Call]) -> str:
     inner = "".join(
         f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{_json(arguments)}<｜tool▁call▁end｜>"  # noqa: RUF001
@@ -216,8 +225,9 @@ FAMILIES = (
         "DeepSeek V3",
         "deepseek_v3",
         None,
-        marks=f"<tool_call> </tool_call> <｜tool▁call▁{SPLIT}end｜>",  # noqa: RUF001
-        shown=False,
+        _deepseek_v3,
+        marks=f"<｜tool▁call▁{SPLIT}end｜> <｜tool▁{SPLIT}sep｜>",  # noqa: RUF001
+        shown=False,  # only beside no content at all, and arguments in a text
         lacks=_SILENT,
     ),
     Family(
