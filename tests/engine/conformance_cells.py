@@ -3,8 +3,9 @@
 test_real_models.py holds the cells, benchmarks/conformance.py prints them.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -179,28 +180,57 @@ def schema(trial: Trial) -> None:
         same(f"{where}, reasoning", bool(answer.reasoning), trial.family.thinks)
 
 
+class _Step(NamedTuple):
+    said: list[Any]
+    answer: Finished
+
+
 def replay(trial: Trial) -> str:
     """Each step of a tool loop computes what is new, by the counts of usage; prefilled / new."""
+    steps = _loop(trial)
+    new, prefilled = _counted(steps)
+    if not any(trial.drifts(step.answer) for step in steps):
+        raise WrongCell("no answer's tokens differ from those of its text, so nothing is tried")
+    same("prefilled", prefilled, new)
+    return f"{prefilled / new:.2f}"
+
+
+def replay_rewritten(trial: Trial) -> None:
+    """Each step computes what the template shows otherwise than before, and nothing else."""
+    steps = _loop(trial)
+    for before, step in itertools.pairwise(steps):
+        more = step.said[len(before.said) + 1 :]
+        new = trial.new(before.said, before.answer, *more, tools=TOOLS)
+        same("prefilled", step.answer.usage.prefilled, new)
+    new, prefilled = _counted(steps)
+    if new == prefilled:
+        raise WrongCell("the template rewrites nothing")
+
+
+def _counted(steps: Sequence[_Step]) -> tuple[int, int]:
+    """Tokens behind each step's predecessor and its answer, and those that were prefilled."""
+    new = prefilled = path = 0
+    for step in steps:
+        usage = step.answer.usage
+        new, prefilled = new + usage.prompt - path, prefilled + usage.prefilled
+        path = usage.prompt + usage.generated
+    return new, prefilled
+
+
+def _loop(trial: Trial) -> list[_Step]:
+    """A loop of three calls and their results, whose last answer is words."""
     said: list[Any] = ["Travel on"]
-    path = new = prefilled = drifted = 0
-    steps = [*LOOP, None]
-    for number, call in enumerate(steps):
+    steps = []
+    for number, call in enumerate([*LOOP, None]):
         # A namespace of its own: others have asked with these tools before.
         answer = trial.ask(*said, tools=TOOLS, cache_salt="replay")
+        steps.append(_Step(list(said), answer))
         if call is None:
             right_words(trial, answer, "We are there.")
         else:
             right_calls(trial, answer, [call])
-        new += answer.usage.prompt - path
-        prefilled += answer.usage.prefilled
-        path = answer.usage.prompt + answer.usage.generated
-        drifted += trial.drifts(answer)
-        if call is not None:
             said += [answer, _result(answer, f"{('one', 'two', 'three')[number]} is done")]
-    if not drifted:
-        raise WrongCell("no answer's tokens differ from those of its text, so nothing is tried")
-    same("prefilled", prefilled, new)
-    return f"{prefilled / new:.2f}"
+    return steps
 
 
 def streaming(trial: Trial) -> None:
@@ -256,6 +286,7 @@ ABSENT: dict[str, Callable[[Trial], None]] = {
     "thinking on": no_thinking,
     "thinking off": no_silence,
     "thinking stripped": no_thinking,
+    "replay": replay_rewritten,
 }
 
 
