@@ -86,8 +86,8 @@ def _dsml(calls: Sequence[Call]) -> str:
 
 def _deepseek_v3(calls: Sequence[Call]) -> str:
     inner = "\n".join(
-        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n"  # noqa: RUF001
-        f"```json\n{_json(arguments)}\n```<｜tool▁call▁end｜>"  # noqa: RUF001
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{_json(arguments)}\n```"  # noqa: RUF001
+        "<｜tool▁call▁end｜>"  # noqa: RUF001
         for name, arguments in calls
     )
     return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"  # noqa: RUF001
@@ -226,9 +226,13 @@ FAMILIES = (
         "deepseek_v3",
         None,
         _deepseek_v3,
-        marks=f"<｜tool▁call▁{SPLIT}end｜> <｜tool▁{SPLIT}sep｜>",  # noqa: RUF001
-        shown=False,  # only beside no content at all, and arguments in a text
-        lacks=_SILENT,
+        marks=f"``` <｜tool▁call▁{SPLIT}end｜> <｜tool▁{SPLIT}sep｜>",  # noqa: RUF001
+        told="its template leaves an answer of one call without its last marks",
+        shown=False,
+        lacks={
+            **_SILENT,
+            "replay": "its template shows later calls of a loop as if the first answer made them",
+        },
     ),
     Family(
         "DeepSeek V3.1",
