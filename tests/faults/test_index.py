@@ -347,9 +347,9 @@ def test_law_7_a_lookup_that_finds_a_damaged_index_hardly_waits(worlds, folder, 
     go, asked, path = threading.Event(), [], worlds.paths(3, PATHS)[0]
     build, join = repair._build, threading.Thread.join
 
-    def held_up(place):
+    def held_up(*parts):
         assert go.wait(60)
-        return build(place)
+        return build(*parts)
 
     def counted(thread, timeout=None):
         asked.append(timeout)
