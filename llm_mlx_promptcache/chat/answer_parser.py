@@ -103,7 +103,7 @@ class AnswerParser:
             pass
         return parts
 
-    def finish(self, whole: bool) -> tuple[list[Part], Answer]:
+    def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer.
 
         `whole`: the model ended it, or its grammar could end there; False for a limit or a stop
@@ -112,13 +112,13 @@ class AnswerParser:
         parts: list[Part] = []
         kind = None if self._grammar is None else self._grammar.kind
         called = bool(self._calls) or self._state == "call"
-        cut = None if whole or kind == "tools" else cut_short(kind, called)
+        cut = None if whole or kind == "tools" else cut_short(kind, called=called)
         if not whole and self._held and self._state == "text":
             # The beginning of a mark is not what the answer says.
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
         while not self.full and (self._waiting or self._state == "call"):
             if self._state == "call":
-                run = self._finish_call(parts, whole)
+                run = self._finish_call(parts, whole=whole)
                 if run.cut:
                     cut = CutShort("a call of a tool")
             elif not self._step(parts, last=True):
@@ -127,7 +127,7 @@ class AnswerParser:
             # Its name has been handed out already, so who streams must know.
             cut = CutShort("a call that can't be read")
         if not whole and self._held:
-            cut = cut or cut_short(kind, bool(self._calls))
+            cut = cut or cut_short(kind, called=bool(self._calls))
         if self._spaces and not self._calls and self._state == "text":
             self._show(parts, "")
         text, reasoning, streamed = self._told_apart()
@@ -148,14 +148,14 @@ class AnswerParser:
             return text, reasoning, ""
         return after.lstrip(), before.strip(), text
 
-    def _step(self, parts: list[Part], last: bool) -> bool:
+    def _step(self, parts: list[Part], *, last: bool) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
         if self._state == "call":
             return self._feed_call(parts)
-        if self._opens_bare(last):
+        if self._opens_bare(last=last):
             self._enter_call("")
             return True
-        if self._may_be_bare(last):
+        if self._may_be_bare(last=last):
             return False
         before, mark, after = Marks(self._marks()).split(self._waiting)
         if mark is None and last:
@@ -235,11 +235,11 @@ class AnswerParser:
         self._leave_call(parts, self._reader.run)
         return True
 
-    def _finish_call(self, parts: list[Part], whole: bool) -> Run:
+    def _finish_call(self, parts: list[Part], *, whole: bool) -> Run:
         assert self._reader is not None
         text, self._waiting = self._waiting, ""
         self._tell_pieces(parts, self._reader.feed(text))
-        run = self._reader.finish(whole)
+        run = self._reader.finish(whole=whole)
         self._tell_pieces(parts, self._reader.told())
         self._leave_call(parts, run)
         return run
@@ -311,14 +311,14 @@ class AnswerParser:
             self._texts.append(text)
             parts.append(TextDelta(text))
 
-    def _opens_bare(self, last: bool) -> bool:
+    def _opens_bare(self, *, last: bool) -> bool:
         """Whether what waits begins a call that has no marks, or was written without them."""
-        return self._nothing_said() and self._lead_in(last) is True
+        return self._nothing_said() and self._lead_in(last=last) is True
 
-    def _may_be_bare(self, last: bool) -> bool:
-        return not last and self._nothing_said() and self._lead_in(last) is None
+    def _may_be_bare(self, *, last: bool) -> bool:
+        return not last and self._nothing_said() and self._lead_in(last=last) is None
 
-    def _lead_in(self, last: bool) -> bool | None:
+    def _lead_in(self, *, last: bool) -> bool | None:
         """Whether a call without marks begins; None where more text is needed to tell."""
         lead = "".join(self._waiting[:512].split())
         if any(lead.startswith(one) for one in self._bare):

@@ -81,7 +81,7 @@ class Answer:
         return self
 
 
-def cut_short(kind: str | None, called: bool) -> CutShort | None:
+def cut_short(kind: str | None, *, called: bool) -> CutShort | None:
     """What is not whole where an answer ended early; `kind` of its grammar, None without one.
 
     Whole calls count, whatever was to follow them.

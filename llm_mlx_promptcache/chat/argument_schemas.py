@@ -109,11 +109,11 @@ def branches_of(schema: Any, *, either: bool = True) -> list[Mapping[str, Any]]:
             continue
         found.append(one)
         if depth < _DEEPEST and len(waiting) < _MOST:
-            waiting += [(inner, depth + 1) for inner in _inner(one, schema, either)]
+            waiting += [(inner, depth + 1) for inner in _inner(one, schema, either=either)]
     return found
 
 
-def _inner(one: Mapping[str, Any], schema: Any, either: bool) -> Iterator[Any]:
+def _inner(one: Mapping[str, Any], schema: Any, *, either: bool) -> Iterator[Any]:
     root = one.get(_ROOT, schema)
     reference = one.get("$ref")
     if isinstance(reference, str):

@@ -59,10 +59,8 @@ def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
             arguments = (at, end)
             continue
         keys = _keys(found, call)
-        if keys is None and found == {call.name: call.arguments}:
-            best = _object_unit(text, at, end, call, arguments, Layout.KEYED, Keys())
-        elif keys is not None:
-            best = _object_unit(text, at, end, call, arguments, Layout.OBJECT, keys)
+        if keys is not None or found == {call.name: call.arguments}:
+            best = _object_unit(text, (at, end), call, arguments, keys)
     if best is not None or arguments is None:
         return best
     name = text.rfind(call.name, start, arguments[0])
@@ -75,25 +73,25 @@ def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
 
 def _object_unit(
     text: str,
-    start: int,
-    end: int,
+    within: tuple[int, int],
     call: Call,
     arguments: tuple[int, int] | None,
-    layout: Layout,
-    keys: Keys,
+    keys: Keys | None,
 ) -> Unit | None:
+    """The call as the object that stands `within`; without `keys`, its one key is the name."""
     if arguments is None:
         shown = json.dumps(json.dumps(call.arguments))
-        at = text.find(shown, start, end)
+        at = text.find(shown, *within)
         arguments = (at, at + len(shown)) if at >= 0 else None
-    name = text.find(f'"{call.name}"', start, end)
+    name = text.find(f'"{call.name}"', *within)
     if arguments is None or name < 0:
         return None
     places = sorted(
         [(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)]
     )
     (a, b, first), (c, d, second) = places
-    return Unit(a, d, layout, (first, text[b:c], second), keys, arguments)
+    layout = Layout.KEYED if keys is None else Layout.OBJECT
+    return Unit(a, d, layout, (first, text[b:c], second), keys or Keys(), arguments)
 
 
 def _keys(found: Mapping[str, Any], call: Call) -> Keys | None:

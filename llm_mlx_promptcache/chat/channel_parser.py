@@ -98,7 +98,7 @@ class ChannelParser:
             pass
         return parts
 
-    def finish(self, whole: bool) -> tuple[list[Part], Answer]:
+    def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer; `whole`: the model ended it."""
         parts: list[Part] = []
         cut = None
@@ -111,7 +111,7 @@ class ChannelParser:
         elif self._state is not _State.HEADER:
             self._say(parts, self._waiting)
         if not whole:
-            cut = cut or cut_short(self._kind, bool(self._calls))
+            cut = cut or cut_short(self._kind, called=bool(self._calls))
         texts, thoughts = ("".join(self._said[s]) for s in (_State.TEXT, _State.REASONING))
         return parts, Answer(texts, thoughts, tuple(self._calls), cut, tuple(self._invalid))
 

@@ -256,7 +256,7 @@ def _proved(form: Form, probe: Probe) -> Form:
         reader.feed(text[max(at, 0) :])
         read = [
             (call.name, dict(call.arguments))
-            for call in reader.finish(True).calls
+            for call in reader.finish(whole=True).calls
             if isinstance(call, ToolCall)
         ]
         if read != [(call.name, call.arguments) for call in calls]:

@@ -129,16 +129,16 @@ class Probe:
     def parts(self) -> bool:
         """Whether the template reads content as a list of parts, and no text."""
         ask = {"role": "user", "content": ASK}
-        plain = self._once([ask], True, {})
+        plain = self._once([ask], {}, prompt=True)
         if isinstance(plain, str) and ASK in plain:
             return False
-        parted = self._once([_in_parts(ask)], True, {})
+        parted = self._once([_in_parts(ask)], {}, prompt=True)
         # Some print the list, as Python or JSON writes it.
         return isinstance(parted, str) and ASK in parted and not _PRINTED.search(parted)
 
     def whole_prompt(self) -> str:
         """All that the template shows of tools and a question; empty where it refuses them."""
-        text = self._whole([], True, {})
+        text = self._whole([], {}, prompt=True)
         return "" if isinstance(text, Refused) else text
 
     def thought(self, words: Mapping[str, Any]) -> str | None:
@@ -152,21 +152,23 @@ class Probe:
     def _shown(
         self,
         messages: list[dict[str, Any]],
-        prompt: bool,
         arguments: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        prompt: bool,
     ) -> str | None:
         try:
-            return self._render(messages, prompt, arguments)
+            return self._render(messages, arguments, prompt=prompt)
         except Refused:
             return None
 
     def _render(
         self,
         messages: list[dict[str, Any]],
-        prompt: bool,
         arguments: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        prompt: bool,
     ) -> str:
-        text = self._whole(messages, prompt, arguments)
+        text = self._whole(messages, arguments, prompt=prompt)
         if isinstance(text, Refused):
             raise text
         _, found, after = text.rpartition(ASK)
@@ -175,24 +177,24 @@ class Probe:
         return after
 
     def _whole(
-        self, messages: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+        self, messages: list[dict[str, Any]], arguments: Mapping[str, Any], *, prompt: bool
     ) -> str | Refused:
         """What the template makes, asked once for each conversation."""
         asked = [{"role": "user", "content": ASK}, *messages]
         if self.parts:
             asked = [_in_parts(message) for message in asked]
-        return self._once(asked, prompt, arguments)
+        return self._once(asked, arguments, prompt=prompt)
 
     def _once(
-        self, asked: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+        self, asked: list[dict[str, Any]], arguments: Mapping[str, Any], *, prompt: bool
     ) -> str | Refused:
         key = json.dumps([asked, prompt, dict(arguments)])
         if key not in self._known:
-            self._known[key] = self._endless or self._asked(asked, prompt, arguments)
+            self._known[key] = self._endless or self._asked(asked, arguments, prompt=prompt)
         return self._known[key]
 
     def _asked(
-        self, messages: list[dict[str, Any]], prompt: bool, arguments: Mapping[str, Any]
+        self, messages: list[dict[str, Any]], arguments: Mapping[str, Any], *, prompt: bool
     ) -> str | Refused:
         self.renderings += 1
         try:

@@ -101,9 +101,9 @@ class CallReader:
         events, self._events = self._events, []
         return events
 
-    def finish(self, whole: bool) -> Run:
+    def finish(self, *, whole: bool) -> Run:
         """No more text comes; `whole`: the model itself ended it."""
-        self._source.close(whole)
+        self._source.close(whole=whole)
         self._advance()
         assert self.run is not None
         return self.run
@@ -181,7 +181,7 @@ class CallReader:
             return None
         if form.layout in (Layout.OBJECT, Layout.KEYED):
             return None
-        one = yield from self._pieces(start, exact)
+        one = yield from self._pieces(start, exact=exact)
         return None if one is None else [one]
 
     def _lead(self) -> Steps[tuple[int, bool]]:
@@ -225,7 +225,7 @@ class CallReader:
                     break
         return closed
 
-    def _pieces(self, start: int, exact: bool) -> Steps[ToolCall | InvalidCall | None]:
+    def _pieces(self, start: int, *, exact: bool) -> Steps[ToolCall | InvalidCall | None]:
         """One call of the layouts that are no object; None where no name stands there."""
         source, form = self._source, self._form
         name, own, arguments = "", "", None

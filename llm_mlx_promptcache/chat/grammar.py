@@ -175,7 +175,7 @@ def tool_grammar(
         given = json.dumps(tools)
     except (TypeError, ValueError, RecursionError):
         # No JSON: what it is, and where, is told by who looks at each value.
-        _chosen(tools, choice, grammar_form(form))
+        _chosen(tools, grammar_form(form), choice=choice)
         raise
     document = json.dumps(schema) if choice is None else None
     return _tool_grammar(given, choice, document, grammar_form(form), calls, caps)
@@ -192,7 +192,7 @@ def _tool_grammar(
 ) -> Grammar:
     """The grammar of as many schemas as can be held together: found out once for a set of tools."""
     schema = None if document is None else json.loads(document)
-    functions = _chosen(json.loads(tools), choice, form)
+    functions = _chosen(json.loads(tools), form, choice=choice)
     for budget in BUDGETS:
         some = within(functions, budget)
         made = _calls_grammar(some.functions, schema, form, calls, caps)
@@ -278,7 +278,7 @@ def _frame(form: Form | None) -> _Frame:
 
 
 def _chosen(
-    tools: Sequence[Mapping[str, Any]], choice: str | bool | None, form: Form
+    tools: Sequence[Mapping[str, Any]], form: Form, *, choice: str | bool | None
 ) -> list[Mapping[str, Any]]:
     """The tools that may be called, in canonical order: their names and parameters."""
     if not tools:

@@ -131,7 +131,7 @@ def fit(
 
     WordsLostError names what no way shows; what the template raises where no way renders.
     """
-    features = features_of(messages, bool(arguments.get("tools")))
+    features = features_of(messages, tools=bool(arguments.get("tools")))
     refusal: Exception | None = None
     lost: Lost | None = None
     plain = [message.to_template() for message in messages]
@@ -140,7 +140,7 @@ def fit(
         return json.dumps(mended(plain, arguments, mends, form.example), default=str)
 
     as_text = not form.example
-    for mends in _distinct(_ladder(form.start(features), features, as_text), given):
+    for mends in _distinct(_ladder(form.start(features), features, as_text=as_text), given):
         try:
             fitted, missing = _tried(messages, arguments, apply, mends, form.example)
         except TooMuchWork:
@@ -182,7 +182,7 @@ def _prints_parts(messages: Sequence[Message], text: str) -> bool:
     )
 
 
-def features_of(messages: Sequence[Message], tools: bool) -> tuple[Feature, ...]:
+def features_of(messages: Sequence[Message], *, tools: bool) -> tuple[Feature, ...]:
     """What a conversation has that templates may have no place for."""
     roles = [message.role for message in messages]
     leading = next((at for at, role in enumerate(roles) if role not in _SYSTEM), len(roles))
@@ -227,7 +227,7 @@ def _with_tools(messages: Dicts, text: str, role: str) -> Dicts:
 
 
 def _ladder(
-    start: frozenset[Mend], features: Sequence[Feature], as_text: bool
+    start: frozenset[Mend], features: Sequence[Feature], *, as_text: bool
 ) -> Iterator[frozenset[Mend]]:
     """What the probes found, and then more of what may help, as few as possible.
 

@@ -130,7 +130,7 @@ def _opener(end: str) -> str:
     return end[0] + end[2:] if end[:2] in ("</", "[/") else ""
 
 
-def _mark(text: str, first: bool) -> str:
+def _mark(text: str, *, first: bool) -> str:
     """The mark beside the reasoning: in brackets, or a short line of words."""
     marks = [mark for mark in marks_in(text) if mark[0] in "<[" and mark[-1] in ">]"]
     if marks:

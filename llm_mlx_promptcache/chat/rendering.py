@@ -115,11 +115,11 @@ class Rendering:
         mends = sorted(mend.value for mend in self.mends)
         self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
 
-    def head(self, count: int, prompt: bool) -> str | None:
+    def head(self, count: int, *, prompt: bool) -> str | None:
         """The first `count` turns alone, with or without a prompt for an answer."""
         key = (count, prompt)
         if key not in self._heads:
-            self._heads[key] = self.probe(self._messages[:count], prompt)
+            self._heads[key] = self.probe(self._messages[:count], prompt=prompt)
         return self._heads[key]
 
     def end_of(self, index: int, before: int) -> int:
@@ -127,11 +127,11 @@ class Rendering:
         known = self.memo.get(self.keys[index], self.prefixes)
         if known is not None:
             return known[0]
-        end = self._common(self.head(index + 1, False))
+        end = self._common(self.head(index + 1, prompt=False))
         if end <= before and index + 1 < len(self.turns):
             # Some templates write the last message in another way than one that is followed.
             changed = {**self._messages[index + 1], "content": self.sentinel}
-            end = self._common(self.probe([*self._messages[: index + 1], changed], False))
+            end = self._common(self.probe([*self._messages[: index + 1], changed], prompt=False))
         self.memo.put(self.keys[index], self.prefixes, end)
         return end
 
@@ -139,7 +139,8 @@ class Rendering:
         """How many characters don't depend on what follows the first `count` turns."""
         head = self._messages[:count]
         texts = [
-            self.probe([*head, {"role": "user", "content": content}], True) for content in _PROBES
+            self.probe([*head, {"role": "user", "content": content}], prompt=True)
+            for content in _PROBES
         ]
         if texts[0] is None or texts[1] is None:
             return 0
@@ -148,19 +149,19 @@ class Rendering:
     def shared_later(self) -> int:
         """How many characters stay when the answer and another question have followed."""
         answered = [*self._messages, {"role": "assistant", "content": self.sentinel}]
-        later = self.probe([*answered, {"role": "user", "content": _PROBES[0]}], True)
-        return self._common(self.probe(answered, False) if later is None else later)
+        later = self.probe([*answered, {"role": "user", "content": _PROBES[0]}], prompt=True)
+        return self._common(self.probe(answered, prompt=False) if later is None else later)
 
     def prompt_end(self, index: int) -> int | None:
         """Where the prompt for the answer at `index` ends; None if it isn't in this text."""
-        prompt = self.head(index, True)
+        prompt = self.head(index, prompt=True)
         return len(prompt) if prompt is not None and self.text.startswith(prompt) else None
 
     def with_turn(self, index: int, changes: Mapping[str, Any], upto: int | None = None) -> str:
         """The text with parts of turn `index` changed; empty where the template refuses it."""
         changed = list(self._messages[:upto])
         changed[index] = {**changed[index], **changes}
-        return self.probe(changed, upto is None) or ""
+        return self.probe(changed, prompt=upto is None) or ""
 
     def place(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
         """Where a part of turn `index` stands; None where it is not shown as it is.
@@ -180,10 +181,10 @@ class Rendering:
         unchanged = self.text[start:end].strip() == self._messages[index][keys[0]].strip()
         return (start, end) if unchanged else None
 
-    def probe(self, messages: list[dict[str, Any]], prompt: bool) -> str | None:
+    def probe(self, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:
         """A rendering that no one asked for, so a template may refuse it: None."""
         try:
-            return self._apply(messages, prompt)
+            return self._apply(messages, prompt=prompt)
         except TooMuchWork:
             raise  # the next would not end either
         except Exception:
@@ -192,7 +193,7 @@ class Rendering:
     def _common(self, text: str | None) -> int:
         return 0 if text is None else common_prefix(text, self.text)
 
-    def _apply(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+    def _apply(self, messages: list[dict[str, Any]], *, prompt: bool) -> str:
         made, arguments = mended(
             messages, self._arguments, self.mends, self.tokenizer.prompt_form.example
         )

@@ -188,7 +188,7 @@ def _texts(message: Message) -> list[Sequence[str]]:
 
 def _own_tail(rendering: Rendering, index: int, changes: Mapping[str, Any], tail: str) -> int:
     """How much of `tail`, the text behind the last argument, belongs to the answer's own turn."""
-    alone = rendering.head(index + 1, False)
+    alone = rendering.head(index + 1, prompt=False)
     if alone is None:
         return 0
     other = rendering.with_turn(index, changes, upto=index + 1)

@@ -68,7 +68,7 @@ def capped(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
     return {**made, "$defs": {**definitions, **_any_definitions(caps)}}
 
 
-def _capped(schema: Any, caps: Caps, merged: bool) -> Any:
+def _capped(schema: Any, caps: Caps, *, merged: bool) -> Any:
     """One schema; `merged`: others hold for the same value too, so this one must not be closed."""
     if schema is True:
         return True if caps.string is None else _reference(_ANY_DEPTH)
@@ -123,7 +123,7 @@ def _children(schema: Mapping[str, Any], caps: Caps) -> dict[str, Any]:
             made[key] = {name: _capped(inner, caps, merged=False) for name, inner in value.items()}
         elif key in _LISTS and isinstance(value, (list, tuple)):
             merged = key == "allOf" or "properties" in schema
-            made[key] = [_capped(inner, caps, merged) for inner in value]
+            made[key] = [_capped(inner, caps, merged=merged) for inner in value]
         elif key in _SINGLE:
             made[key] = _capped(value, caps, merged=False)
         else:

@@ -59,7 +59,7 @@ class Loosened:
 
 def loosened(schema: Mapping[str, Any], caps: Caps) -> Loosened:
     """`schema` as a grammar can hold it; never an error, whatever it says."""
-    return _loosened(json.dumps(schema), caps, False)
+    return _loosened(json.dumps(schema), caps, arguments=False)
 
 
 def loosened_arguments(parameters: Any, caps: Caps) -> Loosened:
@@ -69,11 +69,11 @@ def loosened_arguments(parameters: Any, caps: Caps) -> Loosened:
     if not isinstance(parameters, Mapping):
         what = f"a {type(parameters).__name__} in place of a schema"
         return Loosened({"type": "object"}, (LeftOut("", what),))
-    return _loosened(json.dumps(parameters), caps, True)
+    return _loosened(json.dumps(parameters), caps, arguments=True)
 
 
 @lru_cache(maxsize=_KEPT)
-def _loosened(text: str, caps: Caps, arguments: bool) -> Loosened:
+def _loosened(text: str, caps: Caps, *, arguments: bool) -> Loosened:
     given = modern(json.loads(text)) if len(text) <= _LARGEST else None
     if given is None or given.nodes > _MOST_NODES:
         bare: dict[str, Any] = {"type": "object"} if arguments else {}

@@ -104,9 +104,8 @@ def _encoding(probe: Probe, given: Input) -> Strings:
         return Strings.JSON
     if repr(ODD)[1:-1] in text:
         return Strings.PYTHON
-    return (
-        Strings.HTML if html.escape(ODD) in text or html.escape(ODD, False) in text else Strings.RAW
-    )
+    escaped = (html.escape(ODD), html.escape(ODD, quote=False))
+    return Strings.HTML if any(one in text for one in escaped) else Strings.RAW
 
 
 def _literals(probe: Probe, given: Input) -> Literals:

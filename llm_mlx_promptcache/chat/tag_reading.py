@@ -65,10 +65,10 @@ class TagArguments:
             return False
         if text is None:
             return False
-        found[key] = self._read(text, schema, is_string)
+        found[key] = self._read(text, schema, is_string=is_string)
         return True
 
-    def _until(self, closing: str, exact: bool) -> Steps[str | None]:
+    def _until(self, closing: str, *, exact: bool) -> Steps[str | None]:
         """The text up to the closing mark behind which a call goes on, or ends."""
         source, start = self._source, self._source.at
         bare = closing.strip()
@@ -103,7 +103,7 @@ class TagArguments:
         self._source.at = start
         return ended
 
-    def _read(self, text: str, schema: Any, is_string: bool | None) -> Any:
+    def _read(self, text: str, schema: Any, *, is_string: bool | None) -> Any:
         opened, closed = self._tags.wrap
         if opened and text.startswith(opened) and text.endswith(closed):
             return text[len(opened) : len(text) - len(closed)]

@@ -62,7 +62,7 @@ def tagged_arguments(
     made = _Pairs(name, form, caps, held.schema.get("$defs", {}))
     given = parameters if isinstance(parameters, Mapping) else {}
     for key, schema in declared.properties.items():
-        made.add(key, schema, property_schema(given, key), key in declared.required)
+        made.add(key, schema, property_schema(given, key), required=key in declared.required)
     if declared.others is not None:
         made.add_others(declared.others, list(declared.properties))
     left_out = (*held.left_out, *declared.left_out, *made.left_out)
@@ -124,7 +124,7 @@ class _Pairs:
         )
         self._plain = self._told or self._tags.strings in (Strings.RAW, Strings.HTML)
 
-    def add(self, key: str, schema: Any, given: Any, required: bool) -> None:
+    def add(self, key: str, schema: Any, given: Any, *, required: bool) -> None:
         """The pair of a declared key; `given` is its schema as readers of answers see it."""
         pointer = f"/properties/{escaped(key)}"
         if not self._readable(key):
@@ -201,7 +201,7 @@ class _Pairs:
             others = [one for one in choices or () if not (self._plain and isinstance(one, str))]
             closing = self._literal(tags.closing.replace(KEY, key))
             held = {"enum": others} if choices is not None else self._without_text(schema)
-            value = self._json(rule, held, kinds, choices is None, pointer)
+            value = self._json(rule, held, kinds, pointer, any_value=choices is None)
             ways.append(f"{self._literal(tags.middle)} {value} {closing}")
         return ways
 
@@ -263,8 +263,9 @@ class _Pairs:
         rule: str,
         schema: Mapping[str, Any],
         kinds: frozenset[str],
-        any_value: bool,
         pointer: str,
+        *,
+        any_value: bool,
     ) -> str:
         """A value as JSON, held to its schema, or else as Python writes it."""
         used = used_definitions(schema, self._definitions)

@@ -63,23 +63,28 @@ class _Code(CodeGenerator):
     def visit_Compare(self, node: jinja2.nodes.Compare, frame: Frame) -> None:
         self.write("(")
         held = node.ops[0].op in _WITHIN and not _is_plain(node.ops[0].expr)
-        self._compared(node.expr, frame, held)
+        self._compared(node.expr, frame, counted=held)
         for op in node.ops:
             self.write(f" {operators[op.op]} ")
-            self._compared(op.expr, frame, True, "sought" if op.op in _WITHIN else "compared")
+            self._compared(op.expr, frame, "sought" if op.op in _WITHIN else "compared")
         self.write(")")
 
     def visit_Dict(self, node: jinja2.nodes.Dict, frame: Frame) -> None:
         self.write("{")
         for item in node.items:
-            self._compared(item.key, frame, True)
+            self._compared(item.key, frame)
             self.write(": ")
             self.visit(item.value, frame)
             self.write(", ")
         self.write("}")
 
     def _compared(
-        self, node: jinja2.nodes.Expr, frame: Frame, counted: bool, how: str = "compared"
+        self,
+        node: jinja2.nodes.Expr,
+        frame: Frame,
+        how: str = "compared",
+        *,
+        counted: bool = True,
     ) -> None:
         if counted and not _is_plain(node):
             self._within(how, node, frame, ")")
@@ -279,7 +284,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for loop in made.find_all(jinja2.nodes.For):
             if loop.test is not None:
                 # What a loop's own test turns down never comes to its body.
-                always = jinja2.nodes.Const(True)
+                always = jinja2.nodes.Const(True)  # noqa: FBT003 - Jinja's signature
                 step = jinja2.nodes.Filter(always, _STEP, [], [], None, None)
                 loop.test = jinja2.nodes.And(step, loop.test).set_lineno(loop.lineno)
                 step.set_environment(self)
@@ -293,7 +298,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _as_text(self, value: Any) -> int:
         return len(value) if type(value) is str else 4 * self.work.weigh(value)
 
-    def _filler(self, n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
+    def _filler(self, n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:  # noqa: FBT001, FBT002 - Jinja's signature
         self.work.spend(16 * abs(n) * (1 + abs(min) + abs(max)))
         return generate_lorem_ipsum(n, html, min, max)
 
@@ -315,7 +320,7 @@ class _Buffer(list[str]):
 
 
 @pass_context
-def _step(context: Context, value: bool) -> bool:
+def _step(context: Context, value: object) -> object:
     context.environment.spend(NODE)  # type: ignore[attr-defined]
     return value
 
@@ -326,10 +331,10 @@ def _raise(message: object) -> NoReturn:
 
 def _to_json(
     x: Any,
-    ensure_ascii: bool = False,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates may give it by position
     indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - so too
 ) -> str:
     return json.dumps(
         x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys

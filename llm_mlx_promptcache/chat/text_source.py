@@ -32,7 +32,7 @@ class TextSource:
         """Append what came."""
         self.text += text
 
-    def close(self, whole: bool) -> None:
+    def close(self, *, whole: bool) -> None:
         """No more comes; `whole`: it ended by itself."""
         self.closed, self.cut = True, not whole
 

@@ -60,19 +60,20 @@ def _name(index: int, tool: object) -> str:
     return name
 
 
-def _ordered(value: Any, named: bool = False) -> Any:
+def _ordered(value: Any, *, named: bool = False) -> Any:
     """`value` with the keys of schemas in a fixed order; `named`: its keys are names."""
     if isinstance(value, Mapping):
         keys = list(value) if named else sorted(value, key=_rank)
-        return {key: _inner(key, value[key], named) for key in keys}
+        return {key: _inner(key, value[key], named=named) for key in keys}
     if isinstance(value, (list, tuple)):
         return [_ordered(inner) for inner in value]
     return value
 
 
-def _inner(key: str, value: Any, named: bool) -> Any:
+def _inner(key: str, value: Any, *, named: bool) -> Any:
     # A default is a value, not a schema: its keys are the application's too.
-    return _ordered(value, not named and (key in _NAMED or key in ("default", "const", "enum")))
+    names = key in _NAMED or key in ("default", "const", "enum")
+    return _ordered(value, named=not named and names)
 
 
 def _rank(key: str) -> tuple[int, str]:

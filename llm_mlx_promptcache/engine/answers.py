@@ -73,7 +73,7 @@ class AnswerStream:
         """What still waits, and `Finished`; `whole`: a grammar could end here."""
         yield from self._show(self._detokenizer.finish(), last=True)
         whole = whole if self._prepared.grammar is not None else self._reason == "stop"
-        parts, answer = self._parser.finish(whole and not self._stopping.hit)
+        parts, answer = self._parser.finish(whole=whole and not self._stopping.hit)
         yield from parts
         yield self._finished(answer, measured)
 

@@ -73,7 +73,7 @@ def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
         arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
         for messages in conversations:
             form = PromptForm(found, example)
-            known = form.start(features_of(messages, bool(arguments)))
+            known = form.start(features_of(messages, tools=bool(arguments)))
             try:
                 needed = fit(messages, arguments, shown, form).mends - known
             except TooMuchWork:

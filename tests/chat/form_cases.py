@@ -216,7 +216,7 @@ def read(form, text, tools, size=10**9):
     parser = AnswerParser(form, tools, thinking=thinking)
     for at in range(0, len(text), size):
         parser.feed(text[at : at + size])
-    return parser.finish(True)[1]
+    return parser.finish(whole=True)[1]
 
 
 def check(template, form, case):

@@ -44,7 +44,7 @@ def collect(text, form=GENERIC, tools=TOOLS, whole=True, size=1, **options):
     parts = []
     for at in range(0, len(text), size):
         parts += parser.feed(text[at : at + size])
-    last, answer = parser.finish(whole)
+    last, answer = parser.finish(whole=whole)
     return [*parts, *last], answer
 
 

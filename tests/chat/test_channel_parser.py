@@ -29,7 +29,7 @@ def parse(text, size=1, whole=True):
     parts = []
     for at in range(0, len(text), size):
         parts += parser.feed(text[at : at + size])
-    last, answer = parser.finish(whole)
+    last, answer = parser.finish(whole=whole)
     parts += last
     assert tuple(part for part in parts if isinstance(part, InvalidCall)) == answer.invalid
     for kind, said in ((TextDelta, answer.text), (ReasoningDelta, answer.reasoning)):
@@ -104,7 +104,7 @@ def test_a_document_stands_in_its_channel_and_is_cut_where_it_is_not_whole(whole
     assert isinstance(parser, ChannelParser)
     thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
     parser.feed(thought + '<|channel|>final <|constrain|>json<|message|>{"a": 1')
-    _, answer = parser.finish(whole)
+    _, answer = parser.finish(whole=whole)
     assert (answer.reasoning, answer.text) == ("Hm.", '{"a": 1')
     assert (answer.cut is None) == whole
 

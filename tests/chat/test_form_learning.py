@@ -255,7 +255,7 @@ def test_forms_by_hand_are_chosen_by_their_marks(vocabulary, text):
     assert form != GENERIC
     reader = CallReader(form, form_cases.TOOLS)
     reader.feed(text)
-    [call] = reader.finish(True).calls
+    [call] = reader.finish(whole=True).calls
     assert isinstance(call, ToolCall)
     assert (call.name, call.arguments) == ("add_up", {"a": 1})
 
@@ -269,5 +269,5 @@ def test_a_text_that_was_cut_anywhere_ends_and_is_no_other_call(templates, name)
         for end in range(len(text)):
             reader = CallReader(form, tools)
             reader.feed(text[:end])
-            read = [(call.name, call.arguments) for call in reader.finish(False).calls]
+            read = [(call.name, call.arguments) for call in reader.finish(whole=False).calls]
             assert read in ([], calls[:1], calls), text[:end]

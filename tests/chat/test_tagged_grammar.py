@@ -62,7 +62,7 @@ def read(text, form, grammar, tools):
     """What the front end sees of a forced answer."""
     parser = AnswerParser(form, tools, grammar=grammar)
     parser.feed(text)
-    answer = parser.finish(True)[1]
+    answer = parser.finish(whole=True)[1]
     assert not answer.invalid
     assert not answer.text
     return [(call.name, dict(call.arguments)) for call in answer.calls]
