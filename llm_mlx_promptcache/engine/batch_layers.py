@@ -35,9 +35,9 @@ class GroupedKVCache(BatchKVCache):  # type: ignore[misc]
     mlx-lm's mask [request, 1, query, key] would fall on their groups.
     """
 
-    def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array:
+    def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array:  # noqa: FBT001, FBT002 - mlx-lm's signature
         """The mask of the next N tokens, with an axis for the heads of a group."""
-        mask: mx.array = super().make_mask(N, return_array, **kwargs)
+        mask: mx.array = super().make_mask(N, return_array=return_array, **kwargs)
         return mx.expand_dims(mask, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from enum import Enum, auto
 from typing import Any
 
 from ..cache import device
@@ -20,26 +21,33 @@ from .preparation import Prepared
 _log = logging.getLogger(__name__)
 
 # Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
-_ROOM = 256
+_HEADROOM = 256
 # A longer rest of a prompt is written after its answer: until then the lease has its only copy.
-_BEHIND = 4096
+_LONGEST_BEFORE = 4096
+
+
+class RowsIn(Enum):
+    """Where the rows are that a request's layers began with."""
+
+    CACHE = auto()  # the layers have copies, if there were any
+    LAYERS = auto()  # they moved out of the cache, where others no longer find them
 
 
 class KVHandle:
     """What one request holds: layers, how far they got, and how much of that is kept."""
 
     def __init__(
-        self, prepared: Prepared, lease: Lease, layers: list[Any], taken: bool, since: int
+        self, prepared: Prepared, lease: Lease, layers: list[Any], *, rows: Rows, since: int
     ) -> None:
         self.prepared = prepared
         self.since = since  # how often the device had failed before
         self.lease = lease
         self.layers = layers
         self.kept, self.kept_in = 0, ""
-        # Whether rows moved out of the cache, and how many of its tokens others find there.
-        self.away = taken and lease.cached > 0
-        self.at_home = 0 if taken else lease.cached
-        self.places: set[int] = set()
+        self.rows_in = RowsIn.LAYERS if rows is Rows.GIVE and lease.cached else RowsIn.CACHE
+        # How many tokens of its path others find in the cache.
+        self.shared = lease.cached if self.rows_in is RowsIn.CACHE else 0
+        self.stops: set[int] = set()  # where its prefill must stop
 
     @property
     def whole(self) -> bool:
@@ -52,7 +60,7 @@ class KVHandle:
 
 
 class KVManager:
-    """Leases for the requests of one model, and their way home.
+    """Leases for the requests of one model, and their return.
 
     `name` is what people call it, `identity` what all of its namespaces have in common.
     """
@@ -70,41 +78,41 @@ class KVManager:
         self._name = name
         self._identity = identity
         self._uncached = Why("changed", detail=uncached) if uncached else None
-        self._stops, self._counts = False, True
+        self._cut_anywhere = self._position_known = True
         try:
             layers = make_layers(model)
             layout = layout_of(layers)
-            self._stops = not cut_anywhere(layout)
-            self._counts = position_of(layout, layers) is not None
+            self._cut_anywhere = cut_anywhere(layout)
+            self._position_known = position_of(layout, layers) is not None
         except NotCached as reason:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
 
     def lease(
-        self, prepared: Prepared, ids: array[int], take: bool, speed: float | None = None
+        self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None = None
     ) -> KVHandle:
-        """Layers for `ids`, with what the cache has of them; `take`: nobody else is waiting.
+        """Layers for `ids`, with what the cache has of them: copied, or given if nobody waits.
 
         `speed` is how many tokens of them a second of prefill computes, where that is known.
         """
         kv = prepared.request.kv
         for namespace in {prepared.namespace, prepared.plain_namespace}:
             self._cache.label(namespace, self._name, self._identity)
-        # Rows of two namespaces may be in one path then, and each finds its own at home.
-        take, since = take and kv is None, device.failures()
-        lease = self._fetch(prepared, ids, take, speed)
+        if kv is not None:  # rows of two namespaces may be in one path then
+            rows = Rows.COPY
+        since = device.failures()
+        lease = self._fetch(prepared, ids, rows, speed)
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
-        handle = KVHandle(prepared, lease, layers, take, since)
-        handle.places = self._places(handle, len(ids))
+        handle = KVHandle(prepared, lease, layers, rows=rows, since=since)
+        handle.stops = self._stops(handle, len(ids))
         return handle
 
-    def keep(
-        self, handle: KVHandle, path: array[int], last: bool = False, back: bool = False
-    ) -> None:
-        """Insert what `path` made complete, each message under its tier; `last`: layers go too.
+    def insert(self, handle: KVHandle, path: array[int], rows: Rows = Rows.KEEP_OUT) -> None:
+        """Insert what `path` made complete, each message under its tier.
 
-        Rows that moved into the layers stay there till then, or until others need them (`back`).
+        Rows that moved into the layers are kept out of the cache, copied where others need them,
+        or returned with the layers.
         """
         prepared, done = handle.prepared, len(path)
         if not (self._keeps(prepared) and done and handle.layers and handle.whole):
@@ -113,15 +121,16 @@ class KVManager:
         if namespace != handle.kept_in:  # rows that were quantised since belong elsewhere
             handle.kept, handle.kept_in = 0, namespace
         bounds = prepared.transcript.boundaries
-        rows = Rows.KEEP_OUT if handle.away and not back else Rows.COPY
+        copies = rows is Rows.COPY or handle.rows_in is RowsIn.CACHE
+        each = Rows.COPY if copies else Rows.KEEP_OUT
         passed = [b for b in bounds if handle.kept < b.position <= done]
-        ends = [PathEnd(b.position, b.tier, rows) for b in passed]
+        ends = [PathEnd(b.position, b.tier, each) for b in passed]
         if not ends or ends[-1].at < done:
-            ends.append(PathEnd(done, "assistant", rows))
-        if not self._counts:  # they can't tell where they stand: at the last end, and no other
+            ends.append(PathEnd(done, "assistant", each))
+        if not self._position_known:  # at the last end, and no other
             ends = ends[-1:]
-        if last:
-            ends[-1] = ends[-1]._replace(rows=Rows.RETURN)
+        if rows is Rows.RETURN:
+            ends[-1] = ends[-1]._replace(rows=rows)
         self._cache.insert_path(
             namespace,
             path,
@@ -131,22 +140,23 @@ class KVManager:
             on_disk=prepared.request.on_disk,
         )
         handle.kept = done
-        handle.away = handle.away and not (last or back)
-        handle.at_home = 0 if handle.away else done
+        if rows is not Rows.KEEP_OUT:
+            handle.rows_in = RowsIn.CACHE
+        handle.shared = done if handle.rows_in is RowsIn.CACHE else 0
 
-    def write_behind(self, handle: KVHandle, path: array[int], *, shared: bool) -> None:
+    def insert_prompt(self, handle: KVHandle, path: array[int], *, others: bool) -> None:
         """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
-        small = len(path) - handle.lease.cached <= _BEHIND
+        small = len(path) - handle.lease.cached <= _LONGEST_BEFORE
         on_disk = handle.prepared.request.on_disk and self._cache.saves
-        if shared or (on_disk and small):
-            self.keep(handle, path, back=shared)
+        if others or (on_disk and small):
+            self.insert(handle, path, Rows.COPY if others else Rows.KEEP_OUT)
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 
-    def bring_home(self, handle: KVHandle, path: array[int]) -> None:
-        """At the end: insert all that the layers hold, which go; what can't be kept is lost."""
+    def release(self, handle: KVHandle, path: array[int]) -> None:
+        """At the end: return all that the layers hold; what can't be kept is lost."""
         try:
-            self.keep(handle, path, last=True)
+            self.insert(handle, path, Rows.RETURN)
         except Exception as error:
             _log.warning("what a request had computed could not be kept: %s", error)
         handle.layers = []
@@ -162,28 +172,27 @@ class KVManager:
         if self._keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
-    def settle(self, *, last: bool = False) -> None:
+    def flush(self, *, last: bool = False) -> None:
         """Have the disk written what is left to write; wait if it is the last.
 
         A short answer waits in memory, so that it becomes part of the next turn's file.
         """
         self._cache.flush(wait=last, short=last)
 
-    def _fetch(self, prepared: Prepared, ids: array[int], take: bool, speed: float | None) -> Lease:
+    def _fetch(self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None) -> Lease:
         request = prepared.request
         if not request.use_cache:
             return Lease(None, 0, Why("off"))
         if self._uncached is not None:
             return Lease(None, 0, self._uncached)
-        room = min(prepared.limit, _ROOM)
-        rows = Rows.GIVE if take else Rows.COPY
-        lease = self._cache.fetch(prepared.namespace, ids, room, rows=rows, prefill_speed=speed)
+        headroom = min(prepared.limit, _HEADROOM)
+        lease = self._cache.fetch(prepared.namespace, ids, headroom, rows=rows, prefill_speed=speed)
         if request.kv is None or lease.cached >= request.kv.start:
             return lease
         # Up to where quantising starts, rows are those of everybody else.
         plain = ids[: request.kv.start + 1]
         namespace = prepared.plain_namespace
-        return self._cache.fetch(namespace, plain, room, rows=rows, prefill_speed=speed)
+        return self._cache.fetch(namespace, plain, headroom, rows=rows, prefill_speed=speed)
 
     def _namespace(self, handle: KVHandle) -> str:
         """Where layers belong, as they are now."""
@@ -194,12 +203,12 @@ class KVManager:
     def _keeps(self, prepared: Prepared) -> bool:
         return prepared.request.use_cache and self._uncached is None
 
-    def _places(self, handle: KVHandle, length: int) -> set[int]:
+    def _stops(self, handle: KVHandle, length: int) -> set[int]:
         """Where prefill must stop: layers that can't be cut are kept where they were taken."""
         prepared = handle.prepared
         kv = prepared.request.kv
-        places = {kv.start} if kv is not None else set()
-        if self._stops and self._keeps(prepared):
-            places |= {boundary.position for boundary in prepared.transcript.boundaries}
-            places |= {handle.lease.matched} | set(checkpoints(length))
-        return places
+        stops = {kv.start} if kv is not None else set()
+        if not self._cut_anywhere and self._keeps(prepared):
+            stops |= {boundary.position for boundary in prepared.transcript.boundaries}
+            stops |= {handle.lease.matched} | set(checkpoints(length))
+        return stops

@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from ..cache import device
 from ..cache.identity import Identity
+from ..cache.insertion import Rows
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
 from ..models.chat_tokenizer import TemplateTokenizer
@@ -140,7 +141,7 @@ class Scheduler:
 
     def settle(self, *, last: bool = False) -> None:
         """Have the disk written what these answers left to write; wait if it is the last."""
-        self._kv.settle(last=last)
+        self._kv.flush(last=last)
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
@@ -167,13 +168,13 @@ class Scheduler:
                 other.passed += 1
             try:
                 for other in active:
-                    self._give_back(other, sequence)
-                self._begin(sequence, take=not active and not self._waiting)
+                    self._share(other, sequence)
+                self._begin(sequence, Rows.COPY if active or self._waiting else Rows.GIVE)
             except BaseException as error:
                 self._end(sequence, error)
 
     def _preempt(self) -> None:
-        """Where answers outgrew the bound the newest waits again: what it has comes home."""
+        """Where answers outgrew the bound the newest waits again: what it has is kept."""
         while len(active := self._active()) > 1:
             prompts = sum(sequence.done for sequence in self._prefilling)
             if self._admission.holds(prompts + self._batches.tokens):
@@ -187,7 +188,7 @@ class Scheduler:
         elif sequence.slot is not None:
             del self._decoding[sequence.slot]
             sequence.handle.layers = self._batches.suspend(sequence.slot)
-        self._kv.bring_home(sequence.handle, sequence.path)
+        self._kv.release(sequence.handle, sequence.path)
         sequence.restart()
         self._waiting.insert(0, sequence)
 
@@ -208,29 +209,29 @@ class Scheduler:
                 common_prefix(sequence.ids, other.ids), len(other.ids) - 1, len(sequence.ids) - 1
             )
             if both > other.done:
-                handle.places.add(both)
+                handle.stops.add(both)
                 return True
         return False
 
-    def _give_back(self, other: Sequence, sequence: Sequence) -> None:
-        """What only another request's layers hold is copied back, where this sequence needs it."""
+    def _share(self, other: Sequence, sequence: Sequence) -> None:
+        """What only another request's layers hold is copied to the cache, where it is needed."""
         handle = other.handle
         if handle is None or other.prepared.namespace != sequence.prepared.namespace:
             return
         if not (sequence.prepared.request.use_cache and other.prepared.request.use_cache):
             return
-        if common_prefix(other.path, sequence.ids) <= handle.at_home:
+        if common_prefix(other.path, sequence.ids) <= handle.shared:
             return
         answering = other.slot if other.slot in self._decoding else None
         if answering is not None:
             handle.layers = self._batches.layers_of(answering)
-        self._kv.keep(handle, other.path, back=True)
+        self._kv.insert(handle, other.path, Rows.COPY)
         if answering is not None:
             handle.layers = []
 
-    def _begin(self, sequence: Sequence, take: bool) -> None:
+    def _begin(self, sequence: Sequence, rows: Rows) -> None:
         speed = self._planner.speed(0, len(sequence.ids))
-        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, take, speed)
+        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, rows, speed)
         sequence.done = sequence.handle.lease.cached
         if sequence.plan is None:
             sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
@@ -299,22 +300,22 @@ class Scheduler:
     # Prompts.
 
     def _prefill(self, sequence: Sequence, most: int) -> int:
-        """Run the next chunk of a prompt, up to the next place that must be kept; returns its size.
+        """Run the next chunk of a prompt, up to the next stop; returns its size.
 
         An error ends the request.
         """
         assert sequence.handle is not None
         handle, start, last = sequence.handle, sequence.done, len(sequence.ids) - 1
         try:
-            end = chunk_end(start, last, handle.places, most)
+            end = chunk_end(start, last, handle.stops, most)
             began = self._clock()
             with device.work():
                 prefill(self._loaded.model, handle.layers, sequence.ids[start:end])
             self._planner.observe(start, end - start, self._clock() - began)
             sequence.done = end
             self._admission.measure(handle.layers, end)
-            if end in handle.places:
-                self._kv.keep(handle, sequence.ids[:end])
+            if end in handle.stops:
+                self._kv.insert(handle, sequence.ids[:end])
             self._progress(sequence)
         except BaseException as error:
             self._end(sequence, error)
@@ -332,13 +333,13 @@ class Scheduler:
         self._prefilling.remove(sequence)
         path = sequence.ids[: sequence.done]
         if sequence.prepared.request.warm:
-            self._kv.keep(sequence.handle, path, back=True)
+            self._kv.insert(sequence.handle, path, Rows.COPY)
             if sequence.prepared.request.pin:
                 self._kv.pin(sequence.handle, path)
             self._finish(sequence)
             return
         others = bool(self._waiting or self._active())
-        self._kv.write_behind(sequence.handle, path, shared=others)
+        self._kv.insert_prompt(sequence.handle, path, others=others)
         slot = sequence.slot = sequence.slot or self._slot(sequence)
         slot.path = path
         layers, sequence.handle.layers = sequence.handle.layers, []
@@ -416,7 +417,7 @@ class Scheduler:
         self._end(sequence)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
-        """Whatever ends a request: what it computed comes home, and who asked is told."""
+        """Whatever ends a request: what it computed is kept, and who asked is told."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         if sequence in self._prefilling:
@@ -424,7 +425,7 @@ class Scheduler:
         if sequence.handle is not None:
             if sequence.slot is not None and self._decoding.pop(sequence.slot, None) is not None:
                 sequence.handle.layers = self._batches.leave(sequence.slot)
-            self._kv.bring_home(sequence.handle, sequence.path)
+            self._kv.release(sequence.handle, sequence.path)
         if error is not None:
             sequence.asker.tell(error)
         sequence.asker.tell(None)
