@@ -19,7 +19,7 @@ from mlx_lm.models.cache import CacheList, RotatingKVCache
 
 from ..models.errors import one_line
 from ..models.facts import ModelFacts
-from ..models.layers import make_layers, words_of
+from ..models.layers import make_layers, vocab_size_of
 from .batch_layers import BatchForm, can_batch, can_group, extend, extract, merge
 from .forward import forward, prefill
 
@@ -130,13 +130,13 @@ def prove(model: nn.Module) -> Verdict:
 
 
 class _Alone:
-    """The run by itself: its layers where each row begins, and each row's logits [1, words]."""
+    """The run by itself: its layers where each row begins, and each row's logits [1, vocab_size]."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        words = words_of(model)
+        vocab_size = vocab_size_of(model)
         count = _STARTS[_LONG] + _STEPS[_LONG]
-        self.tokens = [7919 * (place + 1) % words for place in range(count)]
+        self.tokens = [7919 * (place + 1) % vocab_size for place in range(count)]
         self.held: list[list[Any]] = []
         found = self._run()
         self.logits = [

@@ -1,8 +1,8 @@
 """Holds the logits of one answer to a grammar, with llguidance's matcher.
 
-    tokenizer = grammar_tokenizer(wrapper, words)          # once a model
+    tokenizer = grammar_tokenizer(wrapper, vocab_size)          # once a model
     matchers = Matchers(tokenizer)                         # the same
-    constraint = Constraint(matchers, grammar, words)      # once an answer; GrammarError
+    constraint = Constraint(matchers, grammar, vocab_size)      # once an answer; GrammarError
     logits = constraint.mask(logits)                       # before every choice
     constraint.consume(token)                              # after it
     tokens = constraint.forced()                           # what follows without any choice
@@ -32,14 +32,14 @@ __all__ = ["Constraint", "ConstraintError", "Matchers", "grammar_tokenizer"]
 _REASON_LIMIT = 200
 
 
-def grammar_tokenizer(wrapper: Any, words: int) -> LLTokenizer:
-    """Llguidance's view of mlx-lm's `TokenizerWrapper`, for logits of `words` columns; keep it.
+def grammar_tokenizer(wrapper: Any, vocab_size: int) -> LLTokenizer:
+    """Llguidance's view of mlx-lm's `TokenizerWrapper`, for logits of `vocab_size` columns; keep it.
 
     Takes most of a second for a vocabulary of 50,000. GrammarError where there is no such view.
     """
     inner = wrapper._tokenizer  # the wrapper itself is no tokenizer to llguidance
     try:
-        return from_tokenizer(inner, max(words, len(inner)), eos_token=_end_ids(wrapper))
+        return from_tokenizer(inner, max(vocab_size, len(inner)), eos_token=_end_ids(wrapper))
     except ValueError as error:
         raise GrammarError(
             f"this model's tokenizer can't be held to a grammar: {str(error)[:_REASON_LIMIT]};"
@@ -102,16 +102,16 @@ class Constraint:
         self,
         matchers: Matchers,
         grammar: Grammar,
-        words: int,
+        vocab_size: int,
         *,
         thinking: Thinking | None = None,
     ) -> None:
         self._matcher = matchers.of(grammar)
         self._tokenizer = tokenizer = matchers.tokenizer
-        self._words = words
+        self._vocab_size = vocab_size
         self._gap = 0  # tokens of white space that may follow reasoning yet
         self._ends = list(tokenizer.eos_tokens)
-        self._end_mask = _mask_of(self._ends, words)
+        self._end_mask = _mask_of(self._ends, vocab_size)
         self._thinking = thinking
         self._asleep = thinking is not None and thinking.opened
         self._tail = b""  # may be the beginning of the mark behind reasoning
@@ -132,7 +132,7 @@ class Constraint:
         return bool(self._matcher.is_accepting())
 
     def mask(self, logits: mx.array) -> mx.array:
-        """The logits, [1, words], with minus infinity for what can't follow."""
+        """The logits, [1, vocab_size], with minus infinity for what can't follow."""
         if self._asleep:
             # What must follow the reasoning would be missing, and nobody would know.
             return _where(~self._end_mask, logits)
@@ -144,7 +144,7 @@ class Constraint:
         bits = _with(bits, self._besides())
         if _on_metal():
             return _metal(bits, logits)
-        return _where(_unpacked(bits, self._words), logits)
+        return _where(_unpacked(bits, self._vocab_size), logits)
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""
@@ -247,17 +247,17 @@ def _with(bits: np.ndarray[Any, Any], tokens: Collection[int]) -> np.ndarray[Any
     return bits
 
 
-def _mask_of(tokens: Collection[int], words: int) -> mx.array:
-    allowed = np.zeros(words, dtype=np.bool_)
-    allowed[[token for token in tokens if token < words]] = True
+def _mask_of(tokens: Collection[int], vocab_size: int) -> mx.array:
+    allowed = np.zeros(vocab_size, dtype=np.bool_)
+    allowed[[token for token in tokens if token < vocab_size]] = True
     return mx.array(allowed)
 
 
-def _unpacked(bits: np.ndarray[Any, Any], words: int) -> mx.array:
+def _unpacked(bits: np.ndarray[Any, Any], vocab_size: int) -> mx.array:
     # The mask has whole 32-bit words; columns that it lacks are no token's.
-    allowed = np.unpackbits(bits, count=min(words, bits.size * 8), bitorder="little")
-    if allowed.size < words:
-        allowed = np.pad(allowed, (0, words - allowed.size))
+    allowed = np.unpackbits(bits, count=min(vocab_size, bits.size * 8), bitorder="little")
+    if allowed.size < vocab_size:
+        allowed = np.pad(allowed, (0, vocab_size - allowed.size))
     return mx.array(allowed.view(np.bool_))
 
 

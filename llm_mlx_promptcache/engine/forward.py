@@ -55,6 +55,6 @@ def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None
 
 
 def forward(model: nn.Module, layers: Sequence[Any], tokens: mx.array) -> mx.array:
-    """Logits [requests, words] behind `tokens` [requests, count]; nothing is evaluated."""
+    """Logits [requests, vocab_size] behind `tokens` [requests, count]; nothing is evaluated."""
     logits: mx.array = model(tokens, cache=layers)[:, -1, :]
     return logits

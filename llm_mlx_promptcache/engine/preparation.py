@@ -129,9 +129,9 @@ def _told_thinking(
 def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
     """ValueError where a bias is for no token: MLX would write behind the logits."""
     for token, _ in request.sampling.logit_bias:
-        if not 0 <= token < loaded.words:
+        if not 0 <= token < loaded.vocab_size:
             raise ValueError(
-                f"logit_bias names token {token}; this model's are 0 to {loaded.words - 1}"
+                f"logit_bias names token {token}; this model's are 0 to {loaded.vocab_size - 1}"
             )
 
 
@@ -140,9 +140,9 @@ def _check_ids(transcript: Transcript, loaded: LoadedModel) -> None:
 
     A tokenizer may be another model's, and an id in a history anybody's.
     """
-    if (most := max(transcript.ids, default=0)) >= loaded.words:
+    if (most := max(transcript.ids, default=0)) >= loaded.vocab_size:
         raise ValueError(
-            f"the prompt holds token {most} and the model's are 0 to {loaded.words - 1};"
+            f"the prompt holds token {most} and the model's are 0 to {loaded.vocab_size - 1};"
             f" its tokenizer is another model's, or a record in the history is: see {loaded.folder}"
         )
 

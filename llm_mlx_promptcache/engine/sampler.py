@@ -33,7 +33,7 @@ class Sampler:
             self._recent = mx.array(list(prompt[-sampling.penalty_window :]), mx.int32)
 
     def choose(self, logits: mx.array) -> mx.array:
-        """The next token, [1], from logits [1, words]; nothing is evaluated."""
+        """The next token, [1], from logits [1, vocab_size]; nothing is evaluated."""
         if self._bias is not None:
             ids, amounts = self._bias
             logits = logits.at[:, ids].add(amounts.astype(logits.dtype))
@@ -129,7 +129,7 @@ class Likely(NamedTuple):
 
     @classmethod
     def of(cls, logits: mx.array, token: mx.array, count: int) -> Likely:
-        """Of logits [1, words] as the model gave them, with `count` alternatives."""
+        """Of logits [1, vocab_size] as the model gave them, with `count` alternatives."""
         logits = logits.astype(mx.float32)
         all_of_them = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0]
         ids = mx.argsort(-all_of_them)[:count]

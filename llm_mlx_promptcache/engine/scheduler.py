@@ -245,10 +245,10 @@ class Scheduler:
             return None
         from .constraint import Constraint, Matchers, grammar_tokenizer
 
-        words = self._loaded.words
+        vocab_size = self._loaded.vocab_size
         if self._matchers is None:
-            self._matchers = Matchers(grammar_tokenizer(self._loaded.tokenizer, words))
-        return Constraint(self._matchers, prepared.grammar, words, thinking=prepared.thinking)
+            self._matchers = Matchers(grammar_tokenizer(self._loaded.tokenizer, vocab_size))
+        return Constraint(self._matchers, prepared.grammar, vocab_size, thinking=prepared.thinking)
 
     # Turns.
 

@@ -14,7 +14,7 @@ def make_layers(model: nn.Module) -> list[Any]:
     return list(make_prompt_cache(model))
 
 
-def words_of(model: nn.Module) -> int:
+def vocab_size_of(model: nn.Module) -> int:
     """How many columns the model's logits have; asked of its shapes, nothing is computed."""
     logits: mx.array = model(mx.array([[0]]))
     return int(logits.shape[-1])

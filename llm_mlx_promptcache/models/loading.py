@@ -24,7 +24,7 @@ from .default_model import default_folder, ensure_default_model
 from .errors import ModelLoadError, one_line
 from .facts import environment
 from .kv_settings import KVSettings
-from .layers import make_layers, words_of
+from .layers import make_layers, vocab_size_of
 from .quantisation import fitting
 from .references import divided, folder_of
 
@@ -62,9 +62,9 @@ class LoadedModel:
     files: Manifest | None = None
 
     @cached_property
-    def words(self) -> int:
+    def vocab_size(self) -> int:
         """How many columns the model's logits have; asked of it once."""
-        return words_of(self.model)
+        return vocab_size_of(self.model)
 
     def fitting(self, kv: KVSettings) -> KVSettings:
         """The settings with a group size that goes with the model, asked of it once."""

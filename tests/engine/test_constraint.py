@@ -63,13 +63,13 @@ class Speaker:
 
         loaded = load_model(str(folder))
         self.model, self.wrapper = loaded.model, loaded.tokenizer
-        self.words = self.model(mx.array([[1]])).shape[-1]
-        self.matchers = Matchers(grammar_tokenizer(self.wrapper, self.words))
+        self.vocab_size = self.model(mx.array([[1]])).shape[-1]
+        self.matchers = Matchers(grammar_tokenizer(self.wrapper, self.vocab_size))
         self.stops = set(self.wrapper.eos_token_ids)
         self.forwards = 0
 
     def constraint(self, grammar, **options):
-        return Constraint(self.matchers, grammar, self.words, **options)
+        return Constraint(self.matchers, grammar, self.vocab_size, **options)
 
     def say(self, constraint, seed=None, limit=400, jump=True, prompt=(1, 5, 6)):
         """The tokens of an answer; `jump`: forced ones are not asked of the model one by one."""
@@ -207,10 +207,10 @@ def test_masks_are_what_trying_every_token_gives(speaker):
     grammar = schema_grammar(SCHEMA, caps=CAPS)
     constraint = speaker.constraint(grammar)
     trial = speaker.constraint(grammar)._matcher
-    logits = mx.zeros((1, speaker.words))
+    logits = mx.zeros((1, speaker.vocab_size))
     for token in speaker.say(speaker.constraint(grammar), 3, jump=False):
         allowed = set(np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist())
-        tried = {word for word in range(speaker.words) if trial.validate_tokens([word])}
+        tried = {word for word in range(speaker.vocab_size) if trial.validate_tokens([word])}
         if trial.is_accepting():
             tried |= speaker.stops
         assert allowed == tried
@@ -226,7 +226,7 @@ def test_after_the_end_only_the_end_token_is_left(speaker):
     assert constraint.finished
     assert constraint.forced()[0] in speaker.stops
     for _ in range(3):
-        allowed = np.isfinite(np.array(constraint.mask(mx.zeros((1, speaker.words))))[0])
+        allowed = np.isfinite(np.array(constraint.mask(mx.zeros((1, speaker.vocab_size))))[0])
         assert set(np.flatnonzero(allowed).tolist()) == speaker.stops
         constraint.consume(min(speaker.stops))
     constraint.consume(17)
@@ -271,13 +271,13 @@ def test_a_matcher_is_built_once_for_a_grammar_and_none_is_spoilt(speaker, monke
 
 
 def test_logits_may_have_more_columns_than_the_tokenizer_has_tokens(speaker):
-    words = speaker.words + 45
-    tokenizer = grammar_tokenizer(speaker.wrapper, words)
-    constraint = Constraint(Matchers(tokenizer), regex_grammar("[a-z]+"), words)
-    masked = np.array(constraint.mask(mx.zeros((1, words), dtype=mx.float16)))[0]
+    vocab_size = speaker.vocab_size + 45
+    tokenizer = grammar_tokenizer(speaker.wrapper, vocab_size)
+    constraint = Constraint(Matchers(tokenizer), regex_grammar("[a-z]+"), vocab_size)
+    masked = np.array(constraint.mask(mx.zeros((1, vocab_size), dtype=mx.float16)))[0]
     assert masked.dtype == np.float16
-    assert np.isfinite(masked[: speaker.words]).any()
-    assert not np.isfinite(masked[speaker.words :]).any()
+    assert np.isfinite(masked[: speaker.vocab_size]).any()
+    assert not np.isfinite(masked[speaker.vocab_size :]).any()
 
 
 def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
@@ -286,7 +286,7 @@ def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     assert len(ids) > 1
     thinking = Thinking("<think>", "</think>", start_ids=(start,), end_ids=ids)
     constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
-    logits = mx.zeros((1, speaker.words))
+    logits = mx.zeros((1, speaker.vocab_size))
     a = speaker.wrapper.encode("a", add_special_tokens=False)[0]
     allowed = np.flatnonzero(np.isfinite(np.array(constraint.mask(logits))[0])).tolist()
     assert {start, a} <= set(allowed)
@@ -303,7 +303,9 @@ def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     opened = speaker.constraint(
         regex_grammar("ab"), thinking=Thinking("<think>", "</think>", True, (start,), (end,))
     )
-    assert np.isfinite(np.array(opened.mask(logits))).sum() == speaker.words - len(speaker.stops)
+    assert np.isfinite(np.array(opened.mask(logits))).sum() == speaker.vocab_size - len(
+        speaker.stops
+    )
     opened.consume(end)
     assert np.isfinite(np.array(opened.mask(logits))).sum() < 5
 
