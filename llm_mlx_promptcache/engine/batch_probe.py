@@ -130,7 +130,7 @@ def prove(model: nn.Module) -> Verdict:
 
 
 class _Alone:
-    """The run by itself: its layers where each row begins, and each row's logits [1, vocab_size]."""
+    """The run by itself: its layers where each row begins, and its logits [1, vocab_size]."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -33,7 +33,7 @@ _REASON_LIMIT = 200
 
 
 def grammar_tokenizer(wrapper: Any, vocab_size: int) -> LLTokenizer:
-    """Llguidance's view of mlx-lm's `TokenizerWrapper`, for logits of `vocab_size` columns; keep it.
+    """Llguidance's view of mlx-lm's `TokenizerWrapper`, of `vocab_size` columns; keep it.
 
     Takes most of a second for a vocabulary of 50,000. GrammarError where there is no such view.
     """
