@@ -33,7 +33,7 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batch_probe import prove

@@ -6,7 +6,7 @@ from typing import Any
 from harness import helper
 
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
-from llm_mlx_promptcache.chat.transcript import TemplateError, render
+from llm_mlx_promptcache.chat.rendering import TemplateError, render
 
 HEAD = """\
 | what is said | as it is | moved | shown | left out, refused by name | refused by the template |

@@ -1,265 +1,194 @@
-"""The text of a conversation, and how other renderings of the same template relate to it.
+"""Messages -> token ids and boundaries, with generated answers replayed token by token.
 
-Everything is found by rendering: a place is where two renderings part, never a string looked for.
+Everything is found by rendering the model's own template (`rendered_text.py`, `replay.py`). What a
+probe can't find out is left out; only the template's refusal of the real conversation is an error.
 """
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
-from .generated import canonical_json, nothing
-from .memo import Prefixes, memo_of
-from .messages import Message
-from .prompt import Mend, PromptForm, WordsLostError, fit, mended
-from .template_work import TemplateError, TooMuchWork
+from .checks import check_json
+from .messages import Generated, Message
+from .rendered_text import ChatTokenizer, Clock, RenderedText
+from .replay import Replay, find_replays
+from .template_work import TemplateError
+from .tool_schemas import canonical_tools
+from .transcript import Boundary, Tier, Transcript
 
-__all__ = ["Boundary", "ChatTokenizer", "Clock", "Rendering", "TemplateError", "Transcript"]
+__all__ = ["TemplateError", "render"]
 
-Tier = Literal["system", "user", "assistant"]
-
-# They differ from the first character on, and in length.
-_PROBES = ("Question?", "Another one.")
-_ROLE_LIMIT = 12
-_REASON_LIMIT = 200
-
-
-class ChatTokenizer(Protocol):
-    """What this room needs of a tokenizer and its chat template."""
-
-    stop_ids: frozenset[int]
-
-    @property
-    def prompt_form(self) -> PromptForm:
-        """What the template has no place for."""
-
-    def apply(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
-    ) -> str:
-        """The template's text of `messages`; raises what the template raises."""
-
-    def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids of `text` with nothing added, and the character where each one ends."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens included."""
+_PERSISTENCE: dict[Tier, int] = {"system": 0, "user": 1, "assistant": 2}
+_NOW, _ARGUMENTS = "now", "arguments"
+# Not the template's: what is rendered, and how tokenizers render it.
+_RESERVED = frozenset(
+    [
+        "messages",
+        "conversation",
+        "tools",
+        "strftime_now",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
 
 
-class Boundary(NamedTuple):
-    """A place where a message ends: the number of tokens before it, and its tier."""
+def render(
+    messages: Sequence[Message],
+    tokenizer: ChatTokenizer,
+    *,
+    fingerprint: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    template_arguments: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+) -> Transcript:
+    """The ids that `messages` ask an answer with; TemplateError where the template refuses.
 
-    position: int
-    tier: Tier
-
-
-class Transcript(NamedTuple):
-    """A conversation as the model reads it; `replayed` counts the answers kept by their ids.
-
-    `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
-    the next turn is rendered with the same date and template arguments. `mends` says what the
-    template has no place for, and where it stands instead.
+    `tools` are in OpenAI's form. Date and template arguments are those of the conversation's
+    latest record of ours where it has them; arguments given here go before recorded ones.
     """
-
-    ids: array[int]
-    boundaries: tuple[Boundary, ...]
-    replayed: int
-    rendered: Mapping[str, Any] = nothing()
-    mends: frozenset[Mend] = frozenset()
-
-    def __repr__(self) -> str:
-        # Tokens are text to whoever has the tokenizer, so they are not shown.
-        return f"Transcript({len(self.ids)} ids, {self.boundaries}, replayed={self.replayed})"
-
-
-class Clock:
-    """`strftime_now` for templates, at one moment; knows whether it was asked."""
-
-    def __init__(self, moment: datetime) -> None:
-        self.moment = moment
-        self.asked = False
-
-    def __call__(self, form: str) -> str:
-        """The moment, in the form that the template wants."""
-        self.asked = True
-        return self.moment.strftime(form)
+    for name in sorted(_RESERVED.intersection(template_arguments or {})):
+        raise ValueError(f"template_arguments has {name!r}, which is not the template's; drop it")
+    recorded = _recorded(messages, fingerprint)
+    given = {**_arguments(recorded.get(_ARGUMENTS)), **(template_arguments or {})}
+    clock = Clock(_moment(recorded.get(_NOW)) or now or datetime.now())
+    arguments: dict[str, Any] = {"strftime_now": clock, **given}
+    if tools:
+        arguments["tools"] = canonical_tools(tools)
+    rendering = RenderedText(messages, tokenizer, arguments)
+    replays = find_replays(rendering, messages, fingerprint)
+    ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
+    boundaries = _boundaries(rendering, replays, ends, messages)
+    return Transcript(ids, boundaries, len(replays), _keep(clock, given), rendering.mends)
 
 
-class Rendering:
-    """The text of a conversation, the turns it was made of, and probes beside it."""
-
-    def __init__(
-        self, messages: Sequence[Message], tokenizer: ChatTokenizer, arguments: Mapping[str, Any]
-    ) -> None:
-        self.tokenizer = tokenizer
-        self._arguments = arguments
-        self._heads: dict[tuple[int, bool], str | None] = {}
-        try:
-            made = fit(messages, arguments, self._prompt, tokenizer.prompt_form)
-        except TooMuchWork:
-            raise
-        except WordsLostError as error:
-            raise TemplateError(str(error)) from None
-        except Exception as error:
-            # `from None`: a template's traceback can show the conversation.
-            raise TemplateError(_refusal(error, messages)) from None
-        self.turns, self.text, self.mends = made
-        self._messages = [turn.message for turn in self.turns]
-        self._heads[len(self.turns), True] = self.text
-        self.sentinel = _sentinel(self.text)
-        self.memo = memo_of(tokenizer)
-        self.prefixes = Prefixes(self.text)
-        mends = sorted(mend.value for mend in self.mends)
-        self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
-
-    def head(self, count: int, *, prompt: bool) -> str | None:
-        """The first `count` turns alone, with or without a prompt for an answer."""
-        key = (count, prompt)
-        if key not in self._heads:
-            self._heads[key] = self.probe(self._messages[:count], prompt=prompt)
-        return self._heads[key]
-
-    def end_of(self, index: int, before: int) -> int:
-        """Where turn `index` ends, that begins behind `before`; 0 where that can't be told."""
-        known = self.memo.get(self.keys[index], self.prefixes)
-        if known is not None:
-            return known[0]
-        end = self._common(self.head(index + 1, prompt=False))
-        if end <= before and index + 1 < len(self.turns):
-            # Some templates write the last message in another way than one that is followed.
-            changed = {**self._messages[index + 1], "content": self.sentinel}
-            end = self._common(self.probe([*self._messages[: index + 1], changed], prompt=False))
-        self.memo.put(self.keys[index], self.prefixes, end)
-        return end
-
-    def shared_system(self, count: int) -> int:
-        """How many characters don't depend on what follows the first `count` turns."""
-        head = self._messages[:count]
-        texts = [
-            self.probe([*head, {"role": "user", "content": content}], prompt=True)
-            for content in _PROBES
-        ]
-        if texts[0] is None or texts[1] is None:
-            return 0
-        return self._common(texts[0][: common_prefix(texts[0], texts[1])])
-
-    def shared_later(self) -> int:
-        """How many characters stay when the answer and another question have followed."""
-        answered = [*self._messages, {"role": "assistant", "content": self.sentinel}]
-        later = self.probe([*answered, {"role": "user", "content": _PROBES[0]}], prompt=True)
-        return self._common(self.probe(answered, prompt=False) if later is None else later)
-
-    def prompt_end(self, index: int) -> int | None:
-        """Where the prompt for the answer at `index` ends; None if it isn't in this text."""
-        prompt = self.head(index, prompt=True)
-        return len(prompt) if prompt is not None and self.text.startswith(prompt) else None
-
-    def with_turn(self, index: int, changes: Mapping[str, Any], upto: int | None = None) -> str:
-        """The text with parts of turn `index` changed; empty where the template refuses it."""
-        changed = list(self._messages[:upto])
-        changed[index] = {**changed[index], **changes}
-        return self.probe(changed, prompt=upto is None) or ""
-
-    def place(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
-        """Where a part of turn `index` stands; None where it is not shown as it is.
-
-        `keys` are the names that templates may know the part by.
-        """
-        keys = [key for key in keys if key in self._messages[index]]
-        changed = self.with_turn(index, dict.fromkeys(keys, self.sentinel))
-        before, found, after = changed.partition(self.sentinel)
-        start, end = len(before), len(self.text) - len(after)
-        if not found or start > end:
-            return None
-        # A second sentinel would be in `after`, so it is refused here too.
-        if not (self.text.startswith(before) and self.text.endswith(after)):
-            return None
-        # Templates trim; what else they do to an answer (thinking dropped) is theirs to decide.
-        unchanged = self.text[start:end].strip() == self._messages[index][keys[0]].strip()
-        return (start, end) if unchanged else None
-
-    def probe(self, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:
-        """A rendering that no one asked for, so a template may refuse it: None."""
-        try:
-            return self._apply(messages, prompt=prompt)
-        except TooMuchWork:
-            raise  # the next would not end either
-        except Exception:
-            return None
-
-    def _common(self, text: str | None) -> int:
-        return 0 if text is None else common_prefix(text, self.text)
-
-    def _apply(self, messages: list[dict[str, Any]], *, prompt: bool) -> str:
-        made, arguments = mended(
-            messages, self._arguments, self.mends, self.tokenizer.prompt_form.example
-        )
-        return self.tokenizer.apply(made, add_generation_prompt=prompt, **arguments)
-
-    def _prompt(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
-        return self.tokenizer.apply(messages, add_generation_prompt=True, **arguments)
+def _recorded(messages: Sequence[Message], fingerprint: str) -> Mapping[str, Any]:
+    """What the latest answer of the same model was rendered with, edited since or not."""
+    for message in reversed(messages):
+        generated: Generated | None = message.generated
+        if generated is not None and generated.fingerprint == fingerprint and generated.rendered:
+            return generated.rendered
+    return {}
 
 
-def _chain(messages: Sequence[dict[str, Any]], arguments: Mapping[str, Any]) -> Iterator[bytes]:
-    """For each message, a digest of it, of all before it and of the template's arguments."""
-    plain = {key: value for key, value in arguments.items() if not callable(value)}
-    chain = blake2b(canonical_json(plain).encode(), digest_size=16)
-    for message in messages:
-        chain.update(canonical_json(message).encode())
-        yield chain.digest()
+def _arguments(value: object) -> dict[str, Any]:
+    """Recorded template arguments; a damaged record costs reuse and is no error."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: inner for key, inner in value.items() if key not in _RESERVED}
 
 
-def common_prefix(a: str, b: str) -> int:
-    """How many characters `a` and `b` share from their starts, by halving."""
-    low, high = 0, min(len(a), len(b))
-    if a.startswith(b) or b.startswith(a):
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _moment(value: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
-def common_suffix(a: str, b: str) -> int:
-    """How many characters `a` and `b` share at their ends."""
-    return common_prefix(a[::-1], b[::-1])
+def _keep(clock: Clock, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data for the answer's record: the date if a template asked, and the arguments."""
+    kept: dict[str, Any] = {}
+    if clock.asked:
+        kept[_NOW] = clock.moment.isoformat(timespec="seconds")
+    plain = {key: value for key, value in given.items() if _survives(value)}
+    return {**kept, _ARGUMENTS: plain} if plain else kept
 
 
-def _sentinel(text: str) -> str:
-    """A word that stands nowhere in the conversation, and that no filter changes."""
-    number = 0
-    while (word := f"answer{number}x") in text:
-        number += 1
-    return word
+def _survives(value: object) -> bool:
+    try:
+        check_json("template_arguments", value)
+    except ValueError:
+        return False
+    return True
 
 
-def _refusal(error: Exception, messages: Sequence[Message]) -> str:
-    """One line with the template's own reason and the roles, without the conversation's text."""
-    reason = str(error)
-    for text in _said(messages):
-        if len(text) > 3:
-            reason = reason.replace(text, "...")
-    reason = " ".join(reason.split()) or type(error).__name__
-    if len(reason) > _REASON_LIMIT:
-        reason = reason[:_REASON_LIMIT] + "..."
-    roles = [message.role for message in messages]
-    listed = ", ".join(roles if len(roles) <= _ROLE_LIMIT else ["...", *roles[-_ROLE_LIMIT:]])
-    return (
-        f"the model's chat template refused the messages (roles: {listed}): {reason};"
-        " send roles and an order that it takes, or use another model"
-    )
+def _tokenize(
+    text: str, tokenizer: ChatTokenizer, replays: Iterable[Replay]
+) -> tuple[array[int], list[int]]:
+    """Ids of `text` with the replays in their places, and the character where each one ends."""
+    ids: array[int] = array("I")
+    ends: list[int] = []
+    before: Replay | None = None
+    for replay in [*replays, None]:
+        until = len(text) if replay is None else replay.start
+        more, more_ends = _encode_after(before, text, until, tokenizer)
+        ids.extend(more)
+        ends.extend(more_ends)
+        if replay is not None:
+            ids.extend(replay.ids)
+            # No message ends inside an answer: all its tokens end where it does.
+            ends.extend([replay.end] * len(replay.ids))
+        before = replay
+    return ids, ends
 
 
-def _said(messages: Sequence[Message]) -> list[str]:
-    """Every text of the conversation, the longest first."""
-    texts = {text for m in messages for text in (m.content, m.reasoning)}
-    for message in messages:
-        for call in message.tool_calls:
-            texts |= set(re.findall(r"[^\"'\\{}\[\]]+", repr(dict(call.arguments))))
-    return sorted(texts, key=len, reverse=True)
+def _encode_after(
+    before: Replay | None, text: str, until: int, tokenizer: ChatTokenizer
+) -> tuple[list[int], list[int]]:
+    """Encode the text from a replay's end to `until`; ends are characters of the whole text."""
+    start = 0 if before is None else before.end
+    if before is not None and before.stop < start:
+        # Behind its stop token, as in the whole text: tokenizers treat the start of a text
+        # differently, and some special tokens swallow the white space that follows.
+        ids, ends = tokenizer.encode(text[before.stop : until])
+        if ids and ids[0] == before.ids[-1]:
+            return ids[1:], [end + before.stop for end in ends[1:]]
+    ids, ends = tokenizer.encode(text[start:until])
+    return ids, [end + start for end in ends] if start else ends
+
+
+def _boundaries(
+    rendering: RenderedText,
+    replays: Mapping[int, Replay],
+    ends: list[int],
+    messages: Sequence[Message],
+) -> tuple[Boundary, ...]:
+    """Boundaries in order; where two fall together, the more persistent tier stands."""
+    tiers: dict[int, Tier] = {}
+    for character, tier in _marks(rendering, replays, messages):
+        position = bisect_right(ends, character)
+        held = tiers.get(position, tier)
+        tiers[position] = min(tier, held, key=_PERSISTENCE.__getitem__)
+    inside = sorted(position for position in tiers if 0 < position < len(ends))
+    return tuple(Boundary(position, tiers[position]) for position in inside)
+
+
+def _marks(
+    rendering: RenderedText, replays: Mapping[int, Replay], messages: Sequence[Message]
+) -> Iterator[tuple[int, Tier]]:
+    """The character where each message ends, with its tier, and where a stable part of one does."""
+    roles = [turn.message["role"] for turn in rendering.turns]
+    leading = next((at for at, role in enumerate(roles) if not _is_system(role)), len(roles))
+    before = rendering.shared_system(leading)
+    yield before, "system"
+    for index in range(leading, len(roles)):
+        if index in replays:
+            before = replays[index].end
+            yield before, "assistant"
+            continue
+        end = rendering.end_of(index, before)
+        message = messages[rendering.turns[index].sources[0]]
+        if head := message.content[: max(0, message.stable)].strip():
+            at = rendering.text.find(head, before, end)
+            yield at + len(head) if at >= 0 else 0, "user"
+        yield end, "assistant" if roles[index] == "assistant" else "user"
+        before = max(before, end)
+    # Before what the prompt for an answer adds that no later prompt will show (thinking).
+    yield rendering.shared_later(), "user"
+
+
+def _is_system(role: str) -> bool:
+    return role in ("system", "developer")

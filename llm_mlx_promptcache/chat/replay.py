@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from .messages import Message
-from .rendering import Rendering, common_prefix, common_suffix
+from .rendered_text import RenderedText, common_prefix, common_suffix
 from .template_input import REASONING_KEYS
 
 _SPACE = re.compile(r"\s*")
@@ -37,7 +37,7 @@ class _Answer(NamedTuple):
 
 
 def find_replays(
-    rendering: Rendering, messages: Sequence[Message], fingerprint: str
+    rendering: RenderedText, messages: Sequence[Message], fingerprint: str
 ) -> dict[int, Replay]:
     """For each turn that is replayed, by its index: where, and with which ids."""
     found: dict[int, Replay] = {}
@@ -54,7 +54,7 @@ def find_replays(
     return found
 
 
-def _known(rendering: Rendering, index: int, message: Message, before: int) -> Replay | None:
+def _known(rendering: RenderedText, index: int, message: Message, before: int) -> Replay | None:
     """`_find`, or what it found in an earlier rendering of the same text."""
     generated = message.generated
     assert generated is not None
@@ -77,7 +77,7 @@ def _known(rendering: Rendering, index: int, message: Message, before: int) -> R
     return replay
 
 
-def _find(rendering: Rendering, index: int, message: Message) -> Replay | None:
+def _find(rendering: RenderedText, index: int, message: Message) -> Replay | None:
     """How to replay an unchanged answer; None where the template shows it in another way."""
     start = rendering.prompt_end(index)
     if start is None:
@@ -91,7 +91,7 @@ def _find(rendering: Rendering, index: int, message: Message) -> Replay | None:
     return _replay_text(rendering, index, message, start, answer)
 
 
-def _answer(rendering: Rendering, message: Message) -> _Answer:
+def _answer(rendering: RenderedText, message: Message) -> _Answer:
     assert message.generated is not None
     ids, tokenizer = message.generated.ids, rendering.tokenizer
     count = len(ids) - (ids[-1] in tokenizer.stop_ids)
@@ -122,7 +122,7 @@ def _closed(text: str, start: int, end: int, answer: _Answer) -> Replay | None:
 
 
 def _replay_text(
-    rendering: Rendering, index: int, message: Message, start: int, answer: _Answer
+    rendering: RenderedText, index: int, message: Message, start: int, answer: _Answer
 ) -> Replay | None:
     """An answer of words: what the template shows may differ from what was generated in spaces."""
     end = start
@@ -137,7 +137,7 @@ def _replay_text(
 
 
 def _replay_calls(
-    rendering: Rendering, index: int, message: Message, start: int, answer: _Answer
+    rendering: RenderedText, index: int, message: Message, start: int, answer: _Answer
 ) -> Replay | None:
     """Calls are shown in other words than they were made in (spaces, order of keys), or not."""
     text = rendering.text
@@ -162,7 +162,7 @@ def _replay_calls(
     return Replay(start, stop, stop + len(answer.stop_text), answer.ids + answer.stop)
 
 
-def _other_arguments(rendering: Rendering, index: int) -> tuple[dict[str, Any], list[str]]:
+def _other_arguments(rendering: RenderedText, index: int) -> tuple[dict[str, Any], list[str]]:
     """Turn `index` with another word for every argument, and these words."""
     words: list[str] = []
     calls = []
@@ -186,7 +186,7 @@ def _texts(message: Message) -> list[Sequence[str]]:
     return [*parts, REASONING_KEYS] if message.reasoning.strip() else parts
 
 
-def _own_tail(rendering: Rendering, index: int, changes: Mapping[str, Any], tail: str) -> int:
+def _own_tail(rendering: RenderedText, index: int, changes: Mapping[str, Any], tail: str) -> int:
     """How much of `tail`, the text behind the last argument, belongs to the answer's own turn."""
     alone = rendering.head(index + 1, prompt=False)
     if alone is None:
@@ -203,7 +203,7 @@ def _covered(tail: str, said: str) -> int:
     return next(length for length in lengths if said.endswith(_squash(tail[:length])))
 
 
-def _adds_text(rendering: Rendering, index: int, start: int, said: str) -> bool:
+def _adds_text(rendering: RenderedText, index: int, start: int, said: str) -> bool:
     """True where the template puts text before any answer here that was not generated."""
     changes = {"content": rendering.sentinel, "tool_calls": []}
     plain = rendering.with_turn(index, changes, upto=index + 1)

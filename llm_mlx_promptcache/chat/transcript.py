@@ -1,207 +1,38 @@
-"""Messages -> token ids and boundaries, with generated answers replayed token by token.
-
-Everything is found by rendering the model's own template (`rendering.py`, `replay.py`). What a
-probe can't find out is left out; only the template's refusal of the real conversation is an error.
-"""
+"""A conversation as the model reads it: its exact token ids, and where its messages end."""
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
-from .checks import check_json
-from .messages import Generated, Message
-from .rendering import (
-    Boundary,
-    ChatTokenizer,
-    Clock,
-    Rendering,
-    TemplateError,
-    Tier,
-    Transcript,
-)
-from .replay import Replay, find_replays
-from .tool_schemas import canonical_tools
+from .generated import nothing
+from .prompt import Mend
 
-__all__ = [
-    "Boundary",
-    "ChatTokenizer",
-    "TemplateError",
-    "Tier",
-    "Transcript",
-    "render",
-]
-
-_PERSISTENCE: dict[Tier, int] = {"system": 0, "user": 1, "assistant": 2}
-_NOW, _ARGUMENTS = "now", "arguments"
-# Not the template's: what is rendered, and how tokenizers render it.
-_RESERVED = frozenset(
-    [
-        "messages",
-        "conversation",
-        "tools",
-        "strftime_now",
-        "add_generation_prompt",
-        "continue_final_message",
-        "chat_template",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-    ]
-)
+Tier = Literal["system", "user", "assistant"]
 
 
-def render(
-    messages: Sequence[Message],
-    tokenizer: ChatTokenizer,
-    *,
-    fingerprint: str,
-    tools: Sequence[Mapping[str, Any]] = (),
-    template_arguments: Mapping[str, Any] | None = None,
-    now: datetime | None = None,
-) -> Transcript:
-    """The ids that `messages` ask an answer with; TemplateError where the template refuses.
+class Boundary(NamedTuple):
+    """A place where a message ends: the number of tokens before it, and its tier."""
 
-    `tools` are in OpenAI's form. Date and template arguments are those of the conversation's
-    latest record of ours where it has them; arguments given here go before recorded ones.
+    position: int
+    tier: Tier
+
+
+class Transcript(NamedTuple):
+    """A conversation as the model reads it; `replayed` counts the answers kept by their ids.
+
+    `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
+    the next turn is rendered with the same date and template arguments. `mends` says what the
+    template has no place for, and where it stands instead.
     """
-    for name in sorted(_RESERVED.intersection(template_arguments or {})):
-        raise ValueError(f"template_arguments has {name!r}, which is not the template's; drop it")
-    recorded = _recorded(messages, fingerprint)
-    given = {**_arguments(recorded.get(_ARGUMENTS)), **(template_arguments or {})}
-    clock = Clock(_moment(recorded.get(_NOW)) or now or datetime.now())
-    arguments: dict[str, Any] = {"strftime_now": clock, **given}
-    if tools:
-        arguments["tools"] = canonical_tools(tools)
-    rendering = Rendering(messages, tokenizer, arguments)
-    replays = find_replays(rendering, messages, fingerprint)
-    ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
-    boundaries = _boundaries(rendering, replays, ends, messages)
-    return Transcript(ids, boundaries, len(replays), _keep(clock, given), rendering.mends)
 
+    ids: array[int]
+    boundaries: tuple[Boundary, ...]
+    replayed: int
+    rendered: Mapping[str, Any] = nothing()
+    mends: frozenset[Mend] = frozenset()
 
-def _recorded(messages: Sequence[Message], fingerprint: str) -> Mapping[str, Any]:
-    """What the latest answer of the same model was rendered with, edited since or not."""
-    for message in reversed(messages):
-        generated: Generated | None = message.generated
-        if generated is not None and generated.fingerprint == fingerprint and generated.rendered:
-            return generated.rendered
-    return {}
-
-
-def _arguments(value: object) -> dict[str, Any]:
-    """Recorded template arguments; a damaged record costs reuse and is no error."""
-    if not isinstance(value, Mapping):
-        return {}
-    return {key: inner for key, inner in value.items() if key not in _RESERVED}
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
-def _keep(clock: Clock, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data for the answer's record: the date if a template asked, and the arguments."""
-    kept: dict[str, Any] = {}
-    if clock.asked:
-        kept[_NOW] = clock.moment.isoformat(timespec="seconds")
-    plain = {key: value for key, value in given.items() if _survives(value)}
-    return {**kept, _ARGUMENTS: plain} if plain else kept
-
-
-def _survives(value: object) -> bool:
-    try:
-        check_json("template_arguments", value)
-    except ValueError:
-        return False
-    return True
-
-
-def _tokenize(
-    text: str, tokenizer: ChatTokenizer, replays: Iterable[Replay]
-) -> tuple[array[int], list[int]]:
-    """Ids of `text` with the replays in their places, and the character where each one ends."""
-    ids: array[int] = array("I")
-    ends: list[int] = []
-    before: Replay | None = None
-    for replay in [*replays, None]:
-        until = len(text) if replay is None else replay.start
-        more, more_ends = _encode_after(before, text, until, tokenizer)
-        ids.extend(more)
-        ends.extend(more_ends)
-        if replay is not None:
-            ids.extend(replay.ids)
-            # No message ends inside an answer: all its tokens end where it does.
-            ends.extend([replay.end] * len(replay.ids))
-        before = replay
-    return ids, ends
-
-
-def _encode_after(
-    before: Replay | None, text: str, until: int, tokenizer: ChatTokenizer
-) -> tuple[list[int], list[int]]:
-    """Encode the text from a replay's end to `until`; ends are characters of the whole text."""
-    start = 0 if before is None else before.end
-    if before is not None and before.stop < start:
-        # Behind its stop token, as in the whole text: tokenizers treat the start of a text
-        # differently, and some special tokens swallow the white space that follows.
-        ids, ends = tokenizer.encode(text[before.stop : until])
-        if ids and ids[0] == before.ids[-1]:
-            return ids[1:], [end + before.stop for end in ends[1:]]
-    ids, ends = tokenizer.encode(text[start:until])
-    return ids, [end + start for end in ends] if start else ends
-
-
-def _boundaries(
-    rendering: Rendering,
-    replays: Mapping[int, Replay],
-    ends: list[int],
-    messages: Sequence[Message],
-) -> tuple[Boundary, ...]:
-    """Boundaries in order; where two fall together, the more persistent tier stands."""
-    tiers: dict[int, Tier] = {}
-    for character, tier in _marks(rendering, replays, messages):
-        position = bisect_right(ends, character)
-        held = tiers.get(position, tier)
-        tiers[position] = min(tier, held, key=_PERSISTENCE.__getitem__)
-    inside = sorted(position for position in tiers if 0 < position < len(ends))
-    return tuple(Boundary(position, tiers[position]) for position in inside)
-
-
-def _marks(
-    rendering: Rendering, replays: Mapping[int, Replay], messages: Sequence[Message]
-) -> Iterator[tuple[int, Tier]]:
-    """The character where each message ends, with its tier, and where a stable part of one does."""
-    roles = [turn.message["role"] for turn in rendering.turns]
-    leading = next((at for at, role in enumerate(roles) if not _is_system(role)), len(roles))
-    before = rendering.shared_system(leading)
-    yield before, "system"
-    for index in range(leading, len(roles)):
-        if index in replays:
-            before = replays[index].end
-            yield before, "assistant"
-            continue
-        end = rendering.end_of(index, before)
-        message = messages[rendering.turns[index].sources[0]]
-        if head := message.content[: max(0, message.stable)].strip():
-            at = rendering.text.find(head, before, end)
-            yield at + len(head) if at >= 0 else 0, "user"
-        yield end, "assistant" if roles[index] == "assistant" else "user"
-        before = max(before, end)
-    # Before what the prompt for an answer adds that no later prompt will show (thinking).
-    yield rendering.shared_later(), "user"
-
-
-def _is_system(role: str) -> bool:
-    return role in ("system", "developer")
+    def __repr__(self) -> str:
+        # Tokens are text to whoever has the tokenizer, so they are not shown.
+        return f"Transcript({len(self.ids)} ids, {self.boundaries}, replayed={self.replayed})"

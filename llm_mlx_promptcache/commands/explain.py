@@ -147,7 +147,7 @@ def _rendered(answer: LoggedAnswer, tokenizer: TemplateTokenizer) -> Transcript:
     """The prompt as the engine renders it: with the date and arguments that the answer recorded."""
     from datetime import datetime
 
-    from ..chat.transcript import render
+    from ..chat.rendering import render
 
     request, recorded = answer.request, answer.record.rendered
     arguments = recorded.get("arguments")

@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import Future
 from functools import cache
 
-from ..chat.transcript import Transcript, render
+from ..chat.rendering import render
+from ..chat.transcript import Transcript
 from ..models.chat_tokenizer import TemplateTokenizer
 from ..models.references import spelled
 from .preparation import arguments_of

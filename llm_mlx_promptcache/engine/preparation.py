@@ -24,7 +24,8 @@ from ..chat.grammar import (
 from ..chat.hand_forms import GENERIC
 from ..chat.messages import Message, check_messages
 from ..chat.prompt import GENERIC_TOOLS, told
-from ..chat.transcript import Transcript, render
+from ..chat.rendering import render
+from ..chat.transcript import Transcript
 
 if TYPE_CHECKING:
     from ..models.chat_tokenizer import TemplateTokenizer

@@ -25,7 +25,7 @@ from .vocabulary import Vocabulary
 
 
 class TemplateTokenizer:
-    """Implements `chat.transcript.ChatTokenizer` over mlx-lm's `TokenizerWrapper`."""
+    """Implements `chat.rendered_text.ChatTokenizer` over mlx-lm's `TokenizerWrapper`."""
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper

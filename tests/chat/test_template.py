@@ -10,9 +10,9 @@ from transformers.utils.chat_template_utils import _normalize_chat_messages, ren
 
 from llm_mlx_promptcache.chat import template_work
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.chat.template_work import TemplateError, TooMuchWork
-from llm_mlx_promptcache.chat.transcript import render
 
 ASK = [{"role": "user", "content": "Hello"}]
 TWICE = "{% set a = ['x'] %}{% set n = namespace(a=a) %}{% for i in range(60) %}{% set n.a = "

@@ -10,7 +10,7 @@ import pytest
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.prompt import Mend
-from llm_mlx_promptcache.chat.transcript import TemplateError, render
+from llm_mlx_promptcache.chat.rendering import TemplateError, render
 
 FINGERPRINT = "model-a"
 SYSTEM = Message("system", "You are a helpful assistant who knows geography.")

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.chat.transcript import Boundary, TemplateError, render
+from llm_mlx_promptcache.chat.rendering import TemplateError, render
+from llm_mlx_promptcache.chat.transcript import Boundary
 
 FINGERPRINT = "model-a"
 SYSTEM = Message("system", "You are a helpful assistant who knows geography.")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 
 FINGERPRINT = "model-a"
 FAMILIES = ["chatml", "smollm2", "trim", "gemma", "mistral", "thinking", "empty_think", "json"]

@@ -16,7 +16,7 @@ from llm_mlx_promptcache.chat.answer_parts import (
     TextDelta,
 )
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Event, Finished
 from llm_mlx_promptcache.engine.preparation import arguments_of

@@ -18,7 +18,8 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.generated import Generated, ToolCall
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.transcript import Transcript, render
+from llm_mlx_promptcache.chat.rendering import render
+from llm_mlx_promptcache.chat.transcript import Transcript
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling

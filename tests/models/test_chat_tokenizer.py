@@ -11,7 +11,7 @@ from mlx_lm.utils import load_tokenizer
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.prompt import Feature, Mend
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.models import chat_tokenizer
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.template_profile import TemplateProfile

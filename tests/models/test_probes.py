@@ -6,7 +6,7 @@ import pytest
 from real_tokenizers import real_tokenizer
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.tokenizer import wrapped_tokenizer
 

@@ -8,7 +8,7 @@ from corpus import CorpusChat
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.chat.prompt import GENERIC_TOOLS, Feature
-from llm_mlx_promptcache.chat.transcript import render
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.models.template_profile import learn_profile
 
 # How families write a call, by the mark that is known of them.

@@ -1,0 +1,234 @@
+"""The text of a conversation, and how other renderings of the same template relate to it.
+
+Everything is found by rendering: a place is where two renderings part, never a string looked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from .generated import canonical_json
+from .memo import Prefixes, memo_of
+from .messages import Message
+from .prompt import PromptForm, WordsLostError, fit, mended
+from .template_work import TemplateError, TooMuchWork
+
+# They differ from the first character on, and in length.
+_PROBES = ("Question?", "Another one.")
+_ROLE_LIMIT = 12
+_REASON_LIMIT = 200
+
+
+class ChatTokenizer(Protocol):
+    """What this room needs of a tokenizer and its chat template."""
+
+    stop_ids: frozenset[int]
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """What the template has no place for."""
+
+    def apply(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
+    ) -> str:
+        """The template's text of `messages`; raises what the template raises."""
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of `text` with nothing added, and the character where each one ends."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included."""
+
+
+class Clock:
+    """`strftime_now` for templates, at one moment; knows whether it was asked."""
+
+    def __init__(self, moment: datetime) -> None:
+        self.moment = moment
+        self.asked = False
+
+    def __call__(self, form: str) -> str:
+        """The moment, in the form that the template wants."""
+        self.asked = True
+        return self.moment.strftime(form)
+
+
+class RenderedText:
+    """The text of a conversation, the turns it was made of, and probes beside it."""
+
+    def __init__(
+        self, messages: Sequence[Message], tokenizer: ChatTokenizer, arguments: Mapping[str, Any]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._arguments = arguments
+        self._heads: dict[tuple[int, bool], str | None] = {}
+        try:
+            made = fit(messages, arguments, self._prompt, tokenizer.prompt_form)
+        except TooMuchWork:
+            raise
+        except WordsLostError as error:
+            raise TemplateError(str(error)) from None
+        except Exception as error:
+            # `from None`: a template's traceback can show the conversation.
+            raise TemplateError(_refusal(error, messages)) from None
+        self.turns, self.text, self.mends = made
+        self._messages = [turn.message for turn in self.turns]
+        self._heads[len(self.turns), True] = self.text
+        self.sentinel = _sentinel(self.text)
+        self.memo = memo_of(tokenizer)
+        self.prefixes = Prefixes(self.text)
+        mends = sorted(mend.value for mend in self.mends)
+        self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
+
+    def head(self, count: int, *, prompt: bool) -> str | None:
+        """The first `count` turns alone, with or without a prompt for an answer."""
+        key = (count, prompt)
+        if key not in self._heads:
+            self._heads[key] = self.probe(self._messages[:count], prompt=prompt)
+        return self._heads[key]
+
+    def end_of(self, index: int, before: int) -> int:
+        """Where turn `index` ends, that begins behind `before`; 0 where that can't be told."""
+        known = self.memo.get(self.keys[index], self.prefixes)
+        if known is not None:
+            return known[0]
+        end = self._common(self.head(index + 1, prompt=False))
+        if end <= before and index + 1 < len(self.turns):
+            # Some templates write the last message in another way than one that is followed.
+            changed = {**self._messages[index + 1], "content": self.sentinel}
+            end = self._common(self.probe([*self._messages[: index + 1], changed], prompt=False))
+        self.memo.put(self.keys[index], self.prefixes, end)
+        return end
+
+    def shared_system(self, count: int) -> int:
+        """How many characters don't depend on what follows the first `count` turns."""
+        head = self._messages[:count]
+        texts = [
+            self.probe([*head, {"role": "user", "content": content}], prompt=True)
+            for content in _PROBES
+        ]
+        if texts[0] is None or texts[1] is None:
+            return 0
+        return self._common(texts[0][: common_prefix(texts[0], texts[1])])
+
+    def shared_later(self) -> int:
+        """How many characters stay when the answer and another question have followed."""
+        answered = [*self._messages, {"role": "assistant", "content": self.sentinel}]
+        later = self.probe([*answered, {"role": "user", "content": _PROBES[0]}], prompt=True)
+        return self._common(self.probe(answered, prompt=False) if later is None else later)
+
+    def prompt_end(self, index: int) -> int | None:
+        """Where the prompt for the answer at `index` ends; None if it isn't in this text."""
+        prompt = self.head(index, prompt=True)
+        return len(prompt) if prompt is not None and self.text.startswith(prompt) else None
+
+    def with_turn(self, index: int, changes: Mapping[str, Any], upto: int | None = None) -> str:
+        """The text with parts of turn `index` changed; empty where the template refuses it."""
+        changed = list(self._messages[:upto])
+        changed[index] = {**changed[index], **changes}
+        return self.probe(changed, prompt=upto is None) or ""
+
+    def place(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
+        """Where a part of turn `index` stands; None where it is not shown as it is.
+
+        `keys` are the names that templates may know the part by.
+        """
+        keys = [key for key in keys if key in self._messages[index]]
+        changed = self.with_turn(index, dict.fromkeys(keys, self.sentinel))
+        before, found, after = changed.partition(self.sentinel)
+        start, end = len(before), len(self.text) - len(after)
+        if not found or start > end:
+            return None
+        # A second sentinel would be in `after`, so it is refused here too.
+        if not (self.text.startswith(before) and self.text.endswith(after)):
+            return None
+        # Templates trim; what else they do to an answer (thinking dropped) is theirs to decide.
+        unchanged = self.text[start:end].strip() == self._messages[index][keys[0]].strip()
+        return (start, end) if unchanged else None
+
+    def probe(self, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:
+        """A rendering that no one asked for, so a template may refuse it: None."""
+        try:
+            return self._apply(messages, prompt=prompt)
+        except TooMuchWork:
+            raise  # the next would not end either
+        except Exception:
+            return None
+
+    def _common(self, text: str | None) -> int:
+        return 0 if text is None else common_prefix(text, self.text)
+
+    def _apply(self, messages: list[dict[str, Any]], *, prompt: bool) -> str:
+        made, arguments = mended(
+            messages, self._arguments, self.mends, self.tokenizer.prompt_form.example
+        )
+        return self.tokenizer.apply(made, add_generation_prompt=prompt, **arguments)
+
+    def _prompt(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
+        return self.tokenizer.apply(messages, add_generation_prompt=True, **arguments)
+
+
+def _chain(messages: Sequence[dict[str, Any]], arguments: Mapping[str, Any]) -> Iterator[bytes]:
+    """For each message, a digest of it, of all before it and of the template's arguments."""
+    plain = {key: value for key, value in arguments.items() if not callable(value)}
+    chain = blake2b(canonical_json(plain).encode(), digest_size=16)
+    for message in messages:
+        chain.update(canonical_json(message).encode())
+        yield chain.digest()
+
+
+def common_prefix(a: str, b: str) -> int:
+    """How many characters `a` and `b` share from their starts, by halving."""
+    low, high = 0, min(len(a), len(b))
+    if a.startswith(b) or b.startswith(a):
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def common_suffix(a: str, b: str) -> int:
+    """How many characters `a` and `b` share at their ends."""
+    return common_prefix(a[::-1], b[::-1])
+
+
+def _sentinel(text: str) -> str:
+    """A word that stands nowhere in the conversation, and that no filter changes."""
+    number = 0
+    while (word := f"answer{number}x") in text:
+        number += 1
+    return word
+
+
+def _refusal(error: Exception, messages: Sequence[Message]) -> str:
+    """One line with the template's own reason and the roles, without the conversation's text."""
+    reason = str(error)
+    for text in _said(messages):
+        if len(text) > 3:
+            reason = reason.replace(text, "...")
+    reason = " ".join(reason.split()) or type(error).__name__
+    if len(reason) > _REASON_LIMIT:
+        reason = reason[:_REASON_LIMIT] + "..."
+    roles = [message.role for message in messages]
+    listed = ", ".join(roles if len(roles) <= _ROLE_LIMIT else ["...", *roles[-_ROLE_LIMIT:]])
+    return (
+        f"the model's chat template refused the messages (roles: {listed}): {reason};"
+        " send roles and an order that it takes, or use another model"
+    )
+
+
+def _said(messages: Sequence[Message]) -> list[str]:
+    """Every text of the conversation, the longest first."""
+    texts = {text for m in messages for text in (m.content, m.reasoning)}
+    for message in messages:
+        for call in message.tool_calls:
+            texts |= set(re.findall(r"[^\"'\\{}\[\]]+", repr(dict(call.arguments))))
+    return sorted(texts, key=len, reverse=True)
