@@ -5,18 +5,39 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .arguments import fitted_object, json_value, literal
 from .checks import check_json
 
-# Some templates write nothing where a call has no arguments.
-NO_ARGUMENTS = re.compile(r"(\"(?:arguments|parameters)\"\s*:\s*)(\}+\s*)$")
-
 
 def new_call_id() -> str:
     """An id that no other call has."""
     return f"call_{secrets.token_hex(12)}"
+
+
+def with_arguments(text: str, keys: Sequence[str]) -> str:
+    """`text` with `{}` where a template writes nothing behind one of `keys`: no arguments."""
+    return _no_value(tuple(keys)).sub(r"\1{}", text)
+
+
+def named_in(text: str, keys: Sequence[str]) -> str:
+    """The name that an object that can't be read has under one of `keys`; empty where none."""
+    found = _named(tuple(keys)).search(text)
+    return found[1] if found is not None else ""
+
+
+@lru_cache(maxsize=64)
+def _no_value(keys: tuple[str, ...]) -> re.Pattern[str]:
+    # Inside a string its quotes would be escaped.
+    return re.compile(rf'("(?:{"|".join(map(re.escape, keys))})"\s*:)\s*(?=[,}}])')
+
+
+@lru_cache(maxsize=64)
+def _named(keys: tuple[str, ...]) -> re.Pattern[str]:
+    listed = "|".join(map(re.escape, keys))
+    return re.compile(rf"[\"'](?:{listed})[\"']\s*:\s*[\"']([^\"'\\]{{1,128}})[\"']")
 
 
 def object_of(text: str) -> dict[str, Any] | None:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from .arguments import fitted_object, parameters_of, unfit
 from .call_objects import (
-    NO_ARGUMENTS,
     as_arguments,
     first_of,
+    named_in,
     new_call_id,
     object_of,
     value_at,
+    with_arguments,
 )
 from .checks import check_json, check_text
 from .forms import Form, Hole, Layout, marks_in
@@ -30,7 +31,6 @@ from .text_source import Steps, TextSource
 _NAME = re.compile(r"[^\s<>\[\](){}\"'=,|]{1,128}")
 _ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,9}")
-_NAMED = re.compile(r"[\"'](?:name|tool_name)[\"']\s*:\s*[\"']([^\"'\\]{1,128})[\"']")
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LONGEST = 128
@@ -75,6 +75,8 @@ class CallReader:
         most: int | None = None,
     ) -> None:
         self._form, self._most = form, most
+        self._name_keys = (*form.keys.name[-1:], *_NAME_KEYS)
+        self._argument_keys = (*form.keys.arguments[-1:], *_ARGUMENT_KEYS)
         self._parameters = parameters_of(tools)
         self._names = sorted(self._parameters, key=len, reverse=True)
         self._longest = max((len(name) for name in self._names), default=0)
@@ -336,21 +338,21 @@ class CallReader:
         source = self._source
         ends = [at for m in self._form.tail_marks if (at := source.text.find(m, start)) >= 0]
         end = min(ends, default=len(source.text))
-        named = _NAMED.search(source.text, start, min(end, start + 1024))
-        if named is None or named[1] not in self._parameters:
+        name = named_in(source.text[start : min(end, start + 1024)], self._name_keys)
+        if name not in self._parameters:
             return None
         source.at = end
-        return InvalidCall(named[1], source.text[start:end], "its JSON does not end", new_call_id())
+        return InvalidCall(name, source.text[start:end], "its JSON does not end", new_call_id())
 
     def _from_text(self, text: str) -> ToolCall | InvalidCall | None:
         found = object_of(text)
-        if found is None and NO_ARGUMENTS.search(text):
-            found = object_of(NO_ARGUMENTS.sub(r"\1{}\2", text))
+        if found is None and (filled := with_arguments(text, self._argument_keys)) != text:
+            found = object_of(filled)
         if found is None:
-            named = _NAMED.search(text[:1024])
-            if named is None or named[1] not in self._parameters:
+            name = named_in(text[:1024], self._name_keys)
+            if name not in self._parameters:
                 return None
-            return InvalidCall(named[1], text, "its JSON can't be read", new_call_id())
+            return InvalidCall(name, text, "its JSON can't be read", new_call_id())
         return self._from_object(found, text)
 
     def _from_object(self, found: Mapping[str, Any], text: str) -> ToolCall | InvalidCall | None:
@@ -362,14 +364,14 @@ class CallReader:
         holder = value_at(found, keys.name[:-1])
         inner = found.get("function")
         for one in (holder, inner, found):
-            name = first_of(one, (*keys.name[-1:], *_NAME_KEYS))
+            name = first_of(one, self._name_keys)
             if isinstance(name, str) and name:
                 break
         else:
             return None
         arguments = value_at(found, keys.arguments)
         if arguments is None:
-            arguments = first_of(one, (*keys.arguments[-1:], *_ARGUMENT_KEYS))
+            arguments = first_of(one, self._argument_keys)
         if name not in self._parameters:
             name = next((n for n in self._names if name.endswith((f".{n}", f":{n}"))), name)
         own = value_at(found, keys.id) if keys.id else None

@@ -8,6 +8,9 @@ from typing import Any, Final
 
 from .template_work import NODE, Work, by_rank, replaced, spelled_widths
 
+# A text in pieces, which may be of one letter each, for each of its letters.
+_PIECE: Final = 16
+
 Meter = Callable[[], Work]
 
 # What they give is as long as what they take, or nothing is made before it is asked for.
@@ -126,6 +129,8 @@ def _beyond(
             if not isinstance(value, str):
                 return widths
             return spelled_widths(value) + widths + value.count("%(") * texts
+        case "title" | "wordcount":
+            return _PIECE * weight
         case "sum":
             return count * weight if any(not isinstance(one, int) for one in args) else 0
         case _ if name in _GATHER:

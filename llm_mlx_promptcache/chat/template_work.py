@@ -188,6 +188,10 @@ class _Counted(Iterator[Any]):
         return item
 
 
+# What a template does wrong with one is told in the words that Python has for Jinja's own.
+_Counted.__name__ = _Counted.__qualname__ = "generator"
+
+
 def replaced(text: Any, old: Any = "", new: Any = "", *_: Any) -> int:
     """The letters that `text.replace(old, new)` adds."""
     try:

@@ -119,7 +119,10 @@ def test_why_there_is_no_form_is_told(templates):
         learn_form(refuses)
 
 
-KEYS = {"name": "tytle", "arguments": "wishes", "parameters": "wants", "id": "tag"}
+KEYS = {
+    **{"name": "tytle", "tool_name": "twytle"},
+    **{"arguments": "wishes", "parameters": "wants", "id": "tag"},
+}
 
 
 def renamed(source, marks, random):
@@ -189,10 +192,8 @@ def test_templates_with_other_marks_keys_and_spaces_are_learned_again(templates)
     objects = [(before, form) for before, form in pairs if form.layout is Layout.OBJECT]
     keys = [form.keys for before, form in objects if form.keys != before.keys]
     assert len(keys) > len(objects) / 4
-    assert {one.name[-1] for one in keys} | {one.arguments[-1] for one in keys} <= {
-        *KEYS.values(),
-        *KEYS,
-    }
+    written = {one.name[-1] for one in keys} | {one.arguments[-1] for one in keys}
+    assert written <= {*KEYS.values(), *KEYS}, (seed, written)
 
 
 APRIEL = ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]")

