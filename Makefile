@@ -64,9 +64,10 @@ lint: .venv/ready cog-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Writes those parts anew.
+# Writes those parts and the picture of the rooms anew.
 cog: .venv/ready
 	$(BIN)/cog -r -I docs $(COG_PAGES)
+	$(BIN)/python docs/rooms.py
 
 cog-check: .venv/ready
 	$(BIN)/cog --check --diff -I docs $(COG_PAGES)

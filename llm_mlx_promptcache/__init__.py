@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DiskStore", "Lease", "NullStore", "PromptCache", "Rows"]
 
-_HOMES = {
+_MODULES = {
     "DiskStore": "disk.store",
     "Lease": "memory.leases",
     "NullStore": "store",
@@ -24,8 +24,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # llm imports every plugin for each of its commands, so MLX waits until somebody asks.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".cache.{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".cache.{_MODULES[name]}", __name__), name)

@@ -1,6 +1,7 @@
 """The rule of arrows: front ends -> engine -> cache, chat; inside the cache, who stands on whom."""
 
 import ast
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -36,16 +37,27 @@ TENSORS = {
 }
 
 
+_spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+pictured = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pictured)
+
+
 def imported(path):
-    """What a file imports, at its top or anywhere in it, each name in full."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*above, *filter(None, [node.module])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+    """What a file imports, each name in full."""
+    return pictured.imported(path, ROOT)
+
+
+def listed():
+    """The files that the design's drawing of the rooms has."""
+    text = (ROOT / "docs" / "design.md").read_text().partition("\n## Rooms\n")[2]
+    folders = []
+    for line in text.split("```")[1].splitlines()[1:]:
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name.removesuffix("/"))
+        else:
+            yield "/".join([*folders, name])
 
 
 def rooms(path):
@@ -126,3 +138,30 @@ def test_no_two_classes_have_one_name():
         if isinstance(node, ast.ClassDef)
     )
     assert {name for name, count in found.items() if count > 1} <= SHARED_NAMES
+
+
+def test_the_design_names_each_file_and_no_other():
+    packages = (ROOT / PACKAGE, ROOT / "langchain_adapter")
+    files = [path for package in packages for path in package.rglob("*.py")]
+    there = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
+    drawn = Counter(listed())
+    assert {name for name, count in drawn.items() if count > 1} == set()
+    assert there - set(drawn) == set(), "files that the drawing lacks"
+    assert set(drawn) - there == set(), "names in the drawing without a file"
+
+
+def test_the_picture_of_the_rooms_is_what_the_imports_give():
+    text = (ROOT / "docs" / "rooms.svg").read_text()
+    assert text == pictured.picture(ROOT), "run `make cog`"
+
+
+def test_the_picture_has_an_arrow_for_each_import_that_follows_from_no_other():
+    found = {("a", "b"), ("b", "c"), ("a", "c"), ("c", "d"), ("a", "d")}
+    assert pictured.reduced(found) == {("a", "b"), ("b", "c"), ("c", "d")}
+    with pytest.raises(ValueError, match="imports from itself through other rooms"):
+        pictured.reduced({*found, ("d", "a")})
+
+
+def test_what_the_cache_shares_is_its_ground():
+    names = {path.stem for path in pictured.files_of(ROOT)[pictured.SHARED]}
+    assert names == GROUND

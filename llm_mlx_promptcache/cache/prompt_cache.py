@@ -36,7 +36,7 @@ _LEAST_ON_THEIR_WAY: Final = 16 << 20  # bytes; a small budget must not lose wha
 class PromptCache:
     """Keeps what models computed for prefixes of prompts, and hands it to who needs it again.
 
-    `memory_bytes` bounds the spans in memory, `spans` their number if given; `disk` is a `Store`,
+    `memory_bytes` limits the spans in memory, `spans` their number if given; `disk` is a `Store`,
     or None for none. `tiers` run from least to most persistent. Calls are safe from any thread.
     """
 

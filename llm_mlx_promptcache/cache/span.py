@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DamagedSpan(ValueError):
-    """A stored span that is not what was written: taken as a miss, and it goes."""
+    """A stored span that is not what was written: taken as a miss, and deleted."""
 
 
 class StoredSpan(NamedTuple):

@@ -80,7 +80,7 @@ class Store(Protocol):
         """A span to be read, checked as far as its head goes; None where it can't be had."""
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """A span was seen not to be what was written: it goes, with all that hangs on it."""
+        """A span was seen not to be what was written: it is deleted, with all that hangs on it."""
 
     def unreadable(self, error: Exception) -> None:
         """Something could not be read, by no fault of its own: it stays, and is told once."""

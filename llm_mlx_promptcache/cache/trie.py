@@ -186,9 +186,9 @@ class PromptTrie(Generic[V]):
         return child
 
     def prune(self, node: Node[V]) -> None:
-        """Remove a leaf; its root goes with the last one.
+        """Remove a leaf, and its root with the last one.
 
-        The leaf's value goes with it, whoever still holds the node: values know their nodes, and
+        The leaf's value is removed with it, whoever still holds the node: values know their nodes, and
         a cycle would keep what they hold until the collector comes.
         """
         parent = node.parent

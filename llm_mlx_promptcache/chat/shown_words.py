@@ -50,7 +50,7 @@ def lost_words(
 
     `shown` renders other messages and tools in the same way.
     """
-    marks = _Marks(_stem(turns, text))
+    marks = _Marks(_head(turns, text))
     parts: list[_Part] = []
     messages = []
     leading = True
@@ -135,21 +135,21 @@ _ESCAPES: tuple[Callable[[str], str], ...] = (
 class _Marks:
     """Words that stand nowhere in the conversation, and that no filter changes."""
 
-    def __init__(self, stem: str) -> None:
-        self._stem = stem
+    def __init__(self, head: str) -> None:
+        self._head = head
         self._count = 0
 
     def new(self) -> str:
         self._count += 1
-        return f"{self._stem}{self._count}z"
+        return f"{self._head}{self._count}z"
 
 
-def _stem(turns: Sequence[Turn], text: str) -> str:
+def _head(turns: Sequence[Turn], text: str) -> str:
     number = 0
     said = [str(turn.message) for turn in turns]
-    while any((stem := f"q{number}word") in one for one in [text, *said]):
+    while any((head := f"q{number}word") in one for one in [text, *said]):
         number += 1
-    return stem
+    return head
 
 
 def _marked(turn: Turn, place: int, marks: _Marks) -> tuple[dict[str, Any], list[_Part]]:

@@ -200,7 +200,7 @@ def _ask(model: str, messages: tuple[Message, ...], *, use_cache: bool) -> Finis
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """An empty cache that goes afterwards; the user's models and settings, nothing else."""
+    """An empty cache that is removed afterwards; the user's models and settings, nothing else."""
     from ..engine.pool import DISK_SWITCH
 
     kept = {name: os.environ.get(name) for name in (HOME_VARIABLE, DISK_SWITCH)}

@@ -55,7 +55,7 @@ def stats(*, as_json: bool) -> None:
         f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
         f" of at most {format_size(held['budget'])} in {cache_folder()}"
     )
-    # What nobody can open any more, since mlx or the weights changed: it goes first.
+    # What nobody can open any more, since mlx or the weights changed: it is evicted first.
     told = {m: f"{format_size(size)} superseded" if size else "" for m, size in gone.items()}
     rows = [(m or "unnamed", str(spans), format_size(size), told[m]) for m, spans, size in models]
     if rows:

@@ -120,11 +120,14 @@ class KVManager:
         namespace = self._namespace(handle)
         if namespace != handle.kept_in:  # rows that were quantised since belong elsewhere
             handle.kept, handle.kept_in = 0, namespace
-        bounds = prepared.transcript.boundaries
         copies = rows is Rows.COPY or handle.rows_in is RowsIn.CACHE
         each = Rows.COPY if copies else Rows.KEEP_OUT
-        passed = [b for b in bounds if handle.kept < b.position <= done]
-        ends = [PathEnd(b.position, b.tier, each) for b in passed]
+        passed = [
+            boundary
+            for boundary in prepared.transcript.boundaries
+            if handle.kept < boundary.position <= done
+        ]
+        ends = [PathEnd(position, tier, each) for position, tier in passed]
         if not ends or ends[-1].at < done:
             ends.append(PathEnd(done, "assistant", each))
         if not self._position_known:  # at the last end, and no other

@@ -26,7 +26,7 @@ _cache: PromptCache | None = None
 _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
-MEMORY = "4GB"  # of this process, for what the user set no bound for
+MEMORY = "4GB"  # of this process, for what the user set no limit for
 
 
 def engine_for(reference: str) -> Engine:
@@ -60,7 +60,7 @@ def uses_disk() -> bool:
 
 
 def disk_store() -> DiskStore:
-    """The user's folder of stored spans, with the bounds that the settings give it."""
+    """The user's folder of stored spans, with the limits that the settings give it."""
     from ..cache.disk.store import DiskStore
 
     settings = load_settings()

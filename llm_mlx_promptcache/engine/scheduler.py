@@ -174,7 +174,7 @@ class Scheduler:
                 self._end(sequence, error)
 
     def _preempt(self) -> None:
-        """Where answers outgrew the bound the newest waits again: what it has is kept."""
+        """Where answers outgrew the limit the newest waits again: what it has is kept."""
         while len(active := self._active()) > 1:
             prompts = sum(sequence.done for sequence in self._prefilling)
             if self._admission.holds(prompts + self._batches.tokens):
@@ -222,11 +222,11 @@ class Scheduler:
             return
         if common_prefix(other.path, sequence.ids) <= handle.shared:
             return
-        answering = other.slot if other.slot in self._decoding else None
-        if answering is not None:
-            handle.layers = self._batches.layers_of(answering)
+        answers_in = other.slot if other.slot in self._decoding else None
+        if answers_in is not None:
+            handle.layers = self._batches.layers_of(answers_in)
         self._kv.insert(handle, other.path, Rows.COPY)
-        if answering is not None:
+        if answers_in is not None:
             handle.layers = []
 
     def _begin(self, sequence: Sequence, rows: Rows) -> None:

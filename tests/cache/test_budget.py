@@ -149,7 +149,7 @@ def test_every_policy_keeps_to_the_budget(keep, policy):
     assert sum(cache.stats()["evicted"].values()) > 10
 
 
-def test_rows_that_nobody_else_needs_move_into_the_lease_and_come_home(keep, run, greedy):
+def test_rows_that_nobody_else_needs_move_into_the_lease_and_are_returned(keep, run, greedy):
     cache = PromptCache("1GB")
     tokens = path(1, 40)
     keep(cache, tokens[:25], "user")

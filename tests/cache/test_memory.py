@@ -94,7 +94,7 @@ def discarded(cache, path):
 
 
 def lost_with_a_lease(cache, path):
-    """Its rows move into layers that never come home; the next request finds them gone."""
+    """Its rows move into layers that are never returned; the next request does not find them."""
     cache.fetch("m", [*path, 1], rows=Rows.GIVE)
     assert cache.fetch("m", [*path, 1]).layers is None
 

@@ -241,7 +241,7 @@ def test_one_wait_proves_a_group_and_no_token_waits(scheduler_of, monkeypatch):
         patched.setattr(device, "settle", lambda: counted.append("settled"))
         while made.busy:
             made.step()
-    # What was computed comes home under its three tiers; then the model is at rest.
+    # What was computed is kept under its three tiers; then the model is at rest.
     assert counted == ["settled"] * 2
 
 

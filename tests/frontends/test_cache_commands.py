@@ -122,7 +122,7 @@ def test_limits_are_kept_and_hold(asked):
     ("option", "value"),
     [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old"), ("--max-age", "0d")],
 )
-def test_a_bound_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
+def test_a_limit_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
     (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()
     assert line.startswith(f"Error: {option} is ")
     assert bare_home.told("settings") == {"memory": None, "disk": None, "max_days": None}

@@ -49,7 +49,7 @@ class _NotPublished(Exception):
 class DiskStore:
     """Spans in a folder.
 
-    `max_bytes` bounds all of its files, whoever writes them; without it they stay below 20 GB and
+    `max_bytes` limits all of its files, whoever writes them; without it they stay below 20 GB and
     a tenth of the free space. Spans that were not used for `max_days` are removed.
     """
 

@@ -5,9 +5,9 @@ An owner (memory or disk) tells what happens to its spans, and asks for a victim
     push     a span is stored            split    one span became two
     use      a fetch found spans         touch    an insert passed over spans
     hold     a lease or pin keeps one    release  and lets it go
-    remove   the owner took one out      pop      who goes next? it is taken out and remembered
+    remove   the owner took one out      pop      what is evicted next: it is taken out and remembered
 
-Only leaves that nobody holds are ever popped; when the last child goes, its parent may.
+Only leaves that nobody holds are ever popped; when the last child is evicted, its parent may be.
 Time is a count of requests (`advance`), never a clock. Not locked, the owner is.
 The default policy, what else was tried, and figures: docs/eviction.md.
 """
@@ -208,7 +208,7 @@ class CacheOrder(Generic[T]):
             self._enqueue(entry.parent)
 
     def pop(self) -> Entry[T] | None:
-        """Take out the one that goes next and remember it; None where nothing may go."""
+        """Take out what is evicted next and remember it; None where nothing may be."""
         heads = {bucket: head for bucket in list(self._heaps) if (head := self._head(bucket))}
         if not heads:
             return None
