@@ -123,10 +123,8 @@ def test_nobody_imports_a_front_end():
             assert FRONT_ENDS.isdisjoint(rooms(path)), path
 
 
-# `compat.py` has mlx-lm's own names. The others go when their rooms are done.
-SHARED_NAMES = {"PromptTrie", "CacheOrder"} | {
-    *("Marks", "Row", "State", "Work", "Answer"),
-}
+# `compat.py` has mlx-lm's own names.
+SHARED_NAMES = {"PromptTrie", "CacheOrder"}
 
 
 def test_no_two_classes_have_one_name():
@@ -137,7 +135,7 @@ def test_no_two_classes_have_one_name():
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ClassDef)
     )
-    assert {name for name, count in found.items() if count > 1} <= SHARED_NAMES
+    assert {name for name, count in found.items() if count > 1} == SHARED_NAMES
 
 
 def test_the_design_names_each_file_and_no_other():

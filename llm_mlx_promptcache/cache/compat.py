@@ -44,7 +44,7 @@ class PromptTrie(trie.PromptTrie[Any]):
 
 
 class CacheOrder:
-    """mlx-lm's `CacheOrder`: the oldest is evicted, of the first tier no smaller than the one after it.
+    """mlx-lm's `CacheOrder`: evicts the oldest of the first tier no smaller than the one after it.
 
     `remove` takes one step, however many there are. A path is there once: pushed again, it is the
     newest of its new tier.
@@ -97,7 +97,7 @@ class CacheOrder:
 
 
 class _LeastPersistentFirst(CacheOrder):
-    """The least recently used of the least persistent tier is evicted, however many there are of it."""
+    """Evicts the least recently used of the least persistent tier, however many there are of it."""
 
     def of(self, tier: str) -> list[tuple[Any, Any]]:
         """What is in a tier, as (model, tokens)."""
@@ -130,8 +130,8 @@ class LRUPromptCache:
       the log says why. Of layers that hold fewer tokens than the path has, so many are kept.
     - A path that goes on from others takes the place of those of its tier and of less persistent
       ones; where layers can't be cut, the nearest of them stays, since it alone can resume there.
-    - The least recently inserted or fetched of the least persistent tier is evicted first, never the
-      one that has just come. One larger than `max_bytes` is cut to what fits, or refused.
+    - The least recently inserted or fetched of the least persistent tier is evicted first, never
+      the one that has just come. One larger than `max_bytes` is cut to what fits, or refused.
 
     Calls are safe from any thread. For pins, a store on disk and figures use `PromptCache`.
     """

@@ -188,7 +188,7 @@ class PromptTrie(Generic[V]):
     def prune(self, node: Node[V]) -> None:
         """Remove a leaf, and its root with the last one.
 
-        The leaf's value is removed with it, whoever still holds the node: values know their nodes, and
+        Its value is removed with it, whoever still holds the node: values know their nodes, and
         a cycle would keep what they hold until the collector comes.
         """
         parent = node.parent

@@ -32,7 +32,7 @@ _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _WORD = re.compile(r"\s*(\w{1,64})")
 
 
-class _State(Enum):
+class _Section(Enum):
     HEADER = "header"
     TEXT = "text"
     REASONING = "reasoning"
@@ -66,11 +66,11 @@ class ChannelParser:
         self._channels, self._most = channels, most
         self._kind = None if grammar is None else grammar.kind
         self._parameters = parameters_of(tools)
-        self._state = _State.HEADER
+        self._section = _Section.HEADER
         self._waiting = ""
         self._name = self._body = ""
         self._inside: tuple[int, int] | None = None  # the first mark in a string of the call's
-        self._said: dict[_State, list[str]] = {_State.TEXT: [], _State.REASONING: []}
+        self._said: dict[_Section, list[str]] = {_Section.TEXT: [], _Section.REASONING: []}
         self._apart = False
         self._calls: list[ToolCall] = []
         self._invalid: list[InvalidCall] = []
@@ -78,7 +78,7 @@ class ChannelParser:
     @property
     def reasons(self) -> bool:
         """Whether what comes next is reasoning, as far as is known."""
-        return self._state is _State.REASONING
+        return self._section is _Section.REASONING
 
     @property
     def full(self) -> bool:
@@ -102,33 +102,33 @@ class ChannelParser:
         """The last parts, and the answer; `whole`: the model ended it."""
         parts: list[Part] = []
         cut = None
-        while self._state is _State.CALL and whole:
+        while self._section is _Section.CALL and whole:
             self._body += self._waiting
             self._waiting = self._close_call(parts)
             parts += self.feed("")
-        if self._state is _State.CALL:
+        if self._section is _Section.CALL:
             cut = CutShort("a call of a tool")
-        elif self._state is not _State.HEADER:
+        elif self._section is not _Section.HEADER:
             self._say(parts, self._waiting)
         if not whole:
             cut = cut or cut_short(self._kind, called=bool(self._calls))
-        texts, thoughts = ("".join(self._said[s]) for s in (_State.TEXT, _State.REASONING))
+        texts, thoughts = ("".join(self._said[s]) for s in (_Section.TEXT, _Section.REASONING))
         return parts, Answer(texts, thoughts, tuple(self._calls), cut, tuple(self._invalid))
 
     def _step(self, parts: list[Part]) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
-        if self._state is _State.HEADER:
+        if self._section is _Section.HEADER:
             return self._step_header()
         channels = self._channels
         before, mark, after = Marks([*channels.ends, channels.start]).split(self._waiting)
-        if self._state is _State.CALL:
+        if self._section is _Section.CALL:
             self._body += before
         else:
             self._say(parts, before)
         self._waiting = after
         if mark is None:
             return False
-        if self._state is _State.CALL:
+        if self._section is _Section.CALL:
             if _in_string(self._body):
                 # Spelled out, and no token; or else the call is broken, which its end will tell.
                 start = len(self._body)
@@ -137,7 +137,7 @@ class ChannelParser:
                 return True
             behind = self._close_call(parts)
             self._waiting = f"{behind}{mark}{after}" if behind else after
-        self._state, self._apart = _State.HEADER, True
+        self._section, self._apart = _Section.HEADER, True
         return True
 
     def _step_header(self) -> bool:
@@ -147,18 +147,18 @@ class ChannelParser:
             if self._may_be_header():
                 return False
             # Words without a header are what the model has to say.
-            self._state = _State.TEXT
+            self._section = _Section.TEXT
             return True
         self._waiting = rest
         recipient = _RECIPIENT.search(header)
         word = _WORD.match(header.partition(channels.channel)[2])
         if recipient is not None:
-            self._state, self._body = _State.CALL, ""
+            self._section, self._body = _Section.CALL, ""
             self._name = recipient[1].removeprefix(channels.recipient.removeprefix("to="))
         elif word is not None and word[1] in channels.reasoning:
-            self._state = _State.REASONING
+            self._section = _Section.REASONING
         else:
-            self._state = _State.TEXT
+            self._section = _Section.TEXT
         return True
 
     def _may_be_header(self) -> bool:
@@ -167,14 +167,14 @@ class ChannelParser:
         return not lead or any(lead.startswith(s) or s.startswith(lead) for s in starts)
 
     def _say(self, parts: list[Part], text: str) -> None:
-        said = self._said[self._state]
+        said = self._said[self._section]
         if not text:
             return
         if self._apart and said:
             text = f"\n\n{text}"
         self._apart = False
         said.append(text)
-        thinks = self._state is _State.REASONING
+        thinks = self._section is _Section.REASONING
         parts.append(ReasoningDelta(text) if thinks else TextDelta(text))
 
     def _close_call(self, parts: list[Part]) -> str:
@@ -183,7 +183,7 @@ class ChannelParser:
         if self._inside is not None and read_object(self._body, {}) is None:
             start, end = self._inside
             self._body, behind = self._body[:start], self._body[end:]
-        self._inside, self._state, self._apart = None, _State.HEADER, True
+        self._inside, self._section, self._apart = None, _Section.HEADER, True
         self._end_call(parts)
         return behind
 

@@ -27,7 +27,7 @@ class Replay(NamedTuple):
     ids: tuple[int, ...]
 
 
-class _Answer(NamedTuple):
+class _GeneratedText(NamedTuple):
     """An answer as it was generated: ids and text without the stop token, and that token."""
 
     ids: tuple[int, ...]
@@ -91,13 +91,13 @@ def _find(rendering: RenderedText, index: int, message: Message) -> Replay | Non
     return _replay_text(rendering, index, message, start, answer)
 
 
-def _answer(rendering: RenderedText, message: Message) -> _Answer:
+def _answer(rendering: RenderedText, message: Message) -> _GeneratedText:
     assert message.generated is not None
     ids, tokenizer = message.generated.ids, rendering.tokenizer
     count = len(ids) - (ids[-1] in tokenizer.stop_ids)
     stop = ids[count:]
     text = tokenizer.decode(ids[:count]) if count else ""
-    return _Answer(ids[:count], text, stop, tokenizer.decode(stop) if stop else "")
+    return _GeneratedText(ids[:count], text, stop, tokenizer.decode(stop) if stop else "")
 
 
 def _literal_end(text: str, start: int, said: str) -> int | None:
@@ -109,7 +109,7 @@ def _literal_end(text: str, start: int, said: str) -> int | None:
     return start + len(said) if text.startswith(said, start) else None
 
 
-def _closed(text: str, start: int, end: int, answer: _Answer) -> Replay | None:
+def _closed(text: str, start: int, end: int, answer: _GeneratedText) -> Replay | None:
     """The replay of an answer whose text ends at `end`, with its stop token if it follows."""
     if not answer.stop:
         return Replay(start, end, end, answer.ids)
@@ -122,7 +122,7 @@ def _closed(text: str, start: int, end: int, answer: _Answer) -> Replay | None:
 
 
 def _replay_text(
-    rendering: RenderedText, index: int, message: Message, start: int, answer: _Answer
+    rendering: RenderedText, index: int, message: Message, start: int, answer: _GeneratedText
 ) -> Replay | None:
     """An answer of words: what the template shows may differ from what was generated in spaces."""
     end = start
@@ -137,7 +137,7 @@ def _replay_text(
 
 
 def _replay_calls(
-    rendering: RenderedText, index: int, message: Message, start: int, answer: _Answer
+    rendering: RenderedText, index: int, message: Message, start: int, answer: _GeneratedText
 ) -> Replay | None:
     """Calls are shown in other words than they were made in (spaces, order of keys), or not."""
     text = rendering.text

@@ -58,7 +58,7 @@ class Modern:
 
 def modern(schema: Mapping[str, Any]) -> Modern:
     """`schema` in today's dialect; never an error, whatever it holds."""
-    work = _Work(References(schema))
+    work = _Translation(References(schema))
     root = work.schema(schema, "", 0)
     # What a definition refers to may be a definition in its turn.
     while work.waiting:
@@ -72,7 +72,7 @@ def modern(schema: Mapping[str, Any]) -> Modern:
 
 
 @dataclass
-class _Work:
+class _Translation:
     references: References
     names: dict[str, str] = field(default_factory=dict)
     definitions: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def lost_words(
 
     `shown` renders other messages and tools in the same way.
     """
-    marks = _Marks(_head(turns, text))
+    marks = _MarkSource(_head(turns, text))
     parts: list[_Part] = []
     messages = []
     leading = True
@@ -132,7 +132,7 @@ _ESCAPES: tuple[Callable[[str], str], ...] = (
 )
 
 
-class _Marks:
+class _MarkSource:
     """Words that stand nowhere in the conversation, and that no filter changes."""
 
     def __init__(self, head: str) -> None:
@@ -152,7 +152,7 @@ def _head(turns: Sequence[Turn], text: str) -> str:
     return head
 
 
-def _marked(turn: Turn, place: int, marks: _Marks) -> tuple[dict[str, Any], list[_Part]]:
+def _marked(turn: Turn, place: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Part]]:
     """A turn with marks in the place of what it says, and what it says."""
     message, parts = dict(turn.message), []
     index, role = turn.sources[0], message["role"]
@@ -172,7 +172,7 @@ def _marked(turn: Turn, place: int, marks: _Marks) -> tuple[dict[str, Any], list
 
 
 def _marked_call(
-    function: Mapping[str, Any], marks: _Marks
+    function: Mapping[str, Any], marks: _MarkSource
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """A call with other arguments, or another name where it has none; marks and words."""
     name, given = function["name"], function["arguments"]
@@ -193,7 +193,7 @@ def _object(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _marked_tools(tools: Tools, marks: _Marks) -> tuple[list[dict[str, Any]], list[_Part]]:
+def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]], list[_Part]]:
     """Tools with marks for name and description; each one's names of parameters are its words."""
     made, parts = [], []
     for tool in tools:

@@ -62,14 +62,14 @@ def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> F
     return replace(form, layout=layout, call=tuple(p for p in pieces if p != ""), tags=tags)
 
 
-class _Marks(NamedTuple):
+class _PairMarks(NamedTuple):
     opening: str
     middle: str
     closing: str
     between: str
 
 
-def _marks(text: str, unit: Unit, call: Call) -> _Marks:
+def _marks(text: str, unit: Unit, call: Call) -> _PairMarks:
     """What stands round two arguments: each literal is found twice."""
     one, two = call.arguments["alpha_key"], call.arguments["beta_key"]
     first_key = unit.arguments[0]
@@ -88,7 +88,7 @@ def _marks(text: str, unit: Unit, call: Call) -> _Marks:
         closing = closing if closing == closed else ""
     rest = closed[len(closing) :]
     opening = from_edge(common_end(before, rest))
-    return _Marks(opening, middle, closing, rest[: len(rest) - len(opening)])
+    return _PairMarks(opening, middle, closing, rest[: len(rest) - len(opening)])
 
 
 def _encoding(probe: Probe, given: Input) -> Strings:

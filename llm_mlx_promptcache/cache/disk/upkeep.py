@@ -1,7 +1,7 @@
 """Upkeep: what is done to a folder behind everybody's back, by the writer's thread or a command.
 
 Notes of lookups are written down, the budget is kept, and now and then what is old or left over
-is removed. Each change of the index is a small transaction; nothing of this is ever done in a lookup.
+is removed. Each change of the index is a small transaction; none is ever made in a lookup.
 """
 
 from __future__ import annotations

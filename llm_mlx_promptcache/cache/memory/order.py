@@ -5,7 +5,7 @@ An owner (memory or disk) tells what happens to its spans, and asks for a victim
     push     a span is stored            split    one span became two
     use      a fetch found spans         touch    an insert passed over spans
     hold     a lease or pin keeps one    release  and lets it go
-    remove   the owner took one out      pop      what is evicted next: it is taken out and remembered
+    remove   the owner took one out      pop      what is evicted next, then remembered
 
 Only leaves that nobody holds are ever popped; when the last child is evicted, its parent may be.
 Time is a count of requests (`advance`), never a clock. Not locked, the owner is.
