@@ -15,6 +15,8 @@ __all__ = ["UNSATISFIABLE", "json_rule", "refusal"]
 
 UNSATISFIABLE = "no text satisfies it"
 _REASON_LIMIT = 200
+# A token by its id; the tokenizer that checks has one token a byte, whatever the model has.
+_TOKEN = re.compile(r"<\[\d+\]>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 # As json.dumps writes: what models saw most, and forced tokens where there is no choice. Escapes
 # without \u: half a surrogate pair would be valid JSON that no text can hold.
@@ -35,7 +37,7 @@ def refusal(text: str) -> str:
     """Why llguidance refuses a grammar, in one line; `UNSATISFIABLE`, or "" where it takes it."""
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(_bytes_tokenizer(), text, log_level=0)
+    matcher = LLMatcher(_bytes_tokenizer(), _TOKEN.sub("<[0]>", text), log_level=0)
     if matcher.is_error():
         reason = short(matcher.get_error())
         return UNSATISFIABLE if reason.startswith("Unsatisfiable schema") else reason

@@ -1,7 +1,9 @@
 """Hundreds of tools, as servers have them: one grammar holds what it can, nothing is refused."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from llguidance import LLMatcher, LLTokenizer
 from odd_schemas import TEXT, of
 
@@ -17,6 +19,11 @@ BARE = Form(
     ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),
     keys=Keys(arguments=("parameters",)),
     parallel=False,
+)
+TAGGED = Form(
+    Layout.TAGS,
+    ("<tool_call>\n<function=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</function>\n</tool_call>"),
+    tags=Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", ""),
 )
 
 
@@ -71,6 +78,19 @@ def test_law_14_hundreds_of_tools_refuse_nothing_and_the_small_ones_are_held():
     (told,) = told_unheld(grammar)
     assert told.startswith(f"the schemas of {len(loose)} tools (server__tool_")
     assert "more than can be held together" in told
+
+
+@pytest.mark.parametrize("form", [GENERIC, TAGGED])
+def test_law_14_marks_that_are_tokens_of_the_model_loosen_no_schema(form):
+    marks = ("<tool_call>", 151657), ("</tool_call>", 151658)
+    tools = [tool("t", of({"type": "integer"})), tool("none", {"type": "object"})]
+    plain, marked = (
+        tool_grammar(tools, True, replace(form, special=special)) for special in ((), marks)
+    )
+    assert "<[151657]>" in marked.text
+    assert plain.unheld == marked.unheld == ()
+    rules = [line for line in plain.text.splitlines() if line.startswith("arguments")]
+    assert rules == [line for line in marked.text.splitlines() if line.startswith("arguments")]
 
 
 def test_what_the_engine_refuses_together_is_loosened_until_it_takes_it(monkeypatch):

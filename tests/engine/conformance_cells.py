@@ -92,6 +92,7 @@ def forced_call(trial: Trial) -> None:
     for how in ({"tool_choice": "any"}, {"tool": "get_weather"}):
         answer = trial.ask("Call if forced", tools=(FIND, TOOL), max_tokens=80, **how)
         right_calls(trial, answer, [FORCED])
+        same("told", [note for note in answer.notes if "grammar" in note], [])
 
 
 def parallel_calls(trial: Trial) -> None:
