@@ -3,12 +3,33 @@
 What each family must do is in conformance_cells.py, and as a table in docs/models.md.
 """
 
+import random
+
 import conformance_cells
+import mlx.core as mx
 import pytest
 from conformance_cells import CELLS, Verdict
 from conformance_trial import FIND, FORCED
 from played_families import FAMILIES, THOUGHT, TOOL
 
+RANDOM = {
+    "type": "function",
+    "function": {
+        "name": "try_out",
+        "description": "Takes a value of each kind.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "words": {"type": "string"},
+                "count": {"type": "integer"},
+                "kind": {"enum": ["a", "b c"]},
+                "flags": {"type": "array", "items": {"type": "boolean"}},
+                "maybe": {"type": ["boolean", "null"]},
+            },
+            "required": ["words", "kind"],
+        },
+    },
+}
 # What is wrong and known, by family and cell: the cause.
 KNOWN: dict[tuple[str, str], str] = {}
 
@@ -63,3 +84,37 @@ def test_grammars_know_which_tokens_are_special(trial):
         text = str(added)
         ours = added.special or (text[0] == "<" and text[-1] == ">")
         assert ours == view.is_special_token(token), text
+
+
+def test_law_14_random_forced_calls_are_read_back(trial):
+    """Whatever a grammar lets through, chosen at random, is a call that fits its tool's schema."""
+    from llm_mlx_promptcache.chat.answer_parser import AnswerParser
+    from llm_mlx_promptcache.chat.grammar import Caps, tool_grammar
+    from llm_mlx_promptcache.chat.schema_check import misfits
+    from llm_mlx_promptcache.engine.constraint import Constraint, Matchers, grammar_tokenizer
+    from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
+
+    tokenizer = TemplateTokenizer(trial.loaded.tokenizer)
+    form = tokenizer.call_form
+    if form.channels is not None:
+        pytest.skip("reasoning without an end may come first")
+    grammar = tool_grammar([RANDOM], True, form, caps=Caps(string=12, items=2))
+    words = trial.loaded.vocab_size
+    matchers = Matchers(grammar_tokenizer(trial.loaded.tokenizer, words))
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    mx.random.seed(seed)
+    for _ in range(4):
+        constraint, ids = Constraint(matchers, grammar, words), []
+        while not constraint.finished:
+            token = int(mx.argmax(constraint.mask(mx.random.normal((1, words)))))
+            constraint.consume(token)
+            ids += [token] * (token not in tokenizer.stop_ids)
+        text = tokenizer.decode(ids)
+        parser = AnswerParser(form, [RANDOM], grammar=grammar)
+        parser.feed(text)
+        answer = parser.finish(whole=True)[1]
+        assert (answer.text, answer.invalid) == ("", ()), text
+        [call] = answer.calls
+        assert not misfits(dict(call.arguments), RANDOM["function"]["parameters"]), text
+        assert call.arguments["words"] in text or form.as_json
