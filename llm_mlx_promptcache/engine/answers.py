@@ -110,7 +110,7 @@ class AnswerStream:
             invalid_calls=answer.invalid,
             cut="" if answer.cut is None else answer.cut.what,
             misfits=misfits_of(answer, self._prepared.request, self._prepared.grammar),
-            stopped_by=self._stopping.found,
+            stopped_by=self._stopping.stopped_by,
             rendered=self._prepared.transcript.rendered,
             logprobs=tuple(self._logprobs),
             peak_bytes=measured.peak_bytes,

@@ -136,18 +136,18 @@ class _Alone:
         self.model = model
         vocab_size = vocab_size_of(model)
         count = _STARTS[_LONG] + _STEPS[_LONG]
-        self.tokens = [7919 * (place + 1) % vocab_size for place in range(count)]
+        self.tokens = [7919 * (at + 1) % vocab_size for at in range(count)]
         self.held: list[list[Any]] = []
-        found = self._run()
+        logits = self._run()
         self.logits = [
-            [found[start + step] for step in range(steps)]
+            [logits[start + step] for step in range(steps)]
             for start, steps in zip(_STARTS, _STEPS, strict=True)
         ]
-        self.tolerance = self._tolerance(found)
+        self.tolerance = self._tolerance(logits)
 
     def _run(self) -> dict[int, mx.array]:
-        """The logits of each step, by its place; what no row steps over is prefilled."""
-        layers, found, done = _narrowed(make_layers(self.model)), {}, 0
+        """The logits of each step, by its position; what no row steps over is prefilled."""
+        layers, logits, done = _narrowed(make_layers(self.model)), {}, 0
         for start, steps in zip(_STARTS, _STEPS, strict=True):
             if done < start:
                 prefill(self.model, layers, self.tokens[done:start])
@@ -155,19 +155,21 @@ class _Alone:
             while done < start + steps:
                 if done in _STARTS:
                     self.held.append(copy.deepcopy(layers))
-                found[done] = forward(self.model, layers, mx.array([[self.tokens[done]]]))
-                mx.eval(found[done])
+                logits[done] = forward(self.model, layers, mx.array([[self.tokens[done]]]))
+                mx.eval(logits[done])
                 done += 1
-        return found
+        return logits
 
-    def _tolerance(self, found: dict[int, mx.array]) -> float:
+    def _tolerance(self, logits: dict[int, mx.array]) -> float:
         """How far other logits may be off: judged by those of the whole run in one chunk."""
         layers = make_layers(self.model)
         most = _WINDOW if _has_windows(layers) else len(self.tokens)
         whole = self.model(mx.array([self.tokens]), cache=layers)
-        places = [place for place in found if place < most]
-        own = mx.stack([_apart(whole[:, place], found[place]) for place in places]).max()
-        every = mx.concatenate(list(found.values()))
+        positions = [position for position in logits if position < most]
+        own = mx.stack(
+            [_apart(whole[:, position], logits[position]) for position in positions]
+        ).max()
+        every = mx.concatenate(list(logits.values()))
         finite = mx.where(mx.isfinite(every), every, 0).astype(mx.float32)
         last_bit = mx.finfo(every.dtype).eps * mx.abs(finite).max()
         rounding = mx.minimum(_TIMES_OWN * own, _MOST_OF_RANGE * (finite.max() - finite.min()))

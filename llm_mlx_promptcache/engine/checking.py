@@ -18,11 +18,11 @@ def misfits_of(
 ) -> tuple[Misfit, ...]:
     """What calls and document break of their schemas; nothing where a grammar held all of these."""
     unheld = {one.tool for one in grammar.unheld} if grammar is not None else set()
-    found = list(_of_calls(answer, request, None if grammar is None else unheld))
+    misfits = list(_of_calls(answer, request, None if grammar is None else unheld))
     document = request.schema is not None and not answer.calls and answer.cut is None
     if document and "" in unheld:
-        found += _of_document(answer.text, request)
-    return tuple(found)
+        misfits += _of_document(answer.text, request)
+    return tuple(misfits)
 
 
 def _of_calls(

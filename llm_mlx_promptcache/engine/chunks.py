@@ -19,7 +19,7 @@ from ..models.facts import ModelFacts, model_facts
 CHECKPOINT = 4096
 
 _KIND = "prefill"
-# Attention makes a token dearer the more stand before it: each band of places has its own speed,
+# Attention makes a token dearer the more stand before it: each band of positions has its own speed,
 # 0 to 1,023, 1,024 to 2,047, and then each twice as long as the one before.
 _BAND = 1024
 _BANDS = 16
@@ -152,9 +152,9 @@ class ChunkPlanner:
 
 
 class ChunkPlan:
-    """The chunks of one prefill: a size for each band of places, which stays once it was used.
+    """The chunks of one prefill: a size for each band of positions, which stays once it was used.
 
-    So a prompt that runs alone is cut at the same places whatever the clock says meanwhile, and
+    So a prompt that runs alone is cut at the same positions whatever the clock says meanwhile, and
     its rounding is the same each time.
     """
 
@@ -193,12 +193,12 @@ def _power_of_two(most: int) -> int:
     return 1 << max(0, most.bit_length() - 1)
 
 
-def _checked(found: Any) -> dict[int, float]:
+def _checked(remembered: Any) -> dict[int, float]:
     """What a file of facts holds, where it is speeds by band; else nothing."""
-    if not isinstance(found, dict):
+    if not isinstance(remembered, dict):
         return {}
     known = {}
-    for name, each in found.items():
+    for name, each in remembered.items():
         if name not in _NAMES or type(each) is not float or not _SANE[0] <= each <= _SANE[1]:
             return {}
         known[int(name)] = each

@@ -74,17 +74,17 @@ class Matchers:
 
     def of(self, grammar: Grammar) -> LLMatcher:
         """A matcher at the grammar's beginning; GrammarError where llguidance refuses it."""
-        made = self._kept.pop(grammar.text, None)
-        if made is None:
+        matcher = self._kept.pop(grammar.text, None)
+        if matcher is None:
             limits = LLParserLimits(verbose_errors=False)
-            made = LLMatcher(self.tokenizer, grammar.text, log_level=0, limits=limits)
-            if made.is_error():
-                reason = _reason(made)
+            matcher = LLMatcher(self.tokenizer, grammar.text, log_level=0, limits=limits)
+            if matcher.is_error():
+                reason = _reason(matcher)
                 raise GrammarError(f"the grammar is refused: {reason}; simplify schema or tools")
-        self._kept[grammar.text] = made
+        self._kept[grammar.text] = matcher
         if len(self._kept) > _MOST_MATCHERS:
             self._kept.popitem(last=False)
-        return made.deep_copy()
+        return matcher.deep_copy()
 
 
 def _reason(matcher: LLMatcher) -> str:
@@ -198,10 +198,10 @@ class Constraint:
         # By its text: where it is no single token, its ids depend on what stands beside it.
         kept = max(0, len(self._tail) - len(mark) + 1)
         self._tail = self._tail[kept:] + self._tokenizer.decode_bytes([token])
-        _, found, after = self._tail.partition(mark)
+        _, mark_there, after = self._tail.partition(mark)
         if (token,) == self._thinking.end_ids:
             self._rest()
-        elif found:
+        elif mark_there:
             self._rest()
             self._matcher.try_consume_tokens(self._tokenizer.tokenize_bytes(after.lstrip()))
         else:

@@ -16,8 +16,8 @@ def new_notes(model: str, notes: Iterable[str]) -> list[str]:
     Front ends call this, since each tells its user in its own way.
     """
     with _lock:
-        found = [note for note in dict.fromkeys(notes) if (model, note) not in _told]
-        _told.update(dict.fromkeys((model, note) for note in found))
+        new = [note for note in dict.fromkeys(notes) if (model, note) not in _told]
+        _told.update(dict.fromkeys((model, note) for note in new))
         while len(_told) > _MOST:
             del _told[next(iter(_told))]
-    return found
+    return new

@@ -88,11 +88,11 @@ def _load(reference: str) -> Scheduler:
 
     _make_room(reference, weights_of(model_folder(reference)))
     loaded = load_model(reference)
-    found = identify(loaded, cache_folder())
+    identities = identify(loaded, cache_folder())
     cache = shared_cache()
     seconds = time.perf_counter() - started
-    report = LoadReport(reference, seconds, found.uncached)
-    return Scheduler(loaded, Identity(found.model, found.rows), cache, report)
+    report = LoadReport(reference, seconds, identities.uncached)
+    return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
 
 
 def _make_room(reference: str, needed: int) -> None:

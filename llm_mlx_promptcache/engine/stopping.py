@@ -8,7 +8,7 @@ from collections.abc import Sequence
 class StopText:
     """Passes text on until one of `stops` appears in it.
 
-    `hit` says that one did, and `found` which. Text that might be the start of a stop string waits
+    `hit` says that one did, `stopped_by` which. Text that might begin a stop string waits
     until the next piece decides.
     """
 
@@ -16,7 +16,7 @@ class StopText:
         self._stops = tuple(stops)
         self._waiting = ""
         self.hit = False
-        self.found = ""
+        self.stopped_by = ""
 
     def feed(self, text: str) -> str:
         """The part of `text`, and of what waited, that can be shown; after a hit nothing."""
@@ -28,7 +28,7 @@ class StopText:
         # The first that is complete counts, so that it does not matter how the text was cut.
         ends = [(at + len(stop), at, stop) for stop in self._stops if (at := whole.find(stop)) >= 0]
         if ends:
-            _, at, self.found = min(ends)
+            _, at, self.stopped_by = min(ends)
             self.hit, self._waiting = True, ""
             return whole[:at]
         kept = max(_overlap(whole, stop) for stop in self._stops)

@@ -29,8 +29,8 @@ from .events import (
 from .request import GenerationRequest, Sampling
 
 _CLASSES: dict[str, Any] = {
-    made.__name__: made
-    for made in (
+    kind.__name__: kind
+    for kind in (
         CallArguments,
         CallName,
         Finished,
@@ -55,8 +55,8 @@ _CLASSES: dict[str, Any] = {
 
 def to_json(value: GenerationRequest | Event) -> dict[str, Any]:
     """Plain data, for `json.dumps`; TypeError for what an application put in that is no JSON."""
-    made: dict[str, Any] = _plain(value)
-    return made
+    data: dict[str, Any] = _plain(value)
+    return data
 
 
 def from_json(data: Mapping[str, Any]) -> Any:
@@ -92,8 +92,8 @@ def _made(data: Any) -> Any:
     return _CLASSES[name](**{field: _made(part) for field, part in fields.items()})
 
 
-def _fields(made: Any) -> tuple[str, ...]:
-    if dataclasses.is_dataclass(made):
-        return tuple(field.name for field in dataclasses.fields(made))
-    names: tuple[str, ...] = made._fields
+def _fields(kind: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    names: tuple[str, ...] = kind._fields
     return names

@@ -124,9 +124,9 @@ def _convert(source: Path, folder: Path) -> None:
         raise _not_ours(one_line(error)) from error
 
 
-def _place(made: Path, folder: Path) -> None:
+def _place(converted: Path, folder: Path) -> None:
     try:
-        made.rename(folder)
+        converted.rename(folder)
     except OSError:
         # Where locks don't work, another process may have been faster; its folder is as good.
         if not folder.is_dir():

@@ -125,11 +125,11 @@ def _read(path: Path) -> dict[_Key, Any]:
     return {}
 
 
-def _checked(found: Any) -> dict[_Key, Any]:
+def _checked(data: Any) -> dict[_Key, Any]:
     """What in JSON data has the form of facts, the newest of them; the rest is let go."""
-    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
         return {}
-    entries = found.get("facts")
+    entries = data.get("facts")
     if not isinstance(entries, list):
         return {}
     facts: dict[_Key, Any] = {}

@@ -130,12 +130,12 @@ def _bits(tensors: Mapping[str, mx.array], base: str) -> int:
 
 def _quantization(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
     """The config's entry, with the weights named that have other bits than most."""
-    found: dict[str, Any] = {"group_size": GROUP_SIZE, "bits": BITS}
+    quantisation: dict[str, Any] = {"group_size": GROUP_SIZE, "bits": BITS}
     for name in tensors:
         base = name.removesuffix(".scales")
         if base != name and (bits := _bits(tensors, base)) != BITS:
-            found[_renamed(base)] = {"group_size": GROUP_SIZE, "bits": bits}
-    return found
+            quantisation[_renamed(base)] = {"group_size": GROUP_SIZE, "bits": bits}
+    return quantisation
 
 
 def _renamed(base: str) -> str:

@@ -28,9 +28,9 @@ def fetch(reference: str, patterns: Sequence[str]) -> Path:
     with ProgressLine() as line:
         stage = _STAGE.format(reference.rpartition("/")[2])
         line(stage, 0, 0)
-        made = _bar_class(stage, line)
-        found = snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=made)
-    return Path(found)
+        bar = _bar_class(stage, line)
+        folder = snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=bar)
+    return Path(folder)
 
 
 def models_in_cache() -> list[HubModel]:
@@ -39,14 +39,14 @@ def models_in_cache() -> list[HubModel]:
         held = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found = []
+    models = []
     for repo in held:
         revisions = sorted(repo.revisions, key=lambda r: r.last_modified, reverse=True)
         if repo.repo_type == "model" and revisions:
             folder = Path(revisions[0].snapshot_path)
             if (folder / "config.json").exists() and next(folder.glob("*.safetensors"), None):
-                found.append(HubModel(repo.repo_id, folder))
-    return sorted(found)
+                models.append(HubModel(repo.repo_id, folder))
+    return sorted(models)
 
 
 def _bar_class(stage: str, line: ProgressLine) -> Any:

@@ -64,9 +64,9 @@ def _unknown(loaded: LoadedModel, why: str) -> Identified:
 def _known(path: Path) -> dict[str, str]:
     """The digests that were remembered, the newest last; none where the file is damaged."""
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(read_plain(path, _MOST_BYTES))
-        if isinstance(found, dict):
-            return {key: digest for key, digest in found.items() if isinstance(digest, str)}
+        digests = json.loads(read_plain(path, _MOST_BYTES))
+        if isinstance(digests, dict):
+            return {key: digest for key, digest in digests.items() if isinstance(digest, str)}
     return {}
 
 

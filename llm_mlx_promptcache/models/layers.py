@@ -22,11 +22,11 @@ def vocab_size_of(model: nn.Module) -> int:
 
 def arrays_of(layer: Any) -> list[mx.array]:
     """All arrays of one layer's state."""
-    found, waiting = [], [layer.state]
+    arrays, waiting = [], [layer.state]
     while waiting:
         one = waiting.pop()
         if isinstance(one, mx.array):
-            found.append(one)
+            arrays.append(one)
         elif isinstance(one, (list, tuple)):
             waiting.extend(one)
-    return found
+    return arrays

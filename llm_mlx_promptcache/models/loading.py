@@ -203,8 +203,10 @@ def _listed(*folders: Path | None) -> Manifest:
         files = Manifest.of(given)
     except OSError as error:
         raise _damaged(given[0], f"its files can't be listed: {one_line(error)}") from error
-    if (found := files.endless()) is not None:
-        raise _damaged(found.parent, f"{found.name} is a pipe, a socket or a device, and no file")
+    if (endless := files.endless()) is not None:
+        raise _damaged(
+            endless.parent, f"{endless.name} is a pipe, a socket or a device, and no file"
+        )
     for entry in files.plain():
         size = entry.read.size if entry.read is not None else 0
         if size > _LARGEST_TEXT and entry.read_whole:
@@ -249,8 +251,8 @@ def _is_there(path: Path) -> bool:
 def _too_deep(config: dict[str, Any]) -> str:
     """The entry of a config, or of one inside it, by which a model would be built for ever."""
     inner = [value for value in config.values() if isinstance(value, dict)]
-    for place in (config, *inner):
-        for key, value in place.items():
+    for part in (config, *inner):
+        for key, value in part.items():
             if "layer" in key and isinstance(value, int | float) and value > _MOST_LAYERS:
                 return one_line(f"{key} {value:g}", limit=80)
     return ""
@@ -258,14 +260,14 @@ def _too_deep(config: dict[str, Any]) -> str:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(read_plain(folder / name, _LARGEST_JSON))
+        data = json.loads(read_plain(folder / name, _LARGEST_JSON))
     except FileNotFoundError as error:
         raise _damaged(folder, f"{name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"{name} can't be read: {one_line(error)}") from error
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise _damaged(folder, f"{name} holds no JSON object")
-    return found
+    return data
 
 
 def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -332,9 +334,9 @@ def _damaged(folder: Path, why: str) -> ModelLoadError:
 def _context_length(config: dict[str, Any], tokenizer: Any) -> int | None:
     """Tokens that the model's context holds: from its config, else from its tokenizer."""
     inner = config.get("text_config")
-    places = [config, inner if isinstance(inner, dict) else {}]
-    found = [place.get(key) for place in places for key in _CONTEXT_KEYS]
-    for length in [*found, getattr(tokenizer, "model_max_length", None)]:
+    configs = [config, inner if isinstance(inner, dict) else {}]
+    lengths = [each.get(key) for each in configs for key in _CONTEXT_KEYS]
+    for length in [*lengths, getattr(tokenizer, "model_max_length", None)]:
         if isinstance(length, int | float) and 0 < length < _LONGEST_CONTEXT:
             return int(length)
     return None

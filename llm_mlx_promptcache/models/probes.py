@@ -67,25 +67,25 @@ def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
 
     `example` is a call as the template shows calls, if it does (`PromptForm`).
     """
-    found: dict[Feature, tuple[Mend, ...]] = {}
+    mends: dict[Feature, tuple[Mend, ...]] = {}
     shown = _RenderedOnce(apply)
     for feature, conversations in _ASKED:
         arguments = {"tools": _TOOLS} if feature in _WITH_TOOLS else {}
         for messages in conversations:
-            form = PromptForm(found, example)
+            form = PromptForm(mends, example)
             known = form.start(features_of(messages, tools=bool(arguments)))
             try:
                 needed = fit(messages, arguments, shown, form).mends - known
             except TooMuchWork:
-                return PromptForm(found, example)  # nor does the next one end
+                return PromptForm(mends, example)  # nor does the next one end
             except Exception:
                 if messages == (_ASK,) and not arguments:
                     return UNMENDED  # what shows no user's words is asked no more
                 continue  # requests of this kind are looked at one by one
             if needed:
-                kept = found.get(feature, ())
-                found[feature] = (*kept, *(mend for mend in Mend if mend in needed))
-    return PromptForm(found, example) if found else UNMENDED
+                kept = mends.get(feature, ())
+                mends[feature] = (*kept, *(mend for mend in Mend if mend in needed))
+    return PromptForm(mends, example) if mends else UNMENDED
 
 
 def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
@@ -97,12 +97,12 @@ def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
     for mend in (Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER):
         tried = PromptForm({**form.mends, Feature.TOOLS: (mend,)})
         try:
-            made = fit((_ASK,), {"tools": _TOOLS}, shown, tried).mends
+            fitted = fit((_ASK,), {"tools": _TOOLS}, shown, tried).mends
         except TooMuchWork:
             return ()
         except Exception:  # noqa: S112 - the other place may do
             continue
-        needed = made - form.start([Feature.WORDS])
+        needed = fitted - form.start([Feature.WORDS])
         return tuple(one for one in Mend if one in needed)
     return ()
 

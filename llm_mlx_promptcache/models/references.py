@@ -30,8 +30,8 @@ def divided(reference: str) -> tuple[str, str]:
 def spelled(reference: str) -> str:
     """The one spelling of a reference: folders that are here by their whole paths."""
     model, adapter = divided(reference)
-    made = model if model == DEFAULT_MODEL else _whole(model)
-    return f"{made}@{_whole(adapter)}" if adapter else made
+    whole = model if model == DEFAULT_MODEL else _whole(model)
+    return f"{whole}@{_whole(adapter)}" if adapter else whole
 
 
 def _whole(text: str) -> str:

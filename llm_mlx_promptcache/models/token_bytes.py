@@ -144,5 +144,5 @@ def _alphabet() -> dict[str, int]:
     """GPT-2's alphabet of bytes: printable ones stand for themselves, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(0x100) if value not in printable]
-    found = {chr(value): value for value in printable}
-    return found | {chr(0x100 + place): value for place, value in enumerate(others)}
+    characters = {chr(value): value for value in printable}
+    return characters | {chr(0x100 + number): value for number, value in enumerate(others)}

@@ -57,22 +57,22 @@ def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> 
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN_FILES_ONLY)
     settings = {**(_tokenizer_defaults(folder) or {}), **tokenizer.init_kwargs}
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if named := settings.get("chat_template_type"):
         module = _module("chat_templates", named)
         # A template in the folder takes the place of one that its kind of model comes with.
         if "chat_template_type" in tokenizer.init_kwargs or tokenizer.chat_template is None:
-            found["chat_template"] = module.apply_chat_template
-        found["response_format"] = getattr(module, "RESPONSE_FORMAT", None)
+            options["chat_template"] = module.apply_chat_template
+        options["response_format"] = getattr(module, "RESPONSE_FORMAT", None)
     parser = settings.get("tool_parser_type") or tokenizer_utils._infer_tool_parser(tokenizer)
     if parser:
         module = _module("tool_parsers", parser)
-        found["tool_parser"] = module.parse_tool_call
-        found["tool_call_start"] = module.tool_call_start
-        found["tool_call_end"] = module.tool_call_end
+        options["tool_parser"] = module.parse_tool_call
+        options["tool_call_start"] = module.tool_call_start
+        options["tool_call_end"] = module.tool_call_end
     ends = settings.get("eos_token_ids") if ends is None else ends
     ends = [ends] if isinstance(ends, int) else ends
-    return tokenizer_utils.TokenizerWrapper(tokenizer, _StreamedText, eos_token_ids=ends, **found)
+    return tokenizer_utils.TokenizerWrapper(tokenizer, _StreamedText, eos_token_ids=ends, **options)
 
 
 def _module(package: str, name: Any) -> Any:

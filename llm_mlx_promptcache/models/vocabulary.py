@@ -21,8 +21,8 @@ class Vocabulary:
         """The id of the token `text`; None where there is no such token."""
         if self._look_up is None:
             return self._all.get(text)
-        found: int | None = self._look_up(text)
-        return found
+        token: int | None = self._look_up(text)
+        return token
 
     @cached_property
     def _all(self) -> dict[str, int]:
