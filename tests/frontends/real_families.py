@@ -31,7 +31,9 @@ def every_family(*, often: Collection[str] = ()) -> list[Any]:
 
 
 # Their templates change what stands before the user's last words: reasoning goes, tools move.
-_CHANGING = {"Qwen3", "Qwen3.5, 3.6", "gpt-oss", "Mistral Small 3.2"}
+_CHANGING = {"Qwen3", "Qwen3.5, 3.6", "gpt-oss", "Mistral Small 3.2", "DeepSeek V3"}
+# Its template leaves the end of an answer's calls out, so what stands behind them is new each time.
+_UNCLOSED = {"DeepSeek V3"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Played:
     def keeps(self) -> bool:
         """Whether answers stand as they were when the user has said more."""
         return self.family.name not in _CHANGING
+
+    @property
+    def replays(self) -> bool:
+        """Whether an answer's calls stand as they were when their results follow."""
+        return self.family.name not in _UNCLOSED
 
     def calls(self, *calls: Call) -> str:
         """An answer that makes `calls`."""

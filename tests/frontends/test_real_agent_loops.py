@@ -141,9 +141,9 @@ def called(answer):
     return [(call["name"], call["args"]) for call in answer.tool_calls]
 
 
-def check_steps(found):
+def check_steps(played, found):
     """Each step began with the whole path before it, and ran what was new."""
-    for before, after in pairwise(found):
+    for before, after in pairwise(found if played.replays else ()):
         assert read(after) == before.usage_metadata["total_tokens"]
         new = after.usage_metadata["input_tokens"] - before.usage_metadata["total_tokens"]
         assert after.response_metadata["cache"]["prefilled"] == new
@@ -167,16 +167,16 @@ def test_an_agent_on_one_thread(family, odd, tmp_path, own_cache, monkeypatch):
     assert agent.booked == BOOKED
     assert [len(one.tool_calls) for one in planned] == [1, 2 if played.parallel else 1, 0]
     assert planned[-1].text == "All is booked."
-    check_steps(planned)
+    check_steps(played, planned)
 
     told = agent.ask("And in Rome?", streamed=not odd)
     assert [called(one) for one in told] == [[weather("Rome")], []]
     assert told[-1].text == "Rome is mild."
-    check_steps(told)
+    check_steps(played, told)
 
     forced = agent.ask("You must call.", streamed=odd)
     assert [called(one) for one in forced] == [[weather("Paris")], []]
-    check_steps(forced)
+    check_steps(played, forced)
 
     [wrong] = agent.ask("Do what nobody can.", streamed=odd)
     assert not wrong.tool_calls
@@ -187,7 +187,7 @@ def test_an_agent_on_one_thread(family, odd, tmp_path, own_cache, monkeypatch):
     assert agent.ask("Are you there?", streamed=not odd)[-1].text == "I am."
     answers = agent.answers()
     if played.keeps:
-        check_steps(answers)
+        check_steps(played, answers)
     runs = runs_of(tmp_path / "runs")
     assert computed_twice(runs) == 0
     told = (one.response_metadata["cache"]["prefilled"] for one in answers)

@@ -106,7 +106,7 @@ def a_loop(user, played):
     assert [called(entry) for entry in steps] == [[PLACE], *more, []]
     results = [one for entry in steps for one in entry["tool_results"]]
     assert {one["name"]: one["output"] for one in results} == RESULTS
-    for before, after in pairwise(steps):
+    for before, after in pairwise(steps if played.replays else ()):
         goes_on(after, before)
     assert tokens_told(steps) == tokens_run(user.runs[0])
     assert computed_twice(user.runs[0]) == 0
