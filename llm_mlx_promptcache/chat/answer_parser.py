@@ -222,7 +222,9 @@ class AnswerParser:
         # Without marks only what follows tells whether it was a call at all.
         if self._most is not None and mark:
             left = self._most - len(self._calls) - len(self._invalid)
-        self._reader = CallReader(form, self._tools, sure=self._sure and not free, most=left)
+        known = {call.id for call in self._calls} | {call.id for call in self._invalid}
+        sure = self._sure and not free
+        self._reader = CallReader(form, self._tools, sure=sure, most=left, known=known)
         self._mark, self._state = mark, "call"
         self._waiting = mark + self._waiting
 
@@ -249,7 +251,8 @@ class AnswerParser:
         assert self._reader is not None
         reader, mark, self._reader = self._reader, self._mark, None
         self._state = self._behind
-        bare_text = not mark and (reader.rest.strip() or run.cut or not self._all_calls(run))
+        told = self._all_calls(run) if run.calls else run.cut
+        bare_text = not mark and bool(reader.rest.strip() or not told)
         if bare_text or not (run.calls or run.cut):
             taken = len(mark)
             self._bare = ()

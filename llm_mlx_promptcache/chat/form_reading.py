@@ -7,7 +7,7 @@ text was cut into pieces changes nothing; each step takes text or ends, so it al
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class CallReader:
     """Reads one run of calls from where it begins; `run` is set once it has ended.
 
     `sure`: a grammar wrote the calls, so they are exactly in form and are handed out as they come.
-    After `most` calls the run has ended, whatever follows.
+    After `most` calls the run has ended, whatever follows. `known` are ids that no call may have.
     """
 
     def __init__(
@@ -73,8 +73,9 @@ class CallReader:
         *,
         sure: bool = False,
         most: int | None = None,
+        known: Collection[str] = (),
     ) -> None:
-        self._form, self._most = form, most
+        self._form, self._most, self._known = form, most, known
         self._name_keys = (*form.keys.name[-1:], *_NAME_KEYS)
         self._argument_keys = (*form.keys.arguments[-1:], *_ARGUMENT_KEYS)
         self._parameters = parameters_of(tools)
@@ -88,7 +89,7 @@ class CallReader:
         self._steps = self._read()
         self._events: list[CallStart | CallPiece] = []
         self._open, self._told = "", 0
-        self._open_list = False
+        self._open_list = self._half = False
         self.run: Run | None = None
 
     def feed(self, text: str) -> list[CallStart | CallPiece]:
@@ -136,7 +137,7 @@ class CallReader:
             found = yield from self._sure_call() if self._sure else self._calls(run)
             if found is None:
                 break
-            closed = yield from self._tail()
+            closed = (yield from self._tail()) and not self._half
             run.calls += found
             run.taken = source.at
             if source.at == len(source.text) and source.closed:
@@ -251,6 +252,7 @@ class CallReader:
                     yield from source.take(mark)
         if arguments is None and not source.cut and name not in self._parameters:
             return None
+        self._half = arguments is None and source.cut
         text = source.text[start : source.at]
         return self._made(name, arguments, self._own_id(name, own), text)
 
@@ -273,14 +275,18 @@ class CallReader:
         found = yield from source.match(_NAME, _LONGEST)
         if not found:
             return None
+        # A count may follow a name with nothing that parts them but a colon.
+        head, colon, count = found.rpartition(":")
+        counted = bool(colon) and count.isdigit()
         for name in self._names:
             if found.endswith(name) and found[: -len(name)][-1:] in (":", ".", "/"):
                 return name
-            # A count may follow a name with nothing that parts them but a colon.
-            head, colon, count = found.rpartition(":")
-            if colon and count.isdigit() and head.endswith(name):
+            if counted and head.endswith(name):
                 source.at -= len(count) + 1
                 return name
+        if counted and Hole.COUNT in self._form.call:
+            source.at -= len(count) + 1
+            return head
         return found
 
     def _arguments(self, name: str) -> Steps[dict[str, Any] | None]:
@@ -288,6 +294,8 @@ class CallReader:
         source, tags = self._source, self._form.tags
         if self._form.layout is Layout.HEADER or tags is None:
             yield from source.space()
+            if (yield from source.peek()) == '"':
+                return as_arguments((yield from source.string()))
             if (yield from source.peek()) != "{":
                 return {} if (yield from self._closes()) else None
             text = yield from source.value()
@@ -320,6 +328,8 @@ class CallReader:
                 one = self._from_text(text)
             elif not source.cut:
                 one = self._broken(start)
+            elif self._named_at(start) in self._parameters:
+                source.hungry = True  # it needs no mark to be a call that was begun
             if one is None:
                 if not found:
                     return None
@@ -333,12 +343,17 @@ class CallReader:
             self._open_list = False
         return found or None
 
+    def _named_at(self, start: int, end: int | None = None) -> str:
+        """The name in an object that begins at `start` and has no end."""
+        shown = self._source.text[start : start + 1024 if end is None else min(end, start + 1024)]
+        return named_in(shown, self._name_keys)
+
     def _broken(self, start: int) -> InvalidCall | None:
         """An object that never closes: a call that can't be read, where it names a tool."""
         source = self._source
         ends = [at for m in self._form.tail_marks if (at := source.text.find(m, start)) >= 0]
         end = min(ends, default=len(source.text))
-        name = named_in(source.text[start : min(end, start + 1024)], self._name_keys)
+        name = self._named_at(start, end)
         if name not in self._parameters:
             return None
         source.at = end
@@ -382,7 +397,7 @@ class CallReader:
         self, name: str, arguments: dict[str, Any] | None, own: str, text: str
     ) -> ToolCall | InvalidCall:
         """The call, or why it is none: each with an id that no other call of the answer has."""
-        id = own if own and own not in self._ids else new_call_id()
+        id = self._free(own)
         self._ids.add(id)
         name = name.encode("utf-8", "replace").decode()  # JSON can name half a surrogate pair
         try:
@@ -401,6 +416,10 @@ class CallReader:
             if reason := unfit(arguments, schema):
                 return InvalidCall(name, text, reason, id)
         return ToolCall(name, arguments, id)
+
+    def _free(self, own: str) -> str:
+        """The id that the model gave a call, if no other call of the answer has it."""
+        return own if own and own not in self._ids and own not in self._known else new_call_id()
 
     def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:
         """One call that is exactly in form, handed out as it comes."""
@@ -422,9 +441,7 @@ class CallReader:
             elif piece is Hole.NAME:
                 name = (yield from source.quoted() if quoted else self._name()) or ""
             elif piece is Hole.ARGUMENTS:
-                begun = self._own_id(name, own) or new_call_id()
-                if begun in self._ids:
-                    begun = new_call_id()
+                begun = self._free(self._own_id(name, own))
                 self._events.append(CallStart(begun, name))
                 yield from source.space()
                 self._open, self._told = begun, source.at

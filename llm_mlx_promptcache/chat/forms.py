@@ -263,6 +263,7 @@ def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
     So models write that have none, and others that leave theirs out.
     """
     found = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
+    found += ["{'name':", "[{'name':"]
     if form.layout is Layout.INLINE:
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
         found += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]

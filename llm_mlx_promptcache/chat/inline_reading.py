@@ -81,7 +81,8 @@ class InlineArguments:
         if depth > _DEEPEST:
             raise ValueError("nested too deep")
         if self._unquoted and depth == 0 and kinds_of(schema) == {"string"}:
-            return (yield from self._raw(closer))
+            quoted = yield from self._in_quotes(closer)
+            return (yield from self._raw(closer)) if quoted is None else quoted
         yield from source.space()
         for quote in self._quotes:
             if (yield from source.exactly(quote)):
@@ -134,6 +135,22 @@ class InlineArguments:
             raise ValueError("a string has no end")
         source.at = plain + len(quote)
         return _decoded(source.text[start:plain], quote, self._tags.strings)
+
+    def _in_quotes(self, closer: str) -> Steps[str | None]:
+        """A string as Python quotes it, whose form has no quotes; None where it is none.
+
+        Templates that write no quotes tell models to write a list of calls, and these do quote.
+        """
+        source, start = self._source, self._source.at
+        quote = yield from source.peek()
+        at = start + 1
+        while quote in "\"'" and (at := (yield from source.find(quote, at))) >= 0:
+            source.at = at + 1
+            if not _escaped(source.text, start, at) and (yield from self._goes_on(closer, 0)):
+                return _decoded(source.text[start + 1 : at], quote, Strings.PYTHON)
+            at += 1
+        source.at = start
+        return None
 
     def _escapes(self, quote: str) -> bool:
         return len(quote) == 1

@@ -116,6 +116,13 @@ class TextSource:
         except ValueError:
             return text
 
+    def string(self) -> Steps[str]:
+        """Pass a JSON string, its quotes too; what it says."""
+        self.at += 1
+        text = yield from self.quoted()
+        self.at = min(self.at + 1, len(self.text))
+        return text
+
     def value(self) -> Steps[str | None]:
         """Pass a JSON object or list; its text, or None where it never ends.
 

@@ -273,6 +273,19 @@ LISTED = Form(
 )
 KIMI = hand_form(None, ["<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"])
 PYTHONIC = hand_form(None, ["<|tool_call_start|>", "<|tool_call_end|>"])
+BARE = Form(
+    Layout.OBJECT,
+    ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}"),
+    parallel=False,
+)
+UNQUOTED = Form(
+    Layout.INLINE,
+    (Hole.NAME, "(", Hole.ARGUMENTS, ")"),
+    start="[",
+    between=", ",
+    end="]",
+    tags=Tags("", "=", "", "=", "", ", "),
+)
 OWN = [
     (GENERIC, call("x", days=2)),
     (
@@ -313,7 +326,62 @@ def test_cut_anywhere_it_is_no_call(form, text):
     whole = text.rindex(mark) + len(mark)
     for end in range(len(form.openings[0]), whole):
         _, answer = collect(text[:end], form, whole=False, size=1000)
-        assert answer.calls == (), text[:end]
+        assert (answer.calls, answer.invalid, answer.text) == ((), (), ""), text[:end]
+        assert isinstance(answer.cut, CutShort), text[:end]
+
+
+@pytest.mark.parametrize("text", ['{"name": "weather", "arguments": {"ci', "[{'name': 'weather', "])
+def test_a_bare_call_that_was_cut_is_told(text):
+    for form in (GENERIC, BARE):
+        parts, answer = collect(text, form, whole=False)
+        assert isinstance(answer.cut, CutShort)
+        assert (agrees(parts, answer), answer.text) == ([], "")
+        # Of a document nobody knows that it is cut, and the model may have ended it.
+        _, other = collect(text.replace("weather", "Ada"), form, whole=False)
+        assert (other.text, other.cut) == (text.replace("weather", "Ada"), None)
+    whole = '{"name": "weather", "arguments": {"city": "x"}}; '
+    parts, answer = collect(whole + text, BARE, whole=False)
+    assert agrees(parts, answer) == [("weather", {"city": "x"})]
+    assert isinstance(answer.cut, CutShort)
+
+
+def test_no_two_calls_of_an_answer_have_one_id():
+    first = next(text for form, text in OWN if form is KIMI)
+    parts, answer = collect(f"{first}\nand\n{first.replace('x', 'y')}", KIMI)
+    assert answer.calls[0].id == "functions.weather:0"
+    assert len({call.id for call in answer.calls}) == 2
+    assert [call["city"] for _, call in agrees(parts, answer, ids=False)] == ["x", "y"]
+
+
+def test_a_count_is_no_part_of_a_name_that_no_tool_has():
+    text = next(text for form, text in OWN if form is KIMI).replace("weather", "tide")
+    _, answer = collect(text, KIMI)
+    assert [(one.name, one.id) for one in answer.invalid] == [("tide", "functions.tide:0")]
+
+
+@pytest.mark.parametrize("form", [MISTRAL, KIMI])
+def test_arguments_behind_a_header_may_be_a_string_of_json(form):
+    text = next(text for one, text in OWN if one is form)
+    inner = '{"city": "x", "days": 2}'
+    parts, answer = collect(text.replace(inner, json.dumps(inner)), form)
+    assert agrees(parts, answer, ids=not form.id) == [("weather", json.loads(inner))]
+    assert answer.text == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('"Paris"', "Paris"),
+        ("'it is'", "it is"),
+        ('"one\\ntwo \\"x\\", days=3) (y)"', 'one\ntwo "x", days=3) (y)'),
+        ("Paris", "Paris"),
+        ('"New" York', '"New" York'),
+    ],
+)
+def test_strings_of_a_form_without_quotes_may_be_quoted(written, said):
+    for more, days in ((", days=2", {"days": 2}), ("", {})):
+        parts, answer = collect(f"[weather(city={written}{more})]", UNQUOTED)
+        assert agrees(parts, answer) == [("weather", {"city": said, **days})]
 
 
 @pytest.mark.parametrize("form", [GENERIC, MISTRAL, LISTED, CODER])
