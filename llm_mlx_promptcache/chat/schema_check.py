@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +28,8 @@ _LONGEST_TEXT = 100_000
 _PATTERN_TIME = 0.02
 _SLOW_PATTERNS = 4
 _LARGEST = 1 << 20
+# Of a quotient; what has more is not called a misfit.
+_DIGITS = Context(prec=400)
 
 
 def misfits(document: Any, schema: Mapping[str, Any]) -> tuple[LeftOut, ...]:
@@ -103,6 +106,7 @@ def _validator(schema: Mapping[str, Any], budget: _Budget) -> Any:
         "patternProperties": _pattern_properties(budget),
         "additionalProperties": _additional_properties(budget),
         "uniqueItems": _unique_items,
+        "multipleOf": _multiple_of,
     }
     if "patternProperties" in json.dumps(schema):
         # jsonschema's own would run these patterns without a limit.
@@ -176,6 +180,16 @@ def _unique_items(_: Any, unique: Any, instance: Any, __: Mapping[str, Any]) -> 
         texts = [json.dumps(_number_alike(one), sort_keys=True) for one in instance]
         if len(set(texts)) < len(texts):
             yield _error("items are not unique")
+
+
+def _multiple_of(_: Any, step: Any, instance: Any, __: Mapping[str, Any]) -> Iterator[Any]:
+    """As the decimals that were written: to Python's floats 0.3 is no multiple of 0.1."""
+    if isinstance(instance, bool) or not isinstance(instance, (int, float)):
+        return
+    with suppress(ArithmeticError, ValueError):
+        value, unit = Decimal(repr(instance)), Decimal(repr(step))
+        if value.is_finite() and _DIGITS.remainder(value, unit):
+            yield _error("no multiple of it")
 
 
 def _number_alike(value: Any) -> Any:

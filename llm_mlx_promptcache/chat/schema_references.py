@@ -61,7 +61,7 @@ class References:
         fragment = unquote(fragment)
         scopes = self._scopes(source)
         if base:
-            owner = self._names.get(base)
+            owner = self._names.get(base) or self._names.get(self._relative(base))
             if owner is None:
                 return None if "/" in base else self._defined(base)
             scopes = [owner]
@@ -72,6 +72,12 @@ class References:
         # The root's first; some write definitions beside the reference that means them.
         found = (under(scope, fragment) for scope in scopes)
         return self._at(next((one for one in found if one is not None), None), fragment)
+
+    def _relative(self, base: str) -> str:
+        """A whole address as the schema's own names have it, which stand relative to the root's."""
+        root = next((str(self._root[key]) for key in ("$id", "id") if self._root.get(key)), "")
+        folder = root.rpartition("/")[0]
+        return base.removeprefix(f"{folder}/") if folder else base
 
     def _scopes(self, source: Mapping[str, Any]) -> list[Any]:
         """The root, then the schemas around a place from the nearest on."""

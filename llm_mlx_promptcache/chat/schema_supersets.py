@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .schema_conditions import Conditions
 from .schema_dialects import LeftOut, Modern
 from .schema_references import escaped
 from .schema_words import count
@@ -95,6 +96,7 @@ class _Superset:
     def __init__(self, given: Modern, left_out: list[LeftOut]) -> None:
         self._definitions: Mapping[str, Any] = given.schema.get("$defs", {})
         self._left_out = left_out
+        self._later = Conditions(self._resolved)
 
     def _leave(self, pointer: str, keyword: str) -> None:
         self._left_out.append(LeftOut(pointer, keyword))
@@ -122,6 +124,7 @@ class _Superset:
         self._names(node, made, pointer)
         self._items(node, made, pointer)
         self._conditions(node, made, pointer)
+        self._named_later(node, made, pointer)
         _infer_type(made)
         return made
 
@@ -203,6 +206,20 @@ class _Superset:
                 return
         self._leave(pointer, "not")
 
+    def _named_later(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
+        """What only conditions declare, which are checked later, beside what is declared."""
+        declared = made.get("properties")
+        if not declared or {"additionalProperties", "patternProperties"} & set(made):
+            return
+        found: dict[str, list[Any]] = {}
+        for name, schema, at in self._later.named(node, pointer):
+            if name not in declared:
+                shapes = found.setdefault(name, [])
+                shapes += [] if schema in (None, False) else [self.schema(schema, at)]
+        if found:
+            added = {name: _either(shapes) for name, shapes in found.items()}
+            made["properties"] = {**declared, **added}
+
     def _resolved(self, node: Any) -> Any:
         """The schema itself, or what its reference means, a few steps far."""
         for _ in range(8):
@@ -210,6 +227,11 @@ class _Superset:
                 return node
             node = self._definitions.get(str(node["$ref"]).rpartition("/")[2], {})
         return {}
+
+
+def _either(shapes: list[Any]) -> Any:
+    """One schema for a value that has to fit one of these, or nothing at all."""
+    return {"anyOf": shapes} if len(shapes) > 1 else shapes[0] if shapes else {}
 
 
 def _pattern_of(names: Mapping[str, Any]) -> str:

@@ -86,6 +86,67 @@ ODD = {
         {"a": "y"},
         {"a": "x"},
     ),
+    "declared in then alone": (
+        {
+            "type": "object",
+            "properties": {"a": {"enum": ["x", "y"]}},
+            "required": ["a"],
+            "if": {"properties": {"a": {"const": "x"}}},
+            "then": {"properties": {"b": {"type": "number"}}, "required": ["b"]},
+            "else": {"if": {"properties": {"c": {"const": 1}}}, "then": {"required": ["d"]}},
+        },
+        {"a": "x", "b": 1.5},
+        {"a": "x"},
+    ),
+    "named in the condition of a condition": (
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "if": {"required": ["a"]},
+            "then": {"if": {"properties": {"c": {"const": 1}}}, "then": {"required": ["d"]}},
+        },
+        {"a": "x", "c": 2, "d": [None]},
+        {"a": "x"},
+    ),
+    "declared beside alone": (
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "dependencies": {
+                "a": {
+                    "oneOf": [
+                        {"properties": {"a": {"const": "x"}, "b": {"type": "integer"}}},
+                        {"properties": {"a": {"const": "y"}, "b": {"$ref": "#/definitions/B"}}},
+                    ],
+                    "required": ["b"],
+                }
+            },
+            "definitions": {"B": {"type": "boolean"}},
+        },
+        {"a": "y", "b": True},
+        {"a": "y", "b": 1},
+    ),
+    "needed beside and not declared": (
+        {"type": "object", "properties": {"a": TEXT}, "dependentRequired": {"a": ["b"]}},
+        {"a": "x", "b": [1]},
+        {"a": "x"},
+    ),
+    "steps of a tenth": (
+        of({"type": "array", "items": {"type": "number", "multipleOf": 0.1}, "uniqueItems": True}),
+        {"a": [0.3, 19.9, 12]},
+        {"a": [0.3, 0.3]},
+    ),
+    "a whole address of a relative name": (
+        of(
+            {"$ref": "https://example.com/s/item.json"},
+            **{
+                "$id": "https://example.com/s/root.json",
+                "$defs": {"I": {"$id": "item.json", "type": "integer"}},
+            },
+        ),
+        {"a": 1},
+        None,
+    ),
     "needed beside": (
         {
             "type": "object",

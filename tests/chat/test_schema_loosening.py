@@ -106,6 +106,10 @@ def test_only_the_odd_part_of_many_is_loosened():
         ("set of literals", {"a": ["x", "y", "x"]}),
         ("not null", {"a": None}),
         ("nothing unevaluated", {"a": "x", "b": 1}),
+        ("declared in then alone", {"a": "x", "b": "1"}),
+        ("declared in then alone", {"a": "x", "z": 1}),
+        ("declared beside alone", {"a": "x", "b": "1"}),
+        ("a whole address of a relative name", {"a": "x"}),
         ("an e-mail of zod", {"a": 3}),
         ("bounds of draft 4", {"a": 0}),
         ("a tuple of draft 4", {"a": [1, "x"]}),
@@ -157,8 +161,21 @@ def test_schemas_that_mean_harm_take_bounded_work():
     for _ in range(200):
         deep = {"anyOf": [deep]}
     doubling = {f"x{n}": {"allOf": [{"$ref": f"#/$defs/x{n + 1}"}] * 2} for n in range(40)}
+    crossed = {
+        f"x{n}": {
+            "properties": {f"p{m}": {} for m in range(12)},
+            "dependentSchemas": {f"p{m}": {"$ref": f"#/$defs/x{(n + m) % 40}"} for m in range(12)},
+        }
+        for n in range(40)
+    }
     for harm in (
         deep,
+        {
+            "type": "object",
+            "properties": {"a": TEXT},
+            "dependentSchemas": {"a": {"$ref": "#/$defs/x0"}},
+            "$defs": crossed,
+        },
         of({"$ref": "#/$defs/x0"}, **{"$defs": {**doubling, "x40": {}}}),
         of(
             {"$ref": "#/$defs/x"},
