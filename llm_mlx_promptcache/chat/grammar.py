@@ -196,10 +196,8 @@ def _tool_grammar(
     for budget in BUDGETS:
         some = within(functions, budget)
         made = _calls_grammar(some.functions, schema, form, calls, caps)
-        # Marks as text: who is asked knows no model's tokens.
-        tried = _calls_grammar(some.functions, schema, replace(form, special=()), calls, caps)
         # Refused for its size alone: what else is odd was left out of each schema.
-        if not refusal(tried.text):
+        if not refusal(made.text):
             break
     together = tuple(Unheld(name, _TOGETHER) for name in some.unheld)
     return replace(made, unheld=(*made.unheld, *together))

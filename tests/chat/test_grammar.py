@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -101,14 +100,6 @@ def test_calls_or_a_document():
 )
 def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text):
     assert takes(tool_grammar([MAGIC], "magic", form), text) == "whole"
-
-
-def test_special_tokens_cost_no_schema():
-    """A mark's id is none of the tokens that the trial of a grammar's size knows."""
-    form = replace(GENERIC, special=(("<tool_call>", 151_657), ("</tool_call>", 151_658)))
-    grammar = tool_grammar(TOOLS, True, form)
-    assert grammar.unheld == ()
-    assert '"required": ["input"]' in grammar.text
 
 
 def test_special_tokens_are_named_by_their_ids():
