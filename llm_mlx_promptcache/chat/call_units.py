@@ -86,10 +86,8 @@ def _object_unit(
     name = text.find(f'"{call.name}"', *within)
     if arguments is None or name < 0:
         return None
-    places = sorted(
-        [(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)]
-    )
-    (a, b, first), (c, d, second) = places
+    holes = sorted([(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)])
+    (a, b, first), (c, d, second) = holes
     layout = Layout.KEYED if keys is None else Layout.OBJECT
     return Unit(a, d, layout, (first, text[b:c], second), keys or Keys(), arguments)
 

@@ -239,8 +239,8 @@ def _end(probe: Probe, after: str, given: Input) -> str:
     # A turn that ends with a call may end with another mark, of which nothing is known; but what
     # ends an answer or begins the next turn is no call's.
     turns = [*marks_in(tail)[:1], *marks_in(probe.prompt() or "")]
-    places = [at for mark in turns if mark[0] == "<" and (at := after.find(mark)) >= 0]
-    return after[: min(places, default=len(after))]
+    starts = [at for mark in turns if mark[0] == "<" and (at := after.find(mark)) >= 0]
+    return after[: min(starts, default=len(after))]
 
 
 def _proved(form: Form, probe: Probe) -> Form:

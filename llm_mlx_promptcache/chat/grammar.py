@@ -86,15 +86,15 @@ class Grammar:
 
 def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
     """What users are told of what a grammar does not hold: tools with the same faults in a line."""
-    places: dict[str, list[str]] = {}
+    by_tool: dict[str, list[str]] = {}
     for tool, what in grammar.unheld if grammar is not None else ():
-        places.setdefault(tool, []).append(str(what))
+        by_tool.setdefault(tool, []).append(str(what))
     tools: dict[str, list[str]] = {}
-    for tool, found in places.items():
-        tools.setdefault(_some(found), []).append(tool)
+    for tool, unheld in by_tool.items():
+        tools.setdefault(_some(unheld), []).append(tool)
     return tuple(
-        f"{_whose(names)} what no grammar can hold ({found}); the answer is only checked for it"
-        for found, names in tools.items()
+        f"{_whose(names)} what no grammar can hold ({unheld}); the answer is only checked for it"
+        for unheld, names in tools.items()
     )
 
 
@@ -287,7 +287,7 @@ def _chosen(
         canonical = canonical_tools(tools)
     except ValueError as error:
         raise GrammarError(str(error)) from None
-    places = {tool["function"]["name"]: index for index, tool in enumerate(tools)}
+    indices = {tool["function"]["name"]: index for index, tool in enumerate(tools)}
     names = [tool["function"]["name"] for tool in canonical]
     if isinstance(choice, str) and choice not in names:
         known = ", ".join(names[:12])
@@ -295,7 +295,7 @@ def _chosen(
     for name in names:
         if form.layout is Layout.HEADER and not _HEADER_NAME.fullmatch(name):
             raise GrammarError(
-                f"tools[{places[name]}].function.name is {name[:64]!r}, which this model can't"
+                f"tools[{indices[name]}].function.name is {name[:64]!r}, which this model can't"
                 " write; use letters, digits, _ and -"
             )
     wanted = names if not isinstance(choice, str) else [choice]
@@ -354,8 +354,8 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
     if held.refused == UNSATISFIABLE:
         raise GrammarError(f"{field} can't be satisfied by any text; change the schema")
     if held.refused:
-        places = ", ".join(map(str, held.left_out[:3]))
-        raise GrammarError(f"{field} is refused: {held.refused} ({places}); change the schema")
+        left_out = ", ".join(map(str, held.left_out[:3]))
+        raise GrammarError(f"{field} is refused: {held.refused} ({left_out}); change the schema")
     return held.schema, tuple(Unheld("", what) for what in held.left_out)
 
 

@@ -188,13 +188,13 @@ class InlineArguments:
         known = list(keys) if isinstance(keys, Mapping) else []
         nexts = [f"{self._tags.between}{key}{self._tags.middle}" for key in known]
         while True:
-            places = [at for one in nexts if (at := source.text.find(one, start)) >= 0]
+            starts = [at for one in nexts if (at := source.text.find(one, start)) >= 0]
             last = source.text.find(closer, start)
             while last >= 0 and source.text[last + 1 : last + 2] in ('"', "'", *_WORDS):
                 last = source.text.find(closer, last + 1)
-            places += [last] if last >= 0 else []
-            if places and (source.closed or min(places) + 256 < len(source.text)):
-                source.at = min(places)
+            starts += [last] if last >= 0 else []
+            if starts and (source.closed or min(starts) + 256 < len(source.text)):
+                source.at = min(starts)
                 return source.text[start : source.at]
             if source.closed:
                 raise ValueError("a value has no end")

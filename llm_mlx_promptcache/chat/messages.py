@@ -135,17 +135,17 @@ def _check_message(index: int, message: Message) -> None:
 def _check_calls(where: str, calls: Sequence[ToolCall]) -> None:
     ids: dict[str, int] = {}
     for number, call in enumerate(calls):
-        place = f"{where}.tool_calls[{number}]"
-        check_text(f"{place}.name", call.name)
-        check_text(f"{place}.id", call.id)
+        field = f"{where}.tool_calls[{number}]"
+        check_text(f"{field}.name", call.name)
+        check_text(f"{field}.id", call.id)
         if not call.name:
-            raise ValueError(f"{place}.name is empty; give the name of the tool")
+            raise ValueError(f"{field}.name is empty; give the name of the tool")
         if not isinstance(call.arguments, Mapping):
             kind = type(call.arguments).__name__
-            raise ValueError(f"{place}.arguments is a {kind}; give a dict")
-        check_json(f"{place}.arguments", call.arguments)
+            raise ValueError(f"{field}.arguments is a {kind}; give a dict")
+        check_json(f"{field}.arguments", call.arguments)
         if call.id and call.id in ids:
-            raise ValueError(f"{place}.id is that of tool_calls[{ids[call.id]}]; give each its own")
+            raise ValueError(f"{field}.id is that of tool_calls[{ids[call.id]}]; give each its own")
         ids[call.id] = number
 
 

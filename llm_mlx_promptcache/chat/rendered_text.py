@@ -132,7 +132,7 @@ class RenderedText:
         changed[index] = {**changed[index], **changes}
         return self.probe(changed, prompt=upto is None) or ""
 
-    def place(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
+    def extent(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
         """Where a part of turn `index` stands; None where it is not shown as it is.
 
         `keys` are the names that templates may know the part by.

@@ -127,10 +127,10 @@ def _replay_text(
     """An answer of words: what the template shows may differ from what was generated in spaces."""
     end = start
     for keys in _texts(message):
-        place = rendering.place(index, keys)
-        if place is None or place[0] < start:
+        extent = rendering.extent(index, keys)
+        if extent is None or extent[0] < start:
             return None
-        end = max(end, place[1])
+        end = max(end, extent[1])
     if _squash(rendering.text[start:end]) != _squash(answer.text):
         return None
     return _closed(rendering.text, start, end, answer)
@@ -145,8 +145,8 @@ def _replay_calls(
     other = rendering.with_turn(index, changes)
     if common_prefix(text, other) < start or not all(word in other for word in sentinels):
         return None
-    places = [rendering.place(index, keys) for keys in _texts(message)]
-    if any(place is None or place[0] < start for place in places):
+    extents = [rendering.extent(index, keys) for keys in _texts(message)]
+    if any(extent is None or extent[0] < start for extent in extents):
         return None
     depends = len(text) - common_suffix(text, other)
     tail = text[depends : depends + _own_tail(rendering, index, changes, text[depends:])]

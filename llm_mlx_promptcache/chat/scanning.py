@@ -19,9 +19,9 @@ class Marks:
 
     def split(self, text: str) -> tuple[str, str | None, str]:
         """Text before the first mark, the mark, and what follows; or None, and what must wait."""
-        places = [(at, -len(mark), mark) for mark in self._marks if (at := text.find(mark)) >= 0]
-        if places:
-            at, _, mark = min(places)
+        matches = [(at, -len(mark), mark) for mark in self._marks if (at := text.find(mark)) >= 0]
+        if matches:
+            at, _, mark = min(matches)
             return text[:at], mark, text[at + len(mark) :]
         kept = self.overlap(text)
         return text[: len(text) - kept], None, text[len(text) - kept :]

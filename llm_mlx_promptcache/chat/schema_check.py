@@ -210,7 +210,7 @@ def _place(given: Modern, path: list[Any]) -> LeftOut:
             if not isinstance(node, Mapping) or step in node or "$ref" not in node:
                 break
             name = str(node["$ref"]).rpartition("/")[2]
-            pointer, node = given.places.get(name, pointer), given.schema["$defs"].get(name, {})
+            pointer, node = given.pointers.get(name, pointer), given.schema["$defs"].get(name, {})
         if at < len(path) - 1:
             pointer = f"{pointer}/{escaped(step)}"
             known = isinstance(node, Mapping) and step in node

@@ -51,7 +51,7 @@ class Modern:
     """
 
     schema: dict[str, Any]
-    places: Mapping[str, str]
+    pointers: Mapping[str, str]
     left_out: tuple[LeftOut, ...] = ()
     nodes: int = 0
 
@@ -67,8 +67,8 @@ def modern(schema: Mapping[str, Any]) -> Modern:
     made = root if isinstance(root, dict) else ({} if root else {"not": {}})
     if work.definitions:
         made["$defs"] = work.definitions
-    places = {name: pointer for pointer, name in work.names.items()}
-    return Modern(made, places, tuple(dict.fromkeys(work.left_out)), work.nodes)
+    pointers = {name: pointer for pointer, name in work.names.items()}
+    return Modern(made, pointers, tuple(dict.fromkeys(work.left_out)), work.nodes)
 
 
 @dataclass
@@ -179,19 +179,17 @@ class _Translation:
             elif value is not None and branches != []:
                 self.leave(pointer, key)
         key = "items" if isinstance(given.get("items"), (list, tuple)) else "prefixItems"
-        places = given.get(key)
-        if isinstance(places, (list, tuple)):
-            made["prefixItems"] = self._each(places, f"{pointer}/{key}", depth)
+        prefix = given.get(key)
+        if isinstance(prefix, (list, tuple)):
+            made["prefixItems"] = self._each(prefix, f"{pointer}/{key}", depth)
             rest = given.get("additionalItems")
             if key == "items" and rest is not None:
                 made["items"] = self.schema(rest, f"{pointer}/additionalItems", depth + 1)
-        elif places is not None:
+        elif prefix is not None:
             self.leave(pointer, key)
 
     def _each(self, given: Sequence[Any], pointer: str, depth: int) -> list[Any]:
-        return [
-            self.schema(inner, f"{pointer}/{place}", depth + 1) for place, inner in enumerate(given)
-        ]
+        return [self.schema(inner, f"{pointer}/{at}", depth + 1) for at, inner in enumerate(given)]
 
     def _required(self, given: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
         wanted = given.get("required")

@@ -139,13 +139,13 @@ class _Trial:
         size: int,
         left_out: list[LeftOut],
     ) -> None:
-        self._places, self._left_out = given.places, left_out
+        self._pointers, self._left_out = given.pointers, left_out
         self._left = min(_MOST_TRIALS, 20 + _MOST_TRIED // max(size, 1))
         self._plain, self._made = plain, made
         self._wanted: Mapping[str, Any] = made.get("$defs", {})
         # What has not been looked at yet may be anything.
         self._definitions: dict[str, Any] = {
-            name: {} if name in self._places else one for name, one in self._wanted.items()
+            name: {} if name in self._pointers else one for name, one in self._wanted.items()
         }
 
     def held(self) -> dict[str, Any]:
@@ -153,12 +153,12 @@ class _Trial:
         known = len(self._left_out)
         plain = self._plain.get("$defs", {})
         for name in used_definitions(self._made, self._wanted):
-            if name in self._places:
-                place = self._places[name]
-                made = self._mended(self._wanted[name], plain.get(name), place)
+            if name in self._pointers:
+                pointer = self._pointers[name]
+                made = self._mended(self._wanted[name], plain.get(name), pointer)
                 self._definitions[name] = made
                 if self._refusal({"$ref": f"#/$defs/{name}"}) not in ("", UNSATISFIABLE):
-                    self._leave(place, "recursion")
+                    self._leave(pointer, "recursion")
                     self._definitions[name] = {}
         root = {key: value for key, value in self._made.items() if key != "$defs"}
         root = self._mended(root, self._plain, "")

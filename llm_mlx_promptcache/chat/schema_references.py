@@ -22,7 +22,7 @@ class References:
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
-        self._places: dict[int, str] = {}
+        self._pointers: dict[int, str] = {}
         self._around: dict[int, Any] = {}
         self._anchors: dict[str, list[Any]] = {}
         self._names: dict[str, Any] = {}
@@ -34,9 +34,9 @@ class References:
             if not waiting:
                 return
             pointer, value, around = waiting.pop()
-            if id(value) in self._places:
+            if id(value) in self._pointers:
                 continue
-            self._places[id(value)], self._around[id(value)] = pointer, around
+            self._pointers[id(value)], self._around[id(value)] = pointer, around
             if isinstance(value, Mapping):
                 self._name(value)
                 pairs: Any = value.items()
@@ -98,8 +98,8 @@ class References:
             return None
         if isinstance(schema, bool):
             return Target(otherwise, schema)
-        place = self._places.get(id(schema))
-        return None if place is None else Target(place, schema)
+        pointer = self._pointers.get(id(schema))
+        return None if pointer is None else Target(pointer, schema)
 
 
 def under(schema: Any, pointer: str) -> Any:

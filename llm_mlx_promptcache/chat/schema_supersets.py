@@ -44,7 +44,7 @@ def superset(given: Modern, left_out: list[LeftOut]) -> dict[str, Any]:
     if definitions:
         made["$defs"] = {
             # What only ever contains itself has no document.
-            name: False if name in endless else work.schema(one, given.places[name])
+            name: False if name in endless else work.schema(one, given.pointers[name])
             for name, one in definitions.items()
         }
     return made

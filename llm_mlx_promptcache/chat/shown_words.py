@@ -34,11 +34,11 @@ class Lost(NamedTuple):
 class _Part(NamedTuple):
     """One thing that was said: the marks that stand for it, and the words that must be there.
 
-    Parts stand in the order of their places; those of place 0 may stand anywhere.
+    Parts stand in their `order`; those of order 0 may stand anywhere.
     """
 
     where: Lost
-    place: int
+    order: int
     marks: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -54,10 +54,10 @@ def lost_words(
     parts: list[_Part] = []
     messages = []
     leading = True
-    for place, turn in enumerate(turns, 1):
+    for order, turn in enumerate(turns, 1):
         leading = leading and turn.message["role"] in _SYSTEM
         # What the system says in front stands where the template has a place for it.
-        message, found = _marked(turn, 0 if leading else place, marks)
+        message, found = _marked(turn, 0 if leading else order, marks)
         messages.append(message)
         parts += found
     marked_tools, found = _marked_tools(tools, marks)
@@ -92,16 +92,16 @@ def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[L
 
 
 def _out_of_order(parts: Sequence[tuple[_Part, tuple[str, ...]]], text: str) -> Iterator[int]:
-    """The numbers of the parts that don't stand behind all parts of earlier places."""
-    end, next_end, place = 0, 0, 0
+    """The numbers of the parts that don't stand behind all parts before them."""
+    end, next_end, order = 0, 0, 0
     for number, (part, needles) in enumerate(parts):
-        if part.place and part.place != place:
-            end, place = next_end, part.place
-        start = end if part.place else 0
+        if part.order and part.order != order:
+            end, order = next_end, part.order
+        start = end if part.order else 0
         found = [text.find(needle, start) for needle in needles]
         if any(at < 0 for at in found):
             yield number
-        elif part.place:
+        elif part.order:
             next_end = max([next_end, *found])
 
 
@@ -152,20 +152,20 @@ def _head(turns: Sequence[Turn], text: str) -> str:
     return head
 
 
-def _marked(turn: Turn, place: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Part]]:
+def _marked(turn: Turn, order: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Part]]:
     """A turn with marks in the place of what it says, and what it says."""
     message, parts = dict(turn.message), []
     index, role = turn.sources[0], message["role"]
     if (said := message["content"]).strip():
         message["content"] = marks.new()
         where = Lost(index, role, "the text")
-        parts.append(_Part(where, place, (message["content"],), (said.strip(),)))
+        parts.append(_Part(where, order, (message["content"],), (said.strip(),)))
     calls = []
     for number, call in enumerate(message.get("tool_calls", ())):
         where = Lost(index, role, f"call {number + 1}")
         changed, needles, words = _marked_call(call["function"], marks)
         calls.append({**call, "function": changed})
-        parts.append(_Part(where, place, needles, words))
+        parts.append(_Part(where, order, needles, words))
     if calls:
         message["tool_calls"] = calls
     return message, parts
