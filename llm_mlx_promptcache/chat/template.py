@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from .template_environment import BoundedEnvironment, pieces_of
-from .template_work import A_LETTER, A_PAIR, LEAST, TemplateError, TooMuchWork, Work
+from .template_work import A_LETTER, A_PAIR, ADDED, LEAST, TemplateError, TooMuchWork, Work
 
 _MOST_LETTERS = 1_000_000  # of the template itself; the longest known has 45,602
 # The names of an answer's reasoning that templates know; transformers fills the first two.
@@ -52,7 +52,9 @@ class ChatTemplate:
         environment = self._environment
         environment.work = Work(1 << 62)
         size = environment.work.weigh({k: v for k, v in values.items() if not callable(v)})
-        environment.work = Work(most_work(size, len(values["messages"])))
+        tools = values.get("tools")
+        told = len(tools) if isinstance(tools, list | tuple) else 0
+        environment.work = Work(most_work(size, len(values["messages"]), told))
         try:
             return "".join(pieces_of(environment, self._compiled, values))
         except TooMuchWork as stopped:
@@ -79,9 +81,9 @@ class ChatTemplate:
         )
 
 
-def most_work(size: int, messages: int) -> int:
-    """The bound for an input of so many letters and entries, and so many messages."""
-    return LEAST + A_LETTER * size + A_PAIR * messages**2
+def most_work(size: int, messages: int, tools: int = 0) -> int:
+    """The bound for an input of so many letters and entries, and so many messages and tools."""
+    return LEAST + A_LETTER * size + A_PAIR * messages**2 + size * tools // ADDED
 
 
 def _line(template: jinja2.Template, trace: TracebackType | None) -> int:

@@ -114,8 +114,9 @@ def _beyond(
             lines = value.count("\n") + 1 if isinstance(value, str) else weight
             return lines * (4 + widths + texts)
         case "tojson":
-            around = sum(work.weigh(one) for one in given if isinstance(one, str | tuple | list))
-            return weight * around + (weight // NODE + 1) * NODE * widths
+            entries = weight // NODE + 1  # each with separators of its own, and an indent
+            parting = sum(work.weigh(one) - 1 for one in _separators(given))
+            return weight * texts + entries * (parting + NODE * widths)
         case "replace":
             old, new = [*args, *kwargs.values()][:2] if len(args) + len(kwargs) > 1 else ("", "")
             if isinstance(value, str) and not kwargs:
@@ -138,6 +139,11 @@ def _beyond(
         case _ if name in _SLOW:
             return weight * (weight >> 6) + NODE * widths
     return 0
+
+
+def _separators(given: tuple[Any, ...]) -> Iterator[Any]:
+    """The texts of each pair of separators among what a filter is given."""
+    return (one for pair in given if isinstance(pair, tuple | list) for one in pair)
 
 
 def _widths(given: tuple[Any, ...]) -> int:

@@ -13,6 +13,8 @@ NODE: Final = 64  # a list's entry, or one step of a template, in letters
 LEAST: Final = 16_000_000
 A_LETTER: Final = 60  # of the input, each
 A_PAIR: Final = 1_024  # of messages, each
+# Some add each tool to the text of all tools before it: of the input, for each tool, one letter in
+ADDED: Final = 2
 _BITS: Final = 1 << 14  # of a whole number
 _DEPTH: Final = 1_000  # of values in values: Python hashes and frees them on its own stack
 _NUMBER = re.compile(r"\d{1,20}")

