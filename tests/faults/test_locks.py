@@ -222,6 +222,25 @@ def test_p4_a_flush_waits_once_tells_what_is_not_written_and_writes_it_later(
     assert store.check() == []
 
 
+@pytest.mark.usefixtures("short_waits")
+def test_p4_a_flush_takes_its_turn_among_processes_that_go_on_writing(
+    holder, worlds, tmp_path, ids, tries
+):
+    files = Played()
+    store = DiskStore(tmp_path, files=files)
+    worlds.put(store, ids)
+    holder(tmp_path, WRITES)
+    other = worlds.draft([7, 8, 9])
+    assert not store.save(other)
+    for waits in (0.0, shared_index.PRESSED_SECONDS, 0.0):
+        tries.clear()
+        if waits:
+            store.try_again()  # somebody waits for this try, and for no other
+        files.seconds += 0 if waits else store.pause
+        assert not store.save(other)
+        assert tries == [waits]
+
+
 def test_p4_a_process_ends_soon_and_with_one_warning_beside_a_stopped_one(
     holder, child, worlds, tmp_path, ids
 ):

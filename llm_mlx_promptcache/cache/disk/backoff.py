@@ -20,6 +20,7 @@ class Backoff:
         self._clock = clock
         self._length = 0.0
         self._until = 0.0
+        self.pressed = False  # somebody waits for the next try
 
     @property
     def active(self) -> bool:
@@ -33,15 +34,15 @@ class Backoff:
 
     def failed(self) -> bool:
         """Begin the next pause; whether it is the first since something worked."""
-        first = not self.active
+        first, self.pressed = not self.active, False
         self._length = self._first if first else min(self._length * self.FACTOR, self._most)
         self._until = self._clock() + self._length
         return first
 
     def worked(self) -> None:
         """Forget all pauses."""
-        self._length = 0.0
+        self._length, self.pressed = 0.0, False
 
     def try_again(self) -> None:
         """End the pause that is on; the next one is no shorter for it."""
-        self._until = self._clock()
+        self._until, self.pressed = self._clock(), True

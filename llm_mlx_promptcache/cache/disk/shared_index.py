@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.02  # that one look waits for a lock: a lookup takes two
 WRITE_SECONDS: Final = 1.0  # that a change waits, once; while the lock is held on, not at all
+PRESSED_SECONDS: Final = 0.2  # that it waits then where a flush waits for it: others take turns
 COMMAND_SECONDS: Final = 5.0  # that who asked for just this waits
 _TRIES: Final = 3
 _MENDS: Final = 3  # of one process in so many seconds: then something damages it on and on
@@ -124,7 +125,9 @@ class SharedIndex:
         with self._lock:
             if self.off or (self._locked.pause and not asked):
                 return otherwise
-            wait = 0.0 if self._locked.active else WRITE_SECONDS
+            wait = WRITE_SECONDS
+            if self._locked.active:
+                wait = PRESSED_SECONDS if self._locked.pressed else 0.0
             return self._tried(action, otherwise, COMMAND_SECONDS if asked else wait)
 
     def can_change(self) -> bool:
