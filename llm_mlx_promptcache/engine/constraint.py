@@ -118,6 +118,7 @@ class Constraint:
         # What begins a call, and the end of what was said while it slept.
         self._opening, self._heard = grammar.opening.encode(), b""
         self._started = self._ended = False
+        self._unclear = 0  # tokens that may begin reasoning, and what the grammar holds as well
 
     @property
     def finished(self) -> bool:
@@ -150,12 +151,14 @@ class Constraint:
         """The token that was chosen; after the end, whatever comes is ignored."""
         if self._ended:
             return
+        starts = self._starts()
         if token in self._ends and self.complete:
             self._ended = True
         elif self._asleep:
             self._wake(token)
-        elif self._may_think() and token in _first(self._thinking):
+        elif token in starts and self._is_thought(token):
             self._asleep = True
+            self._matcher.reset()
         elif self._gap and token in self._spaces() and not self._takes([token]):
             self._gap -= 1
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
@@ -166,6 +169,7 @@ class Constraint:
             )
         elif token not in self._spaces():
             self._gap = 0
+        self._unclear = self._unclear + 1 if token in starts and not self._asleep else 0
         self._started = True
 
     def forced(self) -> list[int]:
@@ -182,12 +186,21 @@ class Constraint:
 
     def _besides(self) -> Collection[int]:
         """The tokens that may come although the grammar knows nothing of them."""
-        first = _first(self._thinking) if self._may_think() else ()
-        return (*first, *(self._spaces() if self._gap else ()))
+        return (*self._starts(), *(self._spaces() if self._gap else ()))
 
-    def _may_think(self) -> bool:
-        """Reasoning may begin where the answer does."""
-        return not self._started and bool(_first(self._thinking))
+    def _starts(self) -> Collection[int]:
+        """The next token of the mark of reasoning, which may begin where the answer does."""
+        if self._thinking is None or (self._started and not self._unclear):
+            return ()
+        return self._thinking.start_ids[self._unclear : self._unclear + 1]
+
+    def _is_thought(self, token: int) -> bool:
+        """Whether the next token of its mark shows that reasoning begins, and no call or document.
+
+        `<think>` and `<tool_call>` have a token in common where both are written in several.
+        """
+        assert self._thinking is not None
+        return self._unclear + 1 == len(self._thinking.start_ids) or not self._takes([token])
 
     def _spaces(self) -> Collection[int]:
         return self._thinking.spaces if self._thinking else ()
@@ -232,10 +245,6 @@ class Constraint:
     def _takes(self, tokens: list[int]) -> bool:
         """Whether the grammar has room for these tokens; nothing changes."""
         return self._matcher.validate_tokens(tokens) == len(tokens)
-
-
-def _first(thinking: Thinking | None) -> Collection[int]:
-    return thinking.start_ids[:1] if thinking else ()
 
 
 def _with(bits: np.ndarray[Any, Any], tokens: Collection[int]) -> np.ndarray[Any, Any]:

@@ -310,6 +310,25 @@ def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     assert np.isfinite(np.array(opened.mask(logits))).sum() < 5
 
 
+def test_a_call_that_begins_as_reasoning_does_is_held_all_the_same(speaker):
+    think, called = (
+        speaker.wrapper.encode(text, add_special_tokens=False) for text in ("<think>", "<tool>ab")
+    )
+    assert think[0] == called[0]
+    end = tuple(speaker.wrapper.encode("</think>", add_special_tokens=False))
+    thinking = Thinking("<think>", "</think>", start_ids=tuple(think), end_ids=end)
+    logits = mx.zeros((1, speaker.vocab_size))
+    for said in (called, [*think, 90, *end, *called]):
+        constraint = speaker.constraint(regex_grammar("<tool>ab"), thinking=thinking)
+        for token in said:
+            assert np.isfinite(np.array(constraint.mask(logits))[0, token])
+            constraint.consume(token)
+        assert constraint.finished
+    constraint = speaker.constraint(regex_grammar("<tool>ab"), thinking=thinking)
+    constraint.consume(called[0])
+    assert np.isfinite(np.array(constraint.mask(logits))).sum() < 10
+
+
 @pytest.mark.parametrize(
     "said", ["Hm.</think>ab", "Hm.</think>\nab", "a</think>\n\nab", "</think>ab"]
 )
