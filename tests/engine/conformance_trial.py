@@ -81,6 +81,8 @@ WORDS = 'It is 21 °C in Zürich 東京 😀, "so" they say:\n\n- one\n- two <b>
 ONE: Call = ("find_place", {"city": "Paris"})
 TWO: list[Call] = [("find_place", {"city": "Rome", "far": True}), ("tide", {"harbour": "Bari"})]
 FORCED: Call = ("get_weather", {"city": "Paris"})
+# Long for a limit in characters, and few tokens.
+LONG: Call = ("find_place", {"city": "=" * 4096})
 LOOP: list[Call] = [
     ("find_place", {"city": f"Par{SPLIT}is", "count": 3}),
     ("tide", {"harbour": f"Le Ha{SPLIT}vre"}),
@@ -137,6 +139,9 @@ def script(family: Family) -> dict[str, str]:
         "Which of the harbours": words("The parameter is read."),
         "Call once": calls([ONE]),
         "Call if forced": calls([FORCED]),
+        "Call at length": calls([LONG]),
+        "Call by mistake": calls([("find_palace", {"city": "Paris"})]),
+        "Call and forget": calls([("tide", {"town": "Paris"})]),
         **({} if "parallel calls" in family.lacks else {"Call twice": calls(TWO)}),
         **{f"Say odd {name}": calls([("find_place", one)]) for name, one in odd.items()},
         "three metres": words("The result is read."),

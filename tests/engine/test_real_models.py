@@ -9,8 +9,10 @@ import conformance_cells
 import mlx.core as mx
 import pytest
 from conformance_cells import CELLS, Verdict
-from conformance_trial import FIND, FORCED
+from conformance_trial import FIND, FORCED, LONG, TIDE, TWO, right_calls
 from played_families import FAMILIES, THOUGHT, TOOL
+
+from llm_mlx_promptcache.chat.messages import Message
 
 RANDOM = {
     "type": "function",
@@ -72,6 +74,39 @@ def test_a_call_inside_thinking_is_read(thinking, how):
     [call] = last.tool_calls
     assert (call.name, dict(call.arguments)) == FORCED
     assert (last.reasoning, last.text, last.invalid_calls) == (THOUGHT, "", ())
+
+
+def test_law_14_an_argument_may_be_as_long_as_the_answer(trial):
+    right_calls(trial, trial.ask("Call at length", tools=(FIND, TIDE)), [LONG])
+    last = trial.ask("Call at length", tools=(FIND, TIDE), tool="find_place")
+    right_calls(trial, last, [LONG])
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "error"),
+    [
+        ("Call by mistake", "find_palace", "no tool has this name"),
+        ("Call and forget", "tide", "its argument harbour is missing"),
+    ],
+)
+def test_law_14_a_call_that_can_not_be_made_comes_as_one(trial, said, name, error):
+    last = trial.ask(said, tools=(FIND, TIDE))
+    [call] = last.invalid_calls
+    assert (call.name, call.error) == (name, error)
+    assert "Paris" in call.text
+    assert (last.text, last.tool_calls) == ("", ())
+
+
+def test_no_more_calls_are_made_than_may_be(trial):
+    if "parallel calls" in trial.family.lacks:
+        pytest.skip("this family makes one call an answer")
+    tools = (FIND, TIDE)
+    right_calls(trial, trial.ask("Call twice", tools=tools), TWO)
+    last = trial.ask("Call twice", tools=tools, max_calls=1)
+    right_calls(trial, last, TWO[:1])
+    result = Message("tool", "There it is: three metres", tool_call_id=last.tool_calls[0].id)
+    again = trial.ask("Call twice", last, result, tools=tools)
+    assert again.text == "The result is read."
 
 
 def test_grammars_know_which_tokens_are_special(trial):
