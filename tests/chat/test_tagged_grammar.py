@@ -101,6 +101,8 @@ def test_law_14_all_templates_with_marks_round_arguments(templates):
         if form is None or form.layout is not Layout.TAGS or form in seen:
             continue
         seen.add(form)
+        # As for a model that stops there: what ends an answer is no part of its calls.
+        form = replace(form, end=form_cases.STOPS.sub("", form.end))
         wrong |= {(template.name, case): one for case, one in wrong_of(template, form).items()}
     # One writes a line end more where there are no arguments.
     assert set(wrong) <= {("crusoeai-DeepSeek-V4-Flash", "empty arguments")}
