@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from enum import Enum, auto
 from typing import Any
 
 import mlx.core as mx
@@ -92,6 +93,15 @@ def _reason(matcher: LLMatcher) -> str:
     return reason[:_REASON_LIMIT]
 
 
+class _Phase(Enum):
+    """Whether the grammar holds what comes next."""
+
+    WAITING = auto()  # for the end of reasoning: all but the answer's end may come
+    FIRST = auto()  # it holds how the answer begins, where reasoning may begin too
+    HOLDING = auto()
+    ENDED = auto()
+
+
 class Constraint:
     """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
 
@@ -113,28 +123,32 @@ class Constraint:
         self._ends = list(tokenizer.eos_tokens)
         self._end_mask = _mask_of(self._ends, vocab_size)
         self._thinking = thinking
-        self._asleep = thinking is not None and thinking.opened
+        waits = thinking is not None and thinking.opened
+        self._phase = _Phase.WAITING if waits else _Phase.FIRST
         self._tail = b""  # may be the beginning of the mark behind reasoning
-        # What begins a call, and the end of what was said while it slept.
+        # What begins a call, and the end of what was said while it waited.
         self._opening, self._heard = grammar.opening.encode(), b""
-        self._started = self._ended = False
         self._unclear = 0  # tokens that may begin reasoning, and what the grammar holds as well
+
+    @property
+    def _holds(self) -> bool:
+        return self._phase in (_Phase.FIRST, _Phase.HOLDING)
 
     @property
     def finished(self) -> bool:
         """Whether nothing but the end can follow."""
-        return self._ended or (not self._asleep and self._matcher.is_stopped())
+        return self._phase is _Phase.ENDED or (self._holds and self._matcher.is_stopped())
 
     @property
     def complete(self) -> bool:
         """Whether the answer may end here: it is whole, even if a limit ends it."""
-        if self._ended or self._asleep:
-            return self._ended
-        return bool(self._matcher.is_accepting())
+        if self._holds:
+            return bool(self._matcher.is_accepting())
+        return self._phase is _Phase.ENDED
 
     def mask(self, logits: mx.array) -> mx.array:
         """The logits, [1, vocab_size], with minus infinity for what can't follow."""
-        if self._asleep:
+        if self._phase is _Phase.WAITING:
             # What must follow the reasoning would be missing, and nobody would know.
             return _where(~self._end_mask, logits)
         if self.finished:
@@ -149,15 +163,15 @@ class Constraint:
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""
-        if self._ended:
+        if self._phase is _Phase.ENDED:
             return
         starts = self._starts()
         if token in self._ends and self.complete:
-            self._ended = True
-        elif self._asleep:
-            self._wake(token)
+            self._phase = _Phase.ENDED
+        elif self._phase is _Phase.WAITING:
+            self._wait(token)
         elif token in starts and self._is_thought(token):
-            self._asleep = True
+            self._phase = _Phase.WAITING
             self._matcher.reset()
         elif self._gap and token in self._spaces() and not self._takes([token]):
             self._gap -= 1
@@ -169,15 +183,16 @@ class Constraint:
             )
         elif token not in self._spaces():
             self._gap = 0
-        self._unclear = self._unclear + 1 if token in starts and not self._asleep else 0
-        self._started = True
+        self._unclear = self._unclear + 1 if self._holds and token in starts else 0
+        if self._phase is _Phase.FIRST and not self._unclear:
+            self._phase = _Phase.HOLDING
 
     def forced(self) -> list[int]:
         """The tokens that must come next, the end included; empty where there is a choice.
 
         The caller runs the model over all of them at once and consumes each.
         """
-        if self._asleep or self._ended or self._besides():
+        if not self._holds or self._besides():
             return []
         if self._matcher.is_stopped():
             # Which end it is tells calls from text in some models, and is theirs to say.
@@ -190,7 +205,7 @@ class Constraint:
 
     def _starts(self) -> Collection[int]:
         """The next token of the mark of reasoning, which may begin where the answer does."""
-        if self._thinking is None or (self._started and not self._unclear):
+        if self._thinking is None or self._phase is not _Phase.FIRST:
             return ()
         return self._thinking.start_ids[self._unclear : self._unclear + 1]
 
@@ -205,7 +220,8 @@ class Constraint:
     def _spaces(self) -> Collection[int]:
         return self._thinking.spaces if self._thinking else ()
 
-    def _wake(self, token: int) -> None:
+    def _wait(self, token: int) -> None:
+        """A token of reasoning, or of what ends it."""
         assert self._thinking is not None
         mark = self._thinking.end.encode()
         # By its text: where it is no single token, its ids depend on what stands beside it.
@@ -213,15 +229,15 @@ class Constraint:
         self._tail = self._tail[kept:] + self._tokenizer.decode_bytes([token])
         _, mark_there, after = self._tail.partition(mark)
         if (token,) == self._thinking.end_ids:
-            self._rest()
+            self._begin()
         elif mark_there:
-            self._rest()
+            self._begin()
             self._matcher.try_consume_tokens(self._tokenizer.tokenize_bytes(after.lstrip()))
         else:
             self._call_in_thought(token)
 
     def _call_in_thought(self, token: int) -> None:
-        """Wake up where a call begins: some models call without ending their thinking.
+        """Begin where a call begins: some models call without ending their thinking.
 
         Its mark is a special token, or text that has come in several ones.
         """
@@ -234,13 +250,13 @@ class Constraint:
                 return
             begun = self._tokenizer.tokenize_bytes(mark + behind)
         if self._takes(begun):
-            self._asleep = False
+            self._phase = _Phase.HOLDING
             self._matcher.consume_tokens(begun)
         self._heard = b""
 
-    def _rest(self) -> None:
+    def _begin(self) -> None:
         """The grammar begins; white space that the model was trained to write may come first."""
-        self._asleep, self._gap = False, _MOST_GAP
+        self._phase, self._gap = _Phase.HOLDING, _MOST_GAP
 
     def _takes(self, tokens: list[int]) -> bool:
         """Whether the grammar has room for these tokens; nothing changes."""

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
-from .events import Event, Finished, Told
+from .events import Event, Finished, Output
 from .request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ _log = logging.getLogger(__name__)
 class _Job:
     """A request on its way through the engine, and how its events reach the one who asked."""
 
-    def __init__(self, request: GenerationRequest, deliver: Callable[[Told], None]) -> None:
+    def __init__(self, request: GenerationRequest, deliver: Callable[[Output], None]) -> None:
         self.request = request
         self.abandoned = threading.Event()
         self._deliver = deliver
 
-    def tell(self, told: Told) -> None:
+    def send(self, output: Output) -> None:
         """Hand over an event, an error, or None for the end."""
         try:
-            self._deliver(told)
+            self._deliver(output)
         except RuntimeError:  # the loop that waited for it is closed
             self.abandoned.set()
 
@@ -81,11 +81,11 @@ class Engine:
 
     def generate(self, request: GenerationRequest) -> Iterator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
-        told: queue.SimpleQueue[Told] = queue.SimpleQueue()
-        job = _Job(request, told.put)
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        job = _Job(request, outputs.put)
         self._submit(job)
         try:
-            while (event := told.get()) is not None:
+            while (event := outputs.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
@@ -95,15 +95,15 @@ class Engine:
     async def agenerate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The same for an event loop, which is never blocked."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Told] = asyncio.Queue()
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
 
-        def deliver(event: Told) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, event)
+        def deliver(output: Output) -> None:
+            loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         job = _Job(request, deliver)
         self._submit(job)
         try:
-            while (event := await told.get()) is not None:
+            while (event := await outputs.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 yield event
@@ -217,8 +217,8 @@ class Engine:
             scheduler = scheduler or self._loaded_now()
             scheduler.add(job)
         except BaseException as error:
-            job.tell(error)
-            job.tell(None)
+            job.send(error)
+            job.send(None)
         return scheduler
 
     def _loaded_now(self) -> Scheduler:

@@ -18,12 +18,12 @@ __all__ = [
     "InvalidCall",
     "Logprob",
     "Misfit",
+    "Output",
     "Progress",
     "ReasoningDelta",
     "TextDelta",
     "Timings",
     "TokenLogprobs",
-    "Told",
     "Usage",
 ]
 
@@ -147,5 +147,5 @@ class Finished(NamedTuple):
 
 
 Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall | Finished
-# What who asked is told: an event, what went wrong, or None for the end.
-Told = Event | BaseException | None
+# What a request's reader is sent: an event, what went wrong, or None for the end.
+Output = Event | BaseException | None

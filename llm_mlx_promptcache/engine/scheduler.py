@@ -36,7 +36,7 @@ from .forward import prefill, wired
 from .kv import KVManager
 from .preparation import Prepared, prepare
 from .sampler import Sampler
-from .sequence import Asker, Sequence, next_short
+from .sequence import Reader, Sequence, next_short
 from .turns import Party, Turns
 
 if TYPE_CHECKING:
@@ -98,15 +98,15 @@ class Scheduler:
         """How this model's answers go together; found out with the model where nobody knows yet."""
         return self._proof.form
 
-    def add(self, asker: Asker) -> None:
+    def add(self, reader: Reader) -> None:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
-            prepared = prepare(asker.request, self._loaded, self._tokenizer, self._identity)
+            prepared = prepare(reader.request, self._loaded, self._tokenizer, self._identity)
             answer = AnswerStream(prepared, self._tokenizer)
-            sequence = Sequence(asker, prepared, answer, self._constraint(prepared))
+            sequence = Sequence(reader, prepared, answer, self._constraint(prepared))
         except BaseException as error:
-            asker.tell(error)
-            asker.tell(None)
+            reader.send(error)
+            reader.send(None)
             return
         if not self.busy:
             self._wired.enter_context(wired(self._loaded.model))
@@ -117,7 +117,7 @@ class Scheduler:
         """One turn: a step of all answers, or a chunk's worth of prompts."""
         self._recover()
         for sequence in [*self._waiting, *self._active()]:
-            if sequence.asker.gone():
+            if sequence.reader.gone():
                 self._end(sequence)
         self._admit()
         if there := self._parties():
@@ -133,8 +133,8 @@ class Scheduler:
             try:
                 self._end(sequence, error)
             except Exception:
-                sequence.asker.tell(error)
-                sequence.asker.tell(None)
+                sequence.reader.send(error)
+                sequence.reader.send(None)
         self._waiting, self._prefilling, self._decoding = [], [], {}
         self._batches = Batches(self._loaded.model, self._proof)
         self._wired.close()
@@ -327,7 +327,7 @@ class Scheduler:
         assert sequence.handle is not None
         self._kv.quantise(sequence.handle, sequence.done)
         if sequence.slot is None:
-            sequence.asker.tell(Progress(sequence.done, len(sequence.ids), sequence.cached))
+            sequence.reader.send(Progress(sequence.done, len(sequence.ids), sequence.cached))
         if sequence.done < len(sequence.ids) - 1:
             return
         self._prefilling.remove(sequence)
@@ -389,7 +389,7 @@ class Scheduler:
                 raise step.error
             for token in step.tokens:
                 for event in sequence.answer.take(token, likely):
-                    sequence.asker.tell(event)
+                    sequence.reader.send(event)
                 if sequence.answer.ended:
                     break
             if sequence.answer.ended:
@@ -413,7 +413,7 @@ class Scheduler:
         )
         whole = sequence.constraint is None or sequence.constraint.complete
         for event in sequence.answer.finish(measured, whole=whole):
-            sequence.asker.tell(event)
+            sequence.reader.send(event)
         self._end(sequence)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
@@ -427,5 +427,5 @@ class Scheduler:
                 sequence.handle.layers = self._batches.leave(sequence.slot)
             self._kv.release(sequence.handle, sequence.path)
         if error is not None:
-            sequence.asker.tell(error)
-        sequence.asker.tell(None)
+            sequence.reader.send(error)
+        sequence.reader.send(None)

@@ -11,7 +11,7 @@ from .admission import MOST_PASSED, expected
 from .answers import AnswerStream
 from .batch import Slot
 from .chunks import Beside, ChunkPlan
-from .events import Told
+from .events import Output
 from .kv import KVHandle
 from .preparation import Prepared
 from .request import GenerationRequest
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _SHORT = 4
 
 
-class Asker(Protocol):
-    """Who asked: hears events, an error, or None for the end, and may be gone."""
+class Reader(Protocol):
+    """A request's reader: is sent events, an error, or None for the end, and may be gone."""
 
     request: GenerationRequest
 
-    def tell(self, told: Told) -> None:
+    def send(self, output: Output) -> None:
         """Hand over an event, an error, or None for the end."""
 
     def gone(self) -> bool:
@@ -44,12 +44,12 @@ class Sequence:
 
     def __init__(
         self,
-        asker: Asker,
+        reader: Reader,
         prepared: Prepared,
         answer: AnswerStream,
         constraint: Constraint | None = None,
     ) -> None:
-        self.asker = asker
+        self.reader = reader
         self.prepared = prepared
         self.answer = answer
         self.constraint = constraint

@@ -41,7 +41,7 @@ class Asked:
         self.events = []
         self.gone_after = gone_after
 
-    def tell(self, told):
+    def send(self, told):
         self.events.append(told)
 
     def gone(self):

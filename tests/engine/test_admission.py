@@ -99,7 +99,7 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
         scheduler.step()
         waited = max(waited, len(scheduler._waiting))
         oldest = next(
-            (sequence for sequence in scheduler._active() if sequence.asker is asked[0]), None
+            (sequence for sequence in scheduler._active() if sequence.reader is asked[0]), None
         )
         assert oldest is not None or asked[0].events[-1] is None
         held = scheduler._batches.tokens
@@ -130,7 +130,7 @@ def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(wit
         scheduler.step()
     scheduler._admission = admission_of(1)
     scheduler.step()
-    assert [sequence.asker for sequence in scheduler._waiting] == [long]
+    assert [sequence.reader for sequence in scheduler._waiting] == [long]
     scheduler._admission = Admission()
     together(scheduler)
     assert long.last.usage.cached < 10
