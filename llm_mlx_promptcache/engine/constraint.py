@@ -55,7 +55,8 @@ def _end_ids(wrapper: Any) -> list[int]:
     return [own, *(token for token in ends if token != own)] if own in ends else ends
 
 
-# White space that models write between their reasoning and what the grammar holds, in tokens.
+# White space that models write before their reasoning, and between it and what the grammar
+# holds, in tokens.
 _MOST_GAP = 2
 
 
@@ -119,7 +120,8 @@ class Constraint:
         self._matcher = matchers.of(grammar)
         self._tokenizer = tokenizer = matchers.tokenizer
         self._vocab_size = vocab_size
-        self._gap = 0  # tokens of white space that may follow reasoning yet
+        # Tokens of white space that may yet stand before reasoning, or behind it.
+        self._gap = _MOST_GAP if thinking is not None and thinking.start_ids else 0
         self._ends = list(tokenizer.eos_tokens)
         self._end_mask = _mask_of(self._ends, vocab_size)
         self._thinking = thinking
@@ -175,6 +177,7 @@ class Constraint:
             self._matcher.reset()
         elif self._gap and token in self._spaces() and not self._takes([token]):
             self._gap -= 1
+            return
         elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
             # What is masked has no probability, unless nothing has any.
             raise NothingAllowedError(

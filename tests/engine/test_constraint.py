@@ -310,6 +310,18 @@ def test_reasoning_is_free_and_the_grammar_begins_behind_it(speaker):
     assert np.isfinite(np.array(opened.mask(logits))).sum() < 5
 
 
+def test_law_14_white_space_may_stand_before_reasoning(speaker):
+    space, a = (speaker.wrapper.encode(s, add_special_tokens=False)[0] for s in (" ", "a"))
+    thinking = Thinking("<think>", "</think>", False, (5,), (6,), (space,))
+    logits = mx.zeros((1, speaker.vocab_size))
+    constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+    for token in (space, 5, 90, 6, space, a):
+        assert np.isfinite(np.array(constraint.mask(logits))[0, token])
+        constraint.consume(token)
+    plain = speaker.constraint(regex_grammar("ab"), thinking=replace(thinking, start_ids=()))
+    assert not np.isfinite(np.array(plain.mask(logits))[0, space])
+
+
 def test_a_call_that_begins_as_reasoning_does_is_held_all_the_same(speaker):
     think, called = (
         speaker.wrapper.encode(text, add_special_tokens=False) for text in ("<think>", "<tool>ab")
