@@ -169,13 +169,11 @@ def save_settings(settings: Settings) -> None:
 def _alone() -> Iterator[None]:
     """Hold the lock of the settings, where this system has locks and their folder takes a file."""
     with ExitStack() as held:
-        with suppress(ImportError, OSError):
-            import fcntl
+        with suppress(NotImplementedError, OSError):
+            from filelock import FileLock
 
             path = _settings_file().with_suffix(".lock")
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            held.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held.enter_context(FileLock(path, mode=0o600))
         yield
 
 

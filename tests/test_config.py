@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 
 from llm_mlx_promptcache import config
 
@@ -196,7 +197,10 @@ def test_a_change_that_fails_changes_nothing_and_holds_nobody_up(home):
 
 
 def test_a_system_without_locks_keeps_settings_all_the_same(home, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    def no_locks(lock):
+        raise NotImplementedError("locks are not supported here")
+
+    monkeypatch.setattr(FileLock, "_acquire", no_locks)
     config.change_settings(lambda settings: settings.changed(memory=1))
     assert config.load_settings() == config.Settings(memory=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 Reason = Literal[
     "whole",
@@ -80,16 +80,3 @@ class Counters:
             self.misses += 1
             found = self.misses_by_reason
             found[why.reason] = found.get(why.reason, 0) + 1
-
-
-def summary(stats: dict[str, Any]) -> str:
-    """One line for a log out of `PromptCache.stats()`."""
-    memory = stats["memory"]
-    asked = stats["tokens_reused"] + stats["tokens_prefilled"]
-    share = stats["tokens_reused"] / asked if asked else 0.0
-    return (
-        f"prompt cache: {stats['hits']} hits, {stats['misses']} misses,"
-        f" {stats['tokens_reused']} of {asked} tokens reused ({share:.0%}),"
-        f" {memory['spans']} spans, {memory['bytes']} of {memory['budget']} bytes,"
-        f" {sum(stats['evicted'].values())} evicted"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ..config import HOME_VARIABLE, create_private, make_private_folder
 from .errors import ModelLoadError, one_line
@@ -136,20 +136,20 @@ def _place(converted: Path, folder: Path) -> None:
 @contextmanager
 def _lock(models: Path, report: Report) -> Iterator[bool]:
     """Hold the folder's lock, which ends with the process; False where locks don't work there."""
-    descriptor = os.open(models / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock(models / ".lock", mode=0o600)
     try:
-        yield _locked(descriptor, report)
+        yield _locked(lock, report)
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _locked(descriptor: int, report: Report) -> bool:
+def _locked(lock: BaseFileLock, report: Report) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         report(_WAITING, 0, 0)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:
+        lock.acquire()
+    except (NotImplementedError, OSError):
         return False
     return True
 

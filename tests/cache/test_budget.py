@@ -10,7 +10,6 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.cache.explain import summary
 from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
@@ -245,7 +244,6 @@ def test_stats_count_what_happened(keep):
     assert (stats["tokens_reused"], stats["tokens_prefilled"]) == (20, 21)
     assert stats["misses_by_reason"] == {"cold": 1}
     assert stats["memory"]["tiers"]["system"] == {"spans": 1, "tokens": 20, "bytes": ROW * 20}
-    assert summary(stats).startswith("prompt cache: 1 hits, 1 misses, 20 of 41 tokens reused (49%)")
 
 
 def test_thirty_turns_of_a_model_of_state_hold_a_small_multiple_of_one():

@@ -20,7 +20,7 @@ from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Reasoning, Tags
 from llm_mlx_promptcache.chat.generated import InvalidCall, ToolCall
 from llm_mlx_promptcache.chat.grammar import json_object_grammar, regex_grammar, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
-from llm_mlx_promptcache.chat.scanning import JsonValue, Marks, outside_strings
+from llm_mlx_promptcache.chat.scanning import Marks
 
 PARAMETERS = {
     "type": "object",
@@ -520,11 +520,3 @@ def test_marks_are_found_where_they_stand_first(text):
     before, mark, after = Marks(["<a>", "<ab"]).split(text)
     assert before + (mark or "") + after == text
     assert (mark is None) == ("<a>" not in text and "<ab" not in text)
-
-
-@given(st.recursive(st.text() | st.none(), lambda inner: st.lists(inner), max_leaves=5), st.text())
-def test_a_json_value_ends_at_its_last_bracket(value, more):
-    text = json.dumps([value])
-    follower = JsonValue()
-    assert "".join(follower.feed(character) for character in text + more) == text
-    assert outside_strings(text + "<end>", "<end>") == len(text)

@@ -325,10 +325,10 @@ def test_racing_runs_fetch_once_and_all_end_right(fetches, data):
 
 
 def test_without_locks_the_loser_uses_the_winners(fetches, data, monkeypatch):
-    def no_locks(descriptor, operation):
-        raise OSError("locks are not supported here")
+    def no_locks(lock):
+        raise NotImplementedError("locks are not supported here")
 
-    monkeypatch.setattr(default_model.fcntl, "flock", no_locks)
+    monkeypatch.setattr(default_model.FileLock, "_acquire", no_locks)
     results = run_together(lambda: ensure_default_model(data, variant="f32"))
     assert results == [data / F32] * 4
     load_model(str(results[0]))
