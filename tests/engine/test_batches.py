@@ -13,6 +13,7 @@ from llm_mlx_promptcache.engine.admission import Admission, fits_together
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
+from llm_mlx_promptcache.engine.kv import RowsIn
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
@@ -51,6 +52,32 @@ def test_answers_together_are_those_alone(scheduler_of):
         assert [call.arguments for call in one.last.tool_calls] == [
             call.arguments for call in other.tool_calls
         ]
+    assert cache.check() == []
+
+
+def test_rows_that_moved_to_an_answer_are_copied_back_for_who_comes_meanwhile(scheduler_of):
+    """Alone, a request is given the rows of its prefix; they are copied back for the next, once."""
+    cache = PromptCache("100MB")
+    scheduler = scheduler_of(cache)
+    text = "What is two? " * 20
+    together(scheduler, request(text, warm=True))
+    first = Asked(request(text, max_tokens=40))
+    scheduler.add(first)
+    while not any(isinstance(event, TextDelta) for event in first.events):
+        scheduler.step()
+    [sequence] = scheduler._active()
+    assert sequence.handle.rows_in is RowsIn.LAYERS
+    others = [Asked(request(text, max_tokens=2)) for _ in range(2)]
+    for other in others:
+        scheduler.add(other)
+        while not other.events or other.events[-1] is not None:
+            scheduler.step()
+        assert first.events[-1] is not None
+        assert other.last.usage.prefilled == 1
+        assert sequence.handle.rows_in is RowsIn.CACHE
+        assert sequence.handle.shared >= other.last.usage.cached
+    together(scheduler)
+    assert first.last.ids == together(scheduler_of(), first.request)[0].last.ids
     assert cache.check() == []
 
 

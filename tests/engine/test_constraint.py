@@ -322,6 +322,16 @@ def test_law_14_white_space_may_stand_before_reasoning(speaker):
     assert not np.isfinite(np.array(plain.mask(logits))[0, space])
 
 
+def test_reasoning_begins_where_the_answer_does_or_nowhere(speaker):
+    start, end = 5, 6
+    thinking = Thinking("<think>", "</think>", start_ids=(start,), end_ids=(end,))
+    constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+    constraint.consume(speaker.wrapper.encode("a", add_special_tokens=False)[0])
+    allowed = np.isfinite(np.array(constraint.mask(mx.zeros((1, speaker.vocab_size))))[0])
+    assert not allowed[start]
+    assert allowed.any()
+
+
 def test_a_call_that_begins_as_reasoning_does_is_held_all_the_same(speaker):
     think, called = (
         speaker.wrapper.encode(text, add_special_tokens=False) for text in ("<think>", "<tool>ab")
