@@ -163,3 +163,18 @@ def test_the_picture_has_an_arrow_for_each_import_that_follows_from_no_other():
 def test_what_the_cache_shares_is_its_ground():
     names = {path.stem for path in pictured.files_of(ROOT)[pictured.SHARED]}
     assert names == GROUND
+
+
+def test_make_quick_runs_tests_of_every_room():
+    """Of each folder of tests: those that are not listed as slow, which `make quick` leaves out."""
+    tests = ROOT / "tests"
+    slow = {line.split()[2] for line in (tests / "slow_tests.txt").read_text().splitlines()[1:]}
+    folders = {path.parent for path in tests.rglob("test_*.py")}
+    for folder in folders:
+        names = {
+            f"{path.relative_to(ROOT).as_posix()}::{node.name}"
+            for path in folder.glob("test_*.py")
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        }
+        assert len(names - slow) > 5, folder

@@ -62,13 +62,13 @@ def request(text, *, system=True, **more):
     return GenerationRequest(tuple(messages), **{"max_tokens": 12, **more})
 
 
-def together(running, *requests):
+def together(scheduler, *requests):
     """All answered at once; the askers."""
     asked = [one if isinstance(one, Asked) else Asked(one) for one in requests]
     for one in asked:
-        running.add(one)
-    while running.busy:
-        running.step()
+        scheduler.add(one)
+    while scheduler.busy:
+        scheduler.step()
     return asked
 
 

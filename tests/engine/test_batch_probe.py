@@ -303,11 +303,11 @@ def test_why_answers_step_alone_is_said_once(model, path, caplog):
 
 def test_one_request_alone_asks_nothing(scheduler_of, monkeypatch):
     monkeypatch.setattr(batch_probe, "prove", lambda _: pytest.fail("one has no batch"))
-    running = scheduler_of(PromptCache("100MB"))
+    scheduler = scheduler_of(PromptCache("100MB"))
     for text in ("One?", "Two?"):
-        running.add(Asked(request(text)))
-        while running.busy:
-            running.step()
+        scheduler.add(Asked(request(text)))
+        while scheduler.busy:
+            scheduler.step()
 
 
 def test_a_window_of_the_trial_is_the_layers_alone():
