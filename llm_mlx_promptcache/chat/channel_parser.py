@@ -106,7 +106,7 @@ class ChannelParser:
             self._body += self._waiting
             self._waiting = self._close_call(parts)
             parts += self.feed("")
-        if self._section is _Section.CALL:
+        if self._section is _Section.CALL or (not whole and self._names_recipient()):
             cut = CutShort("a call of a tool")
         elif self._section is not _Section.HEADER:
             self._say(parts, self._waiting)
@@ -160,6 +160,10 @@ class ChannelParser:
         else:
             self._section = _Section.TEXT
         return True
+
+    def _names_recipient(self) -> bool:
+        """Whether a header is open that makes its message a call."""
+        return self._section is _Section.HEADER and bool(_RECIPIENT.search(self._waiting))
 
     def _may_be_header(self) -> bool:
         channels, lead = self._channels, self._waiting.lstrip()

@@ -89,7 +89,8 @@ def test_a_call_that_was_cut_is_none_and_one_of_no_tool_is_told():
     for end in range(len("<|start|>assistant"), len(body)):
         answer = parse(body[:end], 1000, whole=False)
         assert answer.calls == ()
-        assert isinstance(answer.cut, CutShort) == ("<|message|>" in body[:end])
+        # Its header says that it is a call.
+        assert isinstance(answer.cut, CutShort) == ("to=f" in body[:end])
     [invalid] = parse(CALL.replace("add_up", "subtract")).invalid
     assert (invalid.name, invalid.text) == ("subtract", '{"a": "1"}')
     assert invalid.arguments == {"a": "1"}
