@@ -25,6 +25,8 @@ Apply = Callable[[Dicts, Mapping[str, Any]], str]
 
 # So many mends are added to those that the probes found; more would not be the same conversation.
 _MOST_ADDED = 3
+# So often a conversation is rendered before it is refused; real templates show it within 50 times.
+_MOST_TRIED = 256
 _SYSTEM = ("system", "developer")
 
 
@@ -124,6 +126,31 @@ class WordsLostError(Exception):
     """However the conversation is put, the template leaves out what was said."""
 
 
+class _EnoughTried(TooMuchWork):
+    """A conversation was put in as many ways as any is."""
+
+
+class _Tries:
+    """A template's renderings of one conversation, so many and no more; its first refusal."""
+
+    def __init__(self, apply: Apply) -> None:
+        self._apply = apply
+        self._left = _MOST_TRIED
+        self.refusal: Exception | None = None
+
+    def __call__(self, made: Dicts, arguments: Mapping[str, Any]) -> str:
+        if self._left == 0:
+            raise _EnoughTried
+        self._left -= 1
+        try:
+            return self._apply(made, arguments)
+        except TooMuchWork:
+            raise
+        except Exception as error:
+            self.refusal = self.refusal or error
+            raise
+
+
 def fit(
     messages: Sequence[Message], arguments: Mapping[str, Any], apply: Apply, form: PromptForm
 ) -> Fit:
@@ -135,6 +162,7 @@ def fit(
     refusal: Exception | None = None
     lost: Lost | None = None
     plain = [message.to_template() for message in messages]
+    tries = _Tries(apply)
 
     def given(mends: frozenset[Mend]) -> str:
         return json.dumps(mended(plain, arguments, mends, form.example), default=str)
@@ -142,7 +170,10 @@ def fit(
     as_text = not form.example
     for mends in _distinct(_ladder(form.start(features), features, as_text=as_text), given):
         try:
-            fitted, missing = _tried(messages, arguments, apply, mends, form.example)
+            fitted, missing = _tried(messages, arguments, tries, mends, form.example)
+        except _EnoughTried:
+            refusal = refusal or tries.refusal
+            break
         except TooMuchWork:
             raise
         except Exception as error:

@@ -11,7 +11,7 @@ from corpus import CorpusChat
 from llm_mlx_promptcache.chat.call_forms import call_example
 from llm_mlx_promptcache.chat.form_learning import learn_form
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.chat.prompt import Feature, Mend, PromptForm, told
+from llm_mlx_promptcache.chat.prompt import UNMENDED, Feature, Mend, PromptForm, fit, told
 from llm_mlx_promptcache.chat.rendering import TemplateError, render
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.models.probes import find_prompt_form
@@ -346,3 +346,22 @@ def test_law_13_over_a_sample_of_real_templates(number):
             assert all(message.content in text for message in messages), template.name
     assert all("role" in refusal for refusal in refusals)
     assert rendered > 0.9 * len(templates) * len(conversations)
+
+
+def test_a_template_that_refuses_everything_is_asked_a_bounded_number_of_times():
+    made = ToolCall("add", {"a": 1}, "call_0000000000001")
+    conversation = [
+        *(Message("developer", "Be brief."), Message("user", "One."), Message("user", "Two.")),
+        Message("assistant", "So.", reasoning="Hm.", tool_calls=(made,)),
+        Message("tool", "3", tool_call_id=made.id),
+        *(Message("developer", "Be exact."), Message("user", "Three.")),
+    ]
+    asked = []
+
+    def refuses(messages, arguments):
+        asked.append(messages)
+        raise ValueError(f"no {len(asked)}")
+
+    with pytest.raises(ValueError, match=r"^no 1$"):
+        fit(conversation, {"tools": corpus.TOOLS}, refuses, UNMENDED)
+    assert len(asked) < 300
