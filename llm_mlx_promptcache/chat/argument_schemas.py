@@ -97,7 +97,7 @@ def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
         whole = isinstance(value, int) or value.is_integer()
         return "integer" if whole and "integer" in kinds else "number"
     kinds_by_class = ((str, "string"), (Mapping, "object"), (list, "array"))
-    return next((kind for made, kind in kinds_by_class if isinstance(value, made)), "")
+    return next((kind for python, kind in kinds_by_class if isinstance(value, python)), "")
 
 
 def branches_of(schema: Any, *, either: bool = True) -> list[Mapping[str, Any]]:

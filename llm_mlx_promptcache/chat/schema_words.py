@@ -88,4 +88,4 @@ def is_of(value: Any, kinds: str | list[str] | None) -> bool:
         whole = isinstance(value, int) or value.is_integer()
         return "number" in listed or (whole and "integer" in listed)
     by_class = ((str, "string"), (Mapping, "object"), ((list, tuple), "array"))
-    return any(isinstance(value, made) and kind in listed for made, kind in by_class)
+    return any(isinstance(value, python) and kind in listed for python, kind in by_class)
