@@ -60,7 +60,7 @@ class Session:
 
     def settle(self, last=False):
         try:
-            self.scheduler.settle(last)
+            self.scheduler.settle(last=last)
         except RuntimeError:
             assert not last
 

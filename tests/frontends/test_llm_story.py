@@ -13,9 +13,21 @@ from llm_mlx_promptcache.config import Settings, save_settings
 
 SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
 LIMIT = ("-o", "max_tokens", "12")
-SCHEMA = "name, population int"
+# Random weights would not end a string by themselves.
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "population": {"type": "integer"},
+        },
+        "required": ["name", "population"],
+    }
+)
 FUNCTIONS = """
-def weather(city: str) -> str:
+import typing
+
+def weather(city: typing.Literal["Paris", "Rome", "Oslo"]) -> str:
     "The weather in a city now."
     return "It is sunny in " + city
 """
