@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-
-_CALL_START = '{"name":"'
-_SPACE = re.compile(r"\s+")
-# A whole JSON string, or the beginning of one that does not end.
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)
 
 
 class Marks:
