@@ -4,6 +4,7 @@ import random
 
 import mlx.core as mx
 import pytest
+from cache_counters import counted
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -148,13 +149,6 @@ def test_each_span_is_written_once(tmp_path, run):
     again = restarted(cache)
     again.insert("m", IDS, run(IDS)[1])
     assert again.flush() == 0
-
-
-def counted(cache):
-    """All counters, but for what else MLX holds in this process at the moment."""
-    stats = cache.stats()
-    del stats["memory"]["held"]
-    return stats
 
 
 def test_a_wrong_call_is_refused_by_name_and_changes_nothing(cache, run):

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from cache_counters import counted
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
@@ -125,11 +126,11 @@ def test_a_request_that_can_not_be_answered_is_told_in_one_line(
 ):
     engine = engine_of(folder, cache)
     ask(engine, user("One?"))
-    before = cache.stats()
+    before = counted(cache)
     with pytest.raises(ValueError, match=words) as caught:
         ask(engine, *messages)
     assert "\n" not in str(caught.value)
-    assert cache.stats() == before
+    assert counted(cache) == before
     assert ask(engine, user("One?")).usage.prefilled == 1
 
 
