@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def _run(events: Iterator[Event]) -> Finished:
     from ..engine.events import Finished
     from ..llm_adapter.progress import WaitingLine
 
-    with WaitingLine() as line:
+    with closing(WaitingLine()) as line:
         for event in events:
             line.show(event)
             if isinstance(event, Finished):

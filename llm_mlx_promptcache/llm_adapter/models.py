@@ -57,7 +57,7 @@ class MlxCached(_Shared, llm.Model):
         engine = engine_for(reference)
         loading = "" if engine.loaded else f"the model {reference}"
         events = cast("Generator[Event]", engine.generate(question.request))
-        with closing(events), WaitingLine(loading) as line:
+        with closing(events), closing(WaitingLine(loading)) as line:
             for event in events:
                 line.show(event)
                 yield from builder.stream_events(event)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 from ..engine.events import Event, Progress
 from ..models.progress import ProgressLine
@@ -23,18 +21,8 @@ class WaitingLine:
         if loading:
             self._show(f"loading {loading}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the line off the terminal; nothing is shown after that."""
         if self._line is not None:
             self._line.close()
         self._line = None
@@ -48,7 +36,7 @@ class WaitingLine:
         if self._line is None:
             return
         if not isinstance(event, Progress) or event.done >= event.total - 1:
-            self._close()
+            self.close()
             return
         now = time.monotonic()
         since, done = self._first = self._first or (now, event.done)
