@@ -66,7 +66,7 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as folder:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
 
-        def scheduler() -> Scheduler:
+        def scheduler(_: object) -> Scheduler:
             made = Scheduler(loaded, Identity("benchmark", "benchmark"), cache)
             assert made.batch_form is not BatchForm.ALONE  # known before anything is timed
             return made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Event, Progress
+from llm_mlx_promptcache.engine.loading_line import LoadingLine
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import GenerationRequest
 
@@ -28,11 +28,28 @@ from .structured import Method, call_parser, document_parser, structured
 
 
 class _ChatCall(NamedTuple):
-    """One call: which engine is asked, what, and what its events become."""
+    """One call: which model is asked, what, and what its events become."""
 
-    engine: Engine
+    model: str
     request: GenerationRequest
     builder: MessageBuilder
+
+    def events(self) -> Generator[Event]:
+        """The events of the answer; who closes this frees the engine at once."""
+        line, events = LoadingLine(self.model), engine_for(self.model).generate(self.request)
+        with closing(line), closing(events):
+            for event in events:
+                line.show(event)
+                yield event
+
+    async def aevents(self) -> AsyncGenerator[Event, None]:
+        """The same for an event loop."""
+        events = engine_for(self.model).agenerate(self.request)
+        with closing(LoadingLine(self.model)) as line:
+            async with aclosing(events):
+                async for event in events:
+                    line.show(event)
+                    yield event
 
 
 class ChatMLXCached(ChatSettings):
@@ -142,16 +159,14 @@ class ChatMLXCached(ChatSettings):
         Returns its tokens. `cache_salt` and whatever else changes the prompt are as in the calls
         to come.
         """
-        engine, request = self._warming(messages, tools, kwargs)
-        with _reading(engine, request) as events:
+        with closing(self._warming(messages, tools, kwargs).events()) as events:
             return max((_warmed(event) for event in events), default=0)
 
     async def awarm(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> int:
         """The same for an event loop, which is never blocked."""
-        engine, request = self._warming(messages, tools, kwargs)
-        async with aclosing(engine.agenerate(request)) as events:
+        async with aclosing(self._warming(messages, tools, kwargs).aevents()) as events:
             return max([_warmed(event) async for event in events], default=0)
 
     def get_num_tokens_from_messages(
@@ -179,7 +194,7 @@ class ChatMLXCached(ChatSettings):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages, stop, kwargs)
-        with _reading(call.engine, call.request) as events:
+        with closing(call.events()) as events:
             for event in events:
                 if (message := call.builder.message(event)) is not None:
                     return ChatResult(generations=[ChatGeneration(message=message)])
@@ -193,7 +208,7 @@ class ChatMLXCached(ChatSettings):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call = self._call(messages, stop, kwargs)
-        with _reading(call.engine, call.request) as events:
+        with closing(call.events()) as events:
             for event in events:
                 if (chunk := call.builder.chunk(event)) is not None:
                     yield ChatGenerationChunk(message=chunk)
@@ -206,7 +221,7 @@ class ChatMLXCached(ChatSettings):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(messages, stop, kwargs)
-        async with aclosing(call.engine.agenerate(call.request)) as events:
+        async with aclosing(call.aevents()) as events:
             async for event in events:
                 if (message := call.builder.message(event)) is not None:
                     return ChatResult(generations=[ChatGeneration(message=message)])
@@ -220,7 +235,7 @@ class ChatMLXCached(ChatSettings):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._call(messages, stop, kwargs)
-        async with aclosing(call.engine.agenerate(call.request)) as events:
+        async with aclosing(call.aevents()) as events:
             async for event in events:
                 if (chunk := call.builder.chunk(event)) is not None:
                     yield ChatGenerationChunk(message=chunk)
@@ -236,29 +251,18 @@ class ChatMLXCached(ChatSettings):
             as_blocks=settings.output_version == "v1",
             must_call=request.tool_choice == "any",
         )
-        return _ChatCall(engine_for(settings.model), request, builder)
+        return _ChatCall(settings.model, request, builder)
 
     def _warming(
         self,
         messages: LanguageModelInput,
         tools: Sequence[Tool] | None,
         kwargs: dict[str, Any],
-    ) -> tuple[Engine, GenerationRequest]:
+    ) -> _ChatCall:
         bound = {**kwargs, "tools": tools} if tools else kwargs
         given = self._convert_input(messages).to_messages()
         call = self._call(given, None, bound)
-        return call.engine, replace(call.request, warm=True, pin=True)
-
-
-@contextmanager
-def _reading(engine: Engine, request: GenerationRequest) -> Iterator[Iterator[Event]]:
-    """The events of an answer; who stops reading frees the engine at once."""
-    events = engine.generate(request)
-    try:
-        yield events
-    finally:
-        if isinstance(events, Generator):
-            events.close()
+        return call._replace(request=replace(call.request, warm=True, pin=True))
 
 
 def _warmed(event: Event) -> int:

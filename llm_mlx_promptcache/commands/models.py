@@ -123,9 +123,11 @@ def download(*, model: str, as_json: bool) -> None:
     from ..cache.sizes import format_size
     from ..models.loading import model_folder
     from ..models.memory import weights_of
+    from ..models.progress import ProgressLine
 
     reference = load_settings().reference(model)
-    folder = model_folder(reference)
+    with ProgressLine() as line:
+        folder = model_folder(reference, line)
     if as_json:
         size = weights_of(folder)
         show_json({"reference": reference, "folder": str(folder), "bytes": size})

@@ -70,8 +70,11 @@ def _counter_for(reference: str) -> TokenCounter:
 
         try:
             from ..models.loading import load_tokenizer, model_folder
+            from ..models.progress import ProgressLine
 
-            tokenizer = TemplateTokenizer(load_tokenizer(model_folder(reference)))
+            with ProgressLine() as line:
+                folder = model_folder(reference, line)
+            tokenizer = TemplateTokenizer(load_tokenizer(folder))
             loaded.set_result(TokenCounter(tokenizer))
         except BaseException as error:
             loaded.set_exception(error)

@@ -14,12 +14,12 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
-from .events import Event, Finished, Output
+from .events import Event, Finished, Loading, Output
 from .request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -67,10 +67,17 @@ class ModelState(Enum):
 
 
 class Engine:
-    """One model and its thread, started by the first request; `load` runs on that thread."""
+    """One model and its thread, started by the first request.
 
-    def __init__(self, load: Callable[[], Scheduler]) -> None:
+    `load` runs on that thread, and is given what tells how far it is to all who wait for it.
+    `beats` grows as long as the thread goes on with its work: a number that stands still while
+    somebody waits is that of a thread that hangs.
+    """
+
+    def __init__(self, load: Callable[[Callable[[Loading], None]], Scheduler]) -> None:
         self._load = load
+        self.beats = 0
+        self._loading: Loading | None = None
         self._jobs: queue.SimpleQueue[_Job | _Unload | None] = queue.SimpleQueue()
         self._model = ModelState.UNLOADED
         self._thread: threading.Thread | None = None
@@ -79,7 +86,7 @@ class Engine:
         self._process = os.getpid()
         self._live: weakref.WeakSet[_Job] = weakref.WeakSet()
 
-    def generate(self, request: GenerationRequest) -> Iterator[Event]:
+    def generate(self, request: GenerationRequest) -> Generator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         job = _Job(request, outputs.put)
@@ -167,6 +174,8 @@ class Engine:
                 self._thread.start()
                 atexit.register(self._leave)
             self._live.add(job)
+            if self._loading is not None:
+                job.send(self._loading)
             self._jobs.put(job)
 
     def _run(self) -> None:
@@ -175,6 +184,7 @@ class Engine:
         while not closing or (scheduler is not None and scheduler.busy):
             idle = scheduler is None or not scheduler.busy
             jobs, closing = self._arrived(closing=closing, wait=idle)
+            self.beats += 1
             for job in jobs:
                 if isinstance(job, _Job):
                     scheduler = self._take(scheduler, job)
@@ -224,12 +234,24 @@ class Engine:
     def _loaded_now(self) -> Scheduler:
         self._model = ModelState.LOADING
         try:
-            scheduler = self._load()
+            scheduler = self._load(self._tell_loading)
         except BaseException:
             self._model = ModelState.UNLOADED
             raise
+        finally:
+            with self._lock:
+                self._loading = None
         self._model = ModelState.LOADED
         return scheduler
+
+    def _tell_loading(self, event: Loading) -> None:
+        """Tell all who wait, and keep it for those who come meanwhile."""
+        self.beats += 1
+        with self._lock:
+            self._loading = event
+            for job in list(self._live):
+                if not job.gone():
+                    job.send(event)
 
     def _step(self, scheduler: Scheduler) -> None:
         try:

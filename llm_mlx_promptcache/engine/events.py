@@ -16,6 +16,7 @@ __all__ = [
     "FinishReason",
     "Finished",
     "InvalidCall",
+    "Loading",
     "Logprob",
     "Misfit",
     "Output",
@@ -49,6 +50,18 @@ class Timings(NamedTuple):
     load: float
     first_token: float
     decode: float
+
+
+class Loading(NamedTuple):
+    """A model on its way into memory: what is done now, and how many bytes of it, of `total`.
+
+    `total` is 0 where nobody knows. What is not `aloud` is of interest to a terminal only.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    aloud: bool = True
 
 
 class Progress(NamedTuple):
@@ -146,6 +159,15 @@ class Finished(NamedTuple):
         return self
 
 
-Event = Progress | TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall | Finished
+Event = (
+    Loading
+    | Progress
+    | TextDelta
+    | ReasoningDelta
+    | CallName
+    | CallArguments
+    | InvalidCall
+    | Finished
+)
 # What a request's reader is sent: an event, what went wrong, or None for the end.
 Output = Event | BaseException | None

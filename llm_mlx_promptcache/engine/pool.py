@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ..config import cache_folder, load_settings
 from ..models.memory import budget, weights_of
 from ..models.references import spelled
 from .engine import Engine
+from .events import Loading
 
 if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
@@ -79,14 +81,18 @@ def close_engines() -> None:
         engine.close()
 
 
-def _load(reference: str) -> Scheduler:
+def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     started = time.perf_counter()
+    weights = Loading(f"loading the model {reference}", aloud=False)
+    tell(weights)
     from ..cache.identity import Identity
     from ..models.identities import identify
     from ..models.loading import load_model, model_folder
     from .scheduler import LoadReport, Scheduler
 
-    _make_room(reference, weights_of(model_folder(reference)))
+    folder = model_folder(reference, lambda *told: tell(Loading(*told)))
+    tell(weights)
+    _make_room(reference, weights_of(folder))
     loaded = load_model(reference)
     identities = identify(loaded, cache_folder())
     cache = shared_cache()

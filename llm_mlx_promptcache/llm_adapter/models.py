@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
-from typing import cast
 
 import llm
 from llm.parts import StreamEvent
 
 from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
-from ..engine.events import Event
+from ..engine.loading_line import LoadingLine
 from ..engine.pool import engine_for
 from .answers import ResponseBuilder
 from .options import MlxCachedOptions
@@ -54,10 +53,8 @@ class MlxCached(_Shared, llm.Model):
         question = question_of(prompt, self.model_id)
         builder = ResponseBuilder(response, question)
         reference = _log_resolved(self._resolve(), response)
-        engine = engine_for(reference)
-        loading = "" if engine.loaded else f"the model {reference}"
-        events = cast("Generator[Event]", engine.generate(question.request))
-        with closing(events), closing(WaitingLine(loading)) as line:
+        events = engine_for(reference).generate(question.request)
+        with closing(events), closing(WaitingLine()) as line:
             for event in events:
                 line.show(event)
                 yield from builder.stream_events(event)
@@ -78,12 +75,15 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
         question = question_of(prompt, self.model_id)
         builder = ResponseBuilder(response, question)
-        events = engine_for(_log_resolved(self._resolve(), response)).agenerate(question.request)
-        # No line of progress here: a server's stderr is its log, and many prompts share it.
-        async with aclosing(events):
-            async for event in events:
-                for part in builder.stream_events(event):
-                    yield part
+        reference = _log_resolved(self._resolve(), response)
+        events = engine_for(reference).agenerate(question.request)
+        # A server's stderr is its log, and many prompts share it: no line for each of them.
+        with closing(LoadingLine(reference)) as line:
+            async with aclosing(events):
+                async for event in events:
+                    line.show(event)
+                    for part in builder.stream_events(event):
+                        yield part
 
 
 def _log_resolved(reference: str, response: llm.Response | llm.AsyncResponse) -> str:

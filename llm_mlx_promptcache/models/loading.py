@@ -25,6 +25,7 @@ from .errors import ModelLoadError, one_line
 from .facts import environment
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
+from .progress import Report, unreported
 from .quantisation import fitting
 from .references import divided, folder_of
 
@@ -77,7 +78,7 @@ class LoadedModel:
         return {}
 
 
-def load_model(reference: str) -> LoadedModel:
+def load_model(reference: str, report: Report = unreported) -> LoadedModel:
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
     With "@FOLDER" behind it, an adapter that mlx-lm trained (LoRA, DoRA) goes on top.
@@ -85,7 +86,7 @@ def load_model(reference: str) -> LoadedModel:
     """
     _hush()
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
-    folder, adapter = model_folder(reference).resolve(), adapter_folder(reference)
+    folder, adapter = model_folder(reference, report).resolve(), adapter_folder(reference)
     files = _listed(folder, adapter)
     _check_files(folder)
     model, config = _load_weights(folder)
@@ -96,15 +97,15 @@ def load_model(reference: str) -> LoadedModel:
     return LoadedModel(model, tokenizer, config, folder, context, adapter, files)
 
 
-def model_folder(reference: str) -> Path:
+def model_folder(reference: str, report: Report = unreported) -> Path:
     """The folder of a model, fetched first where it is named but not here; ModelLoadError."""
     reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
-        return ensure_default_model(data_folder())
+        return ensure_default_model(data_folder(), report=report)
     if (given := folder_of(reference)) is not None:
         return given
     if _HUB_ID.fullmatch(reference):
-        return _from_hub(reference)
+        return _from_hub(reference, report)
     raise ModelLoadError(
         f"unknown model {reference!r}: no such folder and no hub id; give a folder,"
         f" a hub id such as mlx-community/Qwen3-0.6B-4bit, or {DEFAULT_MODEL!r}"
@@ -162,7 +163,7 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _from_hub(reference: str) -> Path:
+def _from_hub(reference: str, report: Report) -> Path:
     """A hub model's folder: as it was fetched before, without asking the hub again, or fetched."""
     from .hub import fetch
 
@@ -170,7 +171,7 @@ def _from_hub(reference: str) -> Path:
     if kept is not None:
         return kept
     try:
-        return fetch(reference, _HUB_FILES)
+        return fetch(reference, _HUB_FILES, report)
     except Exception as error:
         raise ModelLoadError(
             f"model {reference!r} can't be fetched from the hub ({_hub_reason(error)}); check its"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +11,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+# Told a stage, and how many bytes of how many are done; 0 of 0 where nobody knows.
+Report = Callable[[str, int, int], None]
+
 _WIDTH = 16  # of a bar
+
+
+def unreported(stage: str, done: int, total: int) -> None:
+    """The report of who wants none."""
 
 
 class ProgressLine:
@@ -18,7 +26,7 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
-        self._stage = ""
+        self._told: set[str] = set()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -37,9 +45,9 @@ class ProgressLine:
         if self._on_terminal:
             self._live = self._live or _live()
             self._live.update(_shown(stage, done, total), refresh=True)
-        elif stage != self._stage:
+        elif stage not in self._told:
             print(stage, file=sys.stderr, flush=True)
-        self._stage = stage
+        self._told.add(stage)
 
     def close(self) -> None:
         """Take the line off the terminal."""

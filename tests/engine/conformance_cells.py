@@ -303,7 +303,7 @@ def played(family: Family, place: Path, default_model: Path) -> Iterator[Trial]:
     )
     loaded = load_model(str(folder))
     engine = Engine(
-        lambda: Scheduler(loaded, Identity(family.name, family.name), PromptCache("100MB"))
+        lambda _: Scheduler(loaded, Identity(family.name, family.name), PromptCache("100MB"))
     )
     try:
         trial = Trial(family, loaded, engine)

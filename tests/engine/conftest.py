@@ -21,7 +21,7 @@ def engine_of():
     def make(folder, cache=None, identity="tiny"):
         kept = cache if cache is not None else PromptCache("100MB")
         made.append(
-            Engine(lambda: Scheduler(load_model(str(folder)), Identity(identity, identity), kept))
+            Engine(lambda _: Scheduler(load_model(str(folder)), Identity(identity, identity), kept))
         )
         return made[-1]
 

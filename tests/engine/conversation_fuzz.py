@@ -123,7 +123,7 @@ class Fuzz:
         self.prompts = self.cached = 0
         self.cold_answers: dict[Any, Finished] = {}
         self.cold = Engine(
-            lambda: Scheduler(
+            lambda _: Scheduler(
                 loaded(run, folder, "cold"),
                 Identity(run.identity, run.identity),
                 PromptCache("1MB"),
@@ -139,7 +139,7 @@ class Fuzz:
         self.cache = PromptCache(run.memory, self.store)
         cache = self.cache
         self.engine = Engine(
-            lambda: Scheduler(
+            lambda _: Scheduler(
                 loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
             )
         )
@@ -421,7 +421,7 @@ def main(what: str, *words: str) -> None:
         run = Run(*json.loads(told))
         cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
         engine = Engine(
-            lambda: Scheduler(
+            lambda _: Scheduler(
                 loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
             )
         )

@@ -169,7 +169,7 @@ def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedMod
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
     """An engine over what its own cache finds in `store`, as a process that has just started."""
     return Engine(
-        lambda: Scheduler(
+        lambda _: Scheduler(
             load(folder, kind), Identity(IDENTITY, IDENTITY), PromptCache("500MB", DiskStore(store))
         )
     )

@@ -294,7 +294,7 @@ def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
 def test_threads_share_a_batch(tiny_llama):
     folder = tiny_llama()
     cache = PromptCache("100MB")
-    engine = Engine(lambda: Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache))
+    engine = Engine(lambda _: Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache))
     answers = {}
 
     def work(number):

@@ -14,7 +14,7 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.engine import Engine
-from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
+from llm_mlx_promptcache.engine.events import Finished, Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
@@ -260,7 +260,7 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
         assert may_go_on.wait(60)
         settle(scheduler, last)
 
-    def load():
+    def load(_):
         loads.append(folder)
         return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache)
 
@@ -274,6 +274,58 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
     assert engine.unload()
     ask(engine, user("Three?"))
     assert len(loads) == 2
+    engine.close()
+
+
+def test_all_who_wait_for_a_model_hear_how_far_it_is(folder):
+    """Who comes in the middle is told at once where it is; who left is told nothing more."""
+    may_go_on, asked, heard = threading.Event(), threading.Event(), {}
+
+    def load(tell):
+        tell(Loading("first"))
+        asked.set()
+        assert may_go_on.wait(60)
+        tell(Loading("second", 1, 2))
+        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+
+    engine = Engine(load)
+    request = GenerationRequest((Message("user", "One?"),), 4)
+
+    def listen(name, events):
+        heard[name] = [event for event in events if isinstance(event, Loading)]
+
+    early = threading.Thread(target=listen, args=("early", engine.generate(request)))
+    early.start()
+    assert asked.wait(60)
+    late, left = engine.generate(request), engine.generate(request)
+    assert next(left) == next(late) == Loading("first")
+    left.close()
+    beats = engine.beats
+    may_go_on.set()
+    listen("late", late)
+    early.join()
+    assert heard == {
+        "early": [Loading("first"), Loading("second", 1, 2)],
+        "late": [Loading("second", 1, 2)],
+    }
+    assert engine.beats > beats + 4  # one for what was told, at least one for each token
+    assert not [event for event in engine.generate(request) if isinstance(event, Loading)]
+    engine.close()
+
+
+def test_what_a_load_that_failed_told_is_not_told_to_the_next_request(folder):
+    def load(tell):
+        tell(Loading("first"))
+        raise ValueError("no such model")
+
+    engine = Engine(load)
+    request = GenerationRequest((Message("user", "One?"),), 4)
+    for _ in range(2):
+        events = engine.generate(request)
+        assert next(events) == Loading("first")
+        with pytest.raises(ValueError, match="no such model"):
+            next(events)
+    assert engine.beats >= 4
     engine.close()
 
 

@@ -26,7 +26,7 @@ def engine_of_kind(loaded_kind):
 
     def make(name, cache, **own):
         made.append(
-            Engine(lambda: Scheduler(loaded_kind(name, **own), Identity(name, name), cache))
+            Engine(lambda _: Scheduler(loaded_kind(name, **own), Identity(name, name), cache))
         )
         return made[-1]
 

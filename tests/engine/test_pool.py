@@ -7,6 +7,7 @@ import pytest
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.engine.events import Loading, Progress
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.models.memory import weights_of
 from llm_mlx_promptcache.models.references import spelled
@@ -44,7 +45,7 @@ def test_a_model_that_answers_is_not_unloaded(folders, monkeypatch):
     monkeypatch.setattr(pool, "budget", lambda: 1)
     engine = pool.engine_for(str(folders[0]))
     events = engine.generate(GenerationRequest((Message("user", "One?"),), max_tokens=400))
-    next(events)
+    next(event for event in events if isinstance(event, Progress))
     ask(folders[1])
     assert engine.loaded
     *_, last = events
@@ -107,3 +108,18 @@ def test_what_is_no_folder_keeps_its_name(name, tmp_path, monkeypatch):
     (tmp_path / "default").mkdir()
     assert spelled(name) == name
     assert spelled(f"{name}@") == name
+
+
+def test_that_a_model_loads_is_told_before_its_prompts_progress(folders):
+    events = pool.engine_for(str(folders[0])).generate(
+        GenerationRequest((Message("user", "One?"),), max_tokens=2)
+    )
+    loading = Loading(f"loading the model {folders[0]}", aloud=False)
+    first, *others = events
+    assert first == loading
+    assert [event for event in others if isinstance(event, Loading)] == [loading]
+    again = pool.engine_for(str(folders[0])).generate(
+        GenerationRequest((Message("user", "One?"),), max_tokens=2)
+    )
+    assert isinstance(next(again), Progress)
+    again.close()

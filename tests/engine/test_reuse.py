@@ -98,7 +98,7 @@ def test_one_turn_on_a_long_conversation_is_held_once(folders, tmp_path):
     [messages] = crowds.crowd(tokenizer, 1, prefix=4000)
     made = []
 
-    def begin():
+    def begin(_):
         loaded = conversations.load(folders[False], "")
         made.append(conversations.loaded_as(loaded, wide_rows(loaded.config)))
         return Scheduler(made[0], Identity("wide", "wide"), PromptCache("1GB", DiskStore(tmp_path)))

@@ -105,7 +105,7 @@ def models(tmp_path_factory):
             loaded = load_model(str(folder))
             cache = PromptCache("100MB")
             made[thinker.name] = Engine(
-                lambda: Scheduler(loaded, Identity(thinker.name, thinker.name), cache)
+                lambda _: Scheduler(loaded, Identity(thinker.name, thinker.name), cache)
             )
         return made[thinker.name]
 

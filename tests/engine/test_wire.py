@@ -8,6 +8,7 @@ from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.engine.events import (
     CallArguments,
     Finished,
+    Loading,
     Logprob,
     Progress,
     ReasoningDelta,
@@ -62,7 +63,8 @@ def test_the_events_of_an_answer_survive(tiny_llama, engine_of):
     events = list(engine_of(tiny_llama(context=4096)).generate(request))
     assert [through(event) for event in events] == events
     assert {type(event) for event in events} >= {Progress, Finished}
-    assert through(TextDelta("x")) == TextDelta("x")
+    for event in (TextDelta("x"), Loading("Fetching x", 1, 2), Loading("x", aloud=False)):
+        assert through(event) == event
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,6 @@ class Scripted:
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
         self.cut, self.pause, self.notes = "", None, ()
-        self.loaded = True
 
     def generate(self, request):
         whole = False

@@ -1,5 +1,6 @@
 """A long prompt's progress: on a terminal, before the answer, and nowhere else."""
 
+import asyncio
 import io
 import os
 import pty
@@ -10,10 +11,15 @@ from pathlib import Path
 from terminals import Terminal, screens
 
 from llm_mlx_promptcache.config import Settings, save_settings
-from llm_mlx_promptcache.engine.events import Progress, TextDelta
-from llm_mlx_promptcache.llm_adapter.models import MlxCached
+from llm_mlx_promptcache.engine.events import Loading, Progress, TextDelta
+from llm_mlx_promptcache.engine.loading_line import LoadingLine
+from llm_mlx_promptcache.llm_adapter.models import AsyncMlxCached, MlxCached
 
 LONG = "word " * 1200
+LOADING = (
+    Loading("Fetching small", 1_000_000, 2_000_000),
+    Loading("loading the model small", aloud=False),
+)
 
 
 def a_terminal(monkeypatch):
@@ -41,10 +47,52 @@ def test_it_tells_how_far_a_prompt_is_and_is_gone_when_the_answer_begins(scripte
 
 def test_it_tells_that_a_model_loads(scripted, monkeypatch):
     terminal = a_terminal(monkeypatch)
-    scripted.loaded = False
+    scripted.answers = [[*LOADING, TextDelta("Yes.")]]
     MlxCached("small", "/models/small").prompt("Go.").text()
-    first, *_, last = screens(terminal.getvalue())
-    assert (first, last) == (["loading the model /models/small ..."], [])
+    *shown, last = screens(terminal.getvalue())
+    lines = [screen[0].rstrip() for screen in shown if screen]
+    assert any(line.startswith("Fetching ") and line.endswith(" 50% 1/2 MB") for line in lines)
+    assert lines[-1] == "loading the model small ..."
+    assert last == []
+
+
+def test_a_pipe_is_told_what_is_fetched_and_not_that_weights_are_read(scripted, monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    scripted.answers = [[*LOADING, Progress(1, 20, 0), TextDelta("Yes.")]]
+    MlxCached().prompt("Go.").text()
+    assert pipe.getvalue() == "Fetching small\n"
+
+
+def test_many_who_wait_for_one_model_are_told_once(scripted, monkeypatch):
+    """All of them hear of it, each in its own time: the second when the first is through."""
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    told = [Loading("Fetching small", done, 2) for done in range(3)]
+    told.append(Loading("Converting small"))
+    first, second, other = LoadingLine("small"), LoadingLine("small"), LoadingLine("large")
+    for event in (*told, TextDelta("Yes.")):
+        first.show(event)
+    for event in (*told, TextDelta("Yes.")):
+        second.show(event)
+    assert pipe.getvalue() == "Fetching small\nConverting small\n"
+    other.show(Loading("Fetching large"))
+    assert pipe.getvalue().endswith("small\nFetching large\n")
+    del first, second
+    LoadingLine("small").show(told[0])  # another load, later
+    assert pipe.getvalue().endswith("Fetching large\nFetching small\n")
+
+
+def test_an_async_model_tells_a_fetch_and_nothing_else(scripted, monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    scripted.answers = [[*LOADING, Progress(1, 2000, 0), TextDelta("Yes.")]]
+
+    async def ask():
+        return await AsyncMlxCached().prompt("Go.").text()
+
+    assert asyncio.run(ask()) == "Yes."
+    assert pipe.getvalue() == "Fetching small\n"
 
 
 def test_a_short_prompt_and_a_pipe_are_told_nothing(scripted, monkeypatch):

@@ -364,7 +364,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_progress_goes_to_stderr_in_plain_lines(fetches, data, capsys):
-    ensure_default_model(data, variant="f32")
+    with ProgressLine() as line:
+        ensure_default_model(data, variant="f32", report=line)
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "Converting the default model (once)\n"

@@ -14,8 +14,9 @@ COMMIT = "c" * 40
 SCRIPT = (
     "import sys\n"
     "from llm_mlx_promptcache.models.loading import kept_folder, model_folder\n"
+    "from llm_mlx_promptcache.models.progress import ProgressLine\n"
     "assert kept_folder('somebody/small') is None\n"
-    "folder = model_folder('somebody/small')\n"
+    "folder = model_folder('somebody/small', ProgressLine())\n"
     "assert kept_folder('somebody/small') == folder\n"
     "print(folder)\n"
 )
