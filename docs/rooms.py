@@ -24,6 +24,7 @@ ROOMS = {
     "commands": Room(0.5, "llm mlx-cached ..."),
     "llm_adapter": Room(0.5, "llm on one side, the engine on the other"),
     "langchain_adapter": Room(1.5, "ChatMLXCached"),
+    "host": Room(2.5, "the process that stays, and its clients"),
     "engine": Room(1, "requests, and the one thread for MLX"),
     "models": Room(1, "files, layers, tokenizers, profiles"),
     "chat": Room(0, "text, templates and grammars"),

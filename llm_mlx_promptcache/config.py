@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,11 +21,36 @@ if TYPE_CHECKING:
 
 APP = "llm-mlx-promptcache"
 HOME_VARIABLE = "LLM_MLX_CACHED_HOME"
+KEEP_VARIABLE = "LLM_MLX_CACHED_KEEP"
 DEFAULT_MODEL = "default"
 MODEL_ID = "mlx-cached"
 
 _MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fits
 _SHOWN = 80  # characters of a bad value
+
+KEEP = "5m"  # how long a host stays that has nothing to do
+_FOREVER = "forever"
+_KEEP = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_KEEPS = f'"30m" (s, m, h or d), 0 for no host, or "{_FOREVER}"'
+
+
+def parse_keep(text: str, name: str) -> float | None:
+    """Seconds that a host stays idle: 0 for no host, None for ever; ValueError names `name`."""
+    said = text.strip()
+    if said == _FOREVER:
+        return None
+    if said == "0":
+        return 0.0
+    match = _KEEP.fullmatch(said)
+    if match is None:
+        raise ValueError(f"{name} is {text[:_SHOWN]!r}; give {_KEEPS}")
+    return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def _checked_keep(text: str) -> str:
+    parse_keep(text, "it")
+    return text
 
 
 def _checked_size(size: int | str) -> int | str:
@@ -61,7 +87,7 @@ class Settings(BaseModel):
 
     `memory` and `disk` limit the cache (bytes, or a string such as "4GB"), and what was not used
     for `max_days` leaves the disk; None leaves each to the cache itself. What a later version
-    wrote is carried along.
+    wrote is carried along. `keep` is how long a host stays that has nothing to do, such as "30m".
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -71,6 +97,7 @@ class Settings(BaseModel):
     memory: _Size | None = None
     disk: _Size | None = None
     max_days: _Days | None = None
+    keep: Annotated[str, AfterValidator(_checked_keep)] | None = None
 
     def changed(self, **values: Any) -> Settings:
         """These settings with other values for some; ValidationError where one can't be used."""
@@ -153,6 +180,16 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
     return changed
 
 
+def keep_seconds() -> float | None:
+    """Seconds that a host stays idle, as LLM_MLX_CACHED_KEEP or the settings say; None for ever.
+
+    0 is no host at all. ValueError names what can't be read.
+    """
+    if said := os.environ.get(KEEP_VARIABLE):
+        return parse_keep(said, KEEP_VARIABLE)
+    return parse_keep(load_settings().keep or KEEP, "keep")
+
+
 def save_settings(settings: Settings) -> None:
     """Keep the settings for later processes; ValueError where they can't be written."""
     path = _settings_file()
@@ -184,6 +221,7 @@ _WANTED = {
     "memory": _SIZES,
     "disk": _SIZES,
     "max_days": "days above 0",
+    "keep": _KEEPS,
 }
 
 

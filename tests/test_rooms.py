@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +13,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "llm_mlx_promptcache"
 FRONT_ENDS = {"plugin", "commands", "llm_adapter", "langchain_adapter"}
 FORBIDDEN = {
-    "cache": FRONT_ENDS | {"engine", "chat", "config", "llm", "langchain_core", "transformers"},
-    "chat": FRONT_ENDS | {"engine", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
-    "engine": FRONT_ENDS | {"llm", "langchain_core"},
-    "models": FRONT_ENDS | {"engine", "llm", "langchain_core"},
+    "cache": FRONT_ENDS
+    | {"engine", "host", "chat", "config", "llm", "langchain_core", "transformers"},
+    "chat": FRONT_ENDS
+    | {"engine", "host", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
+    "host": FRONT_ENDS | {"llm", "langchain_core"},
+    "engine": FRONT_ENDS | {"host", "llm", "langchain_core"},
+    "models": FRONT_ENDS | {"engine", "host", "llm", "langchain_core"},
     "llm_adapter": {"plugin", "commands", "langchain_adapter", "langchain_core"},
 }
 # The cache's own files that its sub-rooms may stand on; its others put the sub-rooms together.
@@ -114,6 +119,19 @@ def test_only_the_files_that_say_so_know_tensors():
     cache = ROOT / PACKAGE / "cache"
     files = [path for path in cache.rglob("*.py") if {"mlx", "mlx_lm"} & set(rooms(path))]
     assert {path.relative_to(cache).as_posix() for path in files} == TENSORS
+
+
+# What a client of the host never imports, beside a front end's own packages: all of it is slow.
+HEAVY = ("huggingface_hub", "llguidance", "mlx", "mlx_lm", "numpy", "tokenizers", "transformers")
+CLIENTS = ("frames", "place", "hello", "environment", "start", "hung")
+
+
+def test_a_client_of_the_host_imports_nothing_heavy():
+    """In a process of its own: what is imported anywhere below counts."""
+    modules = ", ".join(f"{PACKAGE}.host.{name}" for name in CLIENTS)
+    told = f"import sys, {modules}; print(*(n for n in {HEAVY} if n in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
 
 
 def test_nobody_imports_a_front_end():

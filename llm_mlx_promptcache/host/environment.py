@@ -1,0 +1,76 @@
+"""The variables of an environment that a host is started with, and those that answers depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ..config import HOME_VARIABLE, KEEP_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+# These change what is fetched, read or computed.
+_MATTERS: Final = frozenset({"TZ", "PYTHONPATH", "PYTHONHOME", *_PROXIES})
+_MATTERS_PREFIXES: Final = (
+    "LLM_MLX_CACHED_",
+    "HF_",
+    "HUGGING_FACE_",
+    "HUGGINGFACE_",
+    "MLX_",
+    "OMP_",
+    "OPENBLAS_",
+)
+# How long a host stays is each asker's to say, and the home is compared as the folders it gives.
+_COMPARED_ELSEWHERE: Final = frozenset({HOME_VARIABLE, KEEP_VARIABLE})
+
+# Beside those: what a process needs to run at all, and to find the packages that its starter has.
+_NEEDED: Final = frozenset(
+    {
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "TMPDIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "VIRTUAL_ENV",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONNOUSERSITE",
+        "PYTHONPYCACHEPREFIX",
+        "PYTHONUSERBASE",
+    }
+)
+_NEEDED_PREFIXES: Final = (
+    "LC_",
+    "XDG_",
+    "TRANSFORMERS_",
+    "SSL_CERT_",
+    "DYLD_",
+    "CUDA_",
+    "COVERAGE_",
+)
+
+
+def of_host(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a starter's environment its host is given; no secrets but the hub's and proxies'."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if _is_one(name, _MATTERS, _MATTERS_PREFIXES) or _is_one(name, _NEEDED, _NEEDED_PREFIXES)
+    }
+
+
+def that_matters(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which one process may answer otherwise than another."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if _is_one(name, _MATTERS, _MATTERS_PREFIXES) and name not in _COMPARED_ELSEWHERE
+    }
+
+
+def _is_one(name: str, names: frozenset[str], prefixes: tuple[str, ...]) -> bool:
+    return name in names or name.upper() in _PROXIES or name.startswith(prefixes)

@@ -1,0 +1,216 @@
+"""What client and host tell each other first, and why a host is not the one that is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..config import APP, create_private, data_folder, keep_seconds, load_settings
+from .environment import that_matters
+from .place import HostUnavailable
+
+if TYPE_CHECKING:
+    from .place import Place
+
+PROTOCOL: Final = 1
+
+_PACKAGE: Final = Path(__file__).parent.parent
+# Beside our own files: whose version changes what is rendered, computed or fetched.
+_OTHERS: Final = (
+    "huggingface_hub",
+    "jinja2",
+    "llguidance",
+    "mlx-cpu",
+    "mlx-metal",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+)
+# What a host has made of its settings once and for all. The others are read by who asks.
+_SETTINGS: Final = ("memory", "disk", "max_days", "ahead")
+_SALT: Final = 32  # bytes
+_DIGEST: Final = 32  # hexadecimal digits
+_LARGEST_TOKEN: Final = 4096  # bytes
+_SHOWN: Final = 5  # names of what differs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Build:
+    """What a process is made of. `digest` is of our own files and the versions of all packages."""
+
+    package: str
+    mlx: str
+    mlx_lm: str
+    python: str
+    prefix: str
+    digest: str
+
+
+def build() -> Build:
+    """The build that a process started now would be: whoever upgrades a package changes it."""
+    names = (APP, "mlx", "mlx-lm")
+    package, mlx, mlx_lm = map(_version, names)
+    others = [f"{name} {_version(name)}" for name in _OTHERS]
+    told = "\n".join([str(_PACKAGE), *_files(), *others])
+    python = ".".join(map(str, sys.version_info[:3]))
+    return Build(package, mlx, mlx_lm, python, sys.prefix, sha256(told.encode()).hexdigest())
+
+
+def hello(place: Place) -> dict[str, Any]:
+    """What this process is, for the `hello` of a client and for what a host compares it with.
+
+    A host asks once, at its start: later its files and settings may be others. HostUnavailable
+    where the place's salt can't be had, ValueError for settings that can't be read.
+    """
+    settings = load_settings().model_dump(mode="json", include=set(_SETTINGS))
+    return {
+        **bare_hello(),
+        "build": dataclasses.asdict(build()),
+        "settings": {name: settings.get(name) for name in _SETTINGS},
+        "environment": _environment(_salt(place.salt)),
+        "keep": keep_seconds(),
+    }
+
+
+def bare_hello() -> dict[str, Any]:
+    """The hello of a client that only asks after the host or ends it, whatever both are."""
+    return {"protocol": PROTOCOL}
+
+
+def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Why a host (`mine`) can't answer a client (`theirs`), or "": in one line, for its user.
+
+    `theirs` is untrusted. A bare hello differs in nothing but the protocol.
+    """
+    if theirs.get("protocol") != mine["protocol"]:
+        return f"it speaks protocol {mine['protocol']}, and not {_shown(theirs.get('protocol'))}"
+    if set(theirs) == set(bare_hello()):
+        return ""
+    parts = {name: _strings(theirs.get(name)) for name in ("build", "environment")}
+    return (
+        _of_builds(mine["build"], parts["build"])
+        or _of_names("its settings are others", mine["settings"], theirs.get("settings"))
+        or _of_names("its environment is another", mine["environment"], parts["environment"])
+    )
+
+
+def _of_builds(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    for name in (field.name for field in dataclasses.fields(Build)):
+        if mine[name] != theirs.get(name):
+            if name == "digest":
+                return "its packages' files have changed since it was started"
+            words = {"package": APP, "mlx_lm": "mlx-lm", "prefix": "Python in"}.get(name, name)
+            return f"it runs {words} {mine[name]}, and not {_shown(theirs.get(name))}"
+    return ""
+
+
+def _of_names(words: str, mine: Mapping[str, Any], theirs: Any) -> str:
+    theirs = theirs if isinstance(theirs, Mapping) else {}
+    others = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
+    told = ", ".join(map(_shown, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
+    return f"{words} ({told})" if others else ""
+
+
+def _strings(data: Any) -> dict[str, str]:
+    """The strings of what should be an object of them."""
+    items = data.items() if isinstance(data, Mapping) else ()
+    return {name: value for name, value in items if isinstance(value, str)}
+
+
+def _shown(value: Any) -> str:
+    """A value of somebody else's in one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:80])
+
+
+def _environment(salt: bytes) -> dict[str, str]:
+    """Digests of what answers depend on: nobody who reads them learns a token, nor tries one."""
+    hub = _hub_folder()
+    folders = {"data folder": str(data_folder()), "hub folder": str(hub)}
+    token = _hub_token(Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"))
+    found = {name: os.fsencode(value) for name, value in that_matters(os.environ).items()}
+    found |= {name: os.fsencode(value) for name, value in folders.items()}
+    if token:
+        found["hub token"] = token
+    return {
+        name: hmac.new(salt, os.fsencode(name) + b"\0" + value, sha256).hexdigest()[:_DIGEST]
+        for name, value in found.items()
+    }
+
+
+def _hub_folder() -> Path:
+    """Where the hub's client keeps what it fetches, and who is logged in."""
+    said = os.environ.get("HF_HOME")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with suppress(RuntimeError):  # a home that nobody has
+        return Path(said or Path(caches) / "huggingface").expanduser()
+    return Path(said or caches)
+
+
+def _hub_token(path: Path) -> bytes:
+    """The token of who is logged in to the hub; nothing where there is none to be read."""
+    with suppress(OSError, RuntimeError):
+        return _read(path.expanduser(), _LARGEST_TOKEN).strip()
+    return b""
+
+
+def _salt(path: Path) -> bytes:
+    """The salt of a place, made once; HostUnavailable."""
+    try:
+        try:
+            salt = _read(path, _SALT + 1)
+        except FileNotFoundError:
+            _make_salt(path)
+            salt = _read(path, _SALT + 1)
+    except OSError as error:
+        raise HostUnavailable(f"{path} can't be read or made ({error.strerror})") from error
+    if len(salt) != _SALT:
+        raise HostUnavailable(f"{path} is damaged; remove it")
+    return salt
+
+
+def _make_salt(path: Path) -> None:
+    """Put a whole salt there at once; of several that try, the first's stays."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = create_private(temporary)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SALT))
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a plain file; OSError for anything else, a pipe that hangs included."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(f"{path} is no plain file")
+        return file.read(most)
+
+
+def _files() -> Iterator[str]:
+    """Our own files, each with its size and time of change."""
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        with suppress(FileNotFoundError):  # an upgrade is under way
+            found = path.stat()
+            yield f"{path.relative_to(_PACKAGE)} {found.st_size} {found.st_mtime_ns}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

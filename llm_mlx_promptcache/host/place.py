@@ -1,0 +1,165 @@
+"""Where the host of this user and home is found: one folder of ours, and what lies in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..config import cache_folder, data_folder, make_private_folder
+
+# sun_path with the zero behind it: 104 bytes on macOS and the BSDs, 108 on Linux.
+MAX_PATH: Final = 107 if sys.platform == "linux" else 103
+
+_NAME: Final = "llm-mlx-promptcache"
+_POLL: Final = 0.01  # seconds between tries
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERCRED: Final = 1
+_LOCAL_PEERPID: Final = 2
+_XUCRED: Final = 76  # bytes: version, uid, number of groups, 16 groups
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid
+
+
+class HostUnavailable(RuntimeError):
+    """No host can be had; the message says why, in one line in the user's words."""
+
+
+class Place(NamedTuple):
+    """The host's folder, its owner's alone, and the files in it."""
+
+    folder: Path
+    socket: Path
+    start_lock: Path  # held by who starts a host, until it answers
+    life_lock: Path  # held by the host for its whole life
+    hung: Path  # names a host that said nothing when it should have
+    log: Path
+    salt: Path  # of the digests in a hello
+
+
+def host_place() -> Place:
+    """The place of this home's host, its folder made and verified; HostUnavailable."""
+    place = place_in(_folder())
+    try:
+        make_private_folder(place.folder)
+    except OSError as error:
+        raise HostUnavailable(
+            f"the folder {place.folder} can't be made ({error.strerror})"
+        ) from error
+    verify(place.folder)
+    return place
+
+
+def place_in(folder: Path) -> Place:
+    """The files of a place in `folder`; looks at nothing."""
+    return Place(
+        folder,
+        folder / "socket",
+        folder / "start.lock",
+        folder / "life.lock",
+        folder / "hung",
+        folder / "log",
+        folder / "salt",
+    )
+
+
+def verify(folder: Path) -> None:
+    """Refuse a folder in which others could put a socket of theirs; HostUnavailable."""
+    try:
+        found, above = folder.lstat(), folder.parent.stat()
+    except OSError as error:
+        raise HostUnavailable(f"{folder} can't be looked at ({error.strerror})") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise HostUnavailable(f"{folder} is a link; remove it")
+    if not stat.S_ISDIR(found.st_mode):
+        raise HostUnavailable(f"{folder} is no folder; remove it")
+    if found.st_uid != os.geteuid():
+        raise HostUnavailable(f"{folder} belongs to user {found.st_uid}; remove it")
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        raise HostUnavailable(f"{folder} is open to others (mode {mode:o}); chmod 700 it")
+    # In a folder like /tmp others make files, but can't rename or remove this one.
+    if above.st_mode & 0o002 and not above.st_mode & stat.S_ISVTX:
+        raise HostUnavailable(f"others may rename what is in {folder.parent}; chmod o-w it")
+
+
+def connected(path: Path, until: float) -> socket.socket | None:
+    """A socket connected to the one at `path`; None where nobody listens there.
+
+    TimeoutError where its line of connections stays full until then, by `time.monotonic`.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            sock.settimeout(max(until - time.monotonic(), 0.0))
+            try:
+                sock.connect(os.fspath(path))
+                return sock
+            except BlockingIOError:  # what Linux says of a full line, at once
+                if time.monotonic() >= until:
+                    raise TimeoutError(f"{path} takes no connections") from None
+                time.sleep(_POLL)
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except BaseException:
+        sock.close()
+        raise
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end of a Unix socket; OSError where the system does not tell."""
+    if sys.platform == "linux":
+        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(found)[1])
+    found = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED)
+    return int(struct.unpack_from("I", found, 4)[0])
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """The process at the other end of a Unix socket (for a client, who listens), or 0."""
+    with suppress(OSError):
+        if sys.platform == "linux":
+            found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return int(_UCRED.unpack(found)[0])
+        return int(sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID))
+    return 0
+
+
+def _folder() -> Path:
+    """The cache's own folder where a socket can lie in it, else a short one."""
+    usual = cache_folder() / "host"
+    if _fits(usual) and not _is_remote(usual):
+        return usual
+    places = (data_folder(), cache_folder())
+    home = sha256(b"\0".join(map(os.fsencode, places))).hexdigest()[:8]
+    for base in _short_bases():
+        folder = base / f"{_NAME}-{os.geteuid()}-{home}"
+        if _fits(folder):
+            return folder
+    raise HostUnavailable(f"{usual} is too long a path for a socket, and so is {folder}")
+
+
+def _short_bases() -> list[Path]:
+    """Where a folder is made for what has too long a path, or lies on another machine."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    temporary = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - what is in it is verified
+    return [runtime, *temporary] if runtime.is_absolute() else temporary
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(place_in(folder).socket)) <= MAX_PATH
+
+
+def _is_remote(folder: Path) -> bool:
+    """Whether other machines may see a folder: a socket is this one's alone."""
+    from ..cache.disk.files import Files, is_remote
+
+    return is_remote(Files().file_system(folder.parent))
