@@ -122,6 +122,10 @@ class Engine:
         """Whether the model is in memory: who asks before waits for it."""
         return self._model is ModelState.LOADED
 
+    def runs_on(self, thread: int | None) -> bool:
+        """Whether this is its thread's identifier."""
+        return self._thread is not None and self._thread.ident == thread
+
     def unload(self, timeout: float = 30.0) -> bool:
         """Give the model's memory back, unless it answers; the next request loads it again."""
         with self._lock:

@@ -42,6 +42,19 @@ def engine_for(reference: str) -> Engine:
         return _engines[reference]
 
 
+def engines() -> dict[str, Engine]:
+    """The engines of this process by their models' references; some may hold no model now."""
+    return dict(_engines)
+
+
+def model_on_thread(thread: int | None) -> str:
+    """The model whose engine runs on a thread, by its identifier; "" where none does.
+
+    It takes no lock: who logs may hold it.
+    """
+    return next((name for name, engine in engines().items() if engine.runs_on(thread)), "")
+
+
 def shared_cache() -> PromptCache:
     """The cache of this process, with the disk behind it unless LLM_MLX_CACHED_DISK is 0."""
     global _cache
@@ -73,11 +86,11 @@ def close_engines() -> None:
     """End every engine's thread, once what it promised to the disk is there, and the cache."""
     global _cache
     with _lock:
-        engines = list(_engines.values())
+        ended = list(_engines.values())
         _engines.clear()
         _weights.clear()
         _cache = None
-    for engine in engines:
+    for engine in ended:
         engine.close()
 
 

@@ -48,13 +48,23 @@ def decode(body: bytes | bytearray) -> dict[str, Any]:
     return data
 
 
-async def read_frame(reader: asyncio.StreamReader, most: int = MAX_FRAME) -> dict[str, Any] | None:
-    """The next frame, of at most `most` bytes; None where the other end closed first."""
+async def read_length(reader: asyncio.StreamReader, most: int = MAX_FRAME) -> int | None:
+    """How many bytes the next frame has, at most `most`; None where the other end closed first."""
     from asyncio import IncompleteReadError
 
     try:
         length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
-        _check_length(length, most)
+    except (IncompleteReadError, ConnectionError):
+        return None
+    _check_length(length, most)
+    return length
+
+
+async def read_body(reader: asyncio.StreamReader, length: int) -> dict[str, Any] | None:
+    """The object of a frame of that length; None where the other end closed first."""
+    from asyncio import IncompleteReadError
+
+    try:
         return decode(await reader.readexactly(length))
     except (IncompleteReadError, ConnectionError):
         return None

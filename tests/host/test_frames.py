@@ -15,7 +15,8 @@ from llm_mlx_promptcache.host.frames import (
     FrameError,
     decode,
     encode,
-    read_frame,
+    read_body,
+    read_length,
 )
 
 FRAME = encode({"event": "an answer"})
@@ -57,7 +58,8 @@ def read(data, most=MAX_FRAME):
         reader = asyncio.StreamReader()
         reader.feed_data(data)
         reader.feed_eof()
-        return await read_frame(reader, most)
+        length = await read_length(reader, most)
+        return None if length is None else await read_body(reader, length)
 
     return asyncio.run(main())
 

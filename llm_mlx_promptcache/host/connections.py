@@ -1,0 +1,177 @@
+"""One connection: a hello, one ask, its answer; closing it cancels what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Mapping
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..engine import wire
+from ..engine.request import GenerationRequest
+from .frames import MAX_FRAME, MAX_HELLO, FrameError, read_body, read_length
+from .outbox import Outbox
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from .notices import Notice
+    from .server import Server
+
+_SMALL = 64 << 10  # bytes of a frame that may come beside others
+_SLOWEST = 1 << 20  # bytes a second of frames: the other end is on this machine
+_FRAME_SECONDS = 5.0
+_TICK_SECONDS = 1.0  # between two beats, and two looks at who reads
+
+
+class HostStopped(RuntimeError):
+    """What was asked did not come to its end, since the host was ended."""
+
+
+class Welcomed(NamedTuple):
+    """Who may ask: everything, or only what any version may ask of any other.
+
+    `process` tells one front end's process from another, for what is told once a process.
+    """
+
+    process: str
+    everything: bool
+
+
+class ClientConnection:
+    """The server's side of one connection."""
+
+    def __init__(
+        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._server = server
+        self._reader = reader
+        self._outbox = Outbox(writer, server.clock())
+        self._work: asyncio.Task[None] | None = None
+        self._why = ""  # it was cancelled
+        self._engine: Engine | None = None
+        self._beats = 0
+        self.process = ""
+        self.model = ""
+
+    async def converse(self) -> None:
+        """Serve it to its end; whatever arrives, nothing is raised and nobody else is disturbed."""
+        try:
+            hello = await self._receive(MAX_HELLO)
+            if hello is not None:
+                await self._greet(hello)
+            self._outbox.close()
+        except (FrameError, TimeoutError, ConnectionError):
+            self._outbox.abort()
+
+    def tell(self, notice: Notice) -> None:
+        """Tell what was logged beside its answer."""
+        self._outbox.send({"log": [notice.level, notice.logger, notice.text]})
+
+    def cancel(self, why: str) -> None:
+        """End what was asked, and tell why."""
+        self._why = why
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _greet(self, hello: Mapping[str, Any]) -> None:
+        answer, welcomed = self._server.greet(hello)
+        self._outbox.send(answer)
+        if welcomed is None:
+            await self._while_read(self._outbox.delivered(), _FRAME_SECONDS)
+            return
+        with self._server.open_for(self):
+            ask = await self._receive(MAX_FRAME)
+            if ask is None:
+                return
+            read = await self._while_read(self._answer(ask, welcomed), math.inf)
+            if read:
+                read = await self._while_read(self._outbox.delivered(), self._server.patience)
+            if not read:
+                self._outbox.abort()
+
+    async def _receive(self, most: int) -> dict[str, Any] | None:
+        """The next frame, None for the end; large ones one at a time, slow ones not at all."""
+        async with asyncio.timeout(_FRAME_SECONDS):
+            length = await read_length(self._reader, most)
+        if length is None:
+            return None
+        if length <= _SMALL:
+            return await self._body(length)
+        async with self._server.large_frame:
+            return await self._body(length)
+
+    async def _body(self, length: int) -> dict[str, Any] | None:
+        async with asyncio.timeout(_FRAME_SECONDS + length / _SLOWEST):
+            return await read_body(self._reader, length)
+
+    async def _while_read(self, work: Coroutine[Any, Any, None], patience: float) -> bool:
+        """Whether work came to its end; it is cancelled where nobody reads any more."""
+        self._work = asyncio.create_task(work)
+        if self._why:
+            self._work.cancel()
+        tasks = {self._work, asyncio.create_task(self._gone())}
+        tasks.add(asyncio.create_task(self._stalled(patience)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return self._work.done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _gone(self) -> None:
+        """Return when the other end closes, or says what it was not asked to."""
+        with suppress(ConnectionError):
+            await self._reader.read(1)
+
+    async def _stalled(self, patience: float) -> None:
+        """Return when the other end does not read; meanwhile tell that the engine works."""
+        while not self._outbox.is_stalled(self._server.clock(), patience):
+            await asyncio.sleep(_TICK_SECONDS)
+            if self._engine is not None and self._engine.beats != self._beats:
+                self._beats = self._engine.beats
+                self._outbox.send({"beat": self._beats})
+
+    async def _answer(self, ask: Mapping[str, Any], welcomed: Welcomed) -> None:
+        """Send what was asked for, or what is wrong with it."""
+        try:
+            if ask.get("ask") == "generate" and welcomed.everything:
+                await self._generate(ask, welcomed.process)
+                self._outbox.send({"end": True})
+            else:
+                self._outbox.send({"result": await self._server.control(ask, welcomed)})
+        except asyncio.CancelledError:
+            if not self._why:
+                raise
+            self._fail(HostStopped(self._why))
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._engine = None
+
+    async def _generate(self, ask: Mapping[str, Any], process: str) -> None:
+        model, request, keep = _asked(ask)
+        self.process, self.model = process, model
+        with self._server.asked_by(self, keep):
+            self._engine = self._server.engine_for(model)
+            self._beats = self._engine.beats
+            async with aclosing(self._engine.agenerate(request)) as events:
+                async for event in events:
+                    self._outbox.send({"event": wire.to_json(event)})
+
+    def _fail(self, error: Exception) -> None:
+        self._outbox.send({"error": {"kind": type(error).__name__, "text": str(error)}})
+
+
+def _asked(ask: Mapping[str, Any]) -> tuple[str, GenerationRequest, float | None]:
+    """The model, the request and how long to stay; ValueError where they are none."""
+    model, keep = ask.get("model"), ask.get("keep")
+    if not isinstance(model, str) or not model:
+        raise ValueError("an ask names no model")
+    if keep is not None and (not isinstance(keep, (int, float)) or not 0 <= keep < math.inf):
+        raise ValueError("how long to stay is no number of seconds")
+    request = wire.from_json(ask.get("request", {}))
+    if not isinstance(request, GenerationRequest):
+        raise ValueError("an ask holds no request")
+    return model, request, keep

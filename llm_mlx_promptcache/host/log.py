@@ -1,0 +1,75 @@
+"""The host's log file: what this package logs and where errors came from, never what they say.
+
+An error's message may quote what was asked; so may what libraries print, which goes nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_MOST_BYTES = 1 << 20
+_STDERR = 2
+
+
+class LogFile(logging.Handler):
+    """Writes to the descriptor that the host was started with as stderr; at 1 MB it begins anew."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; a disk that is full loses it, and nothing else."""
+        write_line(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+def write_line(text: str) -> None:
+    """Write a line with the time before it; nothing is raised."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {os.getpid()} {' '.join(text.splitlines())}\n"
+    with suppress(OSError, ValueError):
+        if os.fstat(_STDERR).st_size > _MOST_BYTES:
+            os.ftruncate(_STDERR, 0)
+        os.write(_STDERR, line.encode("utf-8", "backslashreplace"))
+
+
+def write_error(error: BaseException, where: str) -> None:
+    """Write an error's kind, and the lines of code that it came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    path = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+    write_line(f"ERROR in {where}: {type(error).__name__} at {path or 'no known place'}")
+
+
+def take_over() -> None:
+    """Have all that this process would write to stderr pass through here, or go nowhere."""
+    logging.getLogger("llm_mlx_promptcache").addHandler(LogFile())
+    logging.lastResort = None
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+
+
+def in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio calls for errors that nobody waits for."""
+    if isinstance(error := context.get("exception"), BaseException):
+        write_error(error, "the loop")
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    write_error(error, "the main thread")
+
+
+def _uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None:
+        write_error(arguments.exc_value, "a thread")
+
+
+def _unraisable(arguments: sys.UnraisableHookArgs) -> None:
+    if arguments.exc_value is not None:
+        write_error(arguments.exc_value, "no place that could raise it")

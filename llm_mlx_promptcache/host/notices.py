@@ -1,0 +1,68 @@
+"""What was logged beside answers, and which front ends have yet to be told."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+_MOST_HELD = 50
+_MOST_PROCESSES = 1000
+
+
+class Notice(NamedTuple):
+    """One line for the user: its level and logger, and the model it speaks of ("": of all)."""
+
+    level: int
+    logger: str
+    text: str
+    model: str = ""
+
+    def concerns(self, model: str) -> bool:
+        """Whether who asks that model is told."""
+        return self.model in ("", model)
+
+
+class Notices:
+    """What still holds of what was logged, each told once to each process that asks.
+
+    In a process of its own each front end would have met it anew. At most 50 are held, and the
+    last 1,000 processes are known apart.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[Notice, Callable[[], bool]] = OrderedDict()
+        self._told: OrderedDict[Hashable, set[Notice]] = OrderedDict()
+
+    def hold(self, notice: Notice, holds: Callable[[], bool]) -> None:
+        """Keep it for those that come later, while `holds` says so."""
+        self._held[notice] = holds
+        self._held.move_to_end(notice)
+        if len(self._held) > _MOST_HELD:
+            self._forget(next(iter(self._held)))
+
+    def tell(self, notice: Notice, process: Hashable) -> None:
+        """That process was just told."""
+        if notice in self._held:
+            self._known(process).add(notice)
+
+    def owed(self, process: Hashable, model: str) -> list[Notice]:
+        """What a process that asks this model is to be told now, and counts as told then."""
+        for notice in [notice for notice, holds in self._held.items() if not holds()]:
+            self._forget(notice)
+        known = self._known(process)
+        owed = [n for n in self._held if n.concerns(model) and n not in known]
+        known.update(owed)
+        return owed
+
+    def _known(self, process: Hashable) -> set[Notice]:
+        known = self._told.setdefault(process, set())
+        self._told.move_to_end(process)
+        if len(self._told) > _MOST_PROCESSES:
+            self._told.popitem(last=False)
+        return known
+
+    def _forget(self, notice: Notice) -> None:
+        del self._held[notice]
+        for known in self._told.values():
+            known.discard(notice)

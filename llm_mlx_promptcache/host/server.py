@@ -1,0 +1,213 @@
+"""The host's loop: who connects, what each may ask, and when the process leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..cache.disk.files import same_file
+from ..engine.pool import close_engines, engine_for
+from .connections import ClientConnection, Welcomed
+from .control import HANDLERS
+from .hello import PROTOCOL, build, difference
+from .life import Life, Signs, Stage
+from .notices import Notice, Notices
+from .place import peer_uid
+from .pressure import under_pressure
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from .place import Place
+
+MOST_CONNECTIONS = 256
+_BUILD_SECONDS = 30.0  # between two looks at the package's files
+_ANY_VERSION = ("ps", "stop")  # what a host does for a client of any other build
+_SHOWN = 40
+
+
+class Server:
+    """One host's connections, over a socket that listens already.
+
+    `mine` is its hello, which those of its clients are compared with.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        mine: Mapping[str, Any],
+        life: Life,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self.large_frame = asyncio.Lock()
+        self._place = place
+        self._mine = mine
+        self._life = life
+        self._notices = Notices()
+        self._count = 0  # of connections, those that have said nothing yet included
+        self._open: dict[ClientConnection, None] = {}
+        self._asking: dict[ClientConnection, None] = {}
+        self._over = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        found = place.socket.stat()
+        self._socket = found.st_dev, found.st_ino
+        self._replaced = False
+        self._build_at = clock() + _BUILD_SECONDS
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer until the host's life is over, then flush, and take the socket away."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self.stop, f"it was sent {number.name}")
+        server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=128)
+        self._look()
+        await self._over.wait()
+        with ThreadPoolExecutor(1) as beside:  # who comes meanwhile is told at once
+            await loop.run_in_executor(beside, close_engines)
+        if same_file(self._place.socket, self._socket):
+            self._place.socket.unlink()
+        server.close()
+
+    def stop(self, why: str) -> None:
+        """Take nothing new, finish what was asked and leave; a second time, cancel that."""
+        self._life.stop(self.clock(), why)
+        self._look()
+
+    def tell(self, notice: Notice, holds: Callable[[], bool] | None) -> None:
+        """Tell those whose answers it concerns, once a process; later ones too while it holds."""
+        if holds is not None:
+            self._notices.hold(notice, holds)
+        told = set()
+        for connection in self._asking:
+            if notice.concerns(connection.model) and connection.process not in told:
+                told.add(connection.process)
+                self._notices.tell(notice, connection.process)
+                connection.tell(notice)
+
+    def greet(self, frame: Mapping[str, Any]) -> tuple[dict[str, Any], Welcomed | None]:
+        """The answer to a hello, and who is welcomed."""
+        hello = frame.get("hello")
+        if not isinstance(hello, Mapping):
+            return self._refused("what it was told is no hello"), None
+        if why := difference(self._mine, hello):
+            self._build_at = self.clock()  # its files may have been replaced
+            return self._refused(why), None
+        everything = "build" in hello
+        if everything and not self._life.welcomes:
+            return self._refused(f"it is ending: {self._life.why}"), None
+        welcome = {"pid": os.getpid(), "protocol": PROTOCOL, "build": self._mine["build"]}
+        process = str(hello.get("process", ""))
+        return {"welcome": {**welcome, "busy": self._life.busy}}, Welcomed(process, everything)
+
+    @contextmanager
+    def open_for(self, connection: ClientConnection) -> Iterator[None]:
+        """Somebody is welcomed, and may ask."""
+        self._life.opened()
+        self._open[connection] = None
+        try:
+            yield
+        finally:
+            del self._open[connection]
+            self._life.closed()
+            self._look()
+
+    @contextmanager
+    def asked_by(self, connection: ClientConnection, keep: float | None) -> Iterator[None]:
+        """A request is under way; its asker is told what is logged beside it."""
+        self._life.begin(keep)
+        self._asking[connection] = None
+        try:
+            for notice in self._notices.owed(connection.process, connection.model):
+                connection.tell(notice)
+            yield
+        finally:
+            del self._asking[connection]
+            self._life.end(self.clock())
+
+    async def control(self, ask: Mapping[str, Any], welcomed: Welcomed) -> Mapping[str, Any]:
+        """The result of what is asked beside answers; ValueError for what a host does not do."""
+        name = str(ask.get("ask"))
+        if not welcomed.everything and name not in _ANY_VERSION:
+            raise ValueError(f"{name[:_SHOWN]!r} is asked by who said what build it is of")
+        if name == "stop":
+            if self._life.busy and ask.get("idle"):
+                raise RuntimeError(f"it answers {self._life.busy}")
+            self.stop(str(ask.get("why") or "it was asked to"))
+            return self._told()
+        if name not in HANDLERS:
+            raise ValueError(f"a host of this version does no {name[:_SHOWN]!r}")
+        result = await asyncio.to_thread(HANDLERS[name], ask)
+        return {**self._told(), **result} if name == "ps" else result
+
+    def engine_for(self, model: str) -> Engine:
+        """The engine of a model, whose thread loads it."""
+        return engine_for(model)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that what is computed waits for a reader who does not read: as for a new ask."""
+        keep = self._life.status(self.clock()).keep
+        return math.inf if keep is None else keep
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = ClientConnection(self, reader, writer)
+        if not self._is_ours(writer) or self._count >= MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._count += 1
+        try:
+            await connection.converse()
+        finally:
+            self._count -= 1
+
+    @staticmethod
+    def _is_ours(writer: asyncio.StreamWriter) -> bool:
+        try:
+            return peer_uid(writer.get_extra_info("socket")) == os.geteuid()
+        except OSError:
+            return False
+
+    def _refused(self, why: str) -> dict[str, Any]:
+        stopping = not self._life.welcomes
+        return {"refused": why, "busy": self._life.busy, "stopping": stopping}
+
+    def _told(self) -> dict[str, Any]:
+        """What `ps` tells of the process; seconds, None for what is not so, or for ever."""
+        status = self._life.status(self.clock())
+        told = {**status._asdict(), "stage": status.stage.value}
+        return {"pid": os.getpid(), "build": self._mine["build"], "why": self._life.why, **told}
+
+    def _look(self, signs: Signs | None = None) -> None:
+        """Do what the time and the machine ask for, and look again when either may have changed."""
+        stage = self._life.look(self.clock(), signs or Signs())
+        if stage is Stage.CANCELLING:
+            for connection in list(self._open):
+                connection.cancel(self._life.why)
+        if stage is Stage.LEAVING:
+            self._over.set()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        pause = self._life.pause(self.clock())
+        if pause is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(pause, self._look_round)
+
+    def _look_round(self) -> None:
+        self._look(self._signs() if self._life.is_idle else None)
+
+    def _signs(self) -> Signs:
+        if self.clock() >= self._build_at:
+            self._build_at = self.clock() + _BUILD_SECONDS
+            self._replaced = dataclasses.asdict(build()) != self._mine["build"]
+        gone = not same_file(self._place.socket, self._socket)
+        return Signs(under_pressure(), self._replaced, gone)
