@@ -114,6 +114,9 @@ def test_settings_that_cannot_be_read_are_named(home, text):
         ("max_days", "Infinity"),
         ("max_days", '"30d"'),
         ("default_model", '""'),
+        ("keep", '"5"'),
+        ("keep", '"-5m"'),
+        ("keep", "300"),
     ],
 )
 def test_a_bad_value_is_told_with_the_file_its_name_and_what_to_give(home, key, value):
@@ -219,3 +222,32 @@ def test_the_config_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5m", 300), ("90s", 90), (" 2h ", 7200), ("1d", 86400), ("0", 0), ("0s", 0)],
+)
+def test_how_long_a_host_stays_is_told_in_seconds(text, seconds):
+    assert config.parse_keep(text, "keep") == seconds
+
+
+def test_a_host_stays_as_the_variable_says_else_the_settings_else_five_minutes(home, monkeypatch):
+    monkeypatch.delenv(config.KEEP_VARIABLE, raising=False)
+    assert config.keep_seconds() == 300
+    config.save_settings(config.Settings(keep="forever"))
+    assert config.keep_seconds() is None
+    monkeypatch.setenv(config.KEEP_VARIABLE, "0")
+    assert config.keep_seconds() == 0
+    monkeypatch.setenv(config.KEEP_VARIABLE, "")
+    assert config.keep_seconds() is None
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "5 minutes", "-1m", "1.5h", "m", "0.0", "٣m", "9" * 7 + "s", "Forever", "5m\n6m"]
+)
+def test_a_bad_time_to_stay_is_refused_by_name(monkeypatch, text):
+    monkeypatch.setenv(config.KEEP_VARIABLE, text)
+    told = rf"^{config.KEEP_VARIABLE} is [^\n]*; give \"30m\" \(s, m, h or d\), 0 for no host"
+    with pytest.raises(ValueError, match=told):
+        config.keep_seconds()

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Settings, cache_folder, change_settings, load_settings
+from ..config import (
+    KEEP,
+    Settings,
+    cache_folder,
+    change_settings,
+    load_settings,
+    parse_keep,
+)
 from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
 from .shown import json_option, label_of, show_json, show_table
 
@@ -117,9 +124,17 @@ def clear(*, model: str | None, older_than: str | None, as_json: bool) -> None:
 @click.option("--memory", metavar="SIZE", help="Most that a process holds in memory: 8GB.")
 @click.option("--disk", metavar="SIZE", help="Most that the folder holds on disk: 40GB.")
 @click.option("--max-age", metavar="AGE", help="What is unused for so long leaves the disk: 30d.")
+@click.option("--keep", metavar="TIME", help="How long an idle host stays: 30m, 0 or forever.")
 @json_option
-def settings(*, memory: str | None, disk: str | None, max_age: str | None, as_json: bool) -> None:
-    """Show or set the cache's limits; "auto" restores a default."""
+def settings(
+    *,
+    memory: str | None,
+    disk: str | None,
+    max_age: str | None,
+    keep: str | None,
+    as_json: bool,
+) -> None:
+    """Show or set the cache's limits, and how long the host stays; "auto" restores a default."""
     said: dict[str, Any] = {}
     if memory is not None:
         said["memory"] = _size("--memory", memory)
@@ -127,9 +142,11 @@ def settings(*, memory: str | None, disk: str | None, max_age: str | None, as_js
         said["disk"] = _size("--disk", disk)
     if max_age is not None:
         said["max_days"] = _most_days(max_age)
+    if keep is not None:
+        said["keep"] = _keep(keep)
     found = change_settings(lambda old: old.changed(**said)) if said else load_settings()
     if as_json:
-        show_json({"memory": found.memory, "disk": found.disk, "max_days": found.max_days})
+        show_json({name: getattr(found, name) for name in ("memory", "disk", "max_days", "keep")})
     else:
         show_table(("limit", "set to"), _limits(found))
 
@@ -154,7 +171,8 @@ def _limits(found: Settings) -> list[tuple[str, str]]:
     age = "none" if found.max_days is None else f"{found.max_days:g} days"
     disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
     memory = f"auto ({MEMORY})" if found.memory is None else str(found.memory)
-    return [("memory", memory), ("disk", disk), ("max-age", age)]
+    keep = f"auto ({KEEP})" if found.keep is None else found.keep
+    return [("memory", memory), ("disk", disk), ("max-age", age), ("keep", keep)]
 
 
 def _size(option: str, size: str) -> str | None:
@@ -165,6 +183,14 @@ def _size(option: str, size: str) -> str | None:
         return None
     parse_size(size, option)
     return size
+
+
+def _keep(said: str) -> str | None:
+    """How long a host stays as it was given, once it is known to be that; ValueError."""
+    if said == _AUTO:
+        return None
+    parse_keep(said, "--keep")
+    return said
 
 
 def _most_days(age: str) -> float | None:

@@ -108,21 +108,30 @@ def test_check_says_what_is_left_where_it_can_not_be_read_now(asked, monkeypatch
 
 def test_limits_are_kept_and_hold(asked):
     asked.ours("settings", "--memory", "2GB", "--disk", "30kB", "--max-age", "2w")
-    assert asked.told("settings") == {"memory": "2GB", "disk": "30kB", "max_days": 14}
+    asked.ours("settings", "--keep", "30m")
+    limits = {"memory": "2GB", "disk": "30kB", "max_days": 14, "keep": "30m"}
+    assert asked.told("settings") == limits
     assert asked.told("stats")["budget"] == 30_000
     for word in ("and", "of", "Hello"):
         asked.llm("-m", "t", f"{word} " * 12, *LIMIT)
     assert 0 < asked.told("stats")["bytes"] <= 30_000
     asked.ours("settings", "--memory", "auto", "--disk", "auto", "--max-age", "auto")
-    assert asked.told("settings") == {"memory": None, "disk": None, "max_days": None}
+    asked.ours("settings", "--keep", "auto")
+    assert asked.told("settings") == dict.fromkeys(("memory", "disk", "max_days", "keep"))
     assert "auto" in asked.ours("settings")[0]
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--memory", "much"), ("--disk", "-1"), ("--max-age", "old"), ("--max-age", "0d")],
+    [
+        ("--memory", "much"),
+        ("--disk", "-1"),
+        ("--max-age", "old"),
+        ("--max-age", "0d"),
+        ("--keep", "5"),
+    ],
 )
 def test_a_limit_that_is_none_is_one_line_and_changes_nothing(bare_home, option, value):
     (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()
     assert line.startswith(f"Error: {option} is ")
-    assert bare_home.told("settings") == {"memory": None, "disk": None, "max_days": None}
+    assert set(bare_home.told("settings").values()) == {None}
