@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine import wire
 from ..engine.request import GenerationRequest
+from .errors import HostStopped, error_to_json
 from .frames import MAX_FRAME, MAX_HELLO, FrameError, read_body, read_length
 from .outbox import Outbox
 
@@ -22,10 +23,6 @@ _SMALL = 64 << 10  # bytes of a frame that may come beside others
 _SLOWEST = 1 << 20  # bytes a second of frames: the other end is on this machine
 _FRAME_SECONDS = 5.0
 _TICK_SECONDS = 1.0  # between two beats, and two looks at who reads
-
-
-class HostStopped(RuntimeError):
-    """What was asked did not come to its end, since the host was ended."""
 
 
 class Welcomed(NamedTuple):
@@ -161,7 +158,7 @@ class ClientConnection:
                     self._outbox.send({"event": wire.to_json(event)})
 
     def _fail(self, error: Exception) -> None:
-        self._outbox.send({"error": {"kind": type(error).__name__, "text": str(error)}})
+        self._outbox.send({"error": error_to_json(error)})
 
 
 def _asked(ask: Mapping[str, Any]) -> tuple[str, GenerationRequest, float | None]:

@@ -1,0 +1,61 @@
+"""Errors that pass between processes: known classes by name, and the text that a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..models.errors import ConstraintError, ModelLoadError, NothingAllowedError
+
+_MOST_TEXT: Final = 1 << 20  # characters
+
+
+class HostLost(RuntimeError):
+    """The host went away, or hangs, in the middle of an answer; the message says what to do."""
+
+
+class HostStopped(RuntimeError):
+    """What was asked did not come to its end, since the host was ended."""
+
+
+# Each of them says the one text that it is made of.
+_KNOWN: Final[dict[str, type[Exception]]] = {
+    kind.__name__: kind
+    for kind in (
+        ConstraintError,
+        HostStopped,
+        ModelLoadError,
+        NothingAllowedError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        FileNotFoundError,
+        IndexError,
+        LookupError,
+        MemoryError,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        PermissionError,
+        RecursionError,
+        RuntimeError,
+        TimeoutError,
+        TypeError,
+        ValueError,
+    )
+}
+
+
+def error_to_json(error: BaseException) -> dict[str, Any]:
+    """Its text, and of its classes the nearest that the other end knows too."""
+    kinds = (kind.__name__ for kind in type(error).__mro__ if _KNOWN.get(kind.__name__) is kind)
+    return {"kind": next(kinds, RuntimeError.__name__), "text": str(error)[:_MOST_TEXT]}
+
+
+def error_from_json(data: object) -> Exception:
+    """The error that the other end told; RuntimeError for a class that is not known."""
+    said: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    kind = said.get("kind")
+    return _KNOWN.get(kind if isinstance(kind, str) else "", RuntimeError)(
+        str(said.get("text", ""))[:_MOST_TEXT]
+    )
