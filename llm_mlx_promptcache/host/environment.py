@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from ..config import HOME_VARIABLE, KEEP_VARIABLE
@@ -52,21 +53,47 @@ _NEEDED_PREFIXES: Final = (
     "CUDA_",
     "COVERAGE_",
 )
+# Folders and files, or several of them: a host has no folder of its own to find them from.
+_PATHS: Final = frozenset(
+    {
+        HOME_VARIABLE,
+        "CURL_CA_BUNDLE",
+        "HF_ASSETS_CACHE",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_TOKEN_PATH",
+        "HF_XET_CACHE",
+        "HUGGINGFACE_ASSETS_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "LD_LIBRARY_PATH",
+        "PATH",
+        "PYTHONPATH",
+        "REQUESTS_CA_BUNDLE",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "XDG_CACHE_HOME",
+        "XDG_DATA_HOME",
+    }
+)
 
 
 def of_host(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a starter's environment its host is given; no secrets but the hub's and proxies'."""
+    """What of a starter's environment its host is given; no secrets but the hub's and proxies'.
+
+    Relative paths are made whole: a host runs in `/`.
+    """
     return {
-        name: value
+        name: _whole(name, value)
         for name, value in environ.items()
         if _is_one(name, _MATTERS, _MATTERS_PREFIXES) or _is_one(name, _NEEDED, _NEEDED_PREFIXES)
     }
 
 
 def that_matters(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which one process may answer otherwise than another."""
+    """The variables by which one process may answer otherwise than another, their paths whole."""
     return {
-        name: value
+        name: _whole(name, value)
         for name, value in environ.items()
         if _is_one(name, _MATTERS, _MATTERS_PREFIXES) and name not in _COMPARED_ELSEWHERE
     }
@@ -74,3 +101,15 @@ def that_matters(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _is_one(name: str, names: frozenset[str], prefixes: tuple[str, ...]) -> bool:
     return name in names or name.upper() in _PROXIES or name.startswith(prefixes)
+
+
+def _whole(name: str, value: str) -> str:
+    """A value whose paths mean the same in every folder."""
+    if name not in _PATHS or not value:
+        return value
+    return os.pathsep.join(map(_whole_path, value.split(os.pathsep)))
+
+
+def _whole_path(path: str) -> str:
+    # Whose home `~` is, who reads it knows.
+    return path if path.startswith("~") else os.path.abspath(path)  # noqa: PTH100 - text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hmac
 import os
 import secrets
@@ -136,7 +137,7 @@ def _shown(value: Any) -> str:
 def _environment(salt: bytes) -> dict[str, str]:
     """Digests of what answers depend on: nobody who reads them learns a token, nor tries one."""
     hub = _hub_folder()
-    folders = {"data folder": str(data_folder()), "hub folder": str(hub)}
+    folders = {"data folder": str(data_folder()), "hub folder": str(hub.absolute())}
     token = _hub_token(Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"))
     found = {name: os.fsencode(value) for name, value in that_matters(os.environ).items()}
     found |= {name: os.fsencode(value) for name, value in folders.items()}
@@ -197,7 +198,7 @@ def _read(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FileNotFoundError(f"{path} is no plain file")
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
         return file.read(most)
 
 

@@ -51,7 +51,7 @@ def host_place() -> Place:
         make_private_folder(place.folder)
     except OSError as error:
         raise HostUnavailable(
-            f"the folder {place.folder} can't be made ({error.strerror})"
+            f"{place.folder} can't be made ({error.filename}: {error.strerror})"
         ) from error
     verify(place.folder)
     return place

@@ -1,0 +1,346 @@
+"""Hello: what client and host are, told without a secret, and every reason that they do not fit."""
+
+import copy
+import json
+import os
+import shutil
+import stat
+import threading
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_mlx_promptcache import config
+from llm_mlx_promptcache.host import environment
+from llm_mlx_promptcache.host import hello as hellos
+from llm_mlx_promptcache.host.hello import bare_hello, build, difference, hello
+from llm_mlx_promptcache.host.place import HostUnavailable, host_place
+
+SECRET = "hf_thisIsMyAccessToken"
+MATTERS = [
+    "LLM_MLX_CACHED_DISK",
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_HUB_CACHE",
+    "TZ",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MLX_METAL_JIT",
+    "PYTHONPATH",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "no_proxy",
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    monkeypatch.setenv(config.HOME_VARIABLE, str(tmp_path / "home"))
+    return host_place()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of our own files, as an upgrade finds them."""
+    folder = tmp_path / "package"
+    shutil.copytree(hellos._PACKAGE / "host", folder / "host")
+    monkeypatch.setattr(hellos, "_PACKAGE", folder)
+    return folder
+
+
+def test_a_hello_is_plain_data_that_is_the_same_each_time(place):
+    told = hello(place)
+    assert json.loads(json.dumps(told)) == told == hello(place)
+    assert set(told) == {"protocol", "build", "settings", "environment", "keep"}
+    assert told["keep"] == 300
+    assert told["build"]["mlx"]
+    assert difference(told, hello(place)) == ""
+
+
+def test_for_ever_is_null(place, monkeypatch):
+    monkeypatch.setenv(config.KEEP_VARIABLE, "forever")
+    assert hello(place)["keep"] is None
+
+
+def test_no_secret_is_in_it_nor_a_digest_that_can_be_tried(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{SECRET}@proxy")
+    (tmp_path / "token").write_text(SECRET + "\n")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    told = json.dumps(hello(place))
+    assert "hub token" in told
+    for text in (SECRET, SECRET[3:], sha256(SECRET.encode()).hexdigest()[:16]):
+        assert text not in told
+    place.salt.unlink()
+    assert set(hello(place)["environment"].values()).isdisjoint(
+        json.loads(told)["environment"].values()
+    )
+
+
+@pytest.mark.parametrize("name", MATTERS)
+def test_another_environment_is_told_by_its_names(place, monkeypatch, name):
+    without = hello(place)
+    monkeypatch.setenv(name, "a")
+    one = hello(place)
+    assert difference(without, one) == difference(one, without)
+    assert difference(one, without) == f"its environment is another ({name})"
+    monkeypatch.setenv(name, "b")
+    assert difference(one, hello(place)) == f"its environment is another ({name})"
+
+
+@pytest.mark.parametrize("name", [config.KEEP_VARIABLE, "PATH", "LANG", "PWD", "LD_PRELOAD", "X"])
+def test_what_changes_no_answer_is_not_compared(place, monkeypatch, name):
+    one = hello(place)
+    monkeypatch.setenv(name, "30m")
+    assert difference(one, hello(place)) == ""
+
+
+def test_who_is_logged_in_to_the_hub_is_compared(place, tmp_path):
+    out = hello(place)
+    token = tmp_path / ".cache" / "huggingface" / "token"
+    token.parent.mkdir(parents=True)
+    token.write_text(SECRET)
+    logged_in = hello(place)
+    assert difference(out, logged_in) == "its environment is another (hub token)"
+    token.write_text(SECRET + "2")
+    assert difference(logged_in, hello(place)) == "its environment is another (hub token)"
+
+
+def test_a_token_that_can_not_be_read_is_none_and_never_waited_for(place, tmp_path, monkeypatch):
+    without = hello(place)["environment"]
+    token = tmp_path / ".cache" / "huggingface" / "token"
+    token.parent.mkdir(parents=True)
+    os.mkfifo(token)
+    assert hello(place)["environment"] == without
+    token.unlink()
+    token.mkdir()
+    assert hello(place)["environment"] == without
+    token.rmdir()
+    token.write_bytes(b"x" * 10_000_000)
+    assert set(hello(place)["environment"]) == {*without, "hub token"}
+
+
+def test_another_home_is_another_place_to_read_models_from(place, tmp_path, monkeypatch):
+    one = hello(place)
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    assert difference(one, hello(place)) == "its environment is another (hub folder)"
+
+
+def test_one_folder_is_one_however_it_is_written(place, tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    whole = hello(place)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "hub")
+    monkeypatch.setenv(config.HOME_VARIABLE, "home")
+    assert difference(whole, hello(place)) == ""
+    monkeypatch.chdir(tmp_path / "hub")
+    monkeypatch.setenv(config.HOME_VARIABLE, "../home")
+    assert "HF_HOME" in difference(whole, hello(place))
+
+
+def test_many_names_are_cut(place, monkeypatch):
+    one = hello(place)
+    for number in range(9):
+        monkeypatch.setenv(f"HF_{number}", "x")
+    assert difference(one, hello(place)).endswith("(HF_0, HF_1, HF_2, HF_3, HF_4, ...)")
+
+
+@pytest.mark.parametrize("name", ["memory", "disk", "max_days", "ahead"])
+def test_other_settings_are_told_by_their_names(place, name):
+    one = hello(place)
+    other = copy.deepcopy(one)
+    other["settings"][name] = "2GB"
+    assert difference(one, other) == f"its settings are others ({name})"
+
+
+def test_settings_are_those_that_a_host_is_bound_by(place):
+    one = hello(place)
+    config.save_settings(config.Settings(default_model="a/b", keep="1h"))
+    assert difference(one, hello(place)) == ""
+    config.save_settings(config.Settings(memory="2GB", disk=30_000))
+    assert difference(one, hello(place)) == "its settings are others (disk, memory)"
+
+
+def test_settings_that_can_not_be_read_are_told_as_everywhere(place):
+    (config.data_folder() / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json can't be read"):
+        hello(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("package", "it runs llm-mlx-promptcache {}, and not another"),
+        ("mlx", "it runs mlx {}, and not another"),
+        ("mlx_lm", "it runs mlx-lm {}, and not another"),
+        ("python", "it runs python {}, and not another"),
+        ("prefix", "it runs Python in {}, and not another"),
+        ("digest", "its packages' files have changed since it was started"),
+    ],
+)
+def test_another_build_is_told_by_what_differs(place, name, told):
+    one = hello(place)
+    other = copy.deepcopy(one)
+    other["build"][name] = "another"
+    assert difference(one, other) == told.format(one["build"][name])
+
+
+def test_a_changed_file_is_another_build(package):
+    before = build()
+    path = package / "host" / "start.py"
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    changed = build()
+    path.write_bytes(path.read_bytes() + b"\n")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    longer = build()
+    path.rename(path.with_name("begin.py"))
+    moved = build()
+    digests = {b.digest for b in (before, changed, longer, moved)}
+    assert len(digests) == 4
+    assert before.package == moved.package
+    assert build() == moved
+
+
+@pytest.mark.parametrize("name", ["transformers", "llguidance", "jinja2", "numpy"])
+def test_another_version_of_what_we_stand_on_is_another_build(package, monkeypatch, name):
+    before = build()
+    version = hellos.version
+    monkeypatch.setattr(hellos, "version", lambda n: "99" if n == name else version(n))
+    assert build().digest != before.digest
+
+
+def test_what_is_not_installed_has_no_version(package, monkeypatch):
+    def missing(name):
+        raise hellos.PackageNotFoundError(name)
+
+    monkeypatch.setattr(hellos, "version", missing)
+    assert build().mlx == ""
+
+
+def test_a_bare_hello_differs_in_the_protocol_alone(place):
+    one = hello(place)
+    one["build"]["mlx"] = "another"
+    assert difference(one, bare_hello()) == ""
+    assert difference(one, {"protocol": 2}) == "it speaks protocol 1, and not 2"
+    assert (
+        difference(one, {**hello(place), "protocol": None}) == "it speaks protocol 1, and not None"
+    )
+    assert difference(one, {}) == "it speaks protocol 1, and not None"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    theirs=st.dictionaries(st.sampled_from(["build", "settings", "environment", "x"]), JSON),
+    protocol=st.just(1) | JSON,
+)
+def test_any_hello_is_compared_and_told_in_one_line(theirs, protocol):
+    mine = {
+        "protocol": 1,
+        "build": dict.fromkeys(("package", "mlx", "mlx_lm", "python", "prefix", "digest"), "1"),
+        "settings": {"memory": None},
+        "environment": {"TZ": "0f"},
+    }
+    told = difference(mine, {**theirs, "protocol": protocol})
+    assert told.isprintable()
+    assert len(told) < 600
+    assert told or not theirs
+
+
+def test_the_salt_is_its_owners_alone_and_made_once(place):
+    salts = set()
+    start = threading.Barrier(8)
+
+    def read():
+        start.wait()
+        salts.add(hellos._salt(place.salt))
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(salts) == 1
+    assert len(salts.pop()) == 32
+    assert stat.S_IMODE(place.salt.stat().st_mode) == 0o600
+    assert list(place.folder.iterdir()) == [place.salt]
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * 33])
+def test_a_damaged_salt_is_told(place, content):
+    place.salt.write_bytes(content)
+    with pytest.raises(HostUnavailable, match=r"salt is damaged; remove it$"):
+        hello(place)
+
+
+def test_a_salt_that_can_not_be_read_or_made_is_told(place):
+    os.mkfifo(place.salt)
+    with pytest.raises(
+        HostUnavailable, match=r"salt can't be read or made \(it is no plain file\)"
+    ):
+        hello(place)
+    place.salt.unlink()
+    shutil.rmtree(place.folder)
+    with pytest.raises(HostUnavailable, match=r"salt can't be read or made \(No such file"):
+        hello(place)
+
+
+def test_a_host_is_given_what_it_needs_and_no_secret_but_the_hubs():
+    given = {
+        "PATH": "/bin",
+        "HOME": "/home/me",
+        "LC_ALL": "C",
+        "XDG_CACHE_HOME": "/c",
+        "LLM_MLX_CACHED_HOME": "/h",
+        "LLM_MLX_CACHED_KEEP": "1h",
+        "HF_TOKEN": SECRET,
+        "https_proxy": "http://p",
+        "LD_PRELOAD": "libopenblas.so /lib/b.so",
+        "COVERAGE_PROCESS_START": "x",
+    }
+    withheld = {
+        "OPENAI_API_KEY": SECRET,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "LLM_USER_PATH": "/l",
+        "SSH_AUTH_SOCK": "/s",
+        "PYTHONWARNINGS": "error",
+        "PYTHONSTARTUP": "/p",
+        "HFX": SECRET,
+        "_": "x",
+    }
+    assert environment.of_host(given | withheld) == given
+
+
+def test_a_host_finds_what_its_starter_named_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = {
+        "LLM_MLX_CACHED_HOME": "home",
+        "HF_HOME": "~/hub",
+        "PYTHONPATH": f"src{os.pathsep}/abs{os.pathsep}",
+        "LD_PRELOAD": "libopenblas.so",
+        "XDG_DATA_HOME": "",
+        "TZ": "Europe/Berlin",
+    }
+    assert environment.of_host(named) == {
+        "LLM_MLX_CACHED_HOME": str(tmp_path / "home"),
+        "HF_HOME": "~/hub",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "src"), "/abs", str(tmp_path)]),
+        "LD_PRELOAD": "libopenblas.so",
+        "XDG_DATA_HOME": "",
+        "TZ": "Europe/Berlin",
+    }
+    once = environment.of_host(named)
+    monkeypatch.chdir(Path("/"))
+    assert environment.of_host(once) == once
