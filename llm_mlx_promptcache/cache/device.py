@@ -55,3 +55,8 @@ def settle() -> None:
     """Wait for all that this thread gave the device; RuntimeError where some of it failed."""
     with work():
         mx.synchronize()
+
+
+def give_back() -> None:
+    """Let the system have what MLX keeps of freed memory: somebody asked for it to be gone."""
+    mx.clear_cache()

@@ -15,10 +15,12 @@ from typing import Any, Final
 from . import device
 from .disk.writer import MOST_WAITING, Writer
 from .explain import Counters, Why
+from .forgetting import Forgetting, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows
 from .layers import layout as layouts
 from .layers.layout import Layout
 from .lookup import Lookup
+from .memory.ages import Ages
 from .memory.leases import Lease, Loans
 from .memory.policies import Policy
 from .memory.span_tree import SpanNode, SpanTree, is_moved_out, parts_of
@@ -30,6 +32,7 @@ from .trie import Tokens, as_tokens
 from .worth import TIERS
 
 _ON_THEIR_WAY: Final = 4  # spans that wait to be written may take this part of the budget beside it
+_LEAST_NAMED: Final = 8  # characters of a namespace that may stand for it, as in the store
 _LEAST_ON_THEIR_WAY: Final = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
@@ -56,8 +59,12 @@ class PromptCache:
         self._lock = threading.RLock()
         self._tree = SpanTree(tiers, policy, saving=self._saving)
         self._layouts: dict[str, Layout] = {}
+        self._names: dict[str, str] = {}  # of namespaces, the models that people know
         self._counters = Counters()
         self._loans = Loans()
+        self._ages = Ages()
+        self._forgetting = Forgetting()
+        self._one_forgets = threading.Lock()
         most = max(self._max_bytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
         self._writer = Writer(self._store, min(most, MOST_WAITING))
         self._proof = Proof(self._tree)
@@ -122,7 +129,8 @@ class PromptCache:
         their list is emptied, one by one, so that a long conversation is never held twice; with
         `Rows.KEEP_OUT` rows that a fetch gave them stay there until they are returned.
         Without `on_disk` the store never gets it, unless another conversation has the same prefix.
-        Where the device failed nothing of it is kept: RuntimeError.
+        Where the device failed nothing of it is kept: RuntimeError. Nothing is kept either, and 0
+        returned, while the namespace is being forgotten.
         """
         ids = _checked(tokens)
         insertion = Insertion(layers, len(ids), tier, rows, on_disk)
@@ -136,16 +144,19 @@ class PromptCache:
         layers: Sequence[Any],
         ends: Sequence[PathEnd],
         *,
-        since: int,
+        since: Moment,
         on_disk: bool = True,
     ) -> None:
         """`insert` at several ends of one path, each with its tier, the last one last.
 
-        The device is waited for once. `since` is how often it had failed (`device.failures`) when
-        these layers were made: where it has failed again they are nobody's, and RuntimeError.
+        The device is waited for once. `since` is when these layers were made (`moment`): where the
+        device has failed since they are nobody's, and RuntimeError; where their namespace was
+        forgotten meanwhile, nothing of them is kept.
         """
         ids = _checked(tokens)
-        with self._lock, self._proof.of(since):
+        with self._lock, self._proof.of(since.failures):
+            if self._forgetting.bars(namespace, since.forgotten):
+                return
             for at, tier, rows in ends:
                 self._insert(namespace, ids[:at], Insertion(layers, at, tier, rows, on_disk))
 
@@ -162,6 +173,8 @@ class PromptCache:
         if not len(ids):
             raise ValueError("layers hold no token yet; run the model before inserting them")
         self._loans.check(namespace, ids, layers)
+        if self._forgetting.bars(namespace, self._forgetting.count):
+            return 0
         self._begin()
         self._layouts[namespace] = known
         insertion = replace(insertion, at=at)
@@ -257,6 +270,8 @@ class PromptCache:
         With the model's `identity`, which is the same under each of its salts and settings, the
         store knows which namespaces nobody opens any more: those go first.
         """
+        with self._lock:
+            self._names[namespace] = name
         self._store.label(namespace, name, identity)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
@@ -309,11 +324,81 @@ class PromptCache:
             return list(self._tree.check())
 
     def clear(self) -> None:
-        """Forget everything in memory, pinned or not; the store has its own `clear`."""
+        """Forget everything in memory, pinned or not; `forget` does so in the store too."""
         with self._lock:
             self._tree.clear()
             self._layouts.clear()
             self._writer.count_uses()
+
+    def moment(self) -> Moment:
+        """Now, for layers that are made now and come back with `insert_path`."""
+        return Moment(device.failures(), self._forgetting.count)
+
+    def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
+        """Forget, in memory and in the store, all that is not younger, pinned or not.
+
+        `model` is what people call it (`label`), or how its namespaces start. Nothing of it is on
+        its way to the store behind this, and what requests hold that are under way is not kept.
+        With `days`, what was not used for so long, unless it is pinned or something younger hangs
+        on it; what is under way is in use. Memory of MLX goes back to the system.
+        """
+        with self._one_forgets:
+            if days is not None:
+                return self._forget_old(model, days)
+            with self._lock:
+                names = self._forgetting.begins(self._names_of(model))
+                memory = self._drop(names)
+            try:
+                self._writer.drop(names)
+                disk = self._store.clear(model=model)
+            finally:
+                with self._lock:
+                    self._forgetting.ended(names)
+        device.give_back()
+        return Forgotten(memory, disk)
+
+    def _forget_old(self, model: str | None, days: float) -> Forgotten:
+        self._writer.count_uses()  # the store hears of what memory gave
+        self._writer.wait()
+        disk = self._store.clear(model=model, days=days)
+        with self._lock:
+            self._begin()
+            names, last = self._names_of(model), self._ages.unused_since(days)
+            memory = self._tree.drop(
+                lambda node: (
+                    (names is None or node.model in names)
+                    and node.value.entry.last_used <= last
+                    and not (node.value.pinned or node.value.entry.holds)
+                )
+            )
+        device.give_back()
+        return Forgotten(memory, disk)
+
+    def _drop(self, names: frozenset[str] | None) -> int:
+        """Take all of these namespaces, or of all, out of memory; returns the bytes freed."""
+        self._writer.forget_uses(names)
+        freed = self._tree.nbytes
+        if names is None:
+            self._tree.clear()
+            self._layouts.clear()
+            self._names.clear()
+            return freed
+        self._tree.drop(lambda node: node.model in names)
+        for name in names:
+            self._layouts.pop(name, None)
+        return freed - self._tree.nbytes
+
+    def _names_of(self, model: str | None) -> set[str] | None:
+        """The namespaces of a model, by its name or by how they start; None for all."""
+        if model is None:
+            return None
+        known = {*self._names, *self._layouts}
+        start = len(model) >= _LEAST_NAMED
+        return {
+            name
+            for name in known
+            if self._names.get(name) == model or (start and name.startswith(model))
+        }
 
     def _counted(self, ids: Tokens[int], lease: Lease) -> Lease:
         self._counters.count(len(ids), lease.cached, lease.why)
@@ -321,7 +406,7 @@ class PromptCache:
 
     def _begin(self) -> None:
         """A new request: leases that ended since the last one let go of their spans."""
-        self._tree.advance()
+        self._ages.note(self._tree.advance())
         for entry in self._loans.ended():
             self._tree.release(entry)
             self._tree.drop_moved_out(entry.item)

@@ -110,8 +110,8 @@ class Store(Protocol):
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
 
-    def clear(self) -> int:
-        """Remove everything that was stored; returns the bytes freed."""
+    def clear(self, *, model: str | None = None, days: float | None = None) -> int:
+        """Remove what is stored, of one model or unused for days if said; returns bytes freed."""
 
 
 class NullStore:
@@ -170,6 +170,6 @@ class NullStore:
         """All zero."""
         return dict.fromkeys(("spans", "tokens", "bytes", "written", "budget"), 0)
 
-    def clear(self) -> int:
+    def clear(self, *, model: str | None = None, days: float | None = None) -> int:
         """Nothing is there."""
         return 0

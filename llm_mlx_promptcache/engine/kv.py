@@ -9,6 +9,7 @@ from typing import Any
 
 from ..cache import device
 from ..cache.explain import Why
+from ..cache.forgetting import Moment
 from ..cache.insertion import PathEnd, Rows
 from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.memory.leases import Lease
@@ -37,10 +38,10 @@ class KVHandle:
     """What one request holds: layers, how far they got, and how much of that is kept."""
 
     def __init__(
-        self, prepared: Prepared, lease: Lease, layers: list[Any], *, rows: Rows, since: int
+        self, prepared: Prepared, lease: Lease, layers: list[Any], *, rows: Rows, since: Moment
     ) -> None:
         self.prepared = prepared
-        self.since = since  # how often the device had failed before
+        self.since = since
         self.lease = lease
         self.layers = layers
         self.kept, self.kept_in = 0, ""
@@ -56,7 +57,7 @@ class KVHandle:
         A failure does not say whose work it was, and layers grow in place: what a finished step
         left in them may be gone with the next one.
         """
-        return self.since == device.failures()
+        return self.since.failures == device.failures()
 
 
 class KVManager:
@@ -99,7 +100,7 @@ class KVManager:
             self._cache.label(namespace, self._name, self._identity)
         if kv is not None:  # rows of two namespaces may be in one path then
             rows = Rows.COPY
-        since = device.failures()
+        since = self._cache.moment()
         lease = self._fetch(prepared, ids, rows, speed)
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum, auto
 from typing import Final, Literal, NamedTuple
 
@@ -75,6 +75,7 @@ class Writer:
         self._progress = QueueState.FREE
         self._tending = Tending.NONE
         self._told = False
+        self._unwanted: _Item | None = None  # the first in the queue, where nobody wants it now
         self._thread: threading.Thread | None = None
 
     @property
@@ -176,6 +177,29 @@ class Writer:
                 self._tell(left)
             return left
 
+    def drop(self, namespaces: Collection[str] | None) -> None:
+        """Write no more of what waits of these namespaces, or at all.
+
+        What is just being written is waited for, unless it waits for another process itself.
+        """
+        if self._process != os.getpid():
+            return
+        with self._changed:
+            if not self._queue:
+                return
+            first, *rest = self._queue
+            kept = [left for item in rest if (left := _without(item, namespaces)) is not None]
+            self._waiting -= sum(_nbytes(item) for item in rest) - sum(map(_nbytes, kept))
+            self._queue = deque([first, *kept])
+            if _without(first, namespaces) is not first:
+                self._unwanted = first
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._queue or self._queue[0] is not first)
+
+    def forget_uses(self, namespaces: Collection[str] | None) -> None:
+        """Nobody is told any more that paths of these namespaces, or of any, were used."""
+        self._uses = _other_uses(self._uses, namespaces)
+
     def tell_lost(self) -> None:
         """A span leaves memory that nobody can write as yet: it is told once."""
         if not self._lost:
@@ -205,11 +229,12 @@ class Writer:
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
-            done = self._written(item)
+            done = item is self._unwanted or self._written(item)
             with self._changed:
-                if done:
+                if done or item is self._unwanted:
+                    done, self._unwanted = True, None
                     self._queue.popleft()
-                    self._waiting -= item.nbytes if isinstance(item, Draft) else 0
+                    self._waiting -= _nbytes(item)
                     self._progress, self._told = QueueState.FREE, False
                 elif self._progress is QueueState.FREE:
                     self._progress = QueueState.BLOCKED
@@ -244,7 +269,9 @@ class Writer:
             self._changed.wait(_RETRY_SECONDS)
         else:
             longest = max(pause, _RETRY_SECONDS)
-            self._changed.wait_for(lambda: self._progress is QueueState.HURRIED, longest)
+            self._changed.wait_for(
+                lambda: self._progress is QueueState.HURRIED or self._unwanted is not None, longest
+            )
         if self._progress is QueueState.HURRIED:
             self._store.try_again()
 
@@ -291,3 +318,21 @@ class Writer:
                 " process holds the index locked (is one stopped?)",
                 left,
             )
+
+
+def _without(item: _Item, namespaces: Collection[str] | None) -> _Item | None:
+    """What is left of an item without these namespaces, or without any; None for nothing."""
+    if isinstance(item, Draft):
+        return None if namespaces is None or item.namespace in namespaces else item
+    if isinstance(item, list):
+        others = _other_uses(item, namespaces)
+        return item if len(others) == len(item) else (others or None)
+    return item
+
+
+def _other_uses(uses: list[Use], namespaces: Collection[str] | None) -> list[Use]:
+    return [use for use in uses if namespaces is not None and use.namespace not in namespaces]
+
+
+def _nbytes(item: _Item) -> int:
+    return item.nbytes if isinstance(item, Draft) else 0

@@ -73,9 +73,9 @@ class SpanTree:
         """From least to most persistent."""
         return self._order.tiers
 
-    def advance(self) -> None:
-        """A new request begins."""
-        self._order.advance()
+    def advance(self) -> int:
+        """A new request begins; returns its tick."""
+        return self._order.advance()
 
     def check_tier(self, tier: str) -> None:
         """ValueError for a tier that is none."""
@@ -311,6 +311,17 @@ class SpanTree:
         """Take a leaf out that its owner wants no more."""
         self._order.remove(node.value.entry)
         self._forget(node)
+
+    def drop(self, meant: Callable[[SpanNode], bool]) -> int:
+        """Take out the spans that are meant, the ends of paths first; returns the bytes freed.
+
+        A span stays while one that is not meant hangs on it.
+        """
+        before = self.nbytes
+        for node in reversed(list(self._trie.nodes())):
+            if not node.children and meant(node):
+                self.discard(node)
+        return before - self.nbytes
 
     def _forget(self, node: SpanNode) -> None:
         self.unsaved.pop(node, None)

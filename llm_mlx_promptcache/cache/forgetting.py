@@ -1,0 +1,60 @@
+"""What a cache was told to forget, so that what was begun before is not kept behind it.
+
+A request that is under way holds in its layers what it began with. Were these inserted at its end,
+all that was just removed would be there again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """When layers were made: how often the device had failed, and how often was forgotten, by then.
+
+    Layers of before a failure are nobody's; those of before something was forgotten bring none of
+    it back.
+    """
+
+    failures: int
+    forgotten: int
+
+
+class Forgotten(NamedTuple):
+    """The bytes that were freed, in memory and of the store."""
+
+    memory: int
+    disk: int
+
+
+class Forgetting:
+    """Which namespaces were forgotten when; not locked, the owner is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._every = 0  # the count when all were forgotten
+        self._of: dict[str, int] = {}  # the same for one namespace, where that was later
+        self._under_way: list[frozenset[str] | None] = []
+
+    def begins(self, namespaces: Iterable[str] | None) -> frozenset[str] | None:
+        """These, or all, are forgotten from now on, until it `ended`."""
+        names = None if namespaces is None else frozenset(namespaces)
+        self._under_way.append(names)
+        return names
+
+    def ended(self, names: frozenset[str] | None) -> None:
+        """All of it is gone; what begins now may be kept."""
+        self._under_way.remove(names)
+        self.count += 1
+        if names is None:
+            self._every = self.count
+            self._of.clear()
+        else:
+            self._of |= dict.fromkeys(names, self.count)
+
+    def bars(self, namespace: str, since: int) -> bool:
+        """Whether what was begun at this count must not be kept in a namespace."""
+        if any(names is None or namespace in names for names in self._under_way):
+            return True
+        return since < max(self._every, self._of.get(namespace, 0))
