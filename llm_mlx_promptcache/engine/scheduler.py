@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gc
 import time
-from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -20,27 +19,21 @@ from ..cache.identity import Identity
 from ..cache.insertion import Rows
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
-from ..models.chat_tokenizer import TemplateTokenizer
-from ..models.errors import NothingAllowedError
 from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
-from .answers import AnswerStream, Measured
 from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 from .batches import Batches
-from .chunks import Beside, ChunkPlanner, chunk_end
+from .chunks import Beside, ChunkPlanner
 from .events import Progress
-from .forward import prefill, wired
+from .forward import wired
+from .intake import Intake
 from .kv import KVManager
-from .preparation import Prepared, prepare
-from .sampler import Sampler
-from .sequence import Reader, Sequence, next_short
+from .prefill import Prefill
+from .sequence import Reader, Sequence
 from .turns import Party, Turns
-
-if TYPE_CHECKING:
-    from .constraint import Constraint, Matchers
 
 
 class LoadReport(NamedTuple):
@@ -74,10 +67,11 @@ class Scheduler:
         self._loaded = loaded
         self._identity = identity
         self._load_seconds = report.seconds
-        self._tokenizer = TemplateTokenizer(loaded.tokenizer)
+        self._intake = Intake(loaded, identity)
         self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
         self._admission = Admission()
-        self._planner = planner or ChunkPlanner(identity.model)
+        planner = planner or ChunkPlanner(identity.model)
+        self._prefill = Prefill(loaded.model, self._kv, planner, clock)
         self._turns = Turns()
         self._clock = clock
         self._waiting: list[Sequence] = []
@@ -85,7 +79,6 @@ class Scheduler:
         self._decoding: dict[Slot, Sequence] = {}
         self._proof = BatchProof(loaded.model, identity.model, model_facts())
         self._batches = Batches(loaded.model, self._proof)
-        self._matchers: Matchers | None = None
         self._wired = ExitStack()
 
     @property
@@ -101,9 +94,7 @@ class Scheduler:
     def add(self, reader: Reader) -> None:
         """Take a request in; what is wrong with it is told to who asked."""
         try:
-            prepared = prepare(reader.request, self._loaded, self._tokenizer, self._identity)
-            answer = AnswerStream(prepared, self._tokenizer)
-            sequence = Sequence(reader, prepared, answer, self._constraint(prepared))
+            sequence = self._intake.sequence(reader)
         except BaseException as error:
             reader.send(error)
             reader.send(None)
@@ -135,7 +126,8 @@ class Scheduler:
             except Exception:
                 sequence.reader.send(error)
                 sequence.reader.send(None)
-        self._waiting, self._prefilling, self._decoding = [], [], {}
+        for held in (self._waiting, self._prefilling, self._decoding):
+            held.clear()
         self._batches = Batches(self._loaded.model, self._proof)
         self._wired.close()
 
@@ -145,7 +137,7 @@ class Scheduler:
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
-        del self._loaded, self._kv, self._batches, self._proof, self._tokenizer
+        del self._loaded, self._kv, self._batches, self._proof, self._intake, self._prefill
         gc.collect()  # models hold themselves, through their layers
         mx.clear_cache()
 
@@ -161,7 +153,7 @@ class Scheduler:
                     return
                 passed.append(sequence)
                 continue
-            if self._awaits_another(sequence):
+            if any(sequence.waits_for(other) for other in self._prefilling):
                 continue
             self._waiting.remove(sequence)
             for other in passed:
@@ -195,30 +187,10 @@ class Scheduler:
     def _active(self) -> list[Sequence]:
         return [*self._prefilling, *self._decoding.values()]
 
-    def _awaits_another(self, sequence: Sequence) -> bool:
-        """Whether another prompt is computing what this one needs; it stops there, to share it."""
-        if not sequence.prepared.request.use_cache:
-            return False
-        for other in self._prefilling:
-            handle = other.handle
-            if handle is None or not other.prepared.request.use_cache:
-                continue
-            if other.prepared.namespace != sequence.prepared.namespace:
-                continue
-            both = min(
-                common_prefix(sequence.ids, other.ids), len(other.ids) - 1, len(sequence.ids) - 1
-            )
-            if both > other.done:
-                handle.stops.add(both)
-                return True
-        return False
-
     def _share(self, other: Sequence, sequence: Sequence) -> None:
         """What only another request's layers hold is copied to the cache, where it is needed."""
         handle = other.handle
-        if handle is None or other.prepared.namespace != sequence.prepared.namespace:
-            return
-        if not (sequence.prepared.request.use_cache and other.prepared.request.use_cache):
+        if handle is None or not sequence.may_share(other):
             return
         if common_prefix(other.path, sequence.ids) <= handle.shared:
             return
@@ -230,25 +202,9 @@ class Scheduler:
             handle.layers = []
 
     def _begin(self, sequence: Sequence, rows: Rows) -> None:
-        speed = self._planner.speed(0, len(sequence.ids))
-        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, rows, speed)
-        sequence.done = sequence.handle.lease.cached
-        if sequence.plan is None:
-            sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
-            sequence.from_disk = sequence.handle.lease.from_disk
-        sequence.plan = self._planner.begin()
+        self._prefill.begin(sequence, rows)
         self._prefilling.append(sequence)
         self._progress(sequence)
-
-    def _constraint(self, prepared: Prepared) -> Constraint | None:
-        if prepared.grammar is None:
-            return None
-        from .constraint import Constraint, Matchers, grammar_tokenizer
-
-        vocab_size = self._loaded.vocab_size
-        if self._matchers is None:
-            self._matchers = Matchers(grammar_tokenizer(self._loaded.tokenizer, vocab_size))
-        return Constraint(self._matchers, prepared.grammar, vocab_size, thinking=prepared.thinking)
 
     # Turns.
 
@@ -283,44 +239,20 @@ class Scheduler:
             return False
         return True
 
-    def _run_prompts(self, party: Party) -> None:
-        """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
-
-        Short prompts that come together answer together. Chunks are smaller while others answer.
-        """
-        beside, share = Beside.ANSWERS if self._decoding else Beside.NOBODY, 1.0
-        while share > 0 and (sequences := [one for one in self._prefilling if one.party is party]):
-            sequence = sequences[0] if party is Party.LONG else next_short(sequences)
-            self._prefilling.remove(sequence)
-            self._prefilling.append(sequence)
-            most = sequence.chunk(beside)
-            run = self._prefill(sequence, max(1, int(share * most)))
-            share = share - run / most if party is Party.SHORT else 0
-
     # Prompts.
 
-    def _prefill(self, sequence: Sequence, most: int) -> int:
-        """Run the next chunk of a prompt, up to the next stop; returns its size.
-
-        An error ends the request.
-        """
-        assert sequence.handle is not None
-        handle, start, last = sequence.handle, sequence.done, len(sequence.ids) - 1
-        try:
-            end = chunk_end(start, last, handle.stops, most)
-            began = self._clock()
-            with device.work():
-                prefill(self._loaded.model, handle.layers, sequence.ids[start:end])
-            self._planner.observe(start, end - start, self._clock() - began)
-            sequence.done = end
-            self._admission.measure(handle.layers, end)
-            if end in handle.stops:
-                self._kv.insert(handle, sequence.ids[:end])
-            self._progress(sequence)
-        except BaseException as error:
-            self._end(sequence, error)
-            self._recover()
-        return sequence.done - start
+    def _run_prompts(self, party: Party) -> None:
+        beside = Beside.ANSWERS if self._decoding else Beside.NOBODY
+        for sequence, error in self._prefill.turn(self._prefilling, party, beside):
+            try:
+                if error is not None:
+                    raise error
+                assert sequence.handle is not None
+                self._admission.measure(sequence.handle.layers, sequence.done)
+                self._progress(sequence)
+            except BaseException as failure:
+                self._end(sequence, failure)
+                self._recover()
 
     def _progress(self, sequence: Sequence) -> None:
         """Tell how far a prompt is; where it is through, its answer begins."""
@@ -340,23 +272,11 @@ class Scheduler:
             return
         others = bool(self._waiting or self._active())
         self._kv.insert_prompt(sequence.handle, path, others=others)
-        slot = sequence.slot = sequence.slot or self._slot(sequence)
+        slot = sequence.slot = sequence.slot or sequence.new_slot(self._intake.tokenizer.stop_ids)
         slot.path = path
         layers, sequence.handle.layers = sequence.handle.layers, []
         self._batches.add(slot, layers)
         self._decoding[slot] = sequence
-
-    def _slot(self, sequence: Sequence) -> Slot:
-        request = sequence.prepared.request
-        return Slot(
-            array("I"),
-            sequence.ids[-1],
-            Sampler(request.sampling, sequence.ids, list(self._tokenizer.stop_ids)),
-            sequence.prepared.limit,
-            sequence.constraint,
-            request.kv,
-            request.logprobs,
-        )
 
     def _recover(self) -> None:
         """Behind a failure of the device all who held layers begin again.
@@ -368,7 +288,8 @@ class Scheduler:
         if all(sequence.handle is None or sequence.handle.whole for sequence in active):
             return
         self._batches.give_up()
-        self._prefilling, self._decoding = [], {}
+        self._prefilling.clear()
+        self._decoding.clear()
         for sequence in active:
             sequence.restart()
         self._waiting[:0] = active
@@ -382,16 +303,8 @@ class Scheduler:
             self._waiting.insert(0, sequence)
             sequence.restart()
             return
-        likely = step.likely.told(self._tokenizer.text_of) if step.likely is not None else None
         try:
-            if isinstance(step.error, NothingAllowedError):
-                # Its last token is none of the answer's.
-                raise step.error
-            for token in step.tokens:
-                for event in sequence.answer.take(token, likely):
-                    sequence.reader.send(event)
-                if sequence.answer.ended:
-                    break
+            sequence.hear(step, self._intake.tokenizer.text_of)
             if sequence.answer.ended:
                 self._finish(sequence)
             elif step.error is not None:
@@ -402,18 +315,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         """Tell the end of an answer, and keep what it left."""
         load, self._load_seconds = self._load_seconds, 0.0
-        measured = Measured(
-            sequence.started,
-            load,
-            sequence.cached,
-            sequence.why,
-            self._identity.model,
-            mx.get_peak_memory(),
-            sequence.from_disk,
-        )
-        whole = sequence.constraint is None or sequence.constraint.complete
-        for event in sequence.answer.finish(measured, whole=whole):
-            sequence.reader.send(event)
+        sequence.finish(load, self._identity.model, mx.get_peak_memory())
         self._end(sequence)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from ..cache.trie import common_prefix
+from ..models.errors import NothingAllowedError
 from .admission import MOST_PASSED, expected
-from .answers import AnswerStream
-from .batch import Slot
+from .answers import AnswerStream, Measured
+from .batch import Slot, Step
 from .chunks import Beside, ChunkPlan
 from .events import Output
 from .kv import KVHandle
 from .preparation import Prepared
 from .request import GenerationRequest
+from .sampler import Sampler
 from .turns import Party
 
 if TYPE_CHECKING:
@@ -100,12 +103,65 @@ class Sequence:
             return self.slot.path
         return self.ids[: self.done]  # also of one that begins again
 
+    def may_share(self, other: Sequence) -> bool:
+        """Whether rows of one may serve the other."""
+        both = (self.prepared, other.prepared)
+        same = both[0].namespace == both[1].namespace
+        return same and all(prepared.request.use_cache for prepared in both)
+
+    def waits_for(self, other: Sequence) -> bool:
+        """Whether `other`, a prompt that is run, computes what this one needs.
+
+        It stops where both part, to share it.
+        """
+        if other.handle is None or not self.may_share(other):
+            return False
+        both = common_prefix(self.ids, other.ids)
+        both = min(both, len(other.ids) - 1, len(self.ids) - 1)
+        if both > other.done:
+            other.handle.stops.add(both)
+        return both > other.done
+
+    def new_slot(self, stop_ids: Collection[int]) -> Slot:
+        """A slot for its answer, which `stop_ids` end."""
+        request = self.prepared.request
+        return Slot(
+            array("I"),
+            self.ids[-1],
+            Sampler(request.sampling, self.ids, list(stop_ids)),
+            self.prepared.limit,
+            self.constraint,
+            request.kv,
+            request.logprobs,
+        )
+
     def restart(self) -> None:
         """Begin again behind what was answered so far; its layers are gone."""
         if self.slot is not None and self.prefilled:
             assert self.slot.last is not None
             self.ids = self.slot.path + array("I", [self.slot.last])
         self.handle, self.done = None, 0
+
+    def hear(self, step: Step, text_of: Callable[[int], str]) -> None:
+        """Tell what one step of its answer brought, to the answer's end."""
+        likely = step.likely.told(text_of) if step.likely is not None else None
+        if isinstance(step.error, NothingAllowedError):
+            # Its last token is none of the answer's.
+            raise step.error
+        for token in step.tokens:
+            for event in self.answer.take(token, likely):
+                self.reader.send(event)
+            if self.answer.ended:
+                break
+
+    def finish(self, load: float, fingerprint: str, peak_bytes: int) -> None:
+        """Tell the end of its answer, which had to wait `load` seconds for the model."""
+        measured = Measured(
+            self.started, load, self.cached, self.why, fingerprint, peak_bytes, self.from_disk
+        )
+        whole = self.constraint is None or self.constraint.complete
+        for event in self.answer.finish(measured, whole=whole):
+            self.reader.send(event)
 
 
 def next_short(sequences: Iterable[Sequence]) -> Sequence:

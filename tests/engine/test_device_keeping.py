@@ -11,7 +11,7 @@ from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import batch, scheduler
+from llm_mlx_promptcache.engine import batch, prefill
 from llm_mlx_promptcache.engine.batch import Batch
 from llm_mlx_promptcache.engine.constraint import Constraint
 from llm_mlx_promptcache.engine.events import TextDelta
@@ -98,7 +98,7 @@ def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
     [first] = together(made, request("One?"))
     made.settle(last=True)
     asked = turns(first.last)
-    real = scheduler.prefill
+    real = prefill.prefill
 
     def spoilt(model, layers, ids):
         real(model, layers, ids)
@@ -107,7 +107,7 @@ def test_law_1_rows_that_moved_out_do_not_come_back_with_a_failure(
         raise RuntimeError(MESSAGE)
 
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "prefill", spoilt)
+        patched.setattr(prefill, "prefill", spoilt)
         [failed] = together(made, asked)
         with pytest.raises(RuntimeError, match="Command buffer"):
             _ = failed.last

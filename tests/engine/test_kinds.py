@@ -8,7 +8,8 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine import forward, scheduler
+from llm_mlx_promptcache.engine import forward
+from llm_mlx_promptcache.engine import prefill as prefilling
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.request import GenerationRequest
@@ -117,7 +118,7 @@ def test_a_state_that_a_failed_prefill_left_is_nobody_s(name, engine_of_kind, mo
         if len(calls) == 3:
             raise RuntimeError("[metal::malloc] no more memory")
 
-    monkeypatch.setattr(scheduler, "prefill", prefill)
+    monkeypatch.setattr(prefilling, "prefill", prefill)
     history = [SYSTEM, Message("user", "and more of it, the lamp and the fog. " * 18)]
     with pytest.raises(RuntimeError, match="no more memory"):
         ask(engine, history)

@@ -1,0 +1,41 @@
+"""Intake: requests of one model made ready to run, each with what reads and holds its answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..cache.identity import Identity
+from ..models.chat_tokenizer import TemplateTokenizer
+from ..models.loading import LoadedModel
+from .answers import AnswerStream
+from .preparation import Prepared, prepare
+from .sequence import Reader, Sequence
+
+if TYPE_CHECKING:
+    from .constraint import Constraint, Matchers
+
+
+class Intake:
+    """What readers ask of a loaded model -> sequences."""
+
+    def __init__(self, loaded: LoadedModel, identity: Identity) -> None:
+        self._loaded = loaded
+        self._identity = identity
+        self.tokenizer = TemplateTokenizer(loaded.tokenizer)
+        self._matchers: Matchers | None = None
+
+    def sequence(self, reader: Reader) -> Sequence:
+        """The request of `reader`, ready to wait; ValueError names what is wrong with it."""
+        prepared = prepare(reader.request, self._loaded, self.tokenizer, self._identity)
+        answer = AnswerStream(prepared, self.tokenizer)
+        return Sequence(reader, prepared, answer, self._constraint(prepared))
+
+    def _constraint(self, prepared: Prepared) -> Constraint | None:
+        if prepared.grammar is None:
+            return None
+        from .constraint import Constraint, Matchers, grammar_tokenizer
+
+        vocab_size = self._loaded.vocab_size
+        if self._matchers is None:
+            self._matchers = Matchers(grammar_tokenizer(self._loaded.tokenizer, vocab_size))
+        return Constraint(self._matchers, prepared.grammar, vocab_size, thinking=prepared.thinking)

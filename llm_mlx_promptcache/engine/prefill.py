@@ -1,0 +1,77 @@
+"""Prefill: prompts run a chunk at a time, each alone in layers of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import mlx.nn as nn
+
+from ..cache import device
+from ..cache.insertion import Rows
+from .chunks import Beside, ChunkPlanner, chunk_end
+from .forward import prefill
+from .kv import KVManager
+from .sequence import Sequence, next_short
+from .turns import Party
+
+
+class Ran(NamedTuple):
+    """A prompt whose chunk ran, or failed with `error`."""
+
+    sequence: Sequence
+    error: BaseException | None = None
+
+
+class Prefill:
+    """Runs the prompts of one model; `planner` sizes their chunks, `clock` tells seconds."""
+
+    def __init__(
+        self, model: nn.Module, kv: KVManager, planner: ChunkPlanner, clock: Callable[[], float]
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._planner = planner
+        self._clock = clock
+
+    def begin(self, sequence: Sequence, rows: Rows) -> None:
+        """Give a prompt its layers, with what the cache has of it, and its sizes of chunks."""
+        speed = self._planner.speed(0, len(sequence.ids))
+        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, rows, speed)
+        sequence.done = sequence.handle.lease.cached
+        if sequence.plan is None:
+            sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
+            sequence.from_disk = sequence.handle.lease.from_disk
+        sequence.plan = self._planner.begin()
+
+    def turn(self, sequences: list[Sequence], party: Party, beside: Beside) -> Iterator[Ran]:
+        """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
+
+        Who is through, or failed, has left `sequences` before the next one runs. Short prompts
+        that come together answer together. Chunks are smaller while others answer.
+        """
+        share = 1.0
+        while share > 0 and (its_own := [one for one in sequences if one.party is party]):
+            sequence = its_own[0] if party is Party.LONG else next_short(its_own)
+            sequences.remove(sequence)
+            sequences.append(sequence)
+            most, start, error = sequence.chunk(beside), sequence.done, None
+            try:
+                self.chunk(sequence, max(1, int(share * most)))
+            except BaseException as failure:
+                error = failure
+            share = share - (sequence.done - start) / most if party is Party.SHORT else 0
+            yield Ran(sequence, error)
+
+    def chunk(self, sequence: Sequence, most: int) -> None:
+        """Run the next chunk of a prompt, up to the next stop, and keep what ends there."""
+        assert sequence.handle is not None
+        handle, start, last = sequence.handle, sequence.done, len(sequence.ids) - 1
+        end = chunk_end(start, last, handle.stops, most)
+        began = self._clock()
+        with device.work():
+            prefill(self._model, handle.layers, sequence.ids[start:end])
+        self._planner.observe(start, end - start, self._clock() - began)
+        sequence.done = end
+        if end in handle.stops:
+            self._kv.insert(handle, sequence.ids[:end])
