@@ -6,7 +6,8 @@ import asyncio
 import math
 from collections.abc import Coroutine, Mapping
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from ..engine import wire
 from ..engine.request import GenerationRequest
@@ -25,21 +26,23 @@ _FRAME_SECONDS = 5.0
 _TICK_SECONDS = 1.0  # between two beats, and two looks at who reads
 
 
-class Welcomed(NamedTuple):
-    """Who may ask: everything, or only what any version may ask of any other.
+class Welcome(Enum):
+    """What somebody may ask."""
 
-    `process` tells one front end's process from another, for what is told once a process.
-    """
-
-    process: str
-    everything: bool
+    NONE = "nothing"
+    ANY_BUILD = "what a host does for any other build"
+    ALL = "everything"
 
 
 class ClientConnection:
     """The server's side of one connection."""
 
     def __init__(
-        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        server: Server,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        process: int,
     ) -> None:
         self._server = server
         self._reader = reader
@@ -48,7 +51,7 @@ class ClientConnection:
         self._why = ""  # it was cancelled
         self._engine: Engine | None = None
         self._beats = 0
-        self.process = ""
+        self.process = process
         self.model = ""
 
     async def converse(self) -> None:
@@ -68,20 +71,22 @@ class ClientConnection:
     def cancel(self, why: str) -> None:
         """End what was asked, and tell why."""
         self._why = why
-        if self._work is not None:
+        if self._work is None:
+            self._outbox.abort()  # it has not asked yet
+        else:
             self._work.cancel()
 
     async def _greet(self, hello: Mapping[str, Any]) -> None:
-        answer, welcomed = self._server.greet(hello)
+        answer, welcome = self._server.greet(hello)
         self._outbox.send(answer)
-        if welcomed is None:
+        if welcome is Welcome.NONE:
             await self._while_read(self._outbox.delivered(), _FRAME_SECONDS)
             return
         with self._server.open_for(self):
             ask = await self._receive(MAX_FRAME)
             if ask is None:
                 return
-            read = await self._while_read(self._answer(ask, welcomed), math.inf)
+            read = await self._while_read(self._answer(ask, welcome), math.inf)
             if read:
                 read = await self._while_read(self._outbox.delivered(), self._server.patience)
             if not read:
@@ -130,34 +135,33 @@ class ClientConnection:
                 self._beats = self._engine.beats
                 self._outbox.send({"beat": self._beats})
 
-    async def _answer(self, ask: Mapping[str, Any], welcomed: Welcomed) -> None:
+    async def _answer(self, ask: Mapping[str, Any], welcome: Welcome) -> None:
         """Send what was asked for, or what is wrong with it."""
         try:
-            if ask.get("ask") == "generate" and welcomed.everything:
-                await self._generate(ask, welcomed.process)
+            if ask.get("ask") == "generate" and welcome is Welcome.ALL:
+                await self._generate(ask)
                 self._outbox.send({"end": True})
             else:
-                self._outbox.send({"result": await self._server.control(ask, welcomed)})
+                self._outbox.send({"result": await self._server.control(ask, welcome)})
         except asyncio.CancelledError:
             if not self._why:
                 raise
             self._fail(HostStopped(self._why))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a model's own code may raise anything
             self._fail(error)
         finally:
             self._engine = None
 
-    async def _generate(self, ask: Mapping[str, Any], process: str) -> None:
-        model, request, keep = _asked(ask)
-        self.process, self.model = process, model
+    async def _generate(self, ask: Mapping[str, Any]) -> None:
+        self.model, request, keep = _asked(ask)
         with self._server.asked_by(self, keep):
-            self._engine = self._server.engine_for(model)
+            self._engine = self._server.engine_for(self.model)
             self._beats = self._engine.beats
             async with aclosing(self._engine.agenerate(request)) as events:
                 async for event in events:
                     self._outbox.send({"event": wire.to_json(event)})
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._outbox.send({"error": error_to_json(error)})
 
 

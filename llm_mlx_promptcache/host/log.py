@@ -6,6 +6,7 @@ An error's message may quote what was asked; so may what libraries print, which 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -50,6 +51,7 @@ def take_over() -> None:
     logging.getLogger("llm_mlx_promptcache").addHandler(LogFile())
     logging.lastResort = None
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+    faulthandler.enable(_STDERR)  # of a crash in native code: functions and lines, no values
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable

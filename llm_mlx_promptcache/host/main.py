@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _WAIT_SECONDS = 15.0  # for the host before this one, which may be writing to the disk
-_BACKLOG = 128
 _FILES = 4096  # open at once: connections and spans; macOS gives 256
 
 
@@ -38,7 +37,7 @@ def main() -> int:
         return _failed(str(error))
     with lock:
         try:
-            listening = _listen(place)
+            listening = listen(place)
         except OSError as error:
             return _failed(f"{place.socket} can't be made ({error.strerror})")
         with listening:
@@ -46,14 +45,14 @@ def main() -> int:
     return 0
 
 
-def _listen(place: Place) -> socket.socket:
+def listen(place: Place) -> socket.socket:
     """The host's socket, in the place of one that a killed host left; who has it holds the lock."""
     place.socket.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(os.fspath(place.socket))
         place.socket.chmod(0o600)
-        listening.listen(_BACKLOG)
+        listening.listen(1024)  # systems take less; 200 may come at once
     except BaseException:
         listening.close()
         raise
@@ -73,6 +72,8 @@ def _serve(place: Place, mine: Mapping[str, Any], listening: socket.socket) -> N
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(log.in_loop)
         server = Server(place, mine, Life(mine["keep"], time.monotonic()))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, server.stop, f"it was sent {number.name}")
         Relay(loop, server.tell).listen()
         await server.serve(listening)
 

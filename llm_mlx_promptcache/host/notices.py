@@ -26,13 +26,15 @@ class Notice(NamedTuple):
 class Notices:
     """What still holds of what was logged, each told once to each process that asks.
 
-    In a process of its own each front end would have met it anew. At most 50 are held, and the
-    last 1,000 processes are known apart.
+    In a process of its own each front end would have met it anew. What happened while nobody asked
+    (a disk that was full behind an answer) waits for the next one. At most 50 are kept of either
+    kind, and the last 1,000 processes are known apart.
     """
 
     def __init__(self) -> None:
         self._held: OrderedDict[Notice, Callable[[], bool]] = OrderedDict()
         self._told: OrderedDict[Hashable, set[Notice]] = OrderedDict()
+        self._waiting: OrderedDict[Notice, None] = OrderedDict()
 
     def hold(self, notice: Notice, holds: Callable[[], bool]) -> None:
         """Keep it for those that come later, while `holds` says so."""
@@ -40,6 +42,12 @@ class Notices:
         self._held.move_to_end(notice)
         if len(self._held) > _MOST_HELD:
             self._forget(next(iter(self._held)))
+
+    def wait(self, notice: Notice) -> None:
+        """Nobody was there to be told: keep it for the next one whom it concerns."""
+        self._waiting[notice] = None
+        if len(self._waiting) > _MOST_HELD:
+            self._waiting.popitem(last=False)
 
     def tell(self, notice: Notice, process: Hashable) -> None:
         """That process was just told."""
@@ -53,7 +61,10 @@ class Notices:
         known = self._known(process)
         owed = [n for n in self._held if n.concerns(model) and n not in known]
         known.update(owed)
-        return owed
+        waited = [n for n in self._waiting if n.concerns(model)]
+        for notice in waited:
+            del self._waiting[notice]
+        return waited + owed
 
     def _known(self, process: Hashable) -> set[Notice]:
         known = self._told.setdefault(process, set())

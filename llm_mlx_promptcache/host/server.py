@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.disk.files import same_file
 from ..engine.pool import close_engines, engine_for
-from .connections import ClientConnection, Welcomed
+from .connections import ClientConnection, Welcome
 from .control import HANDLERS
 from .hello import PROTOCOL, build, difference
 from .life import Life, Signs, Stage
 from .notices import Notice, Notices
-from .place import peer_uid
+from .outbox import STALLED_SECONDS
+from .place import peer_pid, peer_uid
 from .pressure import under_pressure
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
     from .place import Place
 
-MOST_CONNECTIONS = 256
+MOST_CONNECTIONS = 256  # that are welcomed; as many more are told so
+BACKLOG = 1024  # more than may come at once; systems take less
 _BUILD_SECONDS = 30.0  # between two looks at the package's files
 _ANY_VERSION = ("ps", "stop")  # what a host does for a client of any other build
 _SHOWN = 40
@@ -66,9 +67,7 @@ class Server:
     async def serve(self, listening: socket.socket) -> None:
         """Answer until the host's life is over, then flush, and take the socket away."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self.stop, f"it was sent {number.name}")
-        server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=128)
+        server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=BACKLOG)
         self._look()
         await self._over.wait()
         with ThreadPoolExecutor(1) as beside:  # who comes meanwhile is told at once
@@ -92,21 +91,25 @@ class Server:
                 told.add(connection.process)
                 self._notices.tell(notice, connection.process)
                 connection.tell(notice)
+        if holds is None and not told:
+            self._notices.wait(notice)
 
-    def greet(self, frame: Mapping[str, Any]) -> tuple[dict[str, Any], Welcomed | None]:
-        """The answer to a hello, and who is welcomed."""
+    def greet(self, frame: Mapping[str, Any]) -> tuple[dict[str, Any], Welcome]:
+        """The answer to a hello, and what may be asked then."""
         hello = frame.get("hello")
         if not isinstance(hello, Mapping):
-            return self._refused("what it was told is no hello"), None
+            return self._refused("what it was told is no hello"), Welcome.NONE
         if why := difference(self._mine, hello):
             self._build_at = self.clock()  # its files may have been replaced
-            return self._refused(why), None
+            return self._refused(why), Welcome.NONE
+        if self._count > MOST_CONNECTIONS:
+            return self._refused(f"it has {MOST_CONNECTIONS} connections"), Welcome.NONE
         everything = "build" in hello
         if everything and not self._life.welcomes:
-            return self._refused(f"it is ending: {self._life.why}"), None
+            return self._refused(f"it is ending: {self._life.why}"), Welcome.NONE
         welcome = {"pid": os.getpid(), "protocol": PROTOCOL, "build": self._mine["build"]}
-        process = str(hello.get("process", ""))
-        return {"welcome": {**welcome, "busy": self._life.busy}}, Welcomed(process, everything)
+        may = Welcome.ALL if everything else Welcome.ANY_BUILD
+        return {"welcome": {**welcome, "busy": self._life.busy}}, may
 
     @contextmanager
     def open_for(self, connection: ClientConnection) -> Iterator[None]:
@@ -133,10 +136,10 @@ class Server:
             del self._asking[connection]
             self._life.end(self.clock())
 
-    async def control(self, ask: Mapping[str, Any], welcomed: Welcomed) -> Mapping[str, Any]:
+    async def control(self, ask: Mapping[str, Any], welcome: Welcome) -> Mapping[str, Any]:
         """The result of what is asked beside answers; ValueError for what a host does not do."""
         name = str(ask.get("ask"))
-        if not welcomed.everything and name not in _ANY_VERSION:
+        if welcome is not Welcome.ALL and name not in _ANY_VERSION:
             raise ValueError(f"{name[:_SHOWN]!r} is asked by who said what build it is of")
         if name == "stop":
             if self._life.busy and ask.get("idle"):
@@ -154,27 +157,20 @@ class Server:
 
     @property
     def patience(self) -> float:
-        """Seconds that what is computed waits for a reader who does not read: as for a new ask."""
+        """Seconds that an answer waits for who does not read: as long as for a new ask."""
         keep = self._life.status(self.clock()).keep
-        return math.inf if keep is None else keep
+        return math.inf if keep is None else max(keep, STALLED_SECONDS)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = ClientConnection(self, reader, writer)
-        if not self._is_ours(writer) or self._count >= MOST_CONNECTIONS:
+        process = _asker(writer)
+        if process is None or self._count >= 2 * MOST_CONNECTIONS:
             writer.transport.abort()
             return
         self._count += 1
         try:
-            await connection.converse()
+            await ClientConnection(self, reader, writer, process).converse()
         finally:
             self._count -= 1
-
-    @staticmethod
-    def _is_ours(writer: asyncio.StreamWriter) -> bool:
-        try:
-            return peer_uid(writer.get_extra_info("socket")) == os.geteuid()
-        except OSError:
-            return False
 
     def _refused(self, why: str) -> dict[str, Any]:
         stopping = not self._life.welcomes
@@ -211,3 +207,12 @@ class Server:
             self._replaced = dataclasses.asdict(build()) != self._mine["build"]
         gone = not same_file(self._place.socket, self._socket)
         return Signs(under_pressure(), self._replaced, gone)
+
+
+def _asker(writer: asyncio.StreamWriter) -> int | None:
+    """The process at the other end; None where it is not this user's, or nobody can tell."""
+    sock = writer.get_extra_info("socket")
+    try:
+        return peer_pid(sock) if peer_uid(sock) == os.geteuid() else None
+    except OSError:
+        return None
