@@ -72,7 +72,7 @@ async def served(place, clock):
 
 @pytest.fixture
 async def client(served, place):
-    """`await client(*frames)` -> a client of `served` that has sent them; closed with the test."""
+    """A function that makes a client of `served` which has sent frames; closed with the test."""
     made = []
 
     async def connect(*frames):
