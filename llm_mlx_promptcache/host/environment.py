@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..config import HOME_VARIABLE, KEEP_VARIABLE
@@ -112,4 +113,4 @@ def _whole(name: str, value: str) -> str:
 
 def _whole_path(path: str) -> str:
     # Whose home `~` is, who reads it knows.
-    return path if path.startswith("~") else os.path.abspath(path)  # noqa: PTH100 - text
+    return path if path.startswith("~") else str(Path(path).absolute())

@@ -171,7 +171,7 @@ def _end(place: Place, waits: Waits) -> None:
             answer = _answer(channel, ask, time.monotonic() + waits.stop)
         if answer is not None and "error" in answer:
             raise HostRefused("the resident host is busy", busy=1, stopping=False)
-    with _alone(place.life_lock, waits.stop, "a host of another build has not ended"):
+    with _alone(place.life_lock, waits.stop, "the host before has not ended"):
         pass
 
 
