@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .models.blas_preload import preload_before_mlx
+
 if TYPE_CHECKING:
     from .cache.disk.store import DiskStore
     from .cache.insertion import Rows
@@ -20,6 +22,8 @@ _MODULES = {
     "PromptCache": "prompt_cache",
     "Rows": "insertion",
 }
+
+preload_before_mlx()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,165 @@
+"""The fast BLAS that MLX's CPU wheel for Linux is to compute with, since it links a slow one.
+
+An OpenBLAS of the system comes first, then the wheel of the extra `blas`. Nothing is looked for
+but there: no current folder, no variable of the environment. This file imports no MLX.
+
+`python -m llm_mlx_promptcache.models.blas FOLDER` prints what any other program over MLX is to be
+started with (`env $(...) program`); FOLDER gets links to libraries where they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import site
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SWITCH = "LLM_MLX_CACHED_BLAS"
+# What decides which BLAS a process computes with and how: a process that is to give the same
+# answers as this one needs the same values.
+VARIABLES = (
+    SWITCH,
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+)
+
+# With threads before those without, where a system has both.
+_SYSTEM = (
+    "usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",  # Debian, Ubuntu
+    "usr/lib/*-linux-gnu/libopenblas.so.0",
+    "usr/lib64/libopenblasp.so.0",  # Fedora
+    "usr/lib64/openblas-pthreads/libopenblas.so.0",  # openSUSE
+    "usr/lib64/libopenblas.so.0",
+    "usr/lib/libopenblas.so.0",  # Arch
+)
+_LOADER_CACHE = "etc/ld.so.cache"
+_LOADER_PATH = re.compile(rb"(/[!-9;-~]{1,512}/libopenblasp?\.so\.0)\0")
+_MOST_BYTES = 8 << 20  # of the loader's cache; a full desktop's is 200 KB
+
+_WHEEL = "ngsolve-openblas"
+_FORTRAN = re.compile(r"libgfortran-[0-9a-f]+\.so\.(\d+)\b.*", re.ASCII)
+_NAMES = re.compile(r"openblas|mkl_rt|blis|libblas")
+
+
+@dataclass(frozen=True)
+class Blas:
+    """A BLAS, and the libraries that its folder must have beside it, by the names it asks for."""
+
+    path: Path
+    beside: Mapping[str, Path] = field(default_factory=dict)
+
+    def placed(self, folder: Path) -> Path:
+        """The file to load: itself, or, where it needs others, one of links to all in `folder`."""
+        if not self.beside:
+            return self.path
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, target in {**self.beside, self.path.name: self.path}.items():
+            new = folder / f"{name}.{os.getpid()}"
+            new.symlink_to(target)
+            new.replace(folder / name)
+        return folder / self.path.name
+
+
+def find(root: Path = Path("/"), packages: Sequence[str] | None = None) -> Blas | None:
+    """The BLAS to compute with; None without MLX's CPU wheel for Linux, or where there is none.
+
+    `root` is the system's, `packages` the folders of installed packages, this Python's unless given.
+    """
+    if sys.platform != "linux":
+        return None
+    folders = site.getsitepackages() if packages is None else packages
+    ours = _files_of("mlx-cpu", folders)
+    if not ours:
+        return None
+    system = next((path for path in _of_the_system(root) if _is_for_this_processor(path)), None)
+    return Blas(system) if system is not None else _of_the_wheel(folders, ours)
+
+
+def environment(blas: Blas | None, folder: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """What a child process needs beside `base` to compute with this BLAS from its start.
+
+    Empty where `base` has another one already, or says no; links that are needed go to `folder`.
+    ValueError for a path that LD_PRELOAD can't hold.
+    """
+    theirs = base.get("LD_PRELOAD", "")
+    if blas is None or base.get(SWITCH) == "0" or _NAMES.search(theirs):
+        return {}
+    path = str(blas.placed(folder.absolute()))
+    if re.search(r"[\s:]", path):
+        raise ValueError(f"LD_PRELOAD can't name {path}: it parts names at spaces and colons")
+    return {"LD_PRELOAD": f"{theirs}:{path}" if theirs else path}
+
+
+def _of_the_system(root: Path) -> Iterator[Path]:
+    for pattern in _SYSTEM:
+        yield from sorted(root.glob(pattern))
+    try:
+        with (root / _LOADER_CACHE).open("rb") as file:
+            known = file.read(_MOST_BYTES)
+    except OSError:
+        return
+    for found in _LOADER_PATH.finditer(known):
+        yield root / os.fsdecode(found[1]).lstrip("/")
+
+
+def _is_for_this_processor(path: Path) -> bool:
+    """Whether a library is made for what this Python runs on: 64 bits, byte order, processor."""
+    try:
+        ours, its = (_elf_kind(file) for file in (Path("/proc/self/exe"), path))
+    except OSError:
+        return False
+    return its == ours
+
+
+def _elf_kind(path: Path) -> tuple[bytes, bytes, bytes]:
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head[:4], head[4:6], head[18:20]
+
+
+def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | None:
+    """The extra's OpenBLAS, with Fortran's library, which MLX's wheel brings for its own LAPACK.
+
+    It looks for libraries in its own folder first (its RPATH is $ORIGIN), as they do.
+    """
+    paths = [path for path in _files_of(_WHEEL, folders) if path.name.startswith("libopenblas")]
+    libraries = {path.name: path for path in mlx_files if path.parent.name == "mlx_cpu.libs"}
+    for name, path in list(libraries.items()):
+        if fortran := _FORTRAN.fullmatch(name):
+            libraries[f"libgfortran.so.{fortran[1]}"] = path
+    if not paths or not _is_for_this_processor(paths[0]):
+        return None
+    return Blas(paths[0], libraries)
+
+
+def _files_of(package: str, folders: Sequence[str]) -> list[Path]:
+    """The shared libraries of an installed package, which is not imported."""
+    from importlib.metadata import Distribution
+
+    for found in Distribution.discover(name=package, path=list(folders)):
+        paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
+        return [path for path in paths if ".so" in path.name]
+    return []
+
+
+def main() -> None:
+    """Print that environment, for a shell."""
+    if len(sys.argv) != 2:
+        raise SystemExit(f"usage: python -m {__spec__.name} FOLDER")
+    try:
+        found = environment(find(), Path(sys.argv[1]), os.environ)
+    except (OSError, ValueError) as error:
+        print(f"MLX computes with its own slow BLAS: {error}", file=sys.stderr)
+        return
+    print(*(f"{name}={shlex.quote(value)}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()

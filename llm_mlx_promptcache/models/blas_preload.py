@@ -1,0 +1,102 @@
+"""The fast BLAS loaded right before MLX is, whoever imports it; imports no MLX itself.
+
+What MLX calls by name (`cblas_sgemm` and others) is bound once, when its library is loaded: to
+what the process has loaded for all by then, else to the slow BLAS in its own wheel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
+
+_MLX = "mlx.core"
+_CALLED = "cblas_sgemm"
+_log = logging.getLogger(__name__)
+
+
+class _BeforeMLX:
+    """Stands at the head of `sys.meta_path` and is asked before MLX is found; finds nothing."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == _MLX:
+            preload()
+
+
+def preload_before_mlx() -> None:
+    """Have `preload` called by the first import of MLX in this process; on Linux alone.
+
+    It is an import hook since anybody may be first: an engine, a tokenizer that counts, an
+    application of its own; and whoever imports no MLX must pay nothing.
+    """
+    if sys.platform == "linux" and _MLX not in sys.modules:
+        sys.meta_path.insert(0, _BeforeMLX())
+
+
+def preload() -> None:
+    """Load the fast BLAS for all libraries that this process loads from now on.
+
+    Nothing where MLX is loaded already, where the process has a BLAS for all (LD_PRELOAD), where
+    LLM_MLX_CACHED_BLAS is 0, or where there is none to be found.
+    """
+    from .blas import SWITCH, find
+
+    if sys.platform != "linux" or _MLX in sys.modules or os.environ.get(SWITCH) == "0":
+        return
+    import ctypes
+    from tempfile import TemporaryDirectory
+
+    if hasattr(_for_all(), _CALLED) or (blas := find()) is None:
+        return
+    try:
+        # Links are needed only while it is loaded.
+        with TemporaryDirectory(prefix="mlx-cached-blas-") as folder:
+            ctypes.CDLL(str(blas.placed(Path(folder))), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        _log.warning("MLX computes with its own slow BLAS: %s (%s=0 ends this)", error, SWITCH)
+
+
+def blas_in_use() -> str | None:
+    """The BLAS that this process has for all libraries, MLX's among them, by its own words.
+
+    None where it has none, so that MLX uses the one that it links.
+    """
+    import ctypes
+
+    loaded = _for_all()
+    if not hasattr(loaded, _CALLED):
+        return None
+    if not hasattr(loaded, "openblas_get_config"):
+        return Path(_file_of(loaded)).name
+    loaded.openblas_get_config.restype = ctypes.c_char_p
+    loaded.openblas_get_corename.restype = ctypes.c_char_p
+    config, core = loaded.openblas_get_config(), loaded.openblas_get_corename()
+    return f"{' '.join(config.decode().split()[:2])} ({core.decode()})"
+
+
+def _for_all() -> ctypes.CDLL:
+    """What every library of this process is given the symbols of."""
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
+def _file_of(loaded: ctypes.CDLL) -> str:
+    import ctypes
+
+    class Found(ctypes.Structure):
+        _fields_ = [
+            ("file", ctypes.c_char_p),
+            ("base", ctypes.c_void_p),
+            ("symbol", ctypes.c_char_p),
+            ("address", ctypes.c_void_p),
+        ]
+
+    found = Found()
+    loaded.dladdr(ctypes.cast(getattr(loaded, _CALLED), ctypes.c_void_p), ctypes.byref(found))
+    return os.fsdecode(found.file or b"another BLAS")
