@@ -3,14 +3,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-# mlx's Linux wheel links a slow reference BLAS; Debian's OpenBLAS, preloaded, is many times faster.
-OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
-RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) )$(BIN)
+# mlx's Linux wheel links a slow reference BLAS. What our package finds in its place is preloaded, so that
+# programs that import MLX before our package have it too; asked when a recipe runs, since .venv is there then.
+RUN = $(shell $(BIN)/python -m llm_mlx_promptcache.models.blas .venv/blas) $(BIN)
 
 # Tests run side by side in so many processes, each with one thread of BLAS: on two cores that is faster than
 # one process with two threads, and the tests of faults mostly wait for processes of their own.
 WORKERS ?= 2
-PYTEST := OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
@@ -80,7 +80,7 @@ format: .venv/ready
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv .venv || \
 		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --editable '.[langchain,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[blas,langchain,dev]'
 	@touch $@
 
 .venv/docs: .venv/ready

@@ -9,17 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from llm_mlx_promptcache.commands.bench import machine, machine_line
 from llm_mlx_promptcache.config import HOME_VARIABLE, data_folder
 
 SLOW = 20  # tokens a second of prefill, under which the long form would take too long
@@ -165,14 +164,7 @@ def _report(rows: list[tuple[Turn, Turn]], form: str, seconds: float) -> str:
     for number, (warm, cold) in enumerate(rows, 1):
         same = "the same without the cache" if warm.answer == cold.answer else "NOT THE SAME"
         lines.append(f"{number}. {' '.join(warm.answer.split())} ({same})")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm", "llm"))
-    lines += [
-        "",
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python"
-        f" {platform.python_version()}, {packages}; OpenBLAS"
-        f" {'preloaded' if 'openblas' in os.environ.get('LD_PRELOAD', '') else 'not preloaded'};"
-        f" {seconds:.0f} s in all.",
-    ]
+    lines += ["", f"{machine_line(machine())} {seconds:.0f} s in all."]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..config import HOME_VARIABLE, data_folder, load_settings
+from ..models.blas_preload import blas_in_use
 
 if TYPE_CHECKING:
     from ..chat.messages import Message
@@ -131,7 +132,7 @@ def machine() -> dict[str, Any]:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "device": "GPU" if mx.default_device().type == mx.DeviceType.gpu else "CPU",
-        "openblas": "openblas" in os.environ.get("LD_PRELOAD", ""),
+        "blas": blas_in_use(),
         "python": platform.python_version(),
         "versions": dict(_versions()),
     }
@@ -139,7 +140,7 @@ def machine() -> dict[str, Any]:
 
 def machine_line(found: dict[str, Any]) -> str:
     """The same in one sentence."""
-    blas = ", OpenBLAS preloaded" if found["openblas"] else ""
+    blas = f", {found['blas']}" if found["blas"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return (
         f"{found['processor']}, {found['cores']} cores, {found['memory'] / 2**30:.0f} GiB,"

@@ -19,16 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SWITCH = "LLM_MLX_CACHED_BLAS"
-# What decides which BLAS a process computes with and how: a process that is to give the same
-# answers as this one needs the same values.
-VARIABLES = (
-    SWITCH,
-    "LD_LIBRARY_PATH",
-    "LD_PRELOAD",
-    "OMP_NUM_THREADS",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_NUM_THREADS",
-)
 
 # With threads before those without, where a system has both.
 _SYSTEM = (
@@ -70,7 +60,7 @@ class Blas:
 def find(root: Path = Path("/"), packages: Sequence[str] | None = None) -> Blas | None:
     """The BLAS to compute with; None without MLX's CPU wheel for Linux, or where there is none.
 
-    `root` is the system's, `packages` the folders of installed packages, this Python's unless given.
+    `root` is the system's; `packages` are the folders of installed packages, else this Python's.
     """
     if sys.platform != "linux":
         return None

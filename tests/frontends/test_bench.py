@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from llm_mlx_promptcache.commands.bench import bench
 from llm_mlx_promptcache.config import cache_folder
+from llm_mlx_promptcache.models.blas_preload import blas_in_use
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_the_table_tells_what_was_reused(run, tiny_llama):
         assert step["same"]
         assert step["cached"] + step["prefilled"] == step["prompt"]
     assert found["machine"]["versions"]["mlx-lm"]
+    assert found["machine"]["blas"] == blas_in_use()
 
 
 def test_the_users_cache_is_left_alone(run, tiny_llama):
