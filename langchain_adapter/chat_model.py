@@ -12,6 +12,7 @@ from langchain_core.language_models import LangSmithParams, LanguageModelInput, 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.retry import ExponentialJitterParams
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -22,9 +23,12 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 
 from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools
+from .errors import langchain_errors, worth_retrying
 from .profile import profile_of
 from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
+
+RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
 class _ChatCall(NamedTuple):
@@ -37,7 +41,7 @@ class _ChatCall(NamedTuple):
     def events(self) -> Generator[Event]:
         """The events of the answer; who closes this frees the engine at once."""
         line, events = LoadingLine(self.model), engine_for(self.model).generate(self.request)
-        with closing(line), closing(events):
+        with langchain_errors(), closing(line), closing(events):
             for event in events:
                 line.show(event)
                 yield event
@@ -45,7 +49,7 @@ class _ChatCall(NamedTuple):
     async def aevents(self) -> AsyncGenerator[Event, None]:
         """The same for an event loop."""
         events = engine_for(self.model).agenerate(self.request)
-        with closing(LoadingLine(self.model)) as line:
+        with langchain_errors(), closing(LoadingLine(self.model)) as line:
             async with aclosing(events):
                 async for event in events:
                     line.show(event)
@@ -151,6 +155,22 @@ class ChatMLXCached(ChatSettings):
         bound = self.bind(response_format=form, ls_structured_output_format=told)
         return structured(bound, document_parser(schema), include_raw=include_raw)
 
+    def with_retry(
+        self,
+        *,
+        retry_if_exception_type: RetryOn = worth_retrying,
+        wait_exponential_jitter: bool = True,
+        exponential_jitter_params: ExponentialJitterParams | None = None,
+        stop_after_attempt: int = 3,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model, asked again where that may help: what a request lacks it lacks again."""
+        return super().with_retry(
+            retry_if_exception_type=retry_if_exception_type,
+            wait_exponential_jitter=wait_exponential_jitter,
+            exponential_jitter_params=exponential_jitter_params,
+            stop_after_attempt=stop_after_attempt,
+        )
+
     def warm(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> int:
@@ -176,7 +196,8 @@ class ChatMLXCached(ChatSettings):
         from llm_mlx_promptcache.engine.counting import counter_for
 
         call = {} if tools is None else {"tools": tools}
-        return counter_for(self.model).count(self.request(messages, call))
+        with langchain_errors():
+            return counter_for(self.model).count(self.request(messages, call))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text, without a template around it."""
@@ -184,7 +205,8 @@ class ChatMLXCached(ChatSettings):
             return self.custom_get_token_ids(text)
         from llm_mlx_promptcache.engine.counting import counter_for
 
-        return counter_for(self.model).ids(text)
+        with langchain_errors():
+            return counter_for(self.model).ids(text)
 
     def _generate(
         self,
@@ -244,8 +266,9 @@ class ChatMLXCached(ChatSettings):
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> _ChatCall:
         """What one call asks, with the fields that it gives anew."""
-        settings = self.given(stop, kwargs)
-        request = settings.request(messages, kwargs)
+        with langchain_errors():
+            settings = self.given(stop, kwargs)
+            request = settings.request(messages, kwargs)
         builder = MessageBuilder(
             settings.model,
             as_blocks=settings.output_version == "v1",

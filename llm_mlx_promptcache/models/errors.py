@@ -7,6 +7,14 @@ class ModelLoadError(ValueError):
     """A model can't be found, fetched or loaded; the message names it, and what to do."""
 
 
+class ModelFetchError(ModelLoadError):
+    """A model could not be fetched just now: the same may succeed later."""
+
+
+class PromptTooLongError(ValueError):
+    """A prompt has as many tokens as the model's context holds, or more."""
+
+
 def one_line(error: BaseException | str, limit: int = 200) -> str:
     """The message of an error without its line breaks, at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

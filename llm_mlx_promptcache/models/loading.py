@@ -21,7 +21,7 @@ from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest, read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
-from .errors import ModelLoadError, one_line
+from .errors import ModelFetchError, ModelLoadError, one_line
 from .facts import environment
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
@@ -173,10 +173,18 @@ def _from_hub(reference: str, report: Report) -> Path:
     try:
         return fetch(reference, _HUB_FILES, report)
     except Exception as error:
-        raise ModelLoadError(
+        raise _fetch_error(error)(
             f"model {reference!r} can't be fetched from the hub ({_hub_reason(error)}); check its"
             " name and your connection, or give the folder of a model that is here"
         ) from error
+
+
+def _fetch_error(error: Exception) -> type[ModelLoadError]:
+    """Whether the hub has no such model for this user, or could not be asked now."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    refused = (HFValidationError, RepositoryNotFoundError)
+    return ModelLoadError if isinstance(error, refused) else ModelFetchError
 
 
 def _kept_of_hub(reference: str) -> Path | None:
