@@ -148,7 +148,7 @@ def test_an_unreachable_hub_says_so(monkeypatch):
     def offline(*_, **options):
         raise OSError("no route\nto the hub")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setattr("llm_mlx_promptcache.models.hub.snapshot_download", offline)
     assert "'nobody/no-such-model' can't be fetched from the hub (no route)" in refused(
         "nobody/no-such-model"
     )
