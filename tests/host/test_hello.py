@@ -1,12 +1,15 @@
 """Hello: what client and host are, told without a secret, and every reason that they do not fit."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
 import stat
+import sys
 import threading
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -208,20 +211,49 @@ def test_a_changed_file_is_another_build(package):
     assert build() == moved
 
 
-@pytest.mark.parametrize("name", ["transformers", "llguidance", "jinja2", "numpy"])
-def test_another_version_of_what_we_stand_on_is_another_build(package, monkeypatch, name):
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder in which mlx is installed, and nothing else anywhere."""
+    folder = tmp_path / "site-packages"
+    (folder / "mlx-0.32.4.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", ["", str(folder), str(tmp_path / "python311.zip")])
+    return folder
+
+
+def test_versions_are_those_that_are_installed(monkeypatch):
+    told = build()
+    for name in ("mlx", "mlx-lm", "llm-mlx-promptcache"):
+        assert version(name) in dataclasses.astuple(told)
+    assert {name for name, _ in hellos._installed()} >= {"transformers", "numpy", "jinja2"}
+
+
+@pytest.mark.parametrize("name", ["transformers", "Jinja2", "mlx_metal", "numpy"])
+def test_another_version_of_what_we_stand_on_is_another_build(site, package, name):
+    without = build()
+    (site / f"{name}-1.0.dist-info").mkdir()
+    first = build()
+    (site / f"{name}-1.0.dist-info").rename(site / f"{name}-1.1.dist-info")
+    assert len({b.digest for b in (without, first, build())}) == 3
+    assert first.mlx == "0.32.4"
+    assert first.mlx_lm == ""
+
+
+def test_what_else_is_installed_is_the_same_build(site, package):
     before = build()
-    version = hellos.version
-    monkeypatch.setattr(hellos, "version", lambda n: "99" if n == name else version(n))
-    assert build().digest != before.digest
+    (site / "pip-26.0.dist-info").mkdir()
+    (site / "mlx").mkdir()
+    (site / "__pycache__").mkdir()
+    assert build() == before
 
 
-def test_what_is_not_installed_has_no_version(package, monkeypatch):
-    def missing(name):
-        raise hellos.PackageNotFoundError(name)
-
-    monkeypatch.setattr(hellos, "version", missing)
-    assert build().mlx == ""
+def test_what_lies_where_a_client_runs_is_not_what_is_installed(
+    site, package, tmp_path, monkeypatch
+):
+    before = build()
+    (tmp_path / "numpy-1.0.egg-info").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert build() == before
 
 
 def test_a_bare_hello_differs_in_the_protocol_alone(place):
