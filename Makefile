@@ -14,6 +14,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loa
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests
+DURATION_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
@@ -31,9 +32,10 @@ soak: .venv/ready
 	SOAK=1 $(PYTEST) -m soak $(SOAK_TESTS)
 
 # Which tests quick leaves out, by what they cost here: write it anew when it takes too long.
+# DURATION_TESTS names files or folders where not all is to be run; what is listed of others stays.
 durations: .venv/ready
 	@mkdir -p build && rm -f build/durations.jsonl
-	TEST_DURATIONS=$(CURDIR)/build/durations.jsonl $(PYTEST) -q -m "not real_model"
+	TEST_DURATIONS=$(CURDIR)/build/durations.jsonl $(PYTEST) -q -m "not real_model" $(DURATION_TESTS)
 	$(BIN)/python tests/durations.py build/durations.jsonl
 
 # Both of the following at once.

@@ -44,6 +44,14 @@ def trial(request, tmp_path_factory, real_model_folder):
         yield made
 
 
+@pytest.fixture(scope="module")
+def grammar_view(trial):
+    """The family's tokenizer as the grammar engine sees it; a second's work, and done once."""
+    from llm_mlx_promptcache.engine.constraint import grammar_tokenizer
+
+    return grammar_tokenizer(trial.loaded.tokenizer, trial.loaded.vocab_size)
+
+
 @pytest.fixture
 def thinking(trial):
     """One that reasons."""
@@ -109,24 +117,21 @@ def test_no_more_calls_are_made_than_may_be(trial):
     assert again.text == "The result is read."
 
 
-def test_grammars_know_which_tokens_are_special(trial):
+def test_grammars_know_which_tokens_are_special(trial, grammar_view):
     """Our rule of which added tokens need their ids in a grammar is llguidance's own."""
-    from llm_mlx_promptcache.engine.constraint import grammar_tokenizer
-
     inner = trial.loaded.tokenizer._tokenizer
-    view = grammar_tokenizer(trial.loaded.tokenizer, len(inner))
     for token, added in inner.added_tokens_decoder.items():
         text = str(added)
         ours = added.special or (text[0] == "<" and text[-1] == ">")
-        assert ours == view.is_special_token(token), text
+        assert ours == grammar_view.is_special_token(token), text
 
 
-def test_law_14_random_forced_calls_are_read_back(trial):
+def test_law_14_random_forced_calls_are_read_back(trial, grammar_view):
     """Whatever a grammar lets through, chosen at random, is a call that fits its tool's schema."""
     from llm_mlx_promptcache.chat.answer_parser import AnswerParser
     from llm_mlx_promptcache.chat.grammar import Caps, tool_grammar
     from llm_mlx_promptcache.chat.schema_check import misfits
-    from llm_mlx_promptcache.engine.constraint import Constraint, Matchers, grammar_tokenizer
+    from llm_mlx_promptcache.engine.constraint import Constraint, Matchers
     from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 
     tokenizer = TemplateTokenizer(trial.loaded.tokenizer)
@@ -135,7 +140,7 @@ def test_law_14_random_forced_calls_are_read_back(trial):
         pytest.skip("reasoning without an end may come first")
     grammar = tool_grammar([RANDOM], True, form, caps=Caps(string=12, items=2))
     words = trial.loaded.vocab_size
-    matchers = Matchers(grammar_tokenizer(trial.loaded.tokenizer, words))
+    matchers = Matchers(grammar_view)
     seed = random.randrange(1 << 30)
     print("seed", seed)
     mx.random.seed(seed)

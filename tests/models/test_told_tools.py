@@ -75,28 +75,28 @@ def read_back(form):
 
 
 @pytest.fixture(scope="module")
-def found():
+def told_templates():
     return list(told())
 
 
-def test_a_call_in_the_family_s_way_or_in_the_generic_one_is_read_back(found):
+def test_a_call_in_the_family_s_way_or_in_the_generic_one_is_read_back(told_templates):
     """All of them: marks in what the template renders, or in the vocabulary, or else generic."""
     native = 0
-    for template, profile in found:
+    for template, profile in told_templates:
         more = [mark for name, marks in TOKENS.items() if name in template.name for mark in marks]
         vocabulary = [*corpus._SPECIAL.findall(template.source), *more]
         form = profile.call_form(vocabulary)
         assert read_back(form), template.name
         native += form.native
         assert form.native or not more, template.name
-    assert len(found) >= 31
+    assert len(told_templates) >= 31
     assert native >= 23
 
 
-def test_where_no_way_of_calling_is_known_the_prompt_tells_the_generic_one(found):
+def test_where_no_way_of_calling_is_known_the_prompt_tells_the_generic_one(told_templates):
     """Without a vocabulary too: the model is told what is read, beside all that was said."""
     generic = 0
-    for template, profile in found:
+    for template, profile in told_templates:
         form = profile.call_form(())
         if form.native:
             continue

@@ -1,0 +1,109 @@
+"""What `make quick` leaves out: slow tests, some cases of many, and files of slow fixtures."""
+
+import json
+from types import SimpleNamespace
+
+import durations
+import pytest
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """`listed(*lines)` makes these what slow_tests.txt says, in a tree of its own."""
+    file = tmp_path / "tests" / "slow_tests.txt"
+    file.parent.mkdir()
+    monkeypatch.setattr(durations, "LISTED", file)
+
+    def write(*lines):
+        file.write_text("".join(f"{line}\n" for line in ("# The head.", *lines)))
+        return file
+
+    return write
+
+
+def left_out(*nodeids):
+    marked = []
+    items = [
+        SimpleNamespace(nodeid=one, add_marker=lambda _, one=one: marked.append(one))
+        for one in nodeids
+    ]
+    durations.mark_slow(items)
+    return marked
+
+
+def test_what_is_listed_is_left_out_and_of_many_quick_cases_some(listed):
+    listed("0.5 0.5 tests/test_a.py::test_long", "0.1 2.0 tests/test_a.py::test_many")
+    cases = [f"tests/test_a.py::test_many[{n}]" for n in range(4)]
+    long, short = "tests/test_a.py::test_long", "tests/test_a.py::test_short"
+    assert left_out(long, short, *cases) == [long, cases[1], cases[3]]
+
+
+def test_of_a_file_whose_fixtures_are_slow_nothing_runs(listed):
+    listed("2.0 2.0 tests/test_a.py")
+    assert left_out("tests/test_a.py::test_x", "tests/test_b.py::test_x") == [
+        "tests/test_a.py::test_x"
+    ]
+
+
+def test_a_run_of_some_files_lists_them_anew_and_leaves_the_others(listed, tmp_path):
+    file = listed(
+        "9.0 9.0 tests/test_a.py::test_gone",
+        "3.0 3.0 tests/test_b.py::test_kept",
+        "3.0 3.0 tests/test_no_more.py::test_x",
+    )
+    (file.parent / "test_b.py").touch()
+    recorded = tmp_path / "recorded"
+    costs = {
+        "tests/test_a.py": 1.5,
+        "tests/test_a.py::test_x[1]": 0.3,
+        "tests/test_a.py::test_x[2]": 0.1,
+        "tests/test_a.py::test_quick": 0.1,
+    }
+    recorded.write_text("".join(f"{json.dumps(one)}\n" for one in costs.items()))
+    durations.write(recorded)
+    assert file.read_text().splitlines()[1:] == [
+        "1.5 1.5 tests/test_a.py",
+        "0.3 0.4 tests/test_a.py::test_x",
+        "3.0 3.0 tests/test_b.py::test_kept",
+    ]
+
+
+INNER = """
+import durations
+import pytest
+
+@pytest.fixture(scope="session")
+def everybody_s():
+    durations.clock += 100
+
+@pytest.fixture(scope="module")
+def model(everybody_s):
+    durations.clock += 5
+
+@pytest.fixture
+def request_(model):
+    durations.clock += 2
+
+def test_first(request_):
+    durations.clock += 1
+
+def test_second(request_):
+    durations.clock += 1
+"""
+
+
+def test_what_fixtures_of_a_module_cost_is_their_file_s(tmp_path, monkeypatch, capsys):
+    """Whichever test is first; what it costs that a session is begun is nobody's."""
+    monkeypatch.setattr(durations, "clock", 0, raising=False)
+    monkeypatch.setattr(durations, "_spent", lambda: durations.clock)
+    (tmp_path / "test_inner.py").write_text(INNER)
+    recorded = tmp_path / "recorded"
+    options = ["-q", "-pno:cacheprovider", "-pno:xdist", "-pno:asyncio", "--rootdir", str(tmp_path)]
+    ended = pytest.main([*options, str(tmp_path)], plugins=[durations.Recorder(recorded)])
+    assert ended == 0, capsys.readouterr().out
+    spent = [json.loads(line) for line in recorded.read_text().splitlines()]
+    assert [one for one in spent if one[1]] == [
+        ["test_inner.py", 5],
+        ["test_inner.py::test_first", 3],
+        ["test_inner.py::test_second", 3],
+    ]
