@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 ASK = ("-m", "mlx-cached", "Hello", "-o", "max_tokens", "2")
 
 
@@ -49,6 +51,24 @@ def test_a_command_without_a_model_imports_no_heavy_package(bare_home):
         found = packages(imported(bare_home, "mlx-cached", *command))
         heavy = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "rich"}
         assert found.isdisjoint(heavy)
+
+
+@pytest.mark.parametrize(
+    "command", ["stats", "tree", "pin", "unpin", "clear", "clear --older-than"]
+)
+def test_a_command_that_looks_at_the_cache_imports_no_heavy_package(bare_home, tiny_llama, command):
+    """It reads the index; MLX was imported for it once, and half of its time went there."""
+    bare_home.ours("default", str(tiny_llama()))
+    bare_home.llm(*ASK)
+    span = bare_home.told("tree")[0]["id"]
+    if command == "unpin":
+        bare_home.ours("pin", span)
+    more = {"pin": [span], "unpin": [span], "clear --older-than": ["1h"]}.get(command, [])
+    before = bare_home.told("stats")["spans"]
+    found = packages(imported(bare_home, "mlx-cached", *command.split(), *more))
+    assert found.isdisjoint({"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers"})
+    assert before > 0
+    assert bare_home.told("stats")["spans"] == (0 if command == "clear" else before)
 
 
 def test_a_plain_prompt_imports_no_grammar_and_nothing_to_show_with(bare_home, tiny_llama):

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
-from ..layers.layout_text import UnknownKind, layout_to_text
+from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
+from .content import layout_to_text, verified_head
 from .damage import DamagedIndex
 from .file_ids import file_ids_in
 from .files import is_gone
@@ -20,7 +21,6 @@ from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .pins import Pins
-from .span_file import verified_head
 from .sweep import row_of
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ..layers.layout_text import UnknownKind
+from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
 from .file_ids import file_ids_in
 from .files import locked

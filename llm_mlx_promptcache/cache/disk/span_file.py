@@ -18,7 +18,7 @@ from typing import Any, cast
 import mlx.core as mx
 import xxhash
 
-from ..layers.layout_text import UnknownKind
+from ..layers.errors import UnknownKind
 from ..layers.pieces import Piece
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
 from .file_ids import SUFFIX, TEMPORARY, new_file_id, span_path

@@ -12,14 +12,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ..layers.layout import Layout
-from ..layers.layout_text import UnknownKind, layout_from_text, layout_to_text
+from ..layers.errors import UnknownKind
 from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
 from ..trie import Tokens, common_prefix
 from ..worth import TIERS
-from . import sweep
+from . import content, sweep
 from .backoff import Backoff
 from .budget import ROWS, Below
 from .damage import DamagedIndex
@@ -33,9 +32,12 @@ from .listing import Listing
 from .notes import Notes, Opened
 from .pins import Pins
 from .shared_index import SharedIndex
-from .span_file import OpenSpan, UnpublishedSpan
 from .upkeep import Upkeep
 from .witness import Witness
+
+if TYPE_CHECKING:
+    from ..layers.layout import Layout
+    from .span_file import OpenSpan, UnpublishedSpan
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class DiskStore:
         """The kinds of layer that a namespace's spans hold, where it has any."""
         found = self._index.look(lambda index: index.namespaces.layout(namespace), None)
         with suppress(ValueError):  # of kinds that nobody brings any more
-            return layout_from_text(found) if found is not None else None
+            return content.layout_from_text(found) if found is not None else None
         return None
 
     def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
@@ -103,7 +105,7 @@ class DiskStore:
     def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
         """A span's file, checked as far as its head goes; None where it can't be had."""
         try:
-            opened = OpenSpan(self._folder.span(span.file_id), self._files)
+            opened = content.opened(self._folder.span(span.file_id), self._files)
         except FileNotFoundError:  # evicted by another process
             self._notes.lose(span.file_id)
             return None
@@ -189,7 +191,7 @@ class DiskStore:
             label=self._notes.of(draft.namespace).label[:MOST_LABEL],
         )
         try:
-            with UnpublishedSpan(self.spans_folder, head, draft.tensors, self._files) as span:
+            with content.unpublished(self.spans_folder, head, draft.tensors, self._files) as span:
                 added = self._index.run(lambda index: self._add(index, span, head), otherwise=False)
         except FileNotFoundError:  # cleared by another process in the meantime
             return False
@@ -316,7 +318,7 @@ class DiskStore:
     def _parent(self, index: Index, draft: Draft) -> str | None:
         """The file id of the parent under which a span can be stored; None where it can't be."""
         layout = index.namespaces.layout(draft.namespace)
-        if layout not in (None, layout_to_text(draft.layout)):
+        if layout not in (None, content.layout_to_text(draft.layout)):
             self._witness.refute_layout(index, draft.namespace)
         found = index.walk(draft.namespace, draft.path)
         if draft.start == len(draft.path):
@@ -335,7 +337,7 @@ class DiskStore:
         try:
             with index.transaction():
                 _, label, identity = self._notes.of(head.namespace)
-                if not index.add(row, layout_to_text(head.layout), label, identity):
+                if not index.add(row, content.layout_to_text(head.layout), label, identity):
                     return False
                 try:
                     span.publish()

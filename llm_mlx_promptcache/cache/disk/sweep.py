@@ -12,15 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..layers.layout_text import UnknownKind, layout_to_text
+from ..layers.errors import UnknownKind
 from ..span import DamagedSpan, Head
 from .claims import Claim, looked_at
+from .content import layout_to_text, opened
 from .file_ids import file_ids_in, is_temporary
 from .files import Files, is_gone
 from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
-from .span_file import OpenSpan
 from .witness import Witness
 
 STALE_SECONDS: Final = 3600.0  # what nobody can use is left to age, in case somebody wonders
@@ -54,7 +54,7 @@ def candidate(folder: StoreFolder, file_id: str) -> Candidate:
 
     DamagedSpan, OSError or UnknownKind where it has none.
     """
-    span = OpenSpan(folder.span(file_id), folder.files)
+    span = opened(folder.span(file_id), folder.files)
     span.close()
     row = row_of(file_id, span.size, span.head, folder)
     return Candidate(row, layout_to_text(span.head.layout), span.head.label)

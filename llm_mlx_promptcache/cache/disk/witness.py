@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ..layers.layout_text import UnknownKind, layout_to_text
+from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
+from .content import layout_to_text, opened, verified_head
 from .damage import DamagedIndex
 from .file_ids import file_ids_in
-from .span_file import OpenSpan, verified_head
 
 if TYPE_CHECKING:
     from ..span import Head
@@ -40,7 +40,7 @@ class Witness:
         """
         path = self._folder.span(row.file_id)
         with suppress(OSError, DamagedSpan, UnknownKind):
-            span = OpenSpan(path, self._folder.files)
+            span = opened(path, self._folder.files)
             span.close()
             if says(row, span.head, span.size, index.namespaces.layout(row.namespace)):
                 return

@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
 
+from .errors import UnknownKind
 from .kinds import LayerKind, ListOf
 from .layout import Layout, kind_class, layout_to_json
 
@@ -22,10 +23,6 @@ _MOST_DEPTH: Final = 8  # lists in lists
 _MOST_NUMBER: Final = 1 << 31
 _MOST_WORD: Final = 1 << 10
 _TYPES: Final[dict[Any, type]] = {t.__name__: t for t in (int, str, bool, float)}
-
-
-class UnknownKind(ValueError):
-    """A layout with a kind that nobody brings: a plugin's that is not installed, or no kind."""
 
 
 def layout_to_text(layout: Layout) -> str:

@@ -12,8 +12,9 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers import layout as layouts
 from llm_mlx_promptcache.cache.layers import own_state
 from llm_mlx_promptcache.cache.layers import plugins as layer_plugins
+from llm_mlx_promptcache.cache.layers.errors import UnknownKind
 from llm_mlx_promptcache.cache.layers.kinds import State
-from llm_mlx_promptcache.cache.layers.layout_text import UnknownKind, layout_from_text
+from llm_mlx_promptcache.cache.layers.layout_text import layout_from_text
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 PATH = list(range(10, 30))
