@@ -100,7 +100,7 @@ def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     `theirs` is untrusted. A bare hello differs in nothing but the protocol.
     """
     if theirs.get("protocol") != mine["protocol"]:
-        return f"it speaks protocol {mine['protocol']}, and not {_shown(theirs.get('protocol'))}"
+        return f"it speaks protocol {mine['protocol']}, and not {shown(theirs.get('protocol'))}"
     if set(theirs) == set(bare_hello()):
         return ""
     parts = {name: _strings(theirs.get(name)) for name in ("build", "environment")}
@@ -117,14 +117,14 @@ def _of_builds(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
             if name == "digest":
                 return "its packages' files have changed since it was started"
             words = {"package": APP, "mlx_lm": "mlx-lm", "prefix": "Python in"}.get(name, name)
-            return f"it runs {words} {mine[name]}, and not {_shown(theirs.get(name))}"
+            return f"it runs {words} {mine[name]}, and not {shown(theirs.get(name))}"
     return ""
 
 
 def _of_names(words: str, mine: Mapping[str, Any], theirs: Any) -> str:
     theirs = theirs if isinstance(theirs, Mapping) else {}
     others = sorted(n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n))
-    told = ", ".join(map(_shown, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
+    told = ", ".join(map(shown, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
     return f"{words} ({told})" if others else ""
 
 
@@ -134,8 +134,8 @@ def _strings(data: Any) -> dict[str, str]:
     return {name: value for name, value in items if isinstance(value, str)}
 
 
-def _shown(value: Any) -> str:
-    """A value of somebody else's in one line."""
+def shown(value: Any) -> str:
+    """A value of somebody else's in one short line."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:80])
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..config import write_private_file
+from .place import HostUnavailable
 
 if TYPE_CHECKING:
-    from .frames import Channel
     from .place import Place
+
+_START: Final = "start"
+_PAUSE: Final = 60.0  # seconds without another try, when a start took too long
 
 
 def name_of(place: Place) -> str:
@@ -22,10 +26,10 @@ def name_of(place: Place) -> str:
     return f"{found.st_ino} {found.st_mtime_ns}"
 
 
-def remember(place: Place, channel: Channel) -> None:
-    """Note that the host at the other end of a channel hangs; a disk that fails is no news."""
+def remember(place: Place, host: str) -> None:
+    """Note that a host, by its `name_of`, hangs; a disk that fails is no news."""
     with suppress(OSError):
-        write_private_file(place.hung, channel.host)
+        write_private_file(place.hung, host)
 
 
 def forget(place: Place) -> None:
@@ -39,3 +43,16 @@ def is_hung(place: Place, host: str) -> bool:
     with suppress(OSError, ValueError):
         return bool(host) and place.hung.read_text(encoding="ascii") == host
     return False
+
+
+def remember_start(place: Place) -> None:
+    """Note that a host could not be started in time."""
+    remember(place, _START)
+
+
+def check_starts(place: Place) -> None:
+    """Refuse to try it again at once: it has cost its wait; HostUnavailable."""
+    with suppress(OSError):
+        ago = time.time() - place.hung.stat().st_mtime
+        if is_hung(place, _START) and 0 <= ago < _PAUSE:
+            raise HostUnavailable(f"a host took too long to start {ago:.0f} seconds ago")
