@@ -27,7 +27,8 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a disk that is full loses it, and nothing else."""
-        write_line(f"{record.levelname} {record.name}: {record.getMessage()}")
+        with suppress(Exception):  # a record whose parts have no text
+            write_line(f"{record.levelname} {record.name}: {record.getMessage()}")
 
 
 def write_line(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,8 @@ def identify(loaded: LoadedModel, folder: Path) -> Identified:
 def _unknown(loaded: LoadedModel, why: str) -> Identified:
     """A model that shares nothing with any other, itself as it is loaded next included."""
     why = f"{why}, so nothing of it is cached; load it again"
-    _log.warning("%s: %s", loaded.folder, why)
+    here = weakref.ref(loaded)
+    _log.warning("%s: %s", loaded.folder, why, extra={"holds": lambda: here() is not None})
     name = f"unknown-{secrets.token_hex(16)}"
     return Identified(name, name, why)
 

@@ -176,7 +176,12 @@ class SharedIndex:
         except (OSError, sqlite3.Error) as failure:
             error = failure
         if self._failing.failed():
-            _log.warning("the disk cache in %s is off for now: %s", self._folder.path, error)
+            _log.warning(
+                "the disk cache in %s is off for now: %s",
+                self._folder.path,
+                error,
+                extra={"holds": lambda: self._failing.active},
+            )
         return False
 
     def _done(self, action: Callable[[Index], T], seconds: float) -> T:
@@ -291,6 +296,7 @@ class SharedIndex:
                 " not suit: what is read is verified, but move it to a local disk",
                 self._folder.path,
                 found,
+                extra={"holds": lambda: self._told},
             )
 
 

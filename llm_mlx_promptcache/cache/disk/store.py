@@ -411,7 +411,10 @@ class DiskStore:
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():
             _log.warning(
-                "nothing is written to the disk cache in %s for now: %s", self.folder, error
+                "nothing is written to the disk cache in %s for now: %s",
+                self.folder,
+                error,
+                extra={"holds": lambda: self._full.active},
             )
 
 

@@ -32,7 +32,9 @@ def plugin_manager() -> pluggy.PluginManager:
     try:
         manager.load_setuptools_entrypoints(GROUP)
     except Exception as error:  # foreign code at import: any exception at all
-        _log.warning("a plugin in %s could not be loaded: %s", GROUP, error)
+        _log.warning(
+            "a plugin in %s could not be loaded: %s", GROUP, error, extra={"holds": _holds}
+        )
     return manager
 
 
@@ -43,4 +45,14 @@ def call_plugins(register: Register) -> None:
             implementation.function(*(register for _ in implementation.argnames))
         except Exception as error:  # foreign code: a kind that is missing is a miss, no more
             name = implementation.plugin_name
-            _log.warning("the layer kinds of plugin %s are left out: %s", name, error)
+            _log.warning(
+                "the layer kinds of plugin %s are left out: %s",
+                name,
+                error,
+                extra={"holds": _holds},
+            )
+
+
+def _holds() -> bool:
+    """What is loaded once a process holds as long."""
+    return True
