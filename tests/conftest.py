@@ -1,9 +1,11 @@
 """Models for the tests of all rooms: tiny random ones, and the real default one."""
 
 import os
+import secrets
 from pathlib import Path
 
 import durations
+import left_hosts
 import pytest
 from hypothesis import settings
 
@@ -23,6 +25,18 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="long; make soak runs it"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_host_is_left(tmp_path_factory):
+    """No test starts a host unless it asks to, and none is left behind."""
+    token = secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_MLX_CACHED_KEEP", "0")
+        patch.setenv("LLM_MLX_CACHED_TESTS", token)  # a host is given it, and its children are
+        yield
+        left = left_hosts.of_session(token, tmp_path_factory.getbasetemp())
+    assert not left, f"hosts that tests left, ended now: {left}"
 
 
 @pytest.fixture(scope="session")
