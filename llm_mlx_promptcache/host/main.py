@@ -6,17 +6,19 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from ..cache.disk.files import same_file
 from .hello import hello
 from .place import HostUnavailable, Place, host_place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 _WAIT_SECONDS = 15.0  # for the host before this one, which may be writing to the disk
+_LEAVING = (signal.SIGTERM, signal.SIGHUP)
 _FILES = 4096  # open at once: connections and spans; macOS gives 256
 
 
@@ -25,41 +27,52 @@ def main() -> int:
     from filelock import FileLock, Timeout
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _LEAVING:  # until the loop takes them
+        signal.signal(number, lambda *_: sys.exit(0))
     os.umask(0o077)
     os.chdir("/")
     try:
         place = host_place()
-        mine = hello(place)
-        lock = FileLock(place.life_lock, timeout=_WAIT_SECONDS, mode=0o600).acquire()
+        mine = _said(place)
+        with FileLock(place.life_lock, timeout=_WAIT_SECONDS, mode=0o600), listening(place) as sock:
+            _serve(place, mine, sock)
     except Timeout:
         return _failed(f"the host before this one did not end in {_WAIT_SECONDS:.0f} seconds")
-    except (HostUnavailable, ValueError) as error:
+    except HostUnavailable as error:
         return _failed(str(error))
-    with lock:
-        try:
-            listening = listen(place)
-        except OSError as error:
-            return _failed(f"{place.socket} can't be made ({error.strerror})")
-        with listening:
-            _serve(place, mine, listening)
     return 0
 
 
-def listen(place: Place) -> socket.socket:
-    """The host's socket, in the place of one that a killed host left; who has it holds the lock."""
-    place.socket.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _said(place: Place) -> dict[str, Any]:
     try:
-        listening.bind(os.fspath(place.socket))
-        place.socket.chmod(0o600)
-        listening.listen(1024)  # systems take less; 200 may come at once
-    except BaseException:
-        listening.close()
-        raise
-    return listening
+        return hello(place)
+    except ValueError as error:  # the settings can't be read
+        raise HostUnavailable(str(error)) from error
 
 
-def _serve(place: Place, mine: Mapping[str, Any], listening: socket.socket) -> None:
+@contextmanager
+def listening(place: Place) -> Iterator[socket.socket]:
+    """The host's socket, in the place of one that a killed host left; HostUnavailable.
+
+    Who asks for it holds the life lock. At the end its file goes, unless it is another's by then.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            place.socket.unlink(missing_ok=True)
+            sock.bind(os.fspath(place.socket))
+            place.socket.chmod(0o600)
+            sock.listen(1024)  # systems take less; 200 may come at once
+            found = place.socket.stat()
+        except OSError as error:
+            raise HostUnavailable(f"{place.socket} can't be made ({error.strerror})") from error
+        try:
+            yield sock
+        finally:
+            if same_file(place.socket, (found.st_dev, found.st_ino)):
+                place.socket.unlink()
+
+
+def _serve(place: Place, mine: Mapping[str, Any], sock: socket.socket) -> None:
     import asyncio
     import time
 
@@ -72,10 +85,10 @@ def _serve(place: Place, mine: Mapping[str, Any], listening: socket.socket) -> N
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(log.in_loop)
         server = Server(place, mine, Life(mine["keep"], time.monotonic()))
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in _LEAVING:
             loop.add_signal_handler(number, server.stop, f"it was sent {number.name}")
         Relay(loop, server.tell).listen()
-        await server.serve(listening)
+        await server.serve(sock)
 
     log.take_over()
     _open_more_files()

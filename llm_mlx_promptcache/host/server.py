@@ -65,15 +65,13 @@ class Server:
         self._build_at = clock() + _BUILD_SECONDS
 
     async def serve(self, listening: socket.socket) -> None:
-        """Answer until the host's life is over, then flush, and take the socket away."""
+        """Answer until the host's life is over, then flush."""
         loop = asyncio.get_running_loop()
         server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=BACKLOG)
         self._look()
         await self._over.wait()
         with ThreadPoolExecutor(1) as beside:  # who comes meanwhile is told at once
             await loop.run_in_executor(beside, close_engines)
-        if same_file(self._place.socket, self._socket):
-            self._place.socket.unlink()
         server.close()
 
     def stop(self, why: str) -> None:

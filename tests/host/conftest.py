@@ -10,7 +10,7 @@ from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.host.hello import hello
 from llm_mlx_promptcache.host.life import Life
-from llm_mlx_promptcache.host.main import listen
+from llm_mlx_promptcache.host.main import listening
 from llm_mlx_promptcache.host.place import host_place
 from llm_mlx_promptcache.host.server import Server
 
@@ -59,9 +59,9 @@ def clock():
 @pytest.fixture
 async def served(place, clock):
     """A server on the test's loop, with the engines of this process; `served.over` is its end."""
-    with listen(place) as listening:
+    with listening(place) as sock:
         server = Server(place, hello(place), Life(300.0, clock()), clock)
-        server.over = asyncio.create_task(server.serve(listening))
+        server.over = asyncio.create_task(server.serve(sock))
         yield server
         server.stop("the test ended")
         server.stop("the test ended")

@@ -17,7 +17,7 @@ from hosts import LONG, events, frames_of, generate
 
 from llm_mlx_promptcache.host.frames import Channel, encode
 from llm_mlx_promptcache.host.hello import bare_hello
-from llm_mlx_promptcache.host.main import listen
+from llm_mlx_promptcache.host.main import listening
 
 SECRET = "the heron flies at midnight"
 
@@ -67,7 +67,7 @@ def test_nothing_heavy_is_imported_before_it_listens():
         "def listen(place):\n"
         "    heavy = ('mlx', 'mlx_lm', 'transformers', 'huggingface_hub', 'numpy', 'asyncio')\n"
         "    raise SystemExit(' '.join(name for name in heavy if name in sys.modules) or 0)\n"
-        "main.listen = listen\n"
+        "main.listening = listen\n"
         "main.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -158,10 +158,33 @@ def test_a_place_that_takes_no_socket_is_one_line(place, start):
 def test_a_socket_is_its_owners_from_its_first_moment(place):
     before = os.umask(0)
     try:
-        with listen(place):
+        with listening(place):
             assert stat.S_IMODE(place.socket.stat().st_mode) == 0o600
     finally:
         os.umask(before)
+    assert not place.socket.exists()
+
+
+def test_a_socket_of_somebody_else_stays(place):
+    with listening(place):
+        place.socket.unlink()
+        place.socket.touch()
+    assert place.socket.exists()
+
+
+def test_a_host_that_is_ended_before_it_serves_leaves_no_socket(place):
+    """The signal comes right after it listens, before asyncio is imported."""
+    code = (
+        "import os, signal, llm_mlx_promptcache.host.main as main\n"
+        "def serve(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()\n"
+        "main._serve = serve\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not place.socket.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

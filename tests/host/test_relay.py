@@ -134,7 +134,7 @@ async def test_what_any_thread_logs_is_handed_over_on_the_loop(relay):
 async def test_libraries_and_warnings_pass_under_our_name(relay):
     told = Told()
     relay(told)
-    logging.getLogger("transformers.tokenization").warning("a sequence is long")
+    logging.getLogger("mlx_lm.utils").warning("a sequence is long")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         # `catch_warnings` puts back Python's own way to show them.
@@ -142,7 +142,7 @@ async def test_libraries_and_warnings_pass_under_our_name(relay):
         warnings.warn("this is old", UserWarning, stacklevel=1)
     await passed()
     (one, _), (other, holds) = told
-    assert one[1:3] == ("llm_mlx_promptcache.transformers.tokenization", "a sequence is long")
+    assert one[1:3] == ("llm_mlx_promptcache.mlx_lm.utils", "a sequence is long")
     assert other[1:3] == ("llm_mlx_promptcache.warnings", "UserWarning: this is old")
     assert holds()
 
