@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..config import HOME_VARIABLE, KEEP_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 # These change what is fetched, read or computed.
@@ -92,9 +92,9 @@ def of_host(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def that_matters(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which one process may answer otherwise than another, their paths whole."""
+    """The variables by which one process may answer otherwise, folders as what they really are."""
     return {
-        name: _whole(name, value)
+        name: _resolved(name, value)
         for name, value in environ.items()
         if _is_one(name, _MATTERS, _MATTERS_PREFIXES) and name not in _COMPARED_ELSEWHERE
     }
@@ -106,11 +106,16 @@ def _is_one(name: str, names: frozenset[str], prefixes: tuple[str, ...]) -> bool
 
 def _whole(name: str, value: str) -> str:
     """A value whose paths mean the same in every folder."""
+    # Whose home `~` is, who reads it knows.
+    return _each(name, value, lambda p: p if p.startswith("~") else str(Path(p).absolute()))
+
+
+def _resolved(name: str, value: str) -> str:
+    """A value that is the same for all paths that lead to one place."""
+    return _each(name, value, lambda p: os.path.realpath(os.path.expanduser(p)))  # noqa: PTH111
+
+
+def _each(name: str, value: str, path: Callable[[str], str]) -> str:
     if name not in _PATHS or not value:
         return value
-    return os.pathsep.join(map(_whole_path, value.split(os.pathsep)))
-
-
-def _whole_path(path: str) -> str:
-    # Whose home `~` is, who reads it knows.
-    return path if path.startswith("~") else str(Path(path).absolute())
+    return os.pathsep.join(map(path, value.split(os.pathsep)))

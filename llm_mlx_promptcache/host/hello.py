@@ -80,11 +80,16 @@ def hello(place: Place) -> dict[str, Any]:
     where the place's salt can't be had, ValueError for settings that can't be read.
     """
     settings = load_settings().model_dump(mode="json", include=set(_SETTINGS))
+    try:
+        made_of = dataclasses.asdict(build())
+        environment = _environment(_salt(place.salt))
+    except OSError as error:  # relative paths in a folder that is gone
+        raise HostUnavailable(f"the folder that this runs in is gone ({error.strerror})") from error
     return {
         **bare_hello(),
-        "build": dataclasses.asdict(build()),
+        "build": made_of,
         "settings": {name: settings.get(name) for name in _SETTINGS},
-        "environment": _environment(_salt(place.salt)),
+        "environment": environment,
         "keep": keep_seconds(),
     }
 
@@ -142,10 +147,10 @@ def shown(value: Any) -> str:
 def _environment(salt: bytes) -> dict[str, str]:
     """Digests of what answers depend on: nobody who reads them learns a token, nor tries one."""
     hub = _hub_folder()
-    folders = {"data folder": str(data_folder()), "hub folder": str(hub.absolute())}
+    folders = {"data folder": data_folder(), "hub folder": hub}
     token = _hub_token(Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"))
     found = {name: os.fsencode(value) for name, value in that_matters(os.environ).items()}
-    found |= {name: os.fsencode(value) for name, value in folders.items()}
+    found |= {name: os.fsencode(os.path.realpath(path)) for name, path in folders.items()}
     if token:
         found["hub token"] = token
     return {

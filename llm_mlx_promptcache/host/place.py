@@ -7,7 +7,6 @@ import socket
 import stat
 import struct
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from hashlib import sha256
@@ -135,23 +134,25 @@ def peer_pid(sock: socket.socket) -> int:
 
 def _folder() -> Path:
     """The cache's own folder where a socket can lie in it, else a short one."""
-    usual = cache_folder() / "host"
+    # Not `resolve`, to which links that go round are an error.
+    cache = os.path.realpath(cache_folder())
+    usual = Path(cache) / "host"
     if _fits(usual) and not _is_remote(usual):
         return usual
-    places = (data_folder(), cache_folder())
-    home = sha256(b"\0".join(map(os.fsencode, places))).hexdigest()[:8]
+    both = os.fsencode(os.path.realpath(data_folder())) + b"\0" + os.fsencode(cache)
+    home = sha256(both).hexdigest()[:8]
     for base in _short_bases():
         folder = base / f"{_NAME}-{os.geteuid()}-{home}"
         if _fits(folder):
             return folder
-    raise HostUnavailable(f"{usual} is too long a path for a socket, and so is {folder}")
+    raise HostUnavailable(f"{usual} is no place for a socket, and TMPDIR names none that is")
 
 
 def _short_bases() -> list[Path]:
     """Where a folder is made for what has too long a path, or lies on another machine."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    temporary = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - what is in it is verified
-    return [runtime, *temporary] if runtime.is_absolute() else temporary
+    named = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108
+    # Another user's, as `su` leaves it in the environment, can't be written to.
+    return [Path(name) for name in named if name.startswith("/") and os.access(name, os.W_OK)]
 
 
 def _fits(folder: Path) -> bool:

@@ -147,6 +147,14 @@ def test_one_folder_is_one_however_it_is_written(place, tmp_path, monkeypatch):
     assert "HF_HOME" in difference(whole, hello(place))
 
 
+def test_a_client_whose_folder_is_gone_says_no_hello(place, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(HostUnavailable, match=r"^the folder that this runs in is gone \(No such"):
+        hello(place)
+
+
 def test_many_names_are_cut(place, monkeypatch):
     one = hello(place)
     for number in range(9):

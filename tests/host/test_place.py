@@ -33,7 +33,7 @@ SOMEBODY = 65534
 def short():
     """A folder whose path is short, wherever pytest's own are."""
     with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as folder:
-        yield Path(folder)
+        yield Path(folder).resolve()
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def long_home(short, monkeypatch):
     folder = short / ("ä" * 60) / ("x" * 80)
     monkeypatch.setenv(config.HOME_VARIABLE, str(folder))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    monkeypatch.setenv("TMPDIR", str(short))
     return folder
 
 
@@ -93,6 +93,21 @@ def test_a_path_too_long_for_a_socket_has_a_short_place(long_home, short):
     assert host_place() == place
 
 
+def test_a_home_has_one_place_by_whatever_path(home, short, monkeypatch):
+    place = host_place()
+    (short / "link").symlink_to(home)
+    for path in (short / "link", home / ".." / "home", short / ("x" * 90) / ".." / "home"):
+        monkeypatch.setenv(config.HOME_VARIABLE, str(path))
+        (short / ("x" * 90)).mkdir(exist_ok=True)
+        assert host_place() == place
+
+
+def test_links_that_go_round_are_told(home):
+    home.symlink_to(home)
+    with pytest.raises(HostUnavailable, match="can't be made"):
+        host_place()
+
+
 def test_each_home_has_a_place_of_its_own(long_home, monkeypatch):
     first = host_place()
     monkeypatch.setenv(config.HOME_VARIABLE, str(long_home / "other"))
@@ -104,12 +119,14 @@ def test_a_long_home_has_its_place_beside_what_runs(long_home, short, monkeypatc
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     assert host_place().folder.parent == runtime
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
-    assert host_place().folder.parent == short
+    for other in ("relative", str(short / "gone"), ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", other)
+        assert host_place().folder.parent == short
 
 
 def test_a_long_folder_for_temporary_files_is_passed_by(long_home, short, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(short / ("t" * 90)))
+    (short / ("t" * 90)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(short / ("t" * 90)))
     place = host_place()
     try:
         assert place.folder.parent == Path("/tmp")
@@ -119,7 +136,7 @@ def test_a_long_folder_for_temporary_files_is_passed_by(long_home, short, monkey
 
 def test_a_home_on_another_machine_has_its_place_on_this_one(home, short, monkeypatch):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    monkeypatch.setenv("TMPDIR", str(short))
     monkeypatch.setattr(Files, "file_system", lambda self, folder: "nfs4")
     assert host_place().folder.parent == short
 
