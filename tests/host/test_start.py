@@ -74,6 +74,7 @@ def home(monkeypatch):
     """A home with a short path; whatever was started in it ends with the test."""
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
         monkeypatch.setenv(config.HOME_VARIABLE, folder)
+        monkeypatch.setenv(config.KEEP_VARIABLE, "5m")
         home = Home(host_place())
         yield home
         for pid in home.started():

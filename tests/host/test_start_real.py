@@ -29,6 +29,7 @@ def place(monkeypatch):
     """A place with a short path; the host that is in it at the end is ended."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         monkeypatch.setenv(config.HOME_VARIABLE, folder)
+        monkeypatch.setenv(config.KEEP_VARIABLE, "5m")
         place = host_place()
         yield place
         with closing(find(place)) as channel:
