@@ -18,8 +18,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llm_mlx_promptcache.engine.events import Event, Progress
 from llm_mlx_promptcache.engine.loading_line import LoadingLine
-from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
 
 from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools
@@ -32,15 +32,16 @@ RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
 class _ChatCall(NamedTuple):
-    """One call: which model is asked, what, and what its events become."""
+    """One call: which model is asked, and where, what, and what its events become."""
 
     model: str
+    engine: AnyEngine
     request: GenerationRequest
     builder: MessageBuilder
 
     def events(self) -> Generator[Event]:
         """The events of the answer; who closes this frees the engine at once."""
-        line, events = LoadingLine(self.model), engine_for(self.model).generate(self.request)
+        line, events = LoadingLine(self.model), self.engine.generate(self.request)
         with langchain_errors(), closing(line), closing(events):
             for event in events:
                 line.show(event)
@@ -48,7 +49,7 @@ class _ChatCall(NamedTuple):
 
     async def aevents(self) -> AsyncGenerator[Event, None]:
         """The same for an event loop."""
-        events = engine_for(self.model).agenerate(self.request)
+        events = self.engine.agenerate(self.request)
         with langchain_errors(), closing(LoadingLine(self.model)) as line:
             async with aclosing(events):
                 async for event in events:
@@ -59,7 +60,8 @@ class _ChatCall(NamedTuple):
 class ChatMLXCached(ChatSettings):
     """A chat model run with MLX that never computes the same prefix twice.
 
-    `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process.
+    `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process, or
+    with `resident=True` in the process that `llm` has stay, which other programs share.
     Fields can be given anew with each call, or bound. `cache_salt` keeps applications apart: only
     those of one salt reuse each other's prefixes. With `use_cache=False` nothing is reused or
     kept, with `on_disk=False` nothing is kept beyond this process. `tool_policy="call_first"`
@@ -274,7 +276,8 @@ class ChatMLXCached(ChatSettings):
             as_blocks=settings.output_version == "v1",
             must_call=request.tool_choice == "any",
         )
-        return _ChatCall(settings.model, request, builder)
+        where = Where.HOST if settings.resident else Where.HERE
+        return _ChatCall(settings.model, engine_for(settings.model, where), request, builder)
 
     def _warming(
         self,

@@ -63,6 +63,7 @@ class ChatSettings(BaseChatModel):
     use_cache: bool = True
     on_disk: bool = True
     cache_salt: str = ""
+    resident: bool = False
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
 from .events import Event, Finished, Loading, Output
-from .request import GenerationRequest
+from .request import GenerationRequest, warming
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
@@ -143,8 +143,7 @@ class Engine:
 
         `asked` is what else shapes their prompts: tools, cache_salt, thinking, template_arguments.
         """
-        request = GenerationRequest(tuple(messages), warm=True, pin=True, **asked)
-        *_, last = self.generate(request)
+        *_, last = self.generate(warming(messages, **asked))
         assert isinstance(last, Finished)
         return last
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,6 +140,11 @@ class GenerationRequest:
             raise ValueError("pin is set without warm; only a beginning that is warmed is pinned")
         if self.kv is not None:
             check_kv(self.kv)
+
+
+def warming(messages: Iterable[Message], **asked: Any) -> GenerationRequest:
+    """What prefills and pins that which conversations with this beginning share."""
+    return GenerationRequest(tuple(messages), warm=True, pin=True, **asked)
 
 
 _MOST_LOGPROBS = 20

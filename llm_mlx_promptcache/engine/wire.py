@@ -69,6 +69,22 @@ def from_json(data: Mapping[str, Any]) -> Any:
         raise ValueError(f"this is no request or event of ours ({type(error).__name__})") from None
 
 
+def survives(data: Any) -> bool:
+    """Whether JSON gives these data back as they are: an application may put anything in."""
+    try:
+        return _is_json(data)
+    except RecursionError:
+        return False
+
+
+def _is_json(data: Any) -> bool:
+    if type(data) is dict:
+        return all(type(key) is str and _is_json(value) for key, value in data.items())
+    if type(data) is list:
+        return all(map(_is_json, data))
+    return data is None or type(data) in (str, int, float, bool)
+
+
 def _plain(value: Any) -> Any:
     name = type(value).__name__
     if _CLASSES.get(name) is type(value):

@@ -20,4 +20,11 @@ def ps(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"models": held}
 
 
-HANDLERS: dict[str, Handler] = {"ps": ps}
+def unload(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a model's memory back, unless it answers; waits `seconds` for that, 60 at most."""
+    engine, seconds = engines().get(str(ask.get("model"))), ask.get("seconds")
+    wait = min(float(seconds), 60.0) if isinstance(seconds, (int, float)) else 30.0
+    return {"unloaded": engine is None or engine.unload(max(wait, 0.0))}
+
+
+HANDLERS: dict[str, Handler] = {"ps": ps, "unload": unload}

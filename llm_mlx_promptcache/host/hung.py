@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from ..config import write_private_file
@@ -26,8 +28,13 @@ def name_of(place: Place) -> str:
     return f"{found.st_ino} {found.st_mtime_ns}"
 
 
+def name_with(host: str, model: str) -> str:
+    """What tells a host's engine of one model: it may hang while the host itself answers."""
+    return host and f"{host} {sha256(os.fsencode(model)).hexdigest()[:16]}"
+
+
 def remember(place: Place, host: str) -> None:
-    """Note that a host, by its `name_of`, hangs; a disk that fails is no news."""
+    """Note that a host, or its engine of one model, hangs; a disk that fails is no news."""
     with suppress(OSError):
         write_private_file(place.hung, host)
 
@@ -39,7 +46,7 @@ def forget(place: Place) -> None:
 
 
 def is_hung(place: Place, host: str) -> bool:
-    """Whether this host, by its `name_of`, was seen to hang."""
+    """Whether this host, by its `name_of` or `name_with`, was seen to hang."""
     with suppress(OSError, ValueError):
         return bool(host) and place.hung.read_text(encoding="ascii") == host
     return False

@@ -72,13 +72,16 @@ def connect(
         raise HostUnavailable(f"no host can be had ({_told(error)})") from error
 
 
-def find(place: Place, *, waits: Waits | None = None) -> Channel | None:
+def find(
+    place: Place, *, mine: Mapping[str, Any] | None = None, waits: Waits | None = None
+) -> Channel | None:
     """A channel to whatever host there is, for a question about it; None where there is none.
 
-    It never starts one, and takes one of any build. HostRefused, HostSilent, HostUnavailable.
+    It never starts one, and takes one of any build, which does few things then; with a whole hello
+    (`mine`) only one that fits. HostRefused, HostSilent, HostUnavailable.
     """
     try:
-        return _greeted(place, bare_hello(), waits or Waits())
+        return _greeted(place, mine or bare_hello(), waits or Waits())
     except OSError as error:
         raise HostUnavailable(f"no host can be asked ({_told(error)})") from error
 

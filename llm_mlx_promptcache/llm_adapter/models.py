@@ -1,4 +1,4 @@
-"""MlxCached and AsyncMlxCached: the models that llm knows, over the engines of this process."""
+"""MlxCached and AsyncMlxCached: the models that llm knows, over the host or this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm.parts import StreamEvent
 
 from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
 from ..engine.loading_line import LoadingLine
-from ..engine.pool import engine_for
+from ..host.engines import engine_for
 from .answers import ResponseBuilder
 from .options import MlxCachedOptions
 from .progress import WaitingLine

@@ -250,7 +250,7 @@ def engine(monkeypatch):
     from langchain_adapter import chat_model
 
     made = ScriptedEngine([TextDelta("Hello"), finished("Hello")])
-    monkeypatch.setattr(chat_model, "engine_for", lambda reference: made)
+    monkeypatch.setattr(chat_model, "engine_for", lambda reference, where: made)
     return made
 
 

@@ -17,6 +17,7 @@ def imported(home, *arguments):
         "cli()"
     )
     variables = {
+        "LLM_MLX_CACHED_KEEP": "0",
         "LLM_USER_PATH": str(home.folder / "llm"),
         "LLM_MLX_CACHED_HOME": str(home.folder / "mlx"),
     }
