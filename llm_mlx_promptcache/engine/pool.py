@@ -17,6 +17,7 @@ from .events import Loading
 
 if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
+    from ..cache.manifest import Manifest
     from ..cache.prompt_cache import PromptCache
     from .scheduler import Scheduler
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _engines: dict[str, Engine] = {}
 # The weights of each loaded model in bytes; the one that was asked last comes last.
 _weights: dict[str, int] = {}
+# The files that each model was read from when it was loaded; none where they could not be told.
+_read: dict[str, Manifest] = {}
 _cache: PromptCache | None = None
 _lock = threading.Lock()
 
@@ -40,6 +43,17 @@ def engine_for(reference: str) -> Engine:
         if reference in _weights:
             _weights[reference] = _weights.pop(reference)
         return _engines[reference]
+
+
+def current_engine_for(reference: str) -> Engine:
+    """The same, of the files as they are now: a model whose files changed is loaded anew.
+
+    As it would be in a new process; not while it answers. Waits for the engine's thread.
+    """
+    engine = engine_for(reference)
+    if engine.loaded and not _is_current(spelled(reference)):
+        engine.unload()
+    return engine
 
 
 def engines() -> dict[str, Engine]:
@@ -89,6 +103,7 @@ def close_engines() -> None:
         ended = list(_engines.values())
         _engines.clear()
         _weights.clear()
+        _read.clear()
         _cache = None
     for engine in ended:
         engine.close()
@@ -108,16 +123,34 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     _make_room(reference, weights_of(folder))
     loaded = load_model(reference)
     identities = identify(loaded, cache_folder())
+    if loaded.files is not None and not identities.uncached:
+        _read[reference] = loaded.files
     cache = shared_cache()
     seconds = time.perf_counter() - started
     report = LoadReport(reference, seconds, identities.uncached)
     return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
 
 
+def _is_current(reference: str) -> bool:
+    """Whether a loaded model is what its reference means now."""
+    from ..cache.manifest import FilesChanged
+    from ..models.loading import kept_folder
+
+    files = _read.get(reference)
+    if files is None:
+        return False
+    try:
+        files.check()
+        return kept_folder(reference) == files.folders[0]
+    except (FilesChanged, OSError, ValueError):
+        return False
+
+
 def _make_room(reference: str, needed: int) -> None:
     """Unload models that were not asked for longest, and answer nobody, until this one fits."""
     with _lock:
         _weights.pop(reference, None)
+        _read.pop(reference, None)
         others = [(name, _engines[name]) for name in _weights if name in _engines]
     for name, engine in others:
         with _lock:

@@ -155,7 +155,7 @@ class ClientConnection:
     async def _generate(self, ask: Mapping[str, Any]) -> None:
         self.model, request, keep = _asked(ask)
         with self._server.asked_by(self, keep):
-            self._engine = self._server.engine_for(self.model)
+            self._engine = await self._server.engine_for(self.model)
             self._beats = self._engine.beats
             async with aclosing(self._engine.agenerate(request)) as events:
                 async for event in events:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..cache.disk.files import same_file
-from ..engine.pool import close_engines, engine_for
+from ..engine.pool import close_engines, current_engine_for
 from .connections import ClientConnection, Welcome
 from .control import HANDLERS
 from .hello import PROTOCOL, build, difference
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS = 256  # that are welcomed; as many more are told so
 BACKLOG = 1024  # more than may come at once; systems take less
+_THREADS = 32  # for what may wait for disks and locks
 _BUILD_SECONDS = 30.0  # between two looks at the package's files
 _ANY_VERSION = ("ps", "stop")  # what a host does for a client of any other build
 _SHOWN = 40
@@ -67,6 +68,7 @@ class Server:
     async def serve(self, listening: socket.socket) -> None:
         """Answer until the host's life is over, then flush."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS, "beside"))
         server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=BACKLOG)
         self._look()
         await self._over.wait()
@@ -149,9 +151,9 @@ class Server:
         result = await asyncio.to_thread(HANDLERS[name], ask)
         return {**self._told(), **result} if name == "ps" else result
 
-    def engine_for(self, model: str) -> Engine:
-        """The engine of a model, whose thread loads it."""
-        return engine_for(model)
+    async def engine_for(self, model: str) -> Engine:
+        """The engine of a model as its files are now; a folder that hangs is waited for beside."""
+        return await asyncio.to_thread(current_engine_for, model)
 
     @property
     def patience(self) -> float:

@@ -1,14 +1,17 @@
 """One engine a model, all models within one budget of memory."""
 
 import os
+import shutil
 import threading
 
 import pytest
 
+from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
-from llm_mlx_promptcache.engine.events import Loading, Progress
+from llm_mlx_promptcache.engine.events import Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.errors import ModelLoadError
 from llm_mlx_promptcache.models.memory import weights_of
 from llm_mlx_promptcache.models.references import spelled
 
@@ -70,6 +73,53 @@ def test_threads_over_models_that_do_not_fit_together(folders, monkeypatch):
         thread.join()
     assert failed == []
     assert pool.shared_cache().check() == []
+
+
+def test_a_model_whose_files_changed_is_loaded_anew_where_it_must_be_current(folders, tiny_llama):
+    folder, other = folders[0], tiny_llama(seed=5)
+    before = ask(folder)
+    loaded = pool._read[str(folder)]
+    assert pool.current_engine_for(str(folder)).loaded
+    (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert not pool.current_engine_for(str(folder)).loaded
+    after = ask(folder)
+    assert pool.current_engine_for(str(folder)).loaded
+    assert pool._read[str(folder)] != loaded
+    assert after.ids == ask(other).ids != before.ids
+
+
+def test_a_model_that_answers_is_not_loaded_anew(folders):
+    engine = pool.engine_for(str(folders[0]))
+    events = engine.generate(GenerationRequest((Message("user", "One?"),), max_tokens=400))
+    next(event for event in events if isinstance(event, TextDelta))
+    (folders[0] / "config.json").touch()
+    assert pool.current_engine_for(str(folders[0])).loaded
+    *_, last = events
+    assert last.usage.generated == 400
+    assert not pool.current_engine_for(str(folders[0])).loaded
+
+
+def test_a_model_of_which_nothing_is_cached_is_loaded_anew(folders, monkeypatch):
+    """Its files changed while it was loaded: for the next process they may be sound."""
+
+    def changed(manifest):
+        raise FilesChanged("a file changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "check", changed)
+        assert ask(folders[0]).usage.cached == 0
+    assert not pool.current_engine_for(str(folders[0])).loaded
+    ask(folders[0])
+    assert pool.current_engine_for(str(folders[0])).loaded
+
+
+def test_a_model_that_is_gone_is_not_kept_where_it_must_be_current(folders):
+    ask(folders[0])
+    shutil.move(folders[0], folders[0].with_name("elsewhere"))
+    engine = pool.current_engine_for(str(folders[0]))
+    assert not engine.loaded
+    with pytest.raises(ModelLoadError):
+        ask(folders[0])
 
 
 def test_an_engine_that_was_never_asked_has_nothing_to_give_back(folders):

@@ -6,6 +6,7 @@ Its clock is played, its engines are this process's.
 import asyncio
 import dataclasses
 import os
+import shutil
 import threading
 import time
 
@@ -113,6 +114,20 @@ async def test_a_second_answer_prefills_its_last_token_only(client, full, folder
         asker = await client(full, generate(folder))
         *_, last, _end = await asker.frames()
     assert events([last])[0].usage.prefilled == 1
+
+
+async def test_law_15_a_model_whose_files_changed_is_what_a_new_process_would_find(
+    client, full, tiny_llama, tmp_path
+):
+    mine, other = tmp_path / "model", tiny_llama(seed=7)
+    shutil.copytree(tiny_llama(), mine)
+    told = []
+    for folder in (mine, other, mine):
+        if len(told) == 2:
+            shutil.copy(other / "model.safetensors", mine)
+        *_, last, _end = await (await client(full, generate(folder))).frames()
+        told.append(events([last])[0].ids)
+    assert told[0] != told[1] == told[2]
 
 
 async def test_a_client_of_any_build_may_ask_after_it_and_for_nothing_else(client, folder):
