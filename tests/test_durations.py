@@ -51,7 +51,8 @@ def test_a_run_of_some_files_lists_them_anew_and_leaves_the_others(listed, tmp_p
         "3.0 3.0 tests/test_b.py::test_kept",
         "3.0 3.0 tests/test_no_more.py::test_x",
     )
-    (file.parent / "test_b.py").touch()
+    for name in ("test_a.py", "test_b.py"):
+        (file.parent / name).touch()
     recorded = tmp_path / "recorded"
     costs = {
         "tests/test_a.py": 1.5,

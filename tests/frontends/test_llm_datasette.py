@@ -112,10 +112,10 @@ def test_the_loop_goes_on_while_the_model_loads(model_folder, monkeypatch):
     loading, go_on = threading.Event(), threading.Event()
     load = pool._load
 
-    def slow(reference):
+    def slow(*asked):
         loading.set()
         assert go_on.wait(60)
-        return load(reference)
+        return load(*asked)
 
     monkeypatch.setattr(pool, "_load", slow)
 
@@ -123,6 +123,7 @@ def test_the_loop_goes_on_while_the_model_loads(model_folder, monkeypatch):
         task = asyncio.create_task(model.prompt("Hello", max_tokens=2))
         async with Ticking() as ticking:
             while not loading.is_set() or ticking.ticks < 20:
+                assert not task.done()
                 await asyncio.sleep(0.001)
         assert not task.done()
         go_on.set()
