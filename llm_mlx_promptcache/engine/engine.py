@@ -147,6 +147,16 @@ class Engine:
         assert isinstance(last, Finished)
         return last
 
+    def leave(self) -> bool:
+        """End the thread of an engine without a model, and wait for nothing; False for others."""
+        with self._lock:
+            if self._model is not ModelState.UNLOADED:
+                return False
+            self._closed = True
+            self._jobs.put(None)
+        atexit.unregister(self._leave)
+        return True
+
     def close(self) -> None:
         """Finish what was promised to the disk, then end the thread; it starts no more."""
         with self._lock:

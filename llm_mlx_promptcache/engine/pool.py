@@ -56,6 +56,17 @@ def current_engine_for(reference: str) -> Engine:
     return engine
 
 
+def drop_engine(engine: Engine) -> None:
+    """Forget an engine that has no model, since it could not be loaded maybe; waits for nothing.
+
+    Nobody may be asking it.
+    """
+    with _lock:
+        names = [name for name, other in _engines.items() if other is engine]
+        if names and engine.leave():
+            del _engines[names[0]]
+
+
 def engines() -> dict[str, Engine]:
     """The engines of this process by their models' references; some may hold no model now."""
     return dict(_engines)

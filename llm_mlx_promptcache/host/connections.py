@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SMALL = 64 << 10  # bytes of a frame that may come beside others
 _SLOWEST = 1 << 20  # bytes a second of frames: the other end is on this machine
 _FRAME_SECONDS = 5.0
+_LONGEST_NAME = 8192  # characters of a model's reference: two paths
 _TICK_SECONDS = 1.0  # between two beats, and two looks at who reads
 
 
@@ -49,7 +50,7 @@ class ClientConnection:
         self._outbox = Outbox(writer, server.clock())
         self._work: asyncio.Task[None] | None = None
         self._why = ""  # it was cancelled
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
         self._beats = 0
         self.process = process
         self.model = ""
@@ -63,6 +64,9 @@ class ClientConnection:
             self._outbox.close()
         except (FrameError, TimeoutError, ConnectionError):
             self._outbox.abort()
+        except BaseException:
+            self._outbox.abort()
+            raise
 
     def tell(self, notice: Notice) -> None:
         """Tell what was logged beside its answer."""
@@ -116,11 +120,14 @@ class ClientConnection:
         tasks.add(asyncio.create_task(self._stalled(patience)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return self._work.done()
+            done = self._work.done()
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if done and not self._work.cancelled():
+            self._work.result()
+        return done
 
     async def _gone(self) -> None:
         """Return when the other end closes, or says what it was not asked to."""
@@ -131,8 +138,8 @@ class ClientConnection:
         """Return when the other end does not read; meanwhile tell that the engine works."""
         while not self._outbox.is_stalled(self._server.clock(), patience):
             await asyncio.sleep(_TICK_SECONDS)
-            if self._engine is not None and self._engine.beats != self._beats:
-                self._beats = self._engine.beats
+            if self.engine is not None and self.engine.beats != self._beats:
+                self._beats = self.engine.beats
                 self._outbox.send({"beat": self._beats})
 
     async def _answer(self, ask: Mapping[str, Any], welcome: Welcome) -> None:
@@ -150,14 +157,14 @@ class ClientConnection:
         except (Exception, SystemExit) as error:  # a model's own code may raise anything
             self._fail(error)
         finally:
-            self._engine = None
+            self.engine = None
 
     async def _generate(self, ask: Mapping[str, Any]) -> None:
         self.model, request, keep = _asked(ask)
         with self._server.asked_by(self, keep):
-            self._engine = await self._server.engine_for(self.model)
-            self._beats = self._engine.beats
-            async with aclosing(self._engine.agenerate(request)) as events:
+            self.engine = await self._server.engine_for(self.model)
+            self._beats = self.engine.beats
+            async with aclosing(self.engine.agenerate(request)) as events:
                 async for event in events:
                     self._outbox.send({"event": wire.to_json(event)})
 
@@ -168,7 +175,7 @@ class ClientConnection:
 def _asked(ask: Mapping[str, Any]) -> tuple[str, GenerationRequest, float | None]:
     """The model, the request and how long to stay; ValueError where they are none."""
     model, keep = ask.get("model"), ask.get("keep")
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_NAME:
         raise ValueError("an ask names no model")
     if keep is not None and (not isinstance(keep, (int, float)) or not 0 <= keep < math.inf):
         raise ValueError("how long to stay is no number of seconds")

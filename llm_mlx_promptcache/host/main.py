@@ -36,6 +36,8 @@ def main() -> int:
         mine = _said(place)
         with FileLock(place.life_lock, timeout=_WAIT_SECONDS, mode=0o600), listening(place) as sock:
             _serve(place, mine, sock)
+    except NotImplementedError:
+        return _failed(f"files in {place.folder} can't be locked")
     except Timeout:
         return _failed(f"the host before this one did not end in {_WAIT_SECONDS:.0f} seconds")
     except HostUnavailable as error:
@@ -89,6 +91,9 @@ def _serve(place: Place, mine: Mapping[str, Any], sock: socket.socket) -> None:
             loop.add_signal_handler(number, server.stop, f"it was sent {number.name}")
         Relay(loop, server.tell).listen()
         await server.serve(sock)
+        for number in _LEAVING:  # what comes now changes nothing
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     log.take_over()
     _open_more_files()

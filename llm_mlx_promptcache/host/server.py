@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..cache.disk.files import same_file
-from ..engine.pool import close_engines, current_engine_for
+from ..engine.pool import close_engines, current_engine_for, drop_engine
 from .connections import ClientConnection, Welcome
 from .control import HANDLERS
-from .hello import PROTOCOL, build, difference
+from .hello import PROTOCOL, build, difference, shown
 from .life import Life, Signs, Stage
 from .notices import Notice, Notices
 from .outbox import STALLED_SECONDS
@@ -103,7 +103,9 @@ class Server:
             self._build_at = self.clock()  # its files may have been replaced
             return self._refused(why), Welcome.NONE
         if self._count > MOST_CONNECTIONS:
-            return self._refused(f"it has {MOST_CONNECTIONS} connections"), Welcome.NONE
+            # Who sees a busy host goes its own way; an idle one would be asked to end.
+            refused = self._refused(f"it has {MOST_CONNECTIONS} connections")
+            return {**refused, "busy": max(1, self._life.busy)}, Welcome.NONE
         everything = "build" in hello
         if everything and not self._life.welcomes:
             return self._refused(f"it is ending: {self._life.why}"), Welcome.NONE
@@ -135,6 +137,9 @@ class Server:
         finally:
             del self._asking[connection]
             self._life.end(self.clock())
+            engine = connection.engine
+            if engine is not None and all(other.engine is not engine for other in self._asking):
+                drop_engine(engine)
 
     async def control(self, ask: Mapping[str, Any], welcome: Welcome) -> Mapping[str, Any]:
         """The result of what is asked beside answers; ValueError for what a host does not do."""
@@ -144,7 +149,7 @@ class Server:
         if name == "stop":
             if self._life.busy and ask.get("idle"):
                 raise RuntimeError(f"it answers {self._life.busy}")
-            self.stop(str(ask.get("why") or "it was asked to"))
+            self.stop(shown(ask.get("why") or "it was asked to"))
             return self._told()
         if name not in HANDLERS:
             raise ValueError(f"a host of this version does no {name[:_SHOWN]!r}")

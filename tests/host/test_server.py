@@ -173,6 +173,7 @@ async def test_another_protocol_is_refused_even_what_any_build_may_ask(client):
         {},
         {"ask": "generate"},
         {"ask": "generate", "model": "", "request": {}, "keep": 1},
+        {"ask": "generate", "model": "m" * 100_000, "request": {}, "keep": 1},
         {"ask": "generate", "model": 5, "request": {}, "keep": 1},
         {"ask": "generate", "model": "m", "request": {}, "keep": 1},
         {"ask": "generate", "model": "m", "request": [], "keep": 1},
@@ -186,6 +187,17 @@ async def test_an_ask_that_makes_no_sense_is_an_error_and_no_more(client, full, 
     assert told["error"]["kind"] in ("ValueError", "TypeError")
     _, told = await (await client(BARE, PS)).frames()
     assert (told["result"]["busy"], told["result"]["models"]) == (0, [])
+
+
+async def test_references_that_name_no_model_leave_nothing_behind(client, full, tmp_path):
+    for number in range(5):
+        ask = generate(tmp_path / f"no model {number}")
+        _, *_, told = await (await client(full, ask)).frames()
+        assert told["error"]["kind"] == "ModelLoadError"
+    await settled()
+    assert pool.engines() == {}
+    while any(thread.name == "mlx-engine" for thread in threading.enumerate()):
+        await asyncio.sleep(0.001)
 
 
 GARBAGE = {
@@ -279,6 +291,7 @@ async def test_so_many_are_welcomed_and_the_next_is_told(client, monkeypatch):
         assert "welcome" in await each.frame()
     (refused,) = await (await client(BARE)).frames()
     assert refused["refused"] == "it has 3 connections"
+    assert refused["busy"] == 1  # or its client would ask it to end
     welcomed[0].close()
     welcomed[1].send(PS)
     assert len(await welcomed[1].frames()) == 1
