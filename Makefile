@@ -5,12 +5,13 @@ BIN := .venv/bin
 
 # mlx's Linux wheel links a slow reference BLAS. What our package finds in its place is preloaded, so that
 # programs that import MLX before our package have it too; asked when a recipe runs, since .venv is there then.
-RUN = $(shell $(BIN)/python -m llm_mlx_promptcache.models.blas .venv/blas) $(BIN)
+BLAS = $(shell $(BIN)/python -m llm_mlx_promptcache.models.blas .venv/blas)
+RUN = $(BLAS) $(BIN)
 
 # Tests run side by side in so many processes, each with one thread of BLAS: on two cores that is faster than
 # one process with two threads, and the tests of faults mostly wait for processes of their own.
 WORKERS ?= 2
-PYTEST = OPENBLAS_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests

@@ -35,15 +35,21 @@ _MOST_BYTES = 8 << 20  # of the loader's cache; a full desktop's is 200 KB
 
 _WHEEL = "ngsolve-openblas"
 _FORTRAN = re.compile(r"libgfortran-[0-9a-f]+\.so\.(\d+)\b.*", re.ASCII)
+# Where a user said how many threads OpenBLAS may have.
+_THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 _NAMES = re.compile(r"openblas|mkl_rt|blis|libblas")
 
 
 @dataclass(frozen=True)
 class Blas:
-    """A BLAS, and the libraries that its folder must have beside it, by the names it asks for."""
+    """A BLAS, and the libraries that its folder must have beside it, by the names it asks for.
+
+    `threads` is how many it is to have where the user says nothing; None leaves that to it.
+    """
 
     path: Path
     beside: Mapping[str, Path] = field(default_factory=dict)
+    threads: int | None = None
 
     def placed(self, folder: Path) -> Path:
         """The file to load: itself, or, where it needs others, one of links to all in `folder`."""
@@ -55,6 +61,10 @@ class Blas:
             new.symlink_to(target)
             new.replace(folder / name)
         return folder / self.path.name
+
+    def threads_in(self, base: Mapping[str, str]) -> int | None:
+        """How many threads a process with these variables must be told to have."""
+        return None if any(name in base for name in _THREADS) else self.threads
 
 
 def find(root: Path = Path("/"), packages: Sequence[str] | None = None) -> Blas | None:
@@ -84,7 +94,10 @@ def environment(blas: Blas | None, folder: Path, base: Mapping[str, str]) -> dic
     path = str(blas.placed(folder.absolute()))
     if re.search(r"[\s:]", path):
         raise ValueError(f"LD_PRELOAD can't name {path}: it parts names at spaces and colons")
-    return {"LD_PRELOAD": f"{theirs}:{path}" if theirs else path}
+    found = {"LD_PRELOAD": f"{theirs}:{path}" if theirs else path}
+    if (threads := blas.threads_in(base)) is not None:
+        found["OPENBLAS_NUM_THREADS"] = str(threads)
+    return found
 
 
 def _of_the_system(root: Path) -> Iterator[Path]:
@@ -117,7 +130,9 @@ def _elf_kind(path: Path) -> tuple[bytes, bytes, bytes]:
 def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | None:
     """The extra's OpenBLAS, with Fortran's library, which MLX's wheel brings for its own LAPACK.
 
-    It looks for libraries in its own folder first (its RPATH is $ORIGIN), as they do.
+    It looks for libraries in its own folder first (its RPATH is $ORIGIN), as they do. Its threads
+    wait for one another without giving way: where other programs keep the processors busy, one
+    for each makes small products a hundred times slower. Half of them are left to others.
     """
     paths = [path for path in _files_of(_WHEEL, folders) if path.name.startswith("libopenblas")]
     libraries = {path.name: path for path in mlx_files if path.parent.name == "mlx_cpu.libs"}
@@ -126,7 +141,7 @@ def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | N
             libraries[f"libgfortran.so.{fortran[1]}"] = path
     if not paths or not _is_for_this_processor(paths[0]):
         return None
-    return Blas(paths[0], libraries)
+    return Blas(paths[0], libraries, max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def _files_of(package: str, folders: Sequence[str]) -> list[Path]:

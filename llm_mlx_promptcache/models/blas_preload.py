@@ -56,9 +56,12 @@ def preload() -> None:
     try:
         # Links are needed only while it is loaded.
         with TemporaryDirectory(prefix="mlx-cached-blas-") as folder:
-            ctypes.CDLL(str(blas.placed(Path(folder))), mode=ctypes.RTLD_GLOBAL)
+            loaded = ctypes.CDLL(str(blas.placed(Path(folder))), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         _log.warning("MLX computes with its own slow BLAS: %s (%s=0 ends this)", error, SWITCH)
+        return
+    if (threads := blas.threads_in(os.environ)) is not None:
+        loaded.openblas_set_num_threads(threads)
 
 
 def blas_in_use() -> str | None:

@@ -94,7 +94,8 @@ def test_without_the_systems_the_extras_is_found_with_what_it_needs(root, packag
     (ours,) = install(packages, "ngsolve-openblas", WHEEL)
     fortran = packages / "mlx_cpu.libs/libgfortran-0af.so.5.0.0"
     found = find(root, [str(packages)])
-    assert found == Blas(ours, {fortran.name: fortran, "libgfortran.so.5": fortran})
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert found == Blas(ours, {fortran.name: fortran, "libgfortran.so.5": fortran}, half)
     library(ours, OTHER)
     assert find(root, [str(packages)]) is None
 
@@ -123,6 +124,13 @@ def test_a_child_keeps_what_the_user_preloads(tmp_path):
     assert environment(ours, tmp_path, theirs) == {"LD_PRELOAD": both}
     assert environment(None, tmp_path, theirs) == {}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_how_many_threads_is_the_users_to_say(name, tmp_path):
+    few = Blas(Path("/lib/libopenblas.so.0"), threads=3)
+    assert environment(few, tmp_path, {})["OPENBLAS_NUM_THREADS"] == "3"
+    assert environment(few, tmp_path, {name: "7"}) == {"LD_PRELOAD": "/lib/libopenblas.so.0"}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ needs_any = pytest.mark.skipif(
 
 
 def plain():
-    gone = ("LD_PRELOAD", blas.SWITCH)
+    gone = ("LD_PRELOAD", blas.SWITCH, *blas._THREADS)
     return {name: value for name, value in os.environ.items() if name not in gone}
 
 
@@ -208,6 +216,16 @@ def test_without_the_systems_mlx_is_bound_to_the_extras(tmp_path):
 def test_a_process_started_with_the_extras_is_bound_to_it(tmp_path):
     found = environment(find(Path("/nowhere")), tmp_path / "links", plain())
     assert bound(MULTIPLY, tmp_path, **found) == find(Path("/nowhere")).path.name
+
+
+@needs_wheel
+def test_the_extras_threads_leave_half_of_the_processors_to_others(tmp_path):
+    ask = HIDDEN + MULTIPLY + "import ctypes\nprint(ctypes.CDLL(None).openblas_get_num_threads())"
+    wheel = find(Path("/nowhere"))
+    child = environment(wheel, tmp_path, plain())
+    assert [output(ask), output(ask, **child)] == [f"{wheel.threads}\n"] * 2
+    one_more = str(min(wheel.threads + 1, len(os.sched_getaffinity(0))))
+    assert output(ask, OPENBLAS_NUM_THREADS=one_more) == f"{one_more}\n"
 
 
 @needs_any
