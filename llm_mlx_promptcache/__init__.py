@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
-
-from .models.blas_preload import preload_before_mlx
 
 if TYPE_CHECKING:
     from .cache.disk.store import DiskStore
@@ -23,7 +22,24 @@ _MODULES = {
     "Rows": "insertion",
 }
 
-preload_before_mlx()
+
+class _BeforeMLX:
+    """Asked before any module is found; finds none, but loads a fast BLAS before MLX.
+
+    It is an import hook since anybody may import MLX first: an engine, a tokenizer that counts, an
+    application of its own; and whoever imports no MLX must pay nothing.
+    """
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Nothing, ever."""
+        if name == "mlx.core":
+            from .models.blas_preload import preload
+
+            preload()
+
+
+if sys.platform == "linux":
+    sys.meta_path.insert(0, _BeforeMLX())
 
 
 def __getattr__(name: str) -> Any:

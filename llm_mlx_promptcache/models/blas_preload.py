@@ -20,24 +20,6 @@ _CALLED = "cblas_sgemm"
 _log = logging.getLogger(__name__)
 
 
-class _BeforeMLX:
-    """Stands at the head of `sys.meta_path` and is asked before MLX is found; finds nothing."""
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == _MLX:
-            preload()
-
-
-def preload_before_mlx() -> None:
-    """Have `preload` called by the first import of MLX in this process; on Linux alone.
-
-    It is an import hook since anybody may be first: an engine, a tokenizer that counts, an
-    application of its own; and whoever imports no MLX must pay nothing.
-    """
-    if sys.platform == "linux" and _MLX not in sys.modules:
-        sys.meta_path.insert(0, _BeforeMLX())
-
-
 def preload() -> None:
     """Load the fast BLAS for all libraries that this process loads from now on.
 
