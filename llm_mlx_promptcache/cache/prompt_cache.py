@@ -20,6 +20,7 @@ from .insertion import Insertion, PathEnd, Rows
 from .layers import layout as layouts
 from .layers.layout import Layout
 from .lookup import Lookup
+from .memory import listing
 from .memory.ages import Ages
 from .memory.leases import Lease, Loans
 from .memory.policies import Policy
@@ -316,6 +317,23 @@ class PromptCache:
                 "memory": {**total, "budget": self._max_bytes, "tiers": tiers},
                 "disk": stored,
             }
+
+    def paths(self) -> list[listing.MemoryPath]:
+        """All paths in memory, to look at; their tokens are conversations."""
+        with self._lock:
+            return listing.paths(self._tree, self._ages)
+
+    def models(self) -> list[listing.HeldModel]:
+        """What memory holds of each model; the largest first."""
+        with self._lock:
+            return listing.models(self._tree, self._names)
+
+    def in_memory(self, namespace: str, tokens: Iterable[int]) -> int:
+        """How many of these tokens, from the first on, are in memory."""
+        with self._lock:
+            nodes, length = self._tree.walk(namespace, _checked(tokens))
+            lent = (node.start for node in nodes if is_moved_out(node))
+            return min(next(lent, length), length)
 
     def check(self) -> list[str]:
         """What is wrong with what is in memory, a line each (law 3)."""

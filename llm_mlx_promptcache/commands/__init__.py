@@ -16,6 +16,8 @@ _WHERE = {
     "remove": "models",
     "default": "models",
     "download": "models",
+    "ps": "host",
+    "stop": "host",
     "stats": "cache",
     "tree": "spans",
     "explain": "explain",

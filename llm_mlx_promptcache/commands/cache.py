@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -17,14 +17,21 @@ from ..config import (
     parse_keep,
 )
 from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
+from ..host.asking import EndedMeanwhile, asked, has_ended
+from ..host.errors import HostStopped
+from ..host.place import HostUnavailable, host_place
+from .host import seen_by_host
 from .shown import json_option, label_of, show_json, show_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..cache.disk.store import DiskStore
 
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
 _DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
 _AUTO = "auto"
+_END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
 
 
 @click.command()
@@ -41,32 +48,67 @@ def path(*, as_json: bool) -> None:
 @click.command()
 @json_option
 def stats(*, as_json: bool) -> None:
-    """Print what the cache on disk holds, in all and of each model."""
+    """Print what the cache holds on disk, and in the host's memory, in all and of each model."""
     from ..cache.sizes import format_size
 
     store = disk_store()
     held = store.stats()
-    models = store.by_model()
-    gone = dict.fromkeys((m for m, _, _ in models), 0)
-    for m, _, size in store.superseded():
-        gone[m] = gone.get(m, 0) + size
+    memory = seen_by_host({"ask": "stats"})
+    models = _models(store, memory)
     if as_json:
         del held["written"]  # by this process, which writes nothing
-        named = [
-            {"model": m, "spans": spans, "bytes": size, "superseded_bytes": gone[m]}
-            for m, spans, size in models
-        ]
-        show_json({**held, "folder": str(cache_folder()), "models": named})
+        show_json(
+            {
+                **held,
+                "folder": str(cache_folder()),
+                "memory": memory and {"pid": memory["pid"], **(memory.get("memory") or {})},
+                "models": [one._asdict() for one in models],
+            }
+        )
         return
     click.echo(
         f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
         f" of at most {format_size(held['budget'])} in {cache_folder()}"
     )
-    # What nobody can open any more, since mlx or the weights changed: it is evicted first.
-    told = {m: f"{format_size(size)} superseded" if size else "" for m, size in gone.items()}
-    rows = [(m or "unnamed", str(spans), format_size(size), told[m]) for m, spans, size in models]
-    if rows:
-        show_table(("model", "spans", "size", "of which"), rows)
+    if memory is not None and (found := memory.get("memory")):
+        click.echo(
+            f"{found['spans']} spans, {found['tokens']} tokens, {format_size(found['bytes'])}"
+            f" of at most {format_size(found['budget'])} in the memory of process {memory['pid']}"
+        )
+    if models:
+        show_table(("model", "spans", "size", "in memory", "of which"), [m.row() for m in models])
+
+
+class _ModelStats(NamedTuple):
+    """What is kept of a model; `superseded_bytes` of it can be opened by nobody any more."""
+
+    model: str
+    spans: int
+    bytes: int
+    superseded_bytes: int
+    memory_bytes: int
+
+    def row(self) -> tuple[str, ...]:
+        from ..cache.sizes import format_size
+
+        # Since mlx or the weights changed: it is evicted first.
+        gone = self.superseded_bytes
+        told = f"{format_size(gone)} superseded" if gone else ""
+        size, memory = format_size(self.bytes), format_size(self.memory_bytes)
+        return self.model or "unnamed", str(self.spans), size, memory, told
+
+
+def _models(store: DiskStore, memory: Mapping[str, Any] | None) -> list[_ModelStats]:
+    """The models of which something is on the disk or in the host's memory."""
+    gone: dict[str, int] = {}
+    for name, _, size in store.superseded():
+        gone[name] = gone.get(name, 0) + size
+    inside = {one["model"]: int(one["bytes"]) for one in (memory or {}).get("models", [])}
+    found = [
+        _ModelStats(name, spans, size, gone.get(name, 0), inside.pop(name, 0))
+        for name, spans, size in store.by_model()
+    ]
+    return found + [_ModelStats(name, 0, 0, 0, size) for name, size in inside.items()]
 
 
 @click.command()
@@ -103,21 +145,64 @@ def check(*, fix: bool, as_json: bool) -> None:
 @click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
 @json_option
 def clear(*, model: str | None, older_than: str | None, as_json: bool) -> None:
-    """Remove what the cache holds on disk."""
+    """Remove what the cache holds on disk and in the host's memory.
+
+    What the host is just answering is not kept either. Status 1 where the host does not answer.
+    """
     from ..cache.sizes import format_size
 
     days = None if older_than is None else _days("--older-than", older_than)
     store = disk_store()
-    named = None if model is None else _stored(store, model)
-    freed = store.clear(model=named, days=days)
+    cleared = _Cleared(0, 0, "")
+    named = model
+    if model is not None:
+        cleared, memory = _asked_memory()
+        named = _stored(store, memory, model)
+    if not cleared.why:
+        cleared = _cleared_by_host({"ask": "clear", "model": named, "days": days})
+    freed = cleared.disk + store.clear(model=named, days=days)
     if model is None and days is None:
         # Digests of the models' files: no conversation, but ours.
         with suppress(OSError):
             (cache_folder() / "digests.json").unlink()
     if as_json:
-        show_json({"freed": freed})
+        show_json({"freed": freed, "freed_memory": cleared.memory})
     else:
-        click.echo(f"freed {format_size(freed)}")
+        beside = f", and {format_size(cleared.memory)} of memory" if cleared.memory else ""
+        click.echo(f"freed {format_size(freed)}{beside}")
+    if cleared.why:
+        raise click.ClickException(
+            f"{cleared.why}; what it has in memory is not cleared, and may be written to the disk"
+            " again: llm mlx-cached stop, then clear once more"
+        )
+
+
+class _Cleared(NamedTuple):
+    """The bytes that the host freed, and why it did not clear, where it did not."""
+
+    memory: int
+    disk: int
+    why: str
+
+
+def _asked_memory() -> tuple[_Cleared, Mapping[str, Any]]:
+    """What the host holds, by model; why that is not known, where it is not."""
+    try:
+        return _Cleared(0, 0, ""), asked({"ask": "stats"}) or {}
+    except (HostUnavailable, HostStopped) as error:
+        return _Cleared(0, 0, str(error)), {}
+
+
+def _cleared_by_host(ask: Mapping[str, Any]) -> _Cleared:
+    """Have the host clear its memory and the disk; one that is just ending is waited for."""
+    try:
+        told = asked(ask) or {}
+        return _Cleared(int(told.get("memory", 0)), int(told.get("disk", 0)), "")
+    except (EndedMeanwhile, HostStopped) as error:
+        ended = has_ended(host_place(), _END_SECONDS)
+        return _Cleared(0, 0, "" if ended else str(error))
+    except HostUnavailable as error:
+        return _Cleared(0, 0, str(error))
 
 
 @click.command()
@@ -151,15 +236,17 @@ def settings(
         show_table(("limit", "set to"), _limits(found))
 
 
-def _stored(store: DiskStore, model: str) -> str:
-    """What the store calls a model of this name, or how a namespace starts; ValueError."""
+def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
+    """What the cache calls a model of this name, or how a namespace starts; ValueError."""
     from ..cache.disk.listing import ID_LENGTH
 
-    labels = {label for label, _, _ in store.by_model()}
+    inside = memory.get("models", [])
+    labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
     for name in (label_of(model), model):
         if name in labels:
             return name
     namespaces = {span.namespace for span in store.listing().spans}
+    namespaces |= {name for one in inside for name in one["namespaces"]}
     if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
         return model
     raise ValueError(

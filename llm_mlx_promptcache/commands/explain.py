@@ -8,6 +8,7 @@ import click
 
 from ..config import load_settings
 from ..engine.pool import disk_store
+from .host import seen_by_host
 from .shown import json_option, quoted, show_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def explain(*, response_id: str | None, as_json: bool) -> None:
     from ..llm_adapter.logs import logged_answer
 
     found = _explained(logged_answer(response_id, load_settings()), disk_store().listing())
+    ask = {"ask": "held", "namespace": found.answer.namespace, "tokens": found.ids}
+    told = seen_by_host(ask) if found.ids else None
+    found = found._replace(in_memory=None if told is None else int(told.get("tokens", 0)))
     if as_json:
         show_json(found.plain())
     else:
@@ -48,6 +52,12 @@ class _Explained(NamedTuple):
     chain: list[ListedSpan]
     stored: int
     parting: Parting | None
+    in_memory: int | None = None  # how many of its tokens the host has there, if there is one
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt's tokens."""
+        return self.transcript.ids.tolist()
 
     def plain(self) -> dict[str, Any]:
         """The same for programs."""
@@ -62,6 +72,7 @@ class _Explained(NamedTuple):
                 "prompt": len(ids),
                 "stored": self.stored,
                 "spans": [span.file_id for span in self.chain],
+                "in_memory": self.in_memory,
             },
             "nearest": None if self.parting is None else self._nearest(self.parting),
         }
@@ -82,7 +93,10 @@ class _Explained(NamedTuple):
                 " llm does not log (a system prompt of a later turn), is not as it was"
             )
         spans = ", ".join(span.id for span in self.chain) or "none"
-        made.append(f"now: {self.stored} of {now} prompt tokens are stored, in spans {spans}")
+        beside = "" if self.in_memory is None else f"; the host has {self.in_memory} in memory"
+        made.append(
+            f"now: {self.stored} of {now} prompt tokens are stored, in spans {spans}{beside}"
+        )
         return made + self._parting_lines()
 
     def _parting_lines(self) -> list[str]:

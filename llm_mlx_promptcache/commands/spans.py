@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..engine.pool import disk_store
+from ..host.asking import asked
+from ..host.errors import HostStopped
+from ..host.place import HostUnavailable
+from .host import seen_by_host
 from .shown import json_option, label_of, quoted, show_json, show_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from ..cache.disk.listing import ListedSpan, Listing
+    from ..cache.disk.listing import Listing
     from ..models.chat_tokenizer import TemplateTokenizer
 
 _WORDS = 16  # tokens of a span that are decoded for its first words
@@ -23,23 +28,24 @@ _WORDS = 16  # tokens of a span that are decoded for its first words
 @click.option("--text", is_flag=True, help="With each span's first words: your conversations.")
 @json_option
 def tree(*, model: str | None, text: bool, as_json: bool) -> None:
-    """Show what is stored on disk as a tree.
+    """Show what is stored on disk, and in the host's memory, as a tree.
 
     A line is a span: its id, the tokens of the path that it holds, its tier, size, and uses. One
-    that begins with "+" goes on from the line above it.
+    that begins with "+" goes on from the line above it. Of what is in memory the line says so.
     """
-    listing = disk_store().listing()
+    rows = _rows(disk_store().listing(), seen_by_host({"ask": "tree"}))
     wanted = None if model is None else label_of(model)
     roots: dict[str, str] = {}
-    for span in listing.spans:
-        if wanted is None or wanted in (span.model, span.namespace):
-            roots[span.namespace] = span.model
+    for row in rows:
+        if wanted is None or wanted in (row.model, row.namespace):
+            roots[row.namespace] = row.model
     words = _Words(wanted=text)
     if as_json:
-        show_json([_plain(span, words) for span in listing.spans if span.namespace in roots])
+        show_json([_plain(row, words) for row in rows if row.namespace in roots])
         return
     for namespace, name in roots.items():
-        show_tree(f"{name or 'unnamed'} ({namespace[:8]})", _lines(listing, namespace, words))
+        there = [row for row in rows if row.namespace == namespace]
+        show_tree(f"{name or 'unnamed'} ({namespace[:8]})", _lines(there, words))
     if not roots:
         click.echo("nothing is stored" if wanted is None else f"nothing is stored of {wanted}")
 
@@ -62,8 +68,16 @@ def unpin(*, span: str, as_json: bool) -> None:
 
 def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     store = disk_store()
+    told = _pinned_by_host(name, pinned=pinned)
     listing = store.listing()
     found = listing.named(name)
+    if told is not None and told.get("found") == 1:
+        ids = array("I", told["path"])
+        found = listing.along(told["namespace"], ids)[-1:]  # its id is the file's, on the disk
+        found = [span for span in found if span.end == len(ids)]
+        if not found:  # it never comes to the disk
+            _tell_pinned(told["id"], len(ids), pinned=pinned, as_json=as_json)
+            return
     if len(found) != 1:
         what = f"{len(found)} spans begin with" if found else "no span has"
         raise click.ClickException(f"{what} the id {name!r}; llm mlx-cached tree shows the ids")
@@ -72,10 +86,76 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     store.pin(span.namespace, path, pinned=pinned)
     if not any(s.file_id == span.file_id and s.pinned == pinned for s in store.listing().spans):
         raise click.ClickException(f"the span {span.id} was evicted meanwhile")
+    _tell_pinned(span.file_id, len(path), pinned=pinned, as_json=as_json)
+
+
+def _pinned_by_host(name: str, *, pinned: bool) -> Mapping[str, Any] | None:
+    """Have the host pin it in memory as well, where there is one that answers."""
+    try:
+        return asked({"ask": "pin", "id": name, "pinned": pinned})
+    except (HostUnavailable, HostStopped) as error:
+        click.echo(f"{error}; nothing of its memory is pinned or unpinned", err=True)
+        return None
+
+
+def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> None:
+    from ..cache.disk.listing import ID_LENGTH
+
     if as_json:
-        show_json({"id": span.file_id, "pinned": pinned, "tokens": len(path)})
+        show_json({"id": file_id, "pinned": pinned, "tokens": tokens})
     else:
-        click.echo(f"{span.id} is {'pinned' if pinned else 'not pinned'}: {len(path)} tokens")
+        state = "pinned" if pinned else "not pinned"
+        click.echo(f"{file_id[:ID_LENGTH]} is {state}: {tokens} tokens")
+
+
+class _Row(NamedTuple):
+    """A span as it is shown: of the disk, with `in_memory` of its tokens; or of memory alone.
+
+    `id` is whole, `parent` "" at a path's start; `words` are its first tokens.
+    """
+
+    id: str
+    parent: str
+    namespace: str
+    model: str
+    tier: str
+    start: int
+    end: int
+    bytes: int
+    hits: int
+    used_at: int
+    pinned: bool
+    resumes: bool
+    words: Sequence[int]
+    in_memory: int
+    on_disk: bool = True
+
+
+def _rows(listing: Listing, told: Mapping[str, Any] | None) -> list[_Row]:
+    """What is stored, and after it what only the host's memory has."""
+    held = (told or {}).get("held", {})
+    rows = [
+        _Row(
+            span.file_id,
+            span.parent,
+            span.namespace,
+            span.model,
+            span.tier,
+            span.start,
+            span.end,
+            span.bytes,
+            span.hits,
+            span.used_at,
+            span.pinned,
+            span.resumes,
+            span.tokens[:_WORDS],
+            held.get(span.file_id, 0),
+        )
+        for span in listing.spans
+    ]
+    for one in (told or {}).get("alone", []):
+        rows.append(_Row(**one, resumes=True, in_memory=one["end"] - one["start"], on_disk=False))
+    return rows
 
 
 class _Words:
@@ -85,53 +165,67 @@ class _Words:
         self._wanted = wanted
         self._tokenizers: dict[str, TemplateTokenizer | None] = {}
 
-    def of(self, span: ListedSpan) -> str | None:
+    def of(self, row: _Row) -> str | None:
         if not self._wanted:
             return None
-        if span.model not in self._tokenizers:
+        if row.model not in self._tokenizers:
             from ..models.tokenizer_alone import tokenizer_of
 
-            self._tokenizers[span.model] = tokenizer_of(span.model)
-        tokenizer = self._tokenizers[span.model]
-        return tokenizer.decode(span.tokens[:_WORDS]) if tokenizer is not None else None
+            self._tokenizers[row.model] = tokenizer_of(row.model)
+        tokenizer = self._tokenizers[row.model]
+        return tokenizer.decode(row.words) if tokenizer is not None else None
 
 
-def _lines(listing: Listing, namespace: str, words: _Words) -> Iterator[tuple[int, str]]:
+def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[tuple[int, str]]:
     """The spans of a namespace with their depths; only where paths part it grows."""
-    waiting = [(0, "", span) for span in reversed(listing.below()) if span.namespace == namespace]
+    below: dict[str, list[_Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.start, row.id)):
+        below.setdefault(row.parent, []).append(row)
+    waiting = [(0, "", row) for row in reversed(below.get("", []))]
     while waiting:
-        depth, mark, span = waiting.pop()
-        yield depth, mark + _line(span, words.of(span))
-        below = listing.below(span.file_id)
-        if len(below) == 1 and below[0].start == span.end:
-            waiting.append((depth, "+ ", below[0]))
+        depth, mark, row = waiting.pop()
+        yield depth, mark + _line(row, words.of(row))
+        next_ones = below.get(row.id, [])
+        if len(next_ones) == 1 and next_ones[0].start == row.end:
+            waiting.append((depth, "+ ", next_ones[0]))
         else:
-            waiting.extend((depth + 1, "", one) for one in reversed(below))
+            waiting.extend((depth + 1, "", one) for one in reversed(next_ones))
 
 
-def _line(span: ListedSpan, text: str | None) -> str:
+def _line(row: _Row, text: str | None) -> str:
+    from ..cache.disk.listing import ID_LENGTH
     from ..cache.sizes import format_size
 
-    place = f"{span.start}-{span.end}" if len(span.tokens) else f"checkpoint at {span.start}"
-    uses = f"{span.hits} hit" + "s" * (span.hits != 1)
-    parts = [span.id, place, span.tier, format_size(span.bytes), uses]
-    return "  ".join(parts + ["pinned"] * span.pinned + ([quoted(text)] if text else []))
+    place = f"{row.start}-{row.end}" if row.end > row.start else f"checkpoint at {row.start}"
+    uses = f"{row.hits} hit" + "s" * (row.hits != 1)
+    parts = [row.id[:ID_LENGTH], place, row.tier, format_size(row.bytes), uses]
+    parts += ["pinned"] * row.pinned + [_where(row)] * (row.in_memory > 0)
+    return "  ".join(parts + ([quoted(text)] if text else []))
 
 
-def _plain(span: ListedSpan, words: _Words) -> dict[str, Any]:
-    text = words.of(span)
+def _where(row: _Row) -> str:
+    if not row.on_disk:
+        return "in memory alone"
+    whole = row.in_memory == row.end - row.start
+    return "in memory" if whole else f"in memory to {row.start + row.in_memory}"
+
+
+def _plain(row: _Row, words: _Words) -> dict[str, Any]:
+    text = words.of(row)
     return {
-        "id": span.file_id,
-        "parent": span.parent or None,
-        "namespace": span.namespace,
-        "model": span.model,
-        "tier": span.tier,
-        "start": span.start,
-        "end": span.end,
-        "bytes": span.bytes,
-        "hits": span.hits,
-        "used_at": span.used_at,
-        "pinned": span.pinned,
-        "resumes": span.resumes,
+        "id": row.id,
+        "parent": row.parent or None,
+        "namespace": row.namespace,
+        "model": row.model,
+        "tier": row.tier,
+        "start": row.start,
+        "end": row.end,
+        "bytes": row.bytes,
+        "hits": row.hits,
+        "used_at": row.used_at,
+        "pinned": row.pinned,
+        "resumes": row.resumes,
+        "in_memory": row.in_memory,
+        "on_disk": row.on_disk,
         **({} if text is None else {"text": text}),
     }

@@ -94,6 +94,17 @@ def shared_cache() -> PromptCache:
         return _cache
 
 
+def cache_in_use() -> PromptCache | None:
+    """The cache of this process, where it has one already."""
+    return _cache
+
+
+def weights() -> dict[str, int]:
+    """Bytes of the weights of the models in memory, by their references."""
+    held = dict(_weights)
+    return {name: held.get(name, 0) for name, engine in engines().items() if engine.loaded}
+
+
 def uses_disk() -> bool:
     """Whether what this process computes may be kept on the disk."""
     return os.environ.get(DISK_SWITCH, "1") != "0"

@@ -149,7 +149,7 @@ class ClientConnection:
                 await self._generate(ask)
                 self._outbox.send({"end": True})
             else:
-                self._outbox.send({"result": await self._server.control(ask, welcome)})
+                self._outbox.send({"result": await self._server.control(ask)})
         except asyncio.CancelledError:
             if not self._why:
                 raise

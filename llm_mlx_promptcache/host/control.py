@@ -2,22 +2,42 @@
 
 They run on threads beside the loop, several at a time, and use no MLX there. What they raise is
 told to who asked. `ps` adds to what the server tells of itself; `stop` is the server's own.
+An ask is untrusted, as all that comes over a socket.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from ..engine.pool import engines
+from ..engine.pool import cache_in_use, disk_store, engines, weights
+from .memory_tree import MemoryTree, NamedSpan
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
+_MOST_TOKENS = 1 << 24  # of a path that is asked for; no model's context is as long
+_NOTHING: Mapping[str, Any] = {"memory": None, "models": []}
+
 
 def ps(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The models that were asked for, and whether each is in memory."""
-    held = [{"model": name, "loaded": engine.loaded} for name, engine in engines().items()]
-    return {"models": held}
+    """The models that were asked for, what each takes, and whether its weights are in memory."""
+    loaded, cache = weights(), cache_in_use()
+    held = {one.model: one.bytes for one in cache.models()} if cache is not None else {}
+    names = [*engines(), *(name for name in held if name not in engines())]
+    models = [
+        {
+            "model": name,
+            "loaded": name in loaded,
+            "weights": loaded.get(name, 0),
+            "cache": held.get(name, 0),
+        }
+        for name in names
+    ]
+    return {"models": models}
 
 
 def unload(ask: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -27,4 +47,97 @@ def unload(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"unloaded": engine is None or engine.unload(max(wait, 0.0))}
 
 
-HANDLERS: dict[str, Handler] = {"ps": ps, "unload": unload}
+def stats(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the cache holds in memory, in all and of each model."""
+    cache = cache_in_use()
+    if cache is None:
+        return _NOTHING
+    memory = cache.stats(sum(weights().values()))["memory"]
+    return {"memory": memory, "models": [one._asdict() for one in cache.models()]}
+
+
+def tree(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How much of each span on the disk is in memory too, and the spans that only memory has."""
+    cache = cache_in_use()
+    if cache is None:
+        return {"held": {}, "alone": []}
+    found = MemoryTree(cache, disk_store().listing())
+    return {"held": found.held, "alone": [span.plain() for span in found.alone]}
+
+
+def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Forget what is in memory and on the disk, of one model or unused for days if said."""
+    model, days = ask.get("model"), ask.get("days")
+    if model is not None and not isinstance(model, str):
+        raise ValueError("the model to clear is no name")
+    if days is not None and not (isinstance(days, (int, float)) and 0 <= days < math.inf):
+        raise ValueError("the age to clear is no number of days")
+    cache = cache_in_use()
+    if cache is None:
+        return {"memory": 0, "disk": 0}
+    return cache.forget(model=model, days=days)._asdict()
+
+
+def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Pin the path to a span, in memory and on the disk, or no longer; by the id that `tree` has.
+
+    `found` says how many spans there are whose ids begin like this; one, or nothing is done.
+    What never may come to the disk is pinned in memory alone.
+    """
+    name, pinned = str(ask.get("id", "")), ask.get("pinned") is True
+    cache, store = cache_in_use(), disk_store()
+    listing = store.listing()
+    meant = [NamedSpan(s.file_id, s.namespace, listing.path(s)) for s in listing.named(name)]
+    if cache is not None and not meant:
+        meant = MemoryTree(cache, listing).named(name)
+    if len(meant) != 1:
+        return {"found": len(meant)}
+    ((span_id, namespace, path),) = meant
+    if cache is not None:
+        with suppress(ValueError):  # memory has not all of it: then the disk has, or nobody
+            _beside(partial(cache.pin if pinned else cache.unpin, namespace, path))
+    store.pin(namespace, path, pinned=pinned)
+    return {"found": 1, "id": span_id, "namespace": namespace, "path": path.tolist()}
+
+
+def held(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How many of a prompt's tokens are in memory."""
+    namespace, tokens = ask.get("namespace"), ask.get("tokens")
+    if not isinstance(namespace, str) or not isinstance(tokens, list) or not tokens:
+        raise ValueError("the prompt that is asked for is none")
+    if len(tokens) > _MOST_TOKENS or not all(type(one) is int and one >= 0 for one in tokens):
+        raise ValueError("the tokens that are asked for are none")
+    cache = cache_in_use()
+    return {"tokens": 0 if cache is None else cache.in_memory(namespace, tokens)}
+
+
+HANDLERS: dict[str, Handler] = {
+    "ps": ps,
+    "stats": stats,
+    "tree": tree,
+    "clear": clear,
+    "pin": pin,
+    "held": held,
+    "unload": unload,
+}
+
+
+def _beside(work: Callable[[], None]) -> None:
+    """Do what needs MLX on a thread of its own, which owes it nothing when it ends."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        from ..models.threads import leave_thread
+
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            leave_thread()
+
+    thread = threading.Thread(target=run, name="host-control")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]

@@ -17,6 +17,7 @@ from ..cache.disk.files import same_file
 from ..engine.pool import close_engines, current_engine_for, drop_engine
 from .connections import ClientConnection, Welcome
 from .control import HANDLERS
+from .errors import HostStopped
 from .hello import PROTOCOL, build, difference, shown
 from .life import Life, Signs, Stage
 from .notices import Notice, Notices
@@ -32,7 +33,6 @@ MOST_CONNECTIONS = 256  # that are welcomed; as many more are told so
 BACKLOG = 1024  # more than may come at once; systems take less
 _THREADS = 32  # for what may wait for disks and locks
 _BUILD_SECONDS = 30.0  # between two looks at the package's files
-_ANY_VERSION = ("ps", "stop")  # what a host does for a client of any other build
 _SHOWN = 40
 
 
@@ -141,11 +141,12 @@ class Server:
             if engine is not None and all(other.engine is not engine for other in self._asking):
                 drop_engine(engine)
 
-    async def control(self, ask: Mapping[str, Any], welcome: Welcome) -> Mapping[str, Any]:
-        """The result of what is asked beside answers; ValueError for what a host does not do."""
+    async def control(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The result of what is asked beside answers; ValueError for what a host does not do.
+
+        Clients of any build may ask it: a clear must reach whatever host there is.
+        """
         name = str(ask.get("ask"))
-        if welcome is not Welcome.ALL and name not in _ANY_VERSION:
-            raise ValueError(f"{name[:_SHOWN]!r} is asked by who said what build it is of")
         if name == "stop":
             if self._life.busy and ask.get("idle"):
                 raise RuntimeError(f"it answers {self._life.busy}")
@@ -153,6 +154,8 @@ class Server:
             return self._told()
         if name not in HANDLERS:
             raise ValueError(f"a host of this version does no {name[:_SHOWN]!r}")
+        if name != "ps" and not self._life.welcomes:  # what it holds is on its way to the disk
+            raise HostStopped(f"the host is ending: {self._life.why}")
         result = await asyncio.to_thread(HANDLERS[name], ask)
         return {**self._told(), **result} if name == "ps" else result
 

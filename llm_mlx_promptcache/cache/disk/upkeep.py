@@ -7,6 +7,7 @@ is removed. Each change of the index is a small transaction; none is ever made i
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -146,7 +147,8 @@ class Upkeep:
 
         None where the index is locked. Who was `asked` by the user leaves no token behind.
         """
-        before = None if days is None else int(self._folder.files.now() - days * 86400)
+        # Uses are dated in whole seconds: one in the same second counts as before.
+        before = None if days is None else math.ceil(self._folder.files.now() - days * 86400)
         nothing: list[str] = []
         namespaces = self._index.run(
             lambda index: index.namespaces.matching(model), nothing, asked=asked

@@ -1,0 +1,86 @@
+"""What is in memory, to look at: paths, and the spans along them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..trie import Tokens
+from .ages import Ages
+from .span_tree import SpanNode, SpanTree
+
+
+class MemorySpan(NamedTuple):
+    """A span in memory: the tokens [start, end) of its path; `idle` seconds since it was used."""
+
+    start: int
+    end: int
+    tier: str
+    bytes: int
+    uses: int
+    idle: float
+    pinned: bool
+
+
+class MemoryPath(NamedTuple):
+    """A path in memory, to the end of one that nothing hangs on; `spans` are along it, in order."""
+
+    namespace: str
+    tokens: Tokens[int]
+    spans: list[MemorySpan]
+
+
+class HeldModel(NamedTuple):
+    """What memory holds of a model, by what people call it ("" where nobody said)."""
+
+    model: str
+    namespaces: tuple[str, ...]
+    spans: int
+    tokens: int
+    bytes: int
+
+
+def paths(tree: SpanTree, ages: Ages) -> list[MemoryPath]:
+    """All that is in memory; a span that several paths share is on each of them."""
+    found = []
+    for node in tree.nodes():
+        if not node.children:
+            spans = [_span(passed, tree.tiers, ages) for passed in _along(node)]
+            found.append(MemoryPath(str(node.model), node.path(), spans))
+    return found
+
+
+def models(tree: SpanTree, names: Mapping[str, str]) -> list[HeldModel]:
+    """What is held of each model; the largest first."""
+    held: dict[str, list[int]] = {}
+    of: dict[str, set[str]] = {}
+    for node in tree.nodes():
+        name = names.get(str(node.model), "")
+        of.setdefault(name, set()).add(str(node.model))
+        sums = held.setdefault(name, [0, 0, 0])
+        for index, amount in enumerate((1, len(node.tokens), node.value.entry.nbytes)):
+            sums[index] += amount
+    found = [HeldModel(name, tuple(sorted(of[name])), *sums) for name, sums in held.items()]
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+def _along(node: SpanNode) -> list[SpanNode]:
+    chain = []
+    current: SpanNode | None = node
+    while current is not None and current.parent is not None:
+        chain.append(current)
+        current = current.parent
+    return chain[::-1]
+
+
+def _span(node: SpanNode, tiers: tuple[str, ...], ages: Ages) -> MemorySpan:
+    entry = node.value.entry
+    return MemorySpan(
+        node.start,
+        node.end,
+        tiers[entry.tier],
+        entry.nbytes,
+        entry.uses,
+        ages.seconds_since(entry.last_used),
+        node.value.pinned,
+    )

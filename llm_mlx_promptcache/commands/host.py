@@ -1,0 +1,146 @@
+"""Commands about the resident host: what it holds, and its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from ..host.asking import EndedMeanwhile, asked, has_ended, state_of, terminate
+from ..host.errors import HostStopped
+from ..host.place import HostUnavailable, host_place
+from ..host.start import HostSilent
+from .shown import json_option, show_json, show_table
+
+_WAIT_SECONDS: Final = 10.0  # for the end of a host
+
+
+@click.command()
+@json_option
+def ps(*, as_json: bool) -> None:
+    """Show the resident host: its models, what they take, and how long it stays.
+
+    It starts none.
+    """
+    found = _asked({"ask": "ps"})
+    if as_json:
+        show_json(_plain(found))
+        return
+    if found is None:
+        click.echo("no host runs")
+        return
+    click.echo(_line(found))
+    models = [one for one in found.get("models", []) if isinstance(one, Mapping)]
+    if models:
+        columns = ("model", "weights", "cache", "state")
+        show_table(columns, [_row(one) for one in models])
+
+
+@click.command()
+@json_option
+def stop(*, as_json: bool) -> None:
+    """End the resident host, once what it was asked is done; status 1 where it has not ended.
+
+    Answers that go on for 8 seconds are cut. The next prompt starts another host.
+    """
+    pid = _end()
+    if as_json:
+        show_json({"pid": pid or None, "ended": bool(pid)})
+    else:
+        click.echo(f"the host (process {pid}) has ended" if pid else "no host runs")
+
+
+def seen_by_host(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the host tells of its memory; None where there is none, or none that answers.
+
+    That is one line on stderr then: what is shown is what lies on the disk.
+    """
+    try:
+        return asked(ask)
+    except EndedMeanwhile:
+        return None
+    except (HostUnavailable, HostStopped) as error:
+        click.echo(f"{error}; what it has in memory is not shown", err=True)
+        return None
+
+
+def _asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    try:
+        return asked(ask)
+    except EndedMeanwhile:
+        return None
+    except HostUnavailable as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _end() -> int:
+    """End the host and wait for it; its process, 0 for none. ClickException where it stays."""
+    place = host_place()
+    pid = 0
+    try:
+        found = asked({"ask": "stop", "why": "llm mlx-cached stop"})
+        if found is None:
+            return 0
+        pid = found["pid"]
+    except HostSilent as error:
+        pid = error.pid
+        if not pid:
+            raise click.ClickException(str(error)) from error
+        terminate(pid)
+    except EndedMeanwhile:
+        return 0
+    except HostUnavailable as error:
+        raise click.ClickException(str(error)) from error
+    if not has_ended(place, _WAIT_SECONDS):
+        raise click.ClickException(
+            f"the host (process {pid}) has not ended in {_WAIT_SECONDS:g} seconds; it is"
+            f" {state_of(pid)}; kill -9 {pid} ends it, and what it had not written is lost"
+        )
+    return pid
+
+
+def _plain(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A host as programs read it; times in Unix seconds."""
+    if found is None:
+        return {"pid": None, "models": []}
+    names = ("pid", "build", "stage", "busy", "keep", "models")
+    idle_since, until = _times(found)
+    plain = {name: found.get(name) for name in names}
+    return plain | {"idle_since": idle_since, "until": until}
+
+
+def _times(found: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Since when it is idle and until when it stays then, as far as either is so."""
+    now, idle, left = time.time(), found.get("idle"), found.get("left")
+    since = int(now - idle) if isinstance(idle, int | float) else None
+    until = int(now + left) if isinstance(left, int | float) else None
+    return since, until
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    build = found.get("build") or {}
+    packages = f"{build.get('package')} (mlx {build.get('mlx')}, mlx-lm {build.get('mlx_lm')})"
+    idle_since, until = _times(found)
+    parts = [f"process {found.get('pid')}", f"version {packages}"]
+    if idle_since is None:
+        parts.append(f"answers {found.get('busy')}")
+    else:
+        parts.append(f"idle since {_clock(idle_since)}")
+        parts.append("stays for ever" if until is None else f"stays until {_clock(until)}")
+    if found.get("stage") not in (None, "serving"):
+        parts.append(f"{found.get('stage')}: {found.get('why')}")
+    return ", ".join(parts)
+
+
+def _clock(seconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def _row(model: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    from ..cache.sizes import format_size
+
+    state = "in memory" if model.get("loaded") else "not in memory"
+    weights, cache = (format_size(int(model.get(name, 0))) for name in ("weights", "cache"))
+    return str(model.get("model")) or "unnamed", weights, cache, state

@@ -1,0 +1,98 @@
+"""One question to the host that there is, and its end; nothing here ever starts one.
+
+Importing this file imports no MLX.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import error_from_json
+from .frames import FrameError
+from .place import HostUnavailable, Place, host_place
+from .start import HostSilent, find
+
+ANSWER_SECONDS: Final = 60.0  # a clear writes an index anew
+_STATES: Final = {
+    "R": "running",
+    "S": "sleeping",
+    "I": "sleeping",
+    "D": "waiting for a device",
+    "U": "waiting for a device",
+    "T": "stopped",
+    "t": "stopped",
+    "Z": "ended, but not waited for",
+}
+
+
+class EndedMeanwhile(HostUnavailable):
+    """The host ended in the middle of a question."""
+
+
+def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the host says to a question, its `pid` added; None where there is no host.
+
+    What it raises is raised here. HostUnavailable where a host is there that does not answer.
+    """
+    channel = find(host_place())
+    if channel is None:
+        return None
+    with closing(channel):
+        try:
+            channel.send(ask, ANSWER_SECONDS)
+            frame = channel.receive(ANSWER_SECONDS)
+        except TimeoutError:
+            raise HostSilent(_pid(channel.welcome)) from None
+        except (FrameError, OSError) as error:
+            raise HostUnavailable(f"what the resident host says can't be read ({error})") from error
+        if frame is None:
+            raise EndedMeanwhile("the resident host ended meanwhile")
+        if "error" in frame:
+            raise error_from_json(frame["error"]) from None
+        result = frame.get("result")
+        told: Mapping[str, Any] = result if isinstance(result, Mapping) else {}
+        return {"pid": _pid(channel.welcome), **told}
+
+
+def has_ended(place: Place, seconds: float) -> bool:
+    """Whether no host lives there any more, waited for so long."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place.life_lock, mode=0o600)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.02)
+    except Timeout:
+        return False
+    lock.release()
+    return True
+
+
+def terminate(pid: int) -> None:
+    """Ask a process of ours to end that does not answer; what it computed it writes first."""
+    with suppress(OSError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def state_of(pid: int) -> str:
+    """What a process is doing, in words; "unknown" where the system does not tell."""
+    letter = ""
+    with suppress(OSError, subprocess.SubprocessError, IndexError):
+        if sys.platform == "linux":
+            letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        else:
+            command = ["/bin/ps", "-o", "stat=", "-p", str(pid)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=5)  # noqa: S603
+            letter = done.stdout.strip()[:1]
+    return _STATES.get(letter, "unknown")
+
+
+def _pid(welcome: Mapping[str, Any]) -> int:
+    pid = welcome.get("pid")
+    return pid if isinstance(pid, int) and pid > 1 else 0

@@ -1,0 +1,114 @@
+"""What memory holds beside the disk: how much of each stored span, and the spans it has alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import xxhash
+
+from ..cache.disk.listing import ID_LENGTH, stored_length
+
+if TYPE_CHECKING:
+    from ..cache.disk.listing import ListedSpan, Listing
+    from ..cache.memory.listing import MemoryPath, MemorySpan
+    from ..cache.prompt_cache import PromptCache
+    from ..cache.trie import Tokens
+
+_WORDS = 16  # tokens of a span that are told, for its first words
+
+
+class NamedSpan(NamedTuple):
+    """A span that an id means: its whole id, and the path to its end."""
+
+    id: str
+    namespace: str
+    path: Tokens[int]
+
+
+@dataclass(frozen=True)
+class MemoryOnly:
+    """A span of which the disk has nothing; its id is a digest of its path."""
+
+    id: str
+    parent: str
+    namespace: str
+    model: str
+    tier: str
+    start: int
+    end: int
+    bytes: int
+    hits: int
+    used_at: int
+    pinned: bool
+    path: Tokens[int] = field(repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """The same as JSON, with its first tokens in place of its path."""
+        told = {name: value for name, value in self.__dict__.items() if name != "path"}
+        return told | {"words": self.path[self.start : self.start + _WORDS].tolist()}
+
+
+class MemoryTree:
+    """The paths in a cache's memory, held against a listing of its disk."""
+
+    def __init__(self, cache: PromptCache, listing: Listing) -> None:
+        self.held: dict[str, int] = {}  # tokens of a stored span that are in memory, by its id
+        self._alone: dict[str, MemoryOnly] = {}
+        names = {name: one.model for one in cache.models() for name in one.namespaces}
+        self._now = time.time()
+        for path in cache.paths():
+            chain = listing.along(path.namespace, path.tokens)
+            stored = stored_length(chain, path.tokens)
+            self._note_held(chain, stored)
+            self._note_alone(path, chain, stored, names.get(path.namespace, ""))
+
+    @property
+    def alone(self) -> list[MemoryOnly]:
+        """What only memory has, parents before their children."""
+        return list(self._alone.values())
+
+    def named(self, name: str) -> list[NamedSpan]:
+        """What only memory has, and an id or its beginning can mean."""
+        if len(name) < ID_LENGTH:
+            return []
+        meant = [one for one in self.alone if one.id.startswith(name)]
+        return [NamedSpan(one.id, one.namespace, one.path[: one.end]) for one in meant]
+
+    def _note_held(self, chain: list[ListedSpan], stored: int) -> None:
+        for span in chain:
+            tokens = min(span.end, stored) - span.start
+            self.held[span.file_id] = max(tokens, self.held.get(span.file_id, 0))
+
+    def _note_alone(
+        self, path: MemoryPath, chain: list[ListedSpan], stored: int, model: str
+    ) -> None:
+        parent = chain[-1].file_id if chain else ""
+        for span in path.spans:
+            if span.end <= stored:
+                continue
+            found = self._only(path, span, max(span.start, stored), parent, model)
+            self._alone.setdefault(found.id, found)
+            parent = found.id
+
+    def _only(
+        self, path: MemoryPath, span: MemorySpan, start: int, parent: str, model: str
+    ) -> MemoryOnly:
+        digest = xxhash.xxh3_128(path.namespace.encode())
+        digest.update(memoryview(path.tokens[: span.end]).cast("B"))
+        part = (span.end - start) / (span.end - span.start)
+        return MemoryOnly(
+            digest.hexdigest(),
+            parent,
+            path.namespace,
+            model,
+            span.tier,
+            start,
+            span.end,
+            int(span.bytes * part),
+            span.uses,
+            int(self._now - span.idle),
+            span.pinned,
+            path.tokens,
+        )

@@ -1,0 +1,272 @@
+"""Commands that ask a real host: what it holds in memory is seen, pinned and cleared too."""
+
+import functools
+import signal
+import threading
+
+import hosts
+import pytest
+from test_startup import imported, packages
+
+from llm_mlx_promptcache.commands import host as host_commands
+from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
+from llm_mlx_promptcache.engine import wire
+from llm_mlx_promptcache.engine.events import Finished, TextDelta
+from llm_mlx_promptcache.host import asking, start
+from llm_mlx_promptcache.host.place import host_place
+
+HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers"}
+LONG = "Hello capital of the user and the answer of the system"
+
+
+@pytest.fixture(scope="session")
+def models(tiny_llama):
+    """Two models of other weights."""
+    return str(tiny_llama()), str(tiny_llama(seed=1))
+
+
+class Hosted:
+    """A home with a host in a process of its own."""
+
+    def __init__(self, home, place):
+        self.home, self.host = home, hosts.Host(place)
+        self.told, self.ours = home.told, home.ours
+
+    def asked(self, model, text=LONG, **asked):
+        """How an answer of the host ended."""
+        frames = self.host.ask(hosts.generate(model, text, **asked))
+        assert "end" in frames[-1], frames[-1]
+        *_, last = hosts.events(frames)
+        assert isinstance(last, Finished)
+        return last
+
+    def memory(self):
+        return self.told("stats")["memory"]
+
+    def disk(self):
+        return self.told("stats")["spans"]
+
+    def end(self):
+        if self.host.process.poll() is None:
+            self.host.process.send_signal(signal.SIGCONT)
+            self.host.process.terminate()
+            self.host.process.terminate()
+        return self.host.ended()
+
+
+@pytest.fixture
+def hosted(bare_home, monkeypatch):
+    """A home whose host answers; ended with the test."""
+    monkeypatch.setenv(HOME_VARIABLE, bare_home.own()[HOME_VARIABLE])
+    monkeypatch.setenv(KEEP_VARIABLE, "1h")
+    made = Hosted(bare_home, host_place())
+    made.host.connected().close()
+    yield made
+    made.end()
+
+
+def test_ps_and_stop_without_a_host_say_so(bare_home):
+    assert bare_home.told("ps") == {"pid": None, "models": []}
+    assert bare_home.told("stop") == {"pid": None, "ended": False}
+    assert bare_home.ours("ps")[0] == bare_home.ours("stop")[0] == "no host runs"
+    assert bare_home.told("stats")["memory"] is None
+
+
+def test_ps_shows_what_the_host_holds_and_stop_ends_it(hosted, models):
+    assert hosted.told("ps")["models"] == []
+    hosted.asked(models[0])
+    told = hosted.told("ps")
+    (model,) = told["models"]
+    assert (model["model"], model["loaded"]) == (models[0], True)
+    assert model["weights"] > 0 < model["cache"] == hosted.memory()["bytes"]
+    assert told["pid"] == hosted.host.process.pid == hosted.memory()["pid"]
+    assert told["build"]["mlx"]
+    assert told["until"] - told["idle_since"] == pytest.approx(3600, abs=2)
+    assert told["busy"] == 0
+    line, row = hosted.ours("ps")[0].splitlines()
+    assert line.startswith(f"process {told['pid']}, version ")
+    assert "idle since" in line
+    assert "stays until" in line
+    assert row.split("\t")[0] == models[0]
+    assert hosted.home.llm("mlx-cached", "stop")[0] == f"the host (process {told['pid']}) has ended"
+    assert hosted.host.ended() == 0
+    assert hosted.told("ps")["pid"] is None
+    assert hosted.disk() > 0
+
+
+@pytest.mark.parametrize("command", [["ps"], ["stats"], ["tree"], ["pin"], ["clear"], ["stop"]])
+def test_commands_that_ask_the_host_import_no_mlx(hosted, models, command):
+    hosted.asked(models[0])
+    span = [hosted.told("tree")[0]["id"]] if command == ["pin"] else []
+    assert packages(imported(hosted.home, "mlx-cached", *command, *span)).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("which", ["all", "model", "registered", "namespace", "old"])
+def test_p8_clear_clears_the_hosts_memory_too(hosted, models, which):
+    hosted.ours("add", models[0], "-a", "t")
+    hosted.asked(models[0])
+    hosted.asked(models[1])
+    assert hosted.asked(models[0], LONG + " and").usage.cached > 0
+    (namespace,) = {s["namespace"] for s in hosted.told("tree", "--model", models[0])}
+    arguments = {
+        "all": [],
+        "model": ["--model", models[0]],
+        "registered": ["--model", "t"],
+        "namespace": ["--model", namespace[:8]],
+        "old": ["--older-than", "0m"],
+    }[which]
+    before, disk = hosted.memory()["bytes"], hosted.told("stats")["bytes"]
+    freed = hosted.told("clear", *arguments)
+    assert min(freed.values()) > 0
+    left = hosted.memory()["bytes"]
+    assert freed["freed_memory"] == before - left
+    assert freed["freed"] == disk - hosted.told("stats")["bytes"]
+    assert {m["model"] for m in hosted.told("stats")["models"]} == (
+        {models[1]} if which in ("model", "registered", "namespace") else set()
+    )
+    assert hosted.memory()["waiting"] == 0
+    assert (hosted.asked(models[1]).usage.cached > 0) == (left > 0)
+    assert hosted.asked(models[0]).usage.cached == 0
+    assert hosted.ours("check")[0] == "all is well"
+
+
+def test_p8_old_is_what_was_not_used(hosted, models):
+    hosted.asked(models[0])
+    assert hosted.told("clear", "--older-than", "1h") == {"freed": 0, "freed_memory": 0}
+    assert hosted.asked(models[0]).usage.cached > 0
+
+
+def test_p8_what_is_answered_meanwhile_is_not_kept(hosted, models):
+    """The beginning of the answer is there; clear runs; then it goes on to its end."""
+    channel = hosted.host.welcomed()
+    channel.send(hosts.generate(models[0], max_tokens=1500), hosts.LONG)
+    frames = hosts.frames_of(channel)
+    assert any(
+        isinstance(wire.from_json(frame["event"]), TextDelta)
+        for frame in frames
+        if "event" in frame
+    )
+    hosted.told("clear")
+    ends = [frame for frame in frames if "event" not in frame and "beat" not in frame]
+    channel.close()
+    assert ends == [{"end": True}]
+    assert hosted.memory()["bytes"] == hosted.disk() == 0
+    hosted.ours("stop")
+    assert hosted.host.ended() == 0
+    assert hosted.disk() == 0
+
+
+def test_p8_logs_off_holds_in_the_host(hosted, models):
+    """Memory may have it, the disk never: not at the end of the host either."""
+    hosted.asked(models[0], on_disk=False)
+    tree = hosted.told("tree")
+    assert tree
+    assert all(not span["on_disk"] and span["in_memory"] for span in tree)
+    assert "in memory alone" in hosted.ours("tree")[0]
+    assert hosted.disk() == 0 < hosted.memory()["bytes"]
+    assert hosted.asked(models[0], on_disk=False).usage.cached > 0
+    hosted.ours("stop")
+    assert hosted.host.ended() == 0
+    assert hosted.disk() == 0
+
+
+def test_p8_cache_false_holds_in_the_host(hosted, models):
+    hosted.asked(models[0], use_cache=False)
+    assert hosted.memory()["bytes"] == hosted.disk() == 0
+    assert hosted.asked(models[0], use_cache=False).usage.cached == 0
+    assert hosted.told("tree") == []
+
+
+def test_p8_what_only_memory_has_is_cleared_by_its_models_name(hosted, models):
+    hosted.asked(models[0], on_disk=False)
+    freed = hosted.told("clear", "--model", models[0])
+    assert freed["freed"] == 0 < freed["freed_memory"]
+    assert hosted.memory()["bytes"] == 0
+
+
+def test_tree_tells_what_of_the_disk_is_in_memory(hosted, models):
+    hosted.asked(models[0])
+    hosted.asked(models[0], LONG + " and the", on_disk=False)
+    tree = {span["id"]: span for span in hosted.told("tree")}
+    assert {span["on_disk"] for span in tree.values()} == {True, False}
+    for span in tree.values():
+        assert 0 < span["in_memory"] <= span["end"] - span["start"]
+        if span["parent"]:
+            parent = tree[span["parent"]]
+            assert parent["start"] <= span["start"] <= parent["end"]
+    hosted.told("clear", "--older-than", "1h")
+    hosted.ours("stop")
+    assert hosted.host.ended() == 0
+    left = hosted.told("tree")
+    assert left
+    assert {span["in_memory"] for span in left} == {0}
+    assert {span["on_disk"] for span in left} == {True}
+
+
+@pytest.mark.parametrize("where", ["disk", "waiting", "memory"])
+def test_pins_hold_in_memory_and_on_the_disk(hosted, models, where):
+    """What waits to be written is written for it; what never may be is kept in memory alone."""
+    hosted.asked(models[0], on_disk=where != "memory")
+    spans = [span for span in hosted.told("tree") if span["on_disk"] == (where == "disk")]
+    last = max(spans, key=lambda span: span["end"])
+    pinned = hosted.told("pin", last["id"])
+    assert pinned["tokens"] == last["end"]
+    assert (pinned["id"] != last["id"]) == (where == "waiting")
+    (shown,) = [span for span in hosted.told("tree") if span["pinned"]]
+    assert (shown["id"], shown["on_disk"]) == (pinned["id"], where != "memory")
+    hosted.told("clear", "--older-than", "0m")
+    assert hosted.memory()["bytes"] > 0
+    assert (hosted.disk() > 0) == (where != "memory")
+    assert hosted.asked(models[0], on_disk=False).usage.cached > 0
+    assert hosted.told("unpin", pinned["id"][:8])["pinned"] is False
+    hosted.told("clear", "--older-than", "0m")
+    assert hosted.memory()["bytes"] == hosted.disk() == 0
+
+
+def test_a_pin_of_nothing_is_one_line(hosted, models):
+    hosted.asked(models[0])
+    (line,) = hosted.ours("pin", "0" * 8, status=1)[1].splitlines()
+    assert line.startswith("Error: no span has the id '00000000'")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Commands that wait a moment for what takes them seconds."""
+    waits = start.Waits(hello=0.3)
+    monkeypatch.setattr(asking, "find", functools.partial(start.find, waits=waits))
+    monkeypatch.setattr(host_commands, "_WAIT_SECONDS", 0.3)
+
+
+def test_of_a_host_that_is_stopped_all_commands_say_so(hosted, models, impatient):
+    hosted.asked(models[0])
+    pid = hosted.host.process.pid
+    hosted.host.process.send_signal(signal.SIGSTOP)
+    out, error = hosted.ours("stats")
+    assert str(pid) in error
+    assert error.endswith("what it has in memory is not shown")
+    assert "in the memory of process" not in out
+    hosted.ours("tree")
+    assert str(pid) in hosted.ours("ps", status=1)[1]
+    out, error = hosted.ours("clear", status=1)
+    assert out.startswith("freed ")
+    assert "what it has in memory is not cleared" in error
+    error = hosted.ours("stop", status=1)[1]
+    assert f"(process {pid})" in error
+    assert "it is stopped" in error
+    hosted.host.process.send_signal(signal.SIGCONT)
+    assert hosted.host.ended() == 0  # it was asked to
+
+
+def test_stop_waits_for_an_answer(hosted, models):
+    """What was asked is answered to its end, and then the host is gone."""
+    channel = hosted.host.welcomed()
+    channel.send(hosts.generate(models[0], max_tokens=100), hosts.LONG)
+    frames = hosts.frames_of(channel)
+    assert "event" in next(frames)
+    stopping = threading.Thread(target=hosted.ours, args=("stop",))
+    stopping.start()
+    rest = list(frames)
+    channel.close()
+    stopping.join(hosts.LONG)
+    assert rest[-1] == {"end": True}
+    assert hosted.host.ended() == 0
