@@ -27,18 +27,18 @@ from .forms import Form, bare_openings
 from .generated import InvalidCall, ToolCall
 from .grammar import Grammar
 from .hand_forms import GENERIC, grammar_form
+from .part_parser import PartParser
 from .scanning import Marks
 
 # A mark behind one of these is quoted, and closes nothing.
 _QUOTES = ("`", '"', "'")
 
 
-class AnswerParser:
+class AnswerParser(PartParser):
     """Takes an answer's text as it comes, hands out its parts, and has the whole at the end.
 
     Where a grammar makes calls sure to fit their schemas, their arguments are handed out as they
-    come; else a call is held until it is whole, since it may turn out to be none. After `most`
-    calls the answer is over (`full`): `spare` characters behind them are not the answer's.
+    come; else a call is held until it is whole, since it may turn out to be none.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class AnswerParser:
         thinking: Thinking | None = None,
         most: int | None = None,
     ) -> None:
-        self._grammar, self._most = grammar, most
+        super().__init__(most)
+        self._grammar = grammar
         self._held = grammar is not None and grammar.has_calls
         self._sure = grammar is not None and grammar.holds_arguments
         if not tools or (grammar is not None and not grammar.has_calls):
@@ -66,10 +67,8 @@ class AnswerParser:
         self._state: Literal["text", "reasoning", "call"] = "text"
         if thinking is not None and thinking.opened:
             self._state = "reasoning"
-        self._behind: Literal["text", "reasoning", "call"] = (
-            self._state
-        )  # where a call stands, and what its text is if it is none
-        self._waiting = ""  # may be the beginning of a mark, or of a call without one
+        # Where a call stands, and what its text is if it is none.
+        self._behind: Literal["text", "reasoning", "call"] = self._state
         self._spaces = ""  # shown only when something of the same kind follows
         self._after_mark = self._state == "reasoning"
         self._mark = ""
@@ -77,31 +76,11 @@ class AnswerParser:
         self._told: dict[str, str] = {}
         self._texts: list[str] = []
         self._reasonings: list[str] = []
-        self._calls: list[ToolCall] = []
-        self._invalid: list[InvalidCall] = []
 
     @property
     def reasons(self) -> bool:
         """Whether what comes next is reasoning, as far as is known."""
         return self._state == "reasoning"
-
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
-        return self._most is not None and len(self._calls) + len(self._invalid) >= self._most
-
-    @property
-    def spare(self) -> int:
-        """How many of the last characters stand behind the last call that there may be."""
-        return len(self._waiting) if self.full and self._waiting.strip() else 0
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that `text` completes."""
-        parts: list[Part] = []
-        self._waiting += text
-        while self._waiting and not self.full and self._step(parts, last=False):
-            pass
-        return parts
 
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer.
@@ -148,7 +127,7 @@ class AnswerParser:
             return text, reasoning, ""
         return after.lstrip(), before.strip(), text
 
-    def _step(self, parts: list[Part], *, last: bool) -> bool:
+    def _step(self, parts: list[Part], *, last: bool = False) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
         if self._state == "call":
             return self._feed_call(parts)

@@ -25,6 +25,7 @@ from .call_objects import new_call_id, read_object
 from .forms import Channels, Form
 from .generated import InvalidCall, ToolCall
 from .grammar import Grammar
+from .part_parser import PartParser
 from .scanning import Marks
 
 _RECIPIENT = re.compile(r"to=([^\s<]{1,256})")
@@ -53,7 +54,7 @@ def parser_of(
     return AnswerParser(form, tools, grammar=grammar, thinking=thinking, most=most)
 
 
-class ChannelParser:
+class ChannelParser(PartParser):
     """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header."""
 
     def __init__(
@@ -63,40 +64,20 @@ class ChannelParser:
         grammar: Grammar | None = None,
         most: int | None = None,
     ) -> None:
-        self._channels, self._most = channels, most
+        super().__init__(most)
+        self._channels = channels
         self._kind = None if grammar is None else grammar.kind
         self._parameters = parameters_of(tools)
         self._section = _Section.HEADER
-        self._waiting = ""
         self._name = self._body = ""
         self._inside: tuple[int, int] | None = None  # the first mark in a string of the call's
         self._said: dict[_Section, list[str]] = {_Section.TEXT: [], _Section.REASONING: []}
         self._apart = False
-        self._calls: list[ToolCall] = []
-        self._invalid: list[InvalidCall] = []
 
     @property
     def reasons(self) -> bool:
         """Whether what comes next is reasoning, as far as is known."""
         return self._section is _Section.REASONING
-
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
-        return self._most is not None and len(self._calls) + len(self._invalid) >= self._most
-
-    @property
-    def spare(self) -> int:
-        """How many of the last characters stand behind the last call that there may be."""
-        return len(self._waiting) if self.full and self._waiting.strip() else 0
-
-    def feed(self, text: str) -> list[Part]:
-        """The parts that `text` completes."""
-        parts: list[Part] = []
-        self._waiting += text
-        while self._waiting and not self.full and self._step(parts):
-            pass
-        return parts
 
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer; `whole`: the model ended it."""

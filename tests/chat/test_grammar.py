@@ -5,9 +5,9 @@ import json
 import re
 
 import pytest
+from byte_grammars import takes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
 
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
 from llm_mlx_promptcache.chat.grammar import (
@@ -21,7 +21,6 @@ from llm_mlx_promptcache.chat.grammar import (
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 from llm_mlx_promptcache.chat.schema_caps import capped
 
-BYTES = LLTokenizer("byte")
 CALL = '<tool_call>\n{"name": "magic", "arguments": {"input": 3}}\n</tool_call>'
 EMPTY = '<tool_call>\n{"name": "nöthing \\"at all\\"", "arguments": {}}\n</tool_call>'
 
@@ -39,16 +38,6 @@ MAGIC = tool(
 )
 HEADER = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
 TOOLS = [tool('nöthing "at all"'), MAGIC]
-
-
-def takes(grammar, text):
-    """Whether `text` is a whole answer by `grammar`; tells a beginning from a refusal."""
-    matcher = LLMatcher(BYTES, grammar.text, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    tokens = BYTES.tokenize_str(text)
-    if matcher.try_consume_tokens(tokens) < len(tokens):
-        return "no"
-    return "whole" if matcher.is_accepting() else "begun"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import json
 import random
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
+from byte_grammars import BYTES, verdict
+from llguidance import LLMatcher
 from odd_schemas import ODD, TEXT, of
 
 from llm_mlx_promptcache.chat import schema_loosening
@@ -16,17 +17,13 @@ from llm_mlx_promptcache.chat.schema_check import misfits
 from llm_mlx_promptcache.chat.schema_loosening import loosened, loosened_arguments
 from llm_mlx_promptcache.chat.schema_supersets import pattern_size
 
-BYTES = LLTokenizer("byte")
 CAPS = Caps()
 
 
 def takes(schema, value):
     """Whether a grammar of `schema` takes `value` as a whole document."""
     text = f"%llguidance {{}}\nstart: {json_rule(schema)}\n"
-    matcher = LLMatcher(BYTES, text, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    tokens = BYTES.tokenize_str(json.dumps(value, ensure_ascii=False))
-    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+    return verdict(text, json.dumps(value, ensure_ascii=False)) == "whole"
 
 
 def tool(name, parameters):

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import form_cases
 import pytest
+from byte_grammars import BYTES, takes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.forms import KEY, Form, Hole, Layout, Literals, Strings, Tags
@@ -15,7 +16,6 @@ from llm_mlx_promptcache.chat.grammar import Caps, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import grammar_form
 from llm_mlx_promptcache.chat.schema_check import misfits
 
-BYTES = LLTokenizer("byte")
 # One of each kind: line ends or none round values, keys in marks of their own, marks by type,
 # marks inside of marks, spaces before marks, values as Python writes them.
 TEMPLATES = (
@@ -40,16 +40,6 @@ def templates():
 @pytest.fixture(scope="module")
 def forms(templates):
     return {name: form_cases.learned(templates[name])[0] for name in TEMPLATES}
-
-
-def takes(grammar, text):
-    """Whether `text` is a whole answer by `grammar`; tells a beginning from a refusal."""
-    matcher = LLMatcher(BYTES, grammar.text, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    tokens = BYTES.tokenize_str(text)
-    if matcher.try_consume_tokens(tokens) < len(tokens):
-        return "no"
-    return "whole" if matcher.is_accepting() else "begun"
 
 
 def written(template, form, calls, tools):

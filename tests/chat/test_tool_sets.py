@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
+from byte_grammars import takes
 from odd_schemas import TEXT, of
 
 from llm_mlx_promptcache.chat import grammar as grammar_module
@@ -13,7 +13,6 @@ from llm_mlx_promptcache.chat.grammar import told_unheld, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.tool_sets import BUDGETS, within
 
-BYTES = LLTokenizer("byte")
 BARE = Form(
     Layout.OBJECT,
     ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),
@@ -29,13 +28,6 @@ TAGGED = Form(
 
 def tool(name, parameters):
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
-
-
-def takes(grammar, text):
-    matcher = LLMatcher(BYTES, grammar.text, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    tokens = BYTES.tokenize_str(text)
-    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
 def call(name, arguments):
@@ -67,13 +59,16 @@ def served(count):
 def test_law_14_hundreds_of_tools_refuse_nothing_and_the_small_ones_are_held():
     tools = served(600)
     grammar = tool_grammar(tools, True, GENERIC, calls=2)
-    assert takes(grammar, call("server__tool_4", {"path": "a", "content": "b" * 5000}))
-    assert not takes(grammar, call("server__tool_4", {"path": 3}))
-    assert takes(grammar, call("server__tool_0", {"a": {"op": "or", "of": [{"op": "and"}]}}))
+    assert takes(grammar, call("server__tool_4", {"path": "a", "content": "b" * 5000})) == "whole"
+    assert takes(grammar, call("server__tool_4", {"path": 3})) != "whole"
+    assert (
+        takes(grammar, call("server__tool_0", {"a": {"op": "or", "of": [{"op": "and"}]}}))
+        == "whole"
+    )
     loose = {one.tool for one in grammar.unheld}
     assert loose
     assert {int(name.rpartition("_")[2]) % 5 for name in loose} == {1}
-    assert takes(grammar, call(min(loose), {"a": {"anything": [1]}}))
+    assert takes(grammar, call(min(loose), {"a": {"anything": [1]}})) == "whole"
     assert not grammar.holds_arguments
     (told,) = told_unheld(grammar)
     assert told.startswith(f"the schemas of {len(loose)} tools (server__tool_")
@@ -106,10 +101,10 @@ def test_what_the_engine_refuses_together_is_loosened_until_it_takes_it(monkeypa
     grammar = tool_grammar(served(120), True, GENERIC)
     assert len(tried) == 2
     assert tried[0] > 200_000 >= tried[1]
-    assert takes(grammar, call("server__tool_4", {"path": "a"}))
-    assert not takes(grammar, call("server__tool_4", {"path": 3}))
+    assert takes(grammar, call("server__tool_4", {"path": "a"})) == "whole"
+    assert takes(grammar, call("server__tool_4", {"path": 3})) != "whole"
     loose = min(one.tool for one in grammar.unheld)
-    assert takes(grammar, call(loose, {"a": 3}))
+    assert takes(grammar, call(loose, {"a": 3})) == "whole"
 
 
 def test_tagged_calls_of_tools_that_are_too_large_take_any_argument(monkeypatch):
@@ -118,7 +113,7 @@ def test_tagged_calls_of_tools_that_are_too_large_take_any_argument(monkeypatch)
     tags = Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", "")
     grammar = tool_grammar(served(1), True, Form(Layout.TAGS, marks, tags=tags))
     said = "<parameter=any>\n{x}\n</parameter>\n"
-    assert takes(grammar, f"<call><function=server__tool_0>\n{said}</function></call>")
+    assert takes(grammar, f"<call><function=server__tool_0>\n{said}</function></call>") == "whole"
 
 
 def test_a_set_of_tools_is_looked_at_once(monkeypatch):
@@ -143,11 +138,13 @@ def test_what_is_left_out_to_hold_the_rest_is_the_largest():
 
 def test_bare_calls_of_many_tools_stand_beside_a_document():
     grammar = tool_grammar(served(300), None, BARE, schema=of({"type": "integer"}))
-    assert takes(grammar, '{"a": 4}')
-    assert takes(grammar, '{"name": "server__tool_4", "parameters": {"path": "x"}}')
-    assert takes(grammar, '{"name": "server__tool_0", "parameters": {"a": {"of": [{}]}}}')
+    assert takes(grammar, '{"a": 4}') == "whole"
+    assert takes(grammar, '{"name": "server__tool_4", "parameters": {"path": "x"}}') == "whole"
+    assert (
+        takes(grammar, '{"name": "server__tool_0", "parameters": {"a": {"of": [{}]}}}') == "whole"
+    )
     for other in ('{"a": "x"}', '{"name": "nobody", "parameters": {}}', "Well"):
-        assert not takes(grammar, other)
+        assert takes(grammar, other) != "whole"
 
 
 def test_bare_calls_and_documents_keep_their_own_definitions():
@@ -155,12 +152,12 @@ def test_bare_calls_and_documents_keep_their_own_definitions():
     tools = [tool("t", of({"$ref": "#/$defs/N"}, **{"$defs": {"N": node}}))]
     document = of({"$ref": "#/$defs/N"}, **{"$defs": {"N": {"type": "integer"}}})
     grammar = tool_grammar(tools, None, BARE, schema=document)
-    assert takes(grammar, '{"a": 4}')
-    assert not takes(grammar, '{"a": {}}')
-    assert takes(grammar, '{"name": "t", "parameters": {"a": {"n": {"n": {}}}}}')
-    assert not takes(grammar, '{"name": "t", "parameters": {"a": 4}}')
+    assert takes(grammar, '{"a": 4}') == "whole"
+    assert takes(grammar, '{"a": {}}') != "whole"
+    assert takes(grammar, '{"name": "t", "parameters": {"a": {"n": {"n": {}}}}}') == "whole"
+    assert takes(grammar, '{"name": "t", "parameters": {"a": 4}}') != "whole"
     # A document may begin as a call does.
     named = {"type": "object", "properties": {"name": TEXT, "age": {"type": "integer"}}}
     grammar = tool_grammar(tools, None, BARE, schema={**named, "required": ["name"]})
-    assert takes(grammar, '{"name": "Ada", "age": 3}')
-    assert takes(grammar, '{"name": "t", "parameters": {"a": {}}}')
+    assert takes(grammar, '{"name": "Ada", "age": 3}') == "whole"
+    assert takes(grammar, '{"name": "t", "parameters": {"a": {}}}') == "whole"
