@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from askers import steady_clock
+from readers import steady_clock
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache

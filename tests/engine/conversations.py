@@ -211,7 +211,7 @@ def answer(engine: Engine, history: History, wanted: dict[str, Any]) -> dict[str
     return {"usage": usage, "ids": last.ids, "message": kept}
 
 
-class Asked(NamedTuple):
+class PlayedRequest(NamedTuple):
     """One request as it was played.
 
     `new` is what it should prefill, by the conversation and by nothing that the cache says;
@@ -285,11 +285,11 @@ def play(
     fingerprint: str = IDENTITY,
     max_tokens: int = 24,
     restart: Callable[[], None] | None = None,
-) -> list[Asked]:
+) -> list[PlayedRequest]:
     """All requests of a script; `restart` ends the process between any two of them."""
     ledger = Ledger(cuttable, keeps=not script.thinking)
     chats: dict[int, History] = {0: [{"role": "system", "content": SYSTEM}]}
-    played: list[Asked] = []
+    played: list[PlayedRequest] = []
     for number, turn in enumerate(script.turns):
         if number and restart is not None:
             restart()
@@ -304,7 +304,7 @@ def play(
         assert usage["prompt"] == len(prompt)
         new, done, thought = ledger.new(history, transcript), usage["prefilled"], usage["reasoning"]
         drifted = drifts(tokenizer, messages, message_of(reply["message"]), ids)
-        played.append(Asked(messages, tools, prompt, ids, new, done, drifted, thought))
+        played.append(PlayedRequest(messages, tools, prompt, ids, new, done, drifted, thought))
         history = [*history, json.loads(json.dumps(reply["message"]))]
         ledger.add(history, transcript, ids)
         chats[turn.chat] = history

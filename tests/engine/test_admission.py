@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from askers import Asked, request, steady_clock, together
+from readers import Reader, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
@@ -48,8 +48,8 @@ def without_context(tiny_llama):
 def test_an_answer_that_may_go_on_for_ever_holds_up_nobody(without_context):
     scheduler = without_context()
     scheduler._admission = admission_of(4096)
-    endless = Asked(request("One?", max_tokens=10**9))
-    others = [Asked(request(f"{n}?")) for n in range(3)]
+    endless = Reader(request("One?", max_tokens=10**9))
+    others = [Reader(request(f"{n}?")) for n in range(3)]
     for one in (endless, *others):
         scheduler.add(one)
     while not all(one.events and one.events[-1] is None for one in others):
@@ -63,7 +63,7 @@ def test_an_answer_that_may_go_on_for_ever_holds_up_nobody(without_context):
 
 def test_answers_of_any_limit_take_their_steps_in_one_batch(without_context):
     scheduler = without_context()
-    asked = [Asked(request(f"{n}?", max_tokens=10**9), gone_after=30) for n in range(3)]
+    asked = [Reader(request(f"{n}?", max_tokens=10**9), gone_after=30) for n in range(3)]
     for one in asked:
         scheduler.add(one)
     while len(scheduler._decoding) < 3:
@@ -88,7 +88,7 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
     alone = [together(without_context(), one)[0].last for one in requests]
     cache = PromptCache("100MB", DiskStore(tmp_path) if disk else None)
     scheduler = without_context(cache)
-    asked = [Asked(one) for one in requests]
+    asked = [Reader(one) for one in requests]
     for one in asked:
         scheduler.add(one)
     while len(scheduler._decoding) < len(asked):
@@ -120,8 +120,8 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
 def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(without_context):
     sizes = ChunkSizes.fixed(32)
     scheduler = without_context(planner=ChunkPlanner(sizes=sizes), clock=itertools.count().__next__)
-    first = Asked(request("One?", max_tokens=30))
-    long = Asked(request("words " * 200, system=False))
+    first = Reader(request("One?", max_tokens=30))
+    long = Reader(request("words " * 200, system=False))
     scheduler.add(first)
     while not scheduler._decoding:
         scheduler.step()
@@ -140,16 +140,16 @@ def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(wit
 def test_what_does_not_fit_lets_some_pass_and_then_gets_its_turn(without_context):
     scheduler = without_context()
     scheduler._admission = admission_of(3000)
-    first = Asked(request("One?", max_tokens=1000))
+    first = Reader(request("One?", max_tokens=1000))
     scheduler.add(first)
     while not scheduler._decoding:
         scheduler.step()
-    large = Asked(request("words " * 500, system=False, max_tokens=2))  # over 2,500 tokens
+    large = Reader(request("words " * 500, system=False, max_tokens=2))  # over 2,500 tokens
     scheduler.add(large)
     small, count = [], itertools.count()
     while not (large.events and large.events[-1] is None):
         if sum(one.events[-1:] == [None] for one in small) == len(small):
-            small.append(Asked(request(f"{next(count)}?", max_tokens=2)))
+            small.append(Reader(request(f"{next(count)}?", max_tokens=2)))
             scheduler.add(small[-1])
         if len(small) > MOST_PASSED + 3:
             first.gone_after = 0

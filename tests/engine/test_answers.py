@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from askers import MAGIC
+from readers import MAGIC
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache

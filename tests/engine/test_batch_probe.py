@@ -6,7 +6,6 @@ import families
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from askers import Asked, Counting, request
 from mlx_lm.models.cache import (
     ArraysCache,
     BatchKVCache,
@@ -14,6 +13,7 @@ from mlx_lm.models.cache import (
     KVCache,
     RotatingKVCache,
 )
+from readers import Counting, Reader, request
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine import batch_probe
@@ -305,7 +305,7 @@ def test_one_request_alone_asks_nothing(scheduler_of, monkeypatch):
     monkeypatch.setattr(batch_probe, "prove", lambda _: pytest.fail("one has no batch"))
     scheduler = scheduler_of(PromptCache("100MB"))
     for text in ("One?", "Two?"):
-        scheduler.add(Asked(request(text)))
+        scheduler.add(Reader(request(text)))
         while scheduler.busy:
             scheduler.step()
 

@@ -7,7 +7,7 @@ after a restart.
 import families
 import mlx.core as mx
 import pytest
-from askers import Asked, steady_clock
+from readers import Reader, steady_clock
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
@@ -32,7 +32,7 @@ NAMES = [family.name for family in families.FAMILIES if not family.chunked]
 
 
 def asked(history, most, **more):
-    return Asked(GenerationRequest(tuple(history), max_tokens=most, logprobs=1, **more))
+    return Reader(GenerationRequest(tuple(history), max_tokens=most, logprobs=1, **more))
 
 
 def alone(scheduler, history, most, **more):

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 
 import pytest
-from askers import Asked, Failing, planner_of, request, steady_clock, together
+from readers import Failing, Reader, planner_of, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -61,13 +61,13 @@ def test_rows_that_moved_to_an_answer_are_copied_back_for_who_comes_meanwhile(sc
     scheduler = scheduler_of(cache)
     text = "What is two? " * 20
     together(scheduler, request(text, warm=True))
-    first = Asked(request(text, max_tokens=40))
+    first = Reader(request(text, max_tokens=40))
     scheduler.add(first)
     while not any(isinstance(event, TextDelta) for event in first.events):
         scheduler.step()
     [sequence] = scheduler._active()
     assert sequence.handle.rows_in is RowsIn.LAYERS
-    others = [Asked(request(text, max_tokens=2)) for _ in range(2)]
+    others = [Reader(request(text, max_tokens=2)) for _ in range(2)]
     for other in others:
         scheduler.add(other)
         while not other.events or other.events[-1] is not None:
@@ -84,7 +84,7 @@ def test_rows_that_moved_to_an_answer_are_copied_back_for_who_comes_meanwhile(sc
 def test_short_prompts_that_come_together_answer_together(scheduler_of):
     """A step runs a chunk's worth of prompts; what they share is run by the first of them."""
     scheduler = scheduler_of()
-    asked = [Asked(request(f"{n}?", system=False)) for n in range(8)]
+    asked = [Reader(request(f"{n}?", system=False)) for n in range(8)]
     for one in asked:
         scheduler.add(one)
     scheduler.step()
@@ -95,7 +95,7 @@ def test_short_prompts_that_come_together_answer_together(scheduler_of):
 
 def test_a_step_runs_no_more_than_a_chunk_of_prompts(scheduler_of):
     scheduler = scheduler_of(context=8192, planner=planner_of(32))
-    asked = [Asked(request(f"{n}? " * 40, system=False)) for n in range(3)]
+    asked = [Reader(request(f"{n}? " * 40, system=False)) for n in range(3)]
     for one in asked:
         scheduler.add(one)
     while scheduler.busy:
@@ -114,7 +114,7 @@ def _run_of_prompts(asked):
 def test_who_joins_late_and_who_leaves_early_changes_no_answer(scheduler_of):
     alone = [together(scheduler_of(), one)[0].last.ids for one in VARIED]
     scheduler = scheduler_of()
-    asked = [Asked(one) for one in VARIED]
+    asked = [Reader(one) for one in VARIED]
     waiting = list(asked)
     for step in range(400):
         if step % 3 == 0 and waiting:
@@ -170,7 +170,7 @@ def test_a_prefix_that_many_ask_for_at_once_is_run_once(scheduler_of):
 
 def test_who_comes_while_another_answers_shares_its_prompt(scheduler_of):
     scheduler = scheduler_of(PromptCache("100MB"))
-    first = Asked(request("One?", max_tokens=40))
+    first = Reader(request("One?", max_tokens=40))
     scheduler.add(first)
     for _ in range(10):
         scheduler.step()
@@ -184,9 +184,9 @@ def test_who_goes_frees_its_place_and_leaves_what_it_computed(scheduler_of):
     cache = PromptCache("100MB")
     scheduler = scheduler_of(cache, context=4096, planner=planner_of(256))
     asked = [
-        Asked(request("One?", max_tokens=50), gone_after=8),
-        Asked(request("words " * 200, system=False), gone_after=2),  # in the middle of its prompt
-        Asked(request("Three?", max_tokens=10)),
+        Reader(request("One?", max_tokens=50), gone_after=8),
+        Reader(request("words " * 200, system=False), gone_after=2),  # in the middle of its prompt
+        Reader(request("Three?", max_tokens=10)),
     ]
     together(scheduler, *asked)
     assert not any(isinstance(event, Finished) for one in asked[:2] for event in one.events)
@@ -223,7 +223,7 @@ def test_when_a_batch_fails_each_goes_on_alone(tiny_llama, scheduler_of):
 def test_an_error_in_one_request_ends_that_one_alone(tiny_llama):
     poison = 250
     _, scheduler = failing(tiny_llama, lambda tokens: (tokens == poison).any().item())
-    good, bad = Asked(request("One?")), Asked(request("One?", max_tokens=40))
+    good, bad = Reader(request("One?")), Reader(request("One?", max_tokens=40))
     [before] = together(scheduler, request("One?"))
     bias = Sampling(logit_bias=((poison, 1000.0),))
     bad.request = request("Two?", sampling=bias)
@@ -280,7 +280,7 @@ def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
     scheduler = scheduler_of()
     scheduler._admission = Admission(limit=1)
     together(scheduler, request("One?"))  # learns what a token takes
-    asked = [Asked(request(f"{n}?")) for n in range(3)]
+    asked = [Reader(request(f"{n}?")) for n in range(3)]
     for one in asked:
         scheduler.add(one)
     most = 0

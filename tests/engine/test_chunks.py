@@ -1,7 +1,7 @@
 """The one planner of chunks: sizes in time, remembered, and constant while a prefill runs."""
 
 import pytest
-from askers import planner_of, request, together
+from readers import planner_of, request, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache

@@ -7,8 +7,8 @@ from memory and by another process from the disk, and answered as by a model wit
 import dataclasses
 
 import pytest
-from askers import Asked, steady_clock
 from failing_device import FailingDevice
+from readers import Reader, steady_clock
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
@@ -48,7 +48,7 @@ class Session:
         )
 
     def ask(self, *requests):
-        made = [Asked(one) for one in requests]
+        made = [Reader(one) for one in requests]
         for one in made:
             self.scheduler.add(one)
         while self.scheduler.busy:

@@ -4,8 +4,8 @@ import threading
 
 import mlx.core as mx
 import pytest
-from askers import SYSTEM, Asked, request, together
 from plain_layers import rows
+from readers import SYSTEM, Reader, request, together
 
 from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -28,7 +28,7 @@ def cache():
     assert made.check() == []
 
 
-class Deaf(Asked):
+class Deaf(Reader):
     """A reader that fails at the first word."""
 
     def send(self, told):
@@ -126,7 +126,7 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(scheduler_of, cache):
     questions = [request("One?", max_tokens=20), request("And two?", max_tokens=20)]
     alone = [together(scheduler_of(), one)[0].last.ids for one in questions]
     made = scheduler_of(cache)
-    asked = [Asked(one) for one in questions]
+    asked = [Reader(one) for one in questions]
     for one in asked:
         made.add(one)
     for _ in range(8):
@@ -166,10 +166,10 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
     ]
     alone = [together(scheduler_of(), one)[0].last.ids for one in asked]
     made = scheduler_of(cache)
-    askers = [Asked(one) for one in asked]
-    for one in askers:
+    readers = [Reader(one) for one in asked]
+    for one in readers:
         made.add(one)
-    while sum(isinstance(event, TextDelta) for event in askers[-1].events) < 3:
+    while sum(isinstance(event, TextDelta) for event in readers[-1].events) < 3:
         made.step()
     spoilt = []
 
@@ -191,11 +191,11 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fail)
         if where != "a step":
-            other = Asked(request("Three?"))
+            other = Reader(request("Three?"))
             made.add(other)
         together(made)
     assert spoilt
-    assert [one.last.ids for one in askers] == alone
+    assert [one.last.ids for one in readers] == alone
     assert cache.check() == []
 
 
@@ -229,7 +229,7 @@ def waits(monkeypatch):
 def test_one_wait_proves_a_group_and_no_token_waits(scheduler_of, monkeypatch):
     made = scheduler_of(PromptCache("100MB"))
     counted = waits(monkeypatch)
-    asked = Asked(request("One?", max_tokens=30))
+    asked = Reader(request("One?", max_tokens=30))
     made.add(asked)
     while not any(isinstance(event, TextDelta) for event in asked.events):
         made.step()

@@ -10,8 +10,8 @@ from functools import partial
 
 import mlx.core as mx
 import pytest
-from askers import Asked, together
 from mlx_lm.models.cache import KVCache
+from readers import Reader, together
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -86,7 +86,7 @@ def long_prompt(about, tokens=LONG):
 
 
 def asking(text, answer):
-    return Asked(GenerationRequest((Message("user", text),), answer, use_cache=False))
+    return Reader(GenerationRequest((Message("user", text),), answer, use_cache=False))
 
 
 def chat(answer=8):
@@ -101,26 +101,26 @@ def spent(scheduler, model, arrivals):
         if waiting and not scheduler.busy:
             model.now = max(model.now, waiting[0][0])
         while waiting and waiting[0][0] <= model.now:
-            second, asker = waiting.pop(0)
-            came[asker] = second
-            scheduler.add(asker)
+            second, reader = waiting.pop(0)
+            came[reader] = second
+            scheduler.add(reader)
         scheduler.step()
-        for asker in came.keys() - ended.keys():
-            if asker.events and asker.events[-1] is None:
-                ended[asker] = model.now
-                assert isinstance(asker.last, Finished)
-    return [ended[asker] - came[asker] for _, asker in arrivals]
+        for reader in came.keys() - ended.keys():
+            if reader.events and reader.events[-1] is None:
+                ended[reader] = model.now
+                assert isinstance(reader.last, Finished)
+    return [ended[reader] - came[reader] for _, reader in arrivals]
 
 
-def alone(played, asker):
+def alone(played, reader):
     scheduler, model = played()
-    [seconds] = spent(scheduler, model, [(0, asker)])
+    [seconds] = spent(scheduler, model, [(0, reader)])
     return seconds
 
 
-def prefilled(asker):
+def prefilled(reader):
     """Tokens of its prompt that were run so far."""
-    marks = [event for event in asker.events if isinstance(event, Progress)]
+    marks = [event for event in reader.events if isinstance(event, Progress)]
     return marks[-1].done if marks else 0
 
 
@@ -249,11 +249,11 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(schedule
     [cold] = together(process(), request_of(words, 20, use_cache=False))
     cache = PromptCache("100MB")
     scheduler = process(cache)
-    other = Asked(request_of("One?", 400))
+    other = Reader(request_of("One?", 400))
     scheduler.add(other)
     while not scheduler._decoding:
         scheduler.step()
-    beside = Asked(request_of(words, 20))
+    beside = Reader(request_of(words, 20))
     together(scheduler, beside)
     marks = [event.done for event in beside.events if isinstance(event, Progress)]
     assert min(b - a for a, b in itertools.pairwise(marks[:-1])) == 8

@@ -5,8 +5,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from askers import Asked, Failing, planner_of, request, steady_clock, together
 from mlx_lm.models.cache import BatchKVCache, KVCache
+from readers import Failing, Reader, planner_of, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -42,7 +42,7 @@ def test_a_merge_that_fails_half_way_spoils_no_other_answer(
     alone = [together(scheduler_of(folder=folder), one)[0].last.ids for one in asked]
     scheduler = scheduler_of(cache, folder)
     assert scheduler.batch_form is BatchForm.PLAIN  # found out before anything fails
-    first = [Asked(one) for one in asked[:before]]
+    first = [Reader(one) for one in asked[:before]]
     for one in first:
         scheduler.add(one)
         for _ in range(6):
@@ -139,7 +139,7 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
         playing, Identity(kind, kind), cache, planner=planner_of(256), clock=steady_clock()
     )
     asked = [
-        Asked(GenerationRequest((LONG, Message("user", text)), max_tokens=40))
+        Reader(GenerationRequest((LONG, Message("user", text)), max_tokens=40))
         for text in QUESTIONS[:2]
     ]
     for one in asked:
@@ -165,7 +165,7 @@ def cold(scheduler, one):
 def test_a_newcomer_shares_with_one_that_begins_again(begun_again):
     scheduler, asked = begun_again
     start = Message("system", LONG.content[:300])
-    new = Asked(GenerationRequest((start, Message("user", "Three?")), max_tokens=4))
+    new = Reader(GenerationRequest((start, Message("user", "Three?")), max_tokens=4))
     together(scheduler, new)
     for one in [*asked, new]:
         assert one.last.ids == cold(scheduler, one)
@@ -197,7 +197,7 @@ def test_models_at_work_share_one_limit_of_wired_memory(scheduler_of, monkeypatc
 
     monkeypatch.setattr(forward, "wired_limit", wired_limit)
     first, second = scheduler_of(), scheduler_of()
-    long = Asked(request("One?", max_tokens=30))
+    long = Reader(request("One?", max_tokens=30))
     first.add(long)
     together(second, request("Two?", max_tokens=3))
     assert not second.busy

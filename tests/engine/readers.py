@@ -1,4 +1,4 @@
-"""Requests without an engine's thread: askers that a test steps itself, and a tool to ask with."""
+"""Requests without an engine's thread: readers that a test steps itself, and a tool to ask with."""
 
 import itertools
 
@@ -33,8 +33,8 @@ def steady_clock():
     return lambda: next(looks) / 1000
 
 
-class Asked:
-    """An asker that writes down what it is told; `gone_after` events it is gone."""
+class Reader:
+    """A reader that writes down what it is told; `gone_after` events it is gone."""
 
     def __init__(self, request, gone_after=None):
         self.request = request
@@ -63,13 +63,13 @@ def request(text, *, system=True, **more):
 
 
 def together(scheduler, *requests):
-    """All answered at once; the askers."""
-    asked = [one if isinstance(one, Asked) else Asked(one) for one in requests]
-    for one in asked:
+    """All answered at once; the readers."""
+    readers = [one if isinstance(one, Reader) else Reader(one) for one in requests]
+    for one in readers:
         scheduler.add(one)
     while scheduler.busy:
         scheduler.step()
-    return asked
+    return readers
 
 
 class Failing:
