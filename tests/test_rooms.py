@@ -123,7 +123,18 @@ def test_only_the_files_that_say_so_know_tensors():
 
 # What a client of the host never imports, beside a front end's own packages: all of it is slow.
 HEAVY = ("huggingface_hub", "llguidance", "mlx", "mlx_lm", "numpy", "tokenizers", "transformers")
-CLIENTS = ("child", "frames", "place", "hello", "environment", "start", "hung")
+CLIENTS = (
+    "child",
+    "client",
+    "engines",
+    "environment",
+    "exchange",
+    "frames",
+    "hello",
+    "hung",
+    "place",
+    "start",
+)
 
 
 def test_a_client_of_the_host_imports_nothing_heavy():
