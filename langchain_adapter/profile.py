@@ -17,10 +17,9 @@ _DEFAULT_CONTEXT = 8192
 _LARGEST = 64 << 20  # bytes of a config
 
 
-def profile_of(model: str, max_tokens: int) -> ModelProfile:
+def profile_of(model: str, max_tokens: int | None) -> ModelProfile:
     """The capabilities that every model has here, and the context of one that is on this disk."""
     made: ModelProfile = {
-        "max_output_tokens": max_tokens,
         "text_inputs": True,
         "text_outputs": True,
         "image_inputs": False,
@@ -36,8 +35,11 @@ def profile_of(model: str, max_tokens: int) -> ModelProfile:
         # A grammar holds the answer to a schema, beside tools too.
         "structured_output": True,
     }
-    if context := _context(model):
+    context = _context(model)
+    if context is not None:
         made["max_input_tokens"] = context
+    if (most := context if max_tokens is None else max_tokens) is not None:
+        made["max_output_tokens"] = most
     return made
 
 

@@ -27,7 +27,7 @@ _SAMPLING = (
 # What a call may say beside the fields of the model; the last two are LangChain's own.
 _CALL_ONLY = frozenset(
     ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
-).union(["stream", "ls_structured_output_format"])
+).union(["continue_final", "stream", "ls_structured_output_format"])
 
 
 Stops = Annotated[
@@ -47,7 +47,7 @@ class ChatSettings(BaseChatModel):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)
-    max_tokens: int = DEFAULT_MAX_TOKENS
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     seed: int | None = None
     stop: Stops = None
     streaming: bool = False
@@ -113,6 +113,7 @@ class ChatSettings(BaseChatModel):
             template_arguments=self.template_arguments,
             kv=self._kv(),
             logprobs=self.logprobs,
+            continue_final=call.get("continue_final") is True,
         )
 
     def _calls_first(

@@ -47,15 +47,22 @@ def parser_of(
     grammar: Grammar | None = None,
     thinking: Thinking | None = None,
     most: int | None = None,
+    continued: bool = False,
 ) -> AnswerParser | ChannelParser:
-    """The parser for an answer of at most `most` calls, as its model writes it."""
+    """The parser for an answer of at most `most` calls, as its model writes it.
+
+    `continued`: the prompt ends inside of the answer's text.
+    """
     if form is not None and form.channels is not None:
-        return ChannelParser(form.channels, tools, grammar, most)
+        return ChannelParser(form.channels, tools, grammar, most, continued=continued)
     return AnswerParser(form, tools, grammar=grammar, thinking=thinking, most=most)
 
 
 class ChannelParser(PartParser):
-    """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header."""
+    """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header.
+
+    `continued`: the prompt ends inside of a message's text.
+    """
 
     def __init__(
         self,
@@ -63,12 +70,14 @@ class ChannelParser(PartParser):
         tools: Sequence[Mapping[str, Any]] = (),
         grammar: Grammar | None = None,
         most: int | None = None,
+        *,
+        continued: bool = False,
     ) -> None:
         super().__init__(most)
         self._channels = channels
         self._kind = None if grammar is None else grammar.kind
         self._parameters = parameters_of(tools)
-        self._section = _Section.HEADER
+        self._section = _Section.TEXT if continued else _Section.HEADER
         self._name = self._body = ""
         self._inside: tuple[int, int] | None = None  # the first mark in a string of the call's
         self._said: dict[_Section, list[str]] = {_Section.TEXT: [], _Section.REASONING: []}

@@ -17,8 +17,8 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _VERSION = 1
 _ID_BYTES = 4
-_MAX_IDS = 2**20
-_MAX_BYTES = _MAX_IDS * _ID_BYTES
+MOST_IDS = 2**20
+_MAX_BYTES = MOST_IDS * _ID_BYTES
 _MAX_NAME = 512
 _MAX_RENDERED = 2**16
 

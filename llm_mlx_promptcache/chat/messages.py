@@ -86,28 +86,30 @@ class Message:
 def check_messages(messages: Sequence[Message]) -> None:
     """ValueError that names index and field where a conversation can't be answered.
 
-    Refused: a list that is empty, has no user's text, or ends with an answer (answers are not
-    continued); a result without its call; parts in a role that has no such part; images. Taken:
-    two messages of one role in a row, answers in front, calls that got no result.
+    Refused: a list that is empty; a result without its call; parts in a role that has no such
+    part; images. Taken: two messages of one role in a row, answers in front or at the end, calls
+    that got no result, a system prompt alone, messages that say nothing.
     """
     if not messages:
-        raise ValueError("messages is empty; give at least one user message")
+        raise ValueError("messages is empty; give at least one message")
     for index, message in enumerate(messages):
         _check_message(index, message)
     _check_results(messages)
+
+
+def check_continued(messages: Sequence[Message]) -> None:
+    """ValueError where the last message is no answer that could go on where it stands."""
     last = len(messages) - 1
-    if messages[last].role == "assistant":
+    if last < 0 or messages[last].role != "assistant":
+        said = f"messages[{last}].role is {messages[last].role!r}" if messages else "there is none"
         raise ValueError(
-            f"messages[{last}].role is 'assistant', and an answer can't be continued;"
-            " end with a user or tool message"
+            f"continue_final goes on with an answer, and {said}; end with an assistant's message"
         )
-    users = [index for index, message in enumerate(messages) if message.role == "user"]
-    if not users:
+    if messages[last].tool_calls:
         raise ValueError(
-            f"none of messages[0] to messages[{last}] has the role 'user'; give a user message"
+            f"messages[{last}] ends with calls, and continue_final goes on with words; send their"
+            " results, or leave continue_final out"
         )
-    if not any(messages[index].content.strip() for index in users):
-        raise ValueError(f"messages[{users[-1]}].content is empty; give the user's text")
 
 
 def _check_message(index: int, message: Message) -> None:

@@ -43,6 +43,7 @@ class Mend(Enum):
     LATER_IN_USER = "later-in-user"
     ONE_OF_A_ROLE = "one-of-a-role"
     NOTHING_EMPTY = "nothing-empty"
+    ASKED_AGAIN = "asked-again"
 
 
 # The template's own prompt for tools is replaced.
@@ -56,6 +57,9 @@ _TOLD = {
     Mend.CALLS_AS_TEXT: "has no place for these calls and results: they stand there as text",
     Mend.LATER_IN_USER: (
         "has no place for system messages in mid-conversation: they stand in user messages"
+    ),
+    Mend.ASKED_AGAIN: (
+        "has no place for an answer behind an answer: an empty user message stands between"
     ),
 }
 
@@ -249,6 +253,12 @@ def mended(
     for mend, change in _BEHIND_TOOLS.items():
         made = change(made) if mend in mends else made
     return made, arguments
+
+
+def asked_again(messages: Dicts) -> Dicts:
+    """An empty question behind an answer that stands last (`Mend.ASKED_AGAIN`)."""
+    answered = bool(messages) and messages[-1]["role"] == "assistant"
+    return [*messages, {"role": "user", "content": ""}] if answered else messages
 
 
 def _with_tools(messages: Dicts, text: str, role: str) -> Dicts:

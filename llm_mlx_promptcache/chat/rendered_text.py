@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from .generated import canonical_json
 from .memo import Prefixes, memo_of
 from .messages import Message
-from .prompt import PromptForm, WordsLostError, fit, mended
+from .prompt import Fit, Mend, PromptForm, WordsLostError, asked_again, fit, mended
 from .template_work import TemplateError, TooMuchWork
 
 # They differ from the first character on, and in length.
@@ -61,13 +61,37 @@ class RenderedText:
     """The text of a conversation, the turns it was made of, and probes beside it."""
 
     def __init__(
-        self, messages: Sequence[Message], tokenizer: ChatTokenizer, arguments: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        tokenizer: ChatTokenizer,
+        arguments: Mapping[str, Any],
+        *,
+        continued: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self._arguments = arguments
+        self._continued = continued
         self._heads: dict[tuple[int, bool], str | None] = {}
+        self.turns, self.text, self.mends = self._fitted(messages)
+        self._messages = [turn.message for turn in self.turns]
+        self.sentinel = _sentinel(self.text)
+        if continued:
+            self.text = self._begun(messages)
+        else:
+            self._ask_again()
+            self._heads[len(self.turns), True] = self.text
+        self.memo = memo_of(tokenizer)
+        self.prefixes = Prefixes(self.text)
+        mends = sorted(mend.value for mend in self.mends)
+        self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
+        if continued:
+            self.keys[-1] += b"continued"  # its last turn has no end yet
+
+    def _fitted(self, messages: Sequence[Message]) -> Fit:
+        """The conversation as the template shows it; TemplateError where it does not."""
+        form = self.tokenizer.prompt_form
         try:
-            made = fit(messages, arguments, self._prompt, tokenizer.prompt_form)
+            return fit(messages, self._arguments, self._prompt, form)
         except TooMuchWork:
             raise
         except WordsLostError as error:
@@ -75,14 +99,31 @@ class RenderedText:
         except Exception as error:
             # `from None`: a template's traceback can show the conversation.
             raise TemplateError(_refusal(error, messages)) from None
-        self.turns, self.text, self.mends = made
-        self._messages = [turn.message for turn in self.turns]
-        self._heads[len(self.turns), True] = self.text
-        self.sentinel = _sentinel(self.text)
-        self.memo = memo_of(tokenizer)
-        self.prefixes = Prefixes(self.text)
-        mends = sorted(mend.value for mend in self.mends)
-        self.keys = list(_chain(self._messages, {**arguments, "mends": mends}))
+
+    def _ask_again(self) -> None:
+        """See to it that a template which begins no answer behind an answer begins one."""
+        if self._messages[-1]["role"] != "assistant":
+            return
+        if self.text != self.probe(self._messages, prompt=False):
+            return
+        before, self.mends = self.mends, self.mends | {Mend.ASKED_AGAIN}
+        text = self.probe(self._messages, prompt=True)
+        said = [message["content"] or "" for message in self._messages]
+        # Some templates (classifiers') show the last question alone.
+        if text is None or text == self.text or any(w in self.text and w not in text for w in said):
+            self.mends = before
+        else:
+            self.text = text
+
+    def _begun(self, messages: Sequence[Message]) -> str:
+        """The text up to where the last answer goes on; TemplateError where that can't be told."""
+        text = self._whole(self._messages)
+        if text is None:
+            raise TemplateError(
+                f"the model's chat template does not show where messages[{len(messages) - 1}]"
+                " (role 'assistant') ends, so it can't be continued; leave continue_final out"
+            )
+        return text
 
     def head(self, count: int, *, prompt: bool) -> str | None:
         """The first `count` turns alone, with or without a prompt for an answer."""
@@ -117,7 +158,11 @@ class RenderedText:
 
     def shared_later(self) -> int:
         """How many characters stay when the answer and another question have followed."""
-        answered = [*self._messages, {"role": "assistant", "content": self.sentinel}]
+        said = {"role": "assistant", "content": self.sentinel}
+        answered = [*self._messages, said]
+        if self._continued:
+            last = self._messages[-1]
+            answered = [*self._messages[:-1], {**last, "content": last["content"] + self.sentinel}]
         later = self.probe([*answered, {"role": "user", "content": _PROBES[0]}], prompt=True)
         return self._common(self.probe(answered, prompt=False) if later is None else later)
 
@@ -130,7 +175,7 @@ class RenderedText:
         """The text with parts of turn `index` changed; empty where the template refuses it."""
         changed = list(self._messages[:upto])
         changed[index] = {**changed[index], **changes}
-        return self.probe(changed, prompt=upto is None) or ""
+        return (self._whole(changed) if upto is None else self.probe(changed, prompt=False)) or ""
 
     def extent(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
         """Where a part of turn `index` stands; None where it is not shown as it is.
@@ -159,17 +204,29 @@ class RenderedText:
         except Exception:
             return None
 
+    def _whole(self, messages: list[dict[str, Any]]) -> str | None:
+        """The text of all turns, to where the answer begins or goes on; None where it is none."""
+        if not self._continued:
+            return self.probe(messages, prompt=True)
+        last, mark = messages[-1], f"{self.sentinel}end"
+        more = {**last, "content": last["content"] + mark}
+        text, found, rest = (self.probe([*messages[:-1], more], prompt=False) or "").partition(mark)
+        return text if found and mark not in rest else None
+
     def _common(self, text: str | None) -> int:
         return 0 if text is None else common_prefix(text, self.text)
 
     def _apply(self, messages: list[dict[str, Any]], *, prompt: bool) -> str:
+        if prompt and Mend.ASKED_AGAIN in self.mends:
+            messages = asked_again(messages)
         made, arguments = mended(
             messages, self._arguments, self.mends, self.tokenizer.prompt_form.example
         )
         return self.tokenizer.apply(made, add_generation_prompt=prompt, **arguments)
 
     def _prompt(self, messages: list[dict[str, Any]], arguments: Mapping[str, Any]) -> str:
-        return self.tokenizer.apply(messages, add_generation_prompt=True, **arguments)
+        wanted = not self._continued
+        return self.tokenizer.apply(messages, add_generation_prompt=wanted, **arguments)
 
 
 def _chain(messages: Sequence[dict[str, Any]], arguments: Mapping[str, Any]) -> Iterator[bytes]:

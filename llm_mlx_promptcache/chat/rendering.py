@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from .checks import check_json
 from .messages import Generated, Message
@@ -20,7 +20,7 @@ from .template_work import TemplateError
 from .tool_schemas import canonical_tools
 from .transcript import Boundary, Tier, Transcript
 
-__all__ = ["TemplateError", "render"]
+__all__ = ["TemplateError", "render", "render_continued"]
 
 _PERSISTENCE: dict[Tier, int] = {"system": 0, "user": 1, "assistant": 2}
 _NOW, _ARGUMENTS = "now", "arguments"
@@ -60,19 +60,75 @@ def render(
     `tools` are in OpenAI's form. Date and template arguments are those of the conversation's
     latest record of ours where it has them; arguments given here go before recorded ones.
     """
-    for name in sorted(_RESERVED.intersection(template_arguments or {})):
+    given = _given(messages, fingerprint, tools, template_arguments or {})
+    return _transcript(messages, tokenizer, fingerprint, given.at(now), continued=False)
+
+
+def render_continued(
+    messages: Sequence[Message],
+    tokenizer: ChatTokenizer,
+    *,
+    fingerprint: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    template_arguments: Mapping[str, Any] | None = None,
+) -> Transcript:
+    """The same for an answer that goes on where the last message, an assistant's, ends."""
+    given = _given(messages, fingerprint, tools, template_arguments or {})
+    return _transcript(messages, tokenizer, fingerprint, given, continued=True)
+
+
+class _Given(NamedTuple):
+    """What a template is given beside messages: arguments, tools, and the moment."""
+
+    arguments: Mapping[str, Any]
+    tools: Sequence[Mapping[str, Any]]
+    moment: datetime | None
+
+    def at(self, now: datetime | None) -> _Given:
+        """The same, at this moment where no record says another one."""
+        return self._replace(moment=self.moment or now)
+
+
+def _given(
+    messages: Sequence[Message],
+    fingerprint: str,
+    tools: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+) -> _Given:
+    for name in sorted(_RESERVED.intersection(arguments)):
         raise ValueError(f"template_arguments has {name!r}, which is not the template's; drop it")
     recorded = _recorded(messages, fingerprint)
-    given = {**_arguments(recorded.get(_ARGUMENTS)), **(template_arguments or {})}
-    clock = Clock(_moment(recorded.get(_NOW)) or now or datetime.now())
-    arguments: dict[str, Any] = {"strftime_now": clock, **given}
-    if tools:
-        arguments["tools"] = canonical_tools(tools)
-    rendering = RenderedText(messages, tokenizer, arguments)
+    given = {**_arguments(recorded.get(_ARGUMENTS)), **arguments}
+    return _Given(given, canonical_tools(tools) if tools else (), _moment(recorded.get(_NOW)))
+
+
+def _transcript(
+    messages: Sequence[Message],
+    tokenizer: ChatTokenizer,
+    fingerprint: str,
+    given: _Given,
+    *,
+    continued: bool,
+) -> Transcript:
+    clock = Clock(given.moment or datetime.now())
+    arguments: dict[str, Any] = {"strftime_now": clock, **given.arguments}
+    if given.tools:
+        arguments["tools"] = given.tools
+    rendering = RenderedText(messages, tokenizer, arguments, continued=continued)
     replays = find_replays(rendering, messages, fingerprint)
     ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
     boundaries = _boundaries(rendering, replays, ends, messages)
-    return Transcript(ids, boundaries, len(replays), _keep(clock, given), rendering.mends)
+    kept = _keep(clock, given.arguments)
+    begun = _begun(rendering, ends) if continued else 0
+    return Transcript(ids, boundaries, len(replays), kept, rendering.mends, begun)
+
+
+def _begun(rendering: RenderedText, ends: list[int]) -> int:
+    """How many of the last tokens are the beginning of the answer; 0 where one is not its alone."""
+    start = rendering.prompt_end(len(rendering.turns) - 1)
+    if start is None or start not in ends:
+        return 0
+    return len(ends) - bisect_right(ends, start)
 
 
 def _recorded(messages: Sequence[Message], fingerprint: str) -> Mapping[str, Any]:

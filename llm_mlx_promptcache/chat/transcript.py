@@ -24,7 +24,8 @@ class Transcript(NamedTuple):
 
     `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
     the next turn is rendered with the same date and template arguments. `mends` says what the
-    template has no place for, and where it stands instead.
+    template has no place for, and where it stands instead. The last `begun` ids are those of an
+    answer that goes on where the prompt ends.
     """
 
     ids: array[int]
@@ -32,6 +33,7 @@ class Transcript(NamedTuple):
     replayed: int
     rendered: Mapping[str, Any] = nothing()
     mends: frozenset[Mend] = frozenset()
+    begun: int = 0
 
     def __repr__(self) -> str:
         # Tokens are text to whoever has the tokenizer, so they are not shown.

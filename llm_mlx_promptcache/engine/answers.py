@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..chat.answer_parts import Answer
 from ..chat.channel_parser import parser_of
 from ..models.chat_tokenizer import TemplateTokenizer
 from .checking import misfits_of
-from .events import Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
+from .events import Begun, Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
 from .preparation import Prepared
 from .stopping import StopText
 
@@ -34,14 +34,17 @@ class AnswerStream:
     def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer) -> None:
         self._prepared = prepared
         self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.text.detokenizer()
-        self._stopping = StopText(prepared.request.stop)
+        request = prepared.request
+        self._before: Sequence[int] = prepared.transcript.ids if request.continue_final else ()
+        self._detokenizer = tokenizer.text.detokenizer(self._before)
+        self._stopping = StopText(request.stop)
         self._parser = parser_of(
             prepared.form,
-            prepared.request.tools,
+            request.tools,
             grammar=prepared.grammar,
             thinking=prepared.thinking,
-            most=prepared.request.max_calls,
+            most=request.max_calls,
+            continued=request.continue_final,
         )
         self._raw: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -118,7 +121,16 @@ class AnswerStream:
             namespace=self._prepared.namespace,
             notes=self._prepared.notes,
             streamed=answer.streamed,
+            begun=self._begun(),
         )
+
+    def _begun(self) -> Begun:
+        """What this answer went on with, where the prompt's last ids are that and no more."""
+        transcript = self._prepared.transcript
+        if not transcript.begun:
+            return Begun((), "")
+        last = self._prepared.request.messages[-1]
+        return Begun(tuple(transcript.ids[-transcript.begun :]), last.content, last.reasoning)
 
     def _replayable(self) -> tuple[int, ...]:
         """The ids that say what was shown: without a stop string's, or none where they can't."""
@@ -126,4 +138,4 @@ class AnswerStream:
             return tuple(self.ids)
         raw = "".join(self._raw)
         raw = raw[: len(raw) - self._parser.spare]
-        return tuple(self._tokenizer.text.ids_of_start(self.ids, raw) or ())
+        return tuple(self._tokenizer.text.ids_of_start(self.ids, raw, self._before) or ())

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from functools import cache
 
-from ..chat.rendering import render
+from ..chat.rendering import render, render_continued
 from ..chat.transcript import Transcript
 from ..models.chat_tokenizer import TemplateTokenizer
 from ..models.references import spelled
@@ -46,7 +46,8 @@ class TokenCounter:
                 return sum(len(self._tokenizer.encode(text)[0]) for text in texts)
 
     def _rendered(self, request: GenerationRequest, fingerprint: str) -> Transcript:
-        return render(
+        make = render_continued if request.continue_final else render
+        return make(
             request.messages,
             self._tokenizer,
             fingerprint=fingerprint,

@@ -9,6 +9,7 @@ from ..chat.answer_parts import CallArguments, CallName, CutShort, ReasoningDelt
 from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
 
 __all__ = [
+    "Begun",
     "CallArguments",
     "CallName",
     "CutShort",
@@ -101,6 +102,17 @@ class Misfit(NamedTuple):
     what: str
 
 
+class Begun(NamedTuple):
+    """The beginning of an answer that was continued: its ids in the prompt, and what it says."""
+
+    ids: tuple[int, ...]
+    text: str
+    reasoning: str = ""
+
+    def __repr__(self) -> str:
+        return f"Begun({len(self.ids)} ids)"
+
+
 class Finished(NamedTuple):
     """The end of an answer: its exact tokens, stop token included, and what it took.
 
@@ -111,6 +123,7 @@ class Finished(NamedTuple):
     `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
     `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
     `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
+    `begun` is what stood before it where it went on with a message of the prompt.
     """
 
     ids: tuple[int, ...]
@@ -133,6 +146,7 @@ class Finished(NamedTuple):
     namespace: str = ""
     notes: tuple[str, ...] = ()
     streamed: str = ""
+    begun: Begun = Begun((), "")
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"
@@ -140,14 +154,15 @@ class Finished(NamedTuple):
     def generated(self, *, as_streamed: bool = False) -> Generated:
         """The record with which a later prompt replays this answer; front ends keep it.
 
-        `as_streamed`: the history will hold what the deltas told.
+        `as_streamed`: the history will hold what the deltas told. An answer that went on with a
+        message is replayed as one with it.
         """
         apart = as_streamed and bool(self.streamed)
         return Generated.of(
-            self.ids,
-            self.streamed if apart else self.text,
+            self.begun.ids + self.ids if self.ids else (),
+            self.begun.text + (self.streamed if apart else self.text),
             self.fingerprint,
-            reasoning="" if apart else self.reasoning,
+            reasoning=self.begun.reasoning + ("" if apart else self.reasoning),
             tool_calls=self.tool_calls,
             rendered=self.rendered,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..cache.identity import Identity, namespace_of
 from ..chat.call_forms import Thinking, thinking_of
 from ..chat.forms import Form
+from ..chat.generated import MOST_IDS
 from ..chat.grammar import (
     Caps,
     Grammar,
@@ -24,7 +25,7 @@ from ..chat.grammar import (
 from ..chat.hand_forms import GENERIC
 from ..chat.messages import Message, check_messages
 from ..chat.prompt import GENERIC_TOOLS, told
-from ..chat.rendering import render
+from ..chat.rendering import render, render_continued
 from ..chat.transcript import Transcript
 from ..models.errors import PromptTooLongError
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # Tokens that hold the marks of reasoning that a prompt ends with, if it does.
 _PROMPT_END = 128
+# The most tokens of an answer without a limit of its own: no record holds more.
+_MOST_TOKENS = MOST_IDS
 # A question that nobody asked: what it shares with any other one is what can be warmed.
 _PROBE = Message("user", "Question?")
 
@@ -154,7 +157,8 @@ def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model:
     if request.warm and not any(message.role == "user" for message in messages):
         messages = (*messages, _PROBE)
     check_messages(messages)
-    transcript = render(
+    make = render_continued if request.continue_final else render
+    transcript = make(
         messages,
         tokenizer,
         fingerprint=model,
@@ -185,16 +189,17 @@ def arguments_of(request: GenerationRequest, thinking: str) -> Mapping[str, Any]
     return {**request.template_arguments, thinking: request.thinking}
 
 
-def _limit(max_tokens: int, context: int | None, prompt: int) -> int:
+def _limit(max_tokens: int | None, context: int | None, prompt: int) -> int:
     """How many tokens the answer may have; PromptTooLongError where the prompt leaves none."""
+    most = _MOST_TOKENS if max_tokens is None else max_tokens
     if context is None:
-        return max_tokens
+        return most
     if prompt >= context:
         raise PromptTooLongError(
             f"the prompt has {prompt} tokens and the model's context holds {context};"
             " shorten the prompt or use a model with a longer context"
         )
-    return min(max_tokens, context - prompt)
+    return min(most, context - prompt)
 
 
 def _grammar(request: GenerationRequest, form: Form, *, has_tools: bool) -> Grammar | None:

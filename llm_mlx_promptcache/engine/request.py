@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..chat.generated import nothing
-from ..chat.messages import Message
+from ..chat.messages import Message, check_continued
 from ..models.kv_settings import KVSettings, check_kv
 
 DEFAULT_MAX_TOKENS = 1024
@@ -79,20 +79,21 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer asked for: a conversation that does not end with an assistant's message.
+    """One answer asked for: the next one, or with `continue_final` the last message's rest.
 
     `tools` are in OpenAI's form, and at most `max_calls` are called at once; `tool` names the one
-    that must be called. `schema` (JSON Schema), `json_object` and `regex` say what the answer must
-    be; beside tools, a schema leaves the choice between a call and a document. `max_string` is the
-    most characters of a string in a document or a forced call whose schema sets no limit, None as
-    many as `max_tokens` allows: small models may never end one. `thinking` asks a
-    template to let the model reason or not. `logprobs` is how many alternatives are told for each
-    token. `cache_salt` keeps applications apart. With `warm` nothing is answered: the
-    conversation's stable beginning is prefilled and kept, and with `pin` never evicted.
+    that must be called. `max_tokens` None: to the context's end. `schema` (JSON Schema),
+    `json_object` and `regex` say what the answer must be; beside tools, a schema leaves the choice
+    between a call and a document. `max_string` is the most characters of a string in a document or
+    a forced call whose schema sets no limit, None as many as `max_tokens` allows: small models may
+    never end one. `thinking` asks a template to let the model reason or not. `logprobs` is how many
+    alternatives are told for each token. `cache_salt` keeps applications apart. With `warm` nothing
+    is answered: the conversation's stable beginning is prefilled and kept, and with `pin` never
+    evicted.
     """
 
     messages: tuple[Message, ...]
-    max_tokens: int = DEFAULT_MAX_TOKENS
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     use_cache: bool = True
@@ -110,14 +111,15 @@ class GenerationRequest:
     template_arguments: Mapping[str, Any] = field(default_factory=nothing, hash=False)
     kv: KVSettings | None = None
     logprobs: int | None = None
+    continue_final: bool = False
     warm: bool = False
     pin: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise ValueError("stop holds an empty string; give strings of one character or more")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}; give 1 or more")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; give 1 or more, or None")
         if self.tool_choice not in ("auto", "any", "none"):
             raise ValueError(f"tool_choice is {self.tool_choice!r}; use auto, any or none")
         if self.max_string is not None and self.max_string < 1:
@@ -136,10 +138,22 @@ class GenerationRequest:
             raise ValueError("regex and tools can't hold together; give one of them")
         if self.logprobs is not None and not 0 <= self.logprobs <= _MOST_LOGPROBS:
             raise ValueError(f"logprobs is {self.logprobs}; give 0 to {_MOST_LOGPROBS}")
+        if self.continue_final:
+            self._check_continued(wanted)
         if self.pin and not self.warm:
             raise ValueError("pin is set without warm; only a beginning that is warmed is pinned")
         if self.kv is not None:
             check_kv(self.kv)
+
+    def _check_continued(self, wanted: list[str]) -> None:
+        """ValueError where an answer that has begun can't be held to what is wanted."""
+        forced = ["a forced call"] * bool(self.tool or self.tool_choice == "any")
+        if beside := [*wanted, *forced, *["warm"] * self.warm]:
+            raise ValueError(
+                f"continue_final and {beside[0]} can't hold together: a grammar begins where an"
+                " answer does; leave one of them out"
+            )
+        check_continued(self.messages)
 
 
 def warming(messages: Iterable[Message], **asked: Any) -> GenerationRequest:

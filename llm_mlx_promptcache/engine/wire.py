@@ -13,6 +13,7 @@ from ..chat.generated import Generated, InvalidCall, ToolCall
 from ..chat.messages import Message
 from ..models.kv_settings import KVSettings
 from .events import (
+    Begun,
     CallArguments,
     CallName,
     Event,
@@ -32,6 +33,7 @@ from .request import GenerationRequest, Sampling
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
+        Begun,
         CallArguments,
         CallName,
         Finished,

@@ -34,11 +34,11 @@ class TextDecoder:
         self._tokenizer = tokenizer
         self._table = token_bytes(tokenizer)
 
-    def detokenizer(self) -> Detokenizer:
-        """A detokenizer at the start of an answer."""
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer at the start of an answer, or of its rest behind the ids `before`."""
         if self._table is not None:
-            return _ByBytes(self._table)
-        return _ByText(self._tokenizer)
+            return _ByBytes(self._table, inside=bool(before))
+        return _ByText(self._tokenizer, before[-_LONGEST_WAIT:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
@@ -51,9 +51,11 @@ class TextDecoder:
             return _plain(self._tokenizer, [token])
         return self._table[token].decode("utf-8", "replace")
 
-    def ids_of_start(self, ids: Sequence[int], text: str) -> Sequence[int] | None:
+    def ids_of_start(
+        self, ids: Sequence[int], text: str, before: Sequence[int] = ()
+    ) -> Sequence[int] | None:
         """The first of `ids`, as many as say `text`; None where one of them holds its edge."""
-        detokenizer, said, count = self.detokenizer(), "", 0
+        detokenizer, said, count = self.detokenizer(before), "", 0
         while count < len(ids) and len(said) < len(text):
             said += detokenizer.add(ids[count])
             count += 1
@@ -61,10 +63,10 @@ class TextDecoder:
 
 
 class _ByBytes:
-    def __init__(self, table: TokenBytes) -> None:
+    def __init__(self, table: TokenBytes, *, inside: bool) -> None:
         self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._trim = table.rules.trims
+        self._trim = "" if inside else table.rules.trims
 
     def add(self, token: int) -> str:
         data = self._table[token]
@@ -84,9 +86,9 @@ class _ByBytes:
 
 
 class _ByText:
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[int] = []  # ids of the last text that was shown
+        self._shown: list[int] = list(before)  # ids of the last text that was shown
         self._waiting: list[int] = []
 
     def add(self, token: int) -> str:

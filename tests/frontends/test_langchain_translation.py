@@ -199,7 +199,7 @@ def test_a_call_gives_what_the_model_itself_takes(engine):
     ("name", "value"),
     [
         ("temperature", "warm"),
-        ("max_tokens", None),
+        ("max_tokens", "many"),
         ("tool_policy", "call_last"),
         ("stop", [1]),
         ("output_version", 1),

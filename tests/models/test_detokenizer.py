@@ -165,6 +165,19 @@ def test_the_ids_that_say_a_text(make):
     assert decoder.ids_of_start(ids, text + "!") is None
 
 
+@pytest.mark.parametrize("make", [byte_level, lambda _: word_piece(), lambda _: spm()])
+def test_the_rest_of_an_answer_keeps_the_space_before_it(make):
+    tokenizer = make([])
+    decoder = TextDecoder(tokenizer)
+    ids = tokenizer.encode("we play, we played", add_special_tokens=False)
+    for count in range(1, len(ids)):
+        before, rest = ids[:count], ids[count:]
+        detokenizer = decoder.detokenizer(before)
+        text = "".join(map(detokenizer.add, rest)) + detokenizer.finish()
+        assert decoder.decode(before) + text == decoder.decode(ids)
+        assert decoder.ids_of_start(rest, text, before) == rest
+
+
 def test_an_edge_inside_a_token_has_no_ids():
     tokenizer = byte_level(["abc"])
     decoder = TextDecoder(tokenizer)
