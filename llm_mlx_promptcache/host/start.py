@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .place import Place
 
 _POLL: Final = 0.01  # seconds between looks for a host that starts
+_LOOK: Final = 0.05  # and for the end of one that was there
 
 
 class Waits(NamedTuple):
@@ -167,9 +168,8 @@ def _started(
                 _end(place, refused, waits)
         hung.check_starts(place)
         try:
-            with _alone(place.life_lock, waits.stop, "the host before has not ended"):
-                pass
-            return _first_answer(place, mine, HostChild(place.log, command), waits)
+            channel = _outlived(place, mine, waits)
+            return channel or _first_answer(place, mine, HostChild(place.log, command), waits)
         except _TookTooLong:
             hung.remember_start(place)
             raise
@@ -184,6 +184,24 @@ def _end(place: Place, refused: HostRefused, waits: Waits) -> None:
             answer = _answer(channel, ask, time.monotonic() + waits.stop)
         if answer is not None and "error" in answer:
             raise refused
+
+
+def _outlived(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | None:
+    """None once no host lives in the place; a channel where the one that does takes us after all.
+
+    That is one whose line of connections was full: some systems say then that nobody listens.
+    """
+    until = time.monotonic() + waits.stop
+    while True:
+        try:
+            with _alone(place.life_lock, _LOOK, "the host before has not ended"):
+                return None
+        except _TookTooLong:
+            if time.monotonic() >= until:
+                raise
+        channel = _welcomed(place, mine, waits)
+        if channel is not None:
+            return channel
 
 
 def _first_answer(place: Place, mine: Mapping[str, Any], child: HostChild, waits: Waits) -> Channel:

@@ -351,6 +351,28 @@ def test_an_old_host_that_does_not_end_is_waited_for_so_long_and_no_longer(home)
     assert home.started() == []
 
 
+def test_a_host_that_lives_and_could_not_be_reached_is_asked_again(home, monkeypatch):
+    """Its line of connections was full, say, which macOS tells as it tells that none listens."""
+    waits_for_its_end = threading.Event()
+    real = start._alone
+
+    def alone(path, *words):
+        if path == home.place.life_lock:
+            waits_for_its_end.set()
+        return real(path, *words)
+
+    monkeypatch.setattr(start, "_alone", alone)
+    with FileLock(home.place.life_lock), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(home.connect, waits=Waits(stop=60))
+        waits_for_its_end.wait(60)
+        with (
+            Listening(home.place, lambda sock: sock.sendall(encode({"welcome": {"pid": 1}}))),
+            closing(asked.result()) as channel,
+        ):
+            assert channel.welcome == {"pid": 1}
+    assert home.started() == []
+
+
 def test_any_host_can_be_asked_after_whatever_its_build(home):
     with pytest.raises(HostRefused):
         home.connect("busy")
