@@ -11,17 +11,9 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .arguments import fitted_object, parameters_of, unfit
-from .call_objects import (
-    as_arguments,
-    first_of,
-    named_in,
-    new_call_id,
-    object_of,
-    value_at,
-    with_arguments,
-)
-from .checks import check_json, check_text
+from .arguments import parameters_of
+from .call_builder import BEGINNING, CallBuilder
+from .call_objects import as_arguments, object_of
 from .forms import Form, Hole, Layout, marks_in
 from .generated import InvalidCall, ToolCall
 from .inline_reading import InlineArguments
@@ -31,8 +23,6 @@ from .text_source import Steps, TextSource
 _NAME = re.compile(r"[^\s<>\[\](){}\"'=,|]{1,128}")
 _ID = re.compile(r"[^\s<>\[\]{}\"]{1,128}")
 _COUNT = re.compile(r"[0-9]{1,9}")
-_NAME_KEYS = ("name", "tool_name")
-_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 _LONGEST = 128
 
 
@@ -75,17 +65,14 @@ class CallReader:
         most: int | None = None,
         known: Collection[str] = (),
     ) -> None:
-        self._form, self._most, self._known = form, most, known
-        self._name_keys = (*form.keys.name[-1:], *_NAME_KEYS)
-        self._argument_keys = (*form.keys.arguments[-1:], *_ARGUMENT_KEYS)
+        self._form, self._most = form, most
         self._parameters = parameters_of(tools)
-        self._names = sorted(self._parameters, key=len, reverse=True)
-        self._longest = max((len(name) for name in self._names), default=0)
+        self._longest = max(map(len, self._parameters), default=0)
         self._source = TextSource()
         holes = [piece for piece in form.call if isinstance(piece, Hole)]
         # An id behind the arguments comes too late for who is told of them as they come.
         self._sure = sure and form.as_json and holes[-1:] == [Hole.ARGUMENTS]
-        self._ids: set[str] = set()
+        self._builder = CallBuilder(form, self._parameters, held=self._sure, known=known)
         self._steps = self._read()
         self._events: list[CallStart | CallPiece] = []
         self._open, self._told = "", 0
@@ -134,11 +121,11 @@ class CallReader:
         closed = True
         while True:
             source.at = run.taken
-            found = yield from self._sure_call() if self._sure else self._calls(run)
-            if found is None:
+            calls = yield from self._sure_call() if self._sure else self._calls(run)
+            if calls is None:
                 break
             closed = (yield from self._tail()) and not self._half
-            run.calls += found
+            run.calls += calls
             run.taken = source.at
             if source.at == len(source.text) and source.closed:
                 break
@@ -177,9 +164,9 @@ class CallReader:
         if (yield from source.peek()) in "{[" and not (
             form.layout is Layout.INLINE and (yield from source.peek()) == "["
         ):
-            found = yield from self._objects()
-            if found is not None:
-                return found
+            calls = yield from self._objects()
+            if calls is not None:
+                return calls
             source.at = start
             return None
         if form.layout in (Layout.OBJECT, Layout.KEYED):
@@ -234,10 +221,10 @@ class CallReader:
         name, own, arguments = "", "", None
         for index, piece in enumerate(form.call):
             if piece is Hole.NAME:
-                found = yield from self._name()
-                if found is None:
+                read = yield from self._name()
+                if read is None:
                     return None
-                name = found
+                name = read
                 if name not in self._parameters and not exact:
                     return None
             elif piece is Hole.ID:
@@ -254,13 +241,7 @@ class CallReader:
             return None
         self._half = arguments is None and source.cut
         text = source.text[start : source.at]
-        return self._made(name, arguments, self._own_id(name, own), text)
-
-    def _own_id(self, name: str, own: str) -> str:
-        if not self._form.id or not own:
-            return ""
-        holes = {Hole.NAME: name, Hole.COUNT: own, Hole.ID: own}
-        return "".join(p if isinstance(p, str) else holes.get(p, "") for p in self._form.id)
+        return self._builder.call(name, arguments, self._builder.own_id(name, own), text)
 
     def _name(self) -> Steps[str | None]:
         """The tool's name at the place; one that no tool has where none of them stands there."""
@@ -268,18 +249,18 @@ class CallReader:
         yield from source.space()
         yield from source.need(self._longest + 1)
         rest = source.text[source.at : source.at + self._longest + 1]
-        for name in self._names:
+        for name in self._builder.names:
             if rest.startswith(name) and not _continues(rest[len(name) : len(name) + 1]):
                 source.at += len(name)
                 return name
-        found = yield from source.match(_NAME, _LONGEST)
-        if not found:
+        word = yield from source.match(_NAME, _LONGEST)
+        if not word:
             return None
         # A count may follow a name with nothing that parts them but a colon.
-        head, colon, count = found.rpartition(":")
+        head, colon, count = word.rpartition(":")
         counted = bool(colon) and count.isdigit()
-        for name in self._names:
-            if found.endswith(name) and found[: -len(name)][-1:] in (":", ".", "/"):
+        for name in self._builder.names:
+            if word.endswith(name) and word[: -len(name)][-1:] in (":", ".", "/"):
                 return name
             if counted and head.endswith(name):
                 source.at -= len(count) + 1
@@ -287,7 +268,7 @@ class CallReader:
         if counted and Hole.COUNT in self._form.call:
             source.at -= len(count) + 1
             return head
-        return found
+        return word
 
     def _arguments(self, name: str) -> Steps[dict[str, Any] | None]:
         schema = self._parameters.get(name, {})
@@ -316,7 +297,7 @@ class CallReader:
         """Calls as JSON, one object or a list of them; None where it is something else."""
         source = self._source
         self._open_list = yield from source.take("[")
-        found: list[ToolCall | InvalidCall] = []
+        calls: list[ToolCall | InvalidCall] = []
         while True:
             yield from source.space()
             if (yield from source.peek()) != "{":
@@ -325,107 +306,43 @@ class CallReader:
             text = yield from source.value()
             one: ToolCall | InvalidCall | None = None
             if text is not None:
-                one = self._from_text(text)
+                one = self._builder.from_text(text)
             elif not source.cut:
                 one = self._broken(start)
             elif self._named_at(start) in self._parameters:
                 source.hungry = True  # it needs no mark to be a call that was begun
             if one is None:
-                if not found:
+                if not calls:
                     return None
                 source.at = start
                 break
-            found.append(one)
-            if not self._open_list or self._has_most(len(self._ids)):
-                return found
+            calls.append(one)
+            if not self._open_list or self._has_most(len(self._builder.ids)):
+                return calls
             yield from source.take(",")
         if self._open_list and (yield from source.take("]")):
             self._open_list = False
-        return found or None
+        return calls or None
 
-    def _named_at(self, start: int, end: int | None = None) -> str:
+    def _named_at(self, start: int) -> str:
         """The name in an object that begins at `start` and has no end."""
-        shown = self._source.text[start : start + 1024 if end is None else min(end, start + 1024)]
-        return named_in(shown, self._name_keys)
+        return self._builder.named_in(self._source.text[start : start + BEGINNING])
 
     def _broken(self, start: int) -> InvalidCall | None:
         """An object that never closes: a call that can't be read, where it names a tool."""
         source = self._source
         ends = [at for m in self._form.tail_marks if (at := source.text.find(m, start)) >= 0]
         end = min(ends, default=len(source.text))
-        name = self._named_at(start, end)
-        if name not in self._parameters:
-            return None
-        source.at = end
-        return InvalidCall(name, source.text[start:end], "its JSON does not end", new_call_id())
-
-    def _from_text(self, text: str) -> ToolCall | InvalidCall | None:
-        found = object_of(text)
-        if found is None and (filled := with_arguments(text, self._argument_keys)) != text:
-            found = object_of(filled)
-        if found is None:
-            name = named_in(text[:1024], self._name_keys)
-            if name not in self._parameters:
-                return None
-            return InvalidCall(name, text, "its JSON can't be read", new_call_id())
-        return self._from_object(found, text)
-
-    def _from_object(self, found: Mapping[str, Any], text: str) -> ToolCall | InvalidCall | None:
-        keys = self._form.keys
-        if len(found) == 1:
-            [(name, arguments)] = found.items()
-            if name in self._parameters and isinstance(arguments, Mapping):
-                return self._made(name, dict(arguments), "", text)
-        holder = value_at(found, keys.name[:-1])
-        inner = found.get("function")
-        for one in (holder, inner, found):
-            name = first_of(one, self._name_keys)
-            if isinstance(name, str) and name:
-                break
-        else:
-            return None
-        arguments = value_at(found, keys.arguments)
-        if arguments is None:
-            arguments = first_of(one, self._argument_keys)
-        if name not in self._parameters:
-            name = next((n for n in self._names if name.endswith((f".{n}", f":{n}"))), name)
-        own = value_at(found, keys.id) if keys.id else None
-        read = as_arguments(arguments)
-        return self._made(name, read, own if isinstance(own, str) else "", text)
-
-    def _made(
-        self, name: str, arguments: dict[str, Any] | None, own: str, text: str
-    ) -> ToolCall | InvalidCall:
-        """The call, or why it is none: each with an id that no other call of the answer has."""
-        id = self._free(own)
-        self._ids.add(id)
-        name = name.encode("utf-8", "replace").decode()  # JSON can name half a surrogate pair
-        try:
-            check_text("a call's id", id)
-            check_json("a call's arguments", arguments)
-        except ValueError as error:
-            return InvalidCall(name, text, str(error), id)
-        if name not in self._parameters:
-            return InvalidCall(name, text, "no tool has this name", id, arguments)
-        if arguments is None:
-            return InvalidCall(name, text, "its arguments can't be read", id)
-        if not self._sure:
-            # What a grammar holds fits, and was handed out as it came.
-            schema = self._parameters[name]
-            arguments = fitted_object(arguments, schema)
-            if reason := unfit(arguments, schema):
-                return InvalidCall(name, text, reason, id)
-        return ToolCall(name, arguments, id)
-
-    def _free(self, own: str) -> str:
-        """The id that the model gave a call, if no other call of the answer has it."""
-        return own if own and own not in self._ids and own not in self._known else new_call_id()
+        call = self._builder.unreadable(source.text[start:end], "its JSON does not end")
+        if call is not None:
+            source.at = end
+        return call
 
     def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:
         """One call that is exactly in form, handed out as it comes."""
         source, form = self._source, self._form
         start, name, own = source.at, "", ""
-        lead = form.between if self._ids else form.start
+        lead = form.between if self._builder.ids else form.start
         source.hungry = False
         for mark in marks_in(lead):
             yield from source.take(mark)
@@ -441,7 +358,7 @@ class CallReader:
             elif piece is Hole.NAME:
                 name = (yield from source.quoted() if quoted else self._name()) or ""
             elif piece is Hole.ARGUMENTS:
-                begun = self._free(self._own_id(name, own))
+                begun = self._builder.free_id(self._builder.own_id(name, own))
                 self._events.append(CallStart(begun, name))
                 yield from source.space()
                 self._open, self._told = begun, source.at
@@ -452,7 +369,7 @@ class CallReader:
                 own = yield from source.match(_ID, _LONGEST)
         if text is None:
             return None
-        return [self._made(name, object_of(text), begun, source.text[start : source.at])]
+        return [self._builder.call(name, object_of(text), begun, source.text[start : source.at])]
 
     def _tell(self) -> None:
         """Hand out what has come of the arguments that are being read."""
