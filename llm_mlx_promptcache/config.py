@@ -88,6 +88,7 @@ class Settings(BaseModel):
     `memory` and `disk` limit the cache (bytes, or a string such as "4GB"), and what was not used
     for `max_days` leaves the disk; None leaves each to the cache itself. What a later version
     wrote is carried along. `keep` is how long a host stays that has nothing to do, such as "30m".
+    `ahead` False: no next turn is prefilled while the user reads.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -98,6 +99,7 @@ class Settings(BaseModel):
     disk: _Size | None = None
     max_days: _Days | None = None
     keep: Annotated[str, AfterValidator(_checked_keep)] | None = None
+    ahead: bool | None = None
 
     def changed(self, **values: Any) -> Settings:
         """These settings with other values for some; ValidationError where one can't be used."""
@@ -222,6 +224,7 @@ _WANTED = {
     "disk": _SIZES,
     "max_days": "days above 0",
     "keep": _KEEPS,
+    "ahead": "true or false",
 }
 
 

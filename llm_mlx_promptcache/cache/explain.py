@@ -62,12 +62,16 @@ class Why(NamedTuple):
 
 @dataclass
 class Counters:
-    """What fetches found: each is a hit, whole or in part, or a miss."""
+    """What fetches found: each is a hit, whole or in part, or a miss.
+
+    `tokens_ahead` were prefilled before anybody asked, and are none of these.
+    """
 
     hits: int = 0
     misses: int = 0
     tokens_reused: int = 0
     tokens_prefilled: int = 0
+    tokens_ahead: int = 0
     misses_by_reason: dict[str, int] = field(default_factory=dict)
 
     def count(self, tokens: int, cached: int, why: Why) -> None:

@@ -19,7 +19,7 @@ from .forgetting import Forgetting, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows
 from .layers import layout as layouts
 from .layers.layout import Layout
-from .lookup import Lookup
+from .lookup import Lookup, Walk
 from .memory import listing
 from .memory.ages import Ages
 from .memory.leases import Lease, Loans
@@ -98,21 +98,46 @@ class PromptCache:
         _check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
             self._begin()
-            self._writer.note_lookup()
-            walk = self._lookup.walk(namespace, ids)
-            if walk is None:
-                return self._counted(ids, Lease(None, 0, self._lookup.why(namespace, ids)))
-            hit = self._lookup.find(walk, len(ids) + headroom, rows, prefill_speed)
-            plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
-            self._tree.use(walk.nodes, plan.resume_at)
-            if hit.layers is not None:
-                whole = [node for node in walk.nodes if node.end <= plan.resume_at]
-                held = self._tree.hold(whole[-1]) if whole else None
-                self._loans.lend(namespace, ids[: plan.resume_at], hit.layers, held)
+            walk, lease = self._lease(namespace, ids, len(ids) + headroom, rows, prefill_speed)
+            if walk is not None:
+                self._tree.use(walk.nodes, lease.cached)
+            if lease.layers is not None:
                 # The store, which saw nothing of what came from memory, hears of it in time.
-                self._writer.note_use(namespace, ids[: min(plan.resume_at, plan.in_memory)])
-            lease = Lease(hit.layers, plan.resume_at, why, plan.matched, plan.from_disk)
-            return self._counted(ids, lease)
+                in_memory = lease.cached - lease.from_disk
+                self._writer.note_use(namespace, ids[:in_memory])
+            self._counters.count(len(ids), lease.cached, lease.why)
+            return lease
+
+    def fetch_ahead(self, namespace: str, tokens: Iterable[int]) -> Lease:
+        """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.
+
+        Who goes on from there tells how far with `count_ahead`.
+        """
+        ids = _checked(tokens)
+        with self._lock:
+            self._begin()
+            return self._lease(namespace, ids, len(ids), Rows.COPY, None)[1]
+
+    def count_ahead(self, tokens: int) -> None:
+        """So many tokens were prefilled that nobody had asked for."""
+        with self._lock:
+            self._counters.tokens_ahead += tokens
+
+    def _lease(
+        self, namespace: str, ids: Tokens[int], length: int, rows: Rows, speed: float | None
+    ) -> tuple[Walk | None, Lease]:
+        """What is held of a prompt, with room for `length` tokens, and where it was found."""
+        self._writer.note_lookup()
+        walk = self._lookup.walk(namespace, ids)
+        if walk is None:
+            return None, Lease(None, 0, self._lookup.why(namespace, ids))
+        hit = self._lookup.find(walk, length, rows, speed)
+        plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
+        if hit.layers is not None:
+            whole = [node for node in walk.nodes if node.end <= plan.resume_at]
+            held = self._tree.hold(whole[-1]) if whole else None
+            self._loans.lend(namespace, ids[: plan.resume_at], hit.layers, held)
+        return walk, Lease(hit.layers, plan.resume_at, why, plan.matched, plan.from_disk)
 
     def insert(
         self,
@@ -417,10 +442,6 @@ class PromptCache:
             for name in known
             if self._names.get(name) == model or (start and name.startswith(model))
         }
-
-    def _counted(self, ids: Tokens[int], lease: Lease) -> Lease:
-        self._counters.count(len(ids), lease.cached, lease.why)
-        return lease
 
     def _begin(self) -> None:
         """A new request: leases that ended since the last one let go of their spans."""

@@ -32,6 +32,8 @@ _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
 _DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
 _AUTO = "auto"
 _END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
+_AHEAD = {"on": True, "off": False, _AUTO: None}
+_SHOWN = ("memory", "disk", "max_days", "keep", "ahead")
 
 
 @click.command()
@@ -210,6 +212,7 @@ def _cleared_by_host(ask: Mapping[str, Any]) -> _Cleared:
 @click.option("--disk", metavar="SIZE", help="Most that the folder holds on disk: 40GB.")
 @click.option("--max-age", metavar="AGE", help="What is unused for so long leaves the disk: 30d.")
 @click.option("--keep", metavar="TIME", help="How long an idle host stays: 30m, 0 or forever.")
+@click.option("--ahead", type=click.Choice(list(_AHEAD)), help="Work while the user reads.")
 @json_option
 def settings(
     *,
@@ -217,6 +220,7 @@ def settings(
     disk: str | None,
     max_age: str | None,
     keep: str | None,
+    ahead: str | None,
     as_json: bool,
 ) -> None:
     """Show or set the cache's limits, and how long the host stays; "auto" restores a default."""
@@ -229,9 +233,11 @@ def settings(
         said["max_days"] = _most_days(max_age)
     if keep is not None:
         said["keep"] = _keep(keep)
+    if ahead is not None:
+        said["ahead"] = _AHEAD[ahead]
     found = change_settings(lambda old: old.changed(**said)) if said else load_settings()
     if as_json:
-        show_json({name: getattr(found, name) for name in ("memory", "disk", "max_days", "keep")})
+        show_json({name: getattr(found, name) for name in _SHOWN})
     else:
         show_table(("limit", "set to"), _limits(found))
 
@@ -259,7 +265,9 @@ def _limits(found: Settings) -> list[tuple[str, str]]:
     disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
     memory = f"auto ({MEMORY})" if found.memory is None else str(found.memory)
     keep = f"auto ({KEEP})" if found.keep is None else found.keep
-    return [("memory", memory), ("disk", disk), ("max-age", age), ("keep", keep)]
+    ahead = {None: "auto (on)", True: "on", False: "off"}[found.ahead]
+    limits = [("memory", memory), ("disk", disk), ("max-age", age), ("keep", keep)]
+    return [*limits, ("ahead", ahead)]
 
 
 def _size(option: str, size: str) -> str | None:

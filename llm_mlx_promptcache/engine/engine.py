@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Seconds without a job before next turns are worked on: a process that ends with its answer is gone
+# by then, and a tool that is quick has told its result.
+QUIET = 1.0
+# The engines of this process that answer somebody now.
+_answering: set[Engine] = set()
+
 
 class _Job:
     """A request on its way through the engine, and how its events reach the one who asked."""
@@ -195,8 +201,7 @@ class Engine:
         scheduler: Scheduler | None = None
         closing = False
         while not closing or (scheduler is not None and scheduler.busy):
-            idle = scheduler is None or not scheduler.busy
-            jobs, closing = self._arrived(closing=closing, wait=idle)
+            jobs, closing = self._arrived(closing=closing, seconds=self._patience(scheduler))
             self.beats += 1
             for job in jobs:
                 if isinstance(job, _Job):
@@ -204,7 +209,10 @@ class Engine:
                 else:
                     scheduler = self._let_go(scheduler, job)
             if scheduler is not None and scheduler.busy:
+                _answering.add(self)
                 self._step(scheduler)
+            elif not (jobs or closing):
+                self._work_ahead(scheduler)
         if scheduler is not None:
             self._settle(scheduler, last=True)
         self._model, scheduler = ModelState.UNLOADED, None
@@ -213,12 +221,14 @@ class Engine:
 
             leave_thread()
 
-    def _arrived(self, *, closing: bool, wait: bool) -> tuple[list[_Job | _Unload], bool]:
-        """The jobs that came meanwhile; `wait` for one where there is nothing else to do."""
+    def _arrived(
+        self, *, closing: bool, seconds: float | None
+    ) -> tuple[list[_Job | _Unload], bool]:
+        """The jobs that came meanwhile; one is waited for so long, or as long as it takes."""
         jobs: list[_Job | _Unload] = []
         while not closing:
             try:
-                job = self._jobs.get(block=wait and not jobs)
+                job = self._jobs.get(timeout=0 if jobs else seconds)
             except queue.Empty:
                 break
             if job is None:
@@ -226,6 +236,21 @@ class Engine:
             else:
                 jobs.append(job)
         return jobs, closing
+
+    def _patience(self, scheduler: Scheduler | None) -> float | None:
+        """How many seconds to wait for a job before there is something else to do."""
+        if scheduler is None:
+            return None
+        if scheduler.busy:
+            return 0
+        if scheduler.ahead is None or not scheduler.ahead.left:
+            return None
+        return 0 if scheduler.ahead.begun and not _answering else QUIET
+
+    def _work_ahead(self, scheduler: Scheduler | None) -> None:
+        """Take a step of what nobody has asked for, unless somebody else needs the machine."""
+        if scheduler is not None and scheduler.ahead is not None and not _answering:
+            scheduler.ahead.step()
 
     def _let_go(self, scheduler: Scheduler | None, asked: _Unload) -> Scheduler | None:
         if scheduler is not None and not scheduler.busy and not asked.dropped:
@@ -273,6 +298,7 @@ class Engine:
             # The thread outlives any request; those who asked are told.
             scheduler.fail(error)
         if not scheduler.busy:
+            _answering.discard(self)
             self._settle(scheduler)
 
     @staticmethod

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..cache.identity import Identity
+from ..chat.transcript import Transcript
 from ..models.chat_tokenizer import TemplateTokenizer
 from ..models.loading import LoadedModel
 from .answers import AnswerStream
-from .preparation import Prepared, prepare
+from .preparation import Prepared, limit_of, prepare, transcript_of
+from .request import GenerationRequest
 from .sequence import Reader, Sequence
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ class Intake:
         prepared = prepare(reader.request, self._loaded, self.tokenizer, self._identity)
         answer = AnswerStream(prepared, self.tokenizer)
         return Sequence(reader, prepared, answer, self._constraint(prepared))
+
+    def transcript(self, request: GenerationRequest) -> Transcript:
+        """The ids that a request would ask with; ValueError as `sequence`."""
+        model = self._identity.model
+        transcript = transcript_of(request, self._loaded, self.tokenizer, model)
+        limit_of(request.max_tokens, self._loaded.context_length, len(transcript.ids))
+        return transcript
 
     def _constraint(self, prepared: Prepared) -> Constraint | None:
         if prepared.grammar is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from ..cache import device
@@ -102,12 +104,32 @@ class KVManager:
             rows = Rows.COPY
         since = self._cache.moment()
         lease = self._fetch(prepared, ids, rows, speed)
+        return self._handle(prepared, ids, lease, rows, since)
+
+    def lease_ahead(self, prepared: Prepared, ids: array[int], since: Moment) -> KVHandle:
+        """`lease`, for what nobody has asked for; nothing forgotten `since` comes back by it."""
+        lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
+        return self._handle(prepared, ids, lease, Rows.COPY, since)
+
+    def _handle(
+        self, prepared: Prepared, ids: array[int], lease: Lease, rows: Rows, since: Moment
+    ) -> KVHandle:
+        """What a request holds that begins with `lease`."""
+        kv = prepared.request.kv
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
         handle = KVHandle(prepared, lease, layers, rows=rows, since=since)
         handle.stops = self._stops(handle, len(ids))
         return handle
+
+    def is_current(self, since: Moment) -> bool:
+        """Whether nothing was forgotten and no work of the device has failed since then."""
+        return since == self._cache.moment()
+
+    def count_ahead(self, tokens: int) -> None:
+        """So many tokens were prefilled that nobody had asked for."""
+        self._cache.count_ahead(tokens)
 
     def insert(self, handle: KVHandle, path: array[int], rows: Rows = Rows.KEEP_OUT) -> None:
         """Insert what `path` made complete, each message under its tier.
@@ -116,7 +138,7 @@ class KVManager:
         or returned with the layers.
         """
         prepared, done = handle.prepared, len(path)
-        if not (self._keeps(prepared) and done and handle.layers and handle.whole):
+        if not (self.keeps(prepared) and done and handle.layers and handle.whole):
             return
         namespace = self._namespace(handle)
         if namespace != handle.kept_in:  # rows that were quantised since belong elsewhere
@@ -173,7 +195,7 @@ class KVManager:
 
     def pin(self, handle: KVHandle, path: array[int]) -> None:
         """Keep a path whatever happens."""
-        if self._keeps(handle.prepared):
+        if self.keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
     def flush(self, *, last: bool = False) -> None:
@@ -190,13 +212,20 @@ class KVManager:
         if self._uncached is not None:
             return Lease(None, 0, self._uncached)
         headroom = min(prepared.limit, _HEADROOM)
-        lease = self._cache.fetch(prepared.namespace, ids, headroom, rows=rows, prefill_speed=speed)
-        if request.kv is None or lease.cached >= request.kv.start:
+        fetch = partial(self._cache.fetch, headroom=headroom, rows=rows, prefill_speed=speed)
+        return self._lookup(prepared, ids, fetch)
+
+    @staticmethod
+    def _lookup(
+        prepared: Prepared, ids: array[int], fetch: Callable[[str, array[int]], Lease]
+    ) -> Lease:
+        """What `fetch` finds of `ids`: quantised rows, or plain ones of a path too short for it."""
+        kv = prepared.request.kv
+        lease = fetch(prepared.namespace, ids)
+        if kv is None or lease.cached >= kv.start:
             return lease
         # Up to where quantising starts, rows are those of everybody else.
-        plain = ids[: request.kv.start + 1]
-        namespace = prepared.plain_namespace
-        return self._cache.fetch(namespace, plain, headroom, rows=rows, prefill_speed=speed)
+        return fetch(prepared.plain_namespace, ids[: kv.start + 1])
 
     def _namespace(self, handle: KVHandle) -> str:
         """Where layers belong, as they are now."""
@@ -204,7 +233,8 @@ class KVManager:
         plain = prepared.request.kv is not None and not is_quantised(handle.layers)
         return prepared.plain_namespace if plain else prepared.namespace
 
-    def _keeps(self, prepared: Prepared) -> bool:
+    def keeps(self, prepared: Prepared) -> bool:
+        """Whether anything of a request is kept."""
         return prepared.request.use_cache and self._uncached is None
 
     def _stops(self, handle: KVHandle, length: int) -> set[int]:
@@ -212,7 +242,7 @@ class KVManager:
         prepared = handle.prepared
         kv = prepared.request.kv
         stops = {kv.start} if kv is not None else set()
-        if not self._cut_anywhere and self._keeps(prepared):
+        if not self._cut_anywhere and self.keeps(prepared):
             stops |= {boundary.position for boundary in prepared.transcript.boundaries}
             stops |= {handle.lease.matched} | set(checkpoints(length))
         return stops

@@ -31,6 +31,7 @@ _cache: PromptCache | None = None
 _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
+AHEAD_SWITCH = "LLM_MLX_CACHED_AHEAD"
 MEMORY = "4GB"  # of this process, for what the user set no limit for
 
 
@@ -110,6 +111,11 @@ def uses_disk() -> bool:
     return os.environ.get(DISK_SWITCH, "1") != "0"
 
 
+def works_ahead() -> bool:
+    """Whether next turns may be prefilled while the user reads."""
+    return os.environ.get(AHEAD_SWITCH, "1") != "0" and load_settings().ahead is not False
+
+
 def disk_store() -> DiskStore:
     """The user's folder of stored spans, with the limits that the settings give it."""
     from ..cache.disk.store import DiskStore
@@ -149,7 +155,7 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
         _read[reference] = loaded.files
     cache = shared_cache()
     seconds = time.perf_counter() - started
-    report = LoadReport(reference, seconds, identities.uncached)
+    report = LoadReport(reference, seconds, identities.uncached, works_ahead())
     return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import mlx.nn as nn
 
 from ..cache import device
 from ..cache.insertion import Rows
-from .chunks import Beside, ChunkPlanner, chunk_end
+from .chunks import Beside, ChunkPlan, ChunkPlanner, chunk_end
 from .forward import prefill
-from .kv import KVManager
+from .kv import KVHandle, KVManager
 from .sequence import Sequence, next_short
 from .turns import Party
 
@@ -42,7 +43,7 @@ class Prefill:
         if sequence.plan is None:
             sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
             sequence.from_disk = sequence.handle.lease.from_disk
-        sequence.plan = self._planner.begin()
+        sequence.plan = self.plan()
 
     def turn(self, sequences: list[Sequence], party: Party, beside: Beside) -> Iterator[Ran]:
         """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
@@ -57,21 +58,32 @@ class Prefill:
             sequences.append(sequence)
             most, start, error = sequence.chunk(beside), sequence.done, None
             try:
-                self.chunk(sequence, max(1, int(share * most)))
+                self._run(sequence, max(1, int(share * most)))
             except BaseException as failure:
                 error = failure
             share = share - (sequence.done - start) / most if party is Party.SHORT else 0
             yield Ran(sequence, error)
 
-    def chunk(self, sequence: Sequence, most: int) -> None:
-        """Run the next chunk of a prompt, up to the next stop, and keep what ends there."""
+    def _run(self, sequence: Sequence, most: int) -> None:
+        """Run the next chunk of a prompt, and keep what ends there."""
         assert sequence.handle is not None
-        handle, start, last = sequence.handle, sequence.done, len(sequence.ids) - 1
-        end = chunk_end(start, last, handle.stops, most)
+        sequence.done = self.chunk(sequence.handle, sequence.ids, sequence.done, most)
+        self.keep(sequence.handle, sequence.ids[: sequence.done])
+
+    def plan(self) -> ChunkPlan:
+        """The sizes of one prompt's chunks."""
+        return self._planner.begin()
+
+    def chunk(self, handle: KVHandle, ids: array[int], start: int, most: int) -> int:
+        """Run the chunk of `ids` from `start` on, up to the next stop; returns its end."""
+        end = chunk_end(start, len(ids) - 1, handle.stops, most)
         began = self._clock()
         with device.work():
-            prefill(self._model, handle.layers, sequence.ids[start:end])
+            prefill(self._model, handle.layers, ids[start:end])
         self._planner.observe(start, end - start, self._clock() - began)
-        sequence.done = end
-        if end in handle.stops:
-            self._kv.insert(handle, sequence.ids[:end])
+        return end
+
+    def keep(self, handle: KVHandle, path: array[int]) -> None:
+        """Keep what the layers hold of `path`, where its end is a stop."""
+        if len(path) in handle.stops:
+            self._kv.insert(handle, path)

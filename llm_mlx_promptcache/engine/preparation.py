@@ -75,9 +75,8 @@ def prepare(
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
     _check_bias(request, loaded)
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
-    transcript = _transcript(request, tokenizer, identity.model)
-    _check_ids(transcript, loaded)
-    limit = _limit(request.max_tokens, loaded.context_length, len(transcript.ids))
+    transcript = transcript_of(request, loaded, tokenizer, identity.model)
+    limit = limit_of(request.max_tokens, loaded.context_length, len(transcript.ids))
     own = tokenizer.call_form
     generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example
     if own.channels is None and generic:
@@ -152,7 +151,10 @@ def _check_ids(transcript: Transcript, loaded: LoadedModel) -> None:
         )
 
 
-def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model: str) -> Transcript:
+def transcript_of(
+    request: GenerationRequest, loaded: LoadedModel, tokenizer: TemplateTokenizer, model: str
+) -> Transcript:
+    """The ids that a request asks with; ValueError names what is wrong with it."""
     messages = request.messages
     if request.warm and not any(message.role == "user" for message in messages):
         messages = (*messages, _PROBE)
@@ -165,6 +167,7 @@ def _transcript(request: GenerationRequest, tokenizer: TemplateTokenizer, model:
         tools=request.tools,
         template_arguments=arguments_of(request, tokenizer.thinking_argument),
     )
+    _check_ids(transcript, loaded)
     if not request.warm:
         return transcript
     return _stable(transcript, probed=messages is not request.messages)
@@ -189,7 +192,7 @@ def arguments_of(request: GenerationRequest, thinking: str) -> Mapping[str, Any]
     return {**request.template_arguments, thinking: request.thinking}
 
 
-def _limit(max_tokens: int | None, context: int | None, prompt: int) -> int:
+def limit_of(max_tokens: int | None, context: int | None, prompt: int) -> int:
     """How many tokens the answer may have; PromptTooLongError where the prompt leaves none."""
     most = _MOST_TOKENS if max_tokens is None else max_tokens
     if context is None:

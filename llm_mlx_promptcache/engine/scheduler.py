@@ -22,6 +22,7 @@ from ..cache.trie import common_prefix
 from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
+from .ahead import Ahead
 from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
@@ -37,15 +38,16 @@ from .turns import Party, Turns
 
 
 class LoadReport(NamedTuple):
-    """What else is known of a loaded model.
+    """What else a scheduler is told of a loaded model.
 
     `name` is what people call it, `seconds` what the first answer had to wait for, `uncached` why
-    nothing of it may be kept.
+    nothing of it may be kept; `ahead` says that next turns may be prefilled before they are asked.
     """
 
     name: str = ""
     seconds: float = 0.0
     uncached: str = ""
+    ahead: bool = False
 
 
 class Scheduler:
@@ -72,6 +74,9 @@ class Scheduler:
         self._admission = Admission()
         planner = planner or ChunkPlanner(identity.model)
         self._prefill = Prefill(loaded.model, self._kv, planner, clock)
+        self.ahead: Ahead | None = None
+        if report.ahead:
+            self.ahead = Ahead(loaded.model, self._intake, self._kv, self._prefill)
         self._turns = Turns()
         self._clock = clock
         self._waiting: list[Sequence] = []
@@ -93,6 +98,8 @@ class Scheduler:
 
     def add(self, reader: Reader) -> None:
         """Take a request in; what is wrong with it is told to who asked."""
+        if self.ahead is not None:
+            self.ahead.make_way(reader.request)
         try:
             sequence = self._intake.sequence(reader)
         except BaseException as error:
@@ -133,11 +140,21 @@ class Scheduler:
 
     def settle(self, *, last: bool = False) -> None:
         """Have the disk written what these answers left to write; wait if it is the last."""
+        if last and self.ahead is not None:
+            self.ahead.drop()
         self._kv.flush(last=last)
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
-        del self._loaded, self._kv, self._batches, self._proof, self._intake, self._prefill
+        del (
+            self._loaded,
+            self._kv,
+            self._batches,
+            self._proof,
+            self._intake,
+            self._prefill,
+            self.ahead,
+        )
         gc.collect()  # models hold themselves, through their layers
         mx.clear_cache()
 
@@ -315,8 +332,10 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         """Tell the end of an answer, and keep what it left."""
         load, self._load_seconds = self._load_seconds, 0.0
-        sequence.finish(load, self._identity.model, mx.get_peak_memory())
+        finished = sequence.finish(load, self._identity.model, mx.get_peak_memory())
         self._end(sequence)
+        if self.ahead is not None:
+            self.ahead.note(sequence, finished)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
         """Whatever ends a request: what it computed is kept, and who asked is told."""

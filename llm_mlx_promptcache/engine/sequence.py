@@ -13,7 +13,7 @@ from .admission import MOST_PASSED, expected
 from .answers import AnswerStream, Measured
 from .batch import Slot, Step
 from .chunks import Beside, ChunkPlan
-from .events import Output
+from .events import Finished, Output
 from .kv import KVHandle
 from .preparation import Prepared
 from .request import GenerationRequest
@@ -154,7 +154,7 @@ class Sequence:
             if self.answer.ended:
                 break
 
-    def finish(self, load: float, fingerprint: str, peak_bytes: int) -> None:
+    def finish(self, load: float, fingerprint: str, peak_bytes: int) -> Finished:
         """Tell the end of its answer, which had to wait `load` seconds for the model."""
         measured = Measured(
             self.started, load, self.cached, self.why, fingerprint, peak_bytes, self.from_disk
@@ -162,6 +162,8 @@ class Sequence:
         whole = self.constraint is None or self.constraint.complete
         for event in self.answer.finish(measured, whole=whole):
             self.reader.send(event)
+        assert isinstance(event, Finished)
+        return event
 
 
 def next_short(sequences: Iterable[Sequence]) -> Sequence:
