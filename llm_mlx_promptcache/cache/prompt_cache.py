@@ -108,6 +108,12 @@ class PromptCache:
             self._counters.count(len(ids), lease.cached, lease.why)
             return lease
 
+    def holds(self, namespace: str, tokens: Iterable[int]) -> bool:
+        """Whether all of this path is in memory, or lent from there."""
+        ids = as_tokens(tokens)
+        with self._lock:
+            return self._tree.walk(namespace, ids).length == len(ids)
+
     def fetch_ahead(self, namespace: str, tokens: Iterable[int]) -> Lease:
         """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.
 

@@ -17,12 +17,14 @@ import mlx.nn as nn
 
 from ..cache import device
 from ..cache.forgetting import Moment
+from ..cache.trie import common_prefix
+from ..chat.transcript import Transcript
 from .chunks import Beside
 from .events import Finished
 from .forward import wired
 from .intake import Intake
 from .kv import KVManager
-from .next_turn import changes, goes_on_from, next_turns, shared_part
+from .next_turn import goes_on_from, is_worth_a_pass, next_turns, shared_part
 from .prefill import Prefill
 from .preparation import Prepared
 from .request import GenerationRequest
@@ -123,23 +125,28 @@ class Ahead:
         if not transcripts:
             return
         beginning = shared_part(*transcripts)
-        if changes(beginning, answered.path):
+        if is_worth_a_pass(beginning, answered.path) and self._may_go_on(answered, beginning):
             prepared = replace(answered.prepared, transcript=beginning, grammar=None)
             with wired(self._model):
                 yield from self._prefilled(prepared, answered.since)
 
+    def _may_go_on(self, answered: Answered, beginning: Transcript) -> bool:
+        """Whether the conversation is still in memory: others may have needed the room."""
+        held = beginning.ids[: common_prefix(beginning.ids, answered.path)]
+        return self._kv.is_current(answered.since) and self._kv.holds(answered.prepared, held)
+
     def _prefilled(self, prepared: Prepared, since: Moment) -> Generator[None]:
         """Prefill a beginning chunk by chunk; whatever ends this, what was computed is kept."""
-        if not self._kv.is_current(since):
-            return
         ids = prepared.transcript.ids
         handle = self._kv.lease_ahead(prepared, ids, since)
         done = cached = handle.lease.cached
         last, plan = min(len(ids) - 1, done + _MOST_TOKENS), self._prefill.plan()
         try:
-            while done < last and self._kv.is_current(since):
+            while done < last:
                 self._kv.quantise(handle, done)
                 yield
+                if not self._kv.is_current(since):
+                    return
                 # As small as beside answers: who comes meanwhile waits no longer than they would.
                 most = min(plan.size(done, Beside.ANSWERS), last - done)
                 end = self._prefill.chunk(handle, ids, done, most)

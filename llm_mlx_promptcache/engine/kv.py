@@ -111,6 +111,11 @@ class KVManager:
         lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
         return self._handle(prepared, ids, lease, Rows.COPY, since)
 
+    def holds(self, prepared: Prepared, path: array[int]) -> bool:
+        """Whether a path of this request is in memory, in either form of its rows."""
+        namespaces = {prepared.namespace, prepared.plain_namespace}
+        return any(self._cache.holds(namespace, path) for namespace in namespaces)
+
     def _handle(
         self, prepared: Prepared, ids: array[int], lease: Lease, rows: Rows, since: Moment
     ) -> KVHandle:

@@ -47,12 +47,11 @@ def shared_part(one: Transcript, other: Transcript) -> Transcript:
     return one._replace(ids=one.ids[: length + 1], boundaries=boundaries)
 
 
-def changes(beginning: Transcript, path: array[int]) -> bool:
+def is_worth_a_pass(beginning: Transcript, path: array[int]) -> bool:
     """Whether a next turn's beginning is more than the answer's own `path` and a few tokens."""
     length = len(beginning.ids) - 1
-    return common_prefix(beginning.ids, path) < min(length, len(path)) or (
-        length - len(path) >= _A_PASS
-    )
+    parts = common_prefix(beginning.ids, path) < min(length, len(path))
+    return parts or length - len(path) >= _A_PASS
 
 
 def goes_on_from(request: GenerationRequest, earlier: GenerationRequest) -> bool:
