@@ -39,6 +39,14 @@ def no_host_is_left(tmp_path_factory):
     assert not left, f"hosts that tests left, ended now: {left}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def counts_follow_from_requests():
+    """No engine of this process's pool works ahead, which begins by a clock, unless a test asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_MLX_CACHED_AHEAD", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def soak_share():
     """What part of its rounds a long test does: all of them, or SOAK_SHARE where time is short."""

@@ -117,6 +117,8 @@ def test_settings_that_cannot_be_read_are_named(home, text):
         ("keep", '"5"'),
         ("keep", '"-5m"'),
         ("keep", "300"),
+        ("ahead", '"off"'),
+        ("ahead", "0"),
     ],
 )
 def test_a_bad_value_is_told_with_the_file_its_name_and_what_to_give(home, key, value):

@@ -47,7 +47,7 @@ class Answered(NamedTuple):
     since: Moment
 
 
-class Ahead:
+class WorkAhead:
     """The next turns of one model's conversations; used on the engine's thread only."""
 
     def __init__(self, model: nn.Module, intake: Intake, kv: KVManager, prefill: Prefill) -> None:

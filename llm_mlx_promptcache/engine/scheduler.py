@@ -22,7 +22,7 @@ from ..cache.trie import common_prefix
 from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
-from .ahead import Ahead
+from .ahead import WorkAhead
 from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
@@ -74,9 +74,9 @@ class Scheduler:
         self._admission = Admission()
         planner = planner or ChunkPlanner(identity.model)
         self._prefill = Prefill(loaded.model, self._kv, planner, clock)
-        self.ahead: Ahead | None = None
+        self.ahead: WorkAhead | None = None
         if report.ahead:
-            self.ahead = Ahead(loaded.model, self._intake, self._kv, self._prefill)
+            self.ahead = WorkAhead(loaded.model, self._intake, self._kv, self._prefill)
         self._turns = Turns()
         self._clock = clock
         self._waiting: list[Sequence] = []

@@ -8,6 +8,7 @@ import pytest
 
 from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.config import change_settings
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.events import Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
@@ -173,3 +174,26 @@ def test_that_a_model_loads_is_told_before_its_prompts_progress(folders):
     )
     assert isinstance(next(again), Progress)
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "works"),
+    [(None, None, True), (None, True, True), (None, False, False), ("0", True, False)],
+)
+def test_next_turns_are_worked_on_unless_the_user_says_not(
+    folders, monkeypatch, variable, setting, works
+):
+    monkeypatch.delenv(pool.AHEAD_SWITCH)
+    if variable is not None:
+        monkeypatch.setenv(pool.AHEAD_SWITCH, variable)
+    change_settings(lambda old: old.changed(ahead=setting))
+    made = []
+
+    def load(reference, tell):
+        made.append(loads(reference, tell))
+        return made[-1]
+
+    loads = pool._load
+    monkeypatch.setattr(pool, "_load", load)
+    ask(folders[0])
+    assert (made[0].ahead is not None) == works

@@ -109,15 +109,17 @@ def test_check_says_what_is_left_where_it_can_not_be_read_now(asked, monkeypatch
 def test_limits_are_kept_and_hold(asked):
     asked.ours("settings", "--memory", "2GB", "--disk", "30kB", "--max-age", "2w")
     asked.ours("settings", "--keep", "30m")
-    limits = {"memory": "2GB", "disk": "30kB", "max_days": 14, "keep": "30m"}
+    asked.ours("settings", "--ahead", "off")
+    assert "off" in asked.ours("settings")[0]
+    limits = {"memory": "2GB", "disk": "30kB", "max_days": 14, "keep": "30m", "ahead": False}
     assert asked.told("settings") == limits
     assert asked.told("stats")["budget"] == 30_000
     for word in ("and", "of", "Hello"):
         asked.llm("-m", "t", f"{word} " * 12, *LIMIT)
     assert 0 < asked.told("stats")["bytes"] <= 30_000
     asked.ours("settings", "--memory", "auto", "--disk", "auto", "--max-age", "auto")
-    asked.ours("settings", "--keep", "auto")
-    assert asked.told("settings") == dict.fromkeys(("memory", "disk", "max_days", "keep"))
+    asked.ours("settings", "--keep", "auto", "--ahead", "auto")
+    assert asked.told("settings") == dict.fromkeys(("memory", "disk", "max_days", "keep", "ahead"))
     assert "auto" in asked.ours("settings")[0]
 
 
