@@ -5,8 +5,8 @@ import logging
 import random
 
 import pytest
-from askers import Counting, Failing, planner_of, request, together
-from reading import QUESTION, asked, own_words, read, reader, replied, rewriting
+from pauses import QUESTION, asked, own_words, pause, replied, rewriting, scheduler_over
+from readers import Counting, Failing, planner_of, request, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -31,7 +31,7 @@ def cache():
 def two_turns(scheduler, *, steps=None, said="And three?", **more):
     """A question, so many steps of reading, another question: the two last events."""
     [first] = together(scheduler, asked(QUESTION, **more))
-    read(scheduler, steps)
+    pause(scheduler, steps)
     following = asked(QUESTION, replied(first.last), said, **more)
     [second] = together(scheduler, following)
     return first.last, second.last
@@ -40,7 +40,7 @@ def two_turns(scheduler, *, steps=None, said="And three?", **more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_1_every_kind_of_layer_goes_on_from_what_was_computed_ahead(kind, loaded_kind):
     loaded, cache = rewriting(loaded_kind(kind)), PromptCache("500MB")
-    scheduler = reader(loaded, cache, planner=planner_of(16))
+    scheduler = scheduler_over(loaded, cache, planner=planner_of(16))
     first, second = two_turns(scheduler)
     following = asked(QUESTION, replied(first), "And three?")
     assert second.usage.prefilled == own_words(scheduler, following)
@@ -52,7 +52,7 @@ def test_law_1_every_kind_of_layer_goes_on_from_what_was_computed_ahead(kind, lo
 def test_law_1_given_up_at_each_step_what_was_computed_is_kept(loaded):
     def turns(steps):
         cache = PromptCache("500MB")
-        scheduler = reader(loaded, cache, planner=planner_of(8))
+        scheduler = scheduler_over(loaded, cache, planner=planner_of(8))
         first, second = two_turns(scheduler, steps=steps)
         assert cache.check() == []
         assert cache.stats()["memory"]["leased"] == 0
@@ -73,23 +73,23 @@ def test_law_1_given_up_at_each_step_what_was_computed_is_kept(loaded):
 
 
 def test_work_that_was_given_up_goes_on_where_it_was(loaded, cache):
-    scheduler = reader(loaded, cache, planner=planner_of(8))
+    scheduler = scheduler_over(loaded, cache, planner=planner_of(8))
     [first] = together(scheduler, asked(QUESTION))
-    read(scheduler, 5)
+    pause(scheduler, 5)
     done = cache.stats()["tokens_ahead"]
     assert done > 0
     together(scheduler, request("Another conversation?", max_tokens=2))
-    read(scheduler)
+    pause(scheduler)
     following = asked(QUESTION, replied(first.last), "And three?")
     [second] = together(scheduler, following)
     assert second.last.usage.prefilled == own_words(scheduler, following)
 
 
 def test_each_of_several_who_read_is_thought_of(loaded, cache):
-    scheduler = reader(loaded, cache)
+    scheduler = scheduler_over(loaded, cache)
     questions = [f"What comes after {number}?" for number in range(3)]
     firsts = [one.last for one in together(scheduler, *map(asked, questions))]
-    read(scheduler)
+    pause(scheduler)
     for question, first in zip(questions, firsts, strict=True):
         following = asked(question, replied(first), "And then?")
         [second] = together(scheduler, following)
@@ -97,16 +97,16 @@ def test_each_of_several_who_read_is_thought_of(loaded, cache):
 
 
 def test_answers_that_nobody_goes_on_from_are_not_collected(loaded):
-    scheduler = reader(loaded)
+    scheduler = scheduler_over(loaded)
     for number in range(12):
         together(scheduler, asked(f"What comes after {number}?", max_tokens=2))
     assert len(scheduler.ahead._answered) == ahead._MOST_ANSWERS
-    read(scheduler)
+    pause(scheduler)
     assert scheduler.ahead._answered == []
 
 
 def test_a_turn_that_was_asked_is_not_prepared_any_more(loaded, cache):
-    scheduler = reader(loaded, cache)
+    scheduler = scheduler_over(loaded, cache)
     two_turns(scheduler, steps=0)
     assert len(scheduler.ahead._answered) == 1
     assert len(scheduler.ahead._answered[0].prepared.request.messages) == 4
@@ -116,7 +116,7 @@ def test_law_16_counters_tell_work_ahead_apart(loaded):
     stats = {}
     for steps in (0, None):
         cache = PromptCache("500MB")
-        scheduler = reader(loaded, cache)
+        scheduler = scheduler_over(loaded, cache)
         _, second = two_turns(scheduler, steps=steps)
         stats[steps] = cache.stats()
         assert second.why == f"no stored path goes on like this after token {second.usage.cached}"
@@ -132,10 +132,10 @@ def test_law_16_counters_tell_work_ahead_apart(loaded):
 def test_a_template_that_changes_nothing_leaves_nothing_to_do(tiny_llama):
     loaded = load_model(str(tiny_llama()))
     counting = Counting(loaded.model)
-    scheduler = reader(dataclasses.replace(loaded, model=counting))
+    scheduler = scheduler_over(dataclasses.replace(loaded, model=counting))
     together(scheduler, asked(QUESTION))
     passes = counting.passes
-    assert read(scheduler) == 3
+    assert pause(scheduler) == 3
     assert counting.passes == passes
 
 
@@ -143,38 +143,38 @@ def test_a_template_that_changes_nothing_leaves_nothing_to_do(tiny_llama):
     "more", [{"use_cache": False}, {"warm": True}, {"warm": True, "pin": True}]
 )
 def test_what_keeps_nothing_or_has_no_answer_is_no_work(loaded, more):
-    scheduler = reader(loaded)
+    scheduler = scheduler_over(loaded)
     together(scheduler, asked(QUESTION, **more))
     assert not scheduler.ahead.left
 
 
 def test_where_it_is_off_nothing_is_done_or_remembered(loaded):
-    scheduler = reader(loaded, ahead=False)
+    scheduler = scheduler_over(loaded, ahead=False)
     together(scheduler, asked(QUESTION))
     assert scheduler.ahead is None
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_what_is_computed_ahead_is_on_the_disk_where_its_request_is(loaded, tmp_path, on_disk):
-    scheduler = reader(loaded, PromptCache("500MB", DiskStore(tmp_path)))
+    scheduler = scheduler_over(loaded, PromptCache("500MB", DiskStore(tmp_path)))
     [first] = together(scheduler, asked(QUESTION, on_disk=on_disk))
-    read(scheduler)
+    pause(scheduler)
     scheduler.settle(last=True)
     assert DiskStore(tmp_path).stats()["spans"] == 0 or on_disk
     following = asked(QUESTION, replied(first.last), "And three?")
     own = own_words(scheduler, following)
     [second] = together(scheduler, dataclasses.replace(following, on_disk=on_disk))
     assert second.last.usage.prefilled == own
-    later = reader(loaded, PromptCache("500MB", DiskStore(tmp_path)))
+    later = scheduler_over(loaded, PromptCache("500MB", DiskStore(tmp_path)))
     [again] = together(later, following)
     assert again.last.usage.prefilled == (own if on_disk else again.last.usage.prompt)
     assert again.last.ids == second.last.ids
 
 
 def test_another_salt_knows_nothing_of_it(loaded, cache):
-    scheduler = reader(loaded, cache)
+    scheduler = scheduler_over(loaded, cache)
     [first] = together(scheduler, asked(QUESTION, cache_salt="mine"))
-    read(scheduler)
+    pause(scheduler)
     following = asked(QUESTION, replied(first.last), "And three?")
     [theirs] = together(scheduler, dataclasses.replace(following, cache_salt="theirs"))
     assert theirs.last.usage.cached == 0
@@ -185,7 +185,7 @@ def test_another_salt_knows_nothing_of_it(loaded, cache):
 @pytest.mark.parametrize("start", [0, 40, 400])
 def test_law_1_quantised_rows_are_computed_ahead_as_the_turn_would(tiny_llama, start):
     loaded = rewriting(load_model(str(tiny_llama(heads=2))))
-    scheduler = reader(loaded, planner=planner_of(16))
+    scheduler = scheduler_over(loaded, planner=planner_of(16))
     kv = KVSettings(8, 32, start)
     first, second = two_turns(scheduler, kv=kv)
     following = asked(QUESTION, replied(first), "And three?", kv=kv)
@@ -196,28 +196,28 @@ def test_law_1_quantised_rows_are_computed_ahead_as_the_turn_would(tiny_llama, s
 
 def test_a_long_change_is_begun_and_no_more(loaded, cache, monkeypatch):
     monkeypatch.setattr(ahead, "_MOST_TOKENS", 20)
-    scheduler = reader(loaded, cache, planner=planner_of(16))
+    scheduler = scheduler_over(loaded, cache, planner=planner_of(16))
     two_turns(scheduler)
     assert cache.stats()["tokens_ahead"] == 20
 
 
 def test_a_conversation_that_fills_the_context_has_no_next_turn(loaded, cache):
     small = dataclasses.replace(loaded, context_length=300)
-    scheduler = reader(small, cache)
+    scheduler = scheduler_over(small, cache)
     [first] = together(scheduler, asked(QUESTION, max_tokens=1000))
     assert first.last.usage.prompt + first.last.usage.generated == 300
-    assert read(scheduler) == 1
+    assert pause(scheduler) == 1
     assert cache.stats()["tokens_ahead"] == 0
 
 
 @pytest.mark.parametrize("steps", [0, 2, 5])
 def test_what_was_forgotten_is_not_computed_again(loaded, cache, steps):
-    scheduler = reader(loaded, cache, planner=planner_of(8))
+    scheduler = scheduler_over(loaded, cache, planner=planner_of(8))
     together(scheduler, asked(QUESTION))
-    read(scheduler, steps)
+    pause(scheduler, steps)
     cache.forget()
     tokens = cache.stats()["tokens_ahead"]
-    read(scheduler)
+    pause(scheduler)
     assert cache.stats()["tokens_ahead"] == tokens
     assert cache.stats()["memory"]["spans"] == 0
     assert cache.check() == []
@@ -227,13 +227,13 @@ def test_law_1_a_failing_device_ends_the_work_and_no_answer(loaded, cache, caplo
     fails = []
     model = Failing(loaded.model, lambda tokens: fails and tokens.shape[1] == fails[0])
     playing = dataclasses.replace(loaded, model=model)
-    scheduler = reader(playing, cache, planner=planner_of(8))
+    scheduler = scheduler_over(playing, cache, planner=planner_of(8))
     [first] = together(scheduler, asked(QUESTION))
-    read(scheduler, 5)
+    pause(scheduler, 5)
     kept = cache.stats()["tokens_ahead"]
     fails.append(8)
     with caplog.at_level(logging.WARNING):
-        read(scheduler)
+        pause(scheduler)
     fails.clear()
     assert model.failed == 1
     assert [record.getMessage() for record in caplog.records] == [
@@ -253,9 +253,9 @@ def test_a_turn_that_the_template_refuses_is_none_to_prepare(loaded, cache):
         "{% if messages | length > 2 %}{{ raise_exception('no more') }}{% endif %}"
         + loaded.tokenizer.chat_template
     )
-    scheduler = reader(loaded, cache)
+    scheduler = scheduler_over(loaded, cache)
     together(scheduler, asked(QUESTION))
-    assert read(scheduler) == 1
+    assert pause(scheduler) == 1
     assert cache.stats()["tokens_ahead"] == 0
 
 
@@ -263,7 +263,7 @@ def test_a_turn_that_the_template_refuses_is_none_to_prepare(loaded, cache):
 def test_work_ahead_drives_out_what_the_turn_itself_would_and_no_more(loaded, budget):
     def left(steps):
         cache = PromptCache(budget)
-        scheduler = reader(loaded, cache)
+        scheduler = scheduler_over(loaded, cache)
         others = [asked(f"{number}, and what of it? " * 20, max_tokens=2) for number in range(9)]
         namespace = together(scheduler, *others)[0].last.namespace
         scheduler.ahead.drop()
@@ -279,11 +279,11 @@ def test_work_ahead_drives_out_what_the_turn_itself_would_and_no_more(loaded, bu
 
 def test_a_conversation_that_had_to_leave_memory_is_not_brought_back(loaded, tmp_path):
     cache = PromptCache("500MB", DiskStore(tmp_path))
-    scheduler = reader(loaded, cache)
+    scheduler = scheduler_over(loaded, cache)
     together(scheduler, asked(QUESTION))
     scheduler.settle()
     cache.trim_to(memory_bytes=0)
-    read(scheduler)
+    pause(scheduler)
     assert cache.stats()["tokens_ahead"] == cache.stats()["memory"]["spans"] == 0
 
 
@@ -292,14 +292,14 @@ def test_law_1_conversations_that_are_read_in_pieces(loaded, seed):
     rng = random.Random(seed)
     print("seed", seed)
     cache = PromptCache("2MB")
-    scheduler = reader(loaded, cache, planner=planner_of(16))
+    scheduler = scheduler_over(loaded, cache, planner=planner_of(16))
     talks = [[f"Of the year {number}?"] for number in range(3)]
     for _ in range(14):
         talk = rng.choice(talks)
         ask = asked(*talk, max_tokens=rng.randint(1, 20), cache_salt=rng.choice(["", "a"]))
         [warm] = together(scheduler, ask)
-        read(scheduler, rng.randint(0, 9))
-        other = reader(loaded, ahead=False)
+        pause(scheduler, rng.randint(0, 9))
+        other = scheduler_over(loaded, ahead=False)
         [cold] = together(other, dataclasses.replace(ask, use_cache=False))
         assert warm.last.ids == cold.last.ids
         talk += [replied(warm.last), rng.choice(["And then?", "Why?", "the capital of it"])]

@@ -8,8 +8,8 @@ import sys
 import threading
 
 import pytest
-from askers import Asked, planner_of
-from reading import QUESTION, REWRITTEN, asked, own_words, reader, replied, rewriting
+from pauses import QUESTION, REWRITTEN, asked, own_words, replied, rewriting, scheduler_over
+from readers import Reader, planner_of
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -47,7 +47,7 @@ class World:
         playing = dataclasses.replace(loaded, model=self.model)
 
         def load(_):
-            self.scheduler = reader(playing, self.cache, planner=planner_of(8))
+            self.scheduler = scheduler_over(playing, self.cache, planner=planner_of(8))
             step = self.scheduler.ahead.step
 
             def stepped():
@@ -91,7 +91,7 @@ def test_who_goes_on_after_reading_prefills_own_words_only(world):
 
 
 def test_a_request_waits_for_no_more_than_the_chunk_that_runs(world):
-    first, told = Asked(asked(QUESTION)), threading.Event()
+    first, told = Reader(asked(QUESTION)), threading.Event()
     outputs, computed = [], []
 
     def come():

