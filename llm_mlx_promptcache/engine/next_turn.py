@@ -25,7 +25,7 @@ def next_turns(request: GenerationRequest, finished: Finished) -> Iterator[Gener
     An answer with calls is followed by a result of each, another one by a user's message. There
     are none where front ends keep an answer each in its own way.
     """
-    if request.warm or finished.invalid_calls or finished.streamed:
+    if request.warm or request.continue_final or finished.invalid_calls or finished.streamed:
         return
     answer = Message(
         "assistant",

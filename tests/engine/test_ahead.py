@@ -10,6 +10,7 @@ from readers import Counting, Failing, planner_of, request, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import ahead
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 from llm_mlx_promptcache.models.loading import load_model
@@ -146,6 +147,14 @@ def test_what_keeps_nothing_or_has_no_answer_is_no_work(loaded, more):
     scheduler = scheduler_over(loaded)
     together(scheduler, asked(QUESTION, **more))
     assert not scheduler.ahead.left
+
+
+def test_an_answer_that_goes_on_with_one_is_joined_by_front_ends(loaded, cache):
+    scheduler = scheduler_over(loaded, cache)
+    begun = Message("assistant", "Three, I")
+    together(scheduler, asked(QUESTION, begun, continue_final=True))
+    pause(scheduler)
+    assert cache.stats()["tokens_ahead"] == 0
 
 
 def test_where_it_is_off_nothing_is_done_or_remembered(loaded):
