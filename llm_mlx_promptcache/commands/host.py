@@ -52,17 +52,19 @@ def stop(*, as_json: bool) -> None:
         click.echo(f"the host (process {pid}) has ended" if pid else "no host runs")
 
 
-def seen_by_host(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the host tells of its memory; None where there is none, or none that answers.
+def seen_by_host(
+    ask: Mapping[str, Any], otherwise: str = "what it has in memory is not shown"
+) -> Mapping[str, Any] | None:
+    """What the host tells; None where there is none, or none that answers.
 
-    That is one line on stderr then: what is shown is what lies on the disk.
+    Why it does not is one line on stderr, with what that means.
     """
     try:
         return asked(ask)
     except EndedMeanwhile:
         return None
     except (HostUnavailable, HostStopped) as error:
-        click.echo(f"{error}; what it has in memory is not shown", err=True)
+        click.echo(f"{error}; {otherwise}", err=True)
         return None
 
 

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..engine.pool import disk_store
-from ..host.asking import asked
-from ..host.errors import HostStopped
-from ..host.place import HostUnavailable
 from .host import seen_by_host
 from .shown import json_option, label_of, quoted, show_json, show_tree
 
@@ -68,7 +65,8 @@ def unpin(*, span: str, as_json: bool) -> None:
 
 def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     store = disk_store()
-    told = _pinned_by_host(name, pinned=pinned)
+    ask = {"ask": "pin", "id": name, "pinned": pinned}
+    told = seen_by_host(ask, "nothing of its memory is pinned or unpinned")
     listing = store.listing()
     found = listing.named(name)
     if told is not None and told.get("found") == 1:
@@ -87,15 +85,6 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     if not any(s.file_id == span.file_id and s.pinned == pinned for s in store.listing().spans):
         raise click.ClickException(f"the span {span.id} was evicted meanwhile")
     _tell_pinned(span.file_id, len(path), pinned=pinned, as_json=as_json)
-
-
-def _pinned_by_host(name: str, *, pinned: bool) -> Mapping[str, Any] | None:
-    """Have the host pin it in memory as well, where there is one that answers."""
-    try:
-        return asked({"ask": "pin", "id": name, "pinned": pinned})
-    except (HostUnavailable, HostStopped) as error:
-        click.echo(f"{error}; nothing of its memory is pinned or unpinned", err=True)
-        return None
 
 
 def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from ..config import MODEL_ID, Settings, load_settings
+from .host import seen_by_host
 from .shown import json_option, show_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def warm(
     *, model: str, system: IO[str] | None, tools: tuple[str, ...], keep: bool, as_json: bool
 ) -> None:
     """Compute and store what prompts with this system prompt and these tools begin with."""
-    from ..engine.pool import close_engines, disk_store, engine_for
+    from ..engine.pool import disk_store
+    from ..host.engines import engine_for
 
     if system is None and not tools:
         raise click.UsageError("give a system prompt (-s FILE) or tools (-T NAME)")
@@ -48,7 +50,7 @@ def warm(
     store = disk_store()
     before = _pinned(store)
     finished = _run(engine_for(settings.reference(model)).generate(request))
-    close_engines()  # what it stored is on the disk then
+    _have_written()
     pinned = {file_id: id for file_id, id in _pinned(store).items() if file_id not in before}
     usage = finished.usage
     if as_json:
@@ -64,6 +66,14 @@ def warm(
     ids = ", ".join(pinned.values())
     state = f"; pinned: {ids}" if pinned else "; it was pinned already" if keep else ""
     click.echo(f"{usage.cached} tokens were cached, {usage.prefilled} were prefilled{state}")
+
+
+def _have_written() -> None:
+    """Return once what was stored is on the disk, whoever computed it."""
+    from ..engine.pool import close_engines
+
+    seen_by_host({"ask": "flush"}, "what it computed may not be on the disk yet")
+    close_engines()
 
 
 def _pinned(store: DiskStore) -> dict[str, str]:

@@ -100,6 +100,14 @@ def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"found": 1, "id": span_id, "namespace": namespace, "path": path.tolist()}
 
 
+def flush(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Have the disk written what it lacks, the short ends of paths too, and wait for that."""
+    cache = cache_in_use()
+    if cache is not None:
+        _beside(cache.flush)
+    return {}
+
+
 def held(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     """How many of a prompt's tokens are in memory."""
     namespace, tokens = ask.get("namespace"), ask.get("tokens")
@@ -117,12 +125,13 @@ HANDLERS: dict[str, Handler] = {
     "tree": tree,
     "clear": clear,
     "pin": pin,
+    "flush": flush,
     "held": held,
     "unload": unload,
 }
 
 
-def _beside(work: Callable[[], None]) -> None:
+def _beside(work: Callable[[], object]) -> None:
     """Do what needs MLX on a thread of its own, which owes it nothing when it ends."""
     failed: list[BaseException] = []
 

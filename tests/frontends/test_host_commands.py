@@ -270,3 +270,51 @@ def test_stop_waits_for_an_answer(hosted, models):
     stopping.join(hosts.LONG)
     assert rest[-1] == {"end": True}
     assert hosted.host.ended() == 0
+
+
+ASK = ("-m", "mlx-cached", "-s", LONG, "-o", "max_tokens", "4")
+
+
+@pytest.fixture
+def user(hosted, models):
+    """A user of `llm` whose prompts the host answers."""
+    hosted.ours("default", models[0])
+    return hosted
+
+
+def test_warm_has_the_host_compute_and_the_disk_written(user):
+    out, _ = user.home.llm("mlx-cached", "warm", "-s", "-", "--pin", stdin=LONG)
+    assert "; pinned: " in out
+    (span,) = user.told("tree")
+    assert (span["on_disk"], span["pinned"]) == (True, True)
+    assert span["in_memory"] == span["end"]
+    assert [m["loaded"] for m in user.told("ps")["models"]] == [True]
+    again, _ = user.home.llm("mlx-cached", "warm", "-s", "-", stdin=LONG + " and")
+    assert not again.startswith("0 tokens were cached")
+    user.home.llm(*ASK, "Hello")
+    assert user.home.last()["details"]["cached"] == span["end"]
+
+
+def test_explain_tells_what_the_host_has_in_memory(user):
+    user.home.llm(*ASK, "Hello")
+    now = user.told("explain")["now"]
+    assert now["in_memory"] == now["prompt"]
+    assert f"the host has {now['prompt']} in memory" in user.ours("explain")[0]
+    user.told("clear")
+    now = user.told("explain")["now"]
+    assert now["in_memory"] == now["stored"] == 0
+    user.ours("stop")
+    assert user.told("explain")["now"]["in_memory"] is None
+
+
+def test_p8_what_llm_was_told_not_to_keep_is_not_kept_in_the_host(user):
+    user.home.llm("logs", "off")
+    user.home.llm(*ASK, "Hello")
+    assert user.disk() == 0 < user.memory()["bytes"]
+    user.told("clear")
+    user.home.llm(*ASK, "Hello", "-o", "cache", "false")
+    assert user.disk() == user.memory()["bytes"] == 0
+    user.home.llm("logs", "on")
+    user.home.llm(*ASK, "Hello")
+    assert user.home.last()["details"]["cached"] == 0
+    assert user.disk() > 0
