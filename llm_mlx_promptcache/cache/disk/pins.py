@@ -8,6 +8,7 @@ no file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,6 +23,8 @@ from .span_bytes import SpanBytes
 
 if TYPE_CHECKING:
     from .index import Index
+
+_log = logging.getLogger(__name__)
 
 _FORMAT: Final = "llm-mlx-promptcache/pins/1"
 _MOST_BYTES: Final = 4 << 20
@@ -56,6 +59,25 @@ class Pins:
         """Pin in the index what is listed; OSError as `read`."""
         for file_id in self.read() or ():
             index.pin(file_id, pinned=True)
+
+    def restored(self, index: Index) -> bool:
+        """As `into`, for an index that may have been made without them; False with a warning."""
+        try:
+            self.into(index)
+        except OSError as error:
+            self._failed(error)
+            return False
+        return True
+
+    def keep(self, index: Index) -> None:
+        """List what the index has pinned; a warning where that can't be done."""
+        try:
+            self.write(index.pinned())
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        _log.warning("what is pinned in %s may be forgotten: %s", self.path.parent, error)
 
     def write(self, file_ids: Iterable[str]) -> None:
         """Replace the list; OSError where that can't be done."""

@@ -20,9 +20,8 @@ from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import content, sweep
 from .backoff import Backoff
-from .budget import ROWS, Below
+from .budget import Below
 from .damage import DamagedIndex
-from .file_ids import SUFFIX, file_ids_in, is_temporary
 from .files import Files
 from .folder import StoreFolder
 from .index import Index
@@ -33,6 +32,7 @@ from .notes import Notes, Opened
 from .pins import Pins
 from .shared_index import SharedIndex
 from .upkeep import Upkeep
+from .wipe import wiped
 from .witness import Witness
 
 if TYPE_CHECKING:
@@ -218,10 +218,10 @@ class DiskStore:
                 return False
             ends = [c for c in found.checkpoints if c.end == len(tokens)] + found.spans[-1:]
             with index.transaction():
-                listed = self._pin_listed(index)
+                listed = self._pins.restored(index)
                 changed = sum(index.pin(span.file_id, pinned=pinned) for span in ends) > 0
                 if listed:
-                    self._keep_pins(index)
+                    self._pins.keep(index)
             return changed
 
         return self._index.run(mark, otherwise=False)
@@ -301,7 +301,7 @@ class DiskStore:
         if model is not None or days is not None:
             freed = self._upkeep.clear_some(model, days, asked=True)
         else:
-            freed = self._index.run(self._wipe, None, asked=True)
+            freed = self._index.run(self._wiped, None, asked=True)
         if freed is None and not self._index.off:
             _log.warning("%s is not cleared: its index is locked; try again", self.folder)
         if model is None and days is None:
@@ -348,53 +348,8 @@ class DiskStore:
             raise
         return True
 
-    def _wipe(self, index: Index) -> int:
-        with index.transaction():
-            index.wipe()
-        self._pins.clear()
-        names = self._folder.names()
-        ours = [file_id + SUFFIX for file_id in file_ids_in(names)] + [
-            n for n in names if is_temporary(n)
-        ]
-        freed = 0
-        for start in range(0, len(ours), ROWS):
-            # Nobody publishes a file meanwhile; one that was since has a row, and is not of these.
-            with index.transaction():
-                freed += sum(self._removed(index, name) for name in ours[start : start + ROWS])
-        self._upkeep.shrink(index)
-        return freed
-
-    def _removed(self, index: Index, name: str) -> int:
-        """Remove a file unless it has a row; the bytes that it had."""
-        path = self.spans_folder / name
-        if index.has(name.removesuffix(SUFFIX)):
-            return 0
-        try:
-            size = path.lstat().st_size
-            return size if self._files.unlink(path) else 0
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            self._upkeep.not_removed(error)
-            return 0
-
-    def _pin_listed(self, index: Index) -> bool:
-        """Whether the list of pins is in the index: it may have been made without it."""
-        try:
-            self._pins.into(index)
-        except OSError as error:
-            self._pins_failed(error)
-            return False
-        return True
-
-    def _keep_pins(self, index: Index) -> None:
-        try:
-            self._pins.write(index.pinned())
-        except OSError as error:
-            self._pins_failed(error)
-
-    def _pins_failed(self, error: OSError) -> None:
-        _log.warning("what is pinned in %s may be forgotten: %s", self.folder, error)
+    def _wiped(self, index: Index) -> int:
+        return wiped(index, self._folder, self._pins, self._upkeep)
 
     def _fix(self, found: Sequence[Finding]) -> None:
         """Only what was seen to be damaged is removed; what can't be read just now stays."""
@@ -406,7 +361,7 @@ class DiskStore:
                 self._upkeep.remove(Below(finding.file_id, self._witness), asked=True)
         self.sweep(every=True)
         if any(finding.kind is Kind.PINS for finding in found):
-            self._index.run(self._keep_pins, None)
+            self._index.run(self._pins.keep, None)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():
