@@ -142,6 +142,7 @@ def test_a_host_has_no_file_of_its_starter(home):
     read, write = os.pipe()
     try:
         os.set_inheritable(write, True)
+        os.set_blocking(read, False)
         files = home.ask()["files"]
         assert files == ["/dev/null", "/dev/null", str(home.place.log)]
         os.close(write)
@@ -256,7 +257,7 @@ def test_a_host_that_is_stopped_costs_one_wait_and_is_remembered(home, monkeypat
     (pid,) = home.started()
     os.kill(pid, signal.SIGSTOP)
     seen = Seen(monkeypatch)
-    waits = Waits(hello=0.5, hung=0.05)
+    waits = Waits(hello=1.0, hung=0.05)
     for _ in range(3):
         with pytest.raises(HostSilent, match=rf"\(process {pid}\) does not answer") as told:
             home.connect(waits=waits)
