@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import host_of
 import pytest
 import sqlite_utils
 from click.testing import CliRunner
@@ -43,6 +44,7 @@ class Home:
             (folder / "mlx" / "data").symlink_to(data)
 
     command = LLM
+    hosted = False  # whether a host answers
 
     def own(self):
         """The variables that make this the user's home."""
@@ -85,12 +87,30 @@ class Home:
         """The same of the last `count` answers, in their order."""
         entries = json.loads(self.llm("logs", "list", "--json", "-n", str(count))[0])
         assert len(entries) == count
-        return [entry | {"details": json.loads(entry["token_details"])} for entry in entries]
+        more = [
+            {"details": json.loads(entry["token_details"]), "hosted": self.hosted}
+            for entry in entries
+        ]
+        return [entry | told for entry, told in zip(entries, more, strict=True)]
 
     def copied_to(self, folder):
         """The same home at another place."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Home(folder, None)
+
+
+class HostedHome(Home):
+    """The same where a host answers, which stays until the home is left."""
+
+    hosted = True
+
+    def own(self):
+        """The variables that make this the user's home."""
+        return {**super().own(), "LLM_MLX_CACHED_KEEP": "1h"}
+
+    def leave(self):
+        """End the host."""
+        host_of.end(self.folder / "mlx")
 
 
 class QuickHome(Home):
@@ -119,6 +139,22 @@ def real_data_folder():
 def home(tmp_path, real_data_folder):
     """A user who has the default model and has never asked anything."""
     return Home(tmp_path / "home", real_data_folder)
+
+
+@pytest.fixture
+def hosted_home(tmp_path, real_data_folder):
+    """The same, with a host."""
+    home = HostedHome(tmp_path / "hosted", real_data_folder)
+    yield home
+    home.leave()
+
+
+@pytest.fixture
+def bare_hosted_home(tmp_path):
+    """A user with a host who has no model yet."""
+    home = HostedHome(tmp_path / "hosted", None)
+    yield home
+    home.leave()
 
 
 @pytest.fixture
