@@ -1,5 +1,6 @@
 """What is imported, and when: counted, since seconds depend on what else a machine does."""
 
+import os
 import subprocess
 import sys
 
@@ -16,14 +17,10 @@ def imported(home, *arguments):
         "from llm.cli import cli\n"
         "cli()"
     )
-    variables = {
-        "LLM_MLX_CACHED_KEEP": "0",
-        "LLM_USER_PATH": str(home.folder / "llm"),
-        "LLM_MLX_CACHED_HOME": str(home.folder / "mlx"),
-    }
+    variables = {"LLM_MLX_CACHED_KEEP": "0", **home.own()}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env=variables | {"PATH": "", "HOME": str(home.folder)},
+        env=variables | {"PATH": os.defpath, "HOME": str(home.folder)},
         capture_output=True,
         text=True,
         check=True,
@@ -70,6 +67,31 @@ def test_a_command_that_looks_at_the_cache_imports_no_heavy_package(bare_home, t
     assert found.isdisjoint({"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers"})
     assert before > 0
     assert bare_home.told("stats")["spans"] == (0 if command == "clear" else before)
+
+
+HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "llguidance", "rich"}
+
+
+def test_a_turn_that_a_host_answers_imports_no_heavy_package(bare_hosted_home, tiny_llama):
+    """Not in the process that starts the host, nor in one that finds it, with a schema or not.
+
+    llm itself imports numpy where it is installed: its sqlite_utils does.
+    """
+    bare_hosted_home.ours("default", str(tiny_llama()))
+    for more in ((), ("-c",), ("--schema", "age int", "-o", "max_tokens", "300")):
+        found = imported(bare_hosted_home, *ASK[:3], *(more or ASK[3:]))
+        assert "llm_mlx_promptcache.host.client" in found
+        assert packages(found).isdisjoint(HEAVY), more
+    assert len(bare_hosted_home.logged(3)) == 3
+
+
+def test_a_client_of_the_host_imports_no_heavy_package():
+    script = "import sys, llm_mlx_promptcache.host.client; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    found = packages(done.stdout.split())
+    assert found.isdisjoint(HEAVY | {"numpy", "llm", "jinja2", "langchain_core"})
 
 
 def test_a_plain_prompt_imports_no_grammar_and_nothing_to_show_with(bare_home, tiny_llama):
