@@ -240,4 +240,4 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
 
 
 def _logprob(one: Logprob) -> dict[str, Any]:
-    return {"token": one.text, "logprob": one.logprob}
+    return {"token": one.text, "bytes": list(one.data), "logprob": one.logprob}

@@ -9,29 +9,13 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
-from llm_mlx_promptcache.engine.request import ToolChoice
+from llm_mlx_promptcache.engine.request import Choice, choice_named
 
 Tool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
-# Words that providers use for the same choices.
-_WORDS: dict[object, ToolChoice] = {
-    "auto": "auto",
-    "none": "none",
-    False: "none",
-    "any": "any",
-    "required": "any",
-    True: "any",
-}
 _FORMATS = ("json_schema", "json_object", "text")
 # What tells a tool or function of OpenAI or Anthropic from a JSON Schema.
 _FUNCTION_KEYS = frozenset(["parameters", "input_schema", "function"])
-
-
-class Choice(NamedTuple):
-    """Whether tools are called, and the name of the one that must be."""
-
-    how: ToolChoice
-    tool: str = ""
 
 
 class AnswerFormat(NamedTuple):
@@ -65,14 +49,9 @@ def choice_of(given: object, tools: Sequence[Mapping[str, Any]]) -> Choice:
         return Choice("auto")
     if isinstance(given, Mapping):
         return _choice_of_dict(given, tools)
-    if isinstance(given, str) and given in names:
-        return Choice("any", given)
-    if isinstance(given, str | bool) and given in _WORDS:
-        return Choice(_WORDS[given])
-    raise ValueError(
-        f"tool_choice is {str(given)[:60]!r}; use auto, any, none or the name of a tool"
-        f" ({', '.join(names) or 'none is bound'})"
-    )
+    if isinstance(given, bool):
+        return Choice("any" if given else "none")
+    return choice_named(given if isinstance(given, str) else repr(given), names)
 
 
 def _choice_of_dict(given: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> Choice:

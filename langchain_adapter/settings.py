@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, Sampling
+from llm_mlx_promptcache.engine.request import (
+    DEFAULT_MAX_TOKENS,
+    Choice,
+    GenerationRequest,
+    Sampling,
+)
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
-from .asking import Choice, answer_format, choice_of, openai_tools
+from .asking import answer_format, choice_of, openai_tools
 from .messages import from_langchain
+from .words import in_our_words, warn_of_cache
 
 ToolPolicy = Literal["auto", "call_first"]
 
@@ -39,13 +45,13 @@ class ChatSettings(BaseChatModel):
     """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
 
     model: str = Field(default=DEFAULT_MODEL)
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    temperature: float | None = 0.0
+    top_p: float | None = 1.0
+    top_k: int | None = 0
+    min_p: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
     logit_bias: dict[int, float] = Field(default_factory=dict)
     max_tokens: int | None = DEFAULT_MAX_TOKENS
     seed: int | None = None
@@ -56,7 +62,8 @@ class ChatSettings(BaseChatModel):
     tool_policy: ToolPolicy = "auto"
     max_calls: int = 8
     max_string: int | None = None
-    logprobs: int | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
     kv_bits: int | None = None
     kv_group_size: int | None = None
     kv_start: int = 0
@@ -65,6 +72,16 @@ class ChatSettings(BaseChatModel):
     cache_salt: str = ""
     resident: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_our_words(cls, given: Any) -> Any:
+        """Other models' words as the fields that they mean; ValueError for what is no field."""
+        if not isinstance(given, dict):
+            return given
+        made = in_our_words(given, cls.model_fields)
+        warn_of_cache(made)
+        return made
+
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
@@ -72,13 +89,9 @@ class ChatSettings(BaseChatModel):
     def given(self, stop: list[str] | None, call: dict[str, Any]) -> Self:
         """These settings with what a call says otherwise; ValueError where it names no setting."""
         fields = type(self).model_fields
-        if unknown := sorted(set(call) - set(fields) - _CALL_ONLY):
-            raise ValueError(
-                f"{unknown[0]!r} is no setting of ChatMLXCached; it has"
-                f" {', '.join(sorted({*ChatSettings.__annotations__, *_CALL_ONLY}))}"
-            )
-        said = {name: value for name, value in call.items() if name in fields}
-        if stop:
+        own = in_our_words(call, {*fields, *_CALL_ONLY})
+        said = {name: value for name, value in own.items() if name in fields}
+        if stop is not None:
             said["stop"] = stop
         return self.model_copy(update={name: _checked(name, said[name]) for name in said})
 
@@ -95,7 +108,7 @@ class ChatSettings(BaseChatModel):
             max_tokens=self.max_tokens,
             sampling=Sampling(
                 logit_bias=tuple(sorted(self.logit_bias.items())),
-                **{name: getattr(self, name) for name in _SAMPLING},
+                **{name: value for name, value in self._sampling() if value is not None},
             ),
             stop=tuple(self.stop or ()),
             use_cache=self.use_cache,
@@ -112,7 +125,7 @@ class ChatSettings(BaseChatModel):
             thinking=self.thinking,
             template_arguments=self.template_arguments,
             kv=self._kv(),
-            logprobs=self.logprobs,
+            logprobs=self._alternatives(),
             continue_final=call.get("continue_final") is True,
         )
 
@@ -123,6 +136,22 @@ class ChatSettings(BaseChatModel):
         if self.tool_policy == "auto" or not tools or call.get("tool_choice") is not None:
             return False
         return bool(messages) and messages[-1].role == "user"
+
+    def _sampling(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in _SAMPLING)
+
+    def _alternatives(self) -> int | None:
+        """How many alternatives are told for each token; None: no probabilities at all."""
+        if self.top_logprobs is not None:
+            if self.logprobs is False:
+                raise ValueError(
+                    f"top_logprobs is {self.top_logprobs} and logprobs is False; give True, or"
+                    " leave top_logprobs out"
+                )
+            return self.top_logprobs
+        if self.logprobs is None or self.logprobs is False:
+            return None
+        return 0 if self.logprobs is True else self.logprobs
 
     def _kv(self) -> KVSettings | None:
         if self.kv_bits is None:

@@ -74,11 +74,12 @@ class Progress(NamedTuple):
 
 
 class Logprob(NamedTuple):
-    """One token and the natural logarithm of its probability."""
+    """One token, the natural logarithm of its probability, and its bytes, perhaps half a letter."""
 
     id: int
     text: str
     logprob: float
+    data: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"Logprob({len(self.text)} characters, {self.logprob})"

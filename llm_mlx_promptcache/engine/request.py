@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..chat.generated import nothing
 from ..chat.messages import Message, check_continued
@@ -14,6 +14,27 @@ from ..models.kv_settings import KVSettings, check_kv
 DEFAULT_MAX_TOKENS = 1024
 
 ToolChoice = Literal["auto", "any", "none"]
+# OpenAI's word beside our own.
+_CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "any", "none": "none", "required": "any"}
+
+
+class Choice(NamedTuple):
+    """Whether tools are called, and the name of the one that must be."""
+
+    how: ToolChoice
+    tool: str = ""
+
+
+def choice_named(word: str, names: Sequence[str]) -> Choice:
+    """What a word or a tool's name means beside tools of these names; ValueError for neither."""
+    if word in names:
+        return Choice("any", word)
+    if word in _CHOICES:
+        return Choice(_CHOICES[word])
+    raise ValueError(
+        f"tool_choice is {word[:60]!r}; use auto, any (or required), none, or the name of a tool"
+        f" ({', '.join(names) or 'none is given'})"
+    )
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,14 @@ class Likely(NamedTuple):
         """All that has to be evaluated."""
         return tuple(self)
 
-    def told(self, text: Callable[[int], str]) -> TokenLogprobs:
-        """As plain data; `text` decodes a token."""
+    def told(self, data: Callable[[int], bytes]) -> TokenLogprobs:
+        """As plain data; `data` has the bytes of a token."""
+
+        def one(id: int, value: float) -> Logprob:
+            return Logprob(id, data(id).decode("utf-8", "replace"), value, tuple(data(id)))
+
         token = cast("int", self.token.item())
         ids = cast("list[int]", self.ids.tolist())
         logprobs = cast("list[float]", self.logprobs.tolist())
-        top = tuple(Logprob(id, text(id), value) for id, value in zip(ids, logprobs, strict=True))
-        return TokenLogprobs(Logprob(token, text(token), cast("float", self.logprob.item())), top)
+        top = tuple(one(id, value) for id, value in zip(ids, logprobs, strict=True))
+        return TokenLogprobs(one(token, cast("float", self.logprob.item())), top)

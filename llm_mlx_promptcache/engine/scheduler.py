@@ -321,7 +321,7 @@ class Scheduler:
             sequence.restart()
             return
         try:
-            sequence.hear(step, self._intake.tokenizer.text_of)
+            sequence.hear(step, self._intake.tokenizer.text.bytes_of)
             if sequence.answer.ended:
                 self._finish(sequence)
             elif step.error is not None:

@@ -142,9 +142,9 @@ class Sequence:
             self.ids = self.slot.path + array("I", [self.slot.last])
         self.handle, self.done = None, 0
 
-    def hear(self, step: Step, text_of: Callable[[int], str]) -> None:
+    def hear(self, step: Step, bytes_of: Callable[[int], bytes]) -> None:
         """Tell what one step of its answer brought, to the answer's end."""
-        likely = step.likely.told(text_of) if step.likely is not None else None
+        likely = step.likely.told(bytes_of) if step.likely is not None else None
         if isinstance(step.error, NothingAllowedError):
             # Its last token is none of the answer's.
             raise step.error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 import llm
 from pydantic import Field, field_validator
 
-from ..engine.request import DEFAULT_MAX_TOKENS, Sampling, ToolChoice
+from ..engine.request import DEFAULT_MAX_TOKENS, Sampling
 
 _KV_BITS = (0, 2, 3, 4, 6, 8)
 
@@ -77,8 +77,9 @@ class MlxCachedOptions(llm.Options):
     json_object: bool | None = Field(None, description="Force a JSON object.")
     tool_choice: str | None = Field(
         None,
-        description="How a user's message is answered: auto may call tools, any must, none must"
-        " not. After a tool's result, any is auto.",
+        description="How a user's message is answered: auto may call tools, any (or required)"
+        " must, none must not; or the name of the tool that must be called. After a tool's result"
+        " all but none is auto.",
     )
     kv_bits: int | None = Field(
         None,
@@ -111,8 +112,8 @@ class MlxCachedOptions(llm.Options):
     @field_validator("tool_choice")
     @classmethod
     def _choice(cls, value: str | None) -> str | None:
-        if value is not None and value not in get_args(ToolChoice):
-            raise ValueError(f"give one of {', '.join(get_args(ToolChoice))}")
+        if value == "":
+            raise ValueError("give auto, any, required, none, or the name of a tool")
         return value
 
     @field_validator("kv_bits")

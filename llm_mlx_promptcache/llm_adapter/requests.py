@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import llm
 from llm.parts import Message as LlmMessage
 
-from ..engine.request import DEFAULT_MAX_TOKENS, GenerationRequest, ToolChoice
+from ..engine.request import DEFAULT_MAX_TOKENS, Choice, GenerationRequest, choice_named
 from ..models.kv_settings import KVSettings
 from .messages import messages_of
 from .options import MlxCachedOptions
@@ -33,6 +33,7 @@ def question_of(prompt: llm.Prompt, model: str) -> Question:
     tools = _tools(prompt.tools)
     before = latest_settings(chain, model)
     settings = _settings(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
+    choice = _choice(options, chain, tuple(tools)) if tools else Choice("auto")
     request = GenerationRequest(
         messages=messages_of(prompt),
         max_tokens=DEFAULT_MAX_TOKENS if options.max_tokens is None else options.max_tokens,
@@ -43,7 +44,8 @@ def question_of(prompt: llm.Prompt, model: str) -> Question:
         on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
         cache_salt=settings.cache_salt,
         tools=tuple(tools.values()),
-        tool_choice=_choice(options, chain) if tools else "auto",
+        tool_choice=choice.how,
+        tool=choice.tool,
         schema=settings.schema,
         json_object=bool(options.json_object),
         thinking=settings.thinking,
@@ -91,10 +93,11 @@ def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any
     return None if before is None else before.schema
 
 
-def _choice(options: MlxCachedOptions, chain: Sequence[LlmMessage]) -> ToolChoice:
+def _choice(options: MlxCachedOptions, chain: Sequence[LlmMessage], names: Sequence[str]) -> Choice:
     """What the user said of calls; a loop that must call again and again would have no end."""
-    chosen = cast("ToolChoice", options.tool_choice or "auto")
-    return "auto" if chosen == "any" and chain and chain[-1].role == "tool" else chosen
+    chosen = choice_named(options.tool_choice or "auto", names)
+    answers_result = bool(chain) and chain[-1].role == "tool"
+    return Choice("auto") if chosen.how == "any" and answers_result else chosen
 
 
 def _tools(tools: Iterable[object]) -> dict[str, dict[str, Any]]:

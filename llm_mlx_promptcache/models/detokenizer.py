@@ -47,9 +47,13 @@ class TextDecoder:
 
     def text_of(self, token: int) -> str:
         """The text of one token where it stands inside a text."""
+        return self.bytes_of(token).decode("utf-8", "replace")
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of one token where it stands inside a text: perhaps half a character."""
         if self._table is None:
-            return _plain(self._tokenizer, [token])
-        return self._table[token].decode("utf-8", "replace")
+            return _plain(self._tokenizer, [token]).encode("utf-8", "replace")
+        return self._table[token]
 
     def ids_of_start(
         self, ids: Sequence[int], text: str, before: Sequence[int] = ()

@@ -292,7 +292,9 @@ def test_text_after_a_call_stays_text_in_blocks(engine):
 
 
 def test_usage_and_metadata(engine):
-    likely = TokenLogprobs(Logprob(5, "He", -0.1), (Logprob(5, "He", -0.1), Logprob(6, "A", -2.0)))
+    likely = TokenLogprobs(
+        Logprob(5, "He", -0.1), (Logprob(5, "He", -0.1), Logprob(6, "A", -2.0, (65,)))
+    )
     engine.events = [
         finished("Hello", logprobs=(likely,), peak_bytes=7, stopped_by="!", from_disk=5)
     ]
@@ -314,7 +316,11 @@ def test_usage_and_metadata(engine):
         "why": "told off after token 12",
     }
     assert (told["finish_reason"], told["stop_sequence"], told["peak_bytes"]) == ("stop", "!", 7)
-    assert told["logprobs"]["content"][0]["top_logprobs"][1] == {"token": "A", "logprob": -2.0}
+    assert told["logprobs"]["content"][0]["top_logprobs"][1] == {
+        "token": "A",
+        "bytes": [65],
+        "logprob": -2.0,
+    }
     assert ChatMLXCached()._get_ls_params()["ls_provider"] == told["model_provider"]
 
 

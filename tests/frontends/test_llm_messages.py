@@ -116,6 +116,18 @@ def test_a_call_that_must_be_made_is_made_once(scripted):
     assert [request.tool_choice for request in scripted.requests] == ["any", "auto", "auto"]
 
 
+def test_tools_are_chosen_in_openais_words_and_by_name(scripted):
+    call = [CallName("c1", "alpha"), CallArguments("c1", "{}")]
+    scripted.answers = [call, [TextDelta("Done.")], call, [TextDelta("Done.")]]
+    for choice in ("required", "alpha"):
+        MlxCached().chain("Go.", tools=[alpha], options={"tool_choice": choice}).text()
+    asked = [(request.tool_choice, request.tool) for request in scripted.requests]
+    # After the result the model is free, else the loop would have no end.
+    assert asked == [("any", ""), ("auto", ""), ("any", "alpha"), ("auto", "")]
+    with pytest.raises(ValueError, match=r"tool_choice is 'gamma'; .* required.*\(alpha\)"):
+        MlxCached().prompt("Go.", tools=[alpha], tool_choice="gamma").text()
+
+
 def test_two_tools_of_one_name_are_one(scripted):
     MlxCached().prompt("Go.", tools=[alpha, beta, alpha]).text()
     assert [tool["function"]["name"] for tool in scripted.requests[0].tools] == ["alpha", "beta"]

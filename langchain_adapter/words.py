@@ -1,0 +1,64 @@
+"""Other chat models' words for the settings of this one; what is no setting is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+# What ChatOpenAI, ChatOllama, ChatAnthropic and others call the same.
+_OURS = {
+    "model_name": "model",
+    "max_completion_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "stop_sequences": "stop",
+    "reasoning": "thinking",
+}
+# A server's. LangChain's own tests give them to any model; in one's own process they mean nothing.
+_OF_SERVERS = frozenset(["timeout", "max_retries", "api_key", "base_url"])
+
+
+def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Settings under this model's names; ValueError names one that it has not, and the nearest."""
+    made: dict[str, Any] = {}
+    for word, value in given.items():
+        if word in _OF_SERVERS and word not in known:
+            continue
+        name = _OURS.get(word, word)
+        if name not in known:
+            raise ValueError(_unknown(word, known))
+        if name in made:
+            raise ValueError(f"{word} is given, and {name} is the same; give one of them")
+        made[name] = _meant(word, value)
+    return made
+
+
+def warn_of_cache(given: Mapping[str, Any]) -> None:
+    """Tell who switches LangChain's cache off that prefixes are kept by another one."""
+    if given.get("cache") is False and "use_cache" not in given:
+        warnings.warn(
+            "cache=False is LangChain's cache of whole answers; prefixes of prompts are still"
+            " kept, on the disk too: use_cache=False or on_disk=False switches that off, and"
+            " use_cache=True this warning",
+            stacklevel=2,
+        )
+
+
+def _meant(word: str, value: Any) -> Any:
+    """The value as this model's setting has it."""
+    if word == "num_predict" and isinstance(value, int) and value < 0:
+        return None  # Ollama's word for an answer without a limit
+    if word == "reasoning" and isinstance(value, str | Mapping):
+        raise ValueError(
+            f"reasoning is {str(value)[:60]!r}; give True or False. How much, only templates that"
+            ' have a word for it know: template_arguments={"reasoning_effort": "high"}'
+        )
+    return value
+
+
+def _unknown(word: str, known: Collection[str]) -> str:
+    names = sorted(known)
+    near = get_close_matches(word, [*names, *_OURS], n=1)
+    meant = f", and {_OURS.get(near[0], near[0])!r} is" if near else ""
+    return f"{word!r} is no setting of ChatMLXCached{meant}; it has {', '.join(names)}"
