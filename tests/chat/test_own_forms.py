@@ -6,9 +6,7 @@ import re
 import pytest
 from parsed_answers import TOOLS, agrees, call, collect, joined
 
-from llm_mlx_promptcache.chat.answer_parts import (
-    CutShort,
-)
+from llm_mlx_promptcache.chat.answer_parts import CutShort
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
 from llm_mlx_promptcache.chat.grammar import tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
