@@ -6,6 +6,7 @@ import re
 import pytest
 from parsed_answers import TOOLS, agrees, call, collect, joined
 
+from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CutShort
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
 from llm_mlx_promptcache.chat.grammar import tool_grammar
@@ -190,3 +191,17 @@ def test_ids_that_the_model_writes_are_its_own_and_none_is_taken_twice():
         ids = [one.id for one in answer.calls]
         assert ids[:2] == ["functions.weather:0", "functions.weather:1"]
         assert re.fullmatch("call_[0-9a-f]{24}", ids[2])
+
+
+@pytest.mark.parametrize("form", [GENERIC, MISTRAL])
+def test_after_as_many_calls_as_there_may_be_the_answer_is_over(form):
+    one = '[TOOL_CALLS]weather[ARGS]{"city": "a"}' if form is MISTRAL else call("a")
+    for most in (1, 2):
+        parser = AnswerParser(form, TOOLS, most=most)
+        parser.feed(one * (most - 1))
+        assert not parser.full
+        parser.feed(one + "and more words")
+        assert parser.full
+        answer = parser.finish(whole=True)[1]
+        assert [dict(one.arguments) for one in answer.calls] == [{"city": "a"}] * most
+        assert answer.text == ""
