@@ -206,7 +206,10 @@ def test_clear_removes_what_is_ours_and_nothing_else(store):
     save(store, [1, 2, 3])
     foreign = store.spans_folder / "notes.txt"
     foreign.write_text("mine")
+    assert store.pin("name", array("I", [1, 2, 3]), pinned=True)
+    assert (store.folder / "pins.json").exists()
     assert store.clear() > 0
+    assert not (store.folder / "pins.json").exists()
     assert [p.name for p in store.spans_folder.iterdir()] == ["notes.txt"]
     assert store.stats()["spans"] == 0
 
