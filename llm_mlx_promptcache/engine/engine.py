@@ -201,18 +201,7 @@ class Engine:
         scheduler: Scheduler | None = None
         closing = False
         while not closing or (scheduler is not None and scheduler.busy):
-            jobs, closing = self._arrived(closing=closing, seconds=self._patience(scheduler))
-            self.beats += 1
-            for job in jobs:
-                if isinstance(job, _Job):
-                    scheduler = self._take(scheduler, job)
-                else:
-                    scheduler = self._let_go(scheduler, job)
-            if scheduler is not None and scheduler.busy:
-                _answering.add(self)
-                self._step(scheduler)
-            elif not (jobs or closing):
-                self._work_ahead(scheduler)
+            scheduler, closing = self._turn(scheduler, closing=closing)
         if scheduler is not None:
             self._settle(scheduler, last=True)
         self._model, scheduler = ModelState.UNLOADED, None
@@ -220,6 +209,25 @@ class Engine:
             from ..models.threads import leave_thread
 
             leave_thread()
+
+    def _turn(self, scheduler: Scheduler | None, *, closing: bool) -> tuple[Scheduler | None, bool]:
+        """Take in what has come, and a step of the work; what it was asked is in no name here then.
+
+        A thread that waits for the next request would hold the last one, for as long as that takes.
+        """
+        jobs, closing = self._arrived(closing=closing, seconds=self._patience(scheduler))
+        self.beats += 1
+        for job in jobs:
+            if isinstance(job, _Job):
+                scheduler = self._take(scheduler, job)
+            else:
+                scheduler = self._let_go(scheduler, job)
+        if scheduler is not None and scheduler.busy:
+            _answering.add(self)
+            self._step(scheduler)
+        elif not (jobs or closing):
+            self._work_ahead(scheduler)
+        return scheduler, closing
 
     def _arrived(
         self, *, closing: bool, seconds: float | None

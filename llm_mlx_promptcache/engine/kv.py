@@ -90,12 +90,22 @@ class KVManager:
         except NotCached as reason:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
 
+    def moment(self) -> Moment:
+        """Now, for a request that comes now."""
+        return self._cache.moment()
+
     def lease(
-        self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None = None
+        self,
+        prepared: Prepared,
+        ids: array[int],
+        rows: Rows,
+        speed: float | None = None,
+        asked: Moment | None = None,
     ) -> KVHandle:
         """Layers for `ids`, with what the cache has of them: copied, or given if nobody waits.
 
-        `speed` is how many tokens of them a second of prefill computes, where that is known.
+        `speed` is how many tokens of them a second of prefill computes, where that is known;
+        nothing that was forgotten since the request was `asked` comes back by it.
         """
         kv = prepared.request.kv
         for namespace in {prepared.namespace, prepared.plain_namespace}:
@@ -103,6 +113,8 @@ class KVManager:
         if kv is not None:  # rows of two namespaces may be in one path then
             rows = Rows.COPY
         since = self._cache.moment()
+        if asked is not None:
+            since = since._replace(forgotten=asked.forgotten)
         lease = self._fetch(prepared, ids, rows, speed)
         return self._handle(prepared, ids, lease, rows, since)
 

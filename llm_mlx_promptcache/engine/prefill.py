@@ -38,7 +38,9 @@ class Prefill:
     def begin(self, sequence: Sequence, rows: Rows) -> None:
         """Give a prompt its layers, with what the cache has of it, and its sizes of chunks."""
         speed = self._planner.speed(0, len(sequence.ids))
-        sequence.handle = self._kv.lease(sequence.prepared, sequence.ids, rows, speed)
+        sequence.handle = self._kv.lease(
+            sequence.prepared, sequence.ids, rows, speed, sequence.asked
+        )
         sequence.done = sequence.handle.lease.cached
         if sequence.plan is None:
             sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)

@@ -106,6 +106,7 @@ class Scheduler:
             reader.send(error)
             reader.send(None)
             return
+        sequence.asked = self._kv.moment()
         if not self.busy:
             self._wired.enter_context(wired(self._loaded.model))
             mx.reset_peak_memory()

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from ..cache.forgetting import Moment
 from ..cache.trie import common_prefix
 from ..models.errors import NothingAllowedError
 from .admission import MOST_PASSED, expected
@@ -60,6 +61,9 @@ class Sequence:
         self.ids: array[int] = prepared.transcript.ids
         self.done = 0
         self.handle: KVHandle | None = None
+        # When it was asked: whenever it begins, or begins again, it brings nothing back that was
+        # forgotten since.
+        self.asked: Moment | None = None
         self.plan: ChunkPlan | None = None
         self.passed = 0  # how many that came later were let in before it
         self.overtaken = 0  # how many chunks of those that came later ran before its own

@@ -1,0 +1,76 @@
+"""P8: requests that were asked before something was forgotten bring none of it back."""
+
+import gc
+import weakref
+
+import pytest
+from readers import Reader, planner_of, request
+from test_admission import admission_of
+
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine.engine import Engine, _Job
+
+
+def held(cache):
+    return cache.stats()["memory"]["bytes"]
+
+
+@pytest.fixture
+def at_work(scheduler_of):
+    """A scheduler with its cache, and three requests that begin alike."""
+    cache = PromptCache("100MB")
+    scheduler = scheduler_of(cache, planner=planner_of(32))
+    asked = [Reader(request(text, max_tokens=30)) for text in ("One?", "Two?", "Three?")]
+    for one in asked:
+        scheduler.add(one)
+    return scheduler, cache, asked
+
+
+def finish(scheduler):
+    while scheduler.busy:
+        scheduler.step()
+    scheduler.settle(last=True)
+
+
+def test_p8_what_waited_when_it_was_forgotten_is_not_kept(at_work):
+    scheduler, cache, asked = at_work
+    cache.forget()
+    finish(scheduler)
+    assert held(cache) == 0
+    assert all(one.last.ids for one in asked)
+    scheduler.add(Reader(request("Four?")))
+    finish(scheduler)
+    assert held(cache) > 0
+
+
+def test_p8_what_is_made_to_wait_again_is_not_kept_either(at_work):
+    """It begins anew, with other layers, behind what it has said already."""
+    scheduler, cache, asked = at_work
+    while len(scheduler._decoding) < len(asked):
+        scheduler.step()
+    cache.forget()
+    assert held(cache) == 0
+    scheduler._admission = admission_of(scheduler._batches.tokens - 1)
+    scheduler.step()
+    assert len(scheduler._waiting) > 0
+    finish(scheduler)
+    assert held(cache) == 0
+    assert all(one.last.ids for one in asked)
+
+
+def test_p8_an_idle_engine_holds_no_request(scheduler_of):
+    """What was asked is text of a conversation; a thread that waits must not have it in a name."""
+    scheduler = scheduler_of()
+    engine = Engine(lambda _: scheduler)
+    asked = request("One?")
+    events = []
+    engine._jobs.put(_Job(asked, events.append))
+    gone = weakref.ref(asked)
+    del asked
+    working, _ = engine._turn(None, closing=False)
+    while working.busy:
+        working, _ = engine._turn(working, closing=False)
+    assert events[-1] is None
+    events.clear()
+    gc.collect()
+    assert gone() is None
