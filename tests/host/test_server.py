@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from hosts import Client, events, generate
+from hosts import LONG, Client, events, generate
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
@@ -51,8 +51,9 @@ def conversations():
 
 async def settled():
     """Wait until nobody is served any more."""
-    while serving := conversations():
-        await asyncio.wait(serving)
+    async with asyncio.timeout(LONG):
+        while serving := conversations():
+            await asyncio.wait(serving)
 
 
 class Gate:
@@ -320,16 +321,36 @@ async def test_a_client_that_goes_away_frees_its_request_within_one_step(
     assert gate.steps - at <= 1
 
 
-async def test_who_does_not_read_finds_the_whole_answer_later(client, clock, full, folder):
-    asker = await client(full, generate(folder, max_tokens=200, logprobs=20))
-    asker.reader._transport.pause_reading()
-    await asyncio.to_thread(time.sleep, 0)
-    while not any(f for f in pool.engines().values() if f.loaded):
+async def computed(served):
+    """Wait until no answer is under way, and some of one waits for its reader."""
+    while not served._open or served._life.busy or not pool.engines():
         await asyncio.sleep(0.001)
-    clock.now += 100 * outbox.STALLED_SECONDS  # with less than 4 MB waiting that is nothing
-    asker.reader._transport.resume_reading()
-    _, *frames, end = await asker.frames()
-    assert events(frames)[-1].usage.generated == 200
+    (connection,) = served._open
+    while not (waiting := connection._outbox._writer.transport.get_write_buffer_size()):
+        await asyncio.sleep(0.001)
+    return waiting
+
+
+@pytest.mark.parametrize("seconds", [10 * outbox.STALLED_SECONDS, 3600])
+async def test_who_does_not_read_finds_the_whole_answer_as_long_as_the_host_would_stay(
+    served, client, clock, full, folder, monkeypatch, seconds
+):
+    """A client that was stopped: less than 4 MB wait for it."""
+    monkeypatch.setattr(connections, "_TICK_SECONDS", 0.0)
+    asker = await client(full, generate(folder, max_tokens=400, logprobs=20, keep=3600))
+    assert "welcome" in await asker.frame()
+    asker.writer.transport.pause_reading()
+    assert await computed(served) < outbox.WAITING_BYTES
+    clock.now += seconds
+    for _ in range(100):
+        await asyncio.sleep(0)
+    if seconds == 3600:
+        await settled()
+        return
+    assert served._open
+    asker.writer.transport.resume_reading()
+    *frames, end = await asker.frames()
+    assert isinstance(events(frames)[-1], Finished)
     assert end == {"end": True}
 
 
