@@ -399,6 +399,29 @@ async def test_a_host_that_is_stopped_finishes_answers_and_takes_nobody(
     await served.over
 
 
+async def test_who_comes_while_it_flushes_is_told_so(served, client, full, folder, monkeypatch):
+    assert (await (await client(full, generate(folder))).frames())[-1] == {"end": True}
+    flushing, let_go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def flush():
+        loop.call_soon_threadsafe(flushing.set)
+        assert let_go.wait(LONG)
+        pool.close_engines()
+
+    monkeypatch.setattr(server, "close_engines", flush)
+    served.stop("the test says so")
+    async with asyncio.timeout(LONG):
+        await flushing.wait()
+    (refused,) = await (await client(full, generate(folder))).frames()
+    assert refused["stopping"]
+    _, told = await (await client(BARE, PS)).frames()
+    assert told["result"]["stage"] == Stage.LEAVING.value
+    let_go.set()
+    await served.over
+    assert pool.engines() == {}  # all is on the disk before the next host may begin
+
+
 async def test_what_does_not_end_in_time_is_told_why(served, client, clock, full, folder, gate):
     gate.held_from = 5
     asker = await client(full, generate(folder, max_tokens=1000))
