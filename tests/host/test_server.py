@@ -137,9 +137,9 @@ async def test_a_client_of_any_build_may_ask_after_it_and_for_nothing_else(clien
     assert end is None
     assert welcome["welcome"]["busy"] == 0
     assert (told["result"]["pid"], told["result"]["stage"]) == (os.getpid(), "serving")
-    asker = await client(BARE, generate(folder))
-    _, refused = await asker.frames()
-    assert refused["error"]["kind"] == "ValueError"
+    for ask in (generate(folder), {"ask": "unload", "model": str(folder)}):
+        _, refused = await (await client(BARE, ask)).frames()
+        assert refused["error"]["kind"] == "ValueError"
 
 
 @pytest.mark.parametrize("part", ["build", "settings", "environment"])
@@ -542,17 +542,18 @@ async def test_beats_tell_that_the_engine_works(client, full, folder, gate, monk
     assert beats
 
 
-async def test_an_engine_that_hangs_has_no_beats(client, full, folder, gate, monkeypatch):
+async def test_an_engine_that_hangs_has_no_beats(served, client, full, folder, gate, monkeypatch):
     monkeypatch.setattr(connections, "_TICK_SECONDS", 0.0)
     gate.held_from = 8
     asker = await client(full, generate(folder, max_tokens=100))
     await gate.reached()
+    (connection,) = served._open
     for _ in range(100):
         await asyncio.sleep(0)
-    told = len(asker.reader._buffer)
+    told = connection._outbox._written
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert len(asker.reader._buffer) == told
+    assert connection._outbox._written == told
     gate.open()
     assert (await asker.frames())[-1] == {"end": True}
 
