@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -16,6 +16,7 @@ from langchain_core.utils.json import parse_partial_json
 from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
+    CutShort,
     Event,
     Finished,
     InvalidCall,
@@ -42,19 +43,22 @@ INVALID = "invalid_calls"
 class MessageBuilder:
     """One answer as it comes: its events become chunks or, at the end, one message.
 
-    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks; with
-    `must_call` an answer that ends before a call is whole is an error.
+    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks. A call
+    that is not whole when the answer ends is an invalid one: half of one never looks like a call.
     """
 
     model: str
     as_blocks: bool = field(default=False, kw_only=True)
-    must_call: bool = field(default=False, kw_only=True)
     _kind: str = ""
     _index: int = -1
     _calls: dict[str, int] = field(default_factory=dict)
+    # Of each call that was handed out: its name, and its arguments so far.
+    _names: dict[str, str] = field(default_factory=dict)
+    _arguments: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, event: Event) -> AIMessageChunk | None:
         """The chunk that tells an event; None where LangChain has no word for it."""
+        self._note(event)
         made = self._chunk(event)
         return _in_blocks(made) if made is not None and self.as_blocks else made
 
@@ -71,20 +75,16 @@ class MessageBuilder:
         if isinstance(event, InvalidCall):
             return self._not_made(event)
         if isinstance(event, Finished):
-            self._check(event)
-            content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
-            closing = self._closing(event, as_streamed=True)
-            return AIMessageChunk(content=content, chunk_position="last", **closing)
+            return self._last(event)
         return None
 
     def message(self, event: Event) -> AIMessage | None:
         """The whole answer at its last event, None before."""
-        if isinstance(event, CallName):
-            self._calls[event.id] = len(self._calls)
+        self._note(event)
         if not isinstance(event, Finished):
             return None
-        self._check(event)
-        closing = self._closing(event)
+        unmade = self._unmade(event)
+        closing = self._closing(event, unmade)
         if event.reasoning and not self.as_blocks:
             closing["additional_kwargs"][REASONING] = event.reasoning
         calls = [
@@ -95,17 +95,63 @@ class MessageBuilder:
             invalid_tool_call(
                 name=call.name, args=_unreadable(call.text), id=call.id, error=call.error
             )
-            for call in event.invalid_calls
+            for call in unmade
         ]
         content = self._content(event)
         made = AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **closing)
-        return _in_blocks(made, event.invalid_calls) if self.as_blocks else made
+        return _in_blocks(made, unmade) if self.as_blocks else made
 
-    def _check(self, event: Finished) -> None:
-        """CutShort where a call is not whole: half of one must never look like a call."""
-        done = {call.id for call in event.tool_calls}
-        if event.cut and (set(self._calls) - done or (self.must_call and not done)):
-            event.whole()
+    def _note(self, event: Event) -> None:
+        """Remember what was handed out of calls."""
+        if isinstance(event, CallName):
+            self._names[event.id], self._arguments[event.id] = event.name, ""
+        elif isinstance(event, CallArguments):
+            self._arguments[event.id] += event.text
+
+    def _unmade(self, event: Finished) -> list[InvalidCall]:
+        """The calls that can't be made, the one that the answer ended in as the last of them.
+
+        Of those that were handed out the text is what was, broken so that nobody can mend it.
+        """
+        invalid = [*event.invalid_calls, *([event.half_call] if event.half_call else [])]
+        known = {call.id for call in event.tool_calls} | {call.id for call in invalid}
+        invalid += [
+            InvalidCall(name, "", str(CutShort(event.cut or "this call")), id)
+            for id, name in self._names.items()
+            if id not in known
+        ]
+        told = self._arguments
+        return [
+            replace(
+                call,
+                name=self._names[call.id],
+                text=told[call.id] + _breaking(told[call.id]),
+            )
+            if call.id in told
+            else call
+            for call in invalid
+        ]
+
+    def _last(self, event: Finished) -> AIMessageChunk:
+        """The chunk that ends an answer, and breaks what was handed out of calls that are none."""
+        unmade = self._unmade(event)
+        said = {call.id for call in event.invalid_calls}
+        pieces, blocks = [], []
+        for call in unmade:
+            if call.id in self._arguments:
+                end = call.text[len(self._arguments[call.id]) :]
+                index = self._calls[call.id]
+                pieces.append(tool_call_chunk(name=None, args=end, id=None, index=index))
+            elif call.id not in said:
+                index = self._block(f"call {call.id}")
+                args = _unreadable(call.text)
+                pieces.append(tool_call_chunk(name=call.name, args=args, id=call.id, index=index))
+                blocks.append({**_block_of(call), "index": index})
+        content: str | list[str | dict[str, Any]] = [*blocks] if self.as_blocks else ""
+        closing = self._closing(event, unmade, as_streamed=True)
+        return AIMessageChunk(
+            content=content, tool_call_chunks=pieces, chunk_position="last", **closing
+        )
 
     def _content(self, event: Finished) -> str | list[str | dict[str, Any]]:
         if not self.as_blocks:
@@ -149,7 +195,9 @@ class MessageBuilder:
         content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
         return AIMessageChunk(content=content, tool_call_chunks=[piece])
 
-    def _closing(self, event: Finished, *, as_streamed: bool = False) -> dict[str, Any]:
+    def _closing(
+        self, event: Finished, unmade: Sequence[InvalidCall], *, as_streamed: bool = False
+    ) -> dict[str, Any]:
         """What an answer carries beside its text: usage, metadata, and how to replay it."""
         for note in new_notes(event.fingerprint, event.notes):
             warnings.warn(note, stacklevel=2)
@@ -157,7 +205,7 @@ class MessageBuilder:
         return {
             "additional_kwargs": {METADATA: record.to_json()},
             "usage_metadata": _usage(event),
-            "response_metadata": _metadata(event, self.model),
+            "response_metadata": _metadata(event, self.model, unmade),
         }
 
 
@@ -176,6 +224,22 @@ def _block_of(call: InvalidCall) -> dict[str, Any]:
     args = _unreadable(call.text)
     beside = {"id": call.id, "name": call.name, "args": args, "error": call.error}
     return {"type": "invalid_tool_call", **beside}
+
+
+def _breaking(text: str) -> str:
+    """What makes the arguments that were handed out so far no object, however they are mended.
+
+    LangChain closes what is open, and leaves away what does not fit: a bracket that closes nothing
+    is what it gives up at, once strings are closed.
+    """
+    return next(end for end in ("]", "}", '"]', '"}', '""]', '""}') if _broken(text + end))
+
+
+def _broken(text: str) -> bool:
+    try:
+        return not isinstance(parse_partial_json(text), dict)
+    except (ValueError, RecursionError):
+        return True
 
 
 def _unreadable(text: str) -> str:
@@ -202,7 +266,7 @@ def _usage(event: Finished) -> UsageMetadata:
     )
 
 
-def _metadata(event: Finished, model: str) -> dict[str, Any]:
+def _metadata(event: Finished, model: str, unmade: Sequence[InvalidCall]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "model_name": model,
         "model_provider": PROVIDER,
@@ -224,9 +288,9 @@ def _metadata(event: Finished, model: str) -> dict[str, Any]:
         made["notes"] = list(event.notes)
     if event.misfits:
         made[MISFITS] = [misfit._asdict() for misfit in event.misfits]
-    if event.invalid_calls:
+    if unmade:
         # LangChain keeps no reason of a call that came in chunks.
-        made[INVALID] = [{"id": call.id, "error": call.error} for call in event.invalid_calls]
+        made[INVALID] = [{"id": call.id, "error": call.error} for call in unmade]
     if event.stopped_by:
         made["stop_sequence"] = event.stopped_by
     if event.logprobs:

@@ -274,7 +274,6 @@ class ChatMLXCached(ChatSettings):
         builder = MessageBuilder(
             settings.model,
             as_blocks=settings.output_version == "v1",
-            must_call=request.tool_choice == "any",
         )
         where = Where.HOST if settings.resident else Where.HERE
         return _ChatCall(settings.model, engine_for(settings.model, where), request, builder)

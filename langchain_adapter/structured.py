@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from operator import itemgetter
 from typing import Any, Literal, cast
 
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
+from langchain_core.runnables.utils import AddableDict
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from .answers import CUT, MISFITS
@@ -40,11 +40,11 @@ def document_parser(schema: Any) -> Runnable[Any, Any]:
 
 
 def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
-    """Objects of the arguments of an answer's first call."""
+    """Objects of the arguments of an answer's first call; one that was cut short is an error."""
     if is_pydantic(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)
+        return _each(_whole) | PydanticToolsParser(tools=[schema], first_tool_only=True)
     parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    return _each(_fitting) | parser
+    return _each(_whole) | _each(_fitting) | parser
 
 
 def structured(
@@ -53,11 +53,106 @@ def structured(
     """The model and its parser; with `include_raw` a parser's error is told, not raised."""
     if not include_raw:
         return model | parser
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-    )
-    nothing = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=model) | parsed.with_fallbacks([nothing], exception_key="parsing_error")
+    both = RunnableMap(raw=RunnablePassthrough(), outcome=_outcome(parser))
+    return model | both | RunnableGenerator(_flat, _flat_async)
+
+
+def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """What comes of a message: parts of the object while it streams, then the whole or the error.
+
+    Only what the model said is told so; an error of the model itself is raised.
+    """
+
+    def outcome(messages: Iterator[BaseMessage]) -> Iterator[AddableDict]:
+        seen = _Seen()
+        source = seen.noting(messages)
+        try:
+            for part in parser.transform(source):
+                if seen.streams:
+                    yield AddableDict(parsed=part)
+        except Exception:
+            if seen.failed:
+                raise
+        for _ in source:  # what a parser that gave up left unread
+            pass
+        yield seen.parsed_by(parser)
+
+    async def outcome_async(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[AddableDict]:
+        seen = _Seen()
+        source = seen.noting_async(messages)
+        try:
+            async for part in parser.atransform(source):
+                if seen.streams:
+                    yield AddableDict(parsed=part)
+        except Exception:
+            if seen.failed:
+                raise
+        async for _ in source:
+            pass
+        yield seen.parsed_by(parser)
+
+    return RunnableGenerator(outcome, outcome_async)
+
+
+class _Seen:
+    """The messages that a parser was given, added up, and whether they ended in an error."""
+
+    def __init__(self) -> None:
+        self._whole: Any = None
+        self.failed = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether the message comes in chunks."""
+        return isinstance(self._whole, AIMessageChunk)
+
+    def noting(self, messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+        """The messages as they come."""
+        try:
+            for message in messages:
+                self._add(message)
+                yield message
+        except Exception:
+            self.failed = True
+            raise
+
+    async def noting_async(
+        self, messages: AsyncIterator[BaseMessage]
+    ) -> AsyncIterator[BaseMessage]:
+        """The same for an event loop."""
+        try:
+            async for message in messages:
+                self._add(message)
+                yield message
+        except Exception:
+            self.failed = True
+            raise
+
+    def parsed_by(self, parser: Runnable[Any, Any]) -> AddableDict:
+        """The object that the whole message is, or why it is none."""
+        try:
+            return AddableDict(parsed=parser.invoke(self._whole), parsing_error=None)
+        except Exception as error:
+            return AddableDict(parsed=None, parsing_error=error)
+
+    def _add(self, message: BaseMessage) -> None:
+        self._whole = message if self._whole is None else self._whole + message
+
+
+def _flat(parts: Iterator[dict[str, Any]]) -> Iterator[AddableDict]:
+    for part in parts:
+        yield _flattened(part)
+
+
+async def _flat_async(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[AddableDict]:
+    async for part in parts:
+        yield _flattened(part)
+
+
+def _flattened(part: dict[str, Any]) -> AddableDict:
+    """`raw` beside what its parser made of it."""
+    raw = {"raw": part["raw"]} if "raw" in part else {}
+    return AddableDict({**raw, **part.get("outcome", {})})
 
 
 def _whole(message: BaseMessage) -> BaseMessage:

@@ -18,10 +18,12 @@ from .answer_parts import (
     ReasoningDelta,
     TextDelta,
     cut_short,
+    half_call,
 )
 from .argument_schemas import parameters_of
 from .bare_calls import is_bare
 from .call_forms import Thinking
+from .call_objects import new_call_id
 from .form_reading import CallReader, CallStart, Run
 from .forms import Form, bare_openings
 from .generated import InvalidCall, ToolCall
@@ -89,6 +91,7 @@ class AnswerParser(PartParser):
         string.
         """
         parts: list[Part] = []
+        half: InvalidCall | None = None
         kind = None if self._grammar is None else self._grammar.kind
         called = bool(self._calls) or self._state == "call"
         cut = None if whole or kind == "tools" else cut_short(kind, called=called)
@@ -97,9 +100,12 @@ class AnswerParser(PartParser):
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
         while not self.full and (self._waiting or self._state == "call"):
             if self._state == "call":
+                reader = self._reader
+                assert reader is not None
                 run = self._finish_call(parts, whole=whole)
                 if run.cut:
                     cut = CutShort("a call of a tool")
+                    half = half_call(reader.half_name, run.half, self._told_last() or new_call_id())
             elif not self._step(parts, last=True):
                 break
         if self._sure and any(call.id in self._told for call in self._invalid):
@@ -111,7 +117,12 @@ class AnswerParser(PartParser):
             self._show(parts, "")
         text, reasoning, streamed = self._told_apart()
         calls, invalid = tuple(self._calls), tuple(self._invalid)
-        return parts, Answer(text, reasoning, calls, cut, invalid, streamed)
+        return parts, Answer(text, reasoning, calls, cut, invalid, streamed, half)
+
+    def _told_last(self) -> str:
+        """The id of the call that was handed out and is not whole; "" where there is none."""
+        done = {call.id for call in self._calls} | {call.id for call in self._invalid}
+        return next((id for id in self._told if id not in done), "")
 
     def _told_apart(self) -> tuple[str, str, str]:
         """Text and reasoning, and the text as it was streamed if that is another one.

@@ -64,7 +64,8 @@ class Answer:
     `cut` is set where the answer ended inside a call or a document; `invalid` holds calls of no
     tool there is, and those whose arguments can't be read, with their text. `streamed` is the text
     as it was handed out piece by piece, where that is another one: reasoning that nothing opened
-    is known as such only when it is closed.
+    is known as such only when it is closed. `half` is the call that the answer ended in, with the
+    text that came of it; its id is the one that was handed out, if it was.
     """
 
     text: str = field(repr=False)
@@ -73,12 +74,18 @@ class Answer:
     cut: CutShort | None = None
     invalid: tuple[InvalidCall, ...] = ()
     streamed: str = field(default="", repr=False)
+    half: InvalidCall | None = None
 
     def whole(self) -> Answer:
         """The answer itself; raises `cut` where there is one."""
         if self.cut is not None:
             raise self.cut
         return self
+
+
+def half_call(name: str, text: str, id: str) -> InvalidCall:
+    """The call that an answer ended in."""
+    return InvalidCall(name, text, str(CutShort("this call")), id)
 
 
 def cut_short(kind: str | None, *, called: bool) -> CutShort | None:

@@ -62,6 +62,13 @@ class CallBuilder:
         name = self.named_in(text[:BEGINNING])
         return InvalidCall(name, text, why, new_call_id()) if name in self.parameters else None
 
+    def half(self, text: str) -> str:
+        """The name of the tool that half a call names; "" where it got no further."""
+        name = self.named_in(text[:BEGINNING])
+        if name in self.parameters:
+            return name
+        return next((name for name in self.names if name in text[:BEGINNING]), "")
+
     def from_text(self, text: str) -> ToolCall | InvalidCall | None:
         """The call that a JSON object is; None where it names nothing."""
         read = object_of(text)

@@ -18,6 +18,7 @@ from .answer_parts import (
     ReasoningDelta,
     TextDelta,
     cut_short,
+    half_call,
 )
 from .arguments import parameters_of, unfit
 from .call_forms import Thinking
@@ -91,19 +92,31 @@ class ChannelParser(PartParser):
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer; `whole`: the model ended it."""
         parts: list[Part] = []
-        cut = None
+        cut = half = None
         while self._section is _Section.CALL and whole:
             self._body += self._waiting
             self._waiting = self._close_call(parts)
             parts += self.feed("")
         if self._section is _Section.CALL or (not whole and self._names_recipient()):
             cut = CutShort("a call of a tool")
+            half = half_call(*self._half(), new_call_id())
         elif self._section is not _Section.HEADER:
             self._say(parts, self._waiting)
         if not whole:
             cut = cut or cut_short(self._kind, called=bool(self._calls))
         texts, thoughts = ("".join(self._said[s]) for s in (_Section.TEXT, _Section.REASONING))
-        return parts, Answer(texts, thoughts, tuple(self._calls), cut, tuple(self._invalid))
+        calls, invalid = tuple(self._calls), tuple(self._invalid)
+        return parts, Answer(texts, thoughts, calls, cut, invalid, half=half)
+
+    def _half(self) -> tuple[str, str]:
+        """Name and text of the call that the answer ended in."""
+        if self._section is _Section.CALL:
+            return self._name, self._body + self._waiting
+        recipient = _RECIPIENT.search(self._waiting)
+        return (self._recipient(recipient[1]) if recipient else ""), ""
+
+    def _recipient(self, named: str) -> str:
+        return named.removeprefix(self._channels.recipient.removeprefix("to="))
 
     def _step(self, parts: list[Part]) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
@@ -144,7 +157,7 @@ class ChannelParser(PartParser):
         word = _WORD.match(header.partition(channels.channel)[2])
         if recipient is not None:
             self._section, self._body = _Section.CALL, ""
-            self._name = recipient[1].removeprefix(channels.recipient.removeprefix("to="))
+            self._name = self._recipient(recipient[1])
         elif word is not None and word[1] in channels.reasoning:
             self._section = _Section.REASONING
         else:

@@ -42,11 +42,15 @@ class CallPiece(NamedTuple):
 
 @dataclass
 class Run:
-    """What a run of calls was: the calls in order, how much text they took, whether one was cut."""
+    """What a run of calls was: the calls in order, how much text they took, whether one was cut.
+
+    `half` is the text of the one that was.
+    """
 
     calls: list[ToolCall | InvalidCall] = field(default_factory=list)
     taken: int = 0
     cut: bool = False
+    half: str = field(default="", repr=False)
 
 
 class CallReader:
@@ -109,6 +113,12 @@ class CallReader:
         """All text that was taken so far."""
         return self._source.text
 
+    @property
+    def half_name(self) -> str:
+        """The name of the tool that the half call names; "" where it got no further."""
+        assert self.run is not None
+        return self._builder.half(self.run.half)
+
     def _advance(self) -> None:
         if self.run is None:
             try:
@@ -118,7 +128,7 @@ class CallReader:
 
     def _read(self) -> Generator[None, None, Run]:
         source, run = self._source, Run()
-        closed = True
+        closed, last = True, 0
         while True:
             source.at = run.taken
             calls = yield from self._sure_call() if self._sure else self._calls(run)
@@ -126,7 +136,7 @@ class CallReader:
                 break
             closed = (yield from self._tail()) and not self._half
             run.calls += calls
-            run.taken = source.at
+            last, run.taken = run.taken, source.at
             if source.at == len(source.text) and source.closed:
                 break
             if self._has_most(len(run.calls)):
@@ -138,10 +148,10 @@ class CallReader:
         if not closed and source.cut and (unclear or any(end.startswith(rest) for end in ends)):
             # Its end is missing: more may have been to come.
             run.calls.pop()
-            run.cut = True
+            run.cut, run.taken = True, last
         run.cut = run.cut or self._was_cut()
         if run.cut:
-            run.taken = len(source.text)
+            run.half, run.taken = source.text[run.taken :], len(source.text)
         return run
 
     def _has_most(self, calls: int) -> bool:
@@ -358,6 +368,8 @@ class CallReader:
             elif piece is Hole.NAME:
                 name = (yield from source.quoted() if quoted else self._name()) or ""
             elif piece is Hole.ARGUMENTS:
+                if source.cut and source.at == len(source.text):
+                    return None  # its name may be half of one
                 begun = self._builder.free_id(self._builder.own_id(name, own))
                 self._events.append(CallStart(begun, name))
                 yield from source.space()

@@ -122,6 +122,7 @@ class AnswerStream:
             notes=self._prepared.notes,
             streamed=answer.streamed,
             begun=self._begun(),
+            half_call=answer.half,
         )
 
     def _begun(self) -> Begun:

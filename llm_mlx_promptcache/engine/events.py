@@ -124,6 +124,7 @@ class Finished(NamedTuple):
     `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
     `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
     `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
+    `half_call` is the call that it ended in (`Answer.half`).
     `begun` is what stood before it where it went on with a message of the prompt.
     """
 
@@ -148,6 +149,7 @@ class Finished(NamedTuple):
     notes: tuple[str, ...] = ()
     streamed: str = ""
     begun: Begun = Begun((), "")
+    half_call: InvalidCall | None = None
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"

@@ -8,11 +8,11 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
 )
-from scripted_engine import Person, add, finished
+from scripted_engine import Person, finished
 
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.chat.messages import ToolCall
-from llm_mlx_promptcache.engine.events import CallArguments, CallName, CutShort, Misfit, TextDelta
+from llm_mlx_promptcache.engine.events import CallArguments, CallName, Misfit, TextDelta
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
 
@@ -22,19 +22,6 @@ class PersonDict(TypedDict):
 
     name: str
     age: int
-
-
-def test_half_a_call_is_an_error_and_never_a_call(engine):
-    said = [CallName("c1", "add"), CallArguments("c1", '{"a": 1')]
-    engine.events = [*said, finished(cut="a call of a tool", reason="length")]
-    chat = ChatMLXCached().bind_tools([add])
-    with pytest.raises(CutShort, match="raise max_tokens"):
-        chat.invoke("Hi.")
-    with pytest.raises(CutShort, match="raise max_tokens"):
-        list(chat.stream("Hi."))
-    engine.events = [finished(cut="a call of a tool", reason="length")]
-    with pytest.raises(CutShort):
-        ChatMLXCached().bind_tools([add], tool_choice="any").invoke("Hi.")
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
