@@ -77,7 +77,7 @@ class StandIn:
         ask = channel.receive(60)
         if ask is None:
             return
-        if ask["ask"] == "stop" and self.kind == "busy just now":
+        if ask["ask"] == "stop" and ask.get("idle") and self.kind == "busy just now":
             channel.send({"error": {"kind": "HostBusy", "text": "it answers"}}, 60)
         elif ask["ask"] == "stop":
             channel.send({"result": {}}, 60)
