@@ -41,6 +41,7 @@ class World:
     """An engine that begins to work ahead as soon as nothing waits, and its cache."""
 
     def __init__(self, loaded, store=None):
+        self.loaded = loaded
         self.cache = PromptCache("500MB", store)
         self.model = Interrupted(loaded.model)
         self.scheduler, self.done = None, threading.Event()
@@ -114,7 +115,7 @@ def test_a_request_waits_for_no_more_than_the_chunk_that_runs(world):
 
 
 @pytest.mark.parametrize("what", ["close", "unload"])
-def test_an_end_waits_for_no_more_than_the_chunk_that_runs(world, what):
+def test_an_end_waits_for_no_more_than_the_chunk_that_runs(world, tmp_path, what):
     asked_to = engines._Unload()
     came = threading.Event()
 
@@ -123,7 +124,7 @@ def test_an_end_waits_for_no_more_than_the_chunk_that_runs(world, what):
         came.set()
 
     world.model.happens = come
-    world.ask(asked(QUESTION))
+    first = world.ask(asked(QUESTION))
     assert came.wait(60)
     if what == "unload":
         assert asked_to.wait(60)
@@ -131,6 +132,11 @@ def test_an_end_waits_for_no_more_than_the_chunk_that_runs(world, what):
     world.engine.close()
     assert world.computed == 8
     assert not world.done.is_set()
+    # What was computed of it is kept as all else is.
+    later = World(world.loaded, DiskStore(tmp_path))
+    second = later.ask(asked(QUESTION, replied(first), "And three?"))
+    later.engine.close()
+    assert second.usage.cached == first.usage.prompt + 8
 
 
 def test_nothing_is_begun_before_it_was_quiet_and_an_end_waits_for_no_quiet(world, monkeypatch):
@@ -163,6 +169,10 @@ def test_where_another_engine_answers_nothing_is_begun(world, monkeypatch):
     engines._answering.clear()
     world.engine._work_ahead(Waiting())
     assert (taken, world.engine._patience(Waiting())) == (["step"], 0)
+    Waiting.ahead.begun = False
+    assert world.engine._patience(Waiting()) == 3600
+    Waiting.ahead.left = False
+    assert world.engine._patience(Waiting()) is None
 
 
 def test_who_answers_is_known_while_it_does(world):
