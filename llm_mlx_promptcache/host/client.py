@@ -14,11 +14,11 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..chat.messages import Message
-from ..config import keep_seconds
+from ..config import DEFAULT_MODEL, keep_seconds
 from ..engine import wire
 from ..engine.events import Event, Finished, Loading, Progress
 from ..engine.request import GenerationRequest, warming
-from ..models.references import spelled
+from ..models.references import divided, folder_of, spelled
 from . import hung
 from .errors import HostLost, HostStopped
 from .exchange import AskError, ConnectionLost, HostHangs, Line, Patience, answer, result
@@ -160,6 +160,8 @@ class RemoteEngine:
             data = {}
         if not wire.survives(data):
             raise AskError("this request holds what can't be told to another process")
+        if _is_another_there(self._reference):
+            raise AskError(f"{self._reference!r} would be a folder in the host's own one")
         ask = {"ask": "generate", "model": self._reference, "request": data}
         return {**ask, "keep": keep_seconds()}
 
@@ -183,6 +185,12 @@ class RemoteEngine:
             _warn_once(f"{why}; this process runs the model itself")
             self._local = engine_for(self._reference)
         return self._local
+
+
+def _is_another_there(reference: str) -> bool:
+    """Whether a host, which runs in `/`, would take it for a folder of that name there."""
+    parts = (part for part in divided(reference) if part != DEFAULT_MODEL)
+    return any(part and folder_of(f"/{part}") and not folder_of(part) for part in parts)
 
 
 def _each(events: Generator[Event, None, str], deliver: Callable[[Event], None]) -> str:

@@ -254,6 +254,19 @@ def test_a_busy_host_of_another_build_is_passed_by(host, here, ask, caplog):
     assert "it runs mlx 0.1, and not 0.2; this process" in told
 
 
+def test_law_15_a_name_that_is_a_folder_only_where_the_host_runs_is_asked_here(
+    host, here, tmp_path, monkeypatch
+):
+    """Such as tmp: no folder of the user's, and none of the root's is meant."""
+    made = host(ANSWER)
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path.parts[1], f"{tmp_path.parts[1]}@{tmp_path.parts[1]}"):
+        assert generate(RemoteEngine(name)) == HERE
+    assert made.asks == []
+    for name in ("default", str(tmp_path), "small", f"default@{tmp_path}"):
+        assert generate(RemoteEngine(name)) == [*BEFORE, *THERE]
+
+
 class Odd(str):
     """A text that JSON would give back as a plain one."""
 
