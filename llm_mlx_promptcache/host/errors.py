@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..models.errors import ConstraintError, ModelLoadError, NothingAllowedError
+from ..models import errors as ours
 
 _MOST_TEXT: Final = 1 << 20  # characters
 
@@ -22,10 +22,8 @@ class HostStopped(RuntimeError):
 _KNOWN: Final[dict[str, type[Exception]]] = {
     kind.__name__: kind
     for kind in (
-        ConstraintError,
+        *(kind for kind in vars(ours).values() if isinstance(kind, type)),
         HostStopped,
-        ModelLoadError,
-        NothingAllowedError,
         ArithmeticError,
         AssertionError,
         AttributeError,

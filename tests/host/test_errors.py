@@ -6,7 +6,7 @@ import pytest
 
 from llm_mlx_promptcache.chat.template_work import TemplateError
 from llm_mlx_promptcache.host.errors import HostStopped, error_from_json, error_to_json
-from llm_mlx_promptcache.models.errors import ConstraintError, ModelLoadError, NothingAllowedError
+from llm_mlx_promptcache.models import errors
 
 
 def through(error):
@@ -16,9 +16,7 @@ def through(error):
 @pytest.mark.parametrize(
     "error",
     [
-        ModelLoadError("no model 'x'"),
-        ConstraintError("the grammar ended"),
-        NothingAllowedError("nothing else"),
+        *(kind("no model 'x'") for kind in vars(errors).values() if isinstance(kind, type)),
         HostStopped("it was stopped"),
         ValueError("top_p is 3"),
         RuntimeError("the engine is closed"),
