@@ -156,6 +156,24 @@ def test_p8_what_is_answered_meanwhile_is_not_kept(hosted, models):
     assert hosted.disk() == 0
 
 
+def test_p8_a_host_that_is_ending_is_waited_for_and_what_it_wrote_is_cleared(hosted, models):
+    """It writes what it has at its end: a clear before that would leave it."""
+    hosted.asked(models[0])
+    channel = hosted.host.welcomed()
+    channel.send(hosts.generate(models[0], max_tokens=200), hosts.LONG)
+    frames = hosts.frames_of(channel)
+    assert "event" in next(frames)
+    hosted.host.process.terminate()
+    while (stage := hosted.told("ps").get("stage")) == "serving":
+        pass
+    assert stage in (None, "finishing what was asked")
+    assert hosted.ours("clear")[0].startswith("freed ")
+    assert hosted.host.ended() == 0
+    assert list(frames)[-1] == {"end": True}
+    channel.close()
+    assert hosted.disk() == 0
+
+
 def test_p8_logs_off_holds_in_the_host(hosted, models):
     """Memory may have it, the disk never: not at the end of the host either."""
     hosted.asked(models[0], on_disk=False)
