@@ -28,8 +28,10 @@ def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, 
         name = _OURS.get(word, word)
         if name not in known:
             raise ValueError(_unknown(word, known))
-        if name in made:
-            raise ValueError(f"{word} is given, and {name} is the same; give one of them")
+        if name in made and made[name] != _meant(word, value):
+            raise ValueError(
+                f"{word} is given, and means {name}, which is given too; give one of them"
+            )
         made[name] = _meant(word, value)
     return made
 

@@ -29,10 +29,11 @@ def test_a_peers_word_is_ours(engine, word):
 
 
 def test_both_words_at_once_are_refused():
-    with pytest.raises(ValueError, match="max_completion_tokens is given, and max_tokens is"):
+    with pytest.raises(ValueError, match="max_completion_tokens is given, and means max_tokens"):
         ChatMLXCached(max_tokens=5, max_completion_tokens=6)
     with pytest.raises(ValueError, match="give one of them"):
         ChatMLXCached().invoke("Hi.", model="a", model_name="b")
+    assert ChatMLXCached(num_predict=5, max_completion_tokens=5).max_tokens == 5
 
 
 @pytest.mark.parametrize(
