@@ -4,19 +4,31 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 MODULE = "llm_mlx_promptcache.host"
 
 
-def of_session(token, folder):
-    """The command lines of hosts that bear its token or live in its folder; each is ended."""
-    left = []
-    for pid, told in _processes():
-        if MODULE in told and (token in told or str(folder) in told):
-            os.kill(pid, signal.SIGTERM)
-            left.append(f"{pid}: {told[:200]}")
-    return left
+def of_session(token, folder, seconds=5.0):
+    """The command lines of hosts that bear its token or live in its folder; each is ended.
+
+    One that has given its lock back and is just leaving has so many seconds for that.
+    """
+    until = time.monotonic() + seconds
+    while (found := _found(token, folder)) and time.monotonic() < until:
+        time.sleep(0.05)
+    for pid in found:
+        os.kill(pid, signal.SIGTERM)
+    return [f"{pid}: {told[:200]}" for pid, told in found.items()]
+
+
+def _found(token, folder):
+    return {
+        pid: told
+        for pid, told in _processes()
+        if MODULE in told and (token in told or str(folder) in told)
+    }
 
 
 def _processes():

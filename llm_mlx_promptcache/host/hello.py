@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -73,21 +74,32 @@ def build() -> Build:
     return Build(package, mlx, mlx_lm, python, sys.prefix, digest)
 
 
+@cache
+def build_that_runs() -> Build:
+    """The build that this process is: asked first when this file is imported."""
+    return build()
+
+
 def hello(place: Place) -> dict[str, Any]:
     """What this process is, for the `hello` of a client and for what a host compares it with.
 
-    A host asks once, at its start: later its files and settings may be others. HostUnavailable
-    where the place's salt can't be had, ValueError for settings that can't be read.
+    A host asks once, at its start: later its settings may be others. HostUnavailable where the
+    place's salt can't be had or the package was replaced under this process, which no host that
+    is started now would understand; ValueError for settings that can't be read.
     """
     settings = load_settings().model_dump(mode="json", include=set(_SETTINGS))
     try:
-        made_of = dataclasses.asdict(build())
+        made_of = build_that_runs()
+        if build() != made_of:
+            raise HostUnavailable(
+                "packages were installed or changed since this process began; start it anew"
+            )
         environment = _environment(_salt(place.salt))
     except OSError as error:  # relative paths in a folder that is gone
         raise HostUnavailable(f"the folder that this runs in is gone ({error.strerror})") from error
     return {
         **bare_hello(),
-        "build": made_of,
+        "build": dataclasses.asdict(made_of),
         "settings": {name: settings.get(name) for name in _SETTINGS},
         "environment": environment,
         "keep": keep_seconds(),
@@ -237,3 +249,7 @@ def _installed() -> set[tuple[str, str]]:
                     if package.lower() in _INSTALLED:
                         found.add((package.lower(), version))
     return found
+
+
+with suppress(OSError):  # relative paths in a folder that is gone; who says hello is told
+    build_that_runs()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -217,6 +218,16 @@ def test_a_changed_file_is_another_build(package):
     assert len(digests) == 4
     assert before.package == moved.package
     assert build() == moved
+
+
+def test_a_process_whose_package_was_replaced_under_it_has_no_host(place, package, monkeypatch):
+    """What it would say is read by code that it does not run: it can neither find nor start one."""
+    monkeypatch.setattr(hellos, "build_that_runs", functools.cache(build))
+    assert hello(place)["build"] == dataclasses.asdict(build())
+    path = package / "host" / "start.py"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(HostUnavailable, match="start it anew"):
+        hello(place)
 
 
 @pytest.fixture

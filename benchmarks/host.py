@@ -1,0 +1,366 @@
+"""What the resident host gains and costs: all figures in one run.
+
+A warm `llm -c` with 2,000 tokens of history is timed from the process's start to the first byte,
+with the host and without it, beside an `llm` model that answers "ok" at once and beside the same
+turn in an engine that is loaded, in turns. Then what the socket adds to one answer, eight `llm` at
+once against eight in a row, and what an idle host costs. Linux only: it reads /proc.
+
+    python benchmarks/host.py [--rounds 10] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.config import HOME_VARIABLE, data_folder
+from llm_mlx_promptcache.engine.events import Event, Finished, TextDelta
+from llm_mlx_promptcache.engine.pool import close_engines, engine_for
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.default_model import ensure_default_model
+
+KEEP = "LLM_MLX_CACHED_KEEP"
+ROUNDS, IDLE_SECONDS, AT_ONCE = 10, 20.0, 8
+_ANSWER = 64
+_FIRST = "Summarise what you were told in one sentence."
+_OK = """
+import llm
+
+class Ok(llm.Model):
+    model_id = "ok-at-once"
+    can_stream = True
+
+    def execute(self, prompt, stream, response, conversation):
+        yield "ok"
+
+@llm.hookimpl
+def register_models(register):
+    register(Ok())
+"""
+
+
+class Home:
+    """A user of this benchmark's: llm's folder, ours, and a plugin that answers at once."""
+
+    def __init__(self, folder: Path, data: Path, keep: str) -> None:
+        (folder / "mlx").mkdir(parents=True)
+        (folder / "mlx" / "data").symlink_to(data)
+        plugin = folder / "plugin"
+        (plugin / "ok_at_once-0.dist-info").mkdir(parents=True)
+        (plugin / "ok_at_once.py").write_text(_OK)
+        about = plugin / "ok_at_once-0.dist-info"
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ok-at-once\nVersion: 0\n")
+        (about / "entry_points.txt").write_text("[llm]\nok_at_once = ok_at_once\n")
+        self.environment = {
+            **os.environ,
+            "LLM_USER_PATH": str(folder / "llm"),
+            HOME_VARIABLE: str(folder / "mlx"),
+            "PYTHONPATH": str(plugin),
+            KEEP: keep,
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """An `llm` in a process of its own."""
+        command = str(Path(sys.executable).with_name("llm"))
+        return subprocess.Popen(
+            [command, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+
+    def llm(self, *arguments: str) -> tuple[float, str]:
+        """Seconds to the first byte that `llm` prints, and all of it."""
+        started = time.perf_counter()
+        process = self.start(*arguments)
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 1)
+        seconds = time.perf_counter() - started
+        text = (first + process.stdout.read()).decode()
+        if process.wait():
+            raise SystemExit(f"llm {arguments[0]} failed; its error is above")
+        return seconds, text
+
+    def logged(self, count: int) -> list[dict[str, Any]]:
+        """The last answers in llm's log, the oldest first."""
+        return list(json.loads(self.llm("logs", "list", "--json", "-n", str(count))[1]))
+
+    def host(self) -> dict[str, Any]:
+        """What `llm mlx-cached ps --json` says."""
+        return dict(json.loads(self.llm("mlx-cached", "ps", "--json")[1]))
+
+
+class Turns(NamedTuple):
+    """Seconds to the first byte of each round: with the host, without, of "ok", of the engine."""
+
+    host: list[float]
+    alone: list[float]
+    ok: list[float]
+    engine: list[float]
+
+    def medians(self) -> dict[str, float]:
+        """The median of each."""
+        return {name: statistics.median(values) for name, values in self._asdict().items()}
+
+
+def turns(home: Home, alone: Home, rounds: int) -> Turns:
+    """A warm next turn each way, in turns; each round's question is another one."""
+    found = Turns([], [], [], [])
+    system = text(1000)
+    for user in (home, alone):
+        user.llm("-m", "mlx-cached", "-s", system, _FIRST, *_options(16))
+    [entry] = home.logged(1)
+    conversations = [user.logged(1)[0]["conversation_id"] for user in (home, alone)]
+    history: tuple[Message, ...] = (Message("system", system), Message("user", _FIRST))
+    engine = engine_for("default")
+    answer = ask(engine, GenerationRequest(history, max_tokens=16)).finished
+    history += (Message("assistant", answer.text, generated=answer.generated()),)
+    for number in range(rounds + 1):
+        question = f"Which part of it matters most, and why is that so in year {1900 + number}?"
+        round_ = (
+            home.llm("--cid", conversations[0], question, *_options(16))[0],
+            alone.llm("--cid", conversations[1], question, *_options(16))[0],
+            home.llm("-m", "ok-at-once", "--no-log", "hello")[0],
+            ask(
+                engine, GenerationRequest((*history, Message("user", question)), max_tokens=16)
+            ).first,
+        )
+        if number:  # the first one warms what the system caches of files
+            for values, seconds in zip(found, round_, strict=True):
+                values.append(seconds)
+    assert entry["input_tokens"] > 1900, entry["input_tokens"]
+    return found
+
+
+class Asked(NamedTuple):
+    """Seconds to the first event of the answer, tokens a second after it, and the end."""
+
+    first: float
+    rate: float
+    finished: Finished
+
+
+def ask(engine: Any, request: GenerationRequest) -> Asked:
+    """One answer, timed where it is read."""
+    started = time.perf_counter()
+    first = 0.0
+    events: Iterator[Event] = engine.generate(request)
+    for event in events:
+        if isinstance(event, TextDelta) and not first:
+            first = time.perf_counter() - started
+        if isinstance(event, Finished):
+            ended = time.perf_counter() - started
+            rate = (event.usage.generated - 1) / max(ended - first, 1e-9)
+            return Asked(first or ended, rate, event)
+    raise RuntimeError("the engine ended without an answer")
+
+
+def socket_cost(home: Home, rounds: int) -> dict[str, float]:
+    """Milliseconds that the host adds to the first token, and the share of its tokens a second."""
+    from llm_mlx_promptcache.host.client import RemoteEngine
+
+    os.environ |= {name: home.environment[name] for name in (HOME_VARIABLE, KEEP)}
+    far, near = RemoteEngine("default"), engine_for("default")
+    system = Message("system", text(200))
+    firsts: list[float] = []
+    rates: list[float] = []
+    for number in range(rounds + 1):
+        request = GenerationRequest(
+            (system, Message("user", f"Count from {number} up to a hundred, please.")),
+            max_tokens=_ANSWER,
+        )
+        order = (far, near) if number % 2 else (near, far)
+        asked = {engine: ask(engine, request) for engine in order}
+        assert asked[far].finished.ids == asked[near].finished.ids
+        if number:
+            firsts.append(asked[far].first - asked[near].first)
+            rates.append(asked[far].rate / asked[near].rate)
+    return {"first_token_ms": statistics.median(firsts) * 1e3, "rate": statistics.median(rates)}
+
+
+def eight(home: Home) -> dict[str, float]:
+    """Eight `llm` at once against eight in a row: tokens a second from the first one accepted."""
+    system = ("-m", "mlx-cached", "-s", text(400))
+    questions = [f"Tell me about station {number} at length." for number in range(2 * AT_ONCE + 1)]
+    home.llm(*system, questions.pop(), *_options(_ANSWER))
+    for question in questions[:AT_ONCE]:
+        home.llm(*system, question, *_options(_ANSWER))
+    row = home.logged(AT_ONCE)
+    # Another system prompt: none of it is cached, so who comes first prefills it for all.
+    others = ("-m", "mlx-cached", "-s", text(400, start=1000))
+    processes = [home.start(*others, q, *_options(_ANSWER)) for q in questions[AT_ONCE:]]
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    together = home.logged(AT_ONCE)
+    prompt = statistics.median(entry["input_tokens"] for entry in together)
+    prefilled = sum(details(entry)["prefilled"] for entry in together)
+    alone = sum(entry["output_tokens"] for entry in row) / sum(map(lasted, row))
+    at_once = sum(entry["output_tokens"] for entry in together) / span(together)
+    return {
+        "row": alone,
+        "together": at_once,
+        "gain": at_once / alone,
+        "prefilled": prefilled,
+        "prompt": prompt,
+        "loads": sum(seconds_loading(entry) > 0 for entry in together + row),
+    }
+
+
+def details(entry: dict[str, Any]) -> dict[str, Any]:
+    """The token details of a log entry."""
+    told = entry["token_details"]
+    return dict(json.loads(told) if isinstance(told, str) else told)
+
+
+def seconds_loading(entry: dict[str, Any]) -> float:
+    """What an answer waited for weights."""
+    told = entry["response_json"]
+    return float((json.loads(told) if isinstance(told, str) else told)["load_seconds"])
+
+
+def lasted(entry: dict[str, Any]) -> float:
+    """Seconds from the request to its last token, by llm's log."""
+    return float(entry["duration_ms"]) / 1e3
+
+
+def span(entries: Sequence[dict[str, Any]]) -> float:
+    """Seconds from the first request of some to the last token of all."""
+    starts = [datetime.fromisoformat(entry["datetime_utc"]).timestamp() for entry in entries]
+    ends = [start + lasted(entry) for start, entry in zip(starts, entries, strict=True)]
+    return max(ends) - min(starts)
+
+
+def idle(home: Home) -> dict[str, float]:
+    """Milliseconds of processor time that an idle host takes a second, and its memory."""
+    pid = home.host()["pid"]
+    time.sleep(2.0)  # what follows an answer is over
+    before = _processor_seconds(pid)
+    time.sleep(IDLE_SECONDS)
+    used = _processor_seconds(pid) - before
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    resident = pages * os.sysconf("SC_PAGE_SIZE")
+    return {"processor_ms": used / IDLE_SECONDS * 1e3, "resident_mb": resident / 1e6}
+
+
+def _processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def text(words: int, start: int = 0) -> str:
+    """A text of about so many words in which no line is like another."""
+    lines = (
+        f"Station {n} reported {n * 37 % 101} ships and {n * 53 % 89} trains."
+        for n in range(start, start + words // 7)
+    )
+    return " ".join(lines)
+
+
+def _options(tokens: int) -> tuple[str, ...]:
+    return ("-o", "max_tokens", str(tokens), "-o", "temperature", "0")
+
+
+@contextmanager
+def homes() -> Iterator[tuple[Home, Home]]:
+    """A user with a host, which ends with the block, and one without."""
+    with tempfile.TemporaryDirectory(prefix="mlx-cached-host-") as folder:
+        data = data_folder()
+        ensure_default_model(data)
+        own = Path(folder) / "own"
+        own.mkdir()
+        (own / "data").symlink_to(data)
+        os.environ[HOME_VARIABLE] = str(own)
+        home = Home(Path(folder) / "hosted", data, "10m")
+        try:
+            yield home, Home(Path(folder) / "alone", data, "0")
+        finally:
+            close_engines()
+            home.llm("mlx-cached", "stop")
+
+
+class Bar(NamedTuple):
+    """A figure and what it must reach."""
+
+    what: str
+    value: float
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether it does; a figure without a bar always."""
+        too_much = self.most is not None and self.value > self.most
+        return not too_much and (self.least is None or self.value >= self.least)
+
+    def row(self) -> str:
+        """The same as a row of a table."""
+        bar = "" if self.most is None else f"at most {self.most:.3g}"
+        bar = bar if self.least is None else f"at least {self.least:.3g}"
+        return f"| {self.what} | {self.value:.3g} | {bar} |"
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """All figures, in the order of the report."""
+    took, many, socket = found["turns"], found["eight"], found["socket"]
+    own_words = 32  # of each question, with what the template puts around it
+    most = many["prompt"] + AT_ONCE * own_words
+    return [
+        Bar("`llm` that answers at once, s", took["ok"]),
+        Bar("the warm turn in a loaded engine, s", took["engine"]),
+        Bar("the warm `llm -c` without a host, s", took["alone"]),
+        Bar(
+            "the warm `llm -c` with the host, s", took["host"], 1.2 * (took["ok"] + took["engine"])
+        ),
+        Bar("what the host adds to a first token, ms", socket["first_token_ms"], 5.0),
+        Bar("tokens a second through the host, of those in-process", socket["rate"], None, 0.98),
+        Bar("eight `llm` at once, tokens a second of eight in a row", many["gain"], None, 2.0),
+        Bar(
+            "tokens prefilled for the eight, of a prompt of " + f"{many['prompt']:.0f}",
+            many["prefilled"],
+            most,
+        ),
+        Bar("of these prompts loaded the weights", many["loads"], 1),
+        Bar("an idle host, ms of processor time a second", found["idle"]["processor_ms"], 2.0),
+        Bar("its memory, MB", found["idle"]["resident_mb"]),
+    ]
+
+
+def report(found: dict[str, Any]) -> str:
+    """The figures as a table."""
+    rows = "\n".join(bar.row() for bar in bars(found))
+    return f"| the host | | to reach |\n|---|--:|--:|\n{rows}\n"
+
+
+def main() -> int:
+    """Measure and print; status 1 where something misses what it must reach."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    asked = parser.parse_args()
+    with homes() as (home, alone):
+        found: dict[str, Any] = {"turns": turns(home, alone, asked.rounds).medians()}
+        found["eight"] = eight(home)
+        found["socket"] = socket_cost(home, asked.rounds)
+        found["idle"] = idle(home)
+        found["host"] = home.host()
+    print(report(found))
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(found, indent=1))
+    return 0 if all(bar.reached for bar in bars(found)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
