@@ -20,6 +20,13 @@ class Rows(Enum):
     RETURN = auto()  # the layers are given up, array by array, so that nothing is held twice
 
 
+def check_rows(rows: Rows, *meant: Rows) -> None:
+    """ValueError for what these rows can't become here."""
+    if rows not in meant:
+        named = " or ".join(f"Rows.{one.name}" for one in meant)
+        raise ValueError(f"rows is {rows!r}; it is {named} here")
+
+
 class PathEnd(NamedTuple):
     """A token of a path after which a span is to end, under its tier."""
 

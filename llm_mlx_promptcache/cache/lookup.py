@@ -13,7 +13,8 @@ from .explain import Why
 from .insertion import Rows
 from .layers import layout as layouts
 from .layers.layout import Layout
-from .memory.span_tree import SpanNode, SpanTree, parts_of
+from .memory.span_tree import SpanTree
+from .memory.spans import SpanNode, parts_of
 from .plan import Plan, make_plan
 from .span import NOTHING, Query, StoredPath
 from .store import Store
@@ -148,6 +149,28 @@ class Lookup:
             self._tree.resized(walk.nodes[index] for index in moving)
             if restore is not None:
                 restore.close()
+
+    def end(self, namespace: str, ids: Tokens[int]) -> SpanNode:
+        """The span that ends after `ids`, split out when needed; ValueError where none can."""
+        layout = self.layout(namespace)
+        nodes, length = self._tree.walk(namespace, ids)
+        held = layouts.resumable(layout, parts_of(nodes, length), length) if layout else 0
+        if layout is None or held < len(ids):
+            raise ValueError(
+                f"only {held} of these {len(ids)} tokens are in memory; insert them before pinning"
+            )
+        node = nodes[-1]
+        return node if node.end == length else self._tree.split(layout, node, length)
+
+    def explain(self, namespace: str, ids: Tokens[int]) -> Why:
+        """Why a prompt would get no further, told with what other namespaces hold."""
+        walk = self.walk(namespace, ids)
+        why = self.why(namespace, ids, MISS if walk is None else self.look(walk))
+        if why.reason != "cold":
+            return why
+        others = {str(node.model) for node in self._tree.nodes()} - {namespace}
+        longest = max((self._tree.walk(other, ids).length for other in others), default=0)
+        return Why("namespace", longest) if longest else why
 
     def why(self, namespace: str, ids: Tokens[int], hit: Hit = MISS) -> Why:
         """Why a prompt got no further than that."""

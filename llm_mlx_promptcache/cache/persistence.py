@@ -17,7 +17,8 @@ from .layers import layout as layouts
 from .layers.checkpoints import checkpoint_at, resumes
 from .layers.layout import Layout, PathPart
 from .layers.pieces import Piece, View
-from .memory.span_tree import SpanNode, SpanTree, parts_of
+from .memory.span_tree import SpanTree
+from .memory.spans import SpanNode, parts_of
 from .proof import Proof
 from .span import Draft, StoredPath
 from .store import Store

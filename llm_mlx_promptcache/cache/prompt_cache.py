@@ -16,24 +16,23 @@ from . import device
 from .disk.writer import MOST_WAITING, Writer
 from .explain import Counters, Why
 from .forgetting import Forgetting, Forgotten, Moment
-from .insertion import Insertion, PathEnd, Rows
+from .insertion import Insertion, PathEnd, Rows, check_rows
 from .layers import layout as layouts
-from .layers.layout import Layout
 from .lookup import Lookup, Walk
 from .memory import listing
 from .memory.ages import Ages
+from .memory.budget import Limits, MemoryBudget
 from .memory.leases import Lease, Loans
+from .memory.namespaces import MemoryNamespaces
 from .memory.policies import Policy
-from .memory.span_tree import SpanNode, SpanTree, is_moved_out, parts_of
+from .memory.span_tree import SpanTree
 from .persistence import Persistence, Saved
 from .proof import Proof
-from .sizes import parse_size
 from .store import NullStore, Store
 from .trie import Tokens, as_tokens
 from .worth import TIERS
 
 _ON_THEIR_WAY: Final = 4  # spans that wait to be written may take this part of the budget beside it
-_LEAST_NAMED: Final = 8  # characters of a namespace that may stand for it, as in the store
 _LEAST_ON_THEIR_WAY: Final = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
@@ -53,26 +52,24 @@ class PromptCache:
         tiers: Sequence[str] = TIERS,
         policy: str | Policy = "default",
     ) -> None:
-        self._max_bytes = parse_size(memory_bytes, "memory_bytes")
-        self._max_spans = _checked_count(spans)
+        limits = Limits.checked(memory_bytes, spans)
         self._store: Store = disk if disk is not None else NullStore()
         self._saving = not isinstance(self._store, NullStore)
         self._lock = threading.RLock()
         self._tree = SpanTree(tiers, policy, saving=self._saving)
-        self._layouts: dict[str, Layout] = {}
-        self._names: dict[str, str] = {}  # of namespaces, the models that people know
+        self._namespaces = MemoryNamespaces(self._tree)
         self._counters = Counters()
         self._loans = Loans()
         self._ages = Ages()
         self._forgetting = Forgetting()
         self._one_forgets = threading.Lock()
-        most = max(self._max_bytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
+        most = max(limits.nbytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
         self._writer = Writer(self._store, min(most, MOST_WAITING))
         self._proof = Proof(self._tree)
-        self._lookup = Lookup(self._tree, self._store, self._writer, self._layouts)
-        self._persistence = Persistence(
-            self._store, self._tree, self._writer, self._proof, self._layouts
-        )
+        known = self._namespaces.layouts
+        self._lookup = Lookup(self._tree, self._store, self._writer, known)
+        self._persistence = Persistence(self._store, self._tree, self._writer, self._proof, known)
+        self._budget = MemoryBudget(self._tree, limits, self._persistence.leave)
         # Spans know their neighbours both ways: nobody should wait for the collector of cycles.
         weakref.finalize(self, self._tree.clear).atexit = False
 
@@ -95,7 +92,7 @@ class PromptCache:
         that is locked, and then no look at it for a while. Threads of this process take turns.
         """
         ids = _checked(tokens)
-        _check_rows(rows, Rows.COPY, Rows.GIVE)
+        check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
             self._begin()
             walk, lease = self._lease(namespace, ids, len(ids) + headroom, rows, prefill_speed)
@@ -194,11 +191,11 @@ class PromptCache:
 
     def _insert(self, namespace: str, ids: Tokens[int], insertion: Insertion) -> int:
         layers = insertion.layers
-        _check_rows(insertion.rows, Rows.COPY, Rows.KEEP_OUT, Rows.RETURN)
+        check_rows(insertion.rows, Rows.COPY, Rows.KEEP_OUT, Rows.RETURN)
         self._tree.check_tier(insertion.tier)
         layout = layouts.layout_of(layers)
         # Nothing of it in memory: whatever the store says, these layers are what they are.
-        known = self._layouts.get(namespace, layout)
+        known = self._namespaces.layouts.get(namespace, layout)
         at = layouts.position_of(known, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
@@ -208,26 +205,17 @@ class PromptCache:
         if self._forgetting.bars(namespace, self._forgetting.count):
             return 0
         self._begin()
-        self._layouts[namespace] = known
-        insertion = replace(insertion, at=at)
-        ids = ids[: self._fitting(namespace, known, ids, insertion)]
-        if len(ids):
-            node = self._tree.add(namespace, known, ids, insertion)
-            if not layouts.cut_anywhere(known):
-                self._tree.thin(known, node)
-            held = self._tree.hold(node)  # what has just come is not what is evicted
-            self._evict()
-            self._tree.release(held)
-            self._evict()
+        self._namespaces.layouts[namespace] = known
+        kept = self._budget.keep(namespace, known, ids, replace(insertion, at=at))
         if insertion.rows is Rows.RETURN and isinstance(layers, list):
             layers.clear()
-        return len(ids)
+        return kept
 
     def pin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Keep a stored prefix whatever happens; ValueError where it is not all in memory."""
         ids = _checked(tokens)
         with self._lock, self._proof.of(device.failures()):
-            node = self._end_of(namespace, ids)
+            node = self._lookup.end(namespace, ids)
             if not node.value.pinned:
                 self._tree.hold(node)
                 node.value.pinned = True
@@ -251,25 +239,18 @@ class PromptCache:
 
     def trim_to(self, *, memory_bytes: int | str | None = None, spans: int | None = None) -> None:
         """Evict until no more is in memory than this; what is pinned or leased stays."""
-        limit = (
-            self._max_bytes if memory_bytes is None else parse_size(memory_bytes, "memory_bytes")
-        )
+        most = self._budget.limits.nbytes if memory_bytes is None else memory_bytes
+        limits = Limits.checked(most, spans)
         with self._lock, self._proof.of(device.failures()):
             self._begin()
-            self._tree.evict(limit, _checked_count(spans), self._persistence.leave)
+            self._budget.evict(limits)
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
         ids = _checked(tokens)
         with self._lock:
             self._begin()
-            before = self._tree.nbytes
-            nodes, length = self._tree.walk(namespace, ids)
-            for node in reversed([node for node in nodes if node.end <= length]):
-                if node.children or node.value.pinned or node.value.entry.holds:
-                    break
-                self._tree.discard(node)
-            return before - self._tree.nbytes
+            return self._tree.discard_path(namespace, ids)
 
     def flush(self, *, wait: bool = True, short: bool = True) -> int:
         """Write what the store does not have yet; returns how many spans that are.
@@ -303,7 +284,7 @@ class PromptCache:
         store knows which namespaces nobody opens any more: those go first.
         """
         with self._lock:
-            self._names[namespace] = name
+            self._namespaces.names[namespace] = name
         self._store.label(namespace, name, identity)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
@@ -313,16 +294,7 @@ class PromptCache:
         """
         ids = _checked(tokens)
         with self._lock:
-            walk = self._lookup.walk(namespace, ids)
-            if walk is None:
-                why = self._lookup.why(namespace, ids)
-            else:
-                why = self._lookup.why(namespace, ids, self._lookup.look(walk))
-            if why.reason != "cold":
-                return why
-            others = {str(node.model) for node in self._tree.nodes()} - {namespace}
-            longest = max((self._tree.walk(other, ids).length for other in others), default=0)
-            return Why("namespace", longest) if longest else why
+            return self._lookup.explain(namespace, ids)
 
     def stats(self, elsewhere: int = 0) -> dict[str, Any]:
         """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
@@ -333,19 +305,17 @@ class PromptCache:
         """
         stored = self._store.stats()
         with self._lock:
-            tiers = {tier: held._asdict() for tier, held in self._tree.held().items()}
-            names = ("spans", "tokens", "bytes")
-            total = {name: sum(held[name] for held in tiers.values()) for name in names}
             leased = self._loans.nbytes
-            total |= {
-                "held": max(0, layouts.active_memory() - elsewhere - leased),
-                "leased": leased,
-            }
-            total["waiting"] = self._writer.waiting
             return {
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),
-                "memory": {**total, "budget": self._max_bytes, "tiers": tiers},
+                "memory": {
+                    **listing.totals(self._tree),
+                    "held": max(0, layouts.active_memory() - elsewhere - leased),
+                    "leased": leased,
+                    "waiting": self._writer.waiting,
+                    "budget": self._budget.limits.nbytes,
+                },
                 "disk": stored,
             }
 
@@ -357,14 +327,12 @@ class PromptCache:
     def models(self) -> list[listing.HeldModel]:
         """What memory holds of each model; the largest first."""
         with self._lock:
-            return listing.models(self._tree, self._names)
+            return listing.models(self._tree, self._namespaces.names)
 
     def in_memory(self, namespace: str, tokens: Iterable[int]) -> int:
         """How many of these tokens, from the first on, are in memory."""
         with self._lock:
-            nodes, length = self._tree.walk(namespace, _checked(tokens))
-            lent = (node.start for node in nodes if is_moved_out(node))
-            return min(next(lent, length), length)
+            return self._tree.present(namespace, _checked(tokens))
 
     def check(self) -> list[str]:
         """What is wrong with what is in memory, a line each (law 3)."""
@@ -376,7 +344,7 @@ class PromptCache:
         """Forget everything in memory, pinned or not; `forget` does so in the store too."""
         with self._lock:
             self._tree.clear()
-            self._layouts.clear()
+            self._namespaces.layouts.clear()
             self._writer.count_uses()
 
     def moment(self) -> Moment:
@@ -392,19 +360,21 @@ class PromptCache:
         on it; what is under way is in use. Memory of MLX goes back to the system.
         """
         with self._one_forgets:
-            if days is not None:
-                return self._forget_old(model, days)
-            with self._lock:
-                names = self._forgetting.begins(self._names_of(model))
-                memory = self._drop(names)
-            try:
-                self._writer.drop(names)
-                disk = self._store.clear(model=model)
-            finally:
-                with self._lock:
-                    self._forgetting.ended(names)
+            gone = self._forget_all(model) if days is None else self._forget_old(model, days)
         device.give_back()
-        return Forgotten(memory, disk)
+        return gone
+
+    def _forget_all(self, model: str | None) -> Forgotten:
+        with self._lock:
+            names = self._forgetting.begins(self._namespaces.of_model(model))
+            self._writer.forget_uses(names)
+            memory = self._namespaces.drop(names)
+        try:
+            self._writer.drop(names)
+            return Forgotten(memory, self._store.clear(model=model))
+        finally:
+            with self._lock:
+                self._forgetting.ended(names)
 
     def _forget_old(self, model: str | None, days: float) -> Forgotten:
         self._writer.count_uses()  # the store hears of what memory gave
@@ -412,42 +382,9 @@ class PromptCache:
         disk = self._store.clear(model=model, days=days)
         with self._lock:
             self._begin()
-            names, last = self._names_of(model), self._ages.unused_since(days)
-            memory = self._tree.drop(
-                lambda node: (
-                    (names is None or node.model in names)
-                    and node.value.entry.last_used <= last
-                    and not (node.value.pinned or node.value.entry.holds)
-                )
-            )
-        device.give_back()
+            names = self._namespaces.of_model(model)
+            memory = self._namespaces.drop_unused(names, self._ages.unused_since(days))
         return Forgotten(memory, disk)
-
-    def _drop(self, names: frozenset[str] | None) -> int:
-        """Take all of these namespaces, or of all, out of memory; returns the bytes freed."""
-        self._writer.forget_uses(names)
-        freed = self._tree.nbytes
-        if names is None:
-            self._tree.clear()
-            self._layouts.clear()
-            self._names.clear()
-            return freed
-        self._tree.drop(lambda node: node.model in names)
-        for name in names:
-            self._layouts.pop(name, None)
-        return freed - self._tree.nbytes
-
-    def _names_of(self, model: str | None) -> set[str] | None:
-        """The namespaces of a model, by its name or by how they start; None for all."""
-        if model is None:
-            return None
-        known = {*self._names, *self._layouts}
-        start = len(model) >= _LEAST_NAMED
-        return {
-            name
-            for name in known
-            if self._names.get(name) == model or (start and name.startswith(model))
-        }
 
     def _begin(self) -> None:
         """A new request: leases that ended since the last one let go of their spans."""
@@ -456,59 +393,9 @@ class PromptCache:
             self._tree.release(entry)
             self._tree.drop_moved_out(entry.item)
 
-    # Keeping.
-
-    def _fitting(
-        self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion
-    ) -> int:
-        """How many of the tokens can be kept within the whole budget (law 10)."""
-        layers, at = insertion.layers, insertion.at
-        nodes, length = self._tree.walk(namespace, ids)
-        more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
-        # Rows that moved out into these layers count again.
-        moved_out = [node for node in nodes if is_moved_out(node)]
-        held = sum(node.value.entry.nbytes for node in nodes)
-        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in moved_out)
-        if held + more <= self._max_bytes or not more:
-            return len(ids)
-        if layouts.cut_anywhere(layout):
-            fit = (self._max_bytes - held) * (len(ids) - length) // more
-            return length + max(0, fit)
-        if held - self._tree.strippable(layout, nodes) + more > self._max_bytes:
-            return length
-        self._tree.strip(layout, nodes)  # the newest checkpoint alone
-        return len(ids)
-
-    def _end_of(self, namespace: str, ids: Tokens[int]) -> SpanNode:
-        """The span that ends after `ids`, split out when needed; ValueError where none can."""
-        layout = self._lookup.layout(namespace)
-        nodes, length = self._tree.walk(namespace, ids)
-        held = layouts.resumable(layout, parts_of(nodes, length), length) if layout else 0
-        if layout is None or held < len(ids):
-            raise ValueError(
-                f"only {held} of these {len(ids)} tokens are in memory; insert them before pinning"
-            )
-        node = nodes[-1]
-        return node if node.end == length else self._tree.split(layout, node, length)
-
-    def _evict(self) -> None:
-        self._tree.evict(self._max_bytes, self._max_spans, self._persistence.leave)
-
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:
     ids = as_tokens(tokens)
     if not len(ids):
         raise ValueError("tokens is empty; a path has at least one token")
     return ids
-
-
-def _checked_count(spans: int | None) -> int | None:
-    if spans is not None and (isinstance(spans, bool) or not isinstance(spans, int) or spans < 0):
-        raise ValueError(f"spans is {spans!r}; give a number of spans, or None for any")
-    return spans
-
-
-def _check_rows(rows: Rows, *meant: Rows) -> None:
-    if rows not in meant:
-        named = " or ".join(f"Rows.{one.name}" for one in meant)
-        raise ValueError(f"rows is {rows!r}; it is {named} here")

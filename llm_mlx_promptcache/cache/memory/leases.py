@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..explain import Why
 from ..trie import Tokens, common_prefix
 from .policies import Entry
-from .span_tree import SpanNode
+from .spans import SpanNode
 
 
 class Lease(NamedTuple):

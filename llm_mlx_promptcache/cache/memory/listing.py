@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..trie import Tokens
 from .ages import Ages
-from .span_tree import SpanNode, SpanTree
+from .span_tree import Held, SpanTree
+from .spans import SpanNode
 
 
 class MemorySpan(NamedTuple):
@@ -62,6 +63,13 @@ def models(tree: SpanTree, names: Mapping[str, str]) -> list[HeldModel]:
             sums[index] += amount
     found = [HeldModel(name, tuple(sorted(of[name])), *sums) for name, sums in held.items()]
     return sorted(found, key=lambda one: -one.bytes)
+
+
+def totals(tree: SpanTree) -> dict[str, Any]:
+    """Spans, tokens and bytes, in all and by tier."""
+    tiers = {tier: held._asdict() for tier, held in tree.held().items()}
+    sums = {name: sum(held[name] for held in tiers.values()) for name in Held._fields}
+    return {**sums, "tiers": tiers}
 
 
 def _along(node: SpanNode) -> list[SpanNode]:

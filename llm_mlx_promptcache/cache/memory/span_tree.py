@@ -6,37 +6,19 @@ place in each and the bytes of all spans are the order's count (law 3). Not lock
 
 from __future__ import annotations
 
-from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import xxhash
+from typing import NamedTuple
 
 from .. import device
 from ..insertion import Insertion, Rows
 from ..layers import layout as layouts
-from ..layers.layout import Layout, PathPart, SpanPieces
+from ..layers.layout import Layout, SpanPieces
 from ..layers.pieces import Piece
-from ..trie import Match, Node, PromptTrie, Tokens
+from ..trie import Match, PromptTrie, Tokens
+from .evicted import EvictedBranches
 from .order import CacheOrder
 from .policies import Entry, Policy
-
-SpanNode = Node["Span"]
-
-_NEWEST = 4  # checkpoints before a path's end that are never thinned
-_MOST_GONE = 65_536  # evicted branches that are remembered, to tell why a prompt missed
-
-
-@dataclass(slots=True, eq=False)
-class Span:
-    """What is kept at a node: a piece a layer, its place in the order, pins, and its file."""
-
-    pieces: list[Piece | None]
-    entry: Entry[SpanNode]
-    pinned: bool = False
-    saved: bool = False
+from .spans import Span, SpanNode, is_moved_out, path_digest
 
 
 class Held(NamedTuple):
@@ -53,7 +35,7 @@ class SpanTree:
     def __init__(self, tiers: Sequence[str], policy: str | Policy, *, saving: bool) -> None:
         self._trie: PromptTrie[Span] = PromptTrie()
         self._order: CacheOrder[SpanNode] = CacheOrder(tiers, policy)
-        self._gone: OrderedDict[bytes, None] = OrderedDict()
+        self._gone = EvictedBranches()
         self._saving = saving
         self.unsaved: dict[SpanNode, None] = {}  # parents before their children
         # What spans held before the device was given work on their pieces, until that is proven.
@@ -84,6 +66,12 @@ class SpanTree:
     def walk(self, namespace: str, ids: Tokens[int]) -> Match[Span]:
         """The spans along `ids`; the last may be shared in part only. Changes nothing."""
         return self._trie.walk(namespace, ids)
+
+    def present(self, namespace: str, ids: Tokens[int]) -> int:
+        """How many of these tokens, from the first on, have rows here that are not lent."""
+        nodes, length = self._trie.walk(namespace, ids)
+        lent = (node.start for node in nodes if is_moved_out(node))
+        return min(next(lent, length), length)
 
     def nodes(self) -> Iterator[SpanNode]:
         """Every span, parents before their children."""
@@ -184,11 +172,11 @@ class SpanTree:
         node = self._trie.extend(parent, ids[parent.end :])
         above = parent.value.entry if parent.parent is not None else None
         size, length = layouts.nbytes(pieces), len(node.tokens)
-        key = _key(node.model, ids)
+        key = path_digest(node.model, ids)
         entry = self._order.push(node, tier, size, length, above, key)
         node.value = Span(pieces, entry)
         self._unproven[node] = [None] * len(pieces)
-        self._gone.pop(_branch(node.model, ids[: node.start], ids[node.start]), None)
+        self._gone.remove(node.model, ids[: node.start], ids[node.start])
         return node
 
     def split(self, layout: Layout, node: SpanNode, at: int) -> SpanNode:
@@ -197,7 +185,7 @@ class SpanTree:
         with device.work():
             left, right = layouts.split(layout, span.pieces, len(node.tokens), at - node.start)
         upper = self._trie.split(node, at)
-        key = _key(upper.model, upper.path())
+        key = path_digest(upper.model, upper.path())
         size = layouts.nbytes(left)
         entry = self._order.split(span.entry, upper, size, len(upper.tokens), key)
         upper.value = Span(left, entry, saved=span.saved)
@@ -245,52 +233,6 @@ class SpanTree:
             if any(kind.anywhere and piece is None for kind, piece in pairs):
                 node.value.pieces[:] = [None if kind.anywhere else piece for kind, piece in pairs]
 
-    # Thinning.
-
-    def thin(self, layout: Layout, node: SpanNode) -> None:
-        """Give up checkpoints on the way to `node` that later ones make unlikely to be needed.
-
-        The newest stay, older ones at distances that double, so there are few on the longest path;
-        those of the most persistent tier, of pinned spans and where paths part stay as well.
-        """
-        kept = spared = 0
-        superseded = []
-        current = node.parent
-        while current is not None and current.parent is not None:
-            if self._is_plain(current) and self._is_checkpoint(layout, current):
-                distance = node.end - current.end
-                if kept >= _NEWEST and distance < 2 * spared:
-                    superseded.append(current)
-                else:
-                    kept, spared = kept + 1, distance
-            current = current.parent
-        self.strip(layout, superseded)
-
-    def strip(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
-        """Give up the checkpoints of these spans, but of pinned ones."""
-        stripped = [node for node in nodes if self._is_checkpoint(layout, node)]
-        for node in stripped:
-            node.value.pieces = layouts.thinned(layout, node.value.pieces)
-        self.resized(stripped)
-
-    def strippable(self, layout: Layout, nodes: Iterable[SpanNode]) -> int:
-        """Bytes that `strip` would free."""
-        return sum(
-            node.value.entry.nbytes - layouts.nbytes(layouts.thinned(layout, node.value.pieces))
-            for node in nodes
-            if not node.value.pinned
-        )
-
-    def _is_checkpoint(self, layout: Layout, node: SpanNode) -> bool:
-        pieces = node.value.pieces
-        thinned = layouts.thinned(layout, pieces)
-        differ = any(a is not b for a, b in zip(thinned, pieces, strict=True))
-        return differ and not node.value.pinned
-
-    def _is_plain(self, node: SpanNode) -> bool:
-        dearest = node.value.entry.tier == len(self.tiers) - 1 and len(self.tiers) > 1
-        return not (dearest or len(node.children) > 1 or node in self.unsaved)
-
     # Leaving.
 
     def evict(self, nbytes: int, spans: int | None, leaving: Callable[[SpanNode], None]) -> None:
@@ -311,6 +253,16 @@ class SpanTree:
         """Take a leaf out that its owner wants no more."""
         self._order.remove(node.value.entry)
         self._forget(node)
+
+    def discard_path(self, namespace: str, ids: Tokens[int]) -> int:
+        """Take out what only this path needs, up from its end; returns the bytes freed."""
+        before = self.nbytes
+        nodes, length = self._trie.walk(namespace, ids)
+        for node in reversed([node for node in nodes if node.end <= length]):
+            if node.children or node.value.pinned or node.value.entry.holds:
+                break
+            self.discard(node)
+        return before - self.nbytes
 
     def drop(self, meant: Callable[[SpanNode], bool]) -> int:
         """Take out the spans that are meant, the ends of paths first; returns the bytes freed.
@@ -346,7 +298,7 @@ class SpanTree:
 
     def was_evicted(self, namespace: str, ids: Tokens[int], at: int) -> bool:
         """Whether a span that went on like `ids` from token `at` has been evicted."""
-        return at < len(ids) and _branch(namespace, ids[:at], ids[at]) in self._gone
+        return at < len(ids) and self._gone.has(namespace, ids[:at], ids[at])
 
     def clear(self) -> None:
         """Forget everything."""
@@ -358,9 +310,7 @@ class SpanTree:
 
     def _remember(self, node: SpanNode) -> None:
         path = node.path()
-        self._gone[_branch(node.model, path[: node.start], path[node.start])] = None
-        if len(self._gone) > _MOST_GONE:
-            self._gone.popitem(last=False)
+        self._gone.add(node.model, path[: node.start], path[node.start])
 
     # Counting.
 
@@ -392,24 +342,3 @@ class SpanTree:
             yield f"spans hold {total} bytes, the counter says {self.nbytes}"
         if count != len(self._order):
             yield f"there are {count} spans, and {len(self._order)} in the order"
-
-
-def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
-    """Spans along a path as parts of it, up to token `length`."""
-    return [PathPart(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
-
-
-def is_moved_out(node: SpanNode) -> bool:
-    """Whether a span's rows have moved into a lease."""
-    return all(piece is None for piece in node.value.pieces)
-
-
-def _key(namespace: Any, ids: Tokens[int]) -> bytes:
-    """A path's hash, by which it is remembered after it is gone; the tokens are not."""
-    digest = xxhash.xxh3_128(str(namespace).encode())
-    digest.update(memoryview(ids).cast("B") if len(ids) else b"")
-    return digest.digest()
-
-
-def _branch(namespace: Any, before: Tokens[int], first: int) -> bytes:
-    return _key(namespace, before + array("I", [first]))

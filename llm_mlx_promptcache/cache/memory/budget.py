@@ -1,0 +1,78 @@
+"""How much may be in memory: what of a path fits, and which spans leave for it (law 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..insertion import Insertion
+from ..layers import layout as layouts
+from ..layers.layout import Layout
+from ..sizes import parse_size
+from ..trie import Tokens
+from .span_tree import SpanTree
+from .spans import SpanNode, is_moved_out
+from .thinning import strip, strippable, thin
+
+
+class Limits(NamedTuple):
+    """The most bytes and, where that is not None, the most spans that may be in memory."""
+
+    nbytes: int
+    spans: int | None = None
+
+    @classmethod
+    def checked(cls, memory_bytes: int | str, spans: int | None) -> Limits:
+        """Limits as a user writes them; ValueError for what is none."""
+        nbytes = parse_size(memory_bytes, "memory_bytes")
+        number = isinstance(spans, int) and not isinstance(spans, bool) and spans >= 0
+        if spans is not None and not number:
+            raise ValueError(f"spans is {spans!r}; give a number of spans, or None for any")
+        return cls(nbytes, spans)
+
+
+class MemoryBudget:
+    """Spans within limits; each that goes is told to `leaving` first. Not locked, the owner is."""
+
+    def __init__(self, tree: SpanTree, limits: Limits, leaving: Callable[[SpanNode], None]) -> None:
+        self._tree = tree
+        self._leaving = leaving
+        self.limits = limits
+
+    def keep(self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion) -> int:
+        """Put into memory what fits of a path; returns for how many of its tokens that is."""
+        ids = ids[: self._fitting(namespace, layout, ids, insertion)]
+        if not len(ids):
+            return 0
+        node = self._tree.add(namespace, layout, ids, insertion)
+        if not layouts.cut_anywhere(layout):
+            thin(self._tree, layout, node)
+        held = self._tree.hold(node)  # what has just come is not what is evicted
+        self.evict(self.limits)
+        self._tree.release(held)
+        self.evict(self.limits)
+        return len(ids)
+
+    def evict(self, limits: Limits) -> None:
+        """Take spans out until no more than this is left; what is pinned or leased stays."""
+        self._tree.evict(limits.nbytes, limits.spans, self._leaving)
+
+    def _fitting(
+        self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion
+    ) -> int:
+        """How many of the tokens can be kept within the whole budget."""
+        layers, at, most = insertion.layers, insertion.at, self.limits.nbytes
+        nodes, length = self._tree.walk(namespace, ids)
+        more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
+        # Rows that moved out into these layers count again.
+        moved_out = [node for node in nodes if is_moved_out(node)]
+        held = sum(node.value.entry.nbytes for node in nodes)
+        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in moved_out)
+        if held + more <= most or not more:
+            return len(ids)
+        if layouts.cut_anywhere(layout):
+            return length + max(0, (most - held) * (len(ids) - length) // more)
+        if held - strippable(layout, nodes) + more > most:
+            return length
+        strip(self._tree, layout, nodes)  # the newest checkpoint alone
+        return len(ids)

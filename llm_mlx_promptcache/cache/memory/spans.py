@@ -1,0 +1,43 @@
+"""A span in memory, a node of the trie: what it holds of each layer, its place in the order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from ..layers.layout import PathPart
+from ..layers.pieces import Piece
+from ..trie import Node, Tokens
+from .policies import Entry
+
+SpanNode = Node["Span"]
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """What is kept at a node: a piece a layer, its place in the order, pins, and its file."""
+
+    pieces: list[Piece | None]
+    entry: Entry[SpanNode]
+    pinned: bool = False
+    saved: bool = False
+
+
+def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
+    """Spans along a path as parts of it, up to token `length`."""
+    return [PathPart(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
+
+
+def is_moved_out(node: SpanNode) -> bool:
+    """Whether a span's rows have moved into a lease."""
+    return all(piece is None for piece in node.value.pieces)
+
+
+def path_digest(namespace: Any, ids: Tokens[int]) -> bytes:
+    """A path's hash, by which it is remembered after it is gone; the tokens are not."""
+    digest = xxhash.xxh3_128(str(namespace).encode())
+    digest.update(memoryview(ids).cast("B") if len(ids) else b"")
+    return digest.digest()
