@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from enum import Enum, auto
+from typing import Any
 
 from .answer_parts import (
     Answer,
@@ -34,6 +35,14 @@ from .scanning import Marks
 
 # A mark behind one of these is quoted, and closes nothing.
 _QUOTES = ("`", '"', "'")
+
+
+class _Mode(Enum):
+    """What the text that comes next is, as far as is known."""
+
+    TEXT = auto()
+    REASONING = auto()
+    CALL = auto()
 
 
 class AnswerParser(PartParser):
@@ -66,13 +75,13 @@ class AnswerParser(PartParser):
         bare = bare or (self._form is not None and is_bare(self._form))
         self._bare = bare_openings(self._form, tools) if self._form and bare else ()
         self._words = form.words if form else ""
-        self._state: Literal["text", "reasoning", "call"] = "text"
+        self._mode = _Mode.TEXT
         if thinking is not None and thinking.opened:
-            self._state = "reasoning"
+            self._mode = _Mode.REASONING
         # Where a call stands, and what its text is if it is none.
-        self._behind: Literal["text", "reasoning", "call"] = self._state
+        self._outside = self._mode
         self._spaces = ""  # shown only when something of the same kind follows
-        self._after_mark = self._state == "reasoning"
+        self._after_mark = self._mode is _Mode.REASONING
         self._mark = ""
         self._reader: CallReader | None = None
         self._told: dict[str, str] = {}
@@ -82,7 +91,7 @@ class AnswerParser(PartParser):
     @property
     def reasons(self) -> bool:
         """Whether what comes next is reasoning, as far as is known."""
-        return self._state == "reasoning"
+        return self._mode is _Mode.REASONING
 
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
         """The last parts, and the answer.
@@ -93,13 +102,13 @@ class AnswerParser(PartParser):
         parts: list[Part] = []
         half: InvalidCall | None = None
         kind = None if self._grammar is None else self._grammar.kind
-        called = bool(self._calls) or self._state == "call"
+        called = bool(self._calls) or self._mode is _Mode.CALL
         cut = None if whole or kind == "tools" else cut_short(kind, called=called)
-        if not whole and self._held and self._state == "text":
+        if not whole and self._held and self._mode is _Mode.TEXT:
             # The beginning of a mark is not what the answer says.
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
-        while not self.full and (self._waiting or self._state == "call"):
-            if self._state == "call":
+        while not self.full and (self._waiting or self._mode is _Mode.CALL):
+            if self._mode is _Mode.CALL:
                 reader = self._reader
                 assert reader is not None
                 run = self._finish_call(parts, whole=whole)
@@ -113,7 +122,7 @@ class AnswerParser(PartParser):
             cut = CutShort("a call that can't be read")
         if not whole and self._held:
             cut = cut or cut_short(kind, called=bool(self._calls))
-        if self._spaces and not self._calls and self._state == "text":
+        if self._spaces and not self._calls and self._mode is _Mode.TEXT:
             self._show(parts, "")
         text, reasoning, streamed = self._told_apart()
         calls, invalid = tuple(self._calls), tuple(self._invalid)
@@ -140,7 +149,7 @@ class AnswerParser(PartParser):
 
     def _step(self, parts: list[Part], *, last: bool = False) -> bool:
         """Take what can be taken of what waits; False when more text is needed first."""
-        if self._state == "call":
+        if self._mode is _Mode.CALL:
             return self._feed_call(parts)
         if self._opens_bare(last=last):
             self._enter_call("")
@@ -174,7 +183,7 @@ class AnswerParser(PartParser):
         """The marks that mean something here."""
         thinking = self._thinking
         kind = None if self._grammar is None else self._grammar.kind
-        if self._state == "reasoning":
+        if self._mode is _Mode.REASONING:
             ends = [thinking.end] if thinking else []
             # Some models call from inside their thinking, without ending it.
             own = self._own.openings if self._own and kind is None else ()
@@ -195,7 +204,7 @@ class AnswerParser(PartParser):
 
     def _enter(self, mark: str) -> None:
         if self._thinking is not None and mark in (self._thinking.start, self._thinking.end):
-            self._state = "text" if self._state == "reasoning" else "reasoning"
+            self._mode = _Mode.TEXT if self._mode is _Mode.REASONING else _Mode.REASONING
             self._after_mark, self._spaces = True, ""
         elif mark == self._words:
             self._words, self._after_mark, self._spaces = "", True, ""
@@ -203,9 +212,9 @@ class AnswerParser(PartParser):
             self._enter_call(mark)
 
     def _enter_call(self, mark: str) -> None:
-        self._behind = self._state
+        self._outside = self._mode
         # No grammar holds what has no marks, or stands in reasoning without being its end.
-        held = self._behind == "text" or mark in self._wakers()
+        held = self._outside is _Mode.TEXT or mark in self._wakers()
         free = not mark or not held
         form = (self._own if free else self._form) or GENERIC
         left = None
@@ -215,7 +224,7 @@ class AnswerParser(PartParser):
         known = {call.id for call in self._calls} | {call.id for call in self._invalid}
         sure = self._sure and not free
         self._reader = CallReader(form, self._tools, sure=sure, most=left, known=known)
-        self._mark, self._state = mark, "call"
+        self._mark, self._mode = mark, _Mode.CALL
         self._waiting = mark + self._waiting
 
     def _feed_call(self, parts: list[Part]) -> bool:
@@ -240,7 +249,7 @@ class AnswerParser(PartParser):
         """Take the calls that were read; the text of what was none is text after all."""
         assert self._reader is not None
         reader, mark, self._reader = self._reader, self._mark, None
-        self._state = self._behind
+        self._mode = self._outside
         told = self._all_calls(run) if run.calls else run.cut
         bare_text = not mark and bool(reader.rest.strip() or not told)
         if bare_text or not (run.calls or run.cut):
@@ -285,7 +294,7 @@ class AnswerParser(PartParser):
             return
         self._after_mark = False
         text = self._spaces + text
-        if self._form is None and self._texts and self._state == "text":
+        if self._form is None and self._texts and self._mode is _Mode.TEXT:
             self._show(parts, text)
             return
         shown = text.rstrip()
@@ -297,7 +306,7 @@ class AnswerParser(PartParser):
 
     def _show(self, parts: list[Part], text: str) -> None:
         text, self._spaces = text or self._spaces, ""
-        if self._state == "reasoning":
+        if self._mode is _Mode.REASONING:
             self._reasonings.append(text)
             parts.append(ReasoningDelta(text))
         else:
@@ -326,4 +335,4 @@ class AnswerParser(PartParser):
         )
 
     def _nothing_said(self) -> bool:
-        return bool(self._bare) and self._state == "text" and not (self._texts or self._calls)
+        return bool(self._bare) and self._mode is _Mode.TEXT and not (self._texts or self._calls)

@@ -33,34 +33,34 @@ _ROOT = "\x00root"
 
 def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The schema of each tool's arguments, by the tool's name."""
-    found: dict[str, Mapping[str, Any]] = {}
+    schemas: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
         function = tool.get("function", tool)
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
             schema = function.get("parameters")
-            found[function["name"]] = schema if isinstance(schema, Mapping) else {}
-    return found
+            schemas[function["name"]] = schema if isinstance(schema, Mapping) else {}
+    return schemas
 
 
 def property_schema(schema: Any, key: str) -> Any:
     """The schema of the value under `key`; `{}` where anything may stand there."""
-    found = []
+    schemas = []
     for one in branches_of(schema):
         properties = one.get("properties")
         if isinstance(properties, Mapping) and isinstance(properties.get(key), Mapping):
-            found.append(_rooted(properties[key], one.get(_ROOT, schema)))
-    return _one_of(found)
+            schemas.append(_rooted(properties[key], one.get(_ROOT, schema)))
+    return _one_of(schemas)
 
 
 def item_schema(schema: Any) -> Any:
     """The schema of a list's items; `{}` where they may be anything, or each is another thing."""
-    found = []
+    schemas = []
     for one in branches_of(schema):
         if "prefixItems" in one:
             return {}
         if isinstance(one.get("items"), Mapping):
-            found.append(_rooted(one["items"], one.get(_ROOT, schema)))
-    return _one_of(found)
+            schemas.append(_rooted(one["items"], one.get(_ROOT, schema)))
+    return _one_of(schemas)
 
 
 def kinds_of(schema: Any) -> frozenset[str]:
@@ -70,21 +70,21 @@ def kinds_of(schema: Any) -> frozenset[str]:
 
 def choices_of(schema: Any) -> list[Any]:
     """The values that are all, or some, of what `schema` takes."""
-    found: list[Any] = []
+    choices: list[Any] = []
     for one in branches_of(schema):
         values = one.get("enum")
-        found += list(values) if isinstance(values, (list, tuple)) else []
-        found += [one["const"]] if "const" in one else []
-    return found
+        choices += list(values) if isinstance(values, (list, tuple)) else []
+        choices += [one["const"]] if "const" in one else []
+    return choices
 
 
 def required_of(schema: Any) -> list[str]:
     """The properties that an object must have, whichever branch it takes, and with no default."""
-    found: list[str] = []
+    keys: list[str] = []
     for one in branches_of(schema, either=False):
         required = one.get("required")
-        found += [key for key in required if isinstance(key, str)] if _is_list(required) else []
-    return [key for key in dict.fromkeys(found) if "default" not in property_schema(schema, key)]
+        keys += [key for key in required if isinstance(key, str)] if _is_list(required) else []
+    return [key for key in dict.fromkeys(keys) if "default" not in property_schema(schema, key)]
 
 
 def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
@@ -102,15 +102,15 @@ def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
 
 def branches_of(schema: Any, *, either: bool = True) -> list[Mapping[str, Any]]:
     """`schema` and the schemas of which one (`either`) or all must hold for the same value."""
-    found: list[Mapping[str, Any]] = []
+    branches: list[Mapping[str, Any]] = []
     waiting = [(schema, 0)]
     for one, depth in waiting:
-        if not isinstance(one, Mapping) or len(found) >= _MOST:
+        if not isinstance(one, Mapping) or len(branches) >= _MOST:
             continue
-        found.append(one)
+        branches.append(one)
         if depth < _DEEPEST and len(waiting) < _MOST:
             waiting += [(inner, depth + 1) for inner in _inner(one, schema, either=either)]
-    return found
+    return branches
 
 
 def _inner(one: Mapping[str, Any], schema: Any, *, either: bool) -> Iterator[Any]:
@@ -130,19 +130,19 @@ def _kinds(schema: Any, root: Any, depth: int, left: list[int]) -> frozenset[str
     if not isinstance(schema, Mapping) or depth < 0 or left[0] < 0:
         return _ALL
     root = schema.get(_ROOT, root)
-    found = _own_kinds(schema)
+    kinds = _own_kinds(schema)
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        found &= _kinds(_referred(reference, root), root, depth - 1, left)
+        kinds &= _kinds(_referred(reference, root), root, depth - 1, left)
     for key in _EITHER:
         listed = schema.get(key)
         if _is_list(listed) and listed:
             parts = [_kinds(part, root, depth - 1, left) for part in listed[:_WIDEST]]
-            found &= frozenset().union(*parts) if len(listed) <= _WIDEST else _ALL
+            kinds &= frozenset().union(*parts) if len(listed) <= _WIDEST else _ALL
     every = schema.get("allOf")
     for part in every[:_WIDEST] if _is_list(every) else ():
-        found &= _kinds(part, root, depth - 1, left)
-    return found | {"null"} if schema.get("nullable") is True else found
+        kinds &= _kinds(part, root, depth - 1, left)
+    return kinds | {"null"} if schema.get("nullable") is True else kinds
 
 
 def _own_kinds(schema: Mapping[str, Any]) -> frozenset[str]:
@@ -159,10 +159,10 @@ def _own_kinds(schema: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(kinds) or _ALL
 
 
-def _one_of(found: list[Any]) -> Any:
-    if len(found) <= 1:
-        return found[0] if found else {}
-    return {"anyOf": found}
+def _one_of(schemas: list[Any]) -> Any:
+    if len(schemas) <= 1:
+        return schemas[0] if schemas else {}
+    return {"anyOf": schemas}
 
 
 def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
@@ -177,13 +177,13 @@ def _rooted(schema: Any, root: Any) -> Any:
 
 
 def _referred(reference: str, root: Any) -> Any:
-    found = root
+    target = root
     if not reference.startswith("#"):
         return None
     for part in reference[1:].split("/")[1:]:
-        found = (
-            found.get(part.replace("~1", "/").replace("~0", "~"))
-            if isinstance(found, Mapping)
+        target = (
+            target.get(part.replace("~1", "/").replace("~0", "~"))
+            if isinstance(target, Mapping)
             else None
         )
-    return _rooted(found, root)
+    return _rooted(target, root)

@@ -32,12 +32,12 @@ def find_call(
     if value < 0:
         return None
     whole = text if whole is None else whole
-    found = _in_json(whole, call, value, start)
-    if found is None:
-        found = in_tags(whole, call, value, start)
-    if found is None:
+    unit = _in_json(whole, call, value, start)
+    if unit is None:
+        unit = in_tags(whole, call, value, start)
+    if unit is None:
         return None
-    return _with_id(whole, found, call, given, start)
+    return _with_id(whole, unit, call, given, start)
 
 
 def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
@@ -50,16 +50,16 @@ def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
         if at < 0:
             break
         try:
-            found, end = json.JSONDecoder(strict=False).raw_decode(text, at)
+            shown, end = json.JSONDecoder(strict=False).raw_decode(text, at)
         except ValueError:
             continue
-        if end <= value or not isinstance(found, dict):
+        if end <= value or not isinstance(shown, dict):
             continue
-        if found == call.arguments:
+        if shown == call.arguments:
             arguments = (at, end)
             continue
-        keys = _keys(found, call)
-        if keys is not None or found == {call.name: call.arguments}:
+        keys = _keys(shown, call)
+        if keys is not None or shown == {call.name: call.arguments}:
             best = _object_unit(text, (at, end), call, arguments, keys)
     if best is not None or arguments is None:
         return best
@@ -92,16 +92,16 @@ def _object_unit(
     return Unit(a, d, layout, (first, text[b:c], second), keys or Keys(), arguments)
 
 
-def _keys(found: Mapping[str, Any], call: Call) -> Keys | None:
+def _keys(shown: Mapping[str, Any], call: Call) -> Keys | None:
     """Where an object has name and arguments, themselves or one level deeper."""
-    for path, inner in [((), found), *(((k,), v) for k, v in found.items())]:
+    for path, inner in [((), shown), *(((k,), v) for k, v in shown.items())]:
         if not isinstance(inner, Mapping):
             continue
         names = [key for key, value in inner.items() if value == call.name]
         for key, value in inner.items():
             encoded = isinstance(value, str) and _is_text_of(value, call.arguments)
             if names and (value == call.arguments or encoded):
-                ids = [(k,) for k, v in found.items() if v == call.id and k]
+                ids = [(k,) for k, v in shown.items() if v == call.id and k]
                 ids += [(*path, k) for k, v in inner.items() if v == call.id]
                 name, arguments = (*path, names[0]), (*path, key)
                 return Keys(name, arguments, ids[0] if ids else (), encoded)

@@ -225,10 +225,10 @@ class Form:
 
         Models leave marks out, so each one that no prose has may open a call.
         """
-        found = [mark for mark in self.lead_marks if is_mark(mark)]
-        if not found and self.lead.strip(_BRACKETS):
-            found = [self.lead.strip().partition("\n")[0]]
-        return tuple(found)
+        marks = [mark for mark in self.lead_marks if is_mark(mark)]
+        if not marks and self.lead.strip(_BRACKETS):
+            marks = [self.lead.strip().partition("\n")[0]]
+        return tuple(marks)
 
     @property
     def as_json(self) -> bool:
@@ -262,19 +262,19 @@ def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
 
     So models write that have none, and others that leave theirs out.
     """
-    found = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
-    found += ["{'name':", "[{'name':"]
+    openings = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
+    openings += ["{'name':", "[{'name':"]
     if form.layout is Layout.INLINE:
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
-        found += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]
+        openings += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]
     elif form.layout is Layout.HEADER:
         # The prompt may have written the mark of the first call.
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
         between = "".join(str(form.call[form.call.index(Hole.NAME) + 1]).split())
-        found += [f"{name}{between}{{" for name in names]
+        openings += [f"{name}{between}{{" for name in names]
     elif not form.openings:
-        found.append("".join((form.start + form.head).split()))
-    return tuple(one for one in dict.fromkeys(found) if one)
+        openings.append("".join((form.start + form.head).split()))
+    return tuple(one for one in dict.fromkeys(openings) if one)
 
 
 _BRACKETS = "[](){},;:\"'`= \n"
@@ -286,16 +286,16 @@ def marks_in(literal: str) -> tuple[str, ...]:
 
     The beginning of an object or list, and single brackets, are no marks.
     """
-    found: list[str] = []
+    marks: list[str] = []
     at = 0
     while at < len(literal):
         if literal[at].isspace():
             at += 1
             continue
         end = _mark_end(literal, at)
-        found.append(literal[at:end])
+        marks.append(literal[at:end])
         at = end
-    return tuple(found)
+    return tuple(marks)
 
 
 def _mark_end(literal: str, at: int) -> int:

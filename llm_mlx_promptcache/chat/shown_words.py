@@ -57,11 +57,11 @@ def lost_words(
     for order, turn in enumerate(turns, 1):
         leading = leading and turn.message["role"] in _SYSTEM
         # What the system says in front stands where the template has a place for it.
-        message, found = _marked(turn, 0 if leading else order, marks)
+        message, of_turn = _marked(turn, 0 if leading else order, marks)
         messages.append(message)
-        parts += found
-    marked_tools, found = _marked_tools(tools, marks)
-    parts += found
+        parts += of_turn
+    marked_tools, of_tools = _marked_tools(tools, marks)
+    parts += of_tools
     try:
         other = shown(messages, marked_tools)
     except TooMuchWork:
@@ -98,11 +98,11 @@ def _out_of_order(parts: Sequence[tuple[_Part, tuple[str, ...]]], text: str) -> 
         if part.order and part.order != order:
             end, order = next_end, part.order
         start = end if part.order else 0
-        found = [text.find(needle, start) for needle in needles]
-        if any(at < 0 for at in found):
+        places = [text.find(needle, start) for needle in needles]
+        if any(at < 0 for at in places):
             yield number
         elif part.order:
-            next_end = max([next_end, *found])
+            next_end = max([next_end, *places])
 
 
 def _all(words: Sequence[str], text: str) -> bool:
@@ -116,10 +116,10 @@ def _shows(text: str, said: str) -> bool:
         return True
     at = 0
     for word in _WORD.findall(said):
-        found = text.find(word, at)
-        if found < 0:
+        place = text.find(word, at)
+        if place < 0:
             return False
-        at = found + len(word)
+        at = place + len(word)
     return True
 
 
@@ -180,22 +180,22 @@ def _marked_call(
     if not arguments:
         mark = marks.new()
         return {**function, "name": mark}, (mark,), (name,)
-    made = {key: marks.new() for key in arguments}
-    changed: Any = made if isinstance(given, Mapping) else json.dumps(made)
-    return {**function, "arguments": changed}, tuple(made.values()), (name,)
+    marked = {key: marks.new() for key in arguments}
+    changed: Any = marked if isinstance(given, Mapping) else json.dumps(marked)
+    return {**function, "arguments": changed}, tuple(marked.values()), (name,)
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]], list[_Part]]:
     """Tools with marks for name and description; each one's names of parameters are its words."""
-    made, parts = [], []
+    marked, parts = [], []
     for tool in tools:
         function = dict(tool["function"])
         name, needles = function["name"], [marks.new()]
@@ -208,5 +208,5 @@ def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]
         words = (name, *(properties if isinstance(properties, Mapping) else ()))
         where = Lost(-1, "", f"the tool {name!r}")
         parts.append(_Part(where, 0, tuple(needles), words))
-        made.append({**tool, "function": function})
-    return made, parts
+        marked.append({**tool, "function": function})
+    return marked, parts

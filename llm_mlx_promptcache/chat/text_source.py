@@ -77,9 +77,9 @@ class TextSource:
     def stands(self, mark: str) -> Steps[bool]:
         """Whether `mark` stands at the place, behind white space."""
         start = self.at
-        found = yield from self.take(mark)
+        stands = yield from self.take(mark)
         self.at = start
-        return found
+        return stands
 
     def find(self, mark: str, start: int) -> Steps[int]:
         """Where `mark` stands from `start` on, or -1 where it never comes."""
@@ -95,8 +95,8 @@ class TextSource:
     def match(self, pattern: re.Pattern[str], longest: int) -> Steps[str]:
         """Pass what `pattern` matches at the place, of up to `longest` characters."""
         while True:
-            found = pattern.match(self.text, self.at, self.at + longest)
-            end = self.at if found is None else found.end()
+            matched = pattern.match(self.text, self.at, self.at + longest)
+            end = self.at if matched is None else matched.end()
             if end < len(self.text) or self.closed or end - self.at >= longest:
                 break
             yield
@@ -131,24 +131,24 @@ class TextSource:
         """
         start, depth, at, quote = self.at, 0, self.at, ""
         while True:
-            found = (_STRING_END[quote] if quote else _STRUCTURE).search(self.text, at)
-            if found is not None and found[0] == "\\" and found.end() == len(self.text):
-                at, found = found.start(), None  # what it escapes has not come yet
-            elif found is None:
+            sign = (_STRING_END[quote] if quote else _STRUCTURE).search(self.text, at)
+            if sign is not None and sign[0] == "\\" and sign.end() == len(self.text):
+                at, sign = sign.start(), None  # what it escapes has not come yet
+            elif sign is None:
                 at = len(self.text)
-            if found is None:
+            if sign is None:
                 self.followed = len(self.text)
                 if self.closed:
                     return None
                 yield
                 continue
-            at = found.end() + (found[0] == "\\")
+            at = sign.end() + (sign[0] == "\\")
             if quote:
-                quote = quote if found[0] == "\\" else ""
-            elif found[0] == '"' or (found[0] == "'" and _opens(self.text, found.start())):
-                quote = found[0]
-            elif found[0] != "'":
-                depth += 1 if found[0] in "[{" else -1
+                quote = quote if sign[0] == "\\" else ""
+            elif sign[0] == '"' or (sign[0] == "'" and _opens(self.text, sign.start())):
+                quote = sign[0]
+            elif sign[0] != "'":
+                depth += 1 if sign[0] in "[{" else -1
                 if depth == 0:
                     self.at = self.followed = at
                     return self.text[start:at]
@@ -156,9 +156,9 @@ class TextSource:
 
 def _quote_end(text: str, at: int) -> int:
     """Behind the quote that ends the JSON string whose inside `at` is in; -1 where none does."""
-    while (found := _STRING_END['"'].search(text, at)) is not None and found[0] == "\\":
-        at = found.end() + 1
-    return -1 if found is None else found.end()
+    while (sign := _STRING_END['"'].search(text, at)) is not None and sign[0] == "\\":
+        at = sign.end() + 1
+    return -1 if sign is None else sign.end()
 
 
 def _opens(text: str, at: int) -> bool:

@@ -23,7 +23,7 @@ _MATTERS_PREFIXES: Final = (
     "OMP_",
     "OPENBLAS_",
 )
-# How long a host stays is each asker's to say, and the home is compared as the folders it gives.
+# How long a host stays is each client's to say, and the home is compared as the folders it gives.
 _COMPARED_ELSEWHERE: Final = frozenset({HOME_VARIABLE, KEEP_VARIABLE})
 
 # Beside those: what a process needs to run at all, and to find the packages that its starter has.

@@ -127,7 +127,7 @@ class Server:
 
     @contextmanager
     def asked_by(self, connection: ClientConnection, keep: float | None) -> Iterator[None]:
-        """A request is under way; its asker is told what is logged beside it."""
+        """A request is under way; its client is told what is logged beside it."""
         self._life.begin(keep)
         self._asking[connection] = None
         try:
@@ -170,7 +170,7 @@ class Server:
         return math.inf if keep is None else max(keep, STALLED_SECONDS)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        process = _asker(writer)
+        process = _client_pid(writer)
         if process is None or self._count >= 2 * MOST_CONNECTIONS:
             writer.transport.abort()
             return
@@ -217,7 +217,7 @@ class Server:
         return Signs(under_pressure(), self._replaced, gone)
 
 
-def _asker(writer: asyncio.StreamWriter) -> int | None:
+def _client_pid(writer: asyncio.StreamWriter) -> int | None:
     """The process at the other end; None where it is not this user's, or nobody can tell."""
     sock = writer.get_extra_info("socket")
     try:
