@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from .generated import canonical_json
 from .memo import Prefixes, memo_of
+from .mends import Mend, asked_again, mended
 from .messages import Message
-from .prompt import Fit, Mend, PromptForm, WordsLostError, asked_again, fit, mended
+from .prompt import Fit, PromptForm, WordsLostError, fit
 from .template_work import TemplateError, TooMuchWork
 
 # They differ from the first character on, and in length.

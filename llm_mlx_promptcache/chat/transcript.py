@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from .generated import nothing
-from .prompt import Mend
+from .mends import Mend
 
 Tier = Literal["system", "user", "assistant"]
 

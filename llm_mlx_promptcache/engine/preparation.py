@@ -23,8 +23,8 @@ from ..chat.grammar import (
     tool_grammar,
 )
 from ..chat.hand_forms import GENERIC
+from ..chat.mends import GENERIC_TOOLS, told
 from ..chat.messages import Message, check_messages
-from ..chat.prompt import GENERIC_TOOLS, told
 from ..chat.rendering import render, render_continued
 from ..chat.transcript import Transcript
 from ..models.errors import PromptTooLongError

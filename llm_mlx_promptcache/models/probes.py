@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ..chat.mends import Mend
 from ..chat.messages import Message, ToolCall
-from ..chat.prompt import UNMENDED, Feature, Mend, PromptForm, features_of, fit
+from ..chat.prompt import UNMENDED, Feature, PromptForm, features_of, fit
 from ..chat.template_work import TooMuchWork
 from ..chat.tool_schemas import canonical_tools
 

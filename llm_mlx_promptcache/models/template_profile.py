@@ -19,8 +19,9 @@ from ..chat.form_learning import learned_form
 from ..chat.form_probes import Probe
 from ..chat.forms import Form, Hole, Layout, NoForm, Reasoning, UnreadForm
 from ..chat.hand_forms import GENERIC, hand_form, shown_marks
+from ..chat.mends import GENERIC_TOOLS, Mend
 from ..chat.plain_data import from_plain, to_plain
-from ..chat.prompt import GENERIC_TOOLS, UNMENDED, Feature, Mend, PromptForm
+from ..chat.prompt import UNMENDED, Feature, PromptForm
 from ..chat.reasoning_learning import shown_reasoning
 from .probes import find_generic_tools, find_prompt_form
 

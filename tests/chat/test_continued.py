@@ -8,8 +8,8 @@ import corpus
 import pytest
 from corpus import ANSWER, ASK, NEXT, SYSTEM, CorpusChat, said
 
+from llm_mlx_promptcache.chat.mends import Mend, told
 from llm_mlx_promptcache.chat.messages import Generated, Message, check_continued, check_messages
-from llm_mlx_promptcache.chat.prompt import Mend, told
 from llm_mlx_promptcache.chat.rendering import TemplateError, render, render_continued
 
 EMPTY = Message("user", "")

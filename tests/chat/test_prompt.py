@@ -10,8 +10,9 @@ from corpus import CorpusChat
 
 from llm_mlx_promptcache.chat.call_forms import call_example
 from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.mends import Mend, told
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.chat.prompt import UNMENDED, Feature, Mend, PromptForm, fit, told
+from llm_mlx_promptcache.chat.prompt import UNMENDED, Feature, PromptForm, fit
 from llm_mlx_promptcache.chat.rendering import TemplateError, render
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.models.probes import find_prompt_form

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
+from llm_mlx_promptcache.chat.mends import Mend
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
-from llm_mlx_promptcache.chat.prompt import Mend
 from llm_mlx_promptcache.chat.rendering import TemplateError, render
 
 FINGERPRINT = "model-a"

@@ -9,8 +9,9 @@ from datetime import datetime
 import pytest
 from mlx_lm.utils import load_tokenizer
 
+from llm_mlx_promptcache.chat.mends import Mend
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.prompt import Feature, Mend
+from llm_mlx_promptcache.chat.prompt import Feature
 from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.models import chat_tokenizer
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from llm_mlx_promptcache.chat.form_learning import learn_form
 from llm_mlx_promptcache.chat.forms import NoForm
-from llm_mlx_promptcache.chat.prompt import Mend
+from llm_mlx_promptcache.chat.mends import Mend
 from llm_mlx_promptcache.chat.reasoning_learning import learn_reasoning
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.chat.template_work import TooMuchWork

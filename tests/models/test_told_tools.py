@@ -6,8 +6,9 @@ import form_cases
 import pytest
 from corpus import CorpusChat
 
+from llm_mlx_promptcache.chat.mends import GENERIC_TOOLS
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.chat.prompt import GENERIC_TOOLS, Feature
+from llm_mlx_promptcache.chat.prompt import Feature
 from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.models.template_profile import learn_profile
 
