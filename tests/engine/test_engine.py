@@ -116,8 +116,6 @@ def test_a_seed_gives_the_same_answer_and_others_another(folder, engine_of):
     ("messages", "words"),
     [
         ((), "empty"),
-        ((Message("user", ""),), "empty"),
-        ((user("a"), Message("assistant", "b")), "assistant"),
         ((user("word " * 3000),), "context"),
     ],
 )
