@@ -114,7 +114,7 @@ class AnswerParser(PartParser):
                 run = self._finish_call(parts, whole=whole)
                 if run.cut:
                     cut = CutShort("a call of a tool")
-                    half = half_call(reader.half_name, run.half, self._told_last() or new_call_id())
+                    half = self._half_of(reader, run)
             elif not self._step(parts, last=True):
                 break
         if self._sure and any(call.id in self._told for call in self._invalid):
@@ -127,6 +127,13 @@ class AnswerParser(PartParser):
         text, reasoning, streamed = self._told_apart()
         calls, invalid = tuple(self._calls), tuple(self._invalid)
         return parts, Answer(text, reasoning, calls, cut, invalid, streamed, half)
+
+    def _half_of(self, reader: CallReader, run: Run) -> InvalidCall | None:
+        """The call that was cut; None where only closing marks of a whole one are missing."""
+        name, id = reader.half_name, self._told_last()
+        if run.calls and not (name or id):
+            return None
+        return half_call(name, run.half, id or new_call_id())
 
     def _told_last(self) -> str:
         """The id of the call that was handed out and is not whole; "" where there is none."""

@@ -190,19 +190,19 @@ def find_place(place_name: str) -> str:
 
 @pytest.mark.parametrize("family", every_family(often={"Qwen3", "gpt-oss"}))
 def test_law_14_half_a_call_of_a_real_family_keeps_what_was_said(tmp_path, own_cache, family):
-    played = Played(family)
-    spoken = played.calls(("find_place", {"place_name": "the old harbour in the north"}))
+    played, asked = Played(family), {"place_name": "the old harbour in the north"}
+    spoken = played.calls(("find_place", asked))
     folder = str(played.folder(tmp_path / "played", {"Go.": spoken}))
     for more in ({}, {"tool_choice": "find_place"}):
         bound = ChatMLXCached(model=folder, max_tokens=256).bind_tools([find_place], **more)
-        whole = bound.invoke("Go.")
-        assert [call["name"] for call in whole.tool_calls] == ["find_place"]
-        most = whole.usage_metadata["output_tokens"]
+        most = bound.invoke("Go.").usage_metadata["output_tokens"]
+        halves = []
         for less in range(2, most - 1, 3):
             cut = bound.invoke("Go.", max_tokens=most - less)
-            assert cut.tool_calls == []
-            assert cut.response_metadata["finish_reason"] == "length"
-        cut = bound.invoke("Go.", max_tokens=most - 6)
-        [call] = cut.invalid_tool_calls
-        assert call["name"] == "find_place"
-        assert "the old" in call["args"]
+            assert cut.response_metadata["finish_reason"] in ("length", "tool_calls")
+            # Where no more than closing marks are missing the call is whole.
+            assert [call["args"] for call in cut.tool_calls] in ([], [asked])
+            assert not (cut.tool_calls and cut.invalid_tool_calls)
+            halves += cut.invalid_tool_calls
+        assert {call["name"] for call in halves} <= {"find_place", "", None}
+        assert any(call["name"] and "the old" in call["args"] for call in halves)
