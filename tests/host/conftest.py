@@ -8,6 +8,7 @@ import pytest
 
 from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
 from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.host import connections
 from llm_mlx_promptcache.host.hello import hello
 from llm_mlx_promptcache.host.life import Life
 from llm_mlx_promptcache.host.main import listening
@@ -57,8 +58,9 @@ def clock():
 
 
 @pytest.fixture
-async def served(place, clock):
+async def served(place, clock, monkeypatch):
     """A server on the test's loop, with the engines of this process; `served.over` is its end."""
+    monkeypatch.setattr(connections, "_FRAME_SECONDS", 600.0)  # no test waits for it
     with listening(place) as sock:
         server = Server(place, hello(place), Life(300.0, clock()), clock)
         server.over = asyncio.create_task(server.serve(sock))

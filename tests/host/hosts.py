@@ -13,6 +13,14 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host.frames import Channel, encode, read_body, read_length
 from llm_mlx_promptcache.host.hello import bare_hello, hello
 
+# As COMMAND, but it waits ten minutes for who says nothing: no machine is too slow for its test.
+PATIENT = (
+    sys.executable,
+    "-P",
+    "-c",
+    "import sys; from llm_mlx_promptcache.host import connections, main;"
+    " connections._FRAME_SECONDS = 600.0; sys.exit(main.main())",
+)
 COMMAND = (sys.executable, "-P", "-m", "llm_mlx_promptcache.host")
 LONG = 60  # seconds after which a test has failed, and none is asked to be fast
 
@@ -36,10 +44,10 @@ def events(frames):
 class Host:
     """A host in a process of its own, and what it is asked."""
 
-    def __init__(self, place, **options):
+    def __init__(self, place, command=COMMAND, **options):
         self.place = place
         with place.log.open("ab") as log:
-            self.process = subprocess.Popen(COMMAND, stderr=log, **options)
+            self.process = subprocess.Popen(command, stderr=log, **options)
 
     def connected(self):
         """A socket that is connected to it; waits for it to listen."""
