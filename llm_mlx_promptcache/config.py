@@ -25,7 +25,7 @@ KEEP_VARIABLE = "LLM_MLX_CACHED_KEEP"
 DEFAULT_MODEL = "default"
 MODEL_ID = "mlx-cached"
 
-_MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fits
+MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fits
 _SHOWN = 80  # characters of a bad value
 
 KEEP = "5m"  # how long a host stays that has nothing to do
@@ -69,7 +69,7 @@ def _not_blank(text: str) -> str:
 
 _Text = Annotated[str, Field(min_length=1)]
 _Size = Annotated[int | str, AfterValidator(_checked_size)]
-_Days = Annotated[float, Field(gt=0, lt=_MOST_DAYS, allow_inf_nan=False)]
+_Days = Annotated[float, Field(gt=0, lt=MOST_DAYS, allow_inf_nan=False)]
 
 
 class RegisteredModel(BaseModel):

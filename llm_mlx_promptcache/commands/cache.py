@@ -10,6 +10,7 @@ import click
 
 from ..config import (
     KEEP,
+    MOST_DAYS,
     Settings,
     cache_folder,
     change_settings,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
 _DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
+_SHOWN_AGE = 40  # characters of one that is refused
 _AUTO = "auto"
 _END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
 _AHEAD = {"on": True, "off": False, _AUTO: None}
@@ -303,4 +305,7 @@ def _days(option: str, age: str) -> float:
     if match is None:
         raise ValueError(f"{option} is {age!r}; give an age such as 12h, 7d or 4w")
     number, unit = match.groups()
-    return float(number) * _DAYS[unit]
+    days = float(number) * _DAYS[unit]
+    if days >= MOST_DAYS:
+        raise ValueError(f"{option} is {age[:_SHOWN_AGE]!r}; give less than {MOST_DAYS:,} days")
+    return days

@@ -79,9 +79,9 @@ def _asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _end() -> int:
     """End the host and wait for it; its process, 0 for none. ClickException where it stays."""
-    place = host_place()
     pid = 0
     try:
+        place = host_place()
         found = asked({"ask": "stop", "why": "llm mlx-cached stop"})
         if found is None:
             return 0

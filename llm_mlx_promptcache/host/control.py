@@ -7,13 +7,13 @@ An ask is untrusted, as all that comes over a socket.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from ..config import MOST_DAYS
 from ..engine.pool import cache_in_use, disk_store, engines, weights
 from .memory_tree import MemoryTree, NamedSpan
 
@@ -70,7 +70,7 @@ def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     model, days = ask.get("model"), ask.get("days")
     if model is not None and not isinstance(model, str):
         raise ValueError("the model to clear is no name")
-    if days is not None and not (isinstance(days, (int, float)) and 0 <= days < math.inf):
+    if days is not None and not (isinstance(days, (int, float)) and 0 <= days < MOST_DAYS):
         raise ValueError("the age to clear is no number of days")
     cache = cache_in_use()
     if cache is None:

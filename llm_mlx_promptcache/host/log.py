@@ -60,7 +60,9 @@ def take_over() -> None:
 
 def in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio calls for errors that nobody waits for."""
-    if isinstance(error := context.get("exception"), BaseException):
+    error = context.get("exception")
+    # Of a connection that the host's end cut: Python 3.11 tells of those too.
+    if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
         write_error(error, "the loop")
 
 

@@ -137,3 +137,11 @@ def test_a_limit_that_is_none_is_one_line_and_changes_nothing(bare_home, option,
     (line,) = bare_home.ours("settings", f"{option}={value}", status=1)[1].splitlines()
     assert line.startswith(f"Error: {option} is ")
     assert set(bare_home.told("settings").values()) == {None}
+
+
+@pytest.mark.parametrize("age", ["1000000d", "99999999999999999999w", "9" * 400 + "h"])
+def test_an_age_that_no_cache_has_is_one_line(bare_home, age):
+    for command in (["clear", "--older-than", age], ["settings", "--max-age", age]):
+        (line,) = bare_home.ours(*command, status=1)[1].splitlines()
+        assert line.startswith(f"Error: {command[1]} is {age[:9]!r}"[:-1])
+        assert line.endswith("give less than 1,000,000 days")

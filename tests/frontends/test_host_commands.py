@@ -72,6 +72,15 @@ def test_ps_and_stop_without_a_host_say_so(bare_home):
     assert bare_home.told("stats")["memory"] is None
 
 
+def test_where_others_could_put_a_host_all_commands_say_so_in_a_line(hosted):
+    hosted.host.place.folder.chmod(0o755)
+    for command in ("ps", "stop", "clear"):
+        (line,) = hosted.ours(command, status=1)[1].splitlines()
+        assert f"{hosted.host.place.folder} is open to others (mode 755)" in line
+    hosted.host.place.folder.chmod(0o700)
+    assert hosted.told("stop")["ended"]
+
+
 def test_ps_shows_what_the_host_holds_and_stop_ends_it(hosted, models):
     assert hosted.told("ps")["models"] == []
     hosted.asked(models[0])

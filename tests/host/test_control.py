@@ -12,6 +12,8 @@ from llm_mlx_promptcache.host.hello import bare_hello
         {"ask": "clear", "model": 3},
         {"ask": "clear", "days": "7d"},
         {"ask": "clear", "days": -1},
+        {"ask": "clear", "days": 1e9},
+        {"ask": "clear", "days": 10**400},
         {"ask": "clear", "days": float("nan")},
         {"ask": "held"},
         {"ask": "held", "namespace": "n", "tokens": []},

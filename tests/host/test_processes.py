@@ -325,6 +325,14 @@ def test_what_no_thread_waited_for_leaves_its_kind_in_the_log(place):
     assert "heron" not in done.stderr
 
 
+def test_who_said_nothing_when_the_host_ended_leaves_nothing_in_the_log(host):
+    with host.connected():
+        assert host.ps()["busy"] == 0  # by then the other one is accepted
+        host.process.terminate()
+        assert host.ended() == 0
+    assert host.log() == ""
+
+
 def test_a_log_that_grew_large_begins_anew(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"x" * (1 << 20) + b"x")
