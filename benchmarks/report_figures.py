@@ -161,6 +161,16 @@ def _batch(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
             yield Headline("eight requests over one prefix", beside, *told, ratio)
 
 
+def _host(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    alone, hosted = (figures["turns"][how] for how in ("alone", "host"))
+    took = f"{alone:.2f} s", f"{hosted:.2f} s"
+    what = "a warm `llm -c` of 2,000 tokens, process start to first word"
+    yield Headline(what, "no host", *took, alone / hosted)
+    row, together = (figures["eight"][how] for how in ("row", "together"))
+    rates = f"{row:.1f} tokens/s", f"{together:.1f} tokens/s"
+    yield Headline("eight `llm` at once", "eight in a row", *rates, together / row)
+
+
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "demo": _demo,
     "trie": _trie,
@@ -172,6 +182,7 @@ _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "agents": _agents,
     "reuse": _reuse,
     "batch": _batch,
+    "host": _host,
 }
 
 
