@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
+from shared_tokenizers import shared_tokenizer
 
 RUNS = "SCRIPTED_RUNS"
 _KIND = "scripted"
@@ -138,10 +139,8 @@ class _Player:
     """A folder's script, and what of it comes next."""
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoTokenizer
-
         config = json.loads((Path(folder) / "config.json").read_text())
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = shared_tokenizer(Path(folder))
         self._script = [(cue, ids, text) for cue, ids, text in config["script"]]
         self._end = config["ends"][0]
 
@@ -240,15 +239,13 @@ def scripted_folder(
     An answer is text, or ids where the test minds which; an answer of ids may hold its own end.
     SPLIT in a text is left out of it, and no token goes on there.
     """
-    from transformers import AutoTokenizer
-
     folder.mkdir(parents=True)
     shutil.copyfile(tokenizer / "tokenizer.json", folder / "tokenizer.json")
     settings = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
     if template is not None:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    read = AutoTokenizer.from_pretrained(str(folder))
+    read = shared_tokenizer(folder)
     end_ids = [read.convert_tokens_to_ids(end) for end in ends] or [read.eos_token_id]
     script = [
         [cue, *_written(read, answer)]

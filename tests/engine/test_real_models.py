@@ -11,6 +11,7 @@ import pytest
 from conformance_cells import CELLS, Verdict
 from conformance_trial import FIND, FORCED, LONG, TIDE, TWO, right_calls
 from played_families import FAMILIES, THOUGHT, TOOL
+from shared_tokenizers import share_views
 
 from llm_mlx_promptcache.chat.messages import Message
 
@@ -40,16 +41,18 @@ KNOWN: dict[tuple[str, str], str] = {}
 def trial(request, tmp_path_factory, real_model_folder):
     """Each family's played model, one after the other."""
     folder = tmp_path_factory.mktemp("played") / "model"
-    with conformance_cells.played(request.param, folder, real_model_folder) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        share_views(patch)
+        with conformance_cells.played(request.param, folder, real_model_folder) as made:
+            yield made
 
 
 @pytest.fixture(scope="module")
 def grammar_view(trial):
-    """The family's tokenizer as the grammar engine sees it; a second's work, and done once."""
-    from llm_mlx_promptcache.engine.constraint import grammar_tokenizer
+    """The family's tokenizer as the grammar engine sees it; the one that answers are held to."""
+    from llm_mlx_promptcache.engine import constraint
 
-    return grammar_tokenizer(trial.loaded.tokenizer, trial.loaded.vocab_size)
+    return constraint.grammar_tokenizer(trial.loaded.tokenizer, trial.loaded.vocab_size)
 
 
 @pytest.fixture
