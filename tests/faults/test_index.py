@@ -3,53 +3,19 @@
 import os
 import random
 import sqlite3
-import struct
 import threading
 import time
 from array import array
 
 import pytest
+from indexes import found_at_last, spans, sql, used
 from worlds import PATHS
 
 from llm_mlx_promptcache.cache.disk import index_rows, index_schema, repair, shared_index
 from llm_mlx_promptcache.cache.disk.damage import DamagedIndex, is_damage
-from llm_mlx_promptcache.cache.disk.file_ids import span_path
 from llm_mlx_promptcache.cache.disk.index import Index
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout_text import layout_from_text
-
-
-def spans(folder):
-    return sorted(p.name for p in (folder / "spans").glob("*.safetensors"))
-
-
-def used(worlds, folder):
-    """Look everything up and store something: nothing may raise, and the disk must be there then.
-
-    Returns what `check` said before, and how much is found afterwards.
-    """
-    store = DiskStore(folder)
-    said = store.check()
-    for path in worlds.paths(3, PATHS):
-        worlds.get(store, path)  # the first may miss, and is never wrong
-    store.listing(), store.by_model(), store.superseded(), store.stats()
-    assert worlds.put(store, [7, *range(2000, 2030)]) == 1
-    assert worlds.get(store, [7, *range(2000, 2030)]) == 31
-    assert not store._index.off
-    found = sum(worlds.get(store, path) == len(path) for path in worlds.paths(3, PATHS))
-    store.check(fix=True)
-    assert store.check() == []
-    store.close()
-    return said, found
-
-
-def sql(folder, *statements):
-    db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
-    db.execute("PRAGMA writable_schema=ON")
-    for statement in statements:
-        db.execute(statement)
-    db.close()
-
 
 ENDLESS = "WITH RECURSIVE a (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM a) SELECT"
 CRAFTED = {
@@ -247,99 +213,11 @@ def test_p2_a_statement_that_works_on_and_on_is_damage(folder, statement):
         index.close()
 
 
-def as_link(path, elsewhere):
-    elsewhere.write_bytes(b"somebody's")
-    path.unlink(missing_ok=True)
-    path.symlink_to(elsewhere)
-
-
-def as_pipe(path, elsewhere):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path, 0o600)
-
-
-def as_folder(path, elsewhere):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def as_full_folder(path, elsewhere):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-    (path / "kept").write_bytes(b"somebody's")
-
-
-def as_foreign(path, elsewhere):
-    if os.geteuid():
-        pytest.skip("only root can give files away")
-    path.touch()
-    os.chown(path, 65534, 65534)
-
-
-def as_wide(path, elsewhere):
-    path.touch()
-    path.chmod(0o666)
-
-
-def as_closed(path, elsewhere):
-    path.touch()
-    path.chmod(0o000)
-
-
-NAMES = ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.damaged", "pins.json"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "turn",
-    [as_link, as_pipe, as_folder, as_full_folder, as_foreign, as_wide, as_closed],
-)
-def test_p7_what_is_not_our_own_plain_index_is_replaced(worlds, folder, name, turn, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    turn(folder / name, elsewhere)
-    _, found = used(worlds, folder)
-    assert found == PATHS
-    assert not elsewhere.exists() or elsewhere.read_bytes() == b"somebody's"
-    if turn is as_full_folder:
-        assert [path.read_bytes() for path in folder.glob("*/kept")] == [b"somebody's"]
-    for path in folder.glob("index.sqlite*"):
-        assert path.is_file()
-        assert not path.is_symlink()
-        assert path.stat().st_mode & 0o077 == 0
-        assert path.stat().st_uid == os.geteuid()
-
-
 def test_p2_a_schema_without_end_is_not_parsed(folder):
     """Parsing is no work that SQLite counts: 100,000 views held a lookup up for a minute."""
     sql(folder, *(f"CREATE VIEW v{number} AS SELECT 1" for number in range(300)))
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         index_schema.connect(folder / "index.sqlite", 0)
-
-
-def test_p7_a_journal_that_names_a_file_of_elsewhere_removes_nothing(worlds, folder, tmp_path):
-    """SQLite plays a journal back, and then removes the "super-journal" that it names."""
-    mine = tmp_path / "mine.safetensors"
-    mine.write_text("weights")
-    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(mine)
-    pages = (folder / "index.sqlite").stat().st_size // 4096
-    head = (magic + struct.pack(">5I", 0, 1, pages, 512, 4096)).ljust(512, b"\0")
-    locked = struct.pack(">I", (1 << 30) // 4096 + 1)
-    journal = folder / "index.sqlite-journal"
-    journal.write_bytes(head + locked + name + struct.pack(">2I", len(name), sum(name)) + magic)
-    journal.chmod(0o600)
-    _, found = used(worlds, folder)
-    assert found == PATHS
-    assert mine.read_text() == "weights"
-    assert not journal.exists()
-
-
-def found_at_last(worlds, store, path):
-    """How much of a path is found once what a lookup did not wait for is done."""
-    found = store.lookup(worlds.NAMESPACE, path).end
-    if not found and store._index._mending is not None:
-        store._index._mending.join()
-        found = store.lookup(worlds.NAMESPACE, path).end
-    return found
 
 
 def test_law_7_a_lookup_that_finds_a_damaged_index_hardly_waits(worlds, folder, monkeypatch):
@@ -439,14 +317,6 @@ def test_a_row_that_is_as_written_comes_back_and_no_other():
         for other in [other for other in others if other != values[at]]:
             with pytest.raises(DamagedIndex):
                 index_rows.row_from([*values[:at], other, *values[at + 1 :]])
-
-
-@pytest.mark.parametrize(
-    "file_id", ["", "x", "../../x/weights", "A" * 32, "0" * 33, "0" * 31 + "\n"]
-)
-def test_p7_no_path_is_made_of_what_is_no_file_id(tmp_path, file_id):
-    with pytest.raises(DamagedIndex):
-        span_path(tmp_path, file_id)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import os
+import signal
+import tempfile
 
+import homes
 import hosts
 import pytest
+from served import Gate
 
 from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
 from llm_mlx_promptcache.engine import pool
@@ -87,3 +92,43 @@ async def client(served, place):
         each.close()
         with contextlib.suppress(ConnectionError):
             await each.writer.wait_closed()
+
+
+@pytest.fixture
+def home(monkeypatch):
+    """A home with a short path; whatever was started in it ends with the test."""
+    with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as folder:
+        monkeypatch.setenv(HOME_VARIABLE, folder)
+        monkeypatch.setenv(KEEP_VARIABLE, "5m")
+        home = homes.Home(host_place())
+        yield home
+        for pid in home.started():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGCONT)
+        homes.ended(home.place)
+        for thread in homes.reapers():
+            thread.join(60)
+        # Nobody's child is left behind, also none that ended.
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama):
+    """A tiny model."""
+    return tiny_llama()
+
+
+@pytest.fixture
+def full(place):
+    """The hello of a client of the same build."""
+    return {"hello": hello(place)}
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """A gate before the engine's steps, which is open at the end."""
+    made = Gate(monkeypatch)
+    yield made
+    made.open()

@@ -1,0 +1,45 @@
+"""A home in which hosts are stand-ins, each started as a host is."""
+
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+from filelock import FileLock
+
+from llm_mlx_promptcache.host.start import connect
+
+STAND_IN = Path(__file__).with_name("stand_in_host.py")
+
+
+class Home:
+    """A place of its own, and whom it has seen started."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def connect(self, *kinds, waits=None):
+        return connect(self.place, command=command(*kinds), waits=waits)
+
+    def started(self):
+        path = self.place.folder / "started"
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+    def ask(self, *kinds):
+        with closing(self.connect(*kinds)) as channel:
+            channel.send({"ask": "itself"}, 60)
+            return channel.receive(60)["result"]
+
+
+def command(*kinds):
+    return [sys.executable, "-P", str(STAND_IN), *(kinds or ("current",))]
+
+
+def reapers():
+    return [t for t in threading.enumerate() if t.name == "mlx-cached-host"]
+
+
+def ended(place):
+    """Wait until the host of a place has ended, by the lock that it holds as long as it lives."""
+    with FileLock(place.life_lock).acquire(timeout=60):
+        pass
