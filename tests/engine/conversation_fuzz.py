@@ -7,14 +7,11 @@ plays runs again, and `... ask` is the fresh process that a run asks now and the
 
 import contextlib
 import dataclasses
-import functools
-import gc
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +22,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parent / "cache"), str(HERE.parent)]
 
 import conversations
-import families
-import mlx.core as mx
+from fuzz_runs import NAMES, Held, Run, base, difference, loaded
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
@@ -39,69 +35,15 @@ from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
-from llm_mlx_promptcache.models.loading import load_model
 
-# Layers can be quantised where a head has whole groups of 32.
-QUANTISED = ("llama", "qwen3", "gemma3_text", "qwen3_next", "olmo3", "ministral3")
-# One can't be cached; one's own answers depend on where chunks end.
-NAMES = [f.name for f in families.FAMILIES if f.name != "deepseek_v41" and not f.chunked]
 # Log probabilities are differences of logits, so two of law 1's bounds; then a step for rounding.
 PLAIN, ROUNDED = 2.5e-4, 2.5e-2
 TEXTS = ("One?", "Why?", "And the lamp?", "The fog, " * 4, "of the capital and " * 9)
 SYSTEMS = ("You keep a lighthouse.", "You keep a log. " * 8)
-CONTEXT = 3000
 
 
 class Wrong(AssertionError):
     """A warm answer that is not the cold one."""
-
-
-class Run(NamedTuple):
-    """What a seed stands for: a family, its budgets, and how many steps are played."""
-
-    seed: int
-    family: str
-    heads: int  # 32 wide where keys and values are quantised, 0: as the family has them
-    memory: str
-    disk: str
-    steps: int
-
-    @property
-    def identity(self) -> str:
-        """The model's: who knows it may replay what it said."""
-        return f"{self.family}-{self.heads}"
-
-    @classmethod
-    def of(cls, seed: int, names: Any = NAMES) -> "Run":
-        """The run of a seed."""
-        rng = random.Random(seed)
-        name = rng.choice(names)
-        heads = 32 if name in QUANTISED and rng.random() < 0.6 else 0
-        memory = rng.choice(["100KB", "1MB", "100MB", "100MB"])
-        disk = rng.choice(["", "300KB", "3MB", "1GB", "1GB"])
-        return cls(seed, name, heads, memory, disk, rng.randint(12, 30))
-
-
-@functools.cache
-def base(folder: str, role: str) -> Any:
-    """The tiny tokenizer's model, once for each thread that uses it."""
-    return load_model(folder)
-
-
-def loaded(run: Run, folder: str, role: str) -> Any:
-    """The family's model over the tiny tokenizer."""
-    tiny = base(folder, role)
-    family = families.BY_NAME[run.family]
-    own = {**family.own, "vocab_size": tiny.config["vocab_size"]}
-    # What lies beyond an embedding is any memory, so all that a family has are large enough.
-    own |= dict.fromkeys(("max_position_embeddings", "n_positions"), CONTEXT)
-    own |= dict.fromkeys(
-        {"vocab_size_per_layer_input", "num_vocab"} & own.keys(), own["vocab_size"]
-    )
-    if run.heads:
-        own["head_dim"] = run.heads
-    model = dataclasses.replace(family, own=own).build()
-    return conversations.loaded_as(tiny, model, CONTEXT)
 
 
 class Chat(NamedTuple):
@@ -361,35 +303,6 @@ class Fuzz:
         calls = answer.tool_calls
         said = Message("assistant", answer.text, answer.generated(), tool_calls=calls)
         return chat._replace(messages=(*chat.messages, said))
-
-
-def difference(warm: Finished, cold: Finished, bound: float) -> str:
-    """What parts two answers beyond rounding; empty where nothing does."""
-    for at, (one, other) in enumerate(zip(warm.logprobs, cold.logprobs, strict=False)):
-        apart = abs(one.chosen.logprob - other.chosen.logprob)
-        if one.chosen.id != other.chosen.id:
-            best, second = (entry.logprob for entry in other.top[:2])
-            gap = best - second
-            return "" if gap <= bound else f"token {at} differs, with a gap of {gap:.2e} when cold"
-        if apart > bound:
-            return f"the logits at token {at} differ by {apart:.2e}"
-    if warm.ids != cold.ids:
-        return f"{len(warm.ids)} tokens, {len(cold.ids)} when cold"
-    return ""
-
-
-class Held(NamedTuple):
-    """What a process holds that a run must give back."""
-
-    threads: int
-    descriptors: int
-    memory: int
-
-    @classmethod
-    def now(cls) -> "Held":
-        gc.collect()
-        descriptors = sum(1 for _ in Path("/dev/fd").iterdir())
-        return cls(threading.active_count(), descriptors, mx.get_active_memory())
 
 
 def play(run: Run, folder: str, store: Path) -> Fuzz:
