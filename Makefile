@@ -10,8 +10,9 @@ RUN = $(BLAS) $(BIN)
 
 # Tests run side by side in so many processes, each with one thread of BLAS: on two cores that is faster than
 # one process with two threads, and the tests of faults mostly wait for processes of their own.
+# Files that cost most begin (tests/durations.py), so that none of them is left alone at the end.
 WORKERS ?= 2
-PYTEST = $(BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests

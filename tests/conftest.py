@@ -21,6 +21,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     durations.mark_slow(items)
+    if hasattr(config, "workerinput"):  # files go to whoever is free: none of the long ones last
+        durations.costly_first(items)
     if not os.environ.get("SOAK"):
         for item in items:
             if item.get_closest_marker("soak"):
@@ -51,6 +53,16 @@ def counts_follow_from_requests():
 def soak_share():
     """What part of its rounds a long test does: all of them, or SOAK_SHARE where time is short."""
     return float(os.environ.get("SOAK_SHARE", "1"))
+
+
+@pytest.fixture(scope="module")
+def shared_views():
+    """Engines of this process make a grammar's view of a tokenizer once, not once a model."""
+    import shared_tokenizers
+
+    with pytest.MonkeyPatch.context() as patch:
+        shared_tokenizers.share_views(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

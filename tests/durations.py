@@ -83,6 +83,15 @@ def mark_slow(items):
         seen[name] += 1
 
 
+def costly_first(items):
+    """Order files by what their listed tests cost, the most first; within a file nothing moves."""
+    costs = defaultdict(float)
+    for line in LISTED.read_text().splitlines()[1:]:
+        _, every, name = line.split()
+        costs[file_of(name)] += float(every)
+    items.sort(key=lambda item: -costs[file_of(item.nodeid)])
+
+
 def write(recorded):
     """slow_tests.txt from what a run recorded; files that it ran nothing of stay as they were."""
     cases = defaultdict(list)

@@ -45,6 +45,20 @@ def test_of_a_file_whose_fixtures_are_slow_nothing_runs(listed):
     ]
 
 
+def test_files_that_cost_most_come_first_each_in_its_own_order(listed):
+    listed(
+        "0.5 0.5 tests/test_a.py::test_long",
+        "2.0 2.0 tests/test_b.py",
+        "0.5 1.0 tests/test_b.py::test_long",
+        "0.5 2.5 tests/test_c.py::test_long",
+    )
+    names = [f"tests/test_{file}.py::test_{n}" for file in "zabc" for n in (2, 1)]
+    items = [SimpleNamespace(nodeid=one) for one in names]
+    durations.costly_first(items)
+    wanted = [f"tests/test_{file}.py::test_{n}" for file in "bcaz" for n in (2, 1)]
+    assert [item.nodeid for item in items] == wanted
+
+
 def test_a_run_of_some_files_lists_them_anew_and_leaves_the_others(listed, tmp_path):
     file = listed(
         "9.0 9.0 tests/test_a.py::test_gone",

@@ -15,6 +15,7 @@ from llm_mlx_promptcache.engine import next_turn
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.models.loading import load_model
 
+pytestmark = pytest.mark.usefixtures("shared_views")
 THOUGHT = "Well, so be it. The lamp was lit at six, and the fog came in behind it."
 # Their templates show earlier thoughts.
 KEPT = {"deepseek_v4-deepseek-ai-DeepSeek-V4"}

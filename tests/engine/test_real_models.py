@@ -11,7 +11,6 @@ import pytest
 from conformance_cells import CELLS, Verdict
 from conformance_trial import FIND, FORCED, LONG, TIDE, TWO, right_calls
 from played_families import FAMILIES, THOUGHT, TOOL
-from shared_tokenizers import share_views
 
 from llm_mlx_promptcache.chat.messages import Message
 
@@ -38,13 +37,11 @@ KNOWN: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda one: one.name)
-def trial(request, tmp_path_factory, real_model_folder):
+def trial(request, tmp_path_factory, real_model_folder, shared_views):
     """Each family's played model, one after the other."""
     folder = tmp_path_factory.mktemp("played") / "model"
-    with pytest.MonkeyPatch.context() as patch:
-        share_views(patch)
-        with conformance_cells.played(request.param, folder, real_model_folder) as made:
-            yield made
+    with conformance_cells.played(request.param, folder, real_model_folder) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from llm_mlx_promptcache.chat.answer_parts import ReasoningDelta, TextDelta
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import GenerationRequest
 
+pytestmark = pytest.mark.usefixtures("shared_views")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
 FINAL = "<|channel|>final<|message|>"

@@ -15,6 +15,8 @@ from scripted_model import RUNS, SPLIT, computed_twice, runs_of, tokens_run
 
 from langchain_adapter import ChatMLXCached
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 
 class Place(BaseModel):
     """Where it is."""

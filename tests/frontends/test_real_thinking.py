@@ -11,6 +11,7 @@ from real_families import Played, every_family
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.config import Settings, save_settings
 
+pytestmark = pytest.mark.usefixtures("shared_views")
 # Marks round it, and channels.
 OFTEN = ("Qwen3", "gpt-oss")
 REASONING = [one for one in every_family(often=OFTEN) if one.values[0].reasons is not None]

@@ -9,8 +9,6 @@ from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.host.hello import bare_hello
 
 PS = {"ask": "ps"}
-
-
 BARE = {"hello": bare_hello()}
 
 
