@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Coroutine, Mapping
 from contextlib import aclosing, suppress
 from enum import Enum
@@ -153,7 +154,8 @@ class ClientConnection:
         except asyncio.CancelledError:
             if not self._why:
                 raise
-            self._fail(HostStopped(self._why))
+            told = f"the resident host (process {os.getpid()}) ended ({self._why})"
+            self._fail(HostStopped(told))
         except (Exception, SystemExit) as error:  # a model's own code may raise anything
             self._fail(error)
         finally:

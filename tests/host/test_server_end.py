@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import threading
 import time
 
@@ -69,7 +70,8 @@ async def test_what_does_not_end_in_time_is_told_why(served, client, clock, full
     clock.now += 100
     served._look()
     *_, told = await asker.frames()
-    assert told == {"error": {"kind": "HostStopped", "text": "the test says so"}}
+    text = f"the resident host (process {os.getpid()}) ended (the test says so)"
+    assert told == {"error": {"kind": "HostStopped", "text": text}}
     assert await waits.frames() == []
     gate.open()
     await served.over
