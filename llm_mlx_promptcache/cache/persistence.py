@@ -53,13 +53,19 @@ class Persistence:
     def flush(self, *, short: bool) -> Saved:
         """Give the writer what it can take of all that is not saved yet."""
         waiting, self._tree.unsaved = self._tree.unsaved, {}
+        # What waits already is not looked at after each answer: a host has thousands of them.
+        asked = {node: None for node in waiting if short or not node.value.waits}
         try:
             # Ends first: what they hang on is written with them.
-            saved = self.save([*reversed(waiting)], short=short)
+            saved = self.save([*reversed(asked)], short=short)
         except BaseException:
             self._tree.unsaved = waiting
             raise
-        self._tree.unsaved = {node: None for node in waiting if node in self._tree.unsaved}
+        self._tree.unsaved = {
+            node: None
+            for node in waiting
+            if (node in self._tree.unsaved if node in asked else not node.value.saved)
+        }
         self._writer.count_uses()
         return saved
 
@@ -141,6 +147,7 @@ def drafts_of(
             if passed is not node and _joins_next(layout, waiting, chain[number + 1]):
                 continue
             if not short and passed is node and _is_short(layout, passed.end - held):
+                passed.value.waits = True
                 break
             pieces = _pieces(layout, waiting, held)
             resumed = resumes(layout, parts[: number + 1], passed.end)

@@ -88,6 +88,27 @@ def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
     assert store.check() == []
 
 
+def test_short_ends_that_wait_are_not_looked_at_after_each_answer(tmp_path, run, monkeypatch):
+    """A host has thousands: each cost a lookup of every later answer."""
+    store = DiskStore(tmp_path)
+    looked = []
+    lookup = store.lookup
+    monkeypatch.setattr(store, "lookup", lambda *asked: looked.append(asked) or lookup(*asked))
+    cache = PromptCache("100MB", store)
+    counts = []
+    for number in range(30):
+        path = [*IDS[:40], 100 + number, 1, 2, 3]
+        cache.insert("m", path, run(path)[1])
+        looked.clear()
+        cache.flush(short=False)
+        counts.append(len(looked))
+    assert counts[-1] == counts[2]
+    assert cache.flush() == 29  # the first one was no end of a longer path
+    again = PromptCache("100MB", DiskStore(tmp_path))
+    assert again.fetch("m", [*IDS[:40], 110, 1, 2, 3, 4]).cached == 44
+    assert store.check() == []
+
+
 @pytest.mark.parametrize("rows", [Rows.COPY, Rows.KEEP_OUT])
 def test_each_byte_is_written_once(tmp_path, run, rows):
     store = DiskStore(tmp_path)

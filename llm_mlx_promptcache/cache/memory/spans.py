@@ -18,12 +18,16 @@ SpanNode = Node["Span"]
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """What is kept at a node: a piece a layer, its place in the order, pins, and its file."""
+    """What is kept at a node: a piece a layer, its place in the order, pins, and its file.
+
+    `waits`: it is unsaved, too short for a file, and left for what comes after it.
+    """
 
     pieces: list[Piece | None]
     entry: Entry[SpanNode]
     pinned: bool = False
     saved: bool = False
+    waits: bool = False
 
 
 def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
