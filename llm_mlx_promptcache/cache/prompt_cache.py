@@ -10,10 +10,10 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any
 
 from . import device
-from .disk.writer import MOST_WAITING, Writer
+from .disk.writer import Writer, most_waiting
 from .explain import Counters, Why
 from .forgetting import Forgetting, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
@@ -31,9 +31,6 @@ from .proof import Proof
 from .store import NullStore, Store
 from .trie import Tokens, as_tokens
 from .worth import TIERS
-
-_ON_THEIR_WAY: Final = 4  # spans that wait to be written may take this part of the budget beside it
-_LEAST_ON_THEIR_WAY: Final = 16 << 20  # bytes; a small budget must not lose what could be written
 
 
 class PromptCache:
@@ -63,8 +60,7 @@ class PromptCache:
         self._ages = Ages()
         self._forgetting = Forgetting()
         self._one_forgets = threading.Lock()
-        most = max(limits.nbytes // _ON_THEIR_WAY, _LEAST_ON_THEIR_WAY)
-        self._writer = Writer(self._store, min(most, MOST_WAITING))
+        self._writer = Writer(self._store, most_waiting(limits.nbytes))
         self._proof = Proof(self._tree)
         known = self._namespaces.layouts
         self._lookup = Lookup(self._tree, self._store, self._writer, known)

@@ -84,3 +84,5 @@ def test_law_16_evicted_and_then_stored_again(family):
     assert reasons(cache, family, IDS) == ("evicted", 0)
     keep(cache, family, IDS[:60])
     assert reasons(cache, family, IDS) == ("diverged", 60)
+    cache.discard(family, IDS[:60])  # its owner wanted it no more, there was room for it
+    assert reasons(cache, family, IDS) == ("cold", 0)

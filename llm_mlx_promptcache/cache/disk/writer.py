@@ -26,6 +26,8 @@ _RETRY_SECONDS: Final = 0.05  # between the tries of such a flush
 _TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flushes
 _MOST_USES: Final = 64  # paths that wait to be counted as used, in one transaction
 MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
+_LEAST_WAITING: Final = 16 << 20  # bytes; a small budget must not lose what could be written
+_SHARE: Final = 4  # what waits may take this part of the memory's budget beside it
 
 
 class QueueState(Enum):
@@ -54,6 +56,11 @@ class Use(NamedTuple):
 
 
 _Item = Draft | list[Use] | Literal["tend"]
+
+
+def most_waiting(memory_bytes: int) -> int:
+    """How many bytes may wait to be written beside so large a budget of memory."""
+    return min(max(memory_bytes // _SHARE, _LEAST_WAITING), MOST_WAITING)
 
 
 class Writer:
