@@ -44,13 +44,11 @@ class Finding(NamedTuple):
 
 def inspect(index: Index, folder: StoreFolder, pins: Pins) -> Iterator[Finding]:
     """Everything that is wrong (law 3)."""
-    yield from (Finding(Kind.INDEX, said) for said in index.check())
-    rows: dict[str, SpanRow] = {}
-    for found in index.every_row():
-        if isinstance(found, DamagedIndex):
-            yield Finding(Kind.INDEX, str(found))
-        else:
-            rows[found.file_id] = found
+    with index.snapshot():  # others may write between two of its queries
+        wrong, all_rows = list(index.check()), list(index.every_row())
+    wrong += [str(row) for row in all_rows if isinstance(row, DamagedIndex)]
+    rows = {row.file_id: row for row in all_rows if isinstance(row, SpanRow)}
+    yield from (Finding(Kind.INDEX, said) for said in wrong)
     file_ids = file_ids_in(folder.names())
     for file_id in sorted(rows.keys() - file_ids):
         if _is_still(index, folder, file_id, row=True, file=False):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..layers.errors import UnknownKind
 from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
@@ -36,9 +36,12 @@ from .wipe import wiped
 from .witness import Witness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..layers.layout import Layout
     from .span_file import OpenSpan, UnpublishedSpan
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _MOST_FIXES: Final = 4  # one may bring up what the next has to look at
@@ -247,17 +250,24 @@ class DiskStore:
 
     def by_model(self) -> list[tuple[str, int, int]]:
         """A model's name, and the spans and bytes that are stored of it; the largest first."""
-        return self._index.run(lambda index: index.namespaces.by_model(), [], asked=True)
+        return self._seen(lambda index: index.namespaces.by_model(), [])
 
     def superseded(self) -> list[tuple[str, int, int]]:
         """As `by_model`, but what of it nobody can open any more; that is evicted first."""
-        return self._index.run(lambda index: index.namespaces.superseded_by_model(), [], asked=True)
+        return self._seen(lambda index: index.namespaces.superseded_by_model(), [])
 
     def listing(self) -> Listing:
         """All that is stored, as a tree, at this moment."""
-        return Listing.of(
-            self._index.run(lambda index: index.listed(), [], asked=True), self._folder.tiers
-        )
+        return Listing.of(self._seen(lambda index: index.listed(), []), self._folder.tiers)
+
+    def _seen(self, action: Callable[[Index], T], otherwise: T) -> T:
+        """What several queries say of one moment: between two others may write."""
+
+        def look(index: Index) -> T:
+            with index.snapshot():
+                return action(index)
+
+        return self._index.run(look, otherwise, asked=True)
 
     def check(self, *, fix: bool = False) -> list[str]:
         """What is wrong, a line each (law 3); with `fix` it is mended, what is damaged removed."""

@@ -10,6 +10,7 @@ import safetensors
 from mlx_lm.models.cache import KVCache
 
 from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.index import Index
 from llm_mlx_promptcache.cache.disk.span_file import OpenSpan, host_tensors, read_span, write_span
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.kinds import KVRows, QuantizedRows
@@ -71,6 +72,32 @@ def opened(store, found, tokens):
     if file is not None:
         file.close()
     return file is not None
+
+
+@pytest.mark.parametrize("looked", ["check", "listing"])
+def test_law_3_what_others_write_between_two_queries_is_no_damage(store, monkeypatch, looked):
+    """The counters are read by a query of their own, before the rows or behind them."""
+    save(store, range(10))
+    other = DiskStore(store.folder)
+    read, wrote = Index.totals, []
+
+    def totals(index):
+        told = read(index)
+        if not wrote:
+            wrote.append(True)
+            save(other, [50, *range(9)])
+            other.used(lookup(other, [50, *range(9)]))
+            other.check()  # writes down what was used
+            return told if looked == "listing" else read(index)
+        return told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "totals", totals)
+        told = getattr(store, looked)()
+    assert wrote
+    assert told == [] if looked == "check" else len(told.spans) == 1
+    assert store._index.mended == []
+    assert len(store.listing().spans) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
