@@ -153,9 +153,10 @@ def test_rows_that_nobody_else_needs_move_into_the_lease_and_are_returned(keep, 
     tokens = path(1, 40)
     keep(cache, tokens[:25], "user")
     keep(cache, tokens)
+    assert cache.in_memory("m", [*tokens, 3]) == 40
     lease = cache.fetch("m", [*tokens, 3], rows=Rows.GIVE)
     assert lease.cached == 40
-    assert held(cache)["bytes"] == 0
+    assert held(cache)["bytes"] == cache.in_memory("m", tokens) == 0
     layers = run([3], lease.layers)[1]
     del lease
     cache.insert("m", [*tokens, 3], layers, rows=Rows.RETURN)

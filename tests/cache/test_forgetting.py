@@ -171,6 +171,7 @@ def test_p8_what_is_old_leaves_memory_and_disk_and_what_is_used_stays(tmp_path, 
     freed = cache.forget(days=2)
     assert min(freed) > 0
     assert there(cache, store) == ({OURS}, {OURS})
+    assert cache.in_memory(OURS, [2, *IDS]) == 91  # pinned
     assert store.lookup(OURS, array("I", IDS[:60])).end == 60
     for start, cached in (([], 60), ([1], 0), ([2], 91)):
         assert cache.fetch(OURS, [*start, *IDS, 1000]).cached == cached, start
