@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from llm_mlx_promptcache.config import Settings, save_settings
+from llm_mlx_promptcache.engine.request import Choice
 
 SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
 LIMIT = ("-o", "max_tokens", "12")
@@ -167,8 +168,8 @@ def test_tools_are_called_and_their_results_are_all_that_is_new(user, tools):
 
 def test_a_loop_of_three_steps(quick_home, tools, monkeypatch):
     # Random weights don't call by themselves: here they must, until two results are there.
-    def choice(options, chain):
-        return "any" if sum(message.role == "tool" for message in chain) < 2 else "none"
+    def choice(options, chain, names):
+        return Choice("any" if sum(message.role == "tool" for message in chain) < 2 else "none")
 
     monkeypatch.setattr("llm_mlx_promptcache.llm_adapter.requests._choice", choice)
     quick_home.llm(
