@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from pathlib import Path
 
 import durations
@@ -15,6 +16,9 @@ settings.load_profile("ours")
 
 
 def pytest_configure(config):
+    # A shell starts what it does not wait for with Ctrl-C ignored, and so would all our children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if path := os.environ.get(durations.RECORD):
         config.pluginmanager.register(durations.Recorder(Path(path)))
 
