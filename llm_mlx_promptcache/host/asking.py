@@ -20,6 +20,7 @@ from .place import HostUnavailable, Place, host_place
 from .start import HostSilent, find
 
 ANSWER_SECONDS: Final = 60.0  # a clear writes an index anew
+_ENDED: Final = "the resident host ended meanwhile"
 _STATES: Final = {
     "R": "running",
     "S": "sleeping",
@@ -50,10 +51,12 @@ def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
             frame = channel.receive(ANSWER_SECONDS)
         except TimeoutError:
             raise HostSilent(_pid(channel.welcome)) from None
+        except ConnectionError:
+            raise EndedMeanwhile(_ENDED) from None
         except (FrameError, OSError) as error:
             raise HostUnavailable(f"what the resident host says can't be read ({error})") from error
         if frame is None:
-            raise EndedMeanwhile("the resident host ended meanwhile")
+            raise EndedMeanwhile(_ENDED)
         if "error" in frame:
             raise error_from_json(frame["error"]) from None
         result = frame.get("result")

@@ -124,7 +124,7 @@ def test_ended_twice_in_an_answer_it_is_one_line(engine, home):
     pid = pid_of(home)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGTERM)
-    with pytest.raises(HostLost, match=r"SIGTERM; .*: ask again$"):
+    with pytest.raises(HostLost, match=r"\(it was sent SIGTERM\); .*: ask again$"):
         list(events)
 
 
