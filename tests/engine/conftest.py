@@ -5,9 +5,16 @@ import dataclasses
 import pytest
 from readers import steady_clock
 
+from llm_mlx_promptcache.cache.disk import shared_index
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.engine import Engine
+
+
+@pytest.fixture(autouse=True)
+def looks_that_wait(monkeypatch):
+    """A busy machine's lookups find the index free in time: what they count is no matter of it."""
+    monkeypatch.setattr(shared_index, "LOOK_SECONDS", 0.9)
 
 
 @pytest.fixture
