@@ -18,7 +18,7 @@ from .layers.checkpoints import checkpoint_at, resumes
 from .layers.layout import Layout, PathPart
 from .layers.pieces import Piece, View
 from .memory.span_tree import SpanTree
-from .memory.spans import SpanNode, parts_of
+from .memory.spans import SpanNode, chain_of, parts_of
 from .proof import Proof
 from .span import Draft, StoredPath
 from .store import Store
@@ -228,13 +228,3 @@ def _pieces(layout: Layout, nodes: Sequence[SpanNode], held: int) -> list[Piece 
     if held <= first.start:
         return pieces
     return layouts.split(layout, pieces, last.end - first.start, held - first.start)[1]
-
-
-def chain_of(node: SpanNode) -> list[SpanNode]:
-    """The spans from the root of a namespace to this one."""
-    chain = []
-    current: SpanNode | None = node
-    while current is not None and current.parent is not None:
-        chain.append(current)
-        current = current.parent
-    return chain[::-1]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..trie import Tokens
 from .ages import Ages
 from .span_tree import Held, SpanTree
-from .spans import SpanNode
+from .spans import SpanNode, chain_of
 
 
 class MemorySpan(NamedTuple):
@@ -46,7 +46,7 @@ def paths(tree: SpanTree, ages: Ages) -> list[MemoryPath]:
     found = []
     for node in tree.nodes():
         if not node.children:
-            spans = [_span(passed, tree.tiers, ages) for passed in _along(node)]
+            spans = [_span(passed, tree.tiers, ages) for passed in chain_of(node)]
             found.append(MemoryPath(str(node.model), node.path(), spans))
     return found
 
@@ -70,15 +70,6 @@ def totals(tree: SpanTree) -> dict[str, Any]:
     tiers = {tier: held._asdict() for tier, held in tree.held().items()}
     sums = {name: sum(held[name] for held in tiers.values()) for name in Held._fields}
     return {**sums, "tiers": tiers}
-
-
-def _along(node: SpanNode) -> list[SpanNode]:
-    chain = []
-    current: SpanNode | None = node
-    while current is not None and current.parent is not None:
-        chain.append(current)
-        current = current.parent
-    return chain[::-1]
 
 
 def _span(node: SpanNode, tiers: tuple[str, ...], ages: Ages) -> MemorySpan:

@@ -30,6 +30,16 @@ class Span:
     waits: bool = False
 
 
+def chain_of(node: SpanNode) -> list[SpanNode]:
+    """The spans from the root of a namespace to this one."""
+    chain = []
+    current: SpanNode | None = node
+    while current is not None and current.parent is not None:
+        chain.append(current)
+        current = current.parent
+    return chain[::-1]
+
+
 def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
     """Spans along a path as parts of it, up to token `length`."""
     return [PathPart(n.start, min(n.end, length), n.end, n.value.pieces) for n in nodes]
