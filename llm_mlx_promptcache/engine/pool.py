@@ -169,7 +169,9 @@ def _is_current(reference: str) -> bool:
         return False
     try:
         files.check()
-        return kept_folder(reference) == files.folders[0]
+        folder = kept_folder(reference)
+        # What was read is known by its real path; a home, a hub's cache or a model may be a link.
+        return folder is not None and folder.resolve() == files.folders[0]
     except (FilesChanged, OSError, ValueError):
         return False
 

@@ -12,6 +12,7 @@ from llm_mlx_promptcache.config import change_settings
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.events import Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models import loading
 from llm_mlx_promptcache.models.errors import ModelLoadError
 from llm_mlx_promptcache.models.memory import weights_of
 from llm_mlx_promptcache.models.references import spelled
@@ -112,6 +113,19 @@ def test_a_model_of_which_nothing_is_cached_is_loaded_anew(folders, monkeypatch)
     assert not pool.current_engine_for(str(folders[0])).loaded
     ask(folders[0])
     assert pool.current_engine_for(str(folders[0])).loaded
+
+
+def test_a_default_model_in_a_linked_home_is_current(folders, monkeypatch, tmp_path):
+    """Each prompt had loaded it anew: a host was as slow as none."""
+    link = tmp_path / "link"
+    link.symlink_to(folders[0])
+    monkeypatch.setattr(loading, "ensure_default_model", lambda *_, **__: link)
+    monkeypatch.setattr(loading, "default_folder", lambda _: link)
+    ask("default")
+    assert pool.current_engine_for("default").loaded
+    link.unlink()
+    link.symlink_to(folders[1])
+    assert not pool.current_engine_for("default").loaded
 
 
 def test_a_model_that_is_gone_is_not_kept_where_it_must_be_current(folders):
