@@ -38,7 +38,7 @@ from langchain_core.messages import (
 from langchain_core.runnables import Runnable
 from langchain_core.tools import tool
 
-from langchain_adapter import ChatMLXCached
+from langchain_mlx_cached import ChatMLXCached
 from llm_mlx_promptcache.config import DEFAULT_MODEL, HOME_VARIABLE, data_folder
 from llm_mlx_promptcache.engine.pool import close_engines
 

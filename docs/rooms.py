@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "llm_mlx_promptcache"
+PACKAGES = (PACKAGE, "langchain_adapter", "langchain_mlx_cached")
 SHARED = "cache: shared"  # what the cache's own files have that its sub-rooms stand on
 FOLDER = Path(__file__).parent
 
@@ -23,6 +24,7 @@ ROOMS = {
     "plugin": Room(0.5, "llm's hooks"),
     "commands": Room(0.5, "llm mlx-cached ..."),
     "llm_adapter": Room(0.5, "llm on one side, the engine on the other"),
+    "langchain_mlx_cached": Room(1.5, "the name that programs import"),
     "langchain_adapter": Room(1.5, "ChatMLXCached"),
     "host": Room(2.5, "the process that stays, and its clients"),
     "engine": Room(1, "requests, and the one thread for MLX"),
@@ -55,7 +57,7 @@ def imported(path: Path, root: Path) -> Iterator[str]:
 
 def files_of(root: Path) -> dict[str, set[Path]]:
     """The files of each room."""
-    files = [*(root / PACKAGE).rglob("*.py"), *(root / "langchain_adapter").rglob("*.py")]
+    files = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
     rooms: dict[str, set[Path]] = {}
     for path in files:
         rooms.setdefault(_folder_of(path, root), set()).add(path)

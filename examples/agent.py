@@ -10,7 +10,7 @@ from typing import Literal
 
 from langchain.agents import create_agent
 
-from langchain_adapter import ChatMLXCached
+from langchain_mlx_cached import ChatMLXCached
 
 
 def tide(place: Literal["Dover", "Harwich"]) -> str:

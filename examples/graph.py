@@ -13,7 +13,7 @@ from typing import Any
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from langchain_adapter import ChatMLXCached
+from langchain_mlx_cached import ChatMLXCached
 
 
 def main(model: str = "default") -> None:

@@ -70,7 +70,7 @@ def test_every_page_stands_once_in_the_navigation():
 
 def said():
     """What the code can say: its strings, with … for what is filled in."""
-    for folder in ("llm_mlx_promptcache", "langchain_adapter"):
+    for folder in ("llm_mlx_promptcache", "langchain_adapter", "langchain_mlx_cached"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llm_mlx_promptcache"
-FRONT_ENDS = {"plugin", "commands", "llm_adapter", "langchain_adapter"}
+# The adapter, and the name that programs import it by.
+LANGCHAIN = {"langchain_adapter", "langchain_mlx_cached"}
+FRONT_ENDS = {"plugin", "commands", "llm_adapter"} | LANGCHAIN
 FORBIDDEN = {
     "cache": FRONT_ENDS
     | {"engine", "host", "chat", "config", "llm", "langchain_core", "transformers"},
@@ -20,7 +22,7 @@ FORBIDDEN = {
     "host": FRONT_ENDS | {"llm", "langchain_core"},
     "engine": FRONT_ENDS | {"host", "llm", "langchain_core"},
     "models": FRONT_ENDS | {"engine", "host", "llm", "langchain_core"},
-    "llm_adapter": {"plugin", "commands", "langchain_adapter", "langchain_core"},
+    "llm_adapter": {"plugin", "commands", "langchain_core"} | LANGCHAIN,
 }
 # The cache's own files that its sub-rooms may stand on; its others put the sub-rooms together.
 GROUND = {"device", "explain", "insertion", "sizes", "span", "store", "trie", "worth"}
@@ -159,7 +161,7 @@ SHARED_NAMES = {"PromptTrie", "CacheOrder"}
 def test_no_two_classes_have_one_name():
     found = Counter(
         node.name.lstrip("_")
-        for package in (PACKAGE, "langchain_adapter")
+        for package in (PACKAGE, *LANGCHAIN)
         for path in (ROOT / package).rglob("*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ClassDef)
@@ -168,8 +170,7 @@ def test_no_two_classes_have_one_name():
 
 
 def test_the_design_names_each_file_and_no_other():
-    packages = (ROOT / PACKAGE, ROOT / "langchain_adapter")
-    files = [path for package in packages for path in package.rglob("*.py")]
+    files = [path for package in (PACKAGE, *LANGCHAIN) for path in (ROOT / package).rglob("*.py")]
     there = {path.relative_to(ROOT).as_posix() for path in files if path.name != "__init__.py"}
     drawn = Counter(listed())
     assert {name for name, count in drawn.items() if count > 1} == set()

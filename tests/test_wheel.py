@@ -30,7 +30,7 @@ TESTS = (
 )
 LANGCHAIN = """
 import sys
-from langchain_adapter import ChatMLXCached
+from langchain_mlx_cached import ChatMLXCached
 
 chat = ChatMLXCached(model=sys.argv[1], max_tokens=4)
 history = [("human", "one two three")]
@@ -91,7 +91,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
     information = f"llm_mlx_promptcache-{PROJECT['version']}.dist-info"
-    assert tops == {"llm_mlx_promptcache", "langchain_adapter", information}
+    assert tops == {"llm_mlx_promptcache", "langchain_adapter", "langchain_mlx_cached", information}
     assert {f"{package}/py.typed" for package in tops - {information}} <= set(names)
     assert f"{information}/licenses/LICENSE" in names
     sources = [p.relative_to(ROOT) for t in tops for p in (ROOT / t).rglob("*.py")]

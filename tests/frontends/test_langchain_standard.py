@@ -39,7 +39,7 @@ class TestUnit(ChatModelUnitTests):
         raises=ValueError,
         strict=True,
         reason="with allowed_objects='all', langchain-core's loader takes the classes of its own"
-        " mapping only; test_langchain_translation.py loads it by allowed_objects=[ChatMLXCached]",
+        " mapping only; test_langchain_stored.py loads it by allowed_objects=[ChatMLXCached]",
     )
     def test_serdes(self, model, snapshot):
         super().test_serdes(model, snapshot)

@@ -1,0 +1,26 @@
+"""langchain_mlx_cached: the name to import langchain_adapter by."""
+
+from pathlib import Path
+
+import langchain_adapter
+import langchain_mlx_cached
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_both_names_give_the_same_objects():
+    assert sorted(langchain_mlx_cached.__all__) == sorted(langchain_adapter.__all__)
+    for name in langchain_adapter.__all__:
+        assert getattr(langchain_mlx_cached, name) is getattr(langchain_adapter, name), name
+
+
+def test_it_is_a_typed_package():
+    assert (Path(langchain_mlx_cached.__file__).parent / "py.typed").exists()
+
+
+def test_what_users_read_imports_this_name():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    found = [page.name for page in pages if "langchain_mlx_cached import" in page.read_text()]
+    assert {"README.md", "langchain.md", "agent.py", "graph.py"} <= set(found)
+    for page in pages:
+        assert "from langchain_adapter" not in page.read_text(), page

@@ -1,0 +1,88 @@
+"""Settings of the model and of one call, and what is told before a model is loaded."""
+
+import asyncio
+
+import pytest
+from langchain_core.rate_limiters import BaseRateLimiter
+
+from langchain_adapter import ChatMLXCached
+from llm_mlx_promptcache.models.kv_settings import KVSettings
+
+
+def test_settings_of_the_model_and_of_one_call(engine):
+    chat = ChatMLXCached(
+        temperature=0.5, seed=3, max_tokens=9, stop=["x"], cache_salt="me", kv_bits=8, thinking=True
+    )
+    chat.bind(max_tokens=4, on_disk=False, repetition_penalty=1.1).invoke("Hi.", stop=["y"])
+    chat.invoke("Hi.", logit_bias={7: -1.0}, logprobs=2, regex="[ab]")
+    one, other = engine.asked
+    assert (one.max_tokens, one.on_disk, one.stop) == (4, False, ("y",))
+    assert (one.cache_salt, one.kv, one.thinking) == ("me", KVSettings(8), True)
+    assert (one.sampling.temperature, one.sampling.repetition_penalty) == (0.5, 1.1)
+    assert (other.max_tokens, other.stop, other.logprobs) == (9, ("x",), 2)
+    assert (other.sampling.logit_bias, other.sampling.seed) == (((7, -1.0),), 3)
+    assert other.regex == "[ab]"
+    with pytest.raises(ValueError, match="'temprature' is no setting"):
+        chat.invoke("Hi.", temprature=1)
+
+
+def test_a_call_gives_what_the_model_itself_takes(engine):
+    chat = ChatMLXCached(stop="END")
+    chat.invoke("Hi.")
+    chat.invoke("Hi.", stop="over")
+    chat.bind(temperature="0.5", kv_bits="8").invoke("Hi.", logit_bias={"7": 1})
+    assert [request.stop for request in engine.asked] == [("END",), ("over",), ("END",)]
+    last = engine.asked[2]
+    assert (last.sampling.temperature, last.kv) == (0.5, KVSettings(8))
+    assert last.sampling.logit_bias == ((7, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "warm"),
+        ("max_tokens", "many"),
+        ("tool_policy", "call_last"),
+        ("stop", [1]),
+        ("output_version", 1),
+        ("thinking", "perhaps"),
+    ],
+)
+def test_a_wrong_value_of_a_call_is_named(engine, name, value):
+    with pytest.raises(ValueError, match=f"^{name} is ") as caught:
+        ChatMLXCached().invoke("Hi.", **{name: value})
+    assert len(str(caught.value).splitlines()) == 1
+    assert engine.asked == []
+
+
+class Counted(BaseRateLimiter):
+    count = 0
+
+    def acquire(self, *, blocking=True):
+        Counted.count += 1
+        return True
+
+    async def aacquire(self, *, blocking=True):
+        return self.acquire()
+
+
+def test_a_rate_limiter_is_asked_once_a_call(engine):
+    chat = ChatMLXCached(rate_limiter=Counted())
+    chat.invoke("Hi.")
+    list(chat.stream("Hi."))
+    asyncio.run(chat.ainvoke("Hi."))
+    assert Counted.count == 3
+
+
+def test_the_profile_tells_what_is_known_before_loading(tmp_path):
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 4096}}')
+    profile = ChatMLXCached(model=str(tmp_path), max_tokens=9).profile
+    assert (profile["max_input_tokens"], profile["max_output_tokens"]) == (4096, 9)
+    assert profile["tool_calling"]
+    assert profile["structured_output"]
+    assert not profile["image_inputs"]
+    with_adapter = ChatMLXCached(model=f"{tmp_path}@{tmp_path / 'adapter'}").profile
+    assert with_adapter["max_input_tokens"] == 4096
+    for nowhere in (str(tmp_path / "none"), "~nobody-has-this-name/x"):
+        assert "max_input_tokens" not in ChatMLXCached(model=nowhere).profile
+    assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}
