@@ -20,6 +20,7 @@ from ..engine.events import (
     InvalidCall,
     ReasoningDelta,
     TextDelta,
+    Usage,
 )
 from ..engine.notes import new_notes
 from .records import to_metadata
@@ -89,13 +90,7 @@ class ResponseBuilder:
     def _end(self, event: Finished) -> Iterator[StreamEvent]:
         usage = event.usage
         self._response.set_usage(
-            input=usage.prompt,
-            output=usage.generated,
-            details={
-                "cached": usage.cached,
-                "prefilled": usage.prefilled,
-                "reasoning": usage.reasoning,
-            },
+            input=usage.prompt, output=usage.generated, details=_details(usage)
         )
         self._response.response_json = _response_json(event, self._question)
         for note in new_notes(event.fingerprint, event.notes):
@@ -133,6 +128,16 @@ class ResponseBuilder:
             tool_calls=calls,
             rendered=event.rendered,
         )
+
+
+def _details(usage: Usage) -> dict[str, Any]:
+    """Our counts, and OpenAI's name for one of them: servers hand on what they find."""
+    return {
+        "cached": usage.cached,
+        "prefilled": usage.prefilled,
+        "reasoning": usage.reasoning,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
 
 
 def _response_json(event: Finished, question: Question) -> dict[str, Any]:

@@ -82,7 +82,12 @@ def test_usage_and_response_json(scripted):
     response.text()
     usage = response.usage()
     assert (usage.input, usage.output) == (10, 2)
-    assert usage.details == {"cached": 6, "prefilled": 4, "reasoning": 1}
+    assert usage.details == {
+        "cached": 6,
+        "prefilled": 4,
+        "reasoning": 1,
+        "prompt_tokens_details": {"cached_tokens": 6},
+    }
     assert response.response_json == {
         "finish_reason": "stop",
         "cache": "nothing else is stored",

@@ -12,7 +12,12 @@ def test_a_second_process_goes_on_where_the_first_one_ended(home, tmp_path):
     first, _ = home.llm("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
     one = home.last()
     assert "Paris" in first
-    assert one["details"] == {"cached": 0, "prefilled": one["input_tokens"], "reasoning": 0}
+    assert one["details"] == {
+        "cached": 0,
+        "prefilled": one["input_tokens"],
+        "reasoning": 0,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
     copied = home.copied_to(tmp_path / "moved")
     second, told = home.llm("-c", "And of Italy?", "-u", *LIMIT)
