@@ -81,7 +81,7 @@ class ChatMLXCached(ChatSettings):
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
         """Where LangChain's loader finds the class."""
-        return ["langchain_adapter", "chat_model"]
+        return ["langchain_mlx_cached"]
 
     def _resolve_model_profile(self) -> ModelProfile:
         return profile_of(self.model, self.max_tokens)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, Self
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
@@ -25,6 +33,23 @@ from .messages import from_langchain
 from .words import in_our_words, warn_of_cache
 
 ToolPolicy = Literal["auto", "call_first"]
+
+_DISTRIBUTION = "llm-mlx-promptcache"
+
+# What LangChain's own fields are for; it describes them to readers of its code alone.
+_INHERITED = {
+    "name": "A name for the model in traces.",
+    "cache": "LangChain's cache of whole answers; prefixes of prompts are `use_cache`'s.",
+    "verbose": "Whether LangChain prints what runs.",
+    "callbacks": "What is told of each run.",
+    "tags": "Tags of each run in traces.",
+    "metadata": "What each run carries in traces; versions of packages stand in `lc_versions`.",
+    "custom_get_token_ids": "Gives the ids of a text in place of the model's own tokenizer.",
+    "rate_limiter": "Is asked before each answer.",
+    "disable_streaming": 'Whether `stream` gives the whole at once; "tool_calling": beside tools.',
+    "output_version": 'The form of an answer\'s content: "v1" is blocks; None or "v0" is text.',
+    "profile": "What the model can do and its context's tokens; read from its files.",
+}
 
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
@@ -44,33 +69,64 @@ Stops = Annotated[
 class ChatSettings(BaseChatModel):
     """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     model: str = Field(default=DEFAULT_MODEL)
+    """The model: "default", a folder, or a hub id; `MODEL@FOLDER` with an adapter over it."""
     temperature: float | None = 0.0
+    """Randomness of what is drawn; 0 takes the likeliest token."""
     top_p: float | None = 1.0
+    """Draw from the likeliest tokens that together have this probability; 1: from all."""
     top_k: int | None = 0
+    """Draw from so many of the likeliest tokens; 0: from all."""
     min_p: float | None = 0.0
+    """Draw from tokens with this share of the likeliest one's probability; 0: from all."""
     repetition_penalty: float | None = 1.0
+    """Divides the logits of recent tokens; 1: off."""
     presence_penalty: float | None = 0.0
+    """Taken from the logits of recent tokens."""
     frequency_penalty: float | None = 0.0
+    """Taken from a token's logit for each time that it came recently."""
     logit_bias: dict[int, float] = Field(default_factory=dict)
+    """Added to the logits of tokens, by their ids."""
     max_tokens: int | None = DEFAULT_MAX_TOKENS
+    """The most tokens of an answer; None: to the end of the model's context."""
     seed: int | None = None
+    """Makes draws repeatable; None: each answer draws anew."""
     stop: Stops = None
+    """Strings that an answer ends before."""
     streaming: bool = False
+    """Whether LangChain streams inside `invoke` too, so that callbacks see each chunk."""
     thinking: bool | None = None
+    """Asks the chat template to let the model reason or not; None: as the template has it."""
     template_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Other arguments of the chat template, such as `{"reasoning_effort": "high"}`."""
     tool_policy: ToolPolicy = "auto"
+    """Who begins a call. With "call_first" the answer to a user's message is one wherever tools are
+    bound and no `tool_choice` is given; "auto" leaves it to the model."""
     max_calls: int = 8
+    """The most calls in one answer."""
     max_string: int | None = None
+    """The most characters of a string in a document or forced call whose schema sets no limit;
+    None: as many as `max_tokens` allows."""
     logprobs: bool | int | None = None
+    """Whether each token's probability is told; a number: that many alternatives of it too."""
     top_logprobs: int | None = None
+    """How many alternatives of each token are told."""
     kv_bits: int | None = None
+    """Bits of quantised keys and values: 2, 3, 4, 6 or 8; None: not quantised."""
     kv_group_size: int | None = None
+    """Quantised values to a scale: 32, 64 or 128; None: the largest of 64 and 32 that fits."""
     kv_start: int = 0
+    """Tokens from which on keys and values are quantised, all of them then."""
     use_cache: bool = True
+    """Whether prefixes are reused and kept; LangChain's own `cache` holds whole answers."""
     on_disk: bool = True
+    """Whether what is computed is kept beyond this process."""
     cache_salt: str = ""
+    """Keeps applications or tenants apart: only calls of one salt reuse each other's prefixes."""
     resident: bool = False
+    """Whether the model runs in the process that `llm` has stay, which other programs share."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +137,12 @@ class ChatSettings(BaseChatModel):
         made = in_our_words(given, cls.model_fields)
         warn_of_cache(made)
         return made
+
+    @model_validator(mode="after")
+    def _set_mlx_cached_version(self) -> Self:
+        """Tell traces which version answered, as LangChain's partner packages do."""
+        self._add_version(_DISTRIBUTION, _version())
+        return self
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -157,6 +219,19 @@ class ChatSettings(BaseChatModel):
         if self.kv_bits is None:
             return None
         return KVSettings(self.kv_bits, self.kv_group_size, self.kv_start)
+
+
+for _name, _words in _INHERITED.items():
+    if _name in ChatSettings.model_fields:
+        ChatSettings.model_fields[_name].description = _words
+
+
+@cache
+def _version() -> str:
+    try:
+        return version(_DISTRIBUTION)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 def _checked(name: str, value: Any) -> Any:

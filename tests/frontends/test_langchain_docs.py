@@ -10,7 +10,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "langchain.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-CHAIN, AGENT, GRAPH, SCHEMA, WARM = EXAMPLES
+CHAIN, AGENT, GRAPH, SCHEMA, WARM, STORED = EXAMPLES
 
 
 @pytest.fixture
@@ -63,3 +63,7 @@ def test_a_graph_that_goes_on_in_another_process(run):
 def test_structured_output_and_warming(run):
     assert re.search(r"kind='\w+' masts=-?\d+", run(SCHEMA)[-1])
     assert int(run(WARM)[-1].split()[0]) > 50
+
+
+def test_what_is_stored_is_loaded(run):
+    assert run(STORED) == ["True"]
