@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from ..cache import device
 from ..cache.forgetting import Moment
 from ..cache.trie import common_prefix
 from ..models.errors import NothingAllowedError
@@ -148,7 +149,8 @@ class Sequence:
 
     def hear(self, step: Step, bytes_of: Callable[[int], bytes]) -> None:
         """Tell what one step of its answer brought, to the answer's end."""
-        likely = step.likely.told(bytes_of) if step.likely is not None else None
+        with device.work():
+            likely = step.likely.told(bytes_of) if step.likely is not None else None
         if isinstance(step.error, NothingAllowedError):
             # Its last token is none of the answer's.
             raise step.error
