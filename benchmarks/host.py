@@ -34,6 +34,7 @@ from llm_mlx_promptcache.models.default_model import ensure_default_model
 KEEP = "LLM_MLX_CACHED_KEEP"
 ROUNDS, IDLE_SECONDS, AT_ONCE = 10, 20.0, 8
 _ANSWER = 64
+_AFTER = 2.0
 _FIRST = "Summarise what you were told in one sentence."
 _OK = """
 import llm
@@ -55,6 +56,7 @@ class Home:
     """A user of this benchmark's: llm's folder, ours, and a plugin that answers at once."""
 
     def __init__(self, folder: Path, data: Path, keep: str) -> None:
+        self.folder = folder
         (folder / "mlx").mkdir(parents=True)
         (folder / "mlx" / "data").symlink_to(data)
         plugin = folder / "plugin"
@@ -65,26 +67,25 @@ class Home:
         (about / "entry_points.txt").write_text("[llm]\nok_at_once = ok_at_once\n")
         self.environment = {
             **os.environ,
-            "LLM_USER_PATH": str(folder / "llm"),
             HOME_VARIABLE: str(folder / "mlx"),
             "PYTHONPATH": str(plugin),
             KEEP: keep,
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """An `llm` in a process of its own."""
+    def start(self, *arguments: str, log: int = 0) -> subprocess.Popen[bytes]:
+        """An `llm` in a process of its own, with one of this user's logs."""
         command = str(Path(sys.executable).with_name("llm"))
         return subprocess.Popen(
             [command, *arguments],
-            env=self.environment,
+            env=self.environment | {"LLM_USER_PATH": str(self.folder / f"llm-{log}")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
 
-    def llm(self, *arguments: str) -> tuple[float, str]:
+    def llm(self, *arguments: str, log: int = 0) -> tuple[float, str]:
         """Seconds to the first byte that `llm` prints, and all of it."""
         started = time.perf_counter()
-        process = self.start(*arguments)
+        process = self.start(*arguments, log=log)
         assert process.stdout is not None
         first = os.read(process.stdout.fileno(), 1)
         seconds = time.perf_counter() - started
@@ -93,9 +94,10 @@ class Home:
             raise SystemExit(f"llm {arguments[0]} failed; its error is above")
         return seconds, text
 
-    def logged(self, count: int) -> list[dict[str, Any]]:
-        """The last answers in llm's log, the oldest first."""
-        return list(json.loads(self.llm("logs", "list", "--json", "-n", str(count))[1]))
+    def logged(self, log: int = 0) -> dict[str, Any]:
+        """The last answer in one of llm's logs."""
+        [entry] = json.loads(self.llm("logs", "list", "--json", "-n", "1", log=log)[1])
+        return dict(entry)
 
     def host(self) -> dict[str, Any]:
         """What `llm mlx-cached ps --json` says."""
@@ -121,27 +123,41 @@ def turns(home: Home, alone: Home, rounds: int) -> Turns:
     system = text(1000)
     for user in (home, alone):
         user.llm("-m", "mlx-cached", "-s", system, _FIRST, *_options(16))
-    [entry] = home.logged(1)
-    conversations = [user.logged(1)[0]["conversation_id"] for user in (home, alone)]
-    history: tuple[Message, ...] = (Message("system", system), Message("user", _FIRST))
-    engine = engine_for("default")
-    answer = ask(engine, GenerationRequest(history, max_tokens=16)).finished
-    history += (Message("assistant", answer.text, generated=answer.generated()),)
+    entry = home.logged()
+    conversations = [user.logged()["conversation_id"] for user in (home, alone)]
+    near = Conversation(system)
+    near.ask(_FIRST)
     for number in range(rounds + 1):
         question = f"Which part of it matters most, and why is that so in year {1900 + number}?"
         round_ = (
             home.llm("--cid", conversations[0], question, *_options(16))[0],
             alone.llm("--cid", conversations[1], question, *_options(16))[0],
             home.llm("-m", "ok-at-once", "--no-log", "hello")[0],
-            ask(
-                engine, GenerationRequest((*history, Message("user", question)), max_tokens=16)
-            ).first,
+            near.ask(question),
         )
+        time.sleep(_AFTER)  # what this process does ahead is over, and slows nobody
         if number:  # the first one warms what the system caches of files
             for values, seconds in zip(found, round_, strict=True):
                 values.append(seconds)
     assert entry["input_tokens"] > 1900, entry["input_tokens"]
     return found
+
+
+class Conversation:
+    """The same turns in an engine of this process: each goes on from the one before."""
+
+    def __init__(self, system: str) -> None:
+        self.engine = engine_for("default")
+        self.messages: tuple[Message, ...] = (Message("system", system),)
+
+    def ask(self, question: str) -> float:
+        """Seconds from the prompt to the first token."""
+        self.messages += (Message("user", question),)
+        asked = ask(self.engine, GenerationRequest(self.messages, max_tokens=16))
+        answer = asked.finished
+        said = Message("assistant", answer.text, generated=answer.generated())
+        self.messages += (said,)
+        return asked.first
 
 
 class Asked(NamedTuple):
@@ -182,29 +198,37 @@ def socket_cost(home: Home, rounds: int) -> dict[str, float]:
             max_tokens=_ANSWER,
         )
         order = (far, near) if number % 2 else (near, far)
-        asked = {engine: ask(engine, request) for engine in order}
+        asked = {}
+        for engine in order:
+            asked[engine] = ask(engine, request)
+            time.sleep(_AFTER)
         assert asked[far].finished.ids == asked[near].finished.ids
         if number:
             firsts.append(asked[far].first - asked[near].first)
             rates.append(asked[far].rate / asked[near].rate)
-    return {"first_token_ms": statistics.median(firsts) * 1e3, "rate": statistics.median(rates)}
+    # Who is asked first goes slower to its first token: both orders count the same.
+    pairs = [(one + other) / 2 for one, other in zip(firsts[::2], firsts[1::2], strict=True)]
+    return {"first_token_ms": statistics.median(pairs) * 1e3, "rate": statistics.median(rates)}
 
 
 def eight(home: Home) -> dict[str, float]:
     """Eight `llm` at once against eight in a row: tokens a second from the first one accepted."""
     system = ("-m", "mlx-cached", "-s", text(400))
-    questions = [f"Tell me about station {number} at length." for number in range(2 * AT_ONCE + 1)]
-    home.llm(*system, questions.pop(), *_options(_ANSWER))
-    for question in questions[:AT_ONCE]:
-        home.llm(*system, question, *_options(_ANSWER))
-    row = home.logged(AT_ONCE)
-    # Another system prompt: none of it is cached, so who comes first prefills it for all.
+    questions = [f"Tell me about station {number} at length." for number in range(2 * AT_ONCE)]
+    # Both ways the prefix is new to the cache, and the weights are in memory.
+    for log, question in enumerate(questions[:AT_ONCE]):
+        home.llm(*system, question, *_options(_ANSWER), log=log)
+    row = [home.logged(log) for log in range(AT_ONCE)]
+    # Each has a log of its own: llm's log may be locked when eight write to it.
     others = ("-m", "mlx-cached", "-s", text(400, start=1000))
-    processes = [home.start(*others, q, *_options(_ANSWER)) for q in questions[AT_ONCE:]]
+    processes = [
+        home.start(*others, question, *_options(_ANSWER), log=log)
+        for log, question in enumerate(questions[AT_ONCE:])
+    ]
     for process in processes:
         process.communicate()
         assert process.returncode == 0
-    together = home.logged(AT_ONCE)
+    together = [home.logged(log) for log in range(AT_ONCE)]
     prompt = statistics.median(entry["input_tokens"] for entry in together)
     prefilled = sum(details(entry)["prefilled"] for entry in together)
     alone = sum(entry["output_tokens"] for entry in row) / sum(map(lasted, row))
@@ -347,7 +371,7 @@ def report(found: dict[str, Any]) -> str:
 def main() -> int:
     """Measure and print; status 1 where something misses what it must reach."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="an even number")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     with homes() as (home, alone):
