@@ -93,7 +93,7 @@ format: .venv/ready
 
 # The adapter's fast tests with langchain-core 1.7 and with the newest 1.x, each over .venv's packages.
 LANGCHAIN := 1.7.* 1.*
-LANGCHAIN_PARTS := answers messages settings stored structured tools words
+LANGCHAIN_PARTS := answers fields messages name settings stored structured tools words
 LANGCHAIN_TESTS := $(foreach part,langchain $(LANGCHAIN_PARTS:%=langchain_%),tests/frontends/test_$(part).py)
 langchain-versions: .venv/ready
 	@mkdir -p build

@@ -60,13 +60,174 @@ class _ChatCall(NamedTuple):
 class ChatMLXCached(ChatSettings):
     """A chat model run with MLX that never computes the same prefix twice.
 
-    `model` is "default", a folder, or a hub id; it is loaded by the first call, once a process, or
-    with `resident=True` in the process that `llm` has stay, which other programs share.
-    Fields can be given anew with each call, or bound. `cache_salt` keeps applications apart: only
-    those of one salt reuse each other's prefixes. With `use_cache=False` nothing is reused or
-    kept, with `on_disk=False` nothing is kept beyond this process. `tool_policy="call_first"`
-    makes the answer to a user's message a call of a tool wherever tools are bound and no
-    `tool_choice` is given; small models seldom begin one of their own accord.
+    ???+ info "Setup"
+
+        ```bash
+        pip install 'llm-mlx-promptcache[langchain]'
+        ```
+
+        There is no key and no server. The first call loads the model, once a process; the default
+        one is fetched then (93 MB).
+
+    ??? info "Key init args"
+
+        | Param | Type | Description |
+        | --- | --- | --- |
+        | `model` | `str` | "default", a folder, or a hub id |
+        | `temperature` | `float` | 0 takes the likeliest token |
+        | `max_tokens` | `int | None` | The most tokens of an answer; None: to the context's end |
+        | `cache_salt` | `str` | Only calls of one salt reuse each other's prefixes |
+        | `use_cache` | `bool` | Whether prefixes are reused and kept |
+        | `on_disk` | `bool` | Whether they are kept beyond this process |
+        | `resident` | `bool` | Whether the model runs in the process that `llm` has stay |
+        | `tool_policy` | `str` | "call_first": small models begin with a call of a tool |
+
+        All of them can be given anew with each call, or bound.
+
+    ??? info "Instantiate"
+
+        ```python
+        from langchain_mlx_cached import ChatMLXCached
+
+        chat = ChatMLXCached(model="default", temperature=0, max_tokens=48)
+        ```
+
+    ??? info "Invoke"
+
+        ```python
+        messages = [
+            ("system", "You are a guide to the old harbour. Answer in one sentence."),
+            ("human", "What is a capstan?"),
+        ]
+        answer = chat.invoke(messages)
+        print(answer.text)
+        ```
+
+    ??? info "Stream"
+
+        ```python
+        for chunk in chat.stream(messages):
+            print(chunk.text, end="", flush=True)
+        ```
+
+        Chunks add up to the message that `invoke` gives:
+
+        ```python
+        stream = chat.stream(messages)
+        full = next(stream)
+        for chunk in stream:
+            full += chunk
+        ```
+
+    ??? info "Async"
+
+        ```python
+        awaited = await chat.ainvoke(messages)
+
+        async for chunk in chat.astream(messages):
+            print(chunk.text, end="", flush=True)
+
+        both = await chat.abatch([messages, messages])
+        ```
+
+    ??? info "Tool calling"
+
+        ```python
+        from typing import Literal
+
+        from langchain_core.messages import ToolMessage
+
+
+        def tide(place: Literal["Dover", "Harwich"]) -> str:
+            '''Tell when the tide is high at a place.'''
+            return f"At {place} the tide is high at six."
+
+
+        sailor = chat.bind_tools([tide])
+        asked = sailor.invoke("When is the tide high at Dover?", tool_choice="tide")
+        call = asked.tool_calls[0]
+        result = ToolMessage(tide(**call["args"]), tool_call_id=call["id"])
+        told = sailor.invoke([("human", "When is the tide high at Dover?"), asked, result])
+        ```
+
+        `tool_choice` takes "auto", "any", "required", "none", a tool's name, or OpenAI's dict.
+        A call that can't be made, or was cut, is in `invalid_tool_calls`.
+
+    ??? info "Structured output"
+
+        ```python
+        from pydantic import BaseModel
+
+
+        class Ship(BaseModel):
+            '''A ship.'''
+
+            kind: Literal["brig", "ketch", "schooner"]
+            masts: int
+
+
+        ship = chat.with_structured_output(Ship).invoke("The Marigold is a brig with two masts.")
+        ```
+
+        A grammar holds the answer to the schema. `method` is "json_schema" (the default),
+        "function_calling" or "json_mode"; `include_raw=True` gives the message too.
+
+    ??? info "JSON mode"
+
+        ```python
+        told_as_json = chat.bind(response_format={"type": "json_object"}, max_string=8)
+        document = told_as_json.invoke("Describe the Marigold as a JSON object.")
+        ```
+
+    ??? info "Reasoning output"
+
+        With `thinking=True` the template asks a model that can reason to do so; what it thought is
+        in `additional_kwargs["reasoning_content"]`, and a block of `content_blocks`.
+
+    ??? info "Token usage"
+
+        ```python
+        usage = answer.usage_metadata
+        print(usage["input_tokens"], usage["output_tokens"])
+        print(usage["input_token_details"]["cache_read"], "tokens were there already")
+        ```
+
+    ??? info "Logprobs"
+
+        ```python
+        likely = chat.bind(logprobs=True, top_logprobs=2).invoke(messages)
+        first = likely.response_metadata["logprobs"]["content"][0]
+        print(first["token"], first["logprob"], first["top_logprobs"])
+        ```
+
+    ??? info "Response metadata"
+
+        ```python
+        metadata = answer.response_metadata
+        print(metadata["model_name"], metadata["finish_reason"], metadata["timings"])
+        print(metadata["cache"])  # what was read from memory and disk, what was prefilled, and why
+        ```
+
+    ??? info "Reusing prefixes"
+
+        Give answers back as they are: they carry their exact tokens, and the next turn computes
+        only what is new. What every conversation begins with can be computed before:
+
+        ```python
+        warm_tokens = chat.warm(messages[:1], tools=[tide])
+        again = chat.invoke([*messages, answer, ("human", "And a bollard?")])
+        print(again.usage_metadata["input_token_details"]["cache_read"])
+        ```
+
+    ??? info "Stored as plain data"
+
+        ```python
+        from langchain_core.load import dumps, loads
+
+        stored = dumps(chat)
+        own = {"allowed_objects": [ChatMLXCached], "valid_namespaces": ["langchain_mlx_cached"]}
+        loaded = loads(stored, **own)  # both are needed
+        ```
     """
 
     @property
