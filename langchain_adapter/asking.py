@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from llm_mlx_promptcache.engine.request import Choice, choice_named
 
+from .server_tools import check_has_function
+
 Tool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 _FORMATS = ("json_schema", "json_object", "text")
@@ -28,13 +30,24 @@ class AnswerFormat(NamedTuple):
 def openai_tools(tools: Iterable[Tool], *, strict: bool | None = None) -> list[dict[str, Any]]:
     """Tools in OpenAI's form. Calls always follow their schemas, so `strict` only closes them."""
     made = []
-    for tool in tools:
-        given = dict(tool) if isinstance(tool, Mapping) else tool
-        converted = convert_to_openai_tool(given, strict=strict)
+    for index, tool in enumerate(tools):
+        converted = convert_to_openai_tool(_given(index, tool), strict=strict)
+        check_has_function(index, converted)  # a tool object may turn out to be one of a server
         function = {k: v for k, v in converted["function"].items() if k != "strict"}
         # The mark itself is no word to the model, and would make another prompt.
         made.append({"type": "function", "function": function})
     return made
+
+
+def _given(index: int, tool: Tool) -> Any:
+    """A tool as LangChain converts it; ValueError where it is no function."""
+    if not isinstance(tool, Mapping):
+        return tool
+    check_has_function(index, tool)
+    if tool.get("type") == "function" and "function" not in tool:
+        # OpenAI's Responses write the name beside the type, which LangChain would leave so.
+        return {key: value for key, value in tool.items() if key != "type"}
+    return dict(tool)
 
 
 def tool_names(tools: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
@@ -352,6 +353,18 @@ class ChatMLXCached(ChatSettings):
         async with aclosing(self._warming(messages, tools, kwargs).aevents()) as events:
             return max([_warmed(event) async for event in events], default=0)
 
+    def unload(self, timeout: float = 30.0) -> bool:
+        """Give the model's memory back, here or with `resident=True` in the host's process.
+
+        False where it answers somebody, and so stays. What the cache holds stays too, and the next
+        call loads the model again.
+        """
+        return self._engine().unload(timeout)
+
+    async def aunload(self, timeout: float = 30.0) -> bool:
+        """The same for an event loop, which is never blocked."""
+        return await asyncio.to_thread(self.unload, timeout)
+
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
@@ -436,8 +449,11 @@ class ChatMLXCached(ChatSettings):
             settings.model,
             as_blocks=settings.output_version == "v1",
         )
-        where = Where.HOST if settings.resident else Where.HERE
-        return _ChatCall(settings.model, engine_for(settings.model, where), request, builder)
+        return _ChatCall(settings.model, settings._engine(), request, builder)
+
+    def _engine(self) -> AnyEngine:
+        """The engine of the model, where the settings have it run."""
+        return engine_for(self.model, Where.HOST if self.resident else Where.HERE)
 
     def _warming(
         self,

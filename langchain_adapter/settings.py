@@ -30,7 +30,7 @@ from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 from .asking import answer_format, choice_of, openai_tools
 from .messages import from_langchain
-from .words import in_our_words, warn_of_cache
+from .words import in_our_words, unknown, warn_of_cache
 
 ToolPolicy = Literal["auto", "call_first"]
 
@@ -144,6 +144,18 @@ class ChatSettings(BaseChatModel):
         self._add_version(_DISTRIBUTION, _version())
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field to what a call could give; ValueError for anything else, and it stays."""
+        fields = type(self).model_fields
+        if name in fields:
+            value = self._checked(name, value)
+            if _is_own(name):
+                # What is out of range is refused where it is set, not by the next call.
+                self.model_copy(update={name: value}).request([], {})
+        elif not (name.startswith("_") or hasattr(type(self), name)):
+            raise ValueError(unknown(name, fields))
+        super().__setattr__(name, value)
+
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
@@ -155,7 +167,7 @@ class ChatSettings(BaseChatModel):
         said = {name: value for name, value in own.items() if name in fields}
         if stop is not None:
             said["stop"] = stop
-        return self.model_copy(update={name: _checked(name, said[name]) for name in said})
+        return self.model_copy(update={name: self._checked(name, said[name]) for name in said})
 
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
         """These messages and what this call binds, with the settings of this model."""
@@ -190,6 +202,18 @@ class ChatSettings(BaseChatModel):
             logprobs=self._alternatives(),
             continue_final=call.get("continue_final") is True,
         )
+
+    @classmethod
+    def _checked(cls, name: str, value: Any) -> Any:
+        """A value as the field itself would take it; ValueError names the setting."""
+        if not (_is_own(name) or name == "output_version"):
+            return value
+        try:
+            return _taker(cls, name).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(
+                f"{name} is {str(value)[:60]!r}: {error.errors()[0]['msg']}"
+            ) from error
 
     def _calls_first(
         self, messages: Sequence[Message], tools: Sequence[Any], call: dict[str, Any]
@@ -234,17 +258,11 @@ def _version() -> str:
         return "unknown"
 
 
-def _checked(name: str, value: Any) -> Any:
-    """A call's value as the model's own field would take it; ValueError names the setting."""
-    # What else there is belongs to LangChain, which says itself what it takes.
-    if name not in ChatSettings.__annotations__ and name != "output_version":
-        return value
-    try:
-        return _taker(name).validate_python(value)
-    except ValidationError as error:
-        raise ValueError(f"{name} is {str(value)[:60]!r}: {error.errors()[0]['msg']}") from error
+def _is_own(name: str) -> bool:
+    """Whether a field is ours or a subclass's; of its own LangChain says what they take."""
+    return name not in BaseChatModel.model_fields
 
 
 @cache
-def _taker(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(ChatSettings.model_fields[name].rebuild_annotation())
+def _taker(settings: type[ChatSettings], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(settings.model_fields[name].rebuild_annotation())

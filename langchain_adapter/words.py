@@ -27,7 +27,7 @@ def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, 
             continue
         name = _OURS.get(word, word)
         if name not in known:
-            raise ValueError(_unknown(word, known))
+            raise ValueError(unknown(word, known))
         if name in made and made[name] != _meant(word, value):
             raise ValueError(
                 f"{word} is given, and means {name}, which is given too; give one of them"
@@ -59,7 +59,8 @@ def _meant(word: str, value: Any) -> Any:
     return value
 
 
-def _unknown(word: str, known: Collection[str]) -> str:
+def unknown(word: str, known: Collection[str]) -> str:
+    """Why a word is no setting, in a line, with the nearest that is one."""
     names = sorted(known)
     near = get_close_matches(word, [*names, *_OURS], n=1)
     meant = f", and {_OURS.get(near[0], near[0])!r} is" if near else ""

@@ -86,3 +86,44 @@ def test_the_profile_tells_what_is_known_before_loading(tmp_path):
     for nowhere in (str(tmp_path / "none"), "~nobody-has-this-name/x"):
         assert "max_input_tokens" not in ChatMLXCached(model=nowhere).profile
     assert ChatMLXCached(profile={"name": "mine"}).profile == {"name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("temperature", "hot", "temperature is 'hot'"),
+        ("tool_policy", "call_last", "tool_policy is 'call_last'"),
+        ("output_version", 1, "output_version is '1'"),
+        ("top_p", 3, "top_p is 3"),
+        ("max_tokens", 0, "max_tokens is 0"),
+        ("kv_bits", 5, "kv.bits is 5"),
+        ("temprature", 1, "'temprature' is no setting of ChatMLXCached, and 'temperature' is"),
+        ("num_predict", 9, "'num_predict' is no setting of ChatMLXCached, and 'max_tokens' is"),
+        ("mood", "bad", "'mood' is no setting"),
+    ],
+)
+def test_l9_what_is_set_is_checked_at_once(engine, name, value, told):
+    chat = ChatMLXCached(temperature=0.5)
+    before = chat.model_dump()
+    with pytest.raises(ValueError, match=f"^{told}") as caught:
+        setattr(chat, name, value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert chat.model_dump() == before
+    chat.invoke("Hi.")
+    assert engine.asked[0].sampling.temperature == 0.5
+
+
+def test_l9_what_is_set_is_what_a_call_would_give(engine):
+    class Mine(ChatMLXCached):
+        mood: str = "good"
+
+    chat = Mine()
+    chat.stop, chat.temperature, chat.mood, chat.max_tokens = "END", "0.5", "bad", None
+    chat.cache, chat.tags = True, ["mine"]  # LangChain's own
+    assert (chat.stop, chat.temperature, chat.mood) == (["END"], 0.5, "bad")
+    with pytest.raises(ValueError, match=r"^mood is '3'"):
+        chat.mood = 3
+    chat.cache = None
+    chat.invoke("Hi.")
+    (asked,) = engine.asked
+    assert (asked.stop, asked.max_tokens) == (("END",), None)

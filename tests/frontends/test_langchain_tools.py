@@ -6,7 +6,7 @@ from langchain_core.messages import (
     HumanMessage,
     ToolMessage,
 )
-from langchain_core.tools import tool
+from langchain_core.tools import Tool, tool
 from scripted_engine import Person, add
 
 from langchain_adapter import ChatMLXCached
@@ -82,3 +82,61 @@ def test_the_policy_calls_first_where_nobody_chose(engine):
 
 def _call():
     return {"name": "add", "args": {"a": 1, "b": 2}, "id": "c1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("web_search_preview", {"type": "web_search_preview"}),
+        ("web_search_preview_2025_03_11", {"type": "web_search_preview_2025_03_11"}),
+        ("code_interpreter", {"type": "code_interpreter", "container": {"type": "auto"}}),
+        ("mcp", {"type": "mcp", "server_label": "x", "server_url": "https://x"}),
+        ("custom", {"type": "custom", "name": "code"}),
+        ("web_search_20250305", {"type": "web_search_20250305", "name": "web_search"}),
+        ("bash_20250124", {"type": "bash_20250124", "name": "bash"}),
+        ("google_search", {"google_search": {}}),
+        ("code_execution", {"code_execution": {}}),
+        ("systemTool", {"systemTool": {"name": "nova_grounding"}}),
+        ("custom", Tool("x", lambda it: it, "Run it.", metadata={"type": "custom_tool"})),
+    ],
+)
+def test_l9_tools_of_servers_are_refused_by_name(engine, kind, given):
+    chat = ChatMLXCached()
+    for ask in (
+        lambda: chat.bind_tools([add, given]),
+        lambda: chat.invoke("Hi.", tools=[add, given]),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^tools\[1\] is of the kind '{kind}', which"
+        ) as told:
+            ask()
+        assert len(str(told.value).splitlines()) == 1
+    assert engine.asked == []
+
+
+def test_l9_declarations_of_google_are_told_how_they_are_taken():
+    with pytest.raises(ValueError, match="give each of them as a tool"):
+        ChatMLXCached().bind_tools([{"function_declarations": [{"name": "add"}]}])
+
+
+ARGUMENTS = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "function", "function": {"name": "f", "parameters": ARGUMENTS}},
+        {"type": "function", "name": "f", "parameters": ARGUMENTS},
+        {"name": "f", "parameters": ARGUMENTS},
+        {"name": "f", "input_schema": ARGUMENTS},
+        {"type": "custom", "name": "f", "input_schema": ARGUMENTS},
+        {"toolSpec": {"name": "f", "inputSchema": {"json": ARGUMENTS}}},
+        {**ARGUMENTS, "title": "f"},
+    ],
+)
+def test_functions_are_taken_in_every_form_that_langchain_knows(engine, given):
+    ChatMLXCached().bind_tools([given]).invoke("Hi.")
+    (tool,) = engine.asked[0].tools
+    assert tool["type"] == "function"
+    assert tool["function"]["name"] == "f"
+    assert tool["function"]["parameters"]["required"] == ["a"]
