@@ -273,3 +273,15 @@ def test_the_core_does_without_langchain():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['langchain_core']"
+
+
+def test_l11_a_model_that_answers_stays(own_cache, tiny_llama):
+    chat = ChatMLXCached(model=str(tiny_llama()), max_tokens=200)
+    answer = chat.stream("Hi.")
+    first = next(answer)
+    assert not chat.unload()
+    assert chat._engine().loaded
+    whole = sum(answer, first)
+    assert whole.usage_metadata["output_tokens"] > 1
+    assert chat.unload()
+    assert not chat._engine().loaded

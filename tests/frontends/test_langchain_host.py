@@ -102,6 +102,25 @@ def test_law_15_documents_and_errors_are_the_same_in_a_host(chats):
     assert errors[:3] == errors[3:]
 
 
+def test_l11_a_model_is_unloaded_and_loads_again(chats):
+    async def unload_and_ask(chat):
+        assert await chat.aunload()
+        return await chat.ainvoke("Found")
+
+    for chat in chats:
+        assert chat.unload()  # what was never loaded has nothing to give back
+        first = chat.invoke("Found")
+        assert chat._engine().loaded
+        again = asyncio.run(unload_and_ask(chat))
+        assert again.content == first.content
+        assert again.response_metadata["timings"]["load"] > 0
+        # What was computed is there still: only the last token is run again.
+        usage = again.usage_metadata
+        assert usage["input_token_details"]["cache_read"] == usage["input_tokens"] - 1
+        assert chat.unload()
+        assert not chat._engine().loaded
+
+
 def test_law_15_the_loop_of_events_has_the_same(chats):
     async def ask(chat):
         assert await chat.awarm([HumanMessage("Plan it.")], tools=[find_place]) > 10
