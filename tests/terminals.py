@@ -1,7 +1,14 @@
 """What a terminal shows of what was written to it: enough of one for lines that go away."""
 
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import subprocess
+import termios
+from contextlib import suppress
 
 _STEP = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
@@ -33,3 +40,26 @@ def screens(written):
         else:
             assert command in "mhl", (arguments, command)  # colours, and the cursor shown or not
     yield [line for line in lines if line]
+
+
+def on_a_terminal(command, environment, *, columns=80, typed=""):
+    """Run a command whose streams are a terminal of this width: its status, and what it wrote.
+
+    Ends of lines are as a pipe has them. What is typed is not echoed.
+    """
+    leader, follower = pty.openpty()
+    mode = termios.tcgetattr(follower)
+    mode[3] &= ~termios.ECHO
+    termios.tcsetattr(follower, termios.TCSANOW, mode)
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {**environment, "TERM": "xterm", "COLUMNS": str(columns)}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        os.close(follower)
+        os.write(leader, typed.encode())
+        written = b""
+        with suppress(OSError):  # what Linux says where the other end is closed
+            while block := os.read(leader, 1 << 16):
+                written += block
+    os.close(leader)
+    return process.returncode, written.decode().replace("\r\n", "\n")

@@ -25,7 +25,7 @@ _WHERE = {
     "pin": "spans",
     "unpin": "spans",
     "check": "cache",
-    "clear": "cache",
+    "clear": "clear",
     "path": "cache",
     "settings": "cache",
     "bench": "bench",

@@ -1,16 +1,14 @@
-"""Commands about the cache as a whole: its folder, size, limits, health and end."""
+"""Commands about the cache as a whole: its folder, size, limits and health."""
 
 from __future__ import annotations
 
-import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..config import (
+    HOME_VARIABLE,
     KEEP,
-    MOST_DAYS,
     Settings,
     cache_folder,
     change_settings,
@@ -18,22 +16,18 @@ from ..config import (
     parse_keep,
 )
 from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
-from ..host.asking import EndedMeanwhile, asked, has_ended
-from ..host.errors import HostStopped
-from ..host.place import HostUnavailable, host_place
+from .ages import parse_age
 from .host import seen_by_host
-from .shown import json_option, label_of, show_json, show_table
+from .shown import json_option, show_json, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..cache.disk.store import DiskStore
 
-_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*")
-_DAYS = {"m": 1 / 1440, "h": 1 / 24, "d": 1.0, "w": 7.0}
-_SHOWN_AGE = 40  # characters of one that is refused
+# What to do about a folder that can't be used, behind what could not be done.
+WRITABLE = f"make that folder writable, or set {HOME_VARIABLE} to another one"
 _AUTO = "auto"
-_END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
 _AHEAD = {"on": True, "off": False, _AUTO: None}
 _SHOWN = ("memory", "disk", "max_days", "keep", "ahead")
 
@@ -134,6 +128,8 @@ def check(*, fix: bool, as_json: bool) -> None:
             click.echo(line)
         for line in [line for line in left if line not in found]:
             click.echo(line)
+    if store.off:
+        raise click.ClickException(f"nothing could be checked; {WRITABLE}")
     if left and not fix:
         raise click.ClickException(f"{len(left)} found; llm mlx-cached check --fix removes them")
     if left:
@@ -142,71 +138,6 @@ def check(*, fix: bool, as_json: bool) -> None:
         )
     if not as_json:
         click.echo(f"fixed {fixed}" if found else "all is well")
-
-
-@click.command()
-@click.option("--model", help="Only of this model, as stats shows it, or a name.")
-@click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
-@json_option
-def clear(*, model: str | None, older_than: str | None, as_json: bool) -> None:
-    """Remove what the cache holds on disk and in the host's memory.
-
-    What the host is just answering is not kept either. Status 1 where the host does not answer.
-    """
-    from ..cache.sizes import format_size
-
-    days = None if older_than is None else _days("--older-than", older_than)
-    store = disk_store()
-    cleared = _Cleared(0, 0, "")
-    named = model
-    if model is not None:
-        cleared, memory = _asked_memory()
-        named = _stored(store, memory, model)
-    if not cleared.why:
-        cleared = _cleared_by_host({"ask": "clear", "model": named, "days": days})
-    freed = cleared.disk + store.clear(model=named, days=days)
-    if model is None and days is None:
-        # Digests of the models' files: no conversation, but ours.
-        with suppress(OSError):
-            (cache_folder() / "digests.json").unlink()
-    if as_json:
-        show_json({"freed": freed, "freed_memory": cleared.memory})
-    else:
-        beside = f", and {format_size(cleared.memory)} of memory" if cleared.memory else ""
-        click.echo(f"freed {format_size(freed)}{beside}")
-    if cleared.why:
-        raise click.ClickException(
-            f"{cleared.why}; what it has in memory is not cleared, and may be written to the disk"
-            " again: llm mlx-cached stop, then clear once more"
-        )
-
-
-class _Cleared(NamedTuple):
-    """The bytes that the host freed, and why it did not clear, where it did not."""
-
-    memory: int
-    disk: int
-    why: str
-
-
-def _asked_memory() -> tuple[_Cleared, Mapping[str, Any]]:
-    """What the host holds, by model; why that is not known, where it is not."""
-    try:
-        return _Cleared(0, 0, ""), asked({"ask": "stats"}) or {}
-    except (HostUnavailable, HostStopped) as error:
-        return _Cleared(0, 0, str(error)), {}
-
-
-def _cleared_by_host(ask: Mapping[str, Any]) -> _Cleared:
-    """Have the host clear its memory and the disk; one that is just ending is waited for."""
-    try:
-        told = asked(ask) or {}
-        return _Cleared(int(told.get("memory", 0)), int(told.get("disk", 0)), "")
-    except (EndedMeanwhile, HostStopped) as error:
-        ended = has_ended(host_place(), _END_SECONDS)
-        return _Cleared(0, 0, "" if ended else str(error))
-    except HostUnavailable as error:
-        return _Cleared(0, 0, str(error))
 
 
 @click.command()
@@ -244,24 +175,6 @@ def settings(
         show_table(("limit", "set to"), _limits(found))
 
 
-def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
-    """What the cache calls a model of this name, or how a namespace starts; ValueError."""
-    from ..cache.disk.listing import ID_LENGTH
-
-    inside = memory.get("models", [])
-    labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
-    for name in (label_of(model), model):
-        if name in labels:
-            return name
-    namespaces = {span.namespace for span in store.listing().spans}
-    namespaces |= {name for one in inside for name in one["namespaces"]}
-    if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
-        return model
-    raise ValueError(
-        f"nothing is stored of {model!r}; llm mlx-cached stats lists the models that have something"
-    )
-
-
 def _limits(found: Settings) -> list[tuple[str, str]]:
     age = "none" if found.max_days is None else f"{found.max_days:g} days"
     disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
@@ -291,21 +204,10 @@ def _keep(said: str) -> str | None:
 
 
 def _most_days(age: str) -> float | None:
-    days = None if age == _AUTO else _days("--max-age", age)
+    days = None if age == _AUTO else parse_age(age, "--max-age")
     if days == 0:
         raise ValueError(
             f"--max-age is {age!r}, which keeps nothing; give an age such as 30d,"
             f" or set {DISK_SWITCH}=0 to keep nothing on disk"
         )
-    return days
-
-
-def _days(option: str, age: str) -> float:
-    match = _AGE.fullmatch(age)
-    if match is None:
-        raise ValueError(f"{option} is {age!r}; give an age such as 12h, 7d or 4w")
-    number, unit = match.groups()
-    days = float(number) * _DAYS[unit]
-    if days >= MOST_DAYS:
-        raise ValueError(f"{option} is {age[:_SHOWN_AGE]!r}; give less than {MOST_DAYS:,} days")
     return days

@@ -81,7 +81,6 @@ def _end() -> int:
     """End the host and wait for it; its process, 0 for none. ClickException where it stays."""
     pid = 0
     try:
-        place = host_place()
         found = asked({"ask": "stop", "why": "llm mlx-cached stop"})
         if found is None:
             return 0
@@ -95,7 +94,7 @@ def _end() -> int:
         return 0
     except HostUnavailable as error:
         raise click.ClickException(str(error)) from error
-    if not has_ended(place, _WAIT_SECONDS):
+    if not has_ended(host_place(), _WAIT_SECONDS):
         raise click.ClickException(
             f"the host (process {pid}) has not ended in {_WAIT_SECONDS:g} seconds; it is"
             f" {state_of(pid)}; kill -9 {pid} ends it, and what it had not written is lost"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from .errors import error_from_json
 from .frames import FrameError
-from .place import HostUnavailable, Place, host_place
+from .place import HostUnavailable, Place, existing_place
 from .start import HostSilent, find
 
 ANSWER_SECONDS: Final = 60.0  # a clear writes an index anew
@@ -42,7 +42,8 @@ def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
     What it raises is raised here. HostUnavailable where a host is there that does not answer.
     """
-    channel = find(host_place())
+    place = existing_place()
+    channel = None if place is None else find(place)
     if channel is None:
         return None
     with closing(channel):

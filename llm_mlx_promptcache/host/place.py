@@ -56,6 +56,24 @@ def host_place() -> Place:
     return place
 
 
+def existing_place() -> Place | None:
+    """The same where it is there, so that a host can be; None where nobody made it. Makes nothing.
+
+    HostUnavailable where others could put a host of theirs into it.
+    """
+    place = place_in(_folder())
+    try:
+        place.folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise HostUnavailable(
+            f"{place.folder} can't be looked at ({error.filename}: {error.strerror})"
+        ) from error
+    verify(place.folder)
+    return place
+
+
 def place_in(folder: Path) -> Place:
     """The files of a place in `folder`; looks at nothing."""
     return Place(

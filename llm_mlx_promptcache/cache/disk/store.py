@@ -301,6 +301,11 @@ class DiskStore:
         """Drop what a killed process left; returns how many files and rows."""
         return self._upkeep.sweep(every=every)
 
+    @property
+    def off(self) -> bool:
+        """Whether the folder can't be used at the moment; why was warned of."""
+        return self._index.off
+
     def clear(self, *, model: str | None = None, days: float | None = None) -> int:
         """Remove what is stored, of one model or unused for days if said; returns bytes freed.
 

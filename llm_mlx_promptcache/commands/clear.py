@@ -1,0 +1,136 @@
+"""`llm mlx-cached clear`: what the cache holds, removed on the disk and in the host's memory."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import cache_folder
+from ..engine.pool import disk_store
+from ..host.asking import EndedMeanwhile, asked, has_ended
+from ..host.errors import HostStopped
+from ..host.place import HostUnavailable, host_place
+from .ages import parse_age
+from .cache import WRITABLE
+from .shown import json_option, label_of, show_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..cache.disk.store import DiskStore
+
+_END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
+_SHOWN = 5  # ids of what is pinned
+
+
+@click.command()
+@click.option("--model", help="Only of this model, as stats shows it, or a name.")
+@click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
+@click.option("-y", "--yes", is_flag=True, help="What is pinned too, without a question.")
+@json_option
+def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool) -> None:
+    """Remove what the cache holds on disk and in the host's memory.
+
+    What the host is just answering is not kept either. Status 1 where the host does not answer.
+    Where something is pinned it asks first; with --older-than what is pinned stays.
+    """
+    days = None if older_than is None else parse_age(older_than, "--older-than")
+    store, host = disk_store(), _Host()
+    named = None if model is None else _stored(store, host.asked({"ask": "stats"}), model)
+    if days is None and not yes:
+        _ask_first(_pinned(store, host.asked({"ask": "tree"}), named))
+    told = host.asked({"ask": "clear", "model": named, "days": days})
+    freed = int(told.get("disk", 0)) + store.clear(model=named, days=days)
+    if model is None and days is None:
+        # Digests of the models' files: no conversation, but ours.
+        with suppress(OSError):
+            (cache_folder() / "digests.json").unlink()
+    _tell(freed, int(told.get("memory", 0)), as_json=as_json)
+    if store.off and store.folder.exists():
+        raise click.ClickException(f"the disk is not cleared; {WRITABLE}")
+    if host.why:
+        raise click.ClickException(
+            f"{host.why}; what it has in memory is not cleared, and may be written to the disk"
+            " again: llm mlx-cached stop, then clear once more"
+        )
+
+
+class _Host:
+    """The host that there is. `why` it does not answer, where it does not: then it is left alone.
+
+    One that is just ending is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.why = ""
+
+    def asked(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What it says; nothing where there is none, or none that answers."""
+        if self.why:
+            return {}
+        try:
+            return asked(ask) or {}
+        except (EndedMeanwhile, HostStopped) as error:
+            self.why = "" if has_ended(host_place(), _END_SECONDS) else str(error)
+        except HostUnavailable as error:
+            self.why = str(error)
+        return {}
+
+
+def _tell(freed: int, memory: int, *, as_json: bool) -> None:
+    """Show the bytes that are gone from the disk, and from the host's memory."""
+    from ..cache.sizes import format_size
+
+    if as_json:
+        show_json({"freed": freed, "freed_memory": memory})
+    else:
+        beside = f", and {format_size(memory)} of memory" if memory else ""
+        click.echo(f"freed {format_size(freed)}{beside}")
+
+
+def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
+    """What the cache calls a model of this name, or how a namespace starts; ValueError."""
+    from ..cache.disk.listing import ID_LENGTH
+
+    inside = memory.get("models", [])
+    labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
+    for name in (label_of(model), model):
+        if name in labels:
+            return name
+    namespaces = {span.namespace for span in store.listing().spans}
+    namespaces |= {name for one in inside for name in one["namespaces"]}
+    if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
+        return model
+    raise ValueError(
+        f"nothing is stored of {model!r}; llm mlx-cached stats lists the models that have something"
+    )
+
+
+def _pinned(store: DiskStore, memory: Mapping[str, Any], named: str | None) -> list[str]:
+    """The ids of what is pinned on the disk or in memory alone, of a model or of all."""
+    from ..cache.disk.listing import ID_LENGTH
+
+    found = [(s.model, s.namespace, s.file_id) for s in store.listing().spans if s.pinned]
+    alone = [one for one in memory.get("alone", []) if one["pinned"]]
+    found += [(one["model"], one["namespace"], one["id"]) for one in alone]
+    return [
+        name[:ID_LENGTH]
+        for model, namespace, name in found
+        if named is None or model == named or (named and namespace.startswith(named))
+    ]
+
+
+def _ask_first(pinned: list[str]) -> None:
+    """Have the user say whether what is pinned goes too; ClickException where nobody can."""
+    if not pinned:
+        return
+    ids = ", ".join(pinned[:_SHOWN]) + (", ..." if len(pinned) > _SHOWN else "")
+    what = f"{len(pinned)} pinned span{'s' * (len(pinned) != 1)} ({ids})"
+    if not sys.stdin.isatty():
+        raise click.ClickException(
+            f"nothing was cleared: {what} would go too; give --yes to clear all, or unpin first"
+        )
+    click.confirm(f"This also removes {what}. Go on?", abort=True, err=True)
