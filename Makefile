@@ -91,19 +91,21 @@ format: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
-# The adapter's fast tests with langchain-core 1.7 and with the newest 1.x, each over .venv's packages.
-LANGCHAIN := 1.7.* 1.*
-LANGCHAIN_PARTS := answers fields messages name settings stored structured tools words
+# The adapter's fast tests with the oldest langchain-core and langchain that we claim and with the
+# newest 1.x, each over .venv's packages.
+LANGCHAIN := 1.7.*/1.4.0 1.*/1.*
+LANGCHAIN_PARTS := answers fields history messages name settings stored structured summarization tools words
 LANGCHAIN_TESTS := $(foreach part,langchain $(LANGCHAIN_PARTS:%=langchain_%),tests/frontends/test_$(part).py)
 langchain-versions: .venv/ready
 	@mkdir -p build
 	@set -e; for v in $(foreach v,$(LANGCHAIN),'$(v)'); do \
-		echo "langchain-core==$$v"; e="build/langchain-$${v%.\*}"; $(BIN)/python -m venv --clear "$$e"; \
+		core="langchain-core==$${v%/*}"; agents="langchain==$${v#*/}"; \
+		echo "$$core $$agents"; e="build/langchain-$${v%%.\**}"; $(BIN)/python -m venv --clear "$$e"; \
 		site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 		inner="$$("$$e/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 		echo "import site; site.addsitedir('$$site')" > "$$inner/base.pth"; \
-		"$$e/bin/python" -m pip install --quiet --upgrade --no-deps "langchain-core==$$v" langchain-protocol; \
-		"$$e/bin/python" -c 'from importlib.metadata import version; print("has", version("langchain-core"))'; \
+		"$$e/bin/python" -m pip install --quiet --upgrade --no-deps "$$core" "$$agents" langchain-protocol; \
+		"$$e/bin/python" -c 'from importlib.metadata import version as v; print("has", v("langchain-core"), v("langchain"))'; \
 		"$$e/bin/python" -m pytest -q -p no:cacheprovider -m "not real_model" $(LANGCHAIN_TESTS); done
 
 clean:

