@@ -21,6 +21,7 @@ from llm_mlx_promptcache.engine.events import Event, Progress
 from llm_mlx_promptcache.engine.loading_line import LoadingLine
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
+from llm_mlx_promptcache.models.names import resolve
 
 from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools
@@ -74,7 +75,7 @@ class ChatMLXCached(ChatSettings):
 
         | Param | Type | Description |
         | --- | --- | --- |
-        | `model` | `str` | "default", a folder, or a hub id |
+        | `model` | `str` | "default", a registered name or alias, a folder, or a hub id |
         | `temperature` | `float` | 0 takes the likeliest token |
         | `max_tokens` | `int | None` | The most tokens of an answer; None: to the context's end |
         | `cache_salt` | `str` | Only calls of one salt reuse each other's prefixes |
@@ -359,7 +360,9 @@ class ChatMLXCached(ChatSettings):
         False where it answers somebody, and so stays. What the cache holds stays too, and the next
         call loads the model again.
         """
-        return self._engine().unload(timeout)
+        with langchain_errors():
+            engine = self._engine()
+        return engine.unload(timeout)
 
     async def aunload(self, timeout: float = 30.0) -> bool:
         """The same for an event loop, which is never blocked."""
@@ -373,7 +376,7 @@ class ChatMLXCached(ChatSettings):
 
         call = {} if tools is None else {"tools": tools}
         with langchain_errors():
-            return counter_for(self.model).count(self.request(messages, call))
+            return counter_for(resolve(self.model).reference).count(self.request(messages, call))
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of a text, without a template around it."""
@@ -382,7 +385,7 @@ class ChatMLXCached(ChatSettings):
         from llm_mlx_promptcache.engine.counting import counter_for
 
         with langchain_errors():
-            return counter_for(self.model).ids(text)
+            return counter_for(resolve(self.model).reference).ids(text)
 
     def _generate(
         self,
@@ -445,15 +448,18 @@ class ChatMLXCached(ChatSettings):
         with langchain_errors():
             settings = self.given(stop, kwargs)
             request = settings.request(messages, kwargs)
+            engine = settings._engine()
         builder = MessageBuilder(
             settings.model,
             as_blocks=settings.output_version == "v1",
         )
-        return _ChatCall(settings.model, settings._engine(), request, builder)
+        return _ChatCall(settings.model, engine, request, builder)
 
     def _engine(self) -> AnyEngine:
         """The engine of the model, where the settings have it run."""
-        return engine_for(self.model, Where.HOST if self.resident else Where.HERE)
+        return engine_for(
+            resolve(self.model).reference, Where.HOST if self.resident else Where.HERE
+        )
 
     def _warming(
         self,

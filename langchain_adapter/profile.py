@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from langchain_core.language_models import ModelProfile
 
 from llm_mlx_promptcache.cache.manifest import read_plain
 from llm_mlx_promptcache.config import DEFAULT_MODEL
+from llm_mlx_promptcache.models.names import resolve
 from llm_mlx_promptcache.models.references import divided, folder_of
 
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
@@ -35,6 +37,8 @@ def profile_of(model: str, max_tokens: int | None) -> ModelProfile:
         # A grammar holds the answer to a schema, beside tools too.
         "structured_output": True,
     }
+    with suppress(ValueError):  # the first call says what is wrong with the name
+        model = resolve(model).reference
     context = _context(model)
     if context is not None:
         made["max_input_tokens"] = context

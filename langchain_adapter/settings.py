@@ -72,7 +72,8 @@ class ChatSettings(BaseChatModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     model: str = Field(default=DEFAULT_MODEL)
-    """The model: "default", a folder, or a hub id; `MODEL@FOLDER` with an adapter over it."""
+    """The model, as commands take it: "default" (the embedded one), a registered name or alias, a
+    folder, or a hub id; `MODEL@FOLDER` with an adapter over it."""
     temperature: float | None = 0.0
     """Randomness of what is drawn; 0 takes the likeliest token."""
     top_p: float | None = 1.0

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import unicodedata
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,18 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def composed(name: str) -> str:
+    """A name in the one form in which names are compared: terminals and file systems differ."""
+    return unicodedata.normalize("NFC", name)
+
+
+_MOST_SALVAGED = 1 << 20  # bytes of a damaged file that are looked through
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# A model's name, and its aliases where they follow before the next one, as we write them.
+_NAMED = re.compile(
+    r'"name"\s*:\s*("(?:[^"\\]|\\.)*")(?:[^{}\[\]]*"aliases"\s*:\s*\[([^\[\]]*)\])?'
+)
+
 _Text = Annotated[str, Field(min_length=1)]
 _Size = Annotated[int | str, AfterValidator(_checked_size)]
 _Days = Annotated[float, Field(gt=0, lt=MOST_DAYS, allow_inf_nan=False)]
@@ -107,18 +120,12 @@ class Settings(BaseModel):
 
     def model(self, name: str) -> RegisteredModel | None:
         """The registered model of this name or alias, with or without `mlx-cached/` before it."""
+        name = composed(name)
         plain = name.removeprefix(f"{MODEL_ID}/")
         for model in self.models:
-            if plain == model.name or name in model.aliases:
+            if plain == composed(model.name) or name in map(composed, model.aliases):
                 return model
         return None
-
-    def reference(self, name: str) -> str:
-        """What a name, an alias or "mlx-cached" stands for; a folder or hub id for itself."""
-        if name == MODEL_ID:
-            return self.default_model
-        registered = self.model(name)
-        return name if registered is None else registered.reference
 
 
 def data_folder() -> Path:
@@ -172,6 +179,25 @@ def load_settings() -> Settings:
         raise ValueError(
             f"the settings in {path} can't be read ({reason}); correct or remove that file"
         ) from error
+
+
+def names_in_damaged_settings() -> tuple[RegisteredModel, ...]:
+    """What a settings file that can't be used seems to call models, so that llm knows the names.
+
+    Nothing else of it is believed: who asks one of them is told that the file is damaged.
+    """
+    try:
+        with _settings_file().open("rb") as file:
+            text = file.read(_MOST_SALVAGED).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ()
+    found: dict[str, RegisteredModel] = {}
+    for match in _NAMED.finditer(text):
+        with suppress(ValueError):
+            name = json.loads(match[1])
+            aliases = tuple(json.loads(one) for one in _STRING.findall(match[2] or ""))
+            found.setdefault(name, RegisteredModel(name=name, reference=name, aliases=aliases))
+    return tuple(found.values())
 
 
 def change_settings(change: Callable[[Settings], Settings]) -> Settings:

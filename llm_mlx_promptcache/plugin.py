@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import click
 import llm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import click
+
 
 @llm.hookimpl
 def register_models(register: Callable[..., Any]) -> None:
     """Offer `mlx-cached` and each model that the user registered."""
-    from .config import Settings, load_settings
+    from .config import load_settings, names_in_damaged_settings
     from .llm_adapter.models import AsyncMlxCached, MlxCached
 
     try:
-        settings = load_settings()
-    except ValueError as error:
-        # Of no concern to other plugins' models; our own say it as their error.
-        _tell(str(error))
-        settings = Settings()
+        models = load_settings().models
+    except ValueError:
+        # Of no concern to other plugins' models; each of our own says it as its error.
+        models = names_in_damaged_settings()
     register(MlxCached(), AsyncMlxCached())
-    for model in settings.models:
+    for model in models:
         made = (model.name, model.reference)
         register(MlxCached(*made), AsyncMlxCached(*made), aliases=model.aliases)
-
-
-@cache
-def _tell(error: str) -> None:
-    """Once a process: llm asks for the models each time that it looks one up."""
-    click.echo(f"llm-mlx-promptcache: {error}", err=True)
 
 
 @llm.hookimpl

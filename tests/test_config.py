@@ -64,14 +64,13 @@ def test_what_a_later_version_wrote_is_let_be(home):
     assert config.load_settings().default_model == "a/b"
 
 
-def test_names_and_aliases_stand_for_references():
+def test_names_and_aliases_stand_for_models():
     model = config.RegisteredModel(name="small", reference="/models/small", aliases=("s",))
     settings = config.Settings(default_model="a/b", models=(model,))
     for name in ("small", "mlx-cached/small", "s"):
-        assert settings.reference(name) == "/models/small"
-    assert settings.reference("mlx-cached") == "a/b"
-    for name in ("default", "c/d", "/elsewhere", "mlx-cached/s"):
-        assert settings.reference(name) == name
+        assert settings.model(name) == model
+    for name in ("mlx-cached", "default", "c/d", "/elsewhere", "mlx-cached/s"):
+        assert settings.model(name) is None
 
 
 @pytest.mark.parametrize(

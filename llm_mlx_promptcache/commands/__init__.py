@@ -12,7 +12,7 @@ import click
 
 _WHERE = {
     "models": "models",
-    "add": "models",
+    "add": "add",
     "remove": "models",
     "default": "models",
     "download": "models",

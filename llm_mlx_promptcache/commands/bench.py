@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..config import HOME_VARIABLE, data_folder, load_settings
+from ..config import HOME_VARIABLE, data_folder
 from ..models.blas_preload import blas_in_use
+from ..models.names import resolve
+from .shown import model_option
 
 if TYPE_CHECKING:
     from ..chat.messages import Message
@@ -63,13 +65,13 @@ class BenchResult(NamedTuple):
 
 
 @click.command()
-@click.option("-m", "--model", help="A hub id, a folder, or default; else the model you have set.")
+@model_option
 @click.option("--rules", default=30, show_default=True, help="Length of the system prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def bench(*, model: str | None, rules: int, as_json: bool) -> None:
+def bench(*, model: str, rules: int, as_json: bool) -> None:
     """Measure what the cache gains here, in a cache of its own, and print a table to share."""
     try:
-        result = measure(model or load_settings().default_model, rules)
+        result = measure(resolve(model).reference, rules)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo(_as_json(result) if as_json else table(result))

@@ -8,6 +8,7 @@ import click
 
 from ..config import load_settings
 from ..engine.pool import disk_store
+from ..models.references import is_hub_id, shown
 from .host import seen_by_host
 from .shown import json_option, quoted, show_json
 
@@ -150,9 +151,10 @@ def _tokenizer(reference: str) -> TemplateTokenizer:
 
     found = tokenizer_of(reference)
     if found is None:
+        what = f"; llm mlx-cached download {reference} fetches it" if is_hub_id(reference) else ""
         raise ValueError(
-            f"the model {reference!r} is not on this machine, and its tokenizer is needed;"
-            f" fetch it with llm mlx-cached download {reference}"
+            f"the answer is of the model {shown(reference)!r}, which is not on this machine, and"
+            f" its tokenizer is needed{what}"
         )
     return found
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,78 +16,64 @@ from ..config import (
     change_settings,
     load_settings,
 )
-from ..models.references import divided, folder_of, spelled
+from ..models.names import default_reference, resolve
+from ..models.references import divided, folder_of
 from .shown import json_option, show_json, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-
-
-@click.command()
-@click.argument("model", metavar="REPO_OR_FOLDER")
-@click.option("--adapter", metavar="FOLDER", help="What mlx_lm.lora trained on top of it.")
-@click.option("--name", help="What to call it; else the last part of the repo or folder.")
-@click.option("aliases", "-a", "--alias", multiple=True, help="A short name; can be repeated.")
-@json_option
-def add(
-    *, model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
-) -> None:
-    """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
-    reference = _reference(model)
-    made = RegisteredModel(
-        name=name or _last_part(reference),
-        reference=reference if adapter is None else _with_adapter(reference, adapter),
-        aliases=aliases,
-    )
-
-    def with_it(settings: Settings) -> Settings:
-        _check_names(settings, made)
-        return settings.changed(models=(*settings.models, made))
-
-    change_settings(with_it)
-    if as_json:
-        show_json(_plain(made))
-    else:
-        also = f" (also: {', '.join(aliases)})" if aliases else ""
-        click.echo(f"{MODEL_ID}/{made.name}{also} is {reference}")
 
 
 @click.command()
 @click.argument("name")
 @json_option
 def remove(*, name: str, as_json: bool) -> None:
-    """Forget a registered model, by name or alias; its files and what is cached of it stay."""
-    gone = _registered(load_settings(), name)
+    """Forget a registered model, by name or alias; its files and what is cached of it stay.
 
-    def without_it(settings: Settings) -> Settings:
-        kept = tuple(model for model in settings.models if model != gone)
-        return settings.changed(models=kept)
-
-    change_settings(without_it)
+    Where it was the default, the embedded model is the default again.
+    """
+    before = load_settings()
+    gone = _meant(before, name)
+    after = change_settings(lambda settings: _without(settings, gone))
+    llm_changed = _llm_without(gone)
+    was_default = default_reference(before) != default_reference(after)
     if as_json:
-        show_json(_plain(gone))
-    else:
-        click.echo(f"{MODEL_ID}/{gone.name} is no longer registered")
+        show_json({**plain_model(gone), "was_default": was_default, "was_llm_default": llm_changed})
+        return
+    click.echo(f"{MODEL_ID}/{gone.name} is no longer registered")
+    if was_default:
+        click.echo(
+            f"it was the default, which is the embedded model again;"
+            f" llm mlx-cached default {quote(gone.reference)} has it back"
+        )
+    if llm_changed:
+        click.echo(f"it was llm's own default, which is {MODEL_ID} now")
 
 
 @click.command()
 @click.argument("model", required=False)
+@click.option("--llm", "for_llm", is_flag=True, help="Also make it what plain `llm` asks.")
 @json_option
-def default(*, model: str | None, as_json: bool) -> None:
+def default(*, model: str | None, for_llm: bool, as_json: bool) -> None:
     """Show or set the model of `llm -m mlx-cached`.
 
-    MODEL is a registered name or alias, a hub id, a folder, or "default", the embedded one.
+    MODEL is a registered name or alias, a hub id, a folder, or "default", the embedded one. With
+    --llm, plain `llm 'prompt'` asks it too, which asks a model of OpenAI's otherwise.
     """
     if model is None:
         settings = load_settings()
     else:
-        settings = change_settings(lambda s: s.changed(default_model=_default(s, model)))
+        found = _reference(model)
+        settings = change_settings(lambda held: held.changed(default_model=found))
+    if for_llm:
+        _make_llm_default()
+    reference = default_reference(settings)
     if as_json:
-        show_json({"default_model": settings.default_model})
-    else:
-        click.echo(settings.default_model)
+        show_json({"default_model": reference, "llm_default": _llm_default()})
+        return
+    click.echo(reference)
+    if for_llm:
+        click.echo(f"llm's own default is {MODEL_ID}")
 
 
 @click.command()
@@ -119,13 +104,13 @@ def models(*, as_json: bool) -> None:
 @click.argument("model", default=MODEL_ID)
 @json_option
 def download(*, model: str, as_json: bool) -> None:
-    """Fetch a model that is not here yet: a registered name or alias, or a hub id."""
+    """Fetch a model that is not here yet: a registered name, an alias or a hub id."""
     from ..cache.sizes import format_size
     from ..models.loading import model_folder
     from ..models.memory import weights_of
     from ..models.progress import ProgressLine
 
-    reference = load_settings().reference(model)
+    reference = resolve(model).reference
     with ProgressLine() as line:
         folder = model_folder(reference, line)
     if as_json:
@@ -135,71 +120,61 @@ def download(*, model: str, as_json: bool) -> None:
         click.echo(f"{reference} is here, {format_size(weights_of(folder))}: {folder}")
 
 
-def _registered(settings: Settings, name: str) -> RegisteredModel:
-    """The registered model of this name or alias; ValueError where there is none."""
-    found = settings.model(name)
-    if found is None:
+def _meant(settings: Settings, name: str) -> RegisteredModel:
+    """The registered model that a name, or a folder or hub id of just one, means; ValueError."""
+    found = resolve(name, settings)
+    if found.registered is not None:
+        return found.registered
+    same = [model for model in settings.models if model.reference == found.reference]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        names = ", ".join(f"{MODEL_ID}/{model.name}" for model in same)
+        raise ValueError(f"{name!r} is registered as {names}; say which of them")
+    if found.model_id or found.reference == DEFAULT_MODEL:
         raise ValueError(
-            f"no model {name!r} is registered; llm mlx-cached models lists those that are"
+            f"{name!r} is no model that was registered, so it can't be removed;"
+            " llm mlx-cached default MODEL sets another one"
         )
-    return found
+    raise ValueError(f"no model {name!r} is registered; llm mlx-cached models lists those that are")
 
 
-def _default(settings: Settings, model: str) -> str:
-    """What a registered name, an alias, a hub id, a folder or "default" stands for; ValueError."""
-    if model == MODEL_ID or settings.model(model) is not None:
-        return settings.reference(model)
-    return _reference(model)
+def _without(settings: Settings, gone: RegisteredModel) -> Settings:
+    """The settings without a model, which can't be the default any longer either."""
+    kept = tuple(model for model in settings.models if model != gone)
+    left = settings.changed(models=kept)
+    was_default = default_reference(settings) == gone.reference
+    if was_default and all(model.reference != gone.reference for model in kept):
+        return left.changed(default_model=DEFAULT_MODEL)
+    return left
 
 
-def _reference(model: str) -> str:
-    """A folder's whole path, a hub id, or "default"; ValueError for anything else."""
-    found, adapter = divided(spelled(model))
-    if adapter:
-        return _with_adapter(_reference(found), adapter)
-    if found == DEFAULT_MODEL:
-        return found
-    folder = folder_of(found)
-    known = _HUB_ID.fullmatch(found) if folder is None else (folder / "config.json").is_file()
-    if not known:
+def _llm_without(gone: RegisteredModel) -> bool:
+    """Have llm's own default be `mlx-cached` where it was the model that is gone; whether so."""
+    if _llm_default() not in (f"{MODEL_ID}/{gone.name}", *gone.aliases):
+        return False
+    _make_llm_default()
+    return True
+
+
+def _llm_default() -> str:
+    """What plain `llm` asks."""
+    return str(llm.get_default_model())  # type: ignore[no-untyped-call]
+
+
+def _make_llm_default() -> None:
+    """Have plain `llm` ask `mlx-cached`; ValueError where llm can't write it down."""
+    try:
+        llm.set_default_model(MODEL_ID)  # type: ignore[no-untyped-call]
+    except OSError as error:
         raise ValueError(
-            f"{model!r} is no folder with a model (config.json) and no hub id; give a folder, or"
-            " a hub id such as mlx-community/Qwen3-0.6B-4bit"
-        )
-    return found
+            f"llm's own default can't be written ({error.strerror}: {error.filename}); make its"
+            " folder writable"
+        ) from error
 
 
-def _with_adapter(reference: str, adapter: str) -> str:
-    folder = folder_of(adapter)
-    if folder is None or not (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
-            " mlx_lm.lora wrote"
-        )
-    return f"{reference}@{folder}"
-
-
-def _last_part(reference: str) -> str:
-    return "embedded" if reference == DEFAULT_MODEL else Path(reference).name
-
-
-def _check_names(settings: Settings, made: RegisteredModel) -> None:
-    """ValueError where llm, or a model of ours, has one of the names already."""
-    taken = {f"{MODEL_ID}/{model.name}" for model in settings.models}
-    for known in llm.get_models_with_aliases():
-        taken.update((known.model.model_id, *known.aliases))
-    for name in (made.name, *made.aliases):
-        if not name or name != name.strip() or not name.isprintable():
-            raise ValueError(f"{name!r} is no name; give one without spaces around it")
-    for name in (f"{MODEL_ID}/{made.name}", *made.aliases):
-        if name in taken:
-            raise ValueError(
-                f"{name!r} is a model's name already; give another with --name or --alias,"
-                " or remove that one first"
-            )
-
-
-def _plain(model: RegisteredModel) -> dict[str, Any]:
+def plain_model(model: RegisteredModel) -> dict[str, Any]:
+    """A registered model as programs read it."""
     return {
         "model": f"{MODEL_ID}/{model.name}",
         "aliases": list(model.aliases),
@@ -207,13 +182,22 @@ def _plain(model: RegisteredModel) -> dict[str, Any]:
     }
 
 
+def _reference(model: str) -> str:
+    """What a name stands for, where a folder of that name holds a model; ValueError."""
+    found = resolve(model).reference
+    folder = folder_of(divided(found)[0])
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ValueError(f"{found!r} is no folder with a model: it has no config.json")
+    return found
+
+
 def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
     """The default model, those registered, and those of the hub's cache that are neither."""
     from ..models.hub import models_in_cache
 
-    yield {"model": MODEL_ID, "aliases": [], "reference": settings.default_model}
-    yield from (_plain(model) for model in settings.models)
-    known = {settings.default_model, *(model.reference for model in settings.models)}
+    yield {"model": MODEL_ID, "aliases": [], "reference": default_reference(settings)}
+    yield from (plain_model(model) for model in settings.models)
+    known = {default_reference(settings), *(model.reference for model in settings.models)}
     for held in models_in_cache():
         if held.reference not in known:
             yield {"model": None, "aliases": [], "reference": held.reference}

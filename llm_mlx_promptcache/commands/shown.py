@@ -9,9 +9,13 @@ from typing import Any
 
 import click
 
-from ..config import load_settings
-from ..models.references import spelled
+from ..config import MODEL_ID
+from ..models.errors import ModelLoadError
+from ..models.names import resolve
 
+model_option = click.option(
+    "-m", "--model", default=MODEL_ID, help="A registered name, an alias, a hub id or a folder."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -58,8 +62,11 @@ def show_tree(title: str, lines: Iterable[tuple[int, str]]) -> None:
 
 
 def label_of(model: str) -> str:
-    """What the store calls a model: by its name, an alias, or a folder however it is spelled."""
-    return spelled(load_settings().reference(model))
+    """What the store calls a model: of one that is gone, or of a namespace, the name itself."""
+    try:
+        return resolve(model).reference
+    except ModelLoadError:
+        return model
 
 
 def quoted(text: str, limit: int = 60) -> str:

@@ -8,9 +8,10 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from ..config import MODEL_ID, Settings, load_settings
+from ..config import load_settings
+from ..models.names import NamedModel, resolve
 from .host import seen_by_host
-from .shown import json_option, show_json
+from .shown import json_option, model_option, show_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-m", "--model", default=MODEL_ID, help="A registered name or alias, or a hub id.")
+@model_option
 @click.option(
     "-s", "--system", type=click.File(), help="The file of the system prompt; - is stdin."
 )
@@ -44,12 +45,12 @@ def warm(
     text = system.read() if system is not None else ""
     if not text and not tools:
         raise ValueError("the system prompt is empty; give a file with text, or tools (-T NAME)")
-    settings = load_settings()
-    request = replace(_request(settings, model, text, tools), warm=True, pin=keep)
+    named = resolve(model, load_settings())
+    request = replace(_request(named, text, tools), warm=True, pin=keep)
     _check_kept(request)
     store = disk_store()
     before = _pinned(store)
-    finished = _run(engine_for(settings.reference(model)).generate(request))
+    finished = _run(engine_for(named.reference).generate(request))
     _have_written()
     pinned = {file_id: id for file_id, id in _pinned(store).items() if file_id not in before}
     usage = finished.usage
@@ -108,23 +109,22 @@ def _check_kept(request: GenerationRequest) -> None:
         raise ValueError(f"nothing would be kept on the disk: {DISK_SWITCH} is 0; unset it")
 
 
-def _request(settings: Settings, name: str, system: str, tools: Sequence[str]) -> GenerationRequest:
+def _request(named: NamedModel, system: str, tools: Sequence[str]) -> GenerationRequest:
     """What warms the beginning that every prompt of `llm -m NAME -s SYSTEM -T TOOL` shares."""
     import llm
 
     from ..llm_adapter.models import MlxCached
     from ..llm_adapter.requests import question_of
 
-    registered = settings.model(name)
-    model = MlxCached() if registered is None else MlxCached(registered.name, registered.reference)
-    # A hub id or a folder is no model of llm's, so nobody can have set options for it.
-    known = registered is not None or name == MODEL_ID
+    kept = named.registered
+    model = MlxCached() if kept is None else MlxCached(kept.name, kept.reference)
     prompt = llm.Prompt(  # type: ignore[no-untyped-call]
         None,
         model,
         system=system or None,
         tools=_tools(tools),
-        options=_options(model) if known else None,
+        # A hub id or a folder is no model of llm's, so nobody can have set options for it.
+        options=_options(model) if named.model_id else None,
     )
     return question_of(prompt, model.model_id).request
 

@@ -155,6 +155,10 @@ def _response_json(event: Finished, question: Question) -> dict[str, Any]:
         "first_token_seconds": round(timings.first_token, 3),
         "decode_seconds": round(timings.decode, 3),
     }
+    if question.settings.reference:
+        made["reference"] = question.settings.reference
+    if event.fingerprint:
+        made["fingerprint"] = event.fingerprint
     if event.namespace:
         made["namespace"] = event.namespace
     if event.stopped_by:

@@ -13,7 +13,7 @@ import sqlite_utils
 from llm.logs import LogStore
 
 from ..chat.generated import Generated
-from ..config import MODEL_ID, Settings
+from ..config import DEFAULT_MODEL, MODEL_ID, Settings
 from ..engine.request import GenerationRequest
 from .models import MlxCached
 from .records import generated_of
@@ -88,7 +88,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
     return LoggedAnswer(
         id=row["id"],
         model=row["model"],
-        reference=settings.reference(row["model"]),
+        reference=_reference(row, told),
         request=question_of(prompt, row["model"]).request,
         record=record,
         prompt=row["input_tokens"],
@@ -96,6 +96,13 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         why=str(told.get("cache", "")),
         namespace=str(told.get("namespace", "")),
     )
+
+
+def _reference(row: dict[str, Any], told: dict[str, Any]) -> str:
+    """The model that answered then, whatever its name stands for now."""
+    said = told.get("reference")
+    # Who logged none logged the model where it was not the embedded one.
+    return said if isinstance(said, str) and said else row["resolved_model"] or DEFAULT_MODEL
 
 
 def _tools(store: LogStore, turn: str) -> list[llm.Tool]:

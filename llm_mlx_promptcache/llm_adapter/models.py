@@ -8,9 +8,11 @@ from contextlib import aclosing, closing
 import llm
 from llm.parts import StreamEvent
 
-from ..config import DEFAULT_MODEL, MODEL_ID, load_settings
+from ..config import MODEL_ID, load_settings
 from ..engine.loading_line import LoadingLine
 from ..host.engines import engine_for
+from ..models.names import default_reference
+from ..models.references import shown
 from .answers import ResponseBuilder
 from .options import MlxCachedOptions
 from .progress import WaitingLine
@@ -33,8 +35,12 @@ class _Shared:
         return f"mlx-cached: {self.model_id}"
 
     def _resolve(self) -> str:
-        """A hub id, a folder, or "default": what the default is now is looked up at each call."""
-        return load_settings().default_model if self._reference is None else self._reference
+        """A hub id, a folder, or "default": what the default is now is looked up at each call.
+
+        ValueError where the settings are damaged, which say what every name of ours stands for.
+        """
+        settings = load_settings()
+        return default_reference(settings) if self._reference is None else self._reference
 
 
 class MlxCached(_Shared, llm.Model):
@@ -50,9 +56,10 @@ class MlxCached(_Shared, llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        question = question_of(prompt, self.model_id)
+        reference = self._resolve()
+        question = question_of(prompt, self.model_id, reference)
         builder = ResponseBuilder(response, question)
-        reference = _log_resolved(self._resolve(), response)
+        response.set_resolved_model(shown(reference))
         events = engine_for(reference).generate(question.request)
         with closing(events), closing(WaitingLine()) as line:
             for event in events:
@@ -73,9 +80,10 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        question = question_of(prompt, self.model_id)
+        reference = self._resolve()
+        question = question_of(prompt, self.model_id, reference)
         builder = ResponseBuilder(response, question)
-        reference = _log_resolved(self._resolve(), response)
+        response.set_resolved_model(shown(reference))
         events = engine_for(reference).agenerate(question.request)
         # A server's stderr is its log, and many prompts share it: no line for each of them.
         with closing(LoadingLine(reference)) as line:
@@ -84,10 +92,3 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
                     line.show(event)
                     for part in builder.stream_events(event):
                         yield part
-
-
-def _log_resolved(reference: str, response: llm.Response | llm.AsyncResponse) -> str:
-    """`reference`; llm logs which model it was, where the id alone does not say it."""
-    if reference != DEFAULT_MODEL:
-        response.set_resolved_model(reference)
-    return reference

@@ -18,8 +18,8 @@ _SETTINGS = "settings"
 class PromptSettings:
     """What shaped a prompt beside its messages, which llm does not restore with `-c`.
 
-    `tools` are names. `schema` is what the end of a tool loop must be: llm passes it on to the
-    loop's first turn only.
+    `model` is what llm calls it, and `reference` which one it was. `tools` are names. `schema` is
+    what the end of a tool loop must be: llm passes it on to the loop's first turn only.
     """
 
     model: str
@@ -28,11 +28,12 @@ class PromptSettings:
     cache_salt: str = ""
     tools: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
+    reference: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; what has its default is left out."""
         made: dict[str, Any] = {"model": self.model}
-        for name in ("thinking", "kv_bits", "cache_salt", "tools", "schema"):
+        for name in ("thinking", "kv_bits", "cache_salt", "tools", "schema", "reference"):
             value = getattr(self, name)
             if value is not None and value != type(self).__dataclass_fields__[name].default:
                 made[name] = list(value) if isinstance(value, tuple) else value
@@ -45,6 +46,7 @@ class PromptSettings:
             return None
         thinking, bits, salt = obj.get("thinking"), obj.get("kv_bits"), obj.get("cache_salt")
         tools, schema = obj.get("tools"), obj.get("schema")
+        reference = obj.get("reference")
         names = tools if isinstance(tools, list) else []
         return cls(
             obj["model"],
@@ -53,6 +55,7 @@ class PromptSettings:
             salt if isinstance(salt, str) else "",
             tuple(name for name in names if isinstance(name, str)),
             schema if isinstance(schema, Mapping) else None,
+            reference if isinstance(reference, str) else "",
         )
 
 
@@ -82,6 +85,12 @@ def latest_settings(messages: Iterable[LlmMessage], model: str) -> PromptSetting
         return None
     own = next((kept for kept in reversed(found) if kept.model == model), PromptSettings(model))
     return replace(own, cache_salt=found[-1].cache_salt)
+
+
+def latest_reference(messages: Iterable[LlmMessage]) -> str:
+    """Which model of ours gave the last answer in the conversation; "" where none is told."""
+    found = [kept.reference for message in messages if (kept := settings_of(message)) is not None]
+    return found[-1] if found else ""
 
 
 def _record(message: LlmMessage) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import llm
@@ -11,9 +12,10 @@ from llm.parts import Message as LlmMessage
 
 from ..engine.request import DEFAULT_MAX_TOKENS, Choice, GenerationRequest, choice_named
 from ..models.kv_settings import KVSettings
+from ..models.references import shown
 from .messages import messages_of
 from .options import MlxCachedOptions
-from .records import PromptSettings, latest_settings, settings_of
+from .records import PromptSettings, latest_reference, latest_settings, settings_of
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +28,18 @@ class Question(NamedTuple):
     lost_tools: tuple[str, ...] = ()
 
 
-def question_of(prompt: llm.Prompt, model: str) -> Question:
-    """What `prompt` asks of the engine; ValueError, one line, where it can't be asked."""
+def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question:
+    """What `prompt` asks of the engine; ValueError, one line, where it can't be asked.
+
+    `reference` is which model it is that llm calls `model` now.
+    """
     options = cast("MlxCachedOptions", prompt.options)
     chain: Sequence[LlmMessage] = prompt.messages
     tools = _tools(prompt.tools)
     before = latest_settings(chain, model)
     settings = _settings(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
+    settings = replace(settings, reference=reference)
+    _tell_other(latest_reference(chain), reference)
     choice = _choice(options, chain, tuple(tools)) if tools else Choice("auto")
     request = GenerationRequest(
         messages=messages_of(prompt),
@@ -59,6 +66,16 @@ def question_of(prompt: llm.Prompt, model: str) -> Question:
             ", ".join(lost),
         )
     return Question(request, settings, lost)
+
+
+def _tell_other(before: str, reference: str) -> None:
+    """Say that a conversation goes on with another model than the one that answered last."""
+    if before and reference and before != reference:
+        _log.warning(
+            "this conversation was with %s until now; %s answers from here on",
+            shown(before),
+            shown(reference),
+        )
 
 
 def _settings(

@@ -21,6 +21,11 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def cut(name: str, limit: int = 200) -> str:
+    """A name as somebody gave it, at most `limit` characters."""
+    return name if len(name) <= limit else name[: limit - 3] + "..."
+
+
 class ConstraintError(RuntimeError):
     """A grammar that can't go on: its limits are passed, or it was given what it had masked."""
 

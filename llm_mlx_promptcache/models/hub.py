@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import scan_cache_dir, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound
 from tqdm import tqdm
 
 from .progress import Report
 
 _STAGE = "Fetching {}"
+_MOST_NAMES = 10_000
 
 
 class HubModel(NamedTuple):
@@ -45,6 +49,15 @@ def models_in_cache() -> list[HubModel]:
             if (folder / "config.json").exists() and next(folder.glob("*.safetensors"), None):
                 models.append(HubModel(repo.repo_id, folder))
     return sorted(models)
+
+
+def names_in_cache() -> Iterator[str]:
+    """The ids of whatever lies in the hub's cache as a model; of its folders' names alone."""
+    with suppress(OSError):
+        for folder in islice(Path(HF_HUB_CACHE).iterdir(), _MOST_NAMES):
+            kind, *parts = folder.name.split("--")
+            if kind == "models" and len(parts) == 2:
+                yield "/".join(parts)
 
 
 def _bar_class(stage: str, report: Report) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +20,17 @@ from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest, read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
-from .errors import ModelFetchError, ModelLoadError, one_line
+from .errors import ModelFetchError, ModelLoadError, cut, one_line
 from .facts import environment
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
 from .progress import Report, unreported
 from .quantisation import fitting
-from .references import divided, folder_of
+from .references import adapter_of, divided, folder_of, is_hub_id
 
 # transformers says on stderr that it found no PyTorch, unless told before its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
@@ -86,7 +84,7 @@ def load_model(reference: str, report: Report = unreported) -> LoadedModel:
     """
     _hush()
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
-    folder, adapter = model_folder(reference, report).resolve(), adapter_folder(reference)
+    folder, adapter = model_folder(reference, report).resolve(), adapter_of(reference)
     files = _listed(folder, adapter)
     _check_files(folder)
     model, config = _load_weights(folder)
@@ -104,11 +102,11 @@ def model_folder(reference: str, report: Report = unreported) -> Path:
         return ensure_default_model(data_folder(), report=report)
     if (given := folder_of(reference)) is not None:
         return given
-    if _HUB_ID.fullmatch(reference):
+    if is_hub_id(reference):
         return _from_hub(reference, report)
     raise ModelLoadError(
-        f"unknown model {reference!r}: no such folder and no hub id; give a folder,"
-        f" a hub id such as mlx-community/Qwen3-0.6B-4bit, or {DEFAULT_MODEL!r}"
+        f"there is no model {cut(reference)!r}: no such folder is here, and it is no hub id;"
+        " llm mlx-cached models lists the models that are"
     )
 
 
@@ -120,21 +118,7 @@ def kept_folder(reference: str) -> Path | None:
         return folder if folder.is_dir() else None
     if (given := folder_of(reference)) is not None:
         return given
-    return _kept_of_hub(reference) if _HUB_ID.fullmatch(reference) else None
-
-
-def adapter_folder(reference: str) -> Path | None:
-    """The folder of the adapter that a reference names; ModelLoadError where it is none."""
-    _, adapter = divided(reference)
-    if not adapter:
-        return None
-    folder = folder_of(adapter)
-    if folder is None or not (folder / "adapter_config.json").is_file():
-        raise ModelLoadError(
-            f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
-            " mlx_lm.lora wrote"
-        )
-    return folder
+    return _kept_of_hub(reference) if is_hub_id(reference) else None
 
 
 def load_tokenizer(folder: Path) -> Any:

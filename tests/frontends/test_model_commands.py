@@ -1,9 +1,8 @@
 """Models by name: registered, listed, fetched, forgotten; every mistake is one line."""
 
 import re
-import subprocess
-import sys
 
+import llm
 import pytest
 
 LIMIT = ("-o", "max_tokens", "4")
@@ -39,7 +38,68 @@ def test_a_model_is_forgotten_and_its_files_stay(bare_home, tiny_llama):
     named = [entry["model"] for entry in bare_home.told("models")["models"]]
     assert f"mlx-cached/{folder.name}" not in named
     assert (folder / "config.json").exists()
-    assert "no model 'two' is registered" in one_line(bare_home.ours("remove", "two", status=1)[1])
+    assert "'two' is no registered name" in one_line(bare_home.ours("remove", "two", status=1)[1])
+
+
+def test_a_removed_default_is_the_default_no_longer(bare_home, tiny_llama):
+    folder = tiny_llama()
+    bare_home.ours("add", str(folder), "--name", "small")
+    bare_home.ours("add", "somebody/other")
+    bare_home.ours("default", "small")
+    (bare_home.folder / "llm" / "default_model.txt").write_text("mlx-cached/small")
+    said = bare_home.ours("remove", "small")[0].splitlines()
+    assert said == [
+        "mlx-cached/small is no longer registered",
+        "it was the default, which is the embedded model again;"
+        f" llm mlx-cached default {folder} has it back",
+        "it was llm's own default, which is mlx-cached now",
+    ]
+    assert bare_home.told("default") == {"default_model": "default", "llm_default": "mlx-cached"}
+
+
+def test_a_default_that_another_name_has_too_stays(bare_home, tiny_llama):
+    folder = str(tiny_llama())
+    for name in ("one", "two", "three"):
+        bare_home.ours("add", folder, "--name", name)
+    bare_home.ours("default", "one")
+    told = bare_home.ours("remove", folder, status=1)[1]
+    assert "is registered as mlx-cached/one, mlx-cached/two, mlx-cached/three" in one_line(told)
+    bare_home.ours("remove", "one")
+    gone = bare_home.told("remove", "two")
+    assert (gone["was_default"], gone["was_llm_default"]) == (False, False)
+    assert bare_home.told("default")["default_model"] == folder
+
+
+def test_plain_llm_asks_the_default_where_it_is_made_llms_own(bare_home, tiny_llama):
+    assert bare_home.told("default")["llm_default"] == llm.DEFAULT_MODEL
+    bare_home.llm("mlx-cached", "default", str(tiny_llama()), "--llm")
+    bare_home.llm("Hello", *LIMIT)
+    assert bare_home.last()["model"] == "mlx-cached"
+
+
+def test_an_llm_whose_default_cannot_be_written_is_one_line(bare_home):
+    (bare_home.folder / "llm" / "default_model.txt").mkdir(parents=True)
+    told = bare_home.ours("default", "somebody/a", "--llm", status=1)[1]
+    assert "llm's own default can't be written (Is a directory: " in one_line(told)
+
+
+def test_a_conversation_that_goes_on_with_another_model_says_so_once(bare_home, tiny_llama):
+    one, two = str(tiny_llama()), str(tiny_llama(seed=1))
+    bare_home.ours("default", one)
+    assert bare_home.llm("-m", "mlx-cached", "Hello", *LIMIT)[1] == ""
+    assert bare_home.llm("-c", "More", *LIMIT)[1] == ""
+    bare_home.ours("default", two)
+    told = bare_home.llm("-c", "And more", *LIMIT)[1]
+    assert told == f"this conversation was with {one} until now; {two} answers from here on"
+    assert bare_home.llm("-c", "The end", *LIMIT)[1] == ""
+    answers = [entry["response_json"]["reference"] for entry in bare_home.logged(4)]
+    assert sorted(answers) == sorted([one, one, two, two])
+    # What was answered then is told of then, whatever the default is now.
+    bare_home.ours("default", one)
+    last = bare_home.last()
+    found = bare_home.told("explain", last["id"])
+    assert found["now"]["prompt"] == last["input_tokens"]
+    assert found["now"]["stored"] > 0
 
 
 def test_models_tells_what_is_here_and_whether_it_fits(bare_home, tiny_llama, monkeypatch):
@@ -77,15 +137,23 @@ def test_a_name_or_alias_or_folder_becomes_the_default(bare_home, tiny_llama, mo
         bare_home.ours("default", "default")
         assert bare_home.ours("default", name)[0] == str(folder)
     monkeypatch.chdir(folder.parent)
-    assert bare_home.told("default", folder.name) == {"default_model": str(folder)}
+    bare_home.ours("remove", "s")
+    assert bare_home.told("default", folder.name)["default_model"] == str(folder)
 
 
 @pytest.mark.parametrize(
-    "name", ["nobody", "/nowhere", "~nobody-has-this-name/x", "mlx-cached/no me"]
+    ("name", "words"),
+    [
+        ("nobody", "'nobody' is no registered name or alias, no folder that is here and no hub id"),
+        ("/nowhere", "there is no folder '/nowhere'"),
+        ("~nobody-has-this-name/x", "there is no folder '~nobody-has-this-name/x'"),
+        ("mlx-cached/no me", "no model 'mlx-cached/no me' is registered"),
+        ("/", "no folder with a model: it has no config.json"),
+    ],
 )
-def test_what_is_no_model_does_not_become_the_default(bare_home, name):
-    assert "no folder with a model" in one_line(bare_home.ours("default", name, status=1)[1])
-    assert bare_home.told("default") == {"default_model": "default"}
+def test_what_is_no_model_does_not_become_the_default(bare_home, name, words):
+    assert words in one_line(bare_home.ours("default", name, status=1)[1])
+    assert bare_home.told("default")["default_model"] == "default"
     for given in ("somebody/not-here-4bit", "mlx-cached", "default"):
         bare_home.ours("default", given)
 
@@ -93,8 +161,9 @@ def test_what_is_no_model_does_not_become_the_default(bare_home, name):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("/nowhere",), "no folder with a model"),
-        (("just-a-word",), "no folder with a model"),
+        (("/nowhere",), "there is no folder '/nowhere'"),
+        (("just-a-word",), "no folder that is here and no hub id"),
+        (("somebody/a", "--name", "default"), "'default' is the embedded model"),
         (("somebody/a", "--name", "taken"), "'mlx-cached/taken' is a model's name already"),
         (("somebody/a", "-a", "t"), "'t' is a model's name already"),
         (("somebody/a", "-a", "gpt-4o"), "'gpt-4o' is a model's name already"),
@@ -110,28 +179,36 @@ def test_a_model_that_cannot_be_added_changes_nothing(bare_home, arguments, word
     assert bare_home.told("models") == before
 
 
-def test_damaged_settings_are_told_and_cost_other_plugins_nothing(bare_home):
+DAMAGED = """{
+  "default_model": "a/b",
+  "models": [
+    {"name": "small \\u00e9", "reference": "/models/small", "aliases": ["s", "t"]},
+    {"name": "other", "reference": "a/b"}
+    {"name"
+"""
+
+
+@pytest.mark.parametrize("text", [DAMAGED, DAMAGED.replace("\n", ""), '{"models": [{"name": 3}]}'])
+def test_damaged_settings_are_one_line_of_our_own_models_only(bare_home, text):
     settings = bare_home.folder / "mlx" / "data" / "settings.json"
     settings.parent.mkdir(parents=True)
-    settings.write_text('{"models": [{"name": 3}]}')
+    settings.write_text(text)
     listed, told = bare_home.llm("models", "list")
     assert "gpt-4o" in listed
-    (line,) = told.splitlines()
-    assert re.search(r"settings.json can't be read .*models\.0\.name is 3; give", line)
+    assert told == ""
+    ours = ("mlx-cached", "mlx-cached/small é", "s", "t", "mlx-cached/other")
+    for name in ours if text.startswith(DAMAGED[:1] + "\n") else ours[:1]:
+        _, told = bare_home.llm("-m", name, "Hello", status=1)
+        assert re.search(r"settings.json can't be read \(", one_line(told))
     assert "settings.json" in one_line(bare_home.ours("models", status=1)[1])
 
 
-def test_damaged_settings_are_told_once_a_process(bare_home):
-    settings = bare_home.folder / "mlx" / "data" / "settings.json"
+def test_damaged_settings_are_told_once_with_a_host_too(bare_hosted_home):
+    settings = bare_hosted_home.folder / "mlx" / "data" / "settings.json"
     settings.parent.mkdir(parents=True)
-    settings.write_text('{"default_model": null}')
-    script = "import llm\nfor _ in range(3): print(llm.get_model('mlx-cached').model_id)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=bare_home.environment(), capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["mlx-cached"] * 3
-    (line,) = done.stderr.splitlines()
-    assert "default_model is null" in line
+    settings.write_text('{"models": [{"name": 3}]}')
+    told = one_line(bare_hosted_home.llm("-m", "mlx-cached", "Hello", status=1)[1])
+    assert re.search(r"settings.json can't be read .*models\.0\.name is 3; give", told)
 
 
 def test_a_home_that_nobody_has_is_one_line(bare_home):
@@ -142,7 +219,8 @@ def test_a_home_that_nobody_has_is_one_line(bare_home):
 
 
 def test_a_model_that_is_nowhere_cannot_be_downloaded(bare_home):
-    assert "unknown model" in one_line(bare_home.ours("download", "nowhere", status=1)[1])
+    told = bare_home.ours("download", "nowhere", status=1)[1]
+    assert "no folder that is here and no hub id" in one_line(told)
 
 
 def test_download_of_what_is_here_fetches_nothing(bare_home, tiny_llama):

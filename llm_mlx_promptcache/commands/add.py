@@ -1,0 +1,89 @@
+"""`llm mlx-cached add`: a model registered under a name, once it is known that it can work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import llm
+
+from ..config import (
+    DEFAULT_MODEL,
+    MODEL_ID,
+    RegisteredModel,
+    Settings,
+    change_settings,
+    composed,
+)
+from ..models.names import resolve
+from ..models.references import divided
+from .models import plain_model
+from .shown import json_option, show_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command()
+@click.argument("model", metavar="REPO_OR_FOLDER")
+@click.option("--adapter", metavar="FOLDER", help="What mlx_lm.lora trained on top of it.")
+@click.option("--name", help="What to call it; else the last part of the repo or folder.")
+@click.option("aliases", "-a", "--alias", multiple=True, help="A short name; can be repeated.")
+@json_option
+def add(
+    *, model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
+) -> None:
+    """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
+    reference = _reference(model, adapter)
+    made = RegisteredModel(
+        name=composed(_last_part(reference) if name is None else name),
+        reference=reference,
+        aliases=tuple(map(composed, aliases)),
+    )
+
+    def with_it(settings: Settings) -> Settings:
+        _check_names(settings, made)
+        return settings.changed(models=(*settings.models, made))
+
+    change_settings(with_it)
+    if as_json:
+        show_json(plain_model(made))
+        return
+    also = f" (also: {', '.join(aliases)})" if aliases else ""
+    click.echo(f"{MODEL_ID}/{made.name}{also} is {divided(reference)[0]}")
+
+
+def _reference(model: str, adapter: str | None) -> str:
+    """What is registered; ValueError where it is no model, or no adapter."""
+    if adapter is None:
+        return resolve(model).reference
+    base = resolve(model).reference
+    return resolve(f"{base}@{adapter}").reference
+
+
+def _last_part(reference: str) -> str:
+    base, _ = divided(reference)
+    return "embedded" if base == DEFAULT_MODEL else Path(base).name
+
+
+def _check_names(settings: Settings, made: RegisteredModel) -> None:
+    """ValueError where a name can't be one, or llm, or a model of ours, has it already."""
+    taken = {f"{MODEL_ID}/{model.name}" for model in settings.models}
+    for known in llm.get_models_with_aliases():
+        taken.update((known.model.model_id, *known.aliases))
+    for name in (made.name, *made.aliases):
+        if not name or name != name.strip() or not name.isprintable():
+            raise ValueError(f"{name!r} is no name; give one without spaces around it")
+        if name == DEFAULT_MODEL:
+            raise ValueError(f"{name!r} is the embedded model; give another name")
+    _check_free((f"{MODEL_ID}/{made.name}", *made.aliases), taken)
+
+
+def _check_free(names: Sequence[str], taken: set[str]) -> None:
+    for name in names:
+        if name in taken:
+            raise ValueError(
+                f"{name!r} is a model's name already; give another with --name or --alias,"
+                " or remove that one first"
+            )
