@@ -1,7 +1,8 @@
 """The kinds of layer: what a span keeps of one layer, and where a path of spans can resume.
 
 Each kind is a small value; equal kinds are cut, split and joined alike. The shapes of mlx-lm's
-cache objects are known here and nowhere else.
+cache objects are known here and nowhere else. Its classes are imported by who makes a layer: who
+only reads what is stored of layers is done before mlx-lm would be there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
-from mlx_lm.models.cache import (
-    ArraysCache,
-    CacheList,
-    ChunkedKVCache,
-    ConcatenateKVCache,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-)
 
 from .pieces import Piece, View, copied, joined, owned, rows_in, rows_of, runs, used
 
@@ -111,6 +103,8 @@ class KVRows:
 
     def empty(self) -> Layer:
         """A fresh layer of mlx-lm's class."""
+        from mlx_lm.models.cache import KVCache
+
         return KVCache()
 
     def arrays(self, layer: Layer) -> Iterable[mx.array]:
@@ -132,6 +126,8 @@ class PlainRows(KVRows):
 
     def empty(self) -> Layer:
         """A fresh layer of mlx-lm's class."""
+        from mlx_lm.models.cache import ConcatenateKVCache
+
         return ConcatenateKVCache()
 
 
@@ -147,6 +143,8 @@ class QuantizedRows(KVRows):
 
     def empty(self) -> Layer:
         """A fresh layer of mlx-lm's class."""
+        from mlx_lm.models.cache import QuantizedKVCache
+
         return QuantizedKVCache(self.group_size, self.bits)
 
     def arrays(self, layer: Layer) -> Iterable[mx.array]:
@@ -227,6 +225,8 @@ class Window:
 
     def empty(self) -> Layer:
         """A fresh layer of mlx-lm's class."""
+        from mlx_lm.models.cache import RotatingKVCache
+
         return RotatingKVCache(self.size, self.keep)
 
     def ordered(self, layer: Layer) -> Piece:
@@ -247,6 +247,8 @@ class Chunked(Window):
 
     def empty(self) -> Layer:
         """A fresh layer of mlx-lm's class."""
+        from mlx_lm.models.cache import ChunkedKVCache
+
         return ChunkedKVCache(self.size)
 
     def ordered(self, layer: Layer) -> Piece:
@@ -298,6 +300,8 @@ class State:
 
     def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """The state at `count`; arrays are shared, since models replace them and never write."""
+        from mlx_lm.models.cache import ArraysCache
+
         layer = ArraysCache(self.arity)
         piece = next(v.piece for v in views if v.end == count == v.span_end)
         layer.cache = [a if a is None else a[...] for a in piece or ()]
@@ -360,6 +364,8 @@ class ListOf:
 
     def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """Each part joined in its way."""
+        from mlx_lm.models.cache import CacheList
+
         columns = self._columns(views)
         pairs = zip(self.parts, columns, strict=True)
         return CacheList(*(part.join(column, count, headroom) for part, column in pairs))

@@ -12,15 +12,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import (
-    ArraysCache,
-    CacheList,
-    ChunkedKVCache,
-    ConcatenateKVCache,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-)
 
 from .kinds import (
     Chunked,
@@ -51,16 +42,37 @@ _SIMPLE: tuple[type[Any], ...] = (
     State,
     OwnState,
 )
+_KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {}
 _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _SIMPLE}
-_KIND_OF: dict[type, Callable[[Layer], LayerKind]] = {
-    KVCache: lambda layer: KVRows(),
-    ConcatenateKVCache: lambda layer: PlainRows(),
-    QuantizedKVCache: lambda layer: QuantizedRows(layer.group_size, layer.bits),
-    RotatingKVCache: lambda layer: Window(layer.max_size, layer.keep),
-    ChunkedKVCache: lambda layer: Chunked(layer.chunk_size),
-    ArraysCache: lambda layer: State(len(layer.cache)),
-    CacheList: lambda layer: ListOf(tuple(kind_of(sub) for sub in layer.caches)),
-}
+
+
+def _makers() -> dict[type, Callable[[Layer], LayerKind]]:
+    """By the class of a layer, what makes its kind: mlx-lm's classes, and those of plugins."""
+    if not _KIND_OF:
+        _KIND_OF.update(_makers_of_mlx_lm())
+    return _KIND_OF
+
+
+def _makers_of_mlx_lm() -> dict[type, Callable[[Layer], LayerKind]]:
+    from mlx_lm.models.cache import (
+        ArraysCache,
+        CacheList,
+        ChunkedKVCache,
+        ConcatenateKVCache,
+        KVCache,
+        QuantizedKVCache,
+        RotatingKVCache,
+    )
+
+    return {
+        KVCache: lambda layer: KVRows(),
+        ConcatenateKVCache: lambda layer: PlainRows(),
+        QuantizedKVCache: lambda layer: QuantizedRows(layer.group_size, layer.bits),
+        RotatingKVCache: lambda layer: Window(layer.max_size, layer.keep),
+        ChunkedKVCache: lambda layer: Chunked(layer.chunk_size),
+        ArraysCache: lambda layer: State(len(layer.cache)),
+        CacheList: lambda layer: ListOf(tuple(kind_of(sub) for sub in layer.caches)),
+    }
 
 
 class NotCached(ValueError):
@@ -78,10 +90,10 @@ class PathPart(NamedTuple):
 
 def kind_of(layer: Layer) -> LayerKind:
     """The kind of one layer, by its very class (a subclass may behave otherwise); or NotCached."""
-    make = _KIND_OF.get(type(layer))
+    make = _makers().get(type(layer))
     if make is None:
         load_layer_kinds()
-        make = _KIND_OF.get(type(layer), own_state)
+        make = _makers().get(type(layer), own_state)
     try:
         return make(layer)
     except NoRoundTrip as error:
@@ -96,12 +108,13 @@ def register_layer_kind(
 
     ValueError where the class or the kind's name is taken: what is stored must keep its meaning.
     """
-    if _KIND_OF.get(layer_class, make) is not make:
+    makers = _makers()
+    if makers.get(layer_class, make) is not make:
         raise ValueError(f"layers of class {layer_class.__name__} have a kind already")
     taken = {ListOf.name: ListOf, **_KINDS}.get(kind_class.name, kind_class)
     if taken is not kind_class:
         raise ValueError(f"a kind of layer named {kind_class.name!r} is there already")
-    _KIND_OF[layer_class] = make
+    makers[layer_class] = make
     _KINDS[kind_class.name] = kind_class
 
 

@@ -166,7 +166,7 @@ class Broken:
 def plugins(monkeypatch):
     """Plugins of this test alone."""
     monkeypatch.setattr(layouts, "_KINDS", dict(layouts._KINDS))
-    monkeypatch.setattr(layouts, "_KIND_OF", dict(layouts._KIND_OF))
+    monkeypatch.setattr(layouts, "_KIND_OF", dict(layouts._makers()))
     manager = layer_plugins.plugin_manager()
     made = [Broken(), Plugin()]
     for plugin in made:
