@@ -18,7 +18,7 @@ from ..config import (
 from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
 from .ages import parse_age
 from .host import seen_by_host
-from .shown import json_option, show_json, show_table
+from .shown import json_option, show_json, show_line, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,17 +64,19 @@ def stats(*, as_json: bool) -> None:
             }
         )
         return
-    click.echo(
+    show_line(
         f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
         f" of at most {format_size(held['budget'])} in {cache_folder()}"
     )
     if memory is not None and (found := memory.get("memory")):
-        click.echo(
+        show_line(
             f"{found['spans']} spans, {found['tokens']} tokens, {format_size(found['bytes'])}"
             f" of at most {format_size(found['budget'])} in the memory of process {memory['pid']}"
         )
     if models:
-        show_table(("model", "spans", "size", "in memory", "of which"), [m.row() for m in models])
+        show_table(
+            ("model", "spans", "size", "in memory", "of the size"), [m.row() for m in models]
+        )
 
 
 class _ModelStats(NamedTuple):

@@ -10,7 +10,7 @@ from ..config import load_settings
 from ..engine.pool import disk_store
 from ..models.references import is_hub_id, shown
 from .host import seen_by_host
-from .shown import json_option, quoted, show_json
+from .shown import json_option, quoted, show_json, show_line
 
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan, Listing, Parting
@@ -41,7 +41,7 @@ def explain(*, response_id: str | None, as_json: bool) -> None:
         show_json(found.plain())
     else:
         for line in found.lines():
-            click.echo(line)
+            show_line(line)
 
 
 class _Explained(NamedTuple):

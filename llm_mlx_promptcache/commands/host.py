@@ -12,7 +12,7 @@ from ..host.asking import EndedMeanwhile, asked, has_ended, state_of, terminate
 from ..host.errors import HostStopped
 from ..host.place import HostUnavailable, host_place
 from ..host.start import HostSilent
-from .shown import json_option, show_json, show_table
+from .shown import json_option, show_json, show_line, show_table
 
 _WAIT_SECONDS: Final = 10.0  # for the end of a host
 
@@ -31,7 +31,7 @@ def ps(*, as_json: bool) -> None:
     if found is None:
         click.echo("no host runs")
         return
-    click.echo(_line(found))
+    show_line(_line(found))
     models = [one for one in found.get("models", []) if isinstance(one, Mapping)]
     if models:
         columns = ("model", "weights", "cache", "state")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import click
 
 from ..config import MODEL_ID
 from ..models.errors import ModelLoadError
 from ..models.names import resolve
+
+_NUMBER: Final = re.compile(r"[\d.]+( [kMGT]?B)?")
+_INDENT: Final = 4  # cells for each depth of a tree
+_HANGING: Final = 2
+_LEAST: Final = 16  # cells for a text, however narrow the terminal
 
 model_option = click.option(
     "-m", "--model", default=MODEL_ID, help="A registered name, an alias, a hub id or a folder."
@@ -25,40 +32,94 @@ def show_json(data: Any) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; in a pipe a line for each row, its cells apart by tabs."""
+    """A table on a terminal; in a pipe a line for each row, its cells apart by tabs.
+
+    On a terminal a column without anything in it is left out.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in rows:
-            click.echo("\t".join(map(printable, row)))
+            click.echo("\t".join(row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from .wrapping import column_widths, wrapped
+
+    console = Console()
+    filled = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    kept = [[row[index] for index in filled] for row in (columns, *rows)]
+    widths = column_widths(kept, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # never read as rich's markup
-    Console().print(table)
+    for index, column in enumerate(kept[0]):
+        numbers = all(_NUMBER.fullmatch(row[index]) for row in kept[1:])
+        table.add_column(column, no_wrap=True, justify="right" if numbers else "left")
+    for row in kept[1:]:
+        cells = ["\n".join(wrapped(*cell)) for cell in zip(row, widths, strict=True)]
+        table.add_row(*map(Text, cells))  # never read as rich's markup
+    console.print(table)
 
 
-def show_tree(title: str, lines: Iterable[tuple[int, str]]) -> None:
-    """A tree under its title: each line with its depth, from 0."""
-    title, lines = printable(title), [(depth, printable(line)) for depth, line in lines]
+class TreeLine(NamedTuple):
+    """A line of a tree: its depth, from 0, what stands there, and a text that may be cut."""
+
+    depth: int
+    parts: Sequence[str]
+    text: str = ""
+
+
+def show_tree(title: str, lines: Iterable[TreeLine]) -> None:
+    """A tree under its title."""
+    title = printable(title)
     if not sys.stdout.isatty():
         click.echo(title)
-        for depth, line in lines:
-            click.echo("  " * (depth + 1) + line)
+        for depth, parts, text in lines:
+            whole = "  ".join([*parts, text] if text else parts)
+            click.echo("  " * (depth + 1) + printable(whole))
         return
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
-    branches = [Tree(Text(title, style="bold"))]
-    for depth, line in lines:
-        del branches[depth + 1 :]
-        branches.append(branches[depth].add(Text(line)))
-    Console().print(branches[0])
+    from .wrapping import wrapped
+
+    console = Console()
+    branches = [Tree(Text("\n".join(wrapped(title, console.width)), style="bold"))]
+    for line in lines:
+        del branches[line.depth + 1 :]
+        shown = _fitted(line, console.width - _INDENT * (line.depth + 1))
+        branches.append(branches[line.depth].add(Text(shown, no_wrap=True)))
+    console.print(branches[0])
+
+
+def show_line(text: str) -> None:
+    """A line; on a terminal broken between words, and what follows stands a little further in."""
+    if not sys.stdout.isatty():
+        click.echo(text)
+        return
+    from .wrapping import wrapped
+
+    indent = " " * (len(text) - len(text.lstrip()))
+    width = max(shutil.get_terminal_size().columns - len(indent) - _HANGING, _LEAST)
+    first, *others = wrapped(text, width)
+    click.echo(indent + first)
+    for line in others:
+        click.echo(f"{indent}{' ' * _HANGING}{line}")
+
+
+def _fitted(line: TreeLine, width: int) -> str:
+    """A line's parts as they fit, and as much of its text as fits behind them, or below."""
+    from .wrapping import cut, in_lines
+
+    shown = in_lines([printable(part) for part in line.parts], width)
+    if line.text:
+        room = width - len(shown[-1]) - 2
+        if room >= _LEAST:
+            shown[-1] += "  " + cut(printable(line.text), room)
+        else:
+            shown.append(cut(printable(line.text), max(width, _LEAST)))
+    return "\n".join(shown)
 
 
 def label_of(model: str) -> str:

@@ -9,7 +9,7 @@ import click
 
 from ..engine.pool import disk_store
 from .host import seen_by_host
-from .shown import json_option, label_of, quoted, show_json, show_tree
+from .shown import TreeLine, json_option, label_of, quoted, show_json, show_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -165,7 +165,7 @@ class _Words:
         return tokenizer.decode(row.words) if tokenizer is not None else None
 
 
-def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[tuple[int, str]]:
+def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[TreeLine]:
     """The spans of a namespace with their depths; only where paths part it grows."""
     below: dict[str, list[_Row]] = {}
     for row in sorted(rows, key=lambda row: (row.start, row.id)):
@@ -173,7 +173,8 @@ def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[tuple[int, str]]:
     waiting = [(0, "", row) for row in reversed(below.get("", []))]
     while waiting:
         depth, mark, row = waiting.pop()
-        yield depth, mark + _line(row, words.of(row))
+        text = words.of(row)
+        yield TreeLine(depth, _parts(row, mark), quoted(text) if text else "")
         next_ones = below.get(row.id, [])
         if len(next_ones) == 1 and next_ones[0].start == row.end:
             waiting.append((depth, "+ ", next_ones[0]))
@@ -181,15 +182,15 @@ def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[tuple[int, str]]:
             waiting.extend((depth + 1, "", one) for one in reversed(next_ones))
 
 
-def _line(row: _Row, text: str | None) -> str:
+def _parts(row: _Row, mark: str) -> list[str]:
+    """What is told of a span; `mark` stands before its id."""
     from ..cache.disk.listing import ID_LENGTH
     from ..cache.sizes import format_size
 
     place = f"{row.start}-{row.end}" if row.end > row.start else f"checkpoint at {row.start}"
     uses = f"{row.hits} hit" + "s" * (row.hits != 1)
-    parts = [row.id[:ID_LENGTH], place, row.tier, format_size(row.bytes), uses]
-    parts += ["pinned"] * row.pinned + [_where(row)] * (row.in_memory > 0)
-    return "  ".join(parts + ([quoted(text)] if text else []))
+    parts = [mark + row.id[:ID_LENGTH], place, row.tier, format_size(row.bytes), uses]
+    return parts + ["pinned"] * row.pinned + [_where(row)] * (row.in_memory > 0)
 
 
 def _where(row: _Row) -> str:

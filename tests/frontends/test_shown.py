@@ -1,22 +1,29 @@
 """What commands show on a terminal, and that a conversation's text can't command one."""
 
 import os
-import pty
-import subprocess
+import re
+import shutil
 import sys
 
-from llm_mlx_promptcache.commands.shown import quoted, show_table, show_tree
+import pytest
+import terminals
+from rich.cells import cell_len
+
+from llm_mlx_promptcache.commands.shown import TreeLine, quoted, show_table, show_tree
+from llm_mlx_promptcache.commands.wrapping import wrapped
 
 
-def on_a_terminal(script):
+def on_a_terminal(script, columns=80):
     """What a script writes where stdout is a terminal."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    subprocess.run([sys.executable, "-c", script], stdout=follower, env=environment, check=True)
-    os.close(follower)
-    written = os.read(leader, 1 << 16).decode()
-    os.close(leader)
+    command = [sys.executable, "-c", script]
+    status, written = terminals.on_a_terminal(command, os.environ, columns=columns)
+    assert status == 0, written
     return written
+
+
+def plain(line):
+    """A line without its colours."""
+    return re.sub("\x1b\\[[0-9;]*m", "", line)
 
 
 def test_a_table_on_a_terminal_has_a_head_and_in_a_pipe_it_has_none(capsys):
@@ -32,8 +39,11 @@ def test_a_table_on_a_terminal_has_a_head_and_in_a_pipe_it_has_none(capsys):
 
 
 def test_a_tree_on_a_terminal_and_in_a_pipe(capsys):
-    lines = "[(0, 'one'), (1, 'two'), (1, 'three'), (0, 'four')]"
-    script = f"from llm_mlx_promptcache.commands.shown import show_tree as s; s('root', {lines})"
+    lines = "[L(0, ['one']), L(1, ['two']), L(1, ['three']), L(0, ['four'])]"
+    script = (
+        "from llm_mlx_promptcache.commands.shown import TreeLine as L, show_tree as s;"
+        f" s('root', {lines})"
+    )
     told = [line.strip() for line in on_a_terminal(script).splitlines()]
     assert [line.split()[-1] for line in told] == [
         "\x1b[1mroot\x1b[0m",
@@ -50,7 +60,7 @@ def test_a_tree_on_a_terminal_and_in_a_pipe(capsys):
 def test_p7_a_name_out_of_a_file_is_nothing_that_a_terminal_obeys(capsys):
     name = "\x1b]0;mine\x07\x1b[2J/model\n\u202e"
     show_table(["model"], [[name]])
-    show_tree(name, [(0, name)])
+    show_tree(name, [TreeLine(0, [name], name)])
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3
     assert all(line.strip().isprintable() for line in shown)
@@ -62,3 +72,80 @@ def test_quoted_text_is_one_line_without_anything_a_terminal_obeys():
     for text in ("\x1b[2J", "\x9b2J", "\u202e", "\u2028", "\x00", "\r", "\ud800"):
         assert quoted(text).isprintable()
     assert len(quoted("x" * 1000, 60)) == 62
+
+
+NAMES = (
+    "mlx-cached/Qwen3-Coder-30B-A3B-Instruct-4bit",
+    "模型-你好-世界",
+    "/home/me/my models/hub/Qwen3-0.6B-4bit",
+)
+COLUMNS = ("model", "is", "size", "in 17.7 GB")
+ROWS = [
+    (f"{NAMES[0]}, coder", NAMES[2], "17.2 GB", "fits"),
+    (NAMES[1], "default", "1.5 kB", "fits"),
+]
+
+
+def words_of(text):
+    """What may stand on no two lines: a size, and what lies between spaces and marks of a name."""
+    return re.findall(r"[\d.]+ [kMG]B|[^\s/@_-]+", text)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_c15_no_table_breaks_inside_a_word_or_a_number(columns):
+    script = f"from llm_mlx_promptcache.commands.shown import show_table as s; s({COLUMNS}, {ROWS})"
+    lines = on_a_terminal(script, columns).splitlines()
+    assert all(cell_len(plain(line).rstrip()) <= columns for line in lines)
+    for word in words_of(" ".join(cell for row in (COLUMNS, *ROWS) for cell in row)):
+        assert any(word in line for line in lines), word
+    assert (len(lines) == 1 + len(ROWS)) == (columns >= 120)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_c15_no_tree_breaks_inside_a_word_or_a_number(columns):
+    parts = ["8e78016b", "16-36", "user", "11.2 kB", "2 hits", "pinned", "in memory alone"]
+    tree = [(depth, parts, f'"{"many words " * 20}"') for depth in range(9)]
+    script = (
+        "from llm_mlx_promptcache.commands.shown import TreeLine, show_tree as s;"
+        f" s({NAMES[2]!r}, [TreeLine(*line) for line in {tree}])"
+    )
+    lines = [plain(line).rstrip() for line in on_a_terminal(script, columns).splitlines()]
+    assert all(cell_len(line) <= columns for line in lines)
+    for part in parts:
+        assert sum(part in line for line in lines) == len(tree), part
+    assert sum("\u2026" in line for line in lines) == len(tree)
+
+
+@pytest.mark.parametrize("width", [1, 5, 12, 40])
+def test_c15_what_is_wrapped_fits_and_loses_nothing(width):
+    for text in (*NAMES, "450.9 kB superseded", "a" * 50, "-" * 30, "", "one  two"):
+        lines = wrapped(text, max(width, 2))
+        assert all(cell_len(line) <= max(width, 2) for line in lines) or "kB" in text
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.fixture(scope="module")
+def long_names(new_home, tiny_llama, tmp_path_factory):
+    """A home whose models have long names and places, and something in its cache."""
+    home = new_home()
+    folder = tmp_path_factory.mktemp("models") / "some body" / "Qwen3-Coder-30B-A3B-Instruct-4bit"
+    shutil.copytree(tiny_llama(), folder)
+    home.ours("add", str(folder), "-a", "coder")
+    home.ours("add", "mlx-community/Qwen3-0.6B-4bit", "-a", "qwen", "-a", "small")
+    home.llm("-m", "coder", "Hello", "-o", "max_tokens", "2")
+    return home
+
+
+@pytest.mark.parametrize("command", ["models", "stats", "settings", "tree"])
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_c15_what_commands_show_fits_on_a_terminal(long_names, command, columns):
+    script = "from llm_mlx_promptcache.commands import mlx_cached as c; c()"
+    environment = long_names.environment()
+    status, written = terminals.on_a_terminal(
+        [sys.executable, "-c", script, command], environment, columns=columns
+    )
+    assert status == 0, written
+    lines = [plain(line).rstrip() for line in written.splitlines()]
+    assert all(cell_len(line) <= columns for line in lines)
+    for word in words_of(long_names.ours(command)[0]):
+        assert any(word in line for line in lines), word
