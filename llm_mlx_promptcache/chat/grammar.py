@@ -20,6 +20,7 @@ from .hand_forms import grammar_form
 from .lark import literal, quoted
 from .schema_caps import Caps
 from .schema_dialects import LeftOut
+from .schema_instances import endless_place
 from .schema_loosening import Loosened, loosened, loosened_arguments
 from .tagged_grammar import PYTHON_RULES, ArgumentRules, tagged_arguments
 from .tool_schemas import canonical_tools
@@ -30,6 +31,7 @@ __all__ = [
     "Grammar",
     "GrammarError",
     "Unheld",
+    "check_tools_end",
     "json_object_grammar",
     "regex_grammar",
     "schema_grammar",
@@ -350,6 +352,7 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
     GrammarError where nothing satisfies the schema, or nothing of it can be held.
     """
     _check_schema(schema, field)
+    _check_ends(schema, field)
     held = loosened(schema, caps)
     if held.refused == UNSATISFIABLE:
         raise GrammarError(f"{field} can't be satisfied by any text; change the schema")
@@ -357,6 +360,24 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
         left_out = ", ".join(map(str, held.left_out[:3]))
         raise GrammarError(f"{field} is refused: {held.refused} ({left_out}); change the schema")
     return held.schema, tuple(Unheld("", what) for what in held.left_out)
+
+
+def check_tools_end(tools: Sequence[Mapping[str, Any]]) -> None:
+    """GrammarError where a tool's arguments would have to go on without an end, called or not."""
+    for tool in tools:
+        function = tool["function"]
+        if isinstance(parameters := function.get("parameters"), Mapping):
+            what = f"the schema of the tool {str(function.get('name'))[:64]}"
+            _check_ends(parameters, what, is_arguments=True)
+
+
+def _check_ends(schema: Mapping[str, Any], what: str, *, is_arguments: bool = False) -> None:
+    at = endless_place(schema, is_arguments=is_arguments)
+    if at is not None:
+        raise GrammarError(
+            f"{what} has no instance that ends: what stands at {at or '/'} must hold what it is"
+            " part of; leave it out of what is required, or let it be null or an empty list"
+        )
 
 
 def _check_schema(schema: Any, field: str) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from .schema_conditions import Conditions
 from .schema_dialects import LeftOut, Modern
+from .schema_instances import endless_definitions
 from .schema_references import escaped
-from .schema_words import count
+from .schema_words import count, meant_types
 
 __all__ = ["superset"]
 
@@ -40,7 +41,7 @@ def superset(given: Modern, left_out: list[LeftOut]) -> dict[str, Any]:
     work = _Superset(given, left_out)
     made: dict[str, Any] = work.schema(given.schema, "")
     definitions = given.schema.get("$defs", {})
-    endless = _endless(definitions)
+    endless = endless_definitions(definitions, given.pointers)
     if definitions:
         made["$defs"] = {
             # What only ever contains itself has no document.
@@ -125,7 +126,8 @@ class _Superset:
         self._items(node, made, pointer)
         self._conditions(node, made, pointer)
         self._named_later(node, made, pointer)
-        _infer_type(made)
+        if kinds := meant_types(made):
+            made["type"] = kinds[0] if len(kinds) == 1 else kinds
         return made
 
     def _patterns(self, made: dict[str, Any], pointer: str) -> None:
@@ -239,55 +241,3 @@ def _pattern_of(names: Mapping[str, Any]) -> str:
         return str(names["pattern"])
     most = names.get("maxLength", "")
     return f"^(?s:.{{{names.get('minLength', 0)},{most}}})$"
-
-
-_SAY_KIND = (
-    ("object", ("properties", "required", "additionalProperties", "patternProperties")),
-    ("array", ("items", "prefixItems", "minItems", "maxItems")),
-    ("string", ("pattern", "minLength", "maxLength")),
-    ("number", ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
-)
-_SAY_OTHERWISE = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
-
-
-def _infer_type(made: dict[str, Any]) -> None:
-    """The type that a schema means and does not say: by the letter any other would do too."""
-    if any(key in made for key in _SAY_OTHERWISE):
-        return
-    kinds = [kind for kind, words in _SAY_KIND if any(word in made for word in words)]
-    if kinds:
-        made["type"] = kinds[0] if len(kinds) == 1 else kinds
-
-
-def _endless(definitions: Mapping[str, Any]) -> set[str]:
-    """Definitions that can't have a document: each would hold another one without an end."""
-    endless = set(definitions)
-    for _ in range(len(definitions) + 1):
-        ending = {name for name in endless if _ends(definitions[name], endless, 0)}
-        if not ending:
-            return endless
-        endless -= ending
-    return endless
-
-
-def _ends(node: Any, endless: set[str], depth: int) -> bool:
-    """Whether a schema has a document that needs none of `endless`."""
-    if not isinstance(node, Mapping) or depth > 100:
-        return node is not False
-    if "$ref" in node and str(node["$ref"]).rpartition("/")[2] in endless:
-        return False
-    if any(not _ends(one, endless, depth + 1) for one in node.get("allOf", ())):
-        return False
-    for key in ("anyOf", "oneOf"):
-        if key in node and not any(_ends(one, endless, depth + 1) for one in node[key]):
-            return False
-    kinds = node.get("type")
-    if "enum" in node or "const" in node or kinds is None or isinstance(kinds, list):
-        return True
-    if kinds == "object":
-        declared = node.get("properties", {})
-        wanted = [declared[name] for name in node.get("required", ()) if name in declared]
-        return all(_ends(one, endless, depth + 1) for one in wanted)
-    if kinds == "array" and node.get("minItems", 0):
-        return _ends(node.get("items", True), endless, depth + 1)
-    return True

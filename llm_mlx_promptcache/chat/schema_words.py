@@ -20,6 +20,14 @@ _NAMES = {
     **dict.fromkeys(["dict", "map", "mapping", "record", "struct"], "object"),
     **dict.fromkeys(["none", "nil", "nonetype"], "null"),
 }
+# What is said of a value of one kind alone; and what says itself which kinds there are.
+_OF_KIND = (
+    ("object", ("properties", "required", "additionalProperties", "patternProperties")),
+    ("array", ("items", "prefixItems", "minItems", "maxItems")),
+    ("string", ("pattern", "minLength", "maxLength")),
+    ("number", ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
+)
+_SAY_KINDS = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 _ANY = frozenset(["any", "unknown", "mixed", "type_unspecified", "*", ""])
 
 
@@ -41,6 +49,13 @@ def kinds_of_type(given: Any) -> tuple[list[str], bool]:
             known.append(kind)
     # A word that is not understood may mean anything.
     return ([], True) if unknown else (known, False)
+
+
+def meant_types(schema: Mapping[str, Any]) -> list[str]:
+    """The types that a schema means and does not say: by the letter any other would do too."""
+    if any(key in schema for key in _SAY_KINDS):
+        return []
+    return [kind for kind, words in _OF_KIND if any(word in schema for word in words)]
 
 
 def truth(given: Any) -> bool | None:

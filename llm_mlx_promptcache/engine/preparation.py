@@ -16,6 +16,7 @@ from ..chat.generated import MOST_IDS
 from ..chat.grammar import (
     Caps,
     Grammar,
+    check_tools_end,
     json_object_grammar,
     regex_grammar,
     schema_grammar,
@@ -76,6 +77,7 @@ def prepare(
     _check_bias(request, loaded)
     # Tools that may not be called still stand in the prompt: the next turn's shares it.
     transcript = transcript_of(request, loaded, tokenizer, identity.model)
+    check_tools_end(tools)
     limit = limit_of(request.max_tokens, loaded.context_length, len(transcript.ids))
     own = tokenizer.call_form
     generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example

@@ -131,3 +131,32 @@ def test_an_agent_whose_summary_is_too_long_recovers(chat, asked):
     kinds = [message.type for message in state["messages"]]
     assert kinds == ["human", "human", "ai", "human", "ai"]
     assert "summary" in state["messages"][0].content
+
+
+def test_l9_a_schema_without_an_instance_is_refused_in_words(chat):
+    endless = {
+        "title": "chain",
+        "type": "object",
+        "properties": {"link": {"$ref": "#/$defs/Link"}},
+        "required": ["link"],
+        "$defs": {
+            "Link": {
+                "type": "object",
+                "properties": {"next": {"$ref": "#/$defs/Link"}},
+                "required": ["next"],
+            }
+        },
+    }
+    tool = {"type": "function", "function": {"name": "chain", "parameters": endless}}
+    refused = "has no instance that ends: what stands at /[$]defs/Link/properties/next"
+    for asked, named in (
+        (chat.with_structured_output(endless), "schema"),
+        (chat.bind_tools([tool]), "the schema of the tool chain"),
+        (chat.bind_tools([tool], tool_choice="any"), "the schema of the tool chain"),
+    ):
+        with pytest.raises(ModelInvalidRequestError, match=f"^{named} {refused}"):
+            asked.invoke("Hi.")
+    # What may not be called need not be callable.
+    assert chat.bind_tools([tool], tool_choice="none").invoke("Hi.").type == "ai"
+    endless["$defs"]["Link"]["required"] = []
+    assert chat.bind_tools([tool]).invoke("Hi.").type == "ai"

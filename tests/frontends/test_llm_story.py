@@ -273,3 +273,12 @@ def test_what_an_answer_tells_of_itself(user):
     assert told["cache"] == "nothing that starts like this is stored"
     assert told["peak_memory"] >= 0
     assert min(told["prompt_tps"], told["generation_tps"]) > 0
+
+
+def test_l9_a_schema_without_an_instance_is_refused_in_words(user):
+    part = '{"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}'
+    _, error = user.llm("-m", "mlx-cached", "Paris", "--schema", part, status=1)
+    assert error == (
+        "Error: schema has no instance that ends: what stands at /properties/next must hold what"
+        " it is part of; leave it out of what is required, or let it be null or an empty list"
+    )
