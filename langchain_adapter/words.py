@@ -14,6 +14,7 @@ _OURS = {
     "num_predict": "max_tokens",
     "stop_sequences": "stop",
     "reasoning": "thinking",
+    "repeat_penalty": "repetition_penalty",
 }
 # A server's. LangChain's own tests give them to any model; in one's own process they mean nothing.
 _OF_SERVERS = frozenset(["timeout", "max_retries", "api_key", "base_url"])

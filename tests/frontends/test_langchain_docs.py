@@ -1,4 +1,4 @@
-"""docs/langchain.md: each of its examples, as printed, in a process of its own."""
+"""docs/langchain*.md: each of their examples, as printed, in a process of its own."""
 
 import os
 import re
@@ -8,9 +8,24 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "langchain.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-CHAIN, AGENT, GRAPH, SCHEMA, WARM, STORED = EXAMPLES
+DOCS = Path(__file__).parents[2] / "docs"
+# A block that begins like this is not run, and its reader sees why.
+NOT_RUN = "# Not run by the tests: "
+
+
+def examples(page):
+    """A page's blocks of Python, from top to bottom."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+# Those that a test of their own looks at; a new one needs one too.
+CHAIN, AGENT, GRAPH, SCHEMA, WARM, STORED = examples(DOCS / "langchain.md")
+OTHERS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in sorted(DOCS.glob("langchain-*.md"))
+    for number, code in enumerate(examples(page))
+    if not code.startswith(NOT_RUN)
+]
 
 
 @pytest.fixture
@@ -67,3 +82,9 @@ def test_structured_output_and_warming(run):
 
 def test_what_is_stored_is_loaded(run):
     assert run(STORED) == ["True"]
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("code", OTHERS)
+def test_an_example_of_another_page(run, code):
+    assert run(code)
