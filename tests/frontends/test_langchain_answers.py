@@ -107,7 +107,7 @@ def test_usage_and_metadata(engine):
     engine.events = [
         finished("Hello", logprobs=(likely,), peak_bytes=7, stopped_by="!", from_disk=5)
     ]
-    answer = ChatMLXCached(model="mine").invoke("Hi.")
+    answer = ChatMLXCached(model="some/mine").invoke("Hi.")
     assert answer.usage_metadata == {
         "input_tokens": 20,
         "output_tokens": 3,
@@ -116,7 +116,7 @@ def test_usage_and_metadata(engine):
         "output_token_details": {"reasoning": 1},
     }
     told = answer.response_metadata
-    assert (told["model_name"], told["model_provider"]) == ("mine", "mlx-cached")
+    assert (told["model_name"], told["model_provider"]) == ("some/mine", "mlx-cached")
     assert told["cache"] == {
         "read": 12,
         "from_memory": 7,

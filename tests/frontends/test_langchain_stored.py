@@ -16,7 +16,9 @@ NEEDED = {"allowed_objects": [ChatMLXCached], "valid_namespaces": ["langchain_ml
 
 @pytest.fixture
 def chat():
-    return ChatMLXCached(model="mine", max_tokens=9, cache_salt="me", template_arguments={"a": 1})
+    return ChatMLXCached(
+        model="some/mine", max_tokens=9, cache_salt="me", template_arguments={"a": 1}
+    )
 
 
 def test_it_is_stored_and_loaded_without_weights(chat):
@@ -28,7 +30,12 @@ def test_it_is_stored_and_loaded_without_weights(chat):
 def test_what_is_stored_is_the_name_to_import_and_what_was_set(chat):
     stored = json.loads(dumps(chat))
     assert stored["id"] == ["langchain_mlx_cached", "ChatMLXCached"]
-    own = {"model": "mine", "max_tokens": 9, "cache_salt": "me", "template_arguments": {"a": 1}}
+    own = {
+        "model": "some/mine",
+        "max_tokens": 9,
+        "cache_salt": "me",
+        "template_arguments": {"a": 1},
+    }
     assert {name: stored["kwargs"][name] for name in own} == own
     assert "metadata" not in stored["kwargs"]
     assert chat.lc_secrets == {}

@@ -8,7 +8,7 @@ from scripted_engine import add
 from langchain_adapter import ChatMLXCached
 
 PEERS = {
-    "model_name": ("model", "mine", "mine"),
+    "model_name": ("model", "some/mine", "some/mine"),
     "max_completion_tokens": ("max_tokens", 5, 5),
     "num_predict": ("max_tokens", -1, None),
     "stop_sequences": ("stop", ["x"], ["x"]),
