@@ -10,6 +10,8 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMes
 
 from llm_mlx_promptcache.chat.messages import Generated, Message, Role, ToolCall
 
+from .media import ToolMedia, is_media, placeholder
+
 # The key of `additional_kwargs` under which an answer's exact tokens travel.
 METADATA = "mlx_cached"
 REASONING = "reasoning_content"
@@ -35,13 +37,6 @@ _BESIDE = frozenset(
         *("server_tool_result", "server_tool_use", "web_search_call", "code_interpreter_call"),
     ]
 )
-# Blocks that say something, and not in words.
-_MEDIA = frozenset(
-    [
-        *("image", "image_url", "input_image", "audio", "input_audio", "audio_url", "video"),
-        *("video_url", "file", "input_file", "document", "media", "image_generation_call"),
-    ]
-)
 # Under these keys blocks of any kind have what was said.
 _SAYING = ("text", "refusal", "content", "transcript")
 
@@ -54,15 +49,20 @@ class _Content(NamedTuple):
     results: tuple[Message, ...]
 
 
-def from_langchain(messages: Sequence[BaseMessage]) -> Iterator[Message]:
-    """LangChain's messages in the neutral form; ValueError names a part that is no text."""
+def from_langchain(
+    messages: Sequence[BaseMessage], tool_media: ToolMedia = "refuse"
+) -> Iterator[Message]:
+    """LangChain's messages in the neutral form; ValueError names a part that is no text.
+
+    `tool_media` says what becomes of images and the like in tools' results.
+    """
     for index, message in enumerate(messages):
-        yield from _translated(f"messages[{index}]", message)
+        yield from _translated(f"messages[{index}]", message, tool_media)
 
 
-def _translated(where: str, message: BaseMessage) -> Iterator[Message]:
+def _translated(where: str, message: BaseMessage, media: ToolMedia) -> Iterator[Message]:
     role = _role(where, message)
-    content = _content(where, role, message.content)
+    content = _content(where, role, message.content, media)
     if role == "assistant":
         yield _answer(message, content)
     elif role == "tool":
@@ -133,7 +133,9 @@ def _arguments(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"arguments": text}
 
 
-def _content(where: str, role: Role, content: str | Sequence[str | Mapping[str, Any]]) -> _Content:
+def _content(
+    where: str, role: Role, content: str | Sequence[str | Mapping[str, Any]], media: ToolMedia
+) -> _Content:
     if isinstance(content, str):
         return _Content(content, "", ())
     texts: list[str] = []
@@ -148,18 +150,27 @@ def _content(where: str, role: Role, content: str | Sequence[str | Mapping[str, 
         elif kind in ("reasoning", "thinking") and role == "assistant":
             reasonings.append(str(block.get(kind) or ""))
         elif kind == "tool_result" and role == "user":
-            results.append(_result(where, block))
+            results.append(_result(where, block, media))
+        elif role == "tool" and media == "placeholder" and is_media(kind):
+            texts.append(placeholder(kind, block))
         elif role != "assistant" or not _is_beside(kind, block):
-            raise ValueError(
-                f"{where} holds a {kind[:40]!r} block, and only text is supported;"
-                " leave that block out or put it in words"
-            )
+            raise ValueError(_refusal(where, role, kind))
     return _Content("".join(texts), "".join(reasonings), tuple(results))
+
+
+def _refusal(where: str, role: Role, kind: str) -> str:
+    """Why a block can't be told to the model, and what to do."""
+    said = f"{where} holds a {kind[:40]!r} block, and only text is supported;"
+    if role == "tool" and is_media(kind):
+        return (
+            f'{said} tool_media="placeholder" tells the model that it was there, or put it in words'
+        )
+    return f"{said} leave that block out or put it in words"
 
 
 def _is_beside(kind: str, block: Mapping[str, Any]) -> bool:
     """Whether a block of an answer says nothing to the user: providers have new ones each month."""
-    return kind in _BESIDE or not (kind in _MEDIA or _has_text(block))
+    return kind in _BESIDE or not (is_media(kind) or _has_text(block))
 
 
 def _has_text(value: object) -> bool:
@@ -169,12 +180,12 @@ def _has_text(value: object) -> bool:
     return isinstance(value, list) and any(map(_has_text, value))
 
 
-def _result(where: str, block: Mapping[str, Any]) -> Message:
+def _result(where: str, block: Mapping[str, Any], media: ToolMedia) -> Message:
     """A tool's result as Anthropic's messages have it: a block of a user's message."""
     said = cast("str | list[str | dict[str, Any]]", block.get("content") or "")
     return Message(
         "tool",
-        _content(where, "tool", said).text,
+        _content(where, "tool", said, media).text,
         tool_call_id=str(block.get("tool_use_id") or ""),
         is_error=block.get("is_error") is True,
     )

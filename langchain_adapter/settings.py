@@ -29,6 +29,7 @@ from llm_mlx_promptcache.engine.request import (
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 from .asking import answer_format, choice_of, openai_tools
+from .media import ToolMedia
 from .messages import from_langchain
 from .words import in_our_words, unknown, warn_of_cache
 
@@ -105,6 +106,9 @@ class ChatSettings(BaseChatModel):
     tool_policy: ToolPolicy = "auto"
     """Who begins a call. With "call_first" the answer to a user's message is one wherever tools are
     bound and no `tool_choice` is given; "auto" leaves it to the model."""
+    tool_media: ToolMedia = "refuse"
+    """What becomes of images, sound and files in tools' results: "placeholder" tells the model in a
+    line that one was there, "refuse" ends the call."""
     max_calls: int = 8
     """The most calls in one answer."""
     max_string: int | None = None
@@ -172,7 +176,7 @@ class ChatSettings(BaseChatModel):
 
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
         """These messages and what this call binds, with the settings of this model."""
-        translated = tuple(from_langchain(messages))
+        translated = tuple(from_langchain(messages, self.tool_media))
         tools = openai_tools(call.get("tools") or (), strict=call.get("strict"))
         choice = choice_of(call.get("tool_choice"), tools)
         if self._calls_first(translated, tools, call):
