@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.utils.json import parse_partial_json
@@ -27,6 +27,7 @@ from llm_mlx_promptcache.engine.events import (
 from llm_mlx_promptcache.engine.notes import new_notes
 
 from .messages import METADATA, REASONING
+from .reuse import cache_metadata, warn_of_loss
 
 M = TypeVar("M", AIMessage, AIMessageChunk)
 
@@ -43,12 +44,14 @@ INVALID = "invalid_calls"
 class MessageBuilder:
     """One answer as it comes: its events become chunks or, at the end, one message.
 
-    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks. A call
-    that is not whole when the answer ends is an invalid one: half of one never looks like a call.
+    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks, and
+    `messages` are what is answered. A call that is not whole when the answer ends is an invalid
+    one: half of one never looks like a call.
     """
 
     model: str
     as_blocks: bool = field(default=False, kw_only=True)
+    messages: Sequence[BaseMessage] = field(default=(), kw_only=True, repr=False)
     _kind: str = ""
     _index: int = -1
     _calls: dict[str, int] = field(default_factory=dict)
@@ -201,11 +204,15 @@ class MessageBuilder:
         """What an answer carries beside its text: usage, metadata, and how to replay it."""
         for note in new_notes(event.fingerprint, event.notes):
             warnings.warn(note, stacklevel=2)
+        warn_of_loss(event, self.messages)
         record = event.generated(as_streamed=as_streamed)
         return {
             "additional_kwargs": {METADATA: record.to_json()},
             "usage_metadata": _usage(event),
-            "response_metadata": _metadata(event, self.model, unmade),
+            "response_metadata": {
+                **_metadata(event, self.model, unmade),
+                "cache": cache_metadata(event, self.messages),
+            },
         }
 
 
@@ -271,13 +278,6 @@ def _metadata(event: Finished, model: str, unmade: Sequence[InvalidCall]) -> dic
         "model_name": model,
         "model_provider": PROVIDER,
         "finish_reason": event.reason,
-        "cache": {
-            "read": event.usage.cached,
-            "from_memory": event.usage.cached - event.from_disk,
-            "from_disk": event.from_disk,
-            "prefilled": event.usage.prefilled,
-            "why": event.why,
-        },
         "timings": event.timings._asdict(),
     }
     if event.peak_bytes:

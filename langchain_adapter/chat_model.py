@@ -17,7 +17,7 @@ from langchain_core.runnables.retry import ExponentialJitterParams
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from llm_mlx_promptcache.engine.events import Event, Progress
+from llm_mlx_promptcache.engine.events import Event, Finished, Progress
 from llm_mlx_promptcache.engine.loading_line import LoadingLine
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
@@ -27,6 +27,7 @@ from .answers import PROVIDER, MessageBuilder
 from .asking import Tool, choice_of, format_of, openai_tools
 from .errors import langchain_errors, worth_retrying
 from .profile import profile_of
+from .reuse import cache_metadata
 from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
 
@@ -48,6 +49,11 @@ class _ChatCall(NamedTuple):
             for event in events:
                 line.show(event)
                 yield event
+
+    def seen(self, ends: Sequence[Finished]) -> dict[str, Any]:
+        """What the end of a look says of the cache."""
+        (end,) = ends
+        return cache_metadata(end, self.builder.messages)
 
     async def aevents(self) -> AsyncGenerator[Event, None]:
         """The same for an event loop."""
@@ -368,6 +374,26 @@ class ChatMLXCached(ChatSettings):
         """The same for an event loop, which is never blocked."""
         return await asyncio.to_thread(self.unload, timeout)
 
+    def explain(
+        self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What these messages would reuse if they were asked now; the model is not asked.
+
+        Returns what an answer has under `response_metadata["cache"]`. Where the conversation lost
+        what its last turn had, `message` is the index of the one in which it leaves that path.
+        """
+        call = self._looking(messages, tools, kwargs)
+        with closing(call.events()) as events:
+            return call.seen([event for event in events if isinstance(event, Finished)])
+
+    async def aexplain(
+        self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The same for an event loop, which is never blocked."""
+        call = self._looking(messages, tools, kwargs)
+        async with aclosing(call.aevents()) as events:
+            return call.seen([event async for event in events if isinstance(event, Finished)])
+
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
@@ -452,6 +478,7 @@ class ChatMLXCached(ChatSettings):
         builder = MessageBuilder(
             settings.model,
             as_blocks=settings.output_version == "v1",
+            messages=messages,
         )
         return _ChatCall(settings.model, engine, request, builder)
 
@@ -460,6 +487,13 @@ class ChatMLXCached(ChatSettings):
         return engine_for(
             resolve(self.model).reference, Where.HOST if self.resident else Where.HERE
         )
+
+    def _looking(
+        self, messages: LanguageModelInput, tools: Sequence[Tool] | None, kwargs: dict[str, Any]
+    ) -> _ChatCall:
+        bound = {**kwargs, "tools": tools} if tools else kwargs
+        call = self._call(self._convert_input(messages).to_messages(), None, bound)
+        return call._replace(request=replace(call.request, look=True))
 
     def _warming(
         self,

@@ -60,6 +60,15 @@ def from_langchain(
         yield from _translated(f"messages[{index}]", message, tool_media)
 
 
+def index_of(messages: Sequence[BaseMessage], at: int) -> int:
+    """Which of LangChain's messages the one at `at` of the neutral form was made of."""
+    for index, message in enumerate(messages):
+        at -= sum(1 for _ in _translated(f"messages[{index}]", message, "placeholder"))
+        if at < 0:
+            return index
+    return max(0, len(messages) - 1)
+
+
 def _translated(where: str, message: BaseMessage, media: ToolMedia) -> Iterator[Message]:
     role = _role(where, message)
     content = _content(where, role, message.content, media)

@@ -18,7 +18,7 @@ from .explain import Counters, Why
 from .forgetting import Forgetting, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
 from .layers import layout as layouts
-from .lookup import Lookup, Walk
+from .lookup import MISS, Lookup, Walk
 from .memory import listing
 from .memory.ages import Ages
 from .memory.budget import Limits, MemoryBudget
@@ -100,6 +100,15 @@ class PromptCache:
                 self._writer.note_use(namespace, ids[:in_memory])
             self._counters.count(len(ids), lease.cached, lease.why)
             return lease
+
+    def look(self, namespace: str, tokens: Iterable[int]) -> Lease:
+        """What a `fetch` would cover, as a lease without layers; no hit, no miss and no use."""
+        ids = _checked(tokens)
+        with self._lock:
+            walk = self._lookup.walk(namespace, ids)
+            hit = MISS if walk is None else self._lookup.look(walk)
+            plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
+            return Lease(None, plan.resume_at, why, plan.matched, plan.from_disk)
 
     def holds(self, namespace: str, tokens: Iterable[int]) -> bool:
         """Whether all of this path is in memory, or lent from there."""

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
+from .asked import Asked
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _VERSION = 1
@@ -63,7 +65,8 @@ class Generated:
 
     `ids` holds every generated token, the stop token included where there was one;
     `fingerprint` names tokenizer, template and model; `digest` is of all that was shown of it;
-    `rendered` is what later prompts of the conversation are rendered with (`Transcript.rendered`).
+    `rendered` is what later prompts of the conversation are rendered with (`Transcript.rendered`),
+    `asked` what its own prompt was, where anything of it was kept.
     """
 
     # Tokens are text to whoever has the tokenizer, so no repr shows them.
@@ -71,6 +74,7 @@ class Generated:
     fingerprint: str
     digest: str = field(repr=False)
     rendered: Mapping[str, Any] = field(default_factory=nothing, repr=False, hash=False)
+    asked: Asked | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -106,7 +110,9 @@ class Generated:
             packed.byteswap()
         ids = base64.b64encode(zlib.compress(packed.tobytes())).decode("ascii")
         made = {"v": _VERSION, "ids": ids, "fp": self.fingerprint, "digest": self.digest}
-        return {**made, "rendered": dict(self.rendered)} if self.rendered else made
+        rendered = {"rendered": dict(self.rendered)} if self.rendered else {}
+        asked = {"asked": self.asked.to_json()} if self.asked is not None else {}
+        return {**made, **rendered, **asked}
 
     @classmethod
     def from_json(cls, obj: object) -> Generated | None:
@@ -121,7 +127,9 @@ class Generated:
         ids = _unpack(obj.get("ids"))
         rendered = _read_rendered(obj.get("rendered"))
         # Without ids (a stop string parted a token) it still says how the prompt was rendered.
-        return None if ids is None else cls(tuple(ids), fingerprint, digest, rendered)
+        if ids is None:
+            return None
+        return cls(tuple(ids), fingerprint, digest, rendered, Asked.from_json(obj.get("asked")))
 
 
 def canonical_json(value: object) -> str:

@@ -146,6 +146,20 @@ class RenderedText:
         self.memo.put(self.keys[index], self.prefixes, end)
         return end
 
+    def end_where_followed(self, index: int) -> int:
+        """Where turn `index` and what begins the next one end; 0 where that can't be told."""
+        following = self._messages[index + 1 : index + 2]
+        if not following:
+            return 0
+        key = self.keys[index] + b"followed"
+        known = self.memo.get(key, self.prefixes)
+        if known is not None:
+            return known[0]
+        changed = {**following[0], "content": self.sentinel}
+        end = self._common(self.probe([*self._messages[: index + 1], changed], prompt=False))
+        self.memo.put(key, self.prefixes, end)
+        return end
+
     def shared_system(self, count: int) -> int:
         """How many characters don't depend on what follows the first `count` turns."""
         head = self._messages[:count]

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from .checks import check_json
@@ -117,10 +118,12 @@ def _transcript(
     rendering = RenderedText(messages, tokenizer, arguments, continued=continued)
     replays = find_replays(rendering, messages, fingerprint)
     ids, ends = _tokenize(rendering.text, tokenizer, replays.values())
-    boundaries = _boundaries(rendering, replays, ends, messages)
+    marks = list(_marks(rendering, replays, messages))
+    boundaries = _boundaries(marks, ends)
     kept = _keep(clock, given.arguments)
     begun = _begun(rendering, ends) if continued else 0
-    return Transcript(ids, boundaries, len(replays), kept, rendering.mends, begun)
+    message_ends = _message_ends(rendering, marks, ends, replays, messages)
+    return Transcript(ids, boundaries, len(replays), kept, rendering.mends, begun, message_ends)
 
 
 def _begun(rendering: RenderedText, ends: list[int]) -> int:
@@ -206,15 +209,18 @@ def _encode_after(
     return ids, [end + start for end in ends] if start else ends
 
 
-def _boundaries(
-    rendering: RenderedText,
-    replays: Mapping[int, Replay],
-    ends: list[int],
-    messages: Sequence[Message],
-) -> tuple[Boundary, ...]:
+class _Mark(NamedTuple):
+    """A character where something ends, with its tier: these turns, or only a part of one."""
+
+    character: int
+    tier: Tier
+    turns: range = range(0)
+
+
+def _boundaries(marks: Iterable[_Mark], ends: list[int]) -> tuple[Boundary, ...]:
     """Boundaries in order; where two fall together, the more persistent tier stands."""
     tiers: dict[int, Tier] = {}
-    for character, tier in _marks(rendering, replays, messages):
+    for character, tier, _ in marks:
         position = bisect_right(ends, character)
         held = tiers.get(position, tier)
         tiers[position] = min(tier, held, key=_PERSISTENCE.__getitem__)
@@ -222,28 +228,57 @@ def _boundaries(
     return tuple(Boundary(position, tiers[position]) for position in inside)
 
 
+def _message_ends(
+    rendering: RenderedText,
+    marks: Iterable[_Mark],
+    ends: list[int],
+    replays: Mapping[int, Replay],
+    messages: Sequence[Message],
+) -> tuple[int, ...]:
+    """For each message the number of tokens up to its end.
+
+    Some templates write an answer that nothing follows in another way, so an end that is found
+    beside that is not where an answer of ours ends in this text.
+    """
+    found = [0] * len(messages)
+    for character, _, turns in marks:
+        for turn in turns:
+            sources = rendering.turns[turn].sources
+            recorded = any(_is_recorded(messages[source]) for source in sources)
+            if recorded and turn not in replays:
+                character = max(character, rendering.end_where_followed(turn))
+            for source in sources:
+                found[source] = bisect_right(ends, character)
+    return tuple(accumulate(found, max))
+
+
+def _is_recorded(message: Message) -> bool:
+    return message.generated is not None and message.generated.asked is not None
+
+
 def _marks(
     rendering: RenderedText, replays: Mapping[int, Replay], messages: Sequence[Message]
-) -> Iterator[tuple[int, Tier]]:
+) -> Iterator[_Mark]:
     """The character where each message ends, with its tier, and where a stable part of one does."""
     roles = [turn.message["role"] for turn in rendering.turns]
     leading = next((at for at, role in enumerate(roles) if not _is_system(role)), len(roles))
     before = rendering.shared_system(leading)
-    yield before, "system"
+    yield _Mark(before, "system", range(leading))
     for index in range(leading, len(roles)):
         if index in replays:
             before = replays[index].end
-            yield before, "assistant"
+            yield _Mark(before, "assistant", range(index, index + 1))
             continue
         end = rendering.end_of(index, before)
         message = messages[rendering.turns[index].sources[0]]
         if head := message.content[: max(0, message.stable)].strip():
             at = rendering.text.find(head, before, end)
-            yield at + len(head) if at >= 0 else 0, "user"
-        yield end, "assistant" if roles[index] == "assistant" else "user"
+            yield _Mark(at + len(head) if at >= 0 else 0, "user")
+        tier: Tier = "assistant" if roles[index] == "assistant" else "user"
+        yield _Mark(end, tier, range(index, index + 1))
         before = max(before, end)
     # Before what the prompt for an answer adds that no later prompt will show (thinking).
-    yield rendering.shared_later(), "user"
+    yield _Mark(rendering.shared_later(), "user")
 
 
 def _is_system(role: str) -> bool:

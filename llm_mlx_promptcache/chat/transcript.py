@@ -25,7 +25,8 @@ class Transcript(NamedTuple):
     `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
     the next turn is rendered with the same date and template arguments. `mends` says what the
     template has no place for, and where it stands instead. The last `begun` ids are those of an
-    answer that goes on where the prompt ends.
+    answer that goes on where the prompt ends. `ends` has for each message the number of tokens up
+    to its end; that of the message before where nothing shows it.
     """
 
     ids: array[int]
@@ -34,6 +35,12 @@ class Transcript(NamedTuple):
     rendered: Mapping[str, Any] = nothing()
     mends: frozenset[Mend] = frozenset()
     begun: int = 0
+    ends: tuple[int, ...] = ()
+
+    def message_at(self, position: int) -> int:
+        """The index of the message that token `position` belongs to, or that asks behind it."""
+        most = max(0, len(self.ends) - 1)
+        return next((index for index, end in enumerate(self.ends) if end > position), most)
 
     def __repr__(self) -> str:
         # Tokens are text to whoever has the tokenizer, so they are not shown.

@@ -69,6 +69,7 @@ class _Explained(NamedTuple):
             "prompt": answer.prompt,
             "cached": answer.cached,
             "why": answer.why,
+            "reuse": dict(answer.reuse),
             "now": {
                 "prompt": len(ids),
                 "stored": self.stored,

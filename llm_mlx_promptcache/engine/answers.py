@@ -7,12 +7,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ..cache.memory.leases import Lease
 from ..chat.answer_parts import Answer
+from ..chat.asked import Asked, path_digests
 from ..chat.channel_parser import parser_of
+from ..chat.history import entry_of
+from ..chat.messages import Message
 from ..models.chat_tokenizer import TemplateTokenizer
 from .checking import misfits_of
 from .events import Begun, Event, Finished, FinishReason, Timings, TokenLogprobs, Usage
 from .preparation import Prepared
+from .reuse import Reuse, reuse_of, rows_digest
 from .stopping import StopText
 
 
@@ -26,6 +31,25 @@ class Measured(NamedTuple):
     fingerprint: str
     peak_bytes: int
     from_disk: int = 0
+    reuse: Reuse = Reuse()
+
+
+def looked(prepared: Prepared, lease: Lease, fingerprint: str) -> Finished:
+    """What is told of a prompt that nobody answers: what it would reuse."""
+    prompt = len(prepared.transcript.ids)
+    return Finished(
+        ids=(),
+        text="",
+        reason="stop",
+        usage=Usage(prompt, lease.cached, prompt - lease.cached, 0),
+        timings=Timings(0.0, 0.0, 0.0),
+        why=str(lease.why),
+        fingerprint=fingerprint,
+        from_disk=lease.from_disk,
+        namespace=prepared.namespace,
+        notes=prepared.notes,
+        reuse=reuse_of(prepared, lease),
+    )
 
 
 class AnswerStream:
@@ -123,7 +147,38 @@ class AnswerStream:
             streamed=answer.streamed,
             begun=self._begun(),
             half_call=answer.half,
+            reuse=measured.reuse,
+            asked=self._asked(answer, measured.reuse),
         )
+
+    def _asked(self, answer: Answer, reuse: Reuse) -> Asked | None:
+        """What tells a later turn what this one had; None where nothing of it is kept."""
+        prepared = self._prepared
+        if reuse.state == "off" or prepared.request.warm:
+            return None
+        history, transcript = prepared.history, prepared.transcript
+        path = transcript.ids + array("I", self._replayable()[:-1])
+        shared = transcript.boundaries[-1].position if transcript.boundaries else 0
+        digests = path_digests(path, (shared, len(path)))
+        thought = Message("assistant", answer.text, tool_calls=answer.calls)
+        return Asked(
+            history.messages,
+            history.tools,
+            rows_digest(prepared),
+            shared,
+            digests[shared],
+            len(path),
+            digests[len(path)],
+            entry_of(thought) if answer.reasoning or self._thinks_in_prompt(shared) else "",
+            history.told or bool(reuse.warns),
+        )
+
+    def _thinks_in_prompt(self, shared: int) -> bool:
+        """Whether the prompt's end, which no later prompt shows, has marks of thinking."""
+        thinking = self._prepared.thinking
+        if thinking is None:
+            return False
+        return thinking.end in self._tokenizer.decode(self._prepared.transcript.ids[shared:])
 
     def _begun(self) -> Begun:
         """What this answer went on with, where the prompt's last ids are that and no more."""

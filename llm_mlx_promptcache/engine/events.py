@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ..chat.answer_parts import CallArguments, CallName, CutShort, ReasoningDelta, TextDelta
+from ..chat.asked import Asked
 from ..chat.generated import Generated, InvalidCall, ToolCall, nothing
+from .reuse import Reuse
 
 __all__ = [
     "Begun",
@@ -23,6 +26,7 @@ __all__ = [
     "Output",
     "Progress",
     "ReasoningDelta",
+    "Reuse",
     "TextDelta",
     "Timings",
     "TokenLogprobs",
@@ -126,6 +130,8 @@ class Finished(NamedTuple):
     `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
     `half_call` is the call that it ended in (`Answer.half`).
     `begun` is what stood before it where it went on with a message of the prompt.
+    `reuse` says what was reused of what the conversation's last answer left, and `asked` is for
+    the record, so that the next turn can be told the same.
     """
 
     ids: tuple[int, ...]
@@ -150,6 +156,8 @@ class Finished(NamedTuple):
     streamed: str = ""
     begun: Begun = Begun((), "")
     half_call: InvalidCall | None = None
+    reuse: Reuse = Reuse()
+    asked: Asked | None = None
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"
@@ -161,7 +169,7 @@ class Finished(NamedTuple):
         message is replayed as one with it.
         """
         apart = as_streamed and bool(self.streamed)
-        return Generated.of(
+        made = Generated.of(
             self.begun.ids + self.ids if self.ids else (),
             self.begun.text + (self.streamed if apart else self.text),
             self.fingerprint,
@@ -169,6 +177,7 @@ class Finished(NamedTuple):
             tool_calls=self.tool_calls,
             rendered=self.rendered,
         )
+        return replace(made, asked=self.asked)
 
     def whole(self) -> Finished:
         """Itself; CutShort where the answer ended inside what only counts as a whole."""

@@ -118,6 +118,12 @@ class KVManager:
         lease = self._fetch(prepared, ids, rows, speed)
         return self._handle(prepared, ids, lease, rows, since)
 
+    def look(self, prepared: Prepared, ids: array[int]) -> Lease:
+        """What a lease would cover, without layers; nothing is read, counted or used for it."""
+        if (kept_from := self._kept_from(prepared)) is not None:
+            return kept_from
+        return self._lookup(prepared, ids, self._cache.look)
+
     def lease_ahead(self, prepared: Prepared, ids: array[int], since: Moment) -> KVHandle:
         """`lease`, for what nobody has asked for; nothing forgotten `since` comes back by it."""
         lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
@@ -223,14 +229,17 @@ class KVManager:
         self._cache.flush(wait=last, short=last)
 
     def _fetch(self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None) -> Lease:
-        request = prepared.request
-        if not request.use_cache:
-            return Lease(None, 0, Why("off"))
-        if self._uncached is not None:
-            return Lease(None, 0, self._uncached)
+        if (kept_from := self._kept_from(prepared)) is not None:
+            return kept_from
         headroom = min(prepared.limit, _HEADROOM)
         fetch = partial(self._cache.fetch, headroom=headroom, rows=rows, prefill_speed=speed)
         return self._lookup(prepared, ids, fetch)
+
+    def _kept_from(self, prepared: Prepared) -> Lease | None:
+        """The lease of a request that is kept from the cache; None for others."""
+        if not prepared.request.use_cache:
+            return Lease(None, 0, Why("off"))
+        return None if self._uncached is None else Lease(None, 0, self._uncached)
 
     @staticmethod
     def _lookup(

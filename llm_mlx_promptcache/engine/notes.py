@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .reuse import Reuse
 
 _MOST = 4096
 _lock = threading.Lock()
@@ -21,3 +25,11 @@ def new_notes(model: str, notes: Iterable[str]) -> list[str]:
         while len(_told) > _MOST:
             del _told[next(iter(_told))]
     return new
+
+
+def is_new_loss(reuse: Reuse) -> bool:
+    """Whether a turn lost what its conversation had, and nobody in this process was told of it.
+
+    The engine says it of one turn a conversation; that turn may be asked again, or streamed.
+    """
+    return bool(reuse.warns and new_notes("reuse", [reuse.warns]))

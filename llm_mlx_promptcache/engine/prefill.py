@@ -13,6 +13,7 @@ from ..cache.insertion import Rows
 from .chunks import Beside, ChunkPlan, ChunkPlanner, chunk_end
 from .forward import prefill
 from .kv import KVHandle, KVManager
+from .reuse import reuse_of
 from .sequence import Sequence, next_short
 from .turns import Party
 
@@ -45,6 +46,7 @@ class Prefill:
         if sequence.plan is None:
             sequence.cached, sequence.why = sequence.done, str(sequence.handle.lease.why)
             sequence.from_disk = sequence.handle.lease.from_disk
+            sequence.reuse = reuse_of(sequence.prepared, sequence.handle.lease)
         sequence.plan = self.plan()
 
     def turn(self, sequences: list[Sequence], party: Party, beside: Beside) -> Iterator[Ran]:

@@ -6,7 +6,7 @@ Everything that can be wrong with a request is refused here, by the name of its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cache.identity import Identity, namespace_of
@@ -24,6 +24,7 @@ from ..chat.grammar import (
     tool_grammar,
 )
 from ..chat.hand_forms import GENERIC
+from ..chat.history import History, history_of
 from ..chat.mends import GENERIC_TOOLS, told
 from ..chat.messages import Message, check_messages
 from ..chat.rendering import render, render_continued
@@ -49,6 +50,7 @@ class Prepared:
 
     `plain_namespace` is where the rows of a path are that is still too short to be quantised.
     `notes` are for the user: what stands in the prompt, or is held, otherwise than asked.
+    `history` is what earlier answers of the conversation left.
     """
 
     request: GenerationRequest
@@ -60,6 +62,7 @@ class Prepared:
     thinking: Thinking | None = None
     grammar: Grammar | None = None
     notes: tuple[str, ...] = ()
+    history: History = field(default_factory=History)
 
 
 def prepare(
@@ -92,6 +95,9 @@ def prepare(
         *told_unheld(grammar),
         *_told_thinking(request, tokenizer, thinking),
     )
+    history = History()
+    if not request.warm:
+        history = history_of(request.messages, request.tools, transcript, identity.model)
     return Prepared(
         request,
         namespace,
@@ -102,6 +108,7 @@ def prepare(
         thinking,
         grammar,
         notes,
+        history,
     )
 
 

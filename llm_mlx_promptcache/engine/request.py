@@ -110,7 +110,7 @@ class GenerationRequest:
     never end one. `thinking` asks a template to let the model reason or not. `logprobs` is how many
     alternatives are told for each token. `cache_salt` keeps applications apart. With `warm` nothing
     is answered: the conversation's stable beginning is prefilled and kept, and with `pin` never
-    evicted.
+    evicted. With `look` nothing is computed either: what would be reused is told, and nothing else.
     """
 
     messages: tuple[Message, ...]
@@ -135,6 +135,7 @@ class GenerationRequest:
     continue_final: bool = False
     warm: bool = False
     pin: bool = False
+    look: bool = False
 
     def __post_init__(self) -> None:
         if not all(self.stop):
@@ -163,6 +164,8 @@ class GenerationRequest:
             self._check_continued(wanted)
         if self.pin and not self.warm:
             raise ValueError("pin is set without warm; only a beginning that is warmed is pinned")
+        if self.look and self.warm:
+            raise ValueError("look and warm can't hold together; give one of them")
         if self.kv is not None:
             check_kv(self.kv)
 

@@ -23,6 +23,7 @@ from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
 from .ahead import WorkAhead
+from .answers import looked
 from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
@@ -98,10 +99,16 @@ class Scheduler:
 
     def add(self, reader: Reader) -> None:
         """Take a request in; what is wrong with it is told to who asked."""
-        if self.ahead is not None:
+        looks = reader.request.look
+        if self.ahead is not None and not looks:
             self.ahead.make_way(reader.request)
         try:
             sequence = self._intake.sequence(reader)
+            if looks:
+                lease = self._kv.look(sequence.prepared, sequence.ids)
+                reader.send(looked(sequence.prepared, lease, self._identity.model))
+                reader.send(None)
+                return
         except BaseException as error:
             reader.send(error)
             reader.send(None)

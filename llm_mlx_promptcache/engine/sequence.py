@@ -19,6 +19,7 @@ from .events import Finished, Output
 from .kv import KVHandle
 from .preparation import Prepared
 from .request import GenerationRequest
+from .reuse import Reuse
 from .sampler import Sampler
 from .turns import Party
 
@@ -73,6 +74,7 @@ class Sequence:
         self.cached = 0
         self.from_disk = 0
         self.why = ""
+        self.reuse = Reuse()
 
     @property
     def prefilled(self) -> bool:
@@ -163,7 +165,14 @@ class Sequence:
     def finish(self, load: float, fingerprint: str, peak_bytes: int) -> Finished:
         """Tell the end of its answer, which had to wait `load` seconds for the model."""
         measured = Measured(
-            self.started, load, self.cached, self.why, fingerprint, peak_bytes, self.from_disk
+            self.started,
+            load,
+            self.cached,
+            self.why,
+            fingerprint,
+            peak_bytes,
+            self.from_disk,
+            self.reuse,
         )
         whole = self.constraint is None or self.constraint.complete
         for event in self.answer.finish(measured, whole=whole):

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ..chat.asked import Asked
 from ..chat.generated import Generated, InvalidCall, ToolCall
 from ..chat.messages import Message
 from ..models.kv_settings import KVSettings
@@ -23,6 +24,7 @@ from .events import (
     Misfit,
     Progress,
     ReasoningDelta,
+    Reuse,
     TextDelta,
     Timings,
     TokenLogprobs,
@@ -33,6 +35,7 @@ from .request import GenerationRequest, Sampling
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
+        Asked,
         Begun,
         CallArguments,
         CallName,
@@ -47,6 +50,7 @@ _CLASSES: dict[str, Any] = {
         Misfit,
         Progress,
         ReasoningDelta,
+        Reuse,
         Sampling,
         TextDelta,
         Timings,

@@ -22,7 +22,7 @@ from ..engine.events import (
     TextDelta,
     Usage,
 )
-from ..engine.notes import new_notes
+from ..engine.notes import is_new_loss, new_notes
 from .records import to_metadata
 from .requests import Question
 
@@ -95,6 +95,7 @@ class ResponseBuilder:
         self._response.response_json = _response_json(event, self._question)
         for note in new_notes(event.fingerprint, event.notes):
             _log.warning("%s", note)
+        self._warn_of_loss(event)
         event.whole()
         for misfit in event.misfits:
             what = "a call's arguments do" if misfit.call else "the answer does"
@@ -118,9 +119,16 @@ class ResponseBuilder:
             provider_metadata=to_metadata(self._record(event, calls), settings),
         )
 
+    def _warn_of_loss(self, event: Finished) -> None:
+        """Say once a conversation that it lost what its last turn had."""
+        if event.reuse.reason == "tools" and self._question.lost_tools:
+            return  # said already, by the tools' names
+        if is_new_loss(event.reuse):
+            _log.warning("reuse %s (told once a conversation)", event.reuse)
+
     def _record(self, event: Finished, calls: Sequence[ToolCall]) -> Generated:
         """What replays the answer as long as llm's history shows it as it was told."""
-        return Generated.of(
+        made = Generated.of(
             event.ids,
             "".join(self._texts),
             event.fingerprint,
@@ -128,6 +136,7 @@ class ResponseBuilder:
             tool_calls=calls,
             rendered=event.rendered,
         )
+        return replace(made, asked=event.asked)
 
 
 def _details(usage: Usage) -> dict[str, Any]:
@@ -145,7 +154,8 @@ def _response_json(event: Finished, question: Question) -> dict[str, Any]:
     usage, timings = event.usage, event.timings
     made: dict[str, Any] = {
         "finish_reason": event.reason,
-        "cache": event.why,
+        "cache": str(event.reuse),
+        "reuse": event.reuse.plain(),
         "from_memory": usage.cached - event.from_disk,
         "from_disk": event.from_disk,
         "prompt_tps": _rate(usage.prefilled, timings.first_token),

@@ -6,6 +6,7 @@ All that touches llm's logs is here.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import llm
@@ -34,8 +35,9 @@ order by turns.id desc limit 1
 class LoggedAnswer(NamedTuple):
     """An answer in llm's logs: `request` is its prompt, `record` what its own message keeps.
 
-    `prompt` and `cached` are counts of tokens, `why` is why not more was cached, `namespace` where
-    its rows went; None and "" where nothing was logged of them.
+    `prompt` and `cached` are counts of tokens, `why` is why not more was cached, `reuse` whether
+    that is healthy (`Reuse.plain`), `namespace` where its rows went; None, "" and nothing where
+    nothing was logged of them.
     """
 
     id: str
@@ -46,6 +48,7 @@ class LoggedAnswer(NamedTuple):
     prompt: int | None
     cached: int | None
     why: str
+    reuse: Mapping[str, Any]
     namespace: str
 
 
@@ -94,6 +97,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         prompt=row["input_tokens"],
         cached=details.get("cached"),
         why=str(told.get("cache", "")),
+        reuse=told.get("reuse") or {},
         namespace=str(told.get("namespace", "")),
     )
 

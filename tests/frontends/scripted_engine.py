@@ -3,7 +3,7 @@
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from llm_mlx_promptcache.engine.events import Finished, Timings, Usage
+from llm_mlx_promptcache.engine.events import Finished, Reuse, Timings, Usage
 
 
 @tool
@@ -49,6 +49,7 @@ def finished(text="", calls=(), **more):
         "usage": Usage(20, 12, 8, 3, reasoning=1),
         "timings": Timings(0.0, 0.1, 0.2),
         "why": "told off after token 12",
+        "reuse": Reuse(detail="told off after token 12"),
         "fingerprint": "model",
         "tool_calls": tuple(calls),
     }

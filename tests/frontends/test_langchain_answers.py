@@ -122,6 +122,7 @@ def test_usage_and_metadata(engine):
         "from_memory": 7,
         "from_disk": 5,
         "prefilled": 8,
+        "state": "new",
         "why": "told off after token 12",
     }
     assert (told["finish_reason"], told["stop_sequence"], told["peak_bytes"]) == ("stop", "!", 7)

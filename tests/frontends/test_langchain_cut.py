@@ -112,6 +112,7 @@ def test_nothing_mends_arguments_that_were_cut():
         assert _breaking(cut)
 
 
+@pytest.mark.filterwarnings("ignore:reuse lost")  # what follows is asked without the tools
 @pytest.mark.parametrize("most", [1, 3, 6, 12, 18, 24, 30, 36, 48, 64])
 def test_a_forced_call_at_every_length(own_cache, tiny_llama, most):
     chat = ChatMLXCached(model=str(tiny_llama()), max_tokens=most, max_calls=1)

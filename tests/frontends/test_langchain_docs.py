@@ -20,6 +20,7 @@ def examples(page):
 
 # Those that a test of their own looks at; a new one needs one too.
 CHAIN, AGENT, GRAPH, SCHEMA, WARM, STORED = examples(DOCS / "langchain.md")
+(SEEING,) = examples(DOCS / "seeing-reuse.md")
 OTHERS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in sorted(DOCS.glob("langchain-*.md"))
@@ -46,6 +47,11 @@ def run(home, tmp_path):
         return done.stdout.splitlines()
 
     return run
+
+
+@pytest.mark.real_model
+def test_what_the_page_on_seeing_reuse_prints(run):
+    assert run(SEEING) == ["healthy", "lost system 0 system", "1 warning"]
 
 
 def reused(line):

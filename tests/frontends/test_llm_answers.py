@@ -91,6 +91,7 @@ def test_usage_and_response_json(scripted):
     assert response.response_json == {
         "finish_reason": "stop",
         "cache": "nothing else is stored",
+        "reuse": {"state": "new"},
         "from_memory": 2,
         "from_disk": 4,
         "prompt_tps": 8.0,

@@ -1,0 +1,41 @@
+"""What an answer reused of its conversation: as metadata, and as a warning where it was lost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from llm_mlx_promptcache.engine.events import Finished, Reuse
+from llm_mlx_promptcache.engine.notes import is_new_loss
+
+from .messages import index_of
+
+
+def cache_metadata(event: Finished, messages: Sequence[BaseMessage]) -> dict[str, Any]:
+    """The tokens by where they came from, whether that is healthy, and if not, where and why."""
+    reuse = _of_langchain(event.reuse, messages)
+    return {
+        "read": event.usage.cached,
+        "from_memory": event.usage.cached - event.from_disk,
+        "from_disk": event.from_disk,
+        "prefilled": event.usage.prefilled,
+        **reuse.plain(),
+        "why": str(reuse),
+    }
+
+
+def warn_of_loss(event: Finished, messages: Sequence[BaseMessage]) -> None:
+    """Say once a conversation that a turn lost what the last one had."""
+    if is_new_loss(event.reuse):
+        told = _of_langchain(event.reuse, messages)
+        warnings.warn(f"reuse {told} (told once a conversation)", stacklevel=2)
+
+
+def _of_langchain(reuse: Reuse, messages: Sequence[BaseMessage]) -> Reuse:
+    """The same, with the index that the message has in LangChain's list."""
+    if reuse.message is None:
+        return reuse
+    return reuse._replace(message=index_of(messages, reuse.message))

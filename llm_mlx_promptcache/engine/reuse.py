@@ -1,0 +1,132 @@
+"""Whether a prompt was given what earlier turns computed of it, and if not, where and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from ..cache.explain import Reason
+from ..chat.asked import short_digest
+from ..chat.history import Change, ChangeReason
+
+if TYPE_CHECKING:
+    from ..cache.memory.leases import Lease
+    from .preparation import Prepared
+
+State = Literal["new", "healthy", "lost", "off"]
+LossReason = ChangeReason | Literal["settings"] | Reason
+
+_LOST: Final[dict[str, str]] = {
+    "system": "the system prompt is not what it was",
+    "tools": "the tools are not what they were",
+    "arguments": "the template's arguments, thinking among them, are not what they were",
+    "edited": "that message is not what it was",
+    "removed": "messages that stood there are gone",
+    "inserted": "it was put in front of an answer",
+    "thinking": "an earlier answer stands there without its thinking",
+    "rewritten": "the chat template writes an earlier answer otherwise than the model did",
+    "model": "another model gave the answers so far",
+    "settings": "the last answer had another cache_salt, other bits of keys and values, or another"
+    " version of MLX",
+    "evicted": "what had been computed is no longer kept",
+}
+# What an application does to its prompts, and could leave undone.
+_CALLERS = frozenset(["system", "tools", "arguments", "edited", "removed", "inserted"])
+# Why a cache keeps nothing of a request.
+_OFF = frozenset(["off", "layers", "changed"])
+# What a cache says of rows that were kept and are there no longer.
+_GONE = frozenset(["cold", "diverged", "evicted", "whole", "namespace"])
+
+
+class Reuse(NamedTuple):
+    """What a prompt reused of what the turn of its conversation's last answer had.
+
+    `state` is "healthy" where that was all of it, "lost" where `lost` tokens of it were not,
+    "new" where no answer in the conversation says what it was asked with, "off" where nothing is
+    kept. Where it was lost, `message` is the index of the message in which the prompt leaves the
+    stored path, of this `role`; `detail` is what the cache says. `warns` is a digest where the user
+    is to be told, the same for all that go on from one answer.
+    """
+
+    state: State = "new"
+    reason: LossReason | Literal[""] = ""
+    message: int | None = None
+    role: str = ""
+    lost: int = 0
+    detail: str = ""
+    warns: str = ""
+
+    def __str__(self) -> str:
+        """One line for a user; no text of the conversation."""
+        if self.state == "healthy":
+            return "healthy: all that the last answer left was reused"
+        if self.state != "lost":
+            return self.detail
+        why = _LOST.get(self.reason, self.detail)
+        told = f"lost at messages[{self.message}] ({self.role}): {why}"
+        return f"{told}; {self.lost} tokens of earlier turns are not reused"
+
+    def plain(self) -> dict[str, Any]:
+        """What programs are told: the state, and where and why it is a loss."""
+        if self.state != "lost":
+            return {"state": self.state}
+        names = ("state", "reason", "message", "role", "lost")
+        return {name: getattr(self, name) for name in names}
+
+
+def rows_digest(prepared: Prepared) -> str:
+    """What stands for where a request's rows are kept."""
+    return short_digest(prepared.namespace)
+
+
+def reuse_of(prepared: Prepared, lease: Lease) -> Reuse:
+    """What a lease comes to, beside what earlier answers of the conversation left.
+
+    All of it is told by the conversation itself and its own namespace: of what others store it
+    says nothing.
+    """
+    history, detail = prepared.history, str(lease.why)
+    if lease.why.reason in _OFF:
+        return Reuse("off", detail=detail)
+    if history.latest is None:
+        return Reuse("new", detail=detail)
+    if lease.cached >= history.wanted:
+        return Reuse("healthy", detail=detail)
+    change = history.change
+    reason: LossReason = _gone(prepared, lease.why.reason) if change is None else change.reason
+    at = None if change is None else change.message
+    if at is None:
+        at = prepared.transcript.message_at(max(lease.cached, lease.matched))
+    return Reuse(
+        "lost",
+        reason,
+        at,
+        prepared.request.messages[at].role,
+        history.wanted - lease.cached,
+        detail,
+        history.latest.path if _is_told(prepared, reason, lease.why.reason) else "",
+    )
+
+
+def _gone(prepared: Prepared, why: Reason) -> LossReason:
+    """Why rows of an unchanged path are not there."""
+    latest = prepared.history.latest
+    assert latest is not None
+    if latest.rows != rows_digest(prepared):
+        return "settings"
+    return "evicted" if why in _GONE else why
+
+
+def _is_told(prepared: Prepared, reason: LossReason, why: Reason) -> bool:
+    """Whether a loss is news to the user, who can do something about it."""
+    history = prepared.history
+    assert history.latest is not None
+    if history.told:
+        return False
+    if reason == "evicted":
+        # What another process evicted, or somebody cleared, may have been meant to go.
+        return why == "evicted"
+    if reason == "edited" and history.change == Change("edited", history.at):
+        return False  # an answer that somebody corrected is all that is lost
+    if reason == "removed" and 2 * len(prepared.transcript.ids) <= history.latest.length:
+        return False  # that was the point of it
+    return reason in _CALLERS
