@@ -10,6 +10,9 @@ import left_hosts
 import pytest
 from hypothesis import settings
 
+# No test asks the hub of the world; those that ask one have one of their own. Read at its import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # A busy machine is no fault; what failed can be had again.
 settings.register_profile("ours", deadline=None, print_blob=True)
 settings.load_profile("ours")

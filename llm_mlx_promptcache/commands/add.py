@@ -15,9 +15,10 @@ from ..config import (
     Settings,
     change_settings,
     composed,
+    load_settings,
 )
-from ..models.names import resolve
-from ..models.references import divided
+from ..models.names import is_file, resolve
+from ..models.references import divided, folder_of
 from .models import plain_model
 from .shown import json_option, show_json
 
@@ -34,32 +35,58 @@ if TYPE_CHECKING:
 def add(
     *, model: str, adapter: str | None, name: str | None, aliases: tuple[str, ...], as_json: bool
 ) -> None:
-    """Register a model as mlx-cached/NAME: a hub id, or a folder. Fetches nothing yet."""
-    reference = _reference(model, adapter)
+    """Register a model as mlx-cached/NAME: a hub id, a folder, or a GGUF file.
+
+    What can be known without loading it is checked. Nothing is fetched yet, and a GGUF file is
+    converted at once.
+    """
+    reference, given = _reference(model, adapter)
     made = RegisteredModel(
-        name=composed(_last_part(reference) if name is None else name),
+        name=composed(given if name is None else name),
         reference=reference,
         aliases=tuple(map(composed, aliases)),
     )
+    _check_names(load_settings(), made)
+    told = _checked(reference)
 
     def with_it(settings: Settings) -> Settings:
         _check_names(settings, made)
         return settings.changed(models=(*settings.models, made))
 
     change_settings(with_it)
+    for line in told:
+        click.echo(line, err=True)
     if as_json:
-        show_json(plain_model(made))
+        show_json({**plain_model(made), "remarks": told})
         return
-    also = f" (also: {', '.join(aliases)})" if aliases else ""
+    also = f" (also: {', '.join(made.aliases)})" if aliases else ""
     click.echo(f"{MODEL_ID}/{made.name}{also} is {divided(reference)[0]}")
 
 
-def _reference(model: str, adapter: str | None) -> str:
-    """What is registered; ValueError where it is no model, or no adapter."""
-    if adapter is None:
-        return resolve(model).reference
-    base = resolve(model).reference
-    return resolve(f"{base}@{adapter}").reference
+def _reference(model: str, adapter: str | None) -> tuple[str, str]:
+    """What is registered, and what it is called; ValueError where it is no model or adapter."""
+    if model.endswith(".gguf") and is_file(model):
+        path = Path(model).expanduser().absolute()
+        from ..models.gguf_folder import converted_folder
+        from ..models.progress import ProgressLine
+
+        with ProgressLine() as line:
+            base, name = str(converted_folder(path, line)), path.stem
+    else:
+        base = resolve(model).reference
+        name = _last_part(base)
+    return base if adapter is None else resolve(f"{base}@{adapter}").reference, name
+
+
+def _checked(reference: str) -> list[str]:
+    """What the user should know of a model; ValueError where it can't work."""
+    base, _ = divided(reference)
+    if base == DEFAULT_MODEL:
+        return []
+    from ..models.usable import check_folder, check_hub
+
+    folder = folder_of(base)
+    return check_hub(base) if folder is None else check_folder(folder)
 
 
 def _last_part(reference: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..config import (
     RegisteredModel,
     Settings,
     change_settings,
+    data_folder,
     load_settings,
 )
 from ..models.names import default_reference, resolve
@@ -41,6 +43,8 @@ def remove(*, name: str, as_json: bool) -> None:
         show_json({**plain_model(gone), "was_default": was_default, "was_llm_default": llm_changed})
         return
     click.echo(f"{MODEL_ID}/{gone.name} is no longer registered")
+    if Path(gone.reference).parent == data_folder() / "models":
+        click.echo(f"what was converted for it stays in {gone.reference}")
     if was_default:
         click.echo(
             f"it was the default, which is the embedded model again;"

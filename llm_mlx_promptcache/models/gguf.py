@@ -1,4 +1,4 @@
-"""A llama model in a GGUF file -> a folder as mlx-lm loads it: config, weights, tokenizer."""
+"""A model in a GGUF file -> a folder as mlx-lm loads it: config, weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ..config import create_private
 from .errors import one_line
+from .gguf_header import GGUFHeader, read_header
+from .gguf_tokenizer import check_tokenizer, token_ids, tokenizer_config, tokenizer_of
 
 GROUP_SIZE = 32
 BITS = 4
-_CONTROL = 3  # GGUF's token type of special tokens
 
 _TOP = {
     "token_embd": "model.embed_tokens",
@@ -28,25 +28,50 @@ _IN_LAYER = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_ROPE = "rope_freqs"  # what Llama 3.1 divides the frequencies of its positions by
+
+
+class Architecture(NamedTuple):
+    """What GGUF calls a kind of model, as mlx-lm has it; `permuted`: GGUF keeps rows otherwise."""
+
+    class_name: str
+    permuted: bool
+    biases: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", permuted=True),
+    "qwen2": Architecture(
+        "Qwen2ForCausalLM", permuted=False, biases=("attn_q", "attn_k", "attn_v")
+    ),
+    "qwen3": Architecture("Qwen3ForCausalLM", permuted=False, norms=("attn_q_norm", "attn_k_norm")),
+}
 
 
 def convert(source: Path, folder: Path, *, quantized: bool) -> None:
-    """Write a model folder from a GGUF file (llama, Q4_1): 4-bit and float16, or all float32.
+    """Write a model folder from a GGUF file: packed as it is and float16, or all float32.
 
-    ValueError where the file holds something else. `folder` is made, its files are 0600.
+    ValueError, one line, where the file holds what can't be converted. `folder` is made, its files
+    are 0600.
     """
+    check_convertible(source)
     try:
         texts, weights = _converted(source, quantized=quantized)
+    except ValueError as error:
+        raise ValueError(f"{source.name} can't be converted: {one_line(error)}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         # What MLX and the tokenizer raise where metadata or tensors are missing, or of other kinds.
         reason = f"{type(error).__name__} {one_line(error)}"
-        raise ValueError(f"{source.name} is no llama model in GGUF: {reason}") from error
+        raise ValueError(f"{source.name} can't be converted: {reason}") from error
     folder.mkdir(mode=0o700)
     _write_weights(folder / "model.safetensors", weights)
     for name, text in texts.items():
@@ -54,44 +79,114 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
     _sync(folder)
 
 
+def check_convertible(source: Path) -> GGUFHeader:
+    """The header of a GGUF file that can be converted, by all that it says; ValueError, one line.
+
+    MLX is given no file before: its reader ends the process where some things are wrong.
+    """
+    try:
+        header = read_header(source)
+        architecture = _architecture(header.values)
+        scaling = header.values.get(f"{header.values['general.architecture']}.rope.scaling.type")
+        if scaling not in (None, "none"):
+            raise ValueError(f"its positions are scaled ({scaling!r}), which is not converted")
+        for tensor in header.tensors:
+            _check_tensor(tensor.name, architecture)
+        check_tokenizer(header.values)
+        if not header.values.get("tokenizer.chat_template"):
+            raise ValueError(
+                "it has no chat template: it is a base model, and one made for chat is needed"
+                " (its name often ends in Instruct)"
+            )
+    except ValueError as error:
+        raise ValueError(f"{source.name} can't be converted: {error}") from error
+    return header
+
+
+def _architecture(values: Mapping[str, Any]) -> Architecture:
+    name = values.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"its architecture is {name!r}, and not {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _check_tensor(name: str, architecture: Architecture) -> None:
+    """ValueError for a tensor that has no place in mlx-lm's model."""
+    base, _, part = name.rpartition(".")
+    inner = base.rpartition(".")[2]
+    if name == f"{_ROPE}.weight" and architecture.permuted:
+        return
+    _renamed(base)
+    allowed = part == "weight" or (part == "bias" and inner in architecture.biases)
+    if not allowed or (inner.endswith(("_q_norm", "_k_norm")) and inner not in architecture.norms):
+        raise ValueError(f"it has a tensor {name[:80]!r}, which has no place in this kind of model")
+
+
 def _converted(source: Path, *, quantized: bool) -> tuple[dict[str, str], dict[str, mx.array]]:
     """The folder's texts by their names, and its weights."""
-    loaded: Any = mx.load(str(source), return_metadata=True)
+    loaded: Any = mx.load(str(source), format="gguf", return_metadata=True)
     tensors, metadata = loaded
-    if metadata.get("general.architecture") != "llama":
-        raise ValueError(f"{source.name} is no llama model; only that architecture is converted")
     config = _config(metadata, tied="output.weight" not in tensors)
+    config["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    if (factors := tensors.pop(f"{_ROPE}.weight", None)) is not None:
+        config["rope_scaling"] = _llama3_scaling(factors, config)
     if quantized:
         config["quantization"] = _quantization(tensors)
     texts = {
         "config.json": _dump(config),
-        "tokenizer.json": _tokenizer(metadata).to_str(),
-        "tokenizer_config.json": _dump(_tokenizer_config(metadata)),
+        "tokenizer.json": tokenizer_of(metadata).to_str(),
+        "tokenizer_config.json": _dump(tokenizer_config(metadata, config)),
     }
     return texts, _weights(tensors, config, quantized=quantized)
 
 
 def _config(metadata: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    def number(key: str) -> Any:
-        return metadata[key].item()
+    kind = metadata["general.architecture"]
 
+    def number(key: str, otherwise: Any = None) -> Any:
+        found = metadata.get(f"{kind}.{key}")
+        if found is None and otherwise is not None:
+            return otherwise
+        return metadata[f"{kind}.{key}"].item()
+
+    heads = number("attention.head_count")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": number("llama.embedding_length"),
-        "num_hidden_layers": number("llama.block_count"),
-        "intermediate_size": number("llama.feed_forward_length"),
-        "num_attention_heads": number("llama.attention.head_count"),
-        "num_key_value_heads": number("llama.attention.head_count_kv"),
-        "rms_norm_eps": number("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": number("llama.rope.freq_base"),
-        "max_position_embeddings": number("llama.context_length"),
-        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
+        "architectures": [ARCHITECTURES[kind].class_name],
+        "model_type": kind,
+        "hidden_size": number("embedding_length"),
+        "num_hidden_layers": number("block_count"),
+        "intermediate_size": number("feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": number("attention.key_length", number("embedding_length") // heads),
+        "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": number("rope.freq_base", 10000.0),
+        "max_position_embeddings": number("context_length"),
         "tie_word_embeddings": tied,
-        "bos_token_id": number("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": number("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": number("tokenizer.ggml.padding_token_id"),
+        **token_ids(metadata),
     }
+
+
+def _llama3_scaling(factors: mx.array, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling whose factors these are, as Llama 3.1 and later have it; ValueError for others.
+
+    https://arxiv.org/abs/2407.21783, and `rope_scaling` in the configs of these models.
+    """
+    factor: Any = factors.max().item()
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    width = config["head_dim"]
+    waves = 2 * mx.pi * config["rope_theta"] ** (mx.arange(0, width, 2) / width)
+    smooth = mx.clip((8192 / waves - 1.0) / (4.0 - 1.0), 0.0, 1.0)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    if factors.shape != expected.shape or not mx.allclose(factors, expected, rtol=1e-3).item():
+        raise ValueError("its positions are scaled by factors of its own")
+    return scaling
 
 
 def _weights(
@@ -100,6 +195,9 @@ def _weights(
     weights: dict[str, mx.array] = {}
     for name in tensors:
         base, _, part = name.rpartition(".")
+        if part == "bias":
+            kind = mx.float16 if quantized else mx.float32
+            weights[f"{_renamed(base)}.bias"] = tensors[name].astype(kind)
         if part != "weight":
             continue  # scales and biases come along with their weight
         for kept, array in _parts(tensors, base, quantized=quantized).items():
@@ -145,11 +243,13 @@ def _renamed(base: str) -> str:
             return _TOP[top]
         case ["blk", layer, inner] if inner in _IN_LAYER:
             return f"model.layers.{layer}.{_IN_LAYER[inner]}"
-    raise ValueError(f"unknown tensor {base!r} in the GGUF file; it is no plain llama model")
+    raise ValueError(f"it has a tensor {base[:80]!r}, which no model of this kind has")
 
 
 def _heads(base: str, config: Mapping[str, Any]) -> int:
     """How many heads the rows of this tensor are permuted by; 0 where they are not."""
+    if not ARCHITECTURES[config["model_type"]].permuted:
+        return 0
     if base.endswith(".attn_q"):
         return int(config["num_attention_heads"])
     return int(config["num_key_value_heads"]) if base.endswith(".attn_k") else 0
@@ -160,46 +260,6 @@ def _unpermuted(array: mx.array, heads: int) -> mx.array:
     rows, *rest = array.shape
     halves = array.reshape(heads, rows // heads // 2, 2, *rest)
     return mx.contiguous(halves.swapaxes(1, 2)).reshape(rows, *rest)
-
-
-def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Byte-level BPE with GPT-2's regex, digits one by one, special tokens kept whole."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    types = metadata["tokenizer.ggml.token_type"].tolist()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special]
-    )
-    return tokenizer
-
-
-def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-
-    def token(kind: str) -> str:
-        return tokens[int(metadata[f"tokenizer.ggml.{kind}_token_id"].item())]
-
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": token("bos"),
-        "eos_token": token("eos"),
-        "pad_token": token("padding"),
-        "unk_token": token("unknown"),
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata["llama.context_length"].item(),
-        "chat_template": metadata["tokenizer.chat_template"],
-    }
 
 
 def _dump(value: Mapping[str, Any]) -> str:

@@ -14,10 +14,13 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound
 from tqdm import tqdm
 
+from .errors import one_line
 from .progress import Report
 
 _STAGE = "Fetching {}"
 _MOST_NAMES = 10_000
+_NOT_FOUND = 404
+_PATIENCE = 10.0  # seconds for what a hub says of a model
 
 
 class HubModel(NamedTuple):
@@ -33,6 +36,59 @@ def fetch(reference: str, patterns: Sequence[str], report: Report) -> Path:
     report(stage, 0, 0)
     bar = _bar_class(stage, report)
     return Path(snapshot_download(reference, allow_patterns=list(patterns), tqdm_class=bar))
+
+
+class HubListing(NamedTuple):
+    """What a hub says of a model: its files with their sizes in bytes, and its config."""
+
+    files: dict[str, int]
+    config: dict[str, Any]
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights."""
+        return sum(size for name, size in self.files.items() if name.endswith(".safetensors"))
+
+    @property
+    def packed(self) -> bool:
+        """Whether its weights are quantised."""
+        return bool(self.config.get("quantization_config") or self.config.get("quantization"))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it has a chat template; True too where a hub does not tell."""
+        told = self.config.get("tokenizer_config")
+        if any(name.startswith("chat_template.") for name in self.files) or told is None:
+            return True
+        return not isinstance(told, dict) or bool(told.get("chat_template"))
+
+
+class NotOnHub(ValueError):
+    """The hub has no such model, or not for this user."""
+
+
+def listing(reference: str) -> HubListing:
+    """What the hub says of a model; NotOnHub, and OSError where it can't be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        found = HfApi().model_info(reference, files_metadata=True, timeout=_PATIENCE)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise NotOnHub(first_line(error)) from error
+    except Exception as error:
+        # Its client for HTTP has errors of its own, which change from version to version.
+        if getattr(getattr(error, "response", None), "status_code", None) == _NOT_FOUND:
+            raise NotOnHub(first_line(error)) from error
+        raise OSError(first_line(error)) from error
+    files = {one.rfilename: one.size or 0 for one in found.siblings or []}
+    return HubListing(files, found.config if isinstance(found.config, dict) else {})
+
+
+def first_line(error: Exception) -> str:
+    """The first sentence of what the hub's client says, which can be a page long."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[0] if lines else type(error).__name__, limit=120)
 
 
 def models_in_cache() -> list[HubModel]:

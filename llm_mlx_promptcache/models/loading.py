@@ -86,11 +86,13 @@ def load_model(reference: str, report: Report = unreported) -> LoadedModel:
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
     folder, adapter = model_folder(reference, report).resolve(), adapter_of(reference)
     files = _listed(folder, adapter)
-    _check_files(folder)
+    check_files(folder)
+    tokenizer = _load_tokenizer(folder)
+    if not tokenizer.has_chat_template:
+        raise no_template(folder)
     model, config = _load_weights(folder)
     if adapter is not None:
         model = _adapted(model, adapter)
-    tokenizer = _load_tokenizer(folder, config)
     context = _context_length(config, tokenizer)
     return LoadedModel(model, tokenizer, config, folder, context, adapter, files)
 
@@ -125,7 +127,17 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model's folder alone; ModelLoadError where it is damaged."""
     _hush()
     _listed(folder)
-    return _load_tokenizer(folder, _read_json(folder, "config.json"))
+    return _load_tokenizer(folder)
+
+
+def no_template(folder: Path) -> ModelLoadError:
+    """That every prompt would be refused, and what to do about it."""
+    own = one_line(str(folder / "chat_template.jinja"))
+    return ModelLoadError(
+        f"the model in {folder} has no chat template: it is a base model, made to go on with text"
+        " and not to answer; take the one made for chat (its name often ends in -Instruct, -it or"
+        f" -chat), or put its template into {own}"
+    )
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
@@ -149,7 +161,7 @@ def _hush() -> None:
 
 def _from_hub(reference: str, report: Report) -> Path:
     """A hub model's folder: as it was fetched before, without asking the hub again, or fetched."""
-    from .hub import fetch
+    from .hub import fetch, first_line
 
     kept = _kept_of_hub(reference)
     if kept is not None:
@@ -158,7 +170,7 @@ def _from_hub(reference: str, report: Report) -> Path:
         return fetch(reference, _HUB_FILES, report)
     except Exception as error:
         raise _fetch_error(error)(
-            f"model {reference!r} can't be fetched from the hub ({_hub_reason(error)}); check its"
+            f"model {reference!r} can't be fetched from the hub ({first_line(error)}); check its"
             " name and your connection, or give the folder of a model that is here"
         ) from error
 
@@ -183,12 +195,6 @@ def _kept_of_hub(reference: str) -> Path | None:
         return None
 
 
-def _hub_reason(error: Exception) -> str:
-    """The first sentence of what the hub's client says, which can be a page long."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[0] if lines else type(error).__name__, limit=120)
-
-
 def _listed(*folders: Path | None) -> Manifest:
     """The files that a model will be read from; ModelLoadError where one must not be opened."""
     given = [folder for folder in folders if folder is not None]
@@ -208,9 +214,9 @@ def _listed(*folders: Path | None) -> Manifest:
     return files
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """ModelLoadError where a file that every model needs is missing or can't be read."""
-    config = _read_json(folder, "config.json")
+    config = read_config(folder)
     if not isinstance(config.get("model_type"), str):
         raise _damaged(folder, "config.json has no model_type")
     if too_deep := _too_deep(config):
@@ -219,6 +225,11 @@ def _check_files(folder: Path) -> None:
         raise _damaged(folder, f"{missing} is missing")
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
         raise _damaged(folder, "it has no tokenizer (tokenizer.json)")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json; ModelLoadError where it has none that can be read."""
+    return _read_json(folder, "config.json")
 
 
 def _missing_weights(folder: Path) -> str | None:
@@ -302,11 +313,15 @@ def _adapted(model: Any, adapter: Path) -> Any:
     return model
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
+    read_config(folder)
     try:
+        from mlx_lm.utils import load_config
+
         from .tokenizer import wrapped_tokenizer
 
-        return wrapped_tokenizer(folder, config.get("eos_token_id"))
+        # With what generation_config.json says of the ends of answers.
+        return wrapped_tokenizer(folder, load_config(folder).get("eos_token_id"))
     except Exception as error:
         raise _damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
 
@@ -319,9 +334,14 @@ def _reason(error: Exception) -> str:
 
 def _damaged(folder: Path, why: str) -> ModelLoadError:
     return ModelLoadError(
-        f"the model in {folder} can't be used: {why};"
-        " remove that folder and fetch it again, or use another model"
+        f"the model in {folder} can't be used: {why}; {_remedy(folder)}, or use another model"
     )
+
+
+def _remedy(folder: Path) -> str:
+    """What mends a folder: one of the hub's cache, or of ours, is made again once it is gone."""
+    ours = folder.parent.name == "snapshots" or data_folder() in folder.parents
+    return "remove that folder and fetch it again" if ours else "fetch or convert it again"
 
 
 def _context_length(config: dict[str, Any], tokenizer: Any) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import click
@@ -62,7 +63,7 @@ def resolve(name: str, settings: Settings | None = None) -> NamedModel:
     assert settings is not None
     if (plain := name.rstrip("/")) != name and plain:
         return resolve(plain, settings)
-    if is_hub_id(name) and not _is_file(name):
+    if is_hub_id(name) and not is_file(name):
         return NamedModel(name)
     raise _unknown(name, settings)
 
@@ -131,7 +132,7 @@ def _with_adapter(model: NamedModel, adapter: str) -> NamedModel:
 def _unknown(name: str, settings: Settings) -> ModelLoadError:
     """What is wrong with a name that is no model's, and which are near."""
     told = repr(cut(name))
-    if _is_file(name):
+    if is_file(name):
         return _no_folder(name)
     if name.startswith(f"{MODEL_ID}/"):
         found = near(name.removeprefix(f"{MODEL_ID}/"), (model.name for model in settings.models))
@@ -148,10 +149,10 @@ def _unknown(name: str, settings: Settings) -> ModelLoadError:
 
 def _no_folder(name: str) -> ModelLoadError:
     """That a path leads to no folder, and what is beside it."""
-    if _is_file(name):
+    if is_file(name):
         return ModelLoadError(
             f"{cut(name)!r} is a file, and a model is a folder with config.json, weights and"
-            " tokenizer; give that folder"
+            f" tokenizer; {_instead(name)}"
         )
     path = Path(name.rstrip("/") or "/")
     beside: list[str] = []
@@ -162,7 +163,14 @@ def _no_folder(name: str) -> ModelLoadError:
     return ModelLoadError(f"there is no folder {cut(name)!r}{or_near(found)}")
 
 
-def _is_file(name: str) -> bool:
+def _instead(file: str) -> str:
+    if file.endswith(".gguf"):
+        return f"llm mlx-cached add {quote(cut(file))} makes one of it"
+    return "give that folder"
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is a file's path."""
     try:
         return Path(name).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):

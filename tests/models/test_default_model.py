@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 from terminals import Terminal, screens
 
-from llm_mlx_promptcache.models import default_model, gguf
+from llm_mlx_promptcache.models import default_model, gguf, own_folder
 from llm_mlx_promptcache.models.default_model import ensure_default_model
 from llm_mlx_promptcache.models.errors import ModelLoadError
 from llm_mlx_promptcache.models.loading import load_model
@@ -124,7 +124,7 @@ def test_packed_rows_are_unpermuted_like_plain_ones():
         zip(("weight", "scales", "biases"), mx.quantize(rows, group_size=32, bits=4), strict=True)
     )
     tensors = {f"blk.0.attn_q.{part}": array for part, array in packed.items()}
-    config = {"num_attention_heads": 4}
+    config = {"model_type": "llama", "num_attention_heads": 4}
     plain = gguf._weights(tensors, config, quantized=False)
     name = "model.layers.0.self_attn.q_proj"
     kept = gguf._weights(tensors, config, quantized=True)
@@ -176,10 +176,10 @@ def test_a_file_that_is_no_llama_model_is_named(tmp_path, original):
     for gone in ("llama.block_count", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
         left = {name: value for name, value in metadata.items() if name != gone}
         mx.save_gguf(str(source), tensors, left)
-        with pytest.raises(ValueError, match=r"tiny.gguf is no llama model in GGUF: KeyError"):
+        with pytest.raises(ValueError, match=r"tiny.gguf can't be converted: KeyError"):
             gguf.convert(source, tmp_path / "made", quantized=False)
     source.write_bytes(b"no GGUF")
-    with pytest.raises(ValueError, match=r"tiny.gguf is no llama model in GGUF: RuntimeError"):
+    with pytest.raises(ValueError, match=r"tiny.gguf can't be converted: it is no GGUF file"):
         gguf.convert(source, tmp_path / "made", quantized=False)
     assert not (tmp_path / "made").exists()
 
@@ -243,7 +243,7 @@ def test_without_locks_the_loser_uses_the_winners(fetches, data, monkeypatch):
     def no_locks(lock):
         raise NotImplementedError("locks are not supported here")
 
-    monkeypatch.setattr(default_model.FileLock, "_acquire", no_locks)
+    monkeypatch.setattr(own_folder.FileLock, "_acquire", no_locks)
     results = run_together(lambda: ensure_default_model(data, variant="f32"))
     assert results == [data / F32] * 4
     load_model(str(results[0]))

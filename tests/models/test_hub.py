@@ -26,6 +26,7 @@ class Hub(BaseHTTPRequestHandler):
     """As much of a hub as its client asks for one model."""
 
     files: ClassVar = {}
+    told: ClassVar = {}  # what the hub says beside them
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -37,14 +38,14 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name = path.rpartition("/")[2]
         if path.startswith("/api/models/somebody/small"):
-            siblings = [{"rfilename": name} for name in self.files]
+            siblings = [{"rfilename": n, "size": len(c)} for n, c in self.files.items()]
             if "/tree/" in path:
                 found = [
                     {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
                     for n, c in self.files.items()
                 ]
             else:
-                found = {"id": "somebody/small", "sha": COMMIT, "siblings": siblings}
+                found = {"id": "somebody/small", "sha": COMMIT, "siblings": siblings, **self.told}
             content, headers = json.dumps(found).encode(), {"Content-Type": "application/json"}
         elif path.startswith("/somebody/small/resolve/") and name in self.files:
             content = self.files[name]
@@ -67,6 +68,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tiny_llama):
     """The address of a hub that has somebody/small, and the model's files."""
     folder = tiny_llama()
+    Hub.told = {}
     Hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
@@ -80,6 +82,7 @@ def hub(tiny_llama):
 def test_a_model_of_the_hub_is_fetched_once_and_progress_is_one_line(hub, tmp_path, monkeypatch):
     address, folder = hub
     monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -94,3 +97,53 @@ def test_a_model_of_the_hub_is_fetched_once_and_progress_is_one_line(hub, tmp_pa
     again = SCRIPT.replace("assert kept_folder('somebody/small') is None\n", "")
     done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+CHECK = (
+    "import sys\n"
+    "from llm_mlx_promptcache.models import usable\n"
+    "usable.budget = lambda: 1 << 40\n"
+    "try:\n"
+    "    print(usable.check_hub(sys.argv[1]))\n"
+    "except ValueError as error:\n"
+    "    print('refused', error)\n"
+)
+
+
+def checked(hub, tmp_path, monkeypatch, name="somebody/small"):
+    """What is said of a hub's model, in a process that has fetched nothing of it."""
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
+    done = subprocess.run([sys.executable, "-c", CHECK, name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not list((tmp_path / "hf").glob("hub/models--*/snapshots/*/model*"))
+    return done.stdout.strip()
+
+
+def test_a_hubs_model_is_checked_by_its_list_of_files(hub, tmp_path, monkeypatch):
+    address, _ = hub
+    assert checked(address, tmp_path, monkeypatch) == "[]"
+    Hub.told = {"config": {"tokenizer_config": {"eos_token": "x"}}}
+    assert "seems to have no chat template" in checked(address, tmp_path, monkeypatch)
+    Hub.files["chat_template.jinja"] = b""
+    assert checked(address, tmp_path, monkeypatch) == "[]"
+    del Hub.files["config.json"]
+    assert "has no config.json on the hub" in checked(address, tmp_path, monkeypatch)
+    del Hub.files["model.safetensors"]
+    assert "has no model*.safetensors on the hub" in checked(address, tmp_path, monkeypatch)
+    Hub.files["small-Q4_K_M.gguf"] = b""
+    told = checked(address, tmp_path, monkeypatch)
+    assert told.startswith("refused somebody/small has GGUF files and nothing that mlx-lm reads")
+    assert "hf download somebody/small small-Q4_K_M.gguf" in told
+
+
+def test_a_model_that_the_hub_has_not_is_refused(hub, tmp_path, monkeypatch):
+    told = checked(hub[0], tmp_path, monkeypatch, "somebody/else")
+    assert told.startswith("refused there is no folder 'somebody/else' here, and the hub has no")
+
+
+def test_a_hub_that_can_not_be_asked_costs_nothing(tmp_path, monkeypatch):
+    told = checked("http://127.0.0.1:9", tmp_path, monkeypatch)
+    assert told.startswith("[\"the hub can't be asked about somebody/small now, so it is not")

@@ -1,0 +1,70 @@
+"""A model's folder of our own making: whole or not there at all, made by one process at a time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from ..config import make_private_folder
+from .progress import Report
+
+_PARTIAL = ".partial-"
+
+
+@contextmanager
+def being_made(folder: Path, report: Report, waiting: str) -> Iterator[Path | None]:
+    """A place for work; what is at `folder.name` in it when all went well becomes `folder`.
+
+    None where `folder` is there meanwhile. Other processes that make one are waited for, which is
+    reported as `waiting`, and what dead ones left is removed. OSError where it can't be kept.
+    """
+    make_private_folder(folder.parent)
+    with _lock(folder.parent, report, waiting) as alone:
+        if alone:
+            for leftover in folder.parent.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        if folder.is_dir():
+            yield None
+            return
+        # Beside its final place, so that the rename stays on one filesystem.
+        work = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder.parent))
+        try:
+            yield work
+            _place(work / folder.name, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(made: Path, folder: Path) -> None:
+    try:
+        made.rename(folder)
+    except OSError:
+        # Where locks don't work, another process may have been faster; its folder is as good.
+        if not folder.is_dir():
+            raise
+
+
+@contextmanager
+def _lock(models: Path, report: Report, waiting: str) -> Iterator[bool]:
+    """Hold the folder's lock, which ends with the process; False where locks don't work there."""
+    lock = FileLock(models / ".lock", mode=0o600)
+    try:
+        yield _locked(lock, report, waiting)
+    finally:
+        lock.release()
+
+
+def _locked(lock: BaseFileLock, report: Report, waiting: str) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        report(waiting, 0, 0)
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        return False
+    return True
