@@ -26,6 +26,7 @@ class Mend(Enum):
     TOOLS_IN_USER = "tools-in-user"
     CALLS_ALONE = "calls-alone"
     TEXT_BESIDE = "text-beside"
+    ANSWERS_APART = "answers-apart"
     CALLS_AS_TEXT = "calls-as-text"
     LATER_IN_USER = "later-in-user"
     ONE_OF_A_ROLE = "one-of-a-role"
@@ -45,15 +46,17 @@ _TOLD = {
     Mend.LATER_IN_USER: (
         "has no place for system messages in mid-conversation: they stand in user messages"
     ),
-    Mend.ASKED_AGAIN: (
-        "has no place for an answer behind an answer: an empty user message stands between"
+    **dict.fromkeys(
+        (Mend.ANSWERS_APART, Mend.ASKED_AGAIN),
+        "has no place for an answer behind an answer: an empty user message stands between",
     ),
 }
 
 
 def told(mends: frozenset[Mend]) -> tuple[str, ...]:
     """One line for the user about each thing that was moved."""
-    return tuple(f"this model's chat template {said}" for m, said in _TOLD.items() if m in mends)
+    lines = dict.fromkeys(said for mend, said in _TOLD.items() if mend in mends)
+    return tuple(f"this model's chat template {said}" for said in lines)
 
 
 def mended(
@@ -153,6 +156,22 @@ def _text_beside(messages: Dicts) -> Dicts:
     return made
 
 
+def _answers_apart(messages: Dicts) -> Dicts:
+    """An empty question before each answer in words that has none since the last one.
+
+    Templates that want them to take turns do not count calls and results.
+    """
+    made: Dicts = []
+    answered = False
+    for message in messages:
+        in_words = message["role"] == "assistant" and not message.get("tool_calls")
+        if answered and in_words:
+            made.append({"role": "user", "content": ""})
+        answered = in_words or (answered and message["role"] != "user")
+        made.append(message)
+    return made
+
+
 def _one_of_a_role(messages: Dicts) -> Dicts:
     """Neighbours of one role as one message; answers with calls and results stay."""
     made: Dicts = []
@@ -187,6 +206,7 @@ _BEFORE_TOOLS: dict[Mend, Callable[[Dicts], Dicts]] = {
     Mend.CALLS_AS_TEXT: plain_turns,
     Mend.TEXT_BESIDE: _text_beside,
     Mend.LATER_IN_USER: _later_in_user,
+    Mend.ANSWERS_APART: _answers_apart,
 }
 _BEHIND_TOOLS: dict[Mend, Callable[[Dicts], Dicts]] = {
     Mend.SYSTEM_IN_USER: _system_in_user,

@@ -240,7 +240,8 @@ _HELPS = {
     Mend.SYSTEM_IN_USER: Feature.SYSTEM,
     Mend.CALLS_ALONE: Feature.CALLS,
     Mend.TEXT_BESIDE: Feature.BESIDE,
-    Mend.CALLS_AS_TEXT: Feature.CALLS,
+    Mend.ANSWERS_APART: Feature.CALLS,
+    Mend.CALLS_AS_TEXT: Feature.CALLS,  # gives up how the model writes them
     Mend.TOOLS_IN_SYSTEM: Feature.TOOLS,
     Mend.TOOLS_IN_USER: Feature.TOOLS,
     Mend.LATER_IN_USER: Feature.LATER,

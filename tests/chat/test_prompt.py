@@ -61,6 +61,13 @@ OWN += "{% endfor %}" + PROMPT
 HIDES_TEXT = OWN.replace(
     "{{ m.content or '' }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}"
 )
+# As Mistral's do: questions and answers in words take turns, whatever calls stand between.
+IN_TURN = (
+    "{% set said = namespace(count=0) %}"
+    "{% for m in messages if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (said.count % 2 == 0) %}{{ raise_exception('no') }}{% endif %}"
+    "{% set said.count = said.count + 1 %}{% endfor %}" + HIDES_TEXT
+)
 ONLY_NONE = OWN.replace(CALLS, "{% if m.content is none %}" + CALLS + "{% endif %}")
 
 SYSTEM = Message("system", "Speak of rivers.")
@@ -106,6 +113,11 @@ KINDS = {
     "calls skipped": (ALL, [ASK, CALLED, RESULT, SAID, NEXT], {Mend.CALLS_AS_TEXT}),
     "results skipped": (NO_SYSTEM, [ASK, BESIDE, RESULT], {Mend.CALLS_AS_TEXT}),
     "text beside calls dropped": (HIDES_TEXT, [ASK, BESIDE, RESULT], {Mend.TEXT_BESIDE}),
+    "answers must take turns": (
+        IN_TURN,
+        [ASK, BESIDE, RESULT, SAID, BESIDE, RESULT],
+        {Mend.TEXT_BESIDE, Mend.ANSWERS_APART},
+    ),
     "calls only where no content is": (ONLY_NONE, [ASK, CALLED, RESULT], {Mend.CALLS_ALONE}),
 }
 
@@ -121,6 +133,19 @@ def test_law_13_every_word_stands_in_the_prompt_in_order(kind):
         for word in (message.content.strip(), *(str(c.arguments["a"]) for c in message.tool_calls)):
             assert word in text[at:], (kind, word)
             at = text.index(word, at)
+
+
+def test_calls_stay_calls_where_answers_must_take_turns():
+    """What agents say beside calls is no reason to show the model another form of calls."""
+    before = [ASK, BESIDE, RESULT]
+    first, made = shown(IN_TURN, before)
+    assert made == {Mend.TEXT_BESIDE, Mend.ANSWERS_APART}
+    assert "<u></s>" not in first
+    later, made = shown(IN_TURN, [*before, SAID, NEXT])
+    assert made == {Mend.TEXT_BESIDE, Mend.ANSWERS_APART}
+    assert "17 degrees</s><u></s><a>Rome, then.</s>" in later
+    assert later.startswith(first.removesuffix("<a>"))
+    assert len(told(made)) == 2
 
 
 @pytest.mark.parametrize(

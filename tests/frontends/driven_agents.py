@@ -98,10 +98,11 @@ class Drive:
         )
         self._runs = runs
 
-    def check(self, *, calls: int, continued: int) -> None:
+    def check(self, *, calls: int, continued: int, replayed: bool = True) -> None:
         """Nothing was computed twice, and answers stand in later prompts token for token.
 
         `calls` of the model were made, `continued` of them behind an earlier one's answer.
+        `replayed=False`: answers were ended where another call began, and templates end them so.
         """
         made = self.calls.made
         runs = self._asked()
@@ -118,7 +119,7 @@ class Drive:
         pairs = self.calls.continued()
         assert (len(made), len(pairs)) == (calls, continued)
         assert not any(call.answer.invalid_tool_calls for call in made)
-        for before, after in pairs:
+        for before, after in pairs if replayed else ():
             self._check_replay(before, after)
 
     def _asked(self) -> list[Run]:

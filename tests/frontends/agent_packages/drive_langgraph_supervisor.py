@@ -12,7 +12,9 @@ pytestmark = [
     pytest.mark.usefixtures("shared_views"),
     # The package makes its own agent with it.
     pytest.mark.filterwarnings("ignore:create_react_agent has been moved"),
+    # What it says in an agent's name has no place in some templates, which is told.
     pytest.mark.filterwarnings("ignore:this model.s chat template drops text beside calls"),
+    pytest.mark.filterwarnings("ignore:this model.s chat template has no place for an answer"),
 ]
 
 
@@ -82,7 +84,7 @@ def test_one_handoff_at_a_time(family, tmp_path, own_cache, monkeypatch):
     state = app.invoke({"messages": [("user", "Ask both.")]})
     said = {one.text for one in state["messages"]}
     assert {"Found: 164 and 67.", "Together: 231.", "They are 231."} <= said
-    drive.check(calls=7, continued=4)
+    drive.check(calls=7, continued=4, replayed=False)
 
 
 @pytest.mark.parametrize("family", every_family())
