@@ -49,20 +49,23 @@ class TestUnit(ChatModelUnitTests):
 @pytest.mark.usefixtures("one_engine")
 class TestIntegration(ChatModelIntegrationTests):
     # SmolLM2-135M never begins a call of its own accord, so the agent loop has the policy that
-    # docs/langchain.md gives to small models, and one call at a time.
+    # docs/langchain.md gives to small models, and one call at a time. Nor does it end strings: two
+    # of them in a schema, which the grammar ends, and what is around must fit in the answer.
+    max_tokens, longest = 48, 20
+
     @property
     def chat_model_class(self):
         return ChatMLXCached
 
     @property
     def chat_model_params(self):
-        own = {"tool_policy": "call_first", "max_calls": 1, "max_string": 80}
+        own = {"tool_policy": "call_first", "max_calls": 1, "max_string": self.longest}
         return {"model": self.folder, **own}
 
     @property
     def standard_chat_model_params(self):
-        # Two strings of a schema, which the grammar ends after 80 characters, and what is around.
-        return {"temperature": 0, "max_tokens": 120, "stop": [], "timeout": 60, "max_retries": 2}
+        most = {"temperature": 0, "max_tokens": self.max_tokens}
+        return {**most, "stop": [], "timeout": 60, "max_retries": 2}
 
     @property
     def supports_json_mode(self):
@@ -93,3 +96,8 @@ class TestIntegration(ChatModelIntegrationTests):
                 answer += chunk
         assert answer.usage_metadata["input_token_details"]["cache_read"] > 40
         return answer
+
+
+@pytest.mark.soak
+class TestIntegrationOfLongerAnswers(TestIntegration):
+    max_tokens, longest = 120, 80
