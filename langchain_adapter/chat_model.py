@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
-from langchain_core.runnables.retry import ExponentialJitterParams
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llm_mlx_promptcache.engine.events import Event, Finished, Progress
 from llm_mlx_promptcache.engine.loading_line import LoadingLine
@@ -24,14 +20,11 @@ from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
 from llm_mlx_promptcache.models.names import resolve
 
 from .answers import PROVIDER, MessageBuilder
-from .asking import Tool, choice_of, format_of, openai_tools
-from .errors import langchain_errors, worth_retrying
+from .asking import Tool
+from .binding import BindingChat
+from .errors import langchain_errors
 from .profile import profile_of
 from .reuse import cache_metadata
-from .settings import ChatSettings
-from .structured import Method, call_parser, document_parser, structured
-
-RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
 class _ChatCall(NamedTuple):
@@ -65,7 +58,7 @@ class _ChatCall(NamedTuple):
                     yield event
 
 
-class ChatMLXCached(ChatSettings):
+class ChatMLXCached(BindingChat):
     """A chat model run with MLX that never computes the same prefix twice.
 
     ???+ info "Setup"
@@ -259,88 +252,6 @@ class ChatMLXCached(ChatSettings):
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = PROVIDER
         return params
-
-    def bind_tools(
-        self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
-        *,
-        tool_choice: dict[str, Any] | str | bool | None = None,
-        strict: bool | None = None,
-        response_format: Any = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools that it may call.
-
-        `tool_choice`: "auto", "any" ("required", True), "none" (False), a tool's name, or OpenAI's
-        dict. Calls follow their schemas with any `strict`. With a `response_format` an answer is
-        a call or a document of it.
-        """
-        made = openai_tools(tools, strict=strict)
-        choice_of(tool_choice, made)
-        bound: dict[str, Any] = {"tools": made, **kwargs}
-        if tool_choice is not None:
-            bound["tool_choice"] = tool_choice
-        if response_format is not None:
-            bound["response_format"] = format_of(response_format)
-        return self.bind(**bound)
-
-    def with_structured_output(
-        self,
-        schema: dict[str, Any] | type | None = None,
-        *,
-        include_raw: bool = False,
-        method: Method = "json_schema",
-        strict: bool | None = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """The model whose answers are objects of `schema`.
-
-        "json_schema" holds the answer's text to it, "function_calling" has a tool of that shape
-        called, which shows the schema to the model too, and "json_mode" takes any JSON object
-        where no schema is given.
-        """
-        if kwargs:
-            raise ValueError(f"with_structured_output does not know {', '.join(sorted(kwargs))}")
-        if method not in ("json_schema", "function_calling", "json_mode"):
-            raise ValueError(
-                f"method is {method!r}; use json_schema, function_calling or json_mode"
-            )
-        if schema is None and method != "json_mode":
-            raise ValueError(f"schema is None; method {method!r} needs one")
-        told = {
-            "kwargs": {"method": method, "strict": strict},
-            "schema": {"type": "object", "title": "answer"} if schema is None else schema,
-        }
-        if method == "function_calling":
-            assert schema is not None
-            name = convert_to_openai_tool(schema)["function"]["name"]
-            caller = self.bind_tools(
-                [schema],
-                tool_choice=name,
-                strict=strict,
-                parallel_tool_calls=False,
-                ls_structured_output_format=told,
-            )
-            return structured(caller, call_parser(schema, name), include_raw=include_raw)
-        form = {"type": "json_object"} if schema is None else format_of(schema)
-        bound = self.bind(response_format=form, ls_structured_output_format=told)
-        return structured(bound, document_parser(schema), include_raw=include_raw)
-
-    def with_retry(
-        self,
-        *,
-        retry_if_exception_type: RetryOn = worth_retrying,
-        wait_exponential_jitter: bool = True,
-        exponential_jitter_params: ExponentialJitterParams | None = None,
-        stop_after_attempt: int = 3,
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model, asked again where that may help: what a request lacks it lacks again."""
-        return super().with_retry(
-            retry_if_exception_type=retry_if_exception_type,
-            wait_exponential_jitter=wait_exponential_jitter,
-            exponential_jitter_params=exponential_jitter_params,
-            stop_after_attempt=stop_after_attempt,
-        )
 
     def warm(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any

@@ -4,15 +4,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from langchain_core.language_models import BaseChatModel
 
 from langchain_mlx_cached import ChatMLXCached
 
 PAGE = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text()
-OWN = [
-    name
-    for name in ChatMLXCached.model_fields
-    if name not in ChatMLXCached.__mro__[2].model_fields  # LangChain's BaseChatModel
-]
+OWN = [name for name in ChatMLXCached.model_fields if name not in BaseChatModel.model_fields]
 
 
 @pytest.mark.parametrize("name", ChatMLXCached.model_fields)

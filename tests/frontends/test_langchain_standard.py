@@ -51,7 +51,7 @@ class TestIntegration(ChatModelIntegrationTests):
     # SmolLM2-135M never begins a call of its own accord, so the agent loop has the policy that
     # docs/langchain.md gives to small models, and one call at a time. Nor does it end strings: two
     # of them in a schema, which the grammar ends, and what is around must fit in the answer.
-    max_tokens, longest = 48, 20
+    max_tokens, longest = 48, 8
 
     @property
     def chat_model_class(self):
