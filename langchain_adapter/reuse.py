@@ -13,6 +13,9 @@ from llm_mlx_promptcache.engine.notes import is_new_loss
 
 from .messages import index_of
 
+# How middleware of LangChain's marks a message that is a summary of others.
+SOURCE, SUMMED_UP = "lc_source", "summarization"
+
 
 def cache_metadata(event: Finished, messages: Sequence[BaseMessage]) -> dict[str, Any]:
     """The tokens by where they came from, whether that is healthy, and if not, where and why."""
@@ -29,9 +32,17 @@ def cache_metadata(event: Finished, messages: Sequence[BaseMessage]) -> dict[str
 
 def warn_of_loss(event: Finished, messages: Sequence[BaseMessage]) -> None:
     """Say once a conversation that a turn lost what the last one had."""
-    if is_new_loss(event.reuse):
-        told = _of_langchain(event.reuse, messages)
+    told = _of_langchain(event.reuse, messages)
+    if not _is_meant(told, messages) and is_new_loss(event.reuse):
         warnings.warn(f"reuse {told} (told once a conversation)", stacklevel=2)
+
+
+def _is_meant(reuse: Reuse, messages: Sequence[BaseMessage]) -> bool:
+    """Whether the prompt leaves its path where a summary took the place of messages."""
+    if reuse.message is None or reuse.reason not in ("edited", "removed"):
+        return False
+    there = messages[max(0, reuse.message - 1) : reuse.message + 1]
+    return any(one.additional_kwargs.get(SOURCE) == SUMMED_UP for one in there)
 
 
 def _of_langchain(reuse: Reuse, messages: Sequence[BaseMessage]) -> Reuse:

@@ -42,6 +42,7 @@ from .history import (
     safe_cuts,
     tokens_of,
 )
+from .reuse import SOURCE, SUMMED_UP
 
 TokenCounter = Callable[[Sequence[BaseMessage]], int]
 
@@ -55,7 +56,7 @@ SUMMARY_PROMPT = (
 _ABOVE = "(the conversation above)"
 # LangChain's own words and mark, by which interfaces know a summary.
 _HEAD = "Here is a summary of the conversation to date:\n\n"
-_MARK = {"lc_source": "summarization"}
+_MARK = {SOURCE: SUMMED_UP}
 
 _Request = ModelRequest[Any]
 _Response = ModelResponse[Any]
@@ -276,7 +277,7 @@ class _Shortened:
 
 def _cuts(messages: Sequence[AnyMessage]) -> list[int]:
     """Where these may be cut so that more is summed up than an earlier summary."""
-    alone = bool(messages) and messages[0].additional_kwargs.get("lc_source") == "summarization"
+    alone = bool(messages) and messages[0].additional_kwargs.get(SOURCE) == SUMMED_UP
     return [cut for cut in safe_cuts(messages) if cut > alone]
 
 

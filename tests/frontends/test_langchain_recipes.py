@@ -28,7 +28,11 @@ FAMILIES = {
 # Recipes whose best way only ever adds to one conversation.
 GROWING = ("time stamps", "documents", "roles", "tools")
 
-pytestmark = pytest.mark.filterwarnings("ignore:this model's chat template")
+# Ways that nobody should take are told so.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:this model's chat template"),
+    pytest.mark.filterwarnings("ignore:reuse lost"),
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -456,7 +456,7 @@ def test_random_conversations_stay_whole_and_reused(played):
             if after in calls.summaries:
                 assert prefilled(after) <= alone(chat) + 60  # what was not asked before, and it
             elif before not in calls.summaries:
-                assert read(after) == before.usage_metadata["total_tokens"]
+                assert read(after) >= before.usage_metadata["total_tokens"]
         for index, message in enumerate(messages):
             if message.type == "tool":
                 assert messages[index - 1].tool_calls[0]["id"] == message.tool_call_id
