@@ -139,9 +139,11 @@ def _change(
         return _changed_message(messages, was, now, at)
     if not messages[last.at].unchanged(last.generated.fingerprint) and last.generated.ids:
         return _changed_answer(messages[last.at], last.at)
-    if last.generated.rendered.get("arguments") != transcript.rendered.get("arguments"):
-        return Change("arguments")
-    return _rewritten(own, transcript)
+    if (rewritten := _rewritten(own, transcript)) is not None:
+        return rewritten
+    # Even the first answer's prompt begins otherwise, and all messages are what they were.
+    same = last.generated.rendered.get("arguments") == transcript.rendered.get("arguments")
+    return Change("rewritten" if same else "arguments")
 
 
 def _first_difference(was: Sequence[str], now: Sequence[str]) -> int | None:
@@ -170,16 +172,18 @@ def _changed_answer(message: Message, at: int) -> Change:
     return Change("thinking" if thoughtless else "edited", at)
 
 
-def _rewritten(own: Sequence[_Recorded], transcript: Transcript) -> Change:
-    """Which answer the template writes otherwise than for the last one, now that it is history.
+def _rewritten(own: Sequence[_Recorded], transcript: Transcript) -> Change | None:
+    """Which message the template writes otherwise, now that more has been said; None for none.
 
-    What was before the prompt's own end of the last answer for which that still holds stands.
+    Where the prompt of an answer ended is the last place that still is what it was, and the answer
+    after it has changed: by its thinking, most of all, or by what stood between (tools).
     """
     digests = path_digests(transcript.ids, (one.asked.shared for one in own))
     for one in reversed(own):
         if digests.get(one.asked.shared) == one.asked.shared_path:
-            return Change("thinking" if one.asked.thought else "rewritten", one.at)
-    return Change("rewritten")
+            at = transcript.message_at(one.asked.shared)
+            return Change("thinking" if one.asked.thought and at == one.at else "rewritten", at)
+    return None
 
 
 def _is_anothers(change: Change, mine: History, last: _Recorded) -> bool:

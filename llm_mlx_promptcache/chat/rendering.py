@@ -123,7 +123,10 @@ def _transcript(
     kept = _keep(clock, given.arguments)
     begun = _begun(rendering, ends) if continued else 0
     message_ends = _message_ends(rendering, marks, ends, replays, messages)
-    return Transcript(ids, boundaries, len(replays), kept, rendering.mends, begun, message_ends)
+    stays = bisect_right(ends, marks[-1].character)
+    return Transcript(
+        ids, boundaries, len(replays), kept, rendering.mends, begun, message_ends, stays
+    )
 
 
 def _begun(rendering: RenderedText, ends: list[int]) -> int:

@@ -26,7 +26,8 @@ class Transcript(NamedTuple):
     the next turn is rendered with the same date and template arguments. `mends` says what the
     template has no place for, and where it stands instead. The last `begun` ids are those of an
     answer that goes on where the prompt ends. `ends` has for each message the number of tokens up
-    to its end; that of the message before where nothing shows it.
+    to its end; that of the message before where nothing shows it. The first `stays` ids stand in
+    later prompts too.
     """
 
     ids: array[int]
@@ -36,11 +37,16 @@ class Transcript(NamedTuple):
     mends: frozenset[Mend] = frozenset()
     begun: int = 0
     ends: tuple[int, ...] = ()
+    stays: int = 0
 
     def message_at(self, position: int) -> int:
-        """The index of the message that token `position` belongs to, or that asks behind it."""
-        most = max(0, len(self.ends) - 1)
-        return next((index for index, end in enumerate(self.ends) if end > position), most)
+        """The index of the message that token `position` belongs to; the last one's behind it."""
+        before = (0, *self.ends)
+        for index, end in enumerate(self.ends):
+            # Of messages whose ends are unknown the first one begins where the last known one ends.
+            if end > position or (end == before[index] == position and index):
+                return index
+        return max(0, len(self.ends) - 1)
 
     def __repr__(self) -> str:
         # Tokens are text to whoever has the tokenizer, so they are not shown.

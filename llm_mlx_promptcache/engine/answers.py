@@ -158,27 +158,26 @@ class AnswerStream:
             return None
         history, transcript = prepared.history, prepared.transcript
         path = transcript.ids + array("I", self._replayable()[:-1])
-        shared = transcript.boundaries[-1].position if transcript.boundaries else 0
-        digests = path_digests(path, (shared, len(path)))
+        digests = path_digests(path, (transcript.stays, len(path)))
         thought = Message("assistant", answer.text, tool_calls=answer.calls)
         return Asked(
             history.messages,
             history.tools,
             rows_digest(prepared),
-            shared,
-            digests[shared],
+            transcript.stays,
+            digests[transcript.stays],
             len(path),
             digests[len(path)],
-            entry_of(thought) if answer.reasoning or self._thinks_in_prompt(shared) else "",
+            entry_of(thought) if answer.reasoning or self._thinks_in_prompt() else "",
             history.told or bool(reuse.warns),
         )
 
-    def _thinks_in_prompt(self, shared: int) -> bool:
+    def _thinks_in_prompt(self) -> bool:
         """Whether the prompt's end, which no later prompt shows, has marks of thinking."""
-        thinking = self._prepared.thinking
+        thinking, transcript = self._prepared.thinking, self._prepared.transcript
         if thinking is None:
             return False
-        return thinking.end in self._tokenizer.decode(self._prepared.transcript.ids[shared:])
+        return thinking.end in self._tokenizer.decode(transcript.ids[transcript.stays :])
 
     def _begun(self) -> Begun:
         """What this answer went on with, where the prompt's last ids are that and no more."""

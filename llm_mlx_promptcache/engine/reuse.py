@@ -23,7 +23,7 @@ _LOST: Final[dict[str, str]] = {
     "removed": "messages that stood there are gone",
     "inserted": "it was put in front of an answer",
     "thinking": "an earlier answer stands there without its thinking",
-    "rewritten": "the chat template writes an earlier answer otherwise than the model did",
+    "rewritten": "the chat template writes it otherwise, now that more has been said",
     "model": "another model gave the answers so far",
     "settings": "the last answer had another cache_salt, other bits of keys and values, or another"
     " version of MLX",

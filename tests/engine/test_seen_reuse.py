@@ -11,7 +11,9 @@ from talks import SAID, SYSTEM, THOUGHT, Shore, Talk, answered, tool
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.asked import ENTRY, MOST_MESSAGES, Asked
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.engine.request import Sampling
+from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.loading import load_model
 
 _HOT = Sampling(temperature=0.0)
@@ -183,6 +185,35 @@ def test_thinking_that_the_application_leaves_out_is_told(thinker):
     assert seen(talk.ask()) == ("lost", "thinking", 2, "assistant")
 
 
+def test_a_wish_to_think_that_changes_no_prompt_is_not_the_reason(thinker):
+    talk = Talk(thinker.engine(), SYSTEM, thinking=True)
+    talk.say("Think: is it lit?")
+    talk.asks["thinking"] = False
+    assert seen(talk.say("And the sea?")) == ("lost", "thinking", 2, "assistant")
+
+
+def test_template_arguments_that_change_the_beginning_are_told(tmp_path):
+    harmony = shore_of(tmp_path, "gptoss", "openai-gpt-oss-120b")
+    talk = Talk(harmony.engine(), SYSTEM, template_arguments={"reasoning_effort": "low"})
+    talk.say("Is it lit?")
+    talk.asks["template_arguments"] = {"reasoning_effort": "high"}
+    turn = talk.say("And the sea?")
+    assert seen(turn)[:3] == ("lost", "arguments", 0)
+    assert turn.reuse.warns
+    harmony.close()
+
+
+def test_tools_that_a_template_moves_are_told_where_they_stood(tmp_path):
+    moving = shore_of(tmp_path, "tekken", "Mistral-Small-3.2-24B-Instruct-2506")
+    talk = Talk(moving.engine(), SYSTEM, tools=(tool("look"),))
+    talk.say("Is it lit?")
+    turn = talk.say("And the sea?")
+    assert seen(turn) == ("lost", "rewritten", 1, "user")
+    assert not turn.reuse.warns
+    assert seen(talk.say("And the wind?")) == ("lost", "rewritten", 3, "user")
+    moving.close()
+
+
 def test_rows_that_were_evicted_are_told_and_those_that_somebody_cleared_are_no_news(shore):
     cache = PromptCache("100MB")
     talk = Talk(shore.engine(cache), SYSTEM)
@@ -281,8 +312,10 @@ def test_the_told_message_is_the_one_that_was_edited(shore, seed):
         turn = talk.ask(look=True)
         assert (turn.reuse.state, turn.reuse.message) == ("lost", at), (number, turn.reuse)
         assert turn.reuse.role == talk.messages[at].role
-        # What tokens say: the prompt leaves the stored path in that message, or begins to there.
-        assert turn.usage.cached + turn.reuse.lost > turn.usage.cached
+        # The tokens say the same: there the prompt leaves the stored path.
+        read = TemplateTokenizer(shore.loaded.tokenizer)
+        ends = render(talk.messages, read, fingerprint=turn.fingerprint)
+        assert ends.message_at(turn.usage.cached) == at
 
 
 def test_an_edit_in_a_conversation_of_more_messages_than_are_listed():

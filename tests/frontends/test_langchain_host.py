@@ -4,14 +4,14 @@ import asyncio
 
 import host_of
 import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
 from real_families import Played, every_family
 from scripted_model import SPLIT, environment
 
 from langchain_adapter import ChatMLXCached
-from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.engine import notes, pool
 
 # What depends on where and when an answer was made.
 _OWN = {"id", "usage_metadata", "response_metadata", "tool_call_chunks"}
@@ -130,3 +130,21 @@ def test_law_15_the_loop_of_events_has_the_same(chats):
 
     hosted, here = (asyncio.run(ask(chat)) for chat in chats)
     assert hosted == here
+
+
+def test_law_15_where_reuse_was_lost_is_told_the_same(chats, monkeypatch):
+    monkeypatch.setenv("LLM_MLX_CACHED_AHEAD", "0")
+    told = []
+    for chat in chats:
+        monkeypatch.setattr(notes, "_told", {})
+        messages = [SystemMessage("You help."), HumanMessage("Hello")]
+        apart = {"cache_salt": f"{chat.resident}"}  # their disk is one
+        messages += [chat.invoke(messages, **apart), HumanMessage("And now?")]
+        messages[0] = SystemMessage("You do not help.")
+        looked = chat.explain(messages, **apart)
+        with pytest.warns(UserWarning, match=r"reuse lost at messages\[0\] \(system\)"):
+            lost = chat.invoke(messages, **apart).response_metadata["cache"]
+        names = ("state", "reason", "message", "role", "lost", "why")
+        told.append([looked[name] for name in names])
+        assert told[-1] == [lost[name] for name in names]
+    assert told[0] == told[1]
