@@ -197,7 +197,7 @@ def _reference(model: str) -> str:
 
 def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
     """The default model, those registered, and those of the hub's cache that are neither."""
-    from ..models.hub import models_in_cache
+    from ..models.here import models_in_cache
 
     yield {"model": MODEL_ID, "aliases": [], "reference": default_reference(settings)}
     yield from (plain_model(model) for model in settings.models)
@@ -209,10 +209,10 @@ def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
     """The entry with its folder, its bytes, and whether they fit; None where it is not here."""
-    from ..models.loading import kept_folder
+    from ..models.here import folder_here
     from ..models.memory import weights_of
 
-    folder = kept_folder(entry["reference"])
+    folder = folder_here(entry["reference"])
     size = weights_of(folder) if folder is not None else None
     return {
         **entry,

@@ -17,7 +17,6 @@ import mlx.core as mx
 
 from ..config import HOME_VARIABLE, create_private
 from .errors import ModelFetchError, ModelLoadError, one_line
-from .gguf import convert
 from .own_folder import being_made
 from .progress import Report, unreported
 
@@ -98,6 +97,8 @@ def _make(work: Path, name: str, report: Report) -> None:
 
 def _convert(source: Path, folder: Path) -> None:
     """Write the model folder; ModelLoadError where the file is no model after all."""
+    from .gguf import convert
+
     try:
         convert(source, folder, quantized=folder.name.endswith("-q4"))
     except ValueError as error:

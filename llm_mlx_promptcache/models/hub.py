@@ -1,33 +1,21 @@
-"""The hub's client: a model fetched with progress of ours, and what lies in the hub's cache."""
+"""The hub's client: a model fetched, with progress of ours."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import scan_cache_dir, snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import CacheNotFound
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from .errors import one_line
 from .progress import Report
 
 _STAGE = "Fetching {}"
-_MOST_NAMES = 10_000
 _NOT_FOUND = 404
 _PATIENCE = 10.0  # seconds for what a hub says of a model
-
-
-class HubModel(NamedTuple):
-    """A model in the hub's cache: its id and the folder of its newest revision there."""
-
-    reference: str
-    folder: Path
 
 
 def fetch(reference: str, patterns: Sequence[str], report: Report) -> Path:
@@ -89,31 +77,6 @@ def first_line(error: Exception) -> str:
     """The first sentence of what the hub's client says, which can be a page long."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return one_line(lines[0] if lines else type(error).__name__, limit=120)
-
-
-def models_in_cache() -> list[HubModel]:
-    """The language models that lie in the hub's cache, if there is one."""
-    try:
-        held = scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    models = []
-    for repo in held:
-        revisions = sorted(repo.revisions, key=lambda r: r.last_modified, reverse=True)
-        if repo.repo_type == "model" and revisions:
-            folder = Path(revisions[0].snapshot_path)
-            if (folder / "config.json").exists() and next(folder.glob("*.safetensors"), None):
-                models.append(HubModel(repo.repo_id, folder))
-    return sorted(models)
-
-
-def names_in_cache() -> Iterator[str]:
-    """The ids of whatever lies in the hub's cache as a model; of its folders' names alone."""
-    with suppress(OSError):
-        for folder in islice(Path(HF_HUB_CACHE).iterdir(), _MOST_NAMES):
-            kind, *parts = folder.name.split("--")
-            if kind == "models" and len(parts) == 2:
-                yield "/".join(parts)
 
 
 def _bar_class(stage: str, report: Report) -> Any:

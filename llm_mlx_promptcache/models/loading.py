@@ -6,9 +6,7 @@ Code that comes with a model is never run.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +15,21 @@ from typing import Any
 import mlx.core as mx
 
 from ..cache.layers.layout import NotCached, layout_of, layout_to_json
-from ..cache.manifest import Manifest, read_plain
+from ..cache.manifest import Manifest
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import default_folder, ensure_default_model
 from .errors import ModelFetchError, ModelLoadError, cut, one_line
 from .facts import environment
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
+from .model_files import damaged, missing_weights, read_json
 from .progress import Report, unreported
 from .quantisation import fitting
 from .references import adapter_of, divided, folder_of, is_hub_id
 
-# transformers says on stderr that it found no PyTorch, unless told before its import.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
-# Of a file that is read whole before anything else is known of it.
-_LARGEST_JSON = 64 << 20
 # Of what transformers and mlx-lm read whole; the largest known tokenizer has 35 MB.
 _LARGEST_TEXT = 512 << 20
 # Layers are built one by one before their weights are looked at; the deepest known have 126.
@@ -190,7 +184,7 @@ def _kept_of_hub(reference: str) -> Path | None:
 
     try:
         kept = Path(snapshot_download(reference, allow_patterns=_HUB_FILES, local_files_only=True))
-        return kept if (kept / "config.json").exists() and not _missing_weights(kept) else None
+        return kept if (kept / "config.json").exists() and not missing_weights(kept) else None
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
 
@@ -201,16 +195,16 @@ def _listed(*folders: Path | None) -> Manifest:
     try:
         files = Manifest.of(given)
     except OSError as error:
-        raise _damaged(given[0], f"its files can't be listed: {one_line(error)}") from error
+        raise damaged(given[0], f"its files can't be listed: {one_line(error)}") from error
     if (endless := files.endless()) is not None:
-        raise _damaged(
+        raise damaged(
             endless.parent, f"{endless.name} is a pipe, a socket or a device, and no file"
         )
     for entry in files.plain():
         size = entry.read.size if entry.read is not None else 0
         if size > _LARGEST_TEXT and entry.read_whole:
             name, folder = entry.path.name, entry.path.parent
-            raise _damaged(folder, f"{name} has {size} bytes, more than {_LARGEST_TEXT}")
+            raise damaged(folder, f"{name} has {size} bytes, more than {_LARGEST_TEXT}")
     return files
 
 
@@ -218,38 +212,18 @@ def check_files(folder: Path) -> None:
     """ModelLoadError where a file that every model needs is missing or can't be read."""
     config = read_config(folder)
     if not isinstance(config.get("model_type"), str):
-        raise _damaged(folder, "config.json has no model_type")
+        raise damaged(folder, "config.json has no model_type")
     if too_deep := _too_deep(config):
-        raise _damaged(folder, f"config.json asks for {too_deep}, more than {_MOST_LAYERS}")
-    if missing := _missing_weights(folder):
-        raise _damaged(folder, f"{missing} is missing")
+        raise damaged(folder, f"config.json asks for {too_deep}, more than {_MOST_LAYERS}")
+    if missing := missing_weights(folder):
+        raise damaged(folder, f"{missing} is missing")
     if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES):
-        raise _damaged(folder, "it has no tokenizer (tokenizer.json)")
+        raise damaged(folder, "it has no tokenizer (tokenizer.json)")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A model's config.json; ModelLoadError where it has none that can be read."""
-    return _read_json(folder, "config.json")
-
-
-def _missing_weights(folder: Path) -> str | None:
-    """The name of a weights file that should be there and isn't."""
-    if (folder / "model.safetensors.index.json").exists():
-        shards = _read_json(folder, "model.safetensors.index.json").get("weight_map")
-        if not isinstance(shards, dict):
-            raise _damaged(folder, "model.safetensors.index.json has no weight_map")
-        names = sorted({str(name) for name in shards.values()})
-        return next((one_line(name) for name in names if not _is_there(folder / name)), None)
-    if next(folder.glob("model*.safetensors"), None):
-        return None
-    return "model.safetensors"
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # no name that a file can have
-        return False
+    return read_json(folder, "config.json")
 
 
 def _too_deep(config: dict[str, Any]) -> str:
@@ -260,18 +234,6 @@ def _too_deep(config: dict[str, Any]) -> str:
             if "layer" in key and isinstance(value, int | float) and value > _MOST_LAYERS:
                 return one_line(f"{key} {value:g}", limit=80)
     return ""
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(read_plain(folder / name, _LARGEST_JSON))
-    except FileNotFoundError as error:
-        raise _damaged(folder, f"{name} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"{name} can't be read: {one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise _damaged(folder, f"{name} holds no JSON object")
-    return data
 
 
 def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -289,13 +251,13 @@ def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
         mx.eval(model.state)
     except Exception as error:
         # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
-        raise _damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
+        raise damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
     return model, config
 
 
 def _without_nulls(folder: Path) -> dict[str, Any]:
     """What stands in for entries of the config that are null, where mlx-lm wants a table."""
-    given = _read_json(folder, "config.json")
+    given = read_json(folder, "config.json")
     return {key: {} for key in ("text_config",) if key in given and given[key] is None}
 
 
@@ -307,7 +269,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
         model.eval()  # no dropout
         mx.eval(model.state)
     except Exception as error:
-        raise _damaged(
+        raise damaged(
             adapter, f"this adapter can't be put on the model: {_reason(error)}"
         ) from error
     return model
@@ -323,25 +285,13 @@ def _load_tokenizer(folder: Path) -> Any:
         # With what generation_config.json says of the ends of answers.
         return wrapped_tokenizer(folder, load_config(folder).get("eos_token_id"))
     except Exception as error:
-        raise _damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
+        raise damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     # The text of a KeyError is the key alone.
     text = one_line(error)
     return f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
-
-
-def _damaged(folder: Path, why: str) -> ModelLoadError:
-    return ModelLoadError(
-        f"the model in {folder} can't be used: {why}; {_remedy(folder)}, or use another model"
-    )
-
-
-def _remedy(folder: Path) -> str:
-    """What mends a folder: one of the hub's cache, or of ours, is made again once it is gone."""
-    ours = folder.parent.name == "snapshots" or data_folder() in folder.parents
-    return "remove that folder and fetch it again" if ours else "fetch or convert it again"
 
 
 def _context_length(config: dict[str, Any], tokenizer: Any) -> int | None:

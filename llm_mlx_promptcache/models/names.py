@@ -179,7 +179,7 @@ def is_file(name: str) -> bool:
 
 def _known(settings: Settings) -> Iterator[str]:
     """Every name of a model that is here."""
-    from .hub import names_in_cache
+    from .here import names_in_cache
 
     yield from (DEFAULT_MODEL, MODEL_ID)
     for model in settings.models:

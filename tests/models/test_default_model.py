@@ -192,7 +192,7 @@ def test_an_interrupted_conversion_leaves_nothing(fetches, data, monkeypatch, er
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(default_model, "convert", convert)
+        patch.setattr(gguf, "convert", convert)
         with pytest.raises(error):
             ensure_default_model(data, variant="f32")
     assert left_behind(data) == []
