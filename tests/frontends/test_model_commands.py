@@ -122,6 +122,9 @@ def test_what_lies_in_the_hubs_cache_is_listed(bare_home, tiny_llama):
     snapshot = hub / "models--somebody--small" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
     tiny_llama().rename(snapshot)
+    main = hub / "models--somebody--small" / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text("0" * 40)
     (hub / "models--somebody--words" / "snapshots" / ("1" * 40)).mkdir(parents=True)
     listed, _ = bare_home.llm("mlx-cached", "models", HF_HUB_CACHE=str(hub))
     assert [line.split("\t")[:2] for line in listed.splitlines()] == [

@@ -55,30 +55,39 @@ def test_a_command_without_a_model_imports_no_heavy_package(bare_home):
         assert found.isdisjoint(heavy)
 
 
+@pytest.fixture(scope="module")
+def asked_once(new_home, tiny_llama):
+    """A home with a model and one answer of it, and what llm imports without us."""
+    home = new_home()
+    home.ours("default", str(tiny_llama()))
+    home.llm(*ASK)
+    home.by_llm_itself = imported(home, "--version")
+    return home
+
+
 @pytest.mark.parametrize(
     "command",
     ["stats", "tree", "ps", "models", "check", "pin", "unpin", "clear", "clear --older-than"],
 )
-def test_c14_a_command_that_looks_imports_no_heavy_package(bare_home, tiny_llama, command):
+def test_c14_a_command_that_looks_imports_no_heavy_package(asked_once, tmp_path, command):
     """It reads the index; MLX was imported for it once, and half of its time went there.
 
     What llm imports itself is not counted. `check` and `models` take mlx.core, which is quick
     beside the rest: arrays' types in files, and how much memory the device has.
     """
-    bare_home.ours("default", str(tiny_llama()))
-    bare_home.llm(*ASK)
-    span = bare_home.told("tree")[0]["id"]
+    home = asked_once.copied_to(tmp_path / "home")
+    span = home.told("tree")[0]["id"]
     if command == "unpin":
-        bare_home.ours("pin", span)
+        home.ours("pin", span)
     more = {"pin": [span], "unpin": [span], "clear --older-than": ["1h"]}.get(command, [])
-    before = bare_home.told("stats")["spans"]
-    found = imported(bare_home, "mlx-cached", *command.split(), *more)
+    before = home.told("stats")["spans"]
+    found = imported(home, "mlx-cached", *command.split(), *more)
     assert "llm_mlx_promptcache.commands" in found
-    found -= imported(bare_home, "--version")
+    found -= asked_once.by_llm_itself
     assert "mlx.nn" not in found
     assert packages(found) & (HEAVY | {"numpy"}) <= MLX_CORE.get(command, set())
     assert before > 0
-    assert bare_home.told("stats")["spans"] == (0 if command == "clear" else before)
+    assert home.told("stats")["spans"] == (0 if command == "clear" else before)
 
 
 def test_a_turn_that_a_host_answers_imports_no_heavy_package(bare_hosted_home, tiny_llama):

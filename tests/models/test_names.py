@@ -7,7 +7,7 @@ import llm
 import pytest
 
 from llm_mlx_promptcache import config
-from llm_mlx_promptcache.models import hub, names
+from llm_mlx_promptcache.models import names
 from llm_mlx_promptcache.models.errors import ModelLoadError
 from llm_mlx_promptcache.models.loading import kept_folder, model_folder
 from llm_mlx_promptcache.models.names import resolve
@@ -21,7 +21,7 @@ def user(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / folder))
     monkeypatch.setenv(config.HOME_VARIABLE, str(tmp_path / "mlx"))
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path
 
@@ -129,7 +129,7 @@ def test_nothing_of_ours_is_ever_looked_for_on_a_hub(monkeypatch):
         raise AssertionError("a hub was asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
-    monkeypatch.setattr(hub, "fetch", asked)
+    monkeypatch.setattr("llm_mlx_promptcache.models.hub.fetch", asked)
     for name in ("mlx-cached/small", "mlx-cached/a.b-c"):
         assert "is registered" in refused(name)
         assert not is_hub_id(name)
