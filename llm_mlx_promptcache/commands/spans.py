@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..cache.disk.listing import Listing
-    from ..models.chat_tokenizer import TemplateTokenizer
+    from ..models.tokenizer_alone import FirstWords
 
 _WORDS = 16  # tokens of a span that are decoded for its first words
 
@@ -30,13 +30,14 @@ def tree(*, model: str | None, text: bool, as_json: bool) -> None:
     A line is a span: its id, the tokens of the path that it holds, its tier, size, and uses. One
     that begins with "+" goes on from the line above it. Of what is in memory the line says so.
     """
-    rows = _rows(disk_store().listing(), seen_by_host({"ask": "tree"}))
+    told = seen_by_host({"ask": "tree", "text": text})
+    rows = _rows(disk_store().listing(), told)
     wanted = None if model is None else label_of(model)
     roots: dict[str, str] = {}
     for row in rows:
         if wanted is None or wanted in (row.model, row.namespace):
             roots[row.namespace] = row.model
-    words = _Words(wanted=text)
+    words = _Words(wanted=text, told=told)
     if as_json:
         show_json([_plain(row, words) for row in rows if row.namespace in roots])
         return
@@ -148,21 +149,23 @@ def _rows(listing: Listing, told: Mapping[str, Any] | None) -> list[_Row]:
 
 
 class _Words:
-    """The first words of spans, where they were asked for and the model is here."""
+    """The first words of spans, where they were asked for: as the host told them, or found here."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, told: Mapping[str, Any] | None) -> None:
         self._wanted = wanted
-        self._tokenizers: dict[str, TemplateTokenizer | None] = {}
+        self._told: Mapping[str, str] | None = (told or {}).get("texts")
+        self._here: FirstWords | None = None
 
     def of(self, row: _Row) -> str | None:
         if not self._wanted:
             return None
-        if row.model not in self._tokenizers:
-            from ..models.tokenizer_alone import tokenizer_of
+        if self._told is not None:
+            return self._told.get(row.id)
+        if self._here is None:
+            from ..models.tokenizer_alone import FirstWords
 
-            self._tokenizers[row.model] = tokenizer_of(row.model)
-        tokenizer = self._tokenizers[row.model]
-        return tokenizer.decode(row.words) if tokenizer is not None else None
+            self._here = FirstWords()
+        return self._here.of(row.model, row.words)
 
 
 def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[TreeLine]:

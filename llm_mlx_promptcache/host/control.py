@@ -8,14 +8,17 @@ An ask is untrusted, as all that comes over a socket.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ..config import MOST_DAYS
+from ..engine import wire
+from ..engine.explained import AnsweredPrompt, explained
 from ..engine.pool import cache_in_use, disk_store, engines, weights
-from .memory_tree import MemoryTree, NamedSpan
+from ..engine.request import GenerationRequest
+from .memory_tree import WORDS, MemoryTree, NamedSpan
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -56,13 +59,20 @@ def stats(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"memory": memory, "models": [one._asdict() for one in cache.models()]}
 
 
-def tree(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How much of each span on the disk is in memory too, and the spans that only memory has."""
-    cache = cache_in_use()
-    if cache is None:
-        return {"held": {}, "alone": []}
-    found = MemoryTree(cache, disk_store().listing())
-    return {"held": found.held, "alone": [span.plain() for span in found.alone]}
+def tree(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How much of each span on the disk is in memory too, and the spans that only memory has.
+
+    With `text` true also the first words of each span, as far as their models are here.
+    """
+    cache, listing = cache_in_use(), disk_store().listing()
+    found = None if cache is None else MemoryTree(cache, listing)
+    alone = [] if found is None else [span.plain() for span in found.alone]
+    told = {"held": {} if found is None else found.held, "alone": alone}
+    if ask.get("text") is True:
+        spans = [(span.file_id, span.model, span.tokens[:WORDS]) for span in listing.spans]
+        spans += [(one["id"], one["model"], one["words"]) for one in alone]
+        return {**told, "texts": _texts(spans)}
+    return told
 
 
 def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,6 +129,15 @@ def held(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"tokens": 0 if cache is None else cache.in_memory(namespace, tokens)}
 
 
+def explain(ask: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is stored of a prompt that was answered, on the disk and in memory, rendered anew."""
+    asked = _answered(ask)
+    found = explained(asked, disk_store().listing())
+    cache, ids = cache_in_use(), found.ids
+    in_memory = 0 if cache is None or not ids else cache.in_memory(asked.namespace, ids)
+    return {"now": {**found.now, "in_memory": in_memory}, "nearest": found.nearest}
+
+
 HANDLERS: dict[str, Handler] = {
     "ps": ps,
     "stats": stats,
@@ -127,8 +146,31 @@ HANDLERS: dict[str, Handler] = {
     "pin": pin,
     "flush": flush,
     "held": held,
+    "explain": explain,
     "unload": unload,
 }
+
+
+def _answered(ask: Mapping[str, Any]) -> AnsweredPrompt:
+    """The prompt that an ask is about; ValueError where it is none."""
+    given, rendered = ask.get("request"), ask.get("rendered")
+    words = [ask.get(name) for name in ("reference", "namespace", "fingerprint")]
+    if not isinstance(given, Mapping) or not isinstance(rendered, Mapping):
+        raise ValueError("the prompt that is asked for is none")
+    request = wire.from_json(given)
+    if not isinstance(request, GenerationRequest) or not all(isinstance(w, str) for w in words):
+        raise ValueError("the prompt that is asked for is none")
+    reference, namespace, fingerprint = map(str, words)
+    return AnsweredPrompt(request, reference, namespace, fingerprint, rendered)
+
+
+def _texts(spans: Iterable[tuple[str, str, Sequence[int]]]) -> dict[str, str]:
+    """The first words of spans by their ids, given with their models and first tokens."""
+    from ..models.tokenizer_alone import FirstWords
+
+    words = FirstWords()
+    told = {span_id: words.of(model, tokens) for span_id, model, tokens in spans}
+    return {span_id: text for span_id, text in told.items() if text is not None}
 
 
 def _beside(work: Callable[[], object]) -> None:

@@ -241,7 +241,7 @@ def _installed() -> set[tuple[str, str]]:
     importlib.metadata reads a file of each, which takes five times as long.
     """
     found = set()
-    for folder in set(sys.path) - {"", str(Path.cwd())}:  # where a client runs, a host does not
+    for folder in set(sys.path) - {"", _working_folder()}:  # where a client runs, a host does not
         with suppress(OSError):  # an archive, or none
             for name in os.listdir(folder):  # noqa: PTH208 - names are enough
                 if name.endswith((".dist-info", ".egg-info")):
@@ -249,6 +249,13 @@ def _installed() -> set[tuple[str, str]]:
                     if package.lower() in _INSTALLED:
                         found.add((package.lower(), version))
     return found
+
+
+def _working_folder() -> str:
+    """The folder that this process runs in; "" where it was removed."""
+    with suppress(OSError):
+        return str(Path.cwd())
+    return ""
 
 
 with suppress(OSError):  # relative paths in a folder that is gone; who says hello is told

@@ -6,9 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import xxhash
-
-from ..cache.disk.listing import ID_LENGTH, stored_length
+from ..cache.disk.listing import ID_LENGTH, path_id, stored_length
 
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan, Listing
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from ..cache.prompt_cache import PromptCache
     from ..cache.trie import Tokens
 
-_WORDS = 16  # tokens of a span that are told, for its first words
+WORDS = 16  # tokens of a span that are told, for its first words
 
 
 class NamedSpan(NamedTuple):
@@ -47,7 +45,7 @@ class MemoryOnly:
     def plain(self) -> dict[str, Any]:
         """The same as JSON, with its first tokens in place of its path."""
         told = {name: value for name, value in self.__dict__.items() if name != "path"}
-        return told | {"words": self.path[self.start : self.start + _WORDS].tolist()}
+        return told | {"words": self.path[self.start : self.start + WORDS].tolist()}
 
 
 class MemoryTree:
@@ -95,11 +93,9 @@ class MemoryTree:
     def _only(
         self, path: MemoryPath, span: MemorySpan, start: int, parent: str, model: str
     ) -> MemoryOnly:
-        digest = xxhash.xxh3_128(path.namespace.encode())
-        digest.update(memoryview(path.tokens[: span.end]).cast("B"))
         part = (span.end - start) / (span.end - span.start)
         return MemoryOnly(
-            digest.hexdigest(),
+            path_id(path.namespace, path.tokens[: span.end]),
             parent,
             path.namespace,
             model,

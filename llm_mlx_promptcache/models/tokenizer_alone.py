@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .chat_tokenizer import TemplateTokenizer
 from .loading import kept_folder, load_tokenizer
 
@@ -13,3 +15,17 @@ def tokenizer_of(reference: str) -> TemplateTokenizer | None:
     """
     folder = kept_folder(reference) if reference else None
     return TemplateTokenizer(load_tokenizer(folder)) if folder is not None else None
+
+
+class FirstWords:
+    """The text of spans' first tokens; each model's tokenizer is loaded once, when it is needed."""
+
+    def __init__(self) -> None:
+        self._tokenizers: dict[str, TemplateTokenizer | None] = {}
+
+    def of(self, model: str, tokens: Sequence[int]) -> str | None:
+        """Their text; None where the model is not on this machine."""
+        if model not in self._tokenizers:
+            self._tokenizers[model] = tokenizer_of(model)
+        tokenizer = self._tokenizers[model]
+        return None if tokenizer is None else tokenizer.decode(tokens)

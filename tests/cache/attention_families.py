@@ -1,16 +1,8 @@
 """Families of attention alone: rows, latent attention, windows; one small config each."""
 
-from family import FULL, SLIDE, WINDOW, WORDS, Family, small
+from family import FULL, GRANITE, MIXED, ROPE, SLIDE, WINDOW, WORDS, Family, small
 
-_GRANITE = {
-    "logits_scaling": 1.0,
-    "attention_multiplier": 0.3,
-    "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-}
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_ROPE4 = {**_ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
-_MIXED = [SLIDE, SLIDE, FULL]
+_ROPE4 = {**ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
 
 ATTENTION: tuple[Family, ...] = (
     # rows
@@ -43,8 +35,8 @@ ATTENTION: tuple[Family, ...] = (
     small("gpt_bigcode", n_embd=32, n_layer=3, n_inner=64, n_head=4, n_positions=512),
     small("gpt_neox", rotary_emb_base=10000, rotary_pct=0.5, num_key_value_heads=4),
     small("gptj", n_embd=32, n_positions=512, n_head=4, rotary_dim=8, n_layer=3),
-    small("granite", **_GRANITE),
-    small("granitemoe", **_GRANITE),
+    small("granite", **GRANITE),
+    small("granitemoe", **GRANITE),
     small("helium"),
     small(
         "hunyuan",
@@ -137,10 +129,10 @@ ATTENTION: tuple[Family, ...] = (
     small("mistral4", rope_parameters=_ROPE4),
     small("youtu_llm"),
     # windows
-    small("afmoe", layer_types=_MIXED, num_dense_layers=1),
+    small("afmoe", layer_types=MIXED, num_dense_layers=1),
     small("cohere2", sliding_window_pattern=3),
     small("exaone4", rope_scaling=None, sliding_window_pattern="LLG"),
-    small("exaone_moe", layer_types=_MIXED, is_moe_layer=[False, True, True]),
+    small("exaone_moe", layer_types=MIXED, is_moe_layer=[False, True, True]),
     small("gemma3", inside="text_config", sliding_window_pattern=3, query_pre_attn_scalar=8),
     small("gemma3_text", sliding_window_pattern=3, query_pre_attn_scalar=8),
     small(
@@ -165,7 +157,7 @@ ATTENTION: tuple[Family, ...] = (
     small(
         "gemma4",
         inside="text_config",
-        layer_types=_MIXED,
+        layer_types=MIXED,
         global_head_dim=8,
         num_kv_shared_layers=0,
         vocab_size_per_layer_input=WORDS,
@@ -180,13 +172,13 @@ ATTENTION: tuple[Family, ...] = (
         vocab_size_per_layer_input=WORDS,
         hidden_size_per_layer_input=8,
     ),
-    small("gpt_oss", layer_types=_MIXED),
+    small("gpt_oss", layer_types=MIXED),
     small("iquestloopcoder", loop_window_size=WINDOW),
-    small("laguna", layer_types=_MIXED),
+    small("laguna", layer_types=MIXED),
     small(
         "mellum",
-        layer_types=_MIXED,
-        rope_parameters={SLIDE: _ROPE, FULL: _ROPE},
+        layer_types=MIXED,
+        rope_parameters={SLIDE: ROPE, FULL: ROPE},
     ),
     small(
         "mimo_v2_flash",
@@ -206,21 +198,21 @@ ATTENTION: tuple[Family, ...] = (
     ),
     small(
         "ministral3",
-        layer_types=_MIXED,
+        layer_types=MIXED,
         rope_parameters=_ROPE4,
     ),
-    small("muse_glimmer", layer_types=_MIXED),
-    small("olmo3", layer_types=_MIXED),
+    small("muse_glimmer", layer_types=MIXED),
+    small("olmo3", layer_types=MIXED),
     small(
         "plamo3",
         chunked="mlx-lm masks W + 1 rows inside a chunk and keeps W between chunks",
         window_size=WINDOW,
         sliding_window_pattern=3,
     ),
-    small("spark2_5", layer_types=_MIXED, rope_parameters={SLIDE: _ROPE, FULL: _ROPE}),
+    small("spark2_5", layer_types=MIXED, rope_parameters={SLIDE: ROPE, FULL: ROPE}),
     small(
         "step3p5",
-        layer_types=_MIXED,
+        layer_types=MIXED,
         num_attention_groups=2,
         moe_num_experts=4,
         moe_top_k=2,

@@ -11,6 +11,16 @@ WORDS = 100
 WINDOW = 8
 SLIDE, FULL = "sliding_attention", "full_attention"
 
+# What configs of several families have.
+MIXED = [SLIDE, SLIDE, FULL]
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+GRANITE = {
+    "logits_scaling": 1.0,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+}
+
 # Where a config names the size of a table of tokens besides.
 _TABLES = {"num_vocab", "vocab_size_per_layer_input"}
 

@@ -1,6 +1,6 @@
 """Families with layers of state, lists and odd ones; one small config each."""
 
-from family import FULL, SLIDE, WINDOW, Family, small
+from family import FULL, GRANITE, MIXED, ROPE, WINDOW, Family, small
 
 _GDN = {
     "linear_num_value_heads": 4,
@@ -35,12 +35,6 @@ _LONGCAT = {
     "mla_scale_q_lora": True,
     "mla_scale_kv_lora": True,
 }
-_GRANITE = {
-    "logits_scaling": 1.0,
-    "attention_multiplier": 0.3,
-    "embedding_multiplier": 1.0,
-    "residual_multiplier": 1.0,
-}
 _KDA = {
     "kda_layers": [1, 2],
     "full_attn_layers": [3],
@@ -48,8 +42,6 @@ _KDA = {
     "head_dim": 8,
     "short_conv_kernel_size": 4,
 }
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_MIXED = [SLIDE, SLIDE, FULL]
 _LLAMA4 = {
     "attention_chunk_size": WINDOW,
     "interleave_moe_layer_step": 2,
@@ -84,12 +76,12 @@ STATE: tuple[Family, ...] = (
     ),
     small(
         "gear",
-        layer_types=_MIXED,
+        layer_types=MIXED,
         query_pre_attn_scalar=8,
     ),
     small(
         "granitemoehybrid",
-        **_GRANITE,
+        **GRANITE,
         layer_types=["mamba", "attention", "mamba"],
         shared_intermediate_size=32,
         mamba_n_heads=4,
@@ -211,7 +203,7 @@ STATE: tuple[Family, ...] = (
         **_DSA,
         topk_method="noaux_tc",
         scoring_func="sigmoid",
-        rope_parameters=_ROPE,
+        rope_parameters=ROPE,
     ),
     small("llama4", inside="text_config", **_LLAMA4, num_experts_per_tok=1),
     small("longcat_flash", **_LONGCAT),

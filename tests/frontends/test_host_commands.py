@@ -3,11 +3,14 @@
 import functools
 import signal
 import threading
+import time
 
 import hosts
 import pytest
 from test_startup import imported, packages
 
+from llm_mlx_promptcache.cache.disk.listing import path_id
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.commands import host as host_commands
 from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
 from llm_mlx_promptcache.engine import wire
@@ -45,6 +48,17 @@ class Hosted:
 
     def disk(self):
         return self.told("stats")["spans"]
+
+    def flush(self):
+        """Have what waits to be written be on the disk."""
+        *_, last = self.host.ask({"ask": "flush"})
+        assert last == {"result": {}}
+
+    def earlier_id(self, file_id):
+        """What a stored span was called as long as memory alone had it."""
+        listing = DiskStore(self.told("path")["path"]).listing()
+        (span,) = listing.named(file_id)
+        return path_id(span.namespace, listing.path(span))
 
     def end(self):
         if self.host.process.poll() is None:
@@ -108,9 +122,8 @@ def test_commands_that_ask_the_host_import_no_mlx(hosted, models, command):
     hosted.asked(models[0])
     span = []
     if command == ["pin"]:
-        while not (row := hosted.told("tree")[0])["on_disk"]:
-            pass  # its id is another one as long as memory alone has it
-        span = [row["id"]]
+        hosted.flush()
+        span = [hosted.told("tree")[0]["id"]]
     assert packages(imported(hosted.home, "mlx-cached", *command, *span)).isdisjoint(HEAVY)
 
 
@@ -177,8 +190,9 @@ def test_p8_a_host_that_is_ending_is_waited_for_and_what_it_wrote_is_cleared(hos
     frames = hosts.frames_of(channel)
     assert "event" in next(frames)
     hosted.host.process.terminate()
+    until = time.monotonic() + hosts.LONG
     while (stage := hosted.told("ps").get("stage")) == "serving":
-        pass
+        assert time.monotonic() < until
     assert stage in (None, "finishing what was asked")
     assert hosted.ours("clear")[0].startswith("freed ")
     assert hosted.host.ended() == 0
@@ -234,17 +248,21 @@ def test_tree_tells_what_of_the_disk_is_in_memory(hosted, models):
     assert {span["on_disk"] for span in left} == {True}
 
 
-@pytest.mark.parametrize("where", ["disk", "waiting", "memory"])
+@pytest.mark.parametrize("where", ["disk", "written since", "memory"])
 def test_pins_hold_in_memory_and_on_the_disk(hosted, models, where):
-    """What waits to be written is written for it; what never may be is kept in memory alone."""
+    """What never may be on the disk is kept in memory alone.
+
+    A span is pinned by the id that memory alone showed though it was written meanwhile.
+    """
     hosted.asked(models[0], on_disk=where != "memory")
-    spans = []
-    while not spans:  # it is written behind the answer
-        spans = [span for span in hosted.told("tree") if span["on_disk"] == (where == "disk")]
+    hosted.flush()
+    spans = hosted.told("tree")
+    assert {span["on_disk"] for span in spans} == {where != "memory"}
     last = max(spans, key=lambda span: span["end"])
-    pinned = hosted.told("pin", last["id"])
-    assert pinned["tokens"] == last["end"]
-    assert (pinned["id"] != last["id"]) == (where == "waiting")
+    name = hosted.earlier_id(last["id"]) if where == "written since" else last["id"]
+    assert (name != last["id"]) == (where == "written since")
+    pinned = hosted.told("pin", name)
+    assert (pinned["id"], pinned["tokens"]) == (last["id"], last["end"])
     (shown,) = [span for span in hosted.told("tree") if span["pinned"]]
     assert (shown["id"], shown["on_disk"]) == (pinned["id"], where != "memory")
     hosted.told("clear", "--older-than", "0m")
@@ -338,6 +356,25 @@ def test_explain_tells_what_the_host_has_in_memory(user):
     assert now["in_memory"] == now["stored"] == 0
     user.ours("stop")
     assert user.told("explain")["now"]["in_memory"] is None
+
+
+@pytest.mark.parametrize("command", [["explain"], ["tree", "--text"]])
+def test_c14_what_takes_a_tokenizer_is_asked_of_the_host(user, command):
+    """And is what this process would say: the host's and its own are compared."""
+    user.home.llm(*ASK, "Hello")
+    user.flush()
+    assert packages(imported(user.home, "mlx-cached", *command)).isdisjoint(HEAVY)
+    asked = user.told(*command)
+    user.ours("stop")
+    assert user.host.ended() == 0
+    found = user.told(*command)
+    if command == ["explain"]:
+        assert found["now"].pop("in_memory") is None
+        assert asked["now"].pop("in_memory") == asked["now"]["prompt"]
+        assert found == asked
+    else:
+        assert any(LONG in span["text"] for span in asked)
+        assert [span["text"] for span in found] == [span["text"] for span in asked]
 
 
 def test_p8_what_llm_was_told_not_to_keep_is_not_kept_in_the_host(user):

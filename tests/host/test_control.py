@@ -20,6 +20,9 @@ from llm_mlx_promptcache.host.hello import bare_hello
         {"ask": "held", "namespace": "n", "tokens": [1, -1]},
         {"ask": "held", "namespace": "n", "tokens": [1, True]},
         {"ask": "held", "namespace": ["n"], "tokens": [1]},
+        {"ask": "explain"},
+        {"ask": "explain", "request": {"is": "Usage", "of": {}}, "rendered": {}},
+        {"ask": "explain", "request": {"is": "os.system", "of": {}}, "rendered": {}},
         {"ask": "nothing of the kind"},
         {"ask": None},
         {},
@@ -37,6 +40,7 @@ async def test_an_ask_that_is_none_is_an_error_of_its_own(client, ask):
     [
         ({"ask": "stats"}, {"memory": None, "models": []}),
         ({"ask": "tree"}, {"held": {}, "alone": []}),
+        ({"ask": "tree", "text": True}, {"held": {}, "alone": [], "texts": {}}),
         ({"ask": "clear"}, {"memory": 0, "disk": 0}),
         ({"ask": "clear", "model": "m", "days": 7}, {"memory": 0, "disk": 0}),
         ({"ask": "pin", "id": "0" * 8}, {"found": 0}),
@@ -50,7 +54,7 @@ async def test_any_build_may_ask_a_host_that_has_computed_nothing(client, ask, r
     assert (await asking.frames())[1:] == [{"result": result}]
 
 
-@pytest.mark.parametrize("name", ["clear", "stats", "tree", "pin", "flush", "held"])
+@pytest.mark.parametrize("name", ["clear", "stats", "tree", "pin", "flush", "held", "explain"])
 async def test_p8_a_host_that_is_ending_clears_nothing_and_says_so(served, name):
     """What it has is on its way to the disk: who asks waits for its end, and clears that."""
     served.stop("the test wants it")

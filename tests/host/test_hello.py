@@ -148,10 +148,16 @@ def test_one_folder_is_one_however_it_is_written(place, tmp_path, monkeypatch):
     assert "HF_HOME" in difference(whole, hello(place))
 
 
-def test_a_client_whose_folder_is_gone_says_no_hello(place, tmp_path, monkeypatch):
+def test_a_client_whose_folder_is_gone_says_hello_where_no_path_is_relative_to_it(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    elsewhere = hello(place)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
+    assert hello(place) == elsewhere
+    monkeypatch.setenv("HF_HOME", "hub")
     with pytest.raises(HostUnavailable, match=r"^the folder that this runs in is gone \(No such"):
         hello(place)
 

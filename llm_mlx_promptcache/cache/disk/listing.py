@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import xxhash
+
 from ..trie import Tokens, common_prefix
 from .index_rows import ListedRow
 
@@ -72,10 +74,18 @@ class Listing:
         return sorted(self._below.get(file_id, []), key=lambda span: (span.start, span.file_id))
 
     def named(self, name: str) -> list[ListedSpan]:
-        """The spans that an id, or the beginning of one, can mean."""
+        """The spans that an id, or the beginning of one, can mean.
+
+        Where it is no file's, it may be the one that a path had before it was stored.
+        """
         if len(name) < ID_LENGTH:
             return []
-        return [span for span in self.spans if span.file_id.startswith(name)]
+        found = [span for span in self.spans if span.file_id.startswith(name)]
+        return found or [
+            span
+            for span in self.spans
+            if span.tokens and path_id(span.namespace, self.path(span)).startswith(name)
+        ]
 
     def path(self, span: ListedSpan) -> Tokens[int]:
         """The tokens from the path's start to the span's end."""
@@ -127,6 +137,13 @@ class Listing:
             and parting.tokens[0] != ids[parting.at]
         ]
         return max(apart, key=lambda parting: parting.at, default=None)
+
+
+def path_id(namespace: str, ids: Tokens[int]) -> str:
+    """What the end of a path is called as long as no file has it: a digest of the path."""
+    digest = xxhash.xxh3_128(namespace.encode())
+    digest.update(memoryview(ids).cast("B"))
+    return digest.hexdigest()
 
 
 def stored_length(chain: Sequence[ListedSpan], ids: Tokens[int]) -> int:
