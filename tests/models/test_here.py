@@ -69,7 +69,12 @@ def test_what_was_fetched_whole_is_here_as_the_client_says(hub):
 @pytest.mark.parametrize("commit", ["", "..", "../../../..", "C" * 40, "c" * 39, "c" * 40 + "/.."])
 def test_a_revision_that_is_none_is_not_here(hub, commit):
     fetched(hub, "a/b")
-    (hub / "models--a--b" / "refs" / "main").write_text(commit)
+    held = hub / "models--a--b"
+    (held / "refs" / "main").write_text(commit)
+    leads_to = held / "snapshots" / commit
+    leads_to.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "model.safetensors"):
+        (leads_to / file).write_text("{}")
     assert folder_here("a/b") is None
 
 
