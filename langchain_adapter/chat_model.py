@@ -268,7 +268,8 @@ class ChatMLXCached(BindingChat):
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> int:
         """The same for an event loop, which is never blocked."""
-        async with aclosing(self._warming(messages, tools, kwargs).aevents()) as events:
+        call = await asyncio.to_thread(self._warming, messages, tools, kwargs)
+        async with aclosing(call.aevents()) as events:
             return max([_warmed(event) async for event in events], default=0)
 
     def unload(self, timeout: float = 30.0) -> bool:
@@ -358,7 +359,7 @@ class ChatMLXCached(BindingChat):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages, stop, kwargs)
+        call = await asyncio.to_thread(self._call, messages, stop, kwargs)
         async with aclosing(call.aevents()) as events:
             async for event in events:
                 if (message := call.builder.message(event)) is not None:
@@ -372,7 +373,7 @@ class ChatMLXCached(BindingChat):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._call(messages, stop, kwargs)
+        call = await asyncio.to_thread(self._call, messages, stop, kwargs)
         async with aclosing(call.aevents()) as events:
             async for event in events:
                 if (chunk := call.builder.chunk(event)) is not None:
@@ -381,7 +382,10 @@ class ChatMLXCached(BindingChat):
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> _ChatCall:
-        """What one call asks, with the fields that it gives anew."""
+        """What one call asks, with the fields that it gives anew.
+
+        Its work grows with the conversation, so on an event loop it runs on another thread.
+        """
         with langchain_errors():
             settings = self.given(stop, kwargs)
             request = settings.request(messages, kwargs)

@@ -83,7 +83,8 @@ class RemoteEngine:
         finally:
             line.end()
         if event.why:
-            async with aclosing(self._here(event.why).agenerate(request)) as events:
+            here = await asyncio.to_thread(self._here, event.why)  # imports what runs models
+            async with aclosing(here.agenerate(request)) as events:
                 async for each in events:
                     yield each
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
 
@@ -16,7 +17,7 @@ from ..models.references import shown
 from .answers import ResponseBuilder
 from .options import MlxCachedOptions
 from .progress import WaitingLine
-from .requests import question_of
+from .requests import Question, question_of
 
 
 class _Shared:
@@ -42,6 +43,11 @@ class _Shared:
         settings = load_settings()
         return default_reference(settings) if self._reference is None else self._reference
 
+    def _asked(self, prompt: llm.Prompt) -> tuple[str, Question]:
+        """Which model `prompt` asks now, and what of it; ValueError where it can't be asked."""
+        reference = self._resolve()
+        return reference, question_of(prompt, self.model_id, reference)
+
 
 class MlxCached(_Shared, llm.Model):
     """A model run with MLX that reuses what earlier prompts, also in other processes, computed."""
@@ -56,8 +62,7 @@ class MlxCached(_Shared, llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        reference = self._resolve()
-        question = question_of(prompt, self.model_id, reference)
+        reference, question = self._asked(prompt)
         builder = ResponseBuilder(response, question)
         response.set_resolved_model(shown(reference))
         events = engine_for(reference).generate(question.request)
@@ -80,8 +85,8 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
-        reference = self._resolve()
-        question = question_of(prompt, self.model_id, reference)
+        # What grows with the conversation runs on another thread than the loop's.
+        reference, question = await asyncio.to_thread(self._asked, prompt)
         builder = ResponseBuilder(response, question)
         response.set_resolved_model(shown(reference))
         events = engine_for(reference).agenerate(question.request)
