@@ -62,6 +62,7 @@ KNOWN = (
     Run("batch", "batch.py", (), ("--rounds", "1", "--tokens", "24")),
     Run("startup", "startup.py", (), ("--rounds", "5")),
     Run("host", "host.py", (), ("--rounds", "3")),
+    Run("loop_stalls", "loop_stalls.py", (), ("--rounds", "1")),
     # llm-mlx wants an environment of its own; the script tells how it is made.
     Run("llm_turns", "llm_turns.py", ("--llm-mlx", "$LLM_MLX"), ("--llm-mlx", "$LLM_MLX")),
     # Their whole tables are pages of their own.

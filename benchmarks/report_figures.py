@@ -171,6 +171,13 @@ def _host(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     yield Headline("eight `llm` at once", "eight in a row", *rates, together / row)
 
 
+def _loop_stalls(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    what = "the first answer: the model is loaded"
+    here, hosted = (min(one[what] for one in figures[side]) for side in ("here", "resident"))
+    took = f"{here:,.0f} ms", f"{hosted:,.0f} ms"
+    yield Headline("an event loop's longest stall, first answer", "no host", *took, here / hosted)
+
+
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "demo": _demo,
     "trie": _trie,
@@ -183,6 +190,7 @@ _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "reuse": _reuse,
     "batch": _batch,
     "host": _host,
+    "loop_stalls": _loop_stalls,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
 from llm_mlx_promptcache.models.names import resolve
 
-from .answers import PROVIDER, MessageBuilder
+from .answers import PROVIDER, M, MessageBuilder
 from .asking import Tool
 from .binding import BindingChat
 from .errors import langchain_errors
@@ -56,6 +56,15 @@ class _ChatCall(NamedTuple):
                 async for event in events:
                     line.show(event)
                     yield event
+
+    async def atold(self, tell: Callable[[Event], M | None]) -> AsyncGenerator[M, None]:
+        """What is told of the events; of the last one, which is of the whole, by another thread."""
+        async with aclosing(self.aevents()) as events:
+            async for event in events:
+                last = isinstance(event, Finished)
+                told = await asyncio.to_thread(tell, event) if last else tell(event)
+                if told is not None:
+                    yield told
 
 
 class ChatMLXCached(BindingChat):
@@ -302,9 +311,10 @@ class ChatMLXCached(BindingChat):
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The same for an event loop, which is never blocked."""
-        call = self._looking(messages, tools, kwargs)
+        call = await asyncio.to_thread(self._looking, messages, tools, kwargs)
         async with aclosing(call.aevents()) as events:
-            return call.seen([event async for event in events if isinstance(event, Finished)])
+            ends = [event async for event in events if isinstance(event, Finished)]
+        return await asyncio.to_thread(call.seen, ends)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
@@ -360,10 +370,9 @@ class ChatMLXCached(BindingChat):
         **kwargs: Any,
     ) -> ChatResult:
         call = await asyncio.to_thread(self._call, messages, stop, kwargs)
-        async with aclosing(call.aevents()) as events:
-            async for event in events:
-                if (message := call.builder.message(event)) is not None:
-                    return ChatResult(generations=[ChatGeneration(message=message)])
+        async with aclosing(call.atold(call.builder.message)) as told:
+            async for message in told:
+                return ChatResult(generations=[ChatGeneration(message=message)])
         raise RuntimeError("the engine ended without an answer")
 
     async def _astream(
@@ -374,10 +383,9 @@ class ChatMLXCached(BindingChat):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await asyncio.to_thread(self._call, messages, stop, kwargs)
-        async with aclosing(call.aevents()) as events:
-            async for event in events:
-                if (chunk := call.builder.chunk(event)) is not None:
-                    yield ChatGenerationChunk(message=chunk)
+        async with aclosing(call.atold(call.builder.chunk)) as told:
+            async for chunk in told:
+                yield ChatGenerationChunk(message=chunk)
 
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]

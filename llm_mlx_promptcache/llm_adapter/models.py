@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, closing
 
 import llm
 from llm.parts import StreamEvent
 
 from ..config import MODEL_ID, load_settings
+from ..engine.events import Finished
 from ..engine.loading_line import LoadingLine
 from ..host.engines import engine_for
 from ..models.names import default_reference
@@ -95,5 +96,8 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
             async with aclosing(events):
                 async for event in events:
                     line.show(event)
-                    for part in builder.stream_events(event):
+                    parts: Iterable[StreamEvent] = builder.stream_events(event)
+                    if isinstance(event, Finished):  # of the whole answer and its conversation
+                        parts = await asyncio.to_thread(list, parts)
+                    for part in parts:
                         yield part
