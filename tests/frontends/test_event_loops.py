@@ -115,16 +115,18 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_l14_what_a_loop_does_for_langchain_is_the_same_for_any_prompt(engine, way):
-    # An answer that lost what the turn before had tells in which message of LangChain's.
-    lost = Reuse("lost", "edited", message=3, role="user", lost=9)
-    engine.events = [TextDelta("Hello"), finished("Hello", reuse=lost)]
     loop, chat = Loop(), ChatMLXCached()
+
+    def ask(size):
+        # An answer that lost what the turn before had tells in which message of LangChain's.
+        lost = Reuse("lost", "edited", message=4 * size, role="user", lost=9)
+        engine.events = [TextDelta("Hello"), finished("Hello", reuse=lost)]
+        loop.run(WAYS[way](chat, history(size)))
+        return dict(loop.calls)
+
     for size in (1, 2):  # what is imported and found out once
-        loop.run(WAYS[way](chat, history(size)))
-    counted = []
-    for size in (3, 60):
-        loop.run(WAYS[way](chat, history(size)))
-        counted.append(dict(loop.calls))
+        ask(size)
+    counted = [ask(3), ask(60)]
     assert sum(counted[0].values()) > 5
     assert counted[0] == counted[1]
     assert len(engine.asked[-1].messages) > 200
