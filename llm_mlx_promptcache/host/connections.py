@@ -162,7 +162,8 @@ class ClientConnection:
             self.engine = None
 
     async def _generate(self, ask: Mapping[str, Any]) -> None:
-        self.model, request, keep = _asked(ask)
+        # A request is as large as its conversation; meanwhile the loop serves others.
+        self.model, request, keep = await asyncio.to_thread(_asked, ask)
         with self._server.asked_by(self, keep):
             self.engine = await self._server.engine_for(self.model)
             self._beats = self.engine.beats

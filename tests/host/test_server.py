@@ -6,13 +6,14 @@ Its clock is played, its engines are this process's.
 import asyncio
 import os
 import shutil
+import threading
 
 import pytest
 from hosts import events, generate
 from served import BARE, PS
 
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.engine import pool, wire
 from llm_mlx_promptcache.engine.events import Finished, Loading, Progress
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host import connections
@@ -35,6 +36,20 @@ async def test_law_15_an_answer_is_what_the_engine_says(client, full, folder):
     engine = pool.engine_for(str(folder))
     alone = await asyncio.to_thread(lambda: list(engine.generate(request)))
     assert said(events(frames)) == said(alone)
+
+
+async def test_l14_a_request_is_read_by_another_thread(client, full, folder, monkeypatch):
+    readers, inner = set(), wire.from_json
+
+    def noted(data):
+        readers.add(threading.get_ident())
+        return inner(data)
+
+    monkeypatch.setattr(connections.wire, "from_json", noted)
+    *_, end = await (await client(full, generate(folder))).frames()
+    assert end == {"end": True}
+    assert readers
+    assert threading.get_ident() not in readers
 
 
 async def test_a_second_answer_prefills_its_last_token_only(client, full, folder):
