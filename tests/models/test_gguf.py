@@ -121,6 +121,7 @@ TEXTS = (
     "naïve café 你好\uff0c世界 🎉 e\u0301 \U0001d4b3 don't I'LL WE'VE x=1000000;",
     "<think>a</think> <|im_start|>user\n<|eot_id|> 3.14159 __init__(self)",
     " \n \n\n\t", "", "a" * 300, "1 22 333 4444 55555",
+    "một việc jeho ektedir",  # whole words that Llama 3.1's merges do not reach
 )  # fmt: skip
 
 
