@@ -25,6 +25,7 @@ from .memory.budget import Limits, MemoryBudget
 from .memory.leases import Lease, Loans
 from .memory.namespaces import MemoryNamespaces
 from .memory.policies import Policy
+from .memory.said import Said, said
 from .memory.span_tree import SpanTree
 from .persistence import Persistence, Saved
 from .proof import Proof
@@ -115,6 +116,15 @@ class PromptCache:
         ids = as_tokens(tokens)
         with self._lock:
             return self._tree.walk(namespace, ids).length == len(ids)
+
+    def said(self, namespace: str, tokens: Iterable[int], most: int) -> Said:
+        """What stands behind these tokens in memory, and in the namespace's other spans.
+
+        At most `most` token ids of each, to draft answers from: no hit, and no use of anything.
+        """
+        ids = _checked(tokens)
+        with self._lock:
+            return said(self._tree, namespace, ids, most)
 
     def fetch_ahead(self, namespace: str, tokens: Iterable[int]) -> Lease:
         """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.

@@ -32,6 +32,8 @@ class Measured(NamedTuple):
     peak_bytes: int
     from_disk: int = 0
     reuse: Reuse = Reuse()
+    drafted: int = 0
+    accepted: int = 0
 
 
 def looked(prepared: Prepared, lease: Lease, fingerprint: str) -> Finished:
@@ -127,7 +129,13 @@ class AnswerStream:
             text=answer.text,
             reason=reason,
             usage=Usage(
-                prompt, measured.cached, prompt - measured.cached, len(self.ids), self._reasoning
+                prompt,
+                measured.cached,
+                prompt - measured.cached,
+                len(self.ids),
+                self._reasoning,
+                measured.drafted,
+                measured.accepted,
             ),
             timings=Timings(measured.load, first - measured.started, now - first),
             why=measured.why,

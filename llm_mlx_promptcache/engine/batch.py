@@ -16,16 +16,21 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
+from ..cache.layers.rewinding import can_rewind
 from ..models.kv_settings import KVSettings
 from ..models.quantisation import quantise
 from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
 from .sampler import Likely, Mark, Sampler
+from .speculation import Agreed, Plan, dispatch, planned, settle
 
 if TYPE_CHECKING:
     from .constraint import Constraint
+    from .draft_probe import DraftProof
+    from .drafts import Drafter
 
 _CLEAR_EVERY = 256
+MOST_DRAFTED = 32  # tokens in one pass, forced ones included
 
 
 class Step(NamedTuple):
@@ -35,7 +40,7 @@ class Step(NamedTuple):
     """
 
     tokens: list[int]
-    likely: Likely | None = None
+    likely: list[Likely | None] = []  # noqa: RUF012 (of each token; nobody writes to it)
     error: Exception | None = None
     restart: bool = False
 
@@ -65,7 +70,7 @@ class Slot:
     """One answer in a batch; `path` holds the tokens that its layers cover.
 
     `last` is the token that is fed first, until the device chose another (`pending`). `left` is
-    how many tokens more are wanted.
+    how many tokens more are wanted. `drafter` guesses tokens, where it steps alone.
     """
 
     path: array[int]
@@ -75,6 +80,9 @@ class Slot:
     constraint: Constraint | None = None
     kv: KVSettings | None = None
     logprobs: int | None = None
+    drafter: Drafter | None = None
+    drafted: int = field(default=0, init=False)  # tokens that were run on a guess
+    accepted: int = field(default=0, init=False)  # of these, how many were right
     pending: Pending = field(default=Pending.PROMPT, init=False)
     likely: Likely | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
@@ -99,8 +107,11 @@ class Slot:
 class Batch:
     """Slots and their layers: alone they are the model's own kind, together its batched forms."""
 
-    def __init__(self, model: nn.Module, slot: Slot, layers: list[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, slot: Slot, layers: list[Any], drafts: DraftProof | None = None
+    ) -> None:
         self._model = model
+        self._drafts = drafts
         self.slots = [slot]
         self._layers = layers
         self.state = LayersState.ALONE
@@ -142,6 +153,8 @@ class Batch:
                 layers = self.layers_of(slot)
                 for layer in self._layers if keep and self.state is not LayersState.LOST else []:
                     layer.filter(keep)
+                if len(keep) == 1 and self.state is LayersState.TOGETHER:
+                    self._layers, self.state = extract(self._layers, 0), LayersState.ALONE
         except Exception:
             self.state = LayersState.LOST  # those that stay begin again
             raise
@@ -201,18 +214,25 @@ class Batch:
         alone = self.state is LayersState.ALONE
         values: list[int] | None = None
         runs: list[list[int]] = [[] for _ in self.slots]
-        if any(slot.constraint is not None for slot in self.slots):
+        masked = any(slot.constraint is not None for slot in self.slots)
+        drafts = alone and self._expects_draft(self.slots[0])
+        if masked or drafts:
             values = self._values()
+        if masked and values is not None:
             pairs = zip(self.slots, values, strict=True)
             runs = [self._consume(slot, value, alone=alone) for slot, value in pairs]
         if alone:
             self._quantise(self.slots[0])
+        if drafts and values is not None:
+            step = self._speculated(self.slots[0], [values[0], *runs[0]])
+            if step is not None:
+                return [step]
         inputs = self._tokens[:, None]
         if alone and runs[0]:
             assert values is not None
             inputs = mx.array([[values[0], *runs[0]]])
         logits = forward(self._model, self._layers, inputs)
-        if values is not None:
+        if masked:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
         before = [slot.likely for slot in self.slots]
         for slot in self.slots:
@@ -227,17 +247,72 @@ class Batch:
         if self._count % _CLEAR_EVERY == 0:
             mx.clear_cache()
         return [
-            self._told(slot, value, run, likely)
+            self._told(slot, [value, *run], [likely, *(None for _ in run)])
             for slot, value, run, likely in zip(self.slots, values, runs, before, strict=True)
         ]
 
     def _values(self) -> list[int]:
-        """Read the tokens of this step; Spoilt where the device failed before they were read."""
-        read = cast("list[int]", self._tokens.tolist())
+        """The tokens of this step."""
+        self._read = self._known(self._tokens)
+        return self._read
+
+    def _known(self, tokens: mx.array) -> list[int]:
+        """Tokens that were chosen; Spoilt where the device failed before they were read."""
+        read = cast("list[int]", tokens.tolist())
         if device.failures() != self._since:
             raise Spoilt("the device failed meanwhile, so these answers choose their tokens again")
-        self._read = read
         return read
+
+    def _expects_draft(self, slot: Slot) -> bool:
+        """Whether this step's token is worth waiting for: what follows it may be known already."""
+        if self._drafts is None or slot.drafter is None or slot.error is not None:
+            return False
+        if not can_rewind(self._layers):
+            return False
+        return slot.pending is not Pending.CHOSEN or slot.drafter.expects(slot.path)
+
+    def _speculated(self, slot: Slot, known: list[int]) -> Step | None:
+        """Run a draft behind the tokens that are known; None where there is none."""
+        assert slot.drafter is not None
+        if slot.error is not None:
+            return None
+        most = slot.left - len(known) + (slot.pending is Pending.PROMPT)
+        most = min(MOST_DRAFTED, self._room(slot, len(known) - 1 + most) - len(known) + 1)
+        if most <= 0:
+            return None
+        path = slot.path + array("I", known[:-1]) if len(known) > 1 else slot.path
+        draft = slot.drafter.propose(path, known[-1], most)
+        if not draft or self._drafts is None or self._drafts.why_not:
+            return None
+        plan = planned(draft, slot.constraint, runs=slot.logprobs is None, most=most)
+        if not plan.guesses:
+            return None
+        taken_back = len(plan.guesses)
+        try:
+            ran = dispatch(self._model, self._layers, known, plan, slot)
+            mx.async_eval(ran.tokens, *ran.arrays())  # type: ignore[no-untyped-call]
+            values = self._known(ran.tokens)
+            agreed = settle(self._model, self._layers, ran, values, slot.sampler)
+            taken_back -= len(agreed.tokens)
+        finally:
+            if slot.constraint is not None:
+                slot.constraint.go_back(taken_back)
+        return self._agreed(slot, plan, known, agreed)
+
+    def _agreed(self, slot: Slot, plan: Plan, known: list[int], agreed: Agreed) -> Step:
+        """Tell what a draft came to, and go on behind it."""
+        assert slot.drafter is not None
+        right = len(agreed.tokens)
+        offered = sum(not guess.forced for guess in plan.guesses)
+        accepted = sum(not guess.forced for guess in plan.guesses[:right])
+        slot.drafter.judge(offered, accepted)
+        slot.drafted += offered
+        slot.accepted += accepted
+        likely = [slot.likely, *(None for _ in known[1:]), *agreed.likely]
+        slot.chosen_at = agreed.choice.before, likely[-1]
+        slot.likely = agreed.choice.likely
+        self._tokens = agreed.choice.token
+        return self._told(slot, [*known, *agreed.tokens], likely)
 
     def _consume(self, slot: Slot, value: int, *, alone: bool) -> list[int]:
         """Tell a slot's grammar its token; returns those that must follow, where they may run."""
@@ -285,13 +360,12 @@ class Batch:
         return mx.zeros((1,), mx.int32)
 
     @staticmethod
-    def _told(slot: Slot, value: int, run: list[int], likely: Likely | None) -> Step:
-        fed = [value, *run]
+    def _told(slot: Slot, fed: list[int], likely: list[Likely | None]) -> Step:
         slot.path.extend(fed)
-        told = run if slot.pending is Pending.PROMPT else fed
+        new = int(slot.pending is Pending.PROMPT)  # the first one is the prompt's
         slot.last, slot.pending = None, Pending.CHOSEN
-        slot.left -= len(told)
-        return Step(told, likely, slot.error)
+        slot.left -= len(fed) - new
+        return Step(fed[new:], likely[new:], slot.error)
 
 
 def _asked(slots: Sequence[Slot]) -> list[mx.array]:

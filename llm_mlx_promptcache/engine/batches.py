@@ -13,6 +13,7 @@ from .admission import expected, fits_together
 from .batch import Batch, LayersState, Slot, Spoilt, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
+from .draft_probe import DraftProof
 
 _log = logging.getLogger(__name__)
 
@@ -20,9 +21,12 @@ _log = logging.getLogger(__name__)
 class Batches:
     """Slots take their steps together where the model was seen to, and padding stays small."""
 
-    def __init__(self, model: nn.Module, proof: BatchProof) -> None:
+    def __init__(
+        self, model: nn.Module, proof: BatchProof, drafts: DraftProof | None = None
+    ) -> None:
         self._model = model
         self._proof = proof
+        self._drafts = drafts
         self._of: dict[Slot, Batch] = {}
         self._together = True
 
@@ -33,7 +37,7 @@ class Batches:
                 batch.join(slot, layers, self._proof.form)
                 self._of[slot] = batch
                 return
-        self._of[slot] = Batch(self._model, slot, layers)
+        self._of[slot] = Batch(self._model, slot, layers, self._drafts)
 
     def step(self) -> Iterator[tuple[Slot, Step]]:
         """One step of every slot.

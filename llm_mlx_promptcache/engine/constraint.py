@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -94,6 +94,18 @@ def _reason(matcher: LLMatcher) -> str:
     return reason[:_REASON_LIMIT]
 
 
+class Allowed(NamedTuple):
+    """What may come next: for each token whether, packed in bits where the device unpacks them."""
+
+    tokens: mx.array | np.ndarray[Any, Any]
+
+    def applied(self, logits: mx.array) -> mx.array:
+        """The logits, [1, vocab_size], with minus infinity for what may not come."""
+        if isinstance(self.tokens, mx.array):
+            return _where(self.tokens, logits)
+        return _metal(self.tokens, logits)
+
+
 class _Phase(Enum):
     """Whether the grammar holds what comes next."""
 
@@ -150,18 +162,37 @@ class Constraint:
 
     def mask(self, logits: mx.array) -> mx.array:
         """The logits, [1, vocab_size], with minus infinity for what can't follow."""
+        return self.allowed().applied(logits)
+
+    def allowed(self) -> Allowed:
+        """What may come next, as it stands now."""
         if self._phase is _Phase.WAITING:
             # What must follow the reasoning would be missing, and nobody would know.
-            return _where(~self._end_mask, logits)
+            return Allowed(~self._end_mask)
         if self.finished:
-            return _where(self._end_mask, logits)
+            return Allowed(self._end_mask)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error() or not bits.any():
             raise ConstraintError(f"the grammar can't go on: {_reason(self._matcher)}; simplify it")
         bits = _with(bits, self._besides())
-        if _on_metal():
-            return _metal(bits, logits)
-        return _where(_unpacked(bits, self._vocab_size), logits)
+        return Allowed(bits if _on_metal() else _unpacked(bits, self._vocab_size))
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether tokens that are consumed now may be taken back: the grammar holds them all."""
+        return self._phase is _Phase.HOLDING and not self._gap and not self._matcher.is_stopped()
+
+    def try_consume(self, token: int) -> bool:
+        """Consume a guess, where the grammar has room for it; `go_back` undoes it."""
+        return token not in self._ends and self._takes([token]) and self._consumed(token)
+
+    def go_back(self, count: int) -> None:
+        """Undo the last `count` tokens, each consumed where `can_go_back` was true."""
+        if count and not self._matcher.rollback(count):
+            raise ConstraintError(f"the grammar can't go back: {_reason(self._matcher)}")
+
+    def _consumed(self, token: int) -> bool:
+        return bool(self._matcher.consume_token(token))
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""

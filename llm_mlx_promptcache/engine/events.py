@@ -39,7 +39,8 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 class Usage(NamedTuple):
     """Tokens: the prompt's, how many of them came from the cache or were run, the answer's.
 
-    `reasoning` of the generated ones were reasoning.
+    `reasoning` of the generated ones were reasoning; `accepted` of `drafted` ones that were run on
+    a guess were right.
     """
 
     prompt: int
@@ -47,6 +48,8 @@ class Usage(NamedTuple):
     prefilled: int
     generated: int
     reasoning: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Timings(NamedTuple):

@@ -58,3 +58,9 @@ def forward(model: nn.Module, layers: Sequence[Any], tokens: mx.array) -> mx.arr
     """Logits [requests, vocab_size] behind `tokens` [requests, count]; nothing is evaluated."""
     logits: mx.array = model(tokens, cache=layers)[:, -1, :]
     return logits
+
+
+def forward_each(model: nn.Module, layers: Sequence[Any], tokens: Sequence[int]) -> mx.array:
+    """Logits [tokens, vocab_size] behind each of one row's tokens; nothing is evaluated."""
+    logits: mx.array = model(mx.array([list(tokens)]), cache=layers)[0]
+    return logits

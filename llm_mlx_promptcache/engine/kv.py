@@ -15,6 +15,7 @@ from ..cache.forgetting import Moment
 from ..cache.insertion import PathEnd, Rows
 from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
 from ..cache.memory.leases import Lease
+from ..cache.memory.said import NOTHING_SAID, Said
 from ..cache.prompt_cache import PromptCache
 from ..models.layers import make_layers
 from ..models.quantisation import is_quantised, quantise
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 # Rows of headroom for the answer; mlx-lm's layers grow by as many at a time.
 _HEADROOM = 256
+# Tokens of other texts that an answer is drafted from.
+_MOST_SAID = 64_000
 # A longer rest of a prompt is written after its answer: until then the lease has its only copy.
 _LONGEST_BEFORE = 4096
 
@@ -128,6 +131,12 @@ class KVManager:
         """`lease`, for what nobody has asked for; nothing forgotten `since` comes back by it."""
         lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
         return self._handle(prepared, ids, lease, Rows.COPY, since)
+
+    def said(self, prepared: Prepared, ids: array[int]) -> Said:
+        """What this request's namespace said behind `ids` before, and elsewhere."""
+        if not self.keeps(prepared):
+            return NOTHING_SAID
+        return self._cache.said(prepared.namespace, ids, _MOST_SAID)
 
     def holds(self, prepared: Prepared, path: array[int]) -> bool:
         """Whether a path of this request is in memory, in either form of its rows."""

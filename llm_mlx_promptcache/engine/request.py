@@ -108,9 +108,11 @@ class GenerationRequest:
     between a call and a document. `max_string` is the most characters of a string in a document or
     a forced call whose schema sets no limit, None as many as `max_tokens` allows: small models may
     never end one. `thinking` asks a template to let the model reason or not. `logprobs` is how many
-    alternatives are told for each token. `cache_salt` keeps applications apart. With `warm` nothing
-    is answered: the conversation's stable beginning is prefilled and kept, and with `pin` never
-    evicted. With `look` nothing is computed either: what would be reused is told, and nothing else.
+    alternatives are told for each token. `cache_salt` keeps applications apart. With `drafts` what
+    was said before is tried as what comes next, several tokens a pass; no token changes by it. With
+    `warm` nothing is answered: the conversation's stable beginning is prefilled and kept, and with
+    `pin` never evicted. With `look` nothing is computed either: what would be reused is told, and
+    nothing else.
     """
 
     messages: tuple[Message, ...]
@@ -133,6 +135,7 @@ class GenerationRequest:
     kv: KVSettings | None = None
     logprobs: int | None = None
     continue_final: bool = False
+    drafts: bool = True
     warm: bool = False
     pin: bool = False
     look: bool = False

@@ -29,6 +29,8 @@ from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 from .batches import Batches
 from .chunks import Beside, ChunkPlanner
+from .draft_probe import DraftProof
+from .drafts import Drafter, Texts
 from .events import Progress
 from .forward import wired
 from .intake import Intake
@@ -84,7 +86,9 @@ class Scheduler:
         self._prefilling: list[Sequence] = []
         self._decoding: dict[Slot, Sequence] = {}
         self._proof = BatchProof(loaded.model, identity.model, model_facts())
-        self._batches = Batches(loaded.model, self._proof)
+        self._drafts = DraftProof(loaded.model, identity.model, model_facts())
+        self._batches = Batches(loaded.model, self._proof, self._drafts)
+        self._texts = Texts()
         self._wired = ExitStack()
 
     @property
@@ -143,7 +147,7 @@ class Scheduler:
                 sequence.reader.send(None)
         for held in (self._waiting, self._prefilling, self._decoding):
             held.clear()
-        self._batches = Batches(self._loaded.model, self._proof)
+        self._batches = Batches(self._loaded.model, self._proof, self._drafts)
         self._wired.close()
 
     def settle(self, *, last: bool = False) -> None:
@@ -159,6 +163,7 @@ class Scheduler:
             self._kv,
             self._batches,
             self._proof,
+            self._drafts,
             self._intake,
             self._prefill,
             self.ahead,
@@ -297,11 +302,20 @@ class Scheduler:
             return
         others = bool(self._waiting or self._active())
         self._kv.insert_prompt(sequence.handle, path, others=others)
-        slot = sequence.slot = sequence.slot or sequence.new_slot(self._intake.tokenizer.stop_ids)
+        slot = sequence.slot = sequence.slot or self._new_slot(sequence)
         slot.path = path
         layers, sequence.handle.layers = sequence.handle.layers, []
         self._batches.add(slot, layers)
         self._decoding[slot] = sequence
+
+    def _new_slot(self, sequence: Sequence) -> Slot:
+        """A slot for an answer that begins, with what may be known of it already."""
+        stop_ids = self._intake.tokenizer.stop_ids
+        drafter = None
+        if sequence.prepared.request.drafts:
+            behind, texts = self._kv.said(sequence.prepared, sequence.ids)
+            drafter = Drafter(sequence.ids, stop_ids, behind, self._texts.of(texts))
+        return sequence.new_slot(stop_ids, drafter)
 
     def _recover(self) -> None:
         """Behind a failure of the device all who held layers begin again.

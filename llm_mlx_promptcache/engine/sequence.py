@@ -25,6 +25,7 @@ from .turns import Party
 
 if TYPE_CHECKING:
     from .constraint import Constraint
+    from .drafts import Drafter
 
 # A prompt is short where at most so many chunks are left of it.
 _SHORT = 4
@@ -129,7 +130,7 @@ class Sequence:
             other.handle.stops.add(both)
         return both > other.done
 
-    def new_slot(self, stop_ids: Collection[int]) -> Slot:
+    def new_slot(self, stop_ids: Collection[int], drafter: Drafter | None = None) -> Slot:
         """A slot for its answer, which `stop_ids` end."""
         request = self.prepared.request
         return Slot(
@@ -140,6 +141,7 @@ class Sequence:
             self.constraint,
             request.kv,
             request.logprobs,
+            drafter,
         )
 
     def restart(self) -> None:
@@ -152,18 +154,19 @@ class Sequence:
     def hear(self, step: Step, bytes_of: Callable[[int], bytes]) -> None:
         """Tell what one step of its answer brought, to the answer's end."""
         with device.work():
-            likely = step.likely.told(bytes_of) if step.likely is not None else None
+            likely = [one.told(bytes_of) if one is not None else None for one in step.likely]
         if isinstance(step.error, NothingAllowedError):
             # Its last token is none of the answer's.
             raise step.error
-        for token in step.tokens:
-            for event in self.answer.take(token, likely):
+        for token, one in zip(step.tokens, likely, strict=True):
+            for event in self.answer.take(token, one):
                 self.reader.send(event)
             if self.answer.ended:
                 break
 
     def finish(self, load: float, fingerprint: str, peak_bytes: int) -> Finished:
         """Tell the end of its answer, which had to wait `load` seconds for the model."""
+        slot = self.slot
         measured = Measured(
             self.started,
             load,
@@ -173,6 +176,8 @@ class Sequence:
             peak_bytes,
             self.from_disk,
             self.reuse,
+            drafted=slot.drafted if slot is not None else 0,
+            accepted=slot.accepted if slot is not None else 0,
         )
         whole = self.constraint is None or self.constraint.complete
         for event in self.answer.finish(measured, whole=whole):

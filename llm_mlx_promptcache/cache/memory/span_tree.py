@@ -77,6 +77,10 @@ class SpanTree:
         """Every span, parents before their children."""
         return self._trie.nodes()
 
+    def nodes_of(self, namespace: str) -> Iterator[SpanNode]:
+        """Every span of one namespace, parents before their children."""
+        return self._trie.nodes(namespace)
+
     # Fetching.
 
     def use(self, nodes: Sequence[SpanNode], reached: int) -> None:

@@ -1,0 +1,96 @@
+"""Layers that go back by some tokens: a draft was run, and not all of it was right.
+
+Rows are cut off. States can't be: they are put back as they stood before the pass, by reference,
+and who asked runs again what of it was right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from .kinds import Layer
+
+_ROWS = (KVCache, QuantizedKVCache, ChunkedKVCache)
+_CUT = (*_ROWS, ConcatenateKVCache, RotatingKVCache)
+
+# What a layer was before a pass; none for rows, which are cut.
+Mark = Any
+
+
+def can_rewind(layers: Sequence[Layer]) -> bool:
+    """Whether all of them are of classes that go back exactly."""
+    return all(type(one) in (*_CUT, ArraysCache) for one in _flat(layers))
+
+
+def marks_of(layers: Sequence[Layer]) -> list[Mark] | None:
+    """What `rewind` needs of the layers before a pass of two tokens or more."""
+    flat = _flat(layers)
+    if all(type(one) in _CUT for one in flat):
+        return None
+    return [_mark(one) for one in flat]
+
+
+def rewind(layers: Sequence[Layer], marks: list[Mark] | None, fed: int, kept: int) -> int:
+    """Go back behind a pass of `fed` tokens, so that `kept` of them (1 or more) stay.
+
+    Returns how many of these must be run again: none, or all of them where there are states.
+    """
+    if fed == kept:
+        return 0
+    if marks is None:
+        for layer in _flat(layers):
+            _cut(layer, fed - kept)
+        return 0
+    for layer, mark in zip(_flat(layers), marks, strict=True):
+        _put_back(layer, mark, fed)
+    return kept
+
+
+def _flat(layers: Sequence[Layer]) -> list[Layer]:
+    found: list[Layer] = []
+    for layer in layers:
+        found += _flat(layer.caches) if type(layer) is CacheList else [layer]
+    return found
+
+
+def _mark(layer: Layer) -> Mark:
+    """Arrays that a pass of several tokens replaces; rows in a buffer it writes behind the end."""
+    if type(layer) is ArraysCache:
+        return list(layer.cache)
+    if type(layer) in (RotatingKVCache, ConcatenateKVCache):
+        return dict(vars(layer))
+    return None
+
+
+def _put_back(layer: Layer, mark: Mark, fed: int) -> None:
+    if type(layer) is ArraysCache:
+        layer.cache = mark
+    elif mark is not None:
+        for name, value in mark.items():
+            setattr(layer, name, value)
+    else:
+        layer.offset -= fed
+
+
+def _cut(layer: Layer, count: int) -> None:
+    """Take the last rows off."""
+    layer.offset -= count
+    if type(layer) in _ROWS:
+        return  # what stands behind the offset is written over
+    # mlx-lm's own `trim` moves a window's offset and leaves the rows, and so it does here.
+    layer.keys = layer.keys[..., :-count, :]
+    layer.values = layer.values[..., :-count, :]
+    if type(layer) is RotatingKVCache:
+        # A pass of several tokens left them in the order of time, a whole window at least.
+        layer._idx = layer.keys.shape[-2]

@@ -1,0 +1,130 @@
+"""Whether a pass over several tokens chooses as a pass for each: asked of the model, once.
+
+Masks and positions are models' own code. So before its first draft each model runs a few tokens
+both ways, going back behind a pass as the engine does.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache.layers.rewinding import can_rewind, marks_of, rewind
+from ..models.errors import one_line
+from ..models.facts import ModelFacts
+from ..models.layers import make_layers, vocab_size_of
+from .forward import forward, forward_each, prefill
+
+_log = logging.getLogger(__name__)
+
+_KIND = "drafts"
+# What the trial asks, by number: a verdict of another trial is no verdict of this one.
+_TRIAL = 1
+_START = 7  # tokens that are prefilled
+_PASSES = ((4, 2), (6, 6), (5, 1))  # tokens of each pass, and how many of them stay
+# How far logits may be off: times the last bit of the largest, or law 1's bound for float32.
+_TIMES_LAST_BIT, _LEAST = 8.0, 1e-4
+
+
+class Verdict(NamedTuple):
+    """Whether drafts are used, and why not where they are not (`why`); `lasting`: for good."""
+
+    why: str = ""
+    lasting: bool = True
+
+
+class DraftProof:
+    """One model's verdict: remembered from an earlier process, or found out when first asked."""
+
+    def __init__(self, model: nn.Module, identity: str, facts: ModelFacts) -> None:
+        self._model = model
+        self._identity = identity
+        self._facts = facts
+        self._verdict: Verdict | None = None
+
+    @property
+    def why_not(self) -> str:
+        """Why this model's answers are not drafted; "" where they are."""
+        if self._verdict is None:
+            self._verdict = self._remembered() or self._found()
+            if self._verdict.why:
+                _log.info("this model's answers are not drafted: %s", self._verdict.why)
+        return self._verdict.why
+
+    def _remembered(self) -> Verdict | None:
+        known = self._facts.get(self._identity, _KIND)
+        if not isinstance(known, dict) or known.get("trial") != _TRIAL:
+            return None
+        why = known.get("why")
+        if not isinstance(why, str) or (not why and not can_rewind(make_layers(self._model))):
+            return None
+        return Verdict(why)
+
+    def _found(self) -> Verdict:
+        verdict = prove(self._model)
+        if verdict.lasting:
+            self._facts.put(self._identity, _KIND, {"why": verdict.why, "trial": _TRIAL})
+        return verdict
+
+
+def prove(model: nn.Module) -> Verdict:
+    """Run a few tokens one by one and several a pass: 22 passes at most. Nothing raises."""
+    layers = make_layers(model)
+    if not can_rewind(layers):
+        return Verdict("its layers can't go back")
+    try:
+        vocab_size = vocab_size_of(model)
+        count = _START + sum(kept for _, kept in _PASSES) + max(wide for wide, _ in _PASSES)
+        tokens = [7919 * (at + 1) % vocab_size for at in range(count)]
+        prefill(model, layers, tokens[:_START])
+        singly = _singly(model, copy.deepcopy(layers), tokens)
+        return _compared(singly, _drafted(model, layers, tokens))
+    except Exception as error:
+        # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
+        lasting = not isinstance(error, RuntimeError | MemoryError)
+        return Verdict(f"its passes over several tokens fail ({one_line(error, 120)})", lasting)
+
+
+def _singly(model: nn.Module, layers: list[Any], tokens: list[int]) -> dict[int, mx.array]:
+    """The logits [vocab_size] behind each token, by its position."""
+    found = {}
+    for at in range(_START, len(tokens)):
+        found[at] = forward(model, layers, mx.array([[tokens[at]]]))[0]
+        mx.eval(found[at])
+    return found
+
+
+def _drafted(model: nn.Module, layers: list[Any], tokens: list[int]) -> list[tuple[int, mx.array]]:
+    """The same of each pass, (position, logits)."""
+    found, at = [], _START
+    for wide, kept in _PASSES:
+        marks = marks_of(layers)
+        run = tokens[at : at + kept] + [tokens[0]] * (wide - kept)  # the rest is a wrong guess
+        logits = forward_each(model, layers, run)
+        mx.eval(logits)
+        found += [(at + each, logits[each]) for each in range(kept)]
+        if rewind(layers, marks, wide, kept):
+            forward(model, layers, mx.array([run[:kept]]))
+        at += kept
+    return found
+
+
+def _compared(singly: dict[int, mx.array], drafted: list[tuple[int, mx.array]]) -> Verdict:
+    every = mx.stack([logits for _, logits in drafted])
+    finite = mx.where(mx.isfinite(every), every, 0).astype(mx.float32)
+    last_bit = mx.finfo(every.dtype).eps * _number(mx.abs(finite).max())
+    most = max(_TIMES_LAST_BIT * last_bit, _LEAST)
+    for at, logits in drafted:
+        one, other = logits.astype(mx.float32), singly[at].astype(mx.float32)
+        apart = _number(mx.where(one == other, 0.0, mx.abs(one - other)).max())
+        if not apart <= most:
+            return Verdict(f"its logits in a longer pass are off by {apart:.1e}, {most:.1e} may be")
+    return Verdict()
+
+
+def _number(one: mx.array) -> float:
+    return cast("float", one.item())

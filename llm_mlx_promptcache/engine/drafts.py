@@ -1,0 +1,216 @@
+"""Drafter: what an answer may say next, copied from what was said before; no MLX here.
+
+Prompt lookup (Saxena, 2023) over more than the prompt: what came behind this exact prompt before,
+the answer so far, the prompt, and other conversations. A draft is only ever a guess: who runs it
+chooses each token as without it, and tells how far the two agreed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = array  # array("I"), four bytes a token
+
+# How many tokens must agree before a copy is offered: the least, and the most after misses.
+_LEAST, _MOST = 3, 32
+# Tokens of a draft: what is tried first, with so long a match, and at most.
+_NARROW, _LONG, _WIDE = 4, 8, 16
+# An edit is at most so long: behind it two tokens that come again are enough.
+_EDIT = 24
+_FACTOR, _WORD = 2654435761, 1 << 32  # two tokens as one number below 2**32
+_BORDER = _WORD - 1  # between two texts; no vocabulary has such a token
+_CANDIDATES = 16  # places of a text that are looked at, the newest first
+
+
+class Source:
+    """A text to copy from: where two tokens and a third stand in it is found by halving."""
+
+    def __init__(self, tokens: Tokens[int]) -> None:
+        self.tokens = tokens
+        self._table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
+
+    def behind(self, pair: Sequence[int], third: int | None = None) -> Iterator[int]:
+        """Positions behind two tokens and, if given, a third one; the newest first."""
+        keys, ends = self._table or self._made()
+        low = (pair[0] * _FACTOR + pair[1]) % _WORD << 32 | (third or 0)
+        high = low if third is not None else low | _WORD - 1
+        first = np.searchsorted(keys, np.uint64(low), "left")
+        last = np.searchsorted(keys, np.uint64(high), "right")
+        yield from sorted(ends[first:last].tolist(), reverse=True)[:_CANDIDATES]
+
+    def _made(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Keys of all three tokens in a row, sorted, and the position behind each."""
+        ids = np.frombuffer(self.tokens, np.uint32).astype(np.uint64)
+        pairs = (ids[:-2] * np.uint64(_FACTOR) + ids[1:-1]) % np.uint64(_WORD)
+        keys = pairs << np.uint64(32) | ids[2:]
+        order = np.argsort(keys, kind="stable")
+        self._table = keys[order], order.astype(np.int64) + 3
+        return self._table
+
+
+class Texts:
+    """Other conversations' texts as one source, kept while they are the same."""
+
+    def __init__(self) -> None:
+        self._joined: tuple[tuple[Tokens[int], ...], Source | None] = ((), None)
+
+    def of(self, texts: tuple[Tokens[int], ...]) -> Source | None:
+        """One source of them all, the newest last; None of none."""
+        if self._joined[0] != texts:
+            joined = array("I")
+            for text in reversed(texts):
+                joined.extend(text)
+                joined.append(_BORDER)
+            self._joined = texts, Source(joined)
+        return self._joined[1]
+
+
+@dataclass
+class _Copy:
+    """Goes on at `at` of a text; `sure` where it need not prove itself by agreeing first."""
+
+    source: Source
+    at: int
+    sure: bool = False
+
+    @property
+    def next(self) -> int | None:
+        """The token that it expects."""
+        return self.source.tokens[self.at] if self.at < len(self.source.tokens) else None
+
+
+class Drafter:
+    """Drafts for one answer.
+
+    `prompt` are the tokens before it, `before` what came behind exactly these, `others` what
+    was said in other conversations.
+    """
+
+    def __init__(
+        self,
+        prompt: Tokens[int],
+        stop_ids: Collection[int] = (),
+        before: Tokens[int] = array("I"),  # noqa: B008 (nobody writes to it)
+        others: Source | None = None,
+    ) -> None:
+        self._prompt = Source(prompt)
+        self._text = Source(prompt[:-1])  # the last one is fed with the first draft
+        self._ends = frozenset((*stop_ids, _BORDER))
+        self._others = others
+        self._answer: dict[tuple[int, int], list[int]] = {}
+        self._copy = _Copy(Source(prompt[-1:] + before), 0, sure=True) if before else None
+        self._edited: _Copy | None = None  # where a copy broke off
+        self._edit_left = 0
+        self._needed, self._width = _LEAST, _NARROW
+
+    def expects(self, path: Tokens[int]) -> bool:
+        """Whether the token behind `path` is worth waiting for: a draft may go on from it."""
+        self._hear(path)
+        if self._copy is not None:
+            return self._copy.sure or self._agreed(self._copy) >= self._needed - 1
+        pair = tuple(self._text.tokens[-2:])
+        return pair in self._answer or any(
+            next(source.behind(pair), None) is not None for source in self._searched()
+        )
+
+    def propose(self, path: Tokens[int], token: int, most: int) -> list[int]:
+        """What may come behind `path` and `token`, at most `most` tokens; often nothing."""
+        self._hear(path)
+        self._add(token)
+        if self._copy is not None and self._copy.next is None:
+            self._copy = None
+        found = self._copy = self._copy or self._found()
+        if found is None:
+            return []
+        agreed = _WIDE if found.sure else self._agreed(found)
+        if agreed < self._needed and not found.sure:
+            return []
+        width = _WIDE if found.sure else max(self._width, _LONG * (agreed >= _LONG))
+        draft = found.source.tokens[found.at : found.at + min(width, most)].tolist()
+        ends = (at for at, one in enumerate(draft) if one in self._ends)
+        return draft[: next(ends, len(draft))]
+
+    def judge(self, offered: int, accepted: int) -> None:
+        """Learn how far the model went along with a draft."""
+        if accepted == offered:
+            self._width = min(_WIDE, self._width * 2)
+        if accepted:
+            self._needed = _LEAST
+        elif offered:
+            self._width, self._needed = _NARROW, min(_MOST, self._needed * 2)
+
+    def _hear(self, path: Tokens[int]) -> None:
+        """Catch up with an answer; what was heard and not said in the end is forgotten."""
+        text = self._text.tokens
+        if len(text) > len(path) or (len(text) and path[len(text) - 1] != text[-1]):
+            del text[min(len(path), len(text) - 1) :]
+            self._copy = None
+        for token in path[len(text) :]:
+            self._add(token)
+
+    def _add(self, token: int) -> None:
+        text = self._text.tokens
+        text.append(token)
+        if len(text) >= 3:
+            places = self._answer.setdefault((text[-3], text[-2]), [])
+            places.append(len(text))
+            del places[:-_CANDIDATES]
+        copy = self._copy
+        if copy is not None and copy.next == token:
+            copy.at += 1
+        elif copy is not None:
+            self._edited, self._edit_left, self._copy = copy, _EDIT, None
+        if self._copy is None:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Behind an edit: go on with the copy where two tokens of it come again."""
+        if self._edited is None or not self._edit_left:
+            return
+        self._edit_left -= 1
+        source, start = self._edited.source, self._edited.at
+        last = self._text.tokens[-2:]
+        near = source.tokens[start : start + _EDIT + 2]
+        for at in range(len(near) - 1):
+            if near[at : at + 2] == last:
+                self._copy = _Copy(source, start + at + 2, sure=self._needed == _LEAST)
+                return
+
+    def _found(self) -> _Copy | None:
+        """The place that agrees with the last tokens furthest back, in the first text with one."""
+        *pair, last = self._text.tokens[-3:]
+        if len(pair) < 2:
+            return None
+        own = (at for at in reversed(self._answer.get((pair[0], pair[1]), [])[:-1]))
+        places = [_Copy(self._text, at) for at in own if self._text.tokens[at - 1] == last]
+        if best := self._best(places):
+            return best
+        for source in self._searched():
+            if best := self._best([_Copy(source, at) for at in source.behind(pair, last)]):
+                return best
+        return None
+
+    def _best(self, places: Sequence[_Copy]) -> _Copy | None:
+        agreeing = [(self._agreed(one), one) for one in places if one.next is not None]
+        enough = [pair for pair in agreeing if pair[0] >= self._needed]
+        return max(enough, key=lambda pair: pair[0])[1] if enough else None
+
+    def _searched(self) -> Iterator[Source]:
+        """The texts with tables; too short ones have no three tokens."""
+        for one in (self._prompt, self._others):
+            if one is not None and len(one.tokens) >= _LEAST:
+                yield one
+
+    def _agreed(self, copy: _Copy) -> int:
+        """How many tokens before its place are those said last, at most `_MOST`."""
+        text, tokens = self._text.tokens, copy.source.tokens
+        most = min(_MOST, len(text), copy.at)
+        for back in range(1, most + 1):
+            if text[-back] != tokens[copy.at - back]:
+                return back - 1
+        return most

@@ -1,0 +1,146 @@
+"""One pass over a draft: each token is chosen as without it, and the draft followed as it agrees.
+
+Every position has the logits, the random key, the window of penalties and the grammar's mask that
+it would have had in a pass of its own. So no token changes (law 17); there are fewer passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache.layers.rewinding import marks_of, rewind
+from .constraint import Allowed, Constraint
+from .forward import forward, forward_each
+from .sampler import Likely, Mark, Sampler
+
+if TYPE_CHECKING:
+    from .batch import Slot
+
+
+class Guess(NamedTuple):
+    """One token of a plan; `forced` by the grammar where it is no guess, once it is reached.
+
+    `allowed` is what the grammar allows in its place, where it is to be chosen.
+    """
+
+    token: int
+    forced: bool = False
+    allowed: Allowed | None = None
+
+
+class Plan(NamedTuple):
+    """What is run behind the known tokens, and what may come behind it."""
+
+    guesses: list[Guess]
+    last: Allowed | None = None
+
+
+class Choice(NamedTuple):
+    """A token [1] that was chosen, and how the sampler stood before it and behind it."""
+
+    token: mx.array
+    before: Mark
+    after: Mark
+    likely: Likely | None
+
+
+class Ran(NamedTuple):
+    """A pass that is on its way: what was run, and what is chosen in each place but forced ones.
+
+    The places are counted from the first guess; the last one is behind them all.
+    """
+
+    known: list[int]
+    plan: Plan
+    marks: Any
+    choices: dict[int, Choice]
+
+    @property
+    def tokens(self) -> mx.array:
+        """The choices, in order."""
+        return mx.concatenate([choice.token for choice in self.choices.values()])
+
+    def arrays(self) -> list[mx.array]:
+        """What else has to be evaluated."""
+        likely = (choice.likely for choice in self.choices.values())
+        return [part for one in likely if one is not None for part in one.arrays()]
+
+
+class Agreed(NamedTuple):
+    """How far a draft was right: its first tokens, what was likely there, the choice behind."""
+
+    tokens: list[int]
+    likely: list[Likely | None]
+    choice: Choice
+
+
+def planned(draft: Sequence[int], constraint: Constraint | None, *, runs: bool, most: int) -> Plan:
+    """A draft as the grammar lets it be, with the runs that it forces; at most `most` tokens.
+
+    The grammar has consumed them all: it is to go back by those that turn out wrong.
+    """
+    if constraint is None:
+        return Plan([Guess(token) for token in draft[:most]])
+    guesses: list[Guess] = []
+    while len(guesses) < min(most, len(draft)) and constraint.can_go_back:
+        at = len(guesses)
+        allowed = constraint.allowed()
+        if not constraint.try_consume(draft[at]):
+            break
+        guesses.append(Guess(draft[at], allowed=allowed))
+        if runs and constraint.can_go_back:
+            run = constraint.forced()[: most - len(guesses)]
+            taken = takewhile(constraint.try_consume, run)
+            guesses += [Guess(token, forced=True) for token in taken]
+        if [guess.token for guess in guesses[at:]] != list(draft[at : len(guesses)]):
+            break
+    return Plan(guesses, constraint.allowed() if guesses else None)
+
+
+def dispatch(
+    model: nn.Module, layers: Sequence[Any], known: list[int], plan: Plan, slot: Slot
+) -> Ran:
+    """Run the known tokens and a plan, and choose in every place; nothing is waited for."""
+    marks = marks_of(layers)
+    tokens = [*known, *(guess.token for guess in plan.guesses)]
+    logits = forward_each(model, layers, tokens)[len(known) - 1 :]
+    choices = {}
+    for at, guess in enumerate([*plan.guesses, None]):
+        if guess is not None and guess.forced:
+            slot.sampler.follow([guess.token])
+            continue
+        allowed = plan.last if guess is None else guess.allowed
+        choices[at] = _choice(slot, logits[at : at + 1], allowed)
+    return Ran(known, plan, marks, choices)
+
+
+def settle(
+    model: nn.Module, layers: Sequence[Any], ran: Ran, values: Sequence[int], sampler: Sampler
+) -> Agreed:
+    """Follow the draft as far as the choices (`values`) agree, and take back what is behind."""
+    value_at = dict(zip(ran.choices, values, strict=True))
+    guesses = ran.plan.guesses
+    wrong = (at for at, guess in enumerate(guesses) if value_at.get(at, guess.token) != guess.token)
+    right = next(wrong, len(guesses))
+    choice = ran.choices[right]
+    sampler.reset(choice.after)
+    accepted = [guess.token for guess in guesses[:right]]
+    kept = [*ran.known, *accepted]
+    if rewind(layers, ran.marks, len(ran.known) + len(guesses), len(kept)):
+        forward(model, layers, mx.array([kept]))
+    places = (ran.choices.get(at) for at in range(right))
+    likely = [None if place is None else place.likely for place in places]
+    return Agreed(accepted, likely, choice)
+
+
+def _choice(slot: Slot, logits: mx.array, allowed: Allowed | None) -> Choice:
+    before = slot.sampler.mark()
+    held = logits if allowed is None else allowed.applied(logits)
+    token = slot.sampler.choose(held)
+    likely = None if slot.logprobs is None else Likely.of(logits, token, slot.logprobs)
+    return Choice(token.astype(mx.int32), before, slot.sampler.mark(), likely)

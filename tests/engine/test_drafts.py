@@ -1,0 +1,222 @@
+"""Law 17: a draft changes no token. Right and wrong ones are played into every way of choosing."""
+
+import dataclasses
+import random
+from array import array
+
+import pytest
+from readers import MAGIC, Counting, request, steady_clock, together
+from test_kinds import KINDS
+
+from llm_mlx_promptcache.cache.identity import Identity
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Generated, Message
+from llm_mlx_promptcache.engine import scheduler as scheduling
+from llm_mlx_promptcache.engine.drafts import Drafter
+from llm_mlx_promptcache.engine.request import Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.kv_settings import KVSettings
+
+WAYS = {
+    "greedy": {},
+    "seed": {"sampling": Sampling(temperature=0.9, top_p=0.95, seed=3)},
+    "penalties": {
+        "sampling": Sampling(
+            temperature=0.7,
+            seed=5,
+            repetition_penalty=1.2,
+            frequency_penalty=0.1,
+            logit_bias=((7, 1.5),),
+            top_k=40,
+        )
+    },
+    "xtc": {"sampling": Sampling(temperature=1, seed=9, xtc_probability=0.5, xtc_threshold=0.05)},
+    "logprobs": {"logprobs": 2},
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "kind": {"enum": ["lamp", "lantern", "lens"]},
+        "lit": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 5},
+    },
+    "required": ["name", "kind", "lit"],
+}
+
+
+class Played:
+    """A drafter that knows the answer, and gets a part of it wrong."""
+
+    def __init__(self, prompt, answer, seed, wrong=0.3, widest=8):
+        self._all = array("I", prompt) + array("I", answer)
+        self._random = random.Random(seed)
+        self._wrong, self._widest = wrong, widest
+        self.offered = self.accepted = 0
+
+    def expects(self, path):
+        return self._random.random() < 0.8
+
+    def propose(self, path, token, most):
+        start = len(path) + 1
+        width = self._random.randint(0, self._widest)
+        draft = list(self._all[start : start + min(width, most)])
+        return [
+            self._random.randrange(200) if self._random.random() < self._wrong else one
+            for one in draft
+        ]
+
+    def judge(self, offered, accepted):
+        self.offered += offered
+        self.accepted += accepted
+
+
+@pytest.fixture
+def drafted(monkeypatch):
+    """`drafted(scheduler, one, right, seed)`: what it answers with `right` played into it."""
+
+    def answer(scheduler, one, right, seed, **how):
+        made = []
+
+        def play(prompt, stop_ids, *_):
+            made.append(Played(prompt, right.ids, seed, **how))
+            return made[-1]
+
+        monkeypatch.setattr(scheduling, "Drafter", play)
+        [reader] = together(scheduler, one)
+        return reader, made[-1]
+
+    return answer
+
+
+def plainly(scheduler, one):
+    [reader] = together(scheduler, dataclasses.replace(one, drafts=False, use_cache=False))
+    return reader
+
+
+def chances(event):
+    return [one.chosen.logprob for one in event.logprobs]
+
+
+def told(reader):
+    return [event for event in reader.events if type(event).__name__ == "TextDelta"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_17_no_token_changes_in_any_kind_of_layer(loaded_kind, drafted, kind, way):
+    loaded = loaded_kind(kind)
+    cache = PromptCache("100MB")
+    scheduler = Scheduler(loaded, Identity(kind, kind), cache, clock=steady_clock())
+    one = request("What is it that comes after two?", max_tokens=40, **WAYS[way])
+    right = plainly(scheduler, one).last
+    offered = accepted = 0
+    for seed in range(3):
+        reader, played = drafted(scheduler, one, right, seed)
+        last = reader.last
+        assert last.ids == right.ids, seed
+        assert last.text == right.text == "".join(event.text for event in told(reader))
+        assert (last.usage.drafted, last.usage.accepted) == (played.offered, played.accepted)
+        offered, accepted = offered + played.offered, accepted + played.accepted
+        assert chances(last) == pytest.approx(chances(right), abs=1e-3)
+        # What the pass left in the layers is what the next turn goes on from.
+        said = Message("assistant", last.text, Generated.of(last.ids, last.text, last.fingerprint))
+        again = dataclasses.replace(
+            one, messages=(*one.messages, said, Message("user", "And then?")), max_tokens=6
+        )
+        cold = plainly(scheduler, again).last
+        warm = together(scheduler, dataclasses.replace(again, drafts=False))[0].last
+        assert warm.ids == cold.ids
+        assert warm.usage.cached >= len(last.ids) - 1
+        assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
+    assert 0 < accepted < offered
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"schema": SCHEMA, "max_tokens": 90},
+        {"tools": (MAGIC,), "tool": "magic", "max_tokens": 90},
+        {"regex": "[a-c]{3}(one|two|three)[0-9]{4}", "max_tokens": 60},
+        {"schema": SCHEMA, "max_tokens": 90, "sampling": Sampling(temperature=1, seed=4)},
+        {"schema": SCHEMA, "max_tokens": 90, "logprobs": 1},
+        {"stop": ("ee",), "max_tokens": 60, "sampling": Sampling(temperature=1.3, seed=2)},
+    ],
+    ids=lambda how: "-".join(how),
+)
+def test_law_17_nor_with_grammars_stop_strings_and_quantised_rows(scheduler_of, drafted, how):
+    one = request("Two?", system=False, **how)
+    scheduler = scheduler_of()
+    right = plainly(scheduler, one).last
+    whole = plainly(scheduler, dataclasses.replace(one, stop=())).last
+    offered = 0
+    for seed in range(6):
+        reader, played = drafted(scheduler, one, whole, seed)
+        last = reader.last
+        offered += played.offered
+        assert (last.ids, last.text, last.reason) == (right.ids, right.text, right.reason), seed
+        assert [c.arguments for c in last.tool_calls] == [c.arguments for c in right.tool_calls]
+        assert chances(last) == pytest.approx(chances(right), abs=1e-3)
+    assert offered
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_law_17_nor_where_rows_are_quantised_in_the_middle(loaded_kind, drafted, kind):
+    loaded = loaded_kind(kind, head_dim=32)
+    scheduler = Scheduler(loaded, Identity(kind, kind), PromptCache("9MB"), clock=steady_clock())
+    one = request("Two?", max_tokens=40)
+    start = plainly(scheduler, one).last.usage.prompt + 9
+    one = dataclasses.replace(one, kv=KVSettings(8, 32, start))
+    right = plainly(scheduler, one).last
+    for seed in range(4):
+        reader, played = drafted(scheduler, one, right, seed)
+        assert reader.last.ids == right.ids
+        assert played.offered
+
+
+def test_law_17_a_limit_is_met_exactly(scheduler_of, drafted):
+    scheduler = scheduler_of()
+    right = plainly(scheduler, request("Two?", max_tokens=30)).last
+    for most in range(1, 20):
+        one = request("Two?", max_tokens=most)
+        reader, _ = drafted(scheduler, one, right, most, wrong=0.0)
+        assert reader.last.ids == right.ids[:most]
+        assert reader.last.reason == "length"
+
+
+def test_right_drafts_save_passes_and_wrong_ones_cost_none(scheduler_of, drafted):
+    scheduler = scheduler_of()
+    one = request("Two?", max_tokens=40)
+    right = plainly(scheduler, one).last
+    passes = {}
+    for wrong in (0.0, 1.0):
+        model = scheduler._batches._model = Counting(scheduler._loaded.model)
+        drafted(scheduler, one, right, 1, wrong=wrong, widest=8)
+        passes[wrong] = model.passes
+    assert passes[0.0] < 16
+    assert passes[1.0] <= 41
+
+
+def test_who_steps_with_others_drafts_nothing_and_again_when_it_is_alone(scheduler_of, drafted):
+    scheduler = scheduler_of()
+    one = request("Two?", max_tokens=60)
+    right = plainly(scheduler, one).last
+    short = dataclasses.replace(one, max_tokens=5, drafts=False)
+    reader, _ = drafted(scheduler, one, right, 2)
+    assert reader.last.ids == right.ids
+    readers = together(scheduler, one, short)
+    assert readers[0].last.ids == right.ids
+    assert readers[1].last.ids == right.ids[:5]
+    assert readers[0].last.usage.accepted
+
+
+def test_a_drafter_copies_what_was_said_before():
+    text = list(range(100, 160))
+    drafter = Drafter(array("I", [*text, 1, 2]), stop_ids=[9])
+    assert drafter.propose(array("I", [*text, 1]), 2, 16) == []
+    path = array("I", [*text, 1, 2])
+    for at, token in enumerate(text[5:8]):
+        found = drafter.propose(path, token, 16)
+        path.append(token)
+        assert bool(found) is (at == 2)
+    assert found == text[8:12]
