@@ -18,6 +18,7 @@ Tokens = array  # array("I"), four bytes a token
 
 # How many tokens must agree before a copy is offered: the least, and the most after misses.
 _LEAST, _MOST = 3, 32
+_MISSES = 3  # drafts that may be wrong at once before more is needed
 # Tokens of a draft: what is tried first, with so long a match, and at most.
 _NARROW, _LONG, _WIDE = 4, 8, 16
 # An edit is at most so long: behind it two tokens that come again are enough.
@@ -106,7 +107,10 @@ class Drafter:
         self._copy = _Copy(Source(prompt[-1:] + before), 0, sure=True) if before else None
         self._edited: _Copy | None = None  # where a copy broke off
         self._edit_left = 0
-        self._needed, self._width = _LEAST, _NARROW
+        self._needed, self._width, self._missed = _LEAST, _NARROW, 0
+        # Two tokens behind which a copy was wrong at once: where a form has its values, say.
+        self._distrusted: set[tuple[int, ...]] = set()
+        self._offered_at: tuple[int, ...] = ()
 
     def expects(self, path: Tokens[int]) -> bool:
         """Whether the token behind `path` is worth waiting for: a draft may go on from it."""
@@ -128,7 +132,8 @@ class Drafter:
         if found is None:
             return []
         agreed = _WIDE if found.sure else self._agreed(found)
-        if agreed < self._needed and not found.sure:
+        self._offered_at = tuple(self._text.tokens[-2:])
+        if not found.sure and (agreed < self._needed or self._offered_at in self._distrusted):
             return []
         width = _WIDE if found.sure else max(self._width, _LONG * (agreed >= _LONG))
         draft = found.source.tokens[found.at : found.at + min(width, most)].tolist()
@@ -139,10 +144,14 @@ class Drafter:
         """Learn how far the model went along with a draft."""
         if accepted == offered:
             self._width = min(_WIDE, self._width * 2)
+        self._missed = 0 if accepted else self._missed + 1
         if accepted:
             self._needed = _LEAST
-        elif offered:
-            self._width, self._needed = _NARROW, min(_MOST, self._needed * 2)
+        else:
+            self._width = _NARROW
+            self._distrusted.add(self._offered_at)
+            if self._missed > _MISSES:
+                self._needed = min(_MOST, self._needed * 2)
 
     def _hear(self, path: Tokens[int]) -> None:
         """Catch up with an answer; what was heard and not said in the end is forgotten."""
@@ -163,6 +172,7 @@ class Drafter:
         copy = self._copy
         if copy is not None and copy.next == token:
             copy.at += 1
+            self._distrusted.discard((text[-3], text[-2]) if len(text) > 2 else ())
         elif copy is not None:
             self._edited, self._edit_left, self._copy = copy, _EDIT, None
         if self._copy is None:
@@ -182,23 +192,17 @@ class Drafter:
                 return
 
     def _found(self) -> _Copy | None:
-        """The place that agrees with the last tokens furthest back, in the first text with one."""
+        """The place that agrees with the last tokens furthest back; of equals, the nearest one."""
         *pair, last = self._text.tokens[-3:]
         if len(pair) < 2:
             return None
-        own = (at for at in reversed(self._answer.get((pair[0], pair[1]), [])[:-1]))
+        own = self._answer.get((pair[0], pair[1]), [])[-2::-1]
         places = [_Copy(self._text, at) for at in own if self._text.tokens[at - 1] == last]
-        if best := self._best(places):
-            return best
         for source in self._searched():
-            if best := self._best([_Copy(source, at) for at in source.behind(pair, last)]):
-                return best
-        return None
-
-    def _best(self, places: Sequence[_Copy]) -> _Copy | None:
+            places += [_Copy(source, at) for at in source.behind(pair, last)]
         agreeing = [(self._agreed(one), one) for one in places if one.next is not None]
-        enough = [pair for pair in agreeing if pair[0] >= self._needed]
-        return max(enough, key=lambda pair: pair[0])[1] if enough else None
+        best = max(agreeing, key=lambda found: found[0], default=None)
+        return best[1] if best is not None and best[0] >= self._needed else None
 
     def _searched(self) -> Iterator[Source]:
         """The texts with tables; too short ones have no three tokens."""

