@@ -8,53 +8,30 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
 from ..cache.layers.rewinding import can_rewind
-from ..models.kv_settings import KVSettings
 from ..models.quantisation import quantise
 from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
-from .sampler import Likely, Mark, Sampler
+from .sampler import Likely
+from .slots import Pending, Slot, Step
 from .speculation import Agreed, Plan, dispatch, planned, settle
 
 if TYPE_CHECKING:
-    from .constraint import Constraint
     from .draft_probe import DraftProof
-    from .drafts import Drafter
 
 _CLEAR_EVERY = 256
 MOST_DRAFTED = 32  # tokens in one pass, forced ones included
 
 
-class Step(NamedTuple):
-    """What one slot got: its tokens in order, what was likely instead, or what went wrong.
-
-    `restart`: it failed with others, and can start again at its `path` and `last`.
-    """
-
-    tokens: list[int]
-    likely: list[Likely | None] = []  # noqa: RUF012 (of each token; nobody writes to it)
-    error: Exception | None = None
-    restart: bool = False
-
-
 class Spoilt(RuntimeError):
     """The device failed under somebody else: tokens that were read since may be garbage."""
-
-
-class Pending(Enum):
-    """Which token a slot feeds next."""
-
-    PROMPT = "the prompt's last"
-    OWED = "one that was chosen before a restart, and is still to be told"
-    CHOSEN = "the one that the device chose last"
 
 
 class LayersState(Enum):
@@ -63,45 +40,6 @@ class LayersState(Enum):
     ALONE = "the model's own kind"
     TOGETHER = "its batched forms"
     LOST = "given up in part when another answer joined or one left"
-
-
-@dataclass(eq=False)
-class Slot:
-    """One answer in a batch; `path` holds the tokens that its layers cover.
-
-    `last` is the token that is fed first, until the device chose another (`pending`). `left` is
-    how many tokens more are wanted. `drafter` guesses tokens, where it steps alone.
-    """
-
-    path: array[int]
-    last: int | None
-    sampler: Sampler
-    left: int
-    constraint: Constraint | None = None
-    kv: KVSettings | None = None
-    logprobs: int | None = None
-    drafter: Drafter | None = None
-    drafted: int = field(default=0, init=False)  # tokens that were run on a guess
-    accepted: int = field(default=0, init=False)  # of these, how many were right
-    pending: Pending = field(default=Pending.PROMPT, init=False)
-    likely: Likely | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)
-    # Where sampler and `likely` stood before the last choice.
-    chosen_at: tuple[Mark, Likely | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.chosen_at = self.sampler.mark(), None
-
-    def rewind(self) -> None:
-        """Undo the last choice, which nobody has read: it may be one of garbage."""
-        if self.pending is Pending.CHOSEN:
-            self.last, self.path, self.pending = self.path[-1], self.path[:-1], Pending.PROMPT
-            mark, self.likely = self.chosen_at
-            self.sampler.reset(mark)
-
-    def owes(self, token: int) -> None:
-        """Feed a token first that was chosen and read, and is still to be told."""
-        self.last, self.pending = token, Pending.OWED
 
 
 class Batch:

@@ -10,10 +10,11 @@ import mlx.nn as nn
 
 from ..cache import device
 from .admission import expected, fits_together
-from .batch import Batch, LayersState, Slot, Spoilt, Step
+from .batch import Batch, LayersState, Spoilt
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 from .draft_probe import DraftProof
+from .slots import Slot, Step
 
 _log = logging.getLogger(__name__)
 

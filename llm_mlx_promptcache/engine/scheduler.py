@@ -24,7 +24,6 @@ from ..models.loading import LoadedModel
 from .admission import MOST_PASSED, Admission
 from .ahead import WorkAhead
 from .answers import looked
-from .batch import Slot, Step
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof
 from .batches import Batches
@@ -37,6 +36,7 @@ from .intake import Intake
 from .kv import KVManager
 from .prefill import Prefill
 from .sequence import Reader, Sequence
+from .slots import Slot, Step
 from .turns import Party, Turns
 
 

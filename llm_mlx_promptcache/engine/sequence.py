@@ -13,7 +13,6 @@ from ..cache.trie import common_prefix
 from ..models.errors import NothingAllowedError
 from .admission import MOST_PASSED, expected
 from .answers import AnswerStream, Measured
-from .batch import Slot, Step
 from .chunks import Beside, ChunkPlan
 from .events import Finished, Output
 from .kv import KVHandle
@@ -21,6 +20,7 @@ from .preparation import Prepared
 from .request import GenerationRequest
 from .reuse import Reuse
 from .sampler import Sampler
+from .slots import Slot, Step
 from .turns import Party
 
 if TYPE_CHECKING:

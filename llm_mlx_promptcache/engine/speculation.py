@@ -19,7 +19,7 @@ from .forward import forward, forward_each
 from .sampler import Likely, Mark, Sampler
 
 if TYPE_CHECKING:
-    from .batch import Slot
+    from .slots import Slot
 
 
 class Guess(NamedTuple):
