@@ -278,6 +278,7 @@ def _metadata(event: Finished, model: str, unmade: Sequence[InvalidCall]) -> dic
         "model_name": model,
         "model_provider": PROVIDER,
         "finish_reason": event.reason,
+        "drafts": {"drafted": event.usage.drafted, "accepted": event.usage.accepted},
         "timings": event.timings._asdict(),
     }
     if event.peak_bytes:

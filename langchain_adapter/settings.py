@@ -130,6 +130,9 @@ class ChatSettings(BaseChatModel):
     """Whether what is computed is kept beyond this process."""
     cache_salt: str = ""
     """Keeps applications or tenants apart: only calls of one salt reuse each other's prefixes."""
+    drafts: bool = True
+    """Whether what was said before is tried as what comes next, several tokens a pass; no token
+    changes by it."""
     resident: bool = False
     """Whether the model runs in the process that `llm` has stay, which other programs share."""
 
@@ -204,6 +207,7 @@ class ChatSettings(BaseChatModel):
             thinking=self.thinking,
             template_arguments=self.template_arguments,
             kv=self._kv(),
+            drafts=self.drafts,
             logprobs=self._alternatives(),
             continue_final=call.get("continue_final") is True,
         )

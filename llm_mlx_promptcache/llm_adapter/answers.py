@@ -145,6 +145,8 @@ def _details(usage: Usage) -> dict[str, Any]:
         "cached": usage.cached,
         "prefilled": usage.prefilled,
         "reasoning": usage.reasoning,
+        "drafted": usage.drafted,
+        "accepted": usage.accepted,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     }
 

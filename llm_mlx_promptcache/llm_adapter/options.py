@@ -92,6 +92,12 @@ class MlxCachedOptions(llm.Options):
         None, description="Share cached prefixes only with prompts of the same salt."
     )
 
+    drafts: bool | None = Field(
+        None,
+        description="Try what was said before as what comes next, several tokens at a time;"
+        " false: one at a time. No token changes by it.",
+    )
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stops(cls, value: Any) -> Any:

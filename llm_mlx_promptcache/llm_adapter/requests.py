@@ -57,6 +57,7 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
         json_object=bool(options.json_object),
         thinking=settings.thinking,
         kv=KVSettings(settings.kv_bits) if settings.kv_bits else None,
+        drafts=options.drafts is not False,
     )
     lost = tuple(name for name in (before.tools if before else ()) if name not in tools)
     if lost:

@@ -86,6 +86,8 @@ def test_usage_and_response_json(scripted):
         "cached": 6,
         "prefilled": 4,
         "reasoning": 1,
+        "drafted": 0,
+        "accepted": 0,
         "prompt_tokens_details": {"cached_tokens": 6},
     }
     assert response.response_json == {

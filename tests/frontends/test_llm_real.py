@@ -16,6 +16,8 @@ def test_a_second_process_goes_on_where_the_first_one_ended(home, tmp_path):
         "cached": 0,
         "prefilled": one["input_tokens"],
         "reasoning": 0,
+        "drafted": 0,
+        "accepted": 0,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
 
