@@ -40,6 +40,7 @@ TENSORS = {
     "layers/kinds.py",
     "layers/layout.py",
     "layers/own_state.py",
+    "layers/rewinding.py",
     "layers/pieces.py",
 }
 

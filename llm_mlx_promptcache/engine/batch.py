@@ -21,7 +21,7 @@ from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
 from .sampler import Likely
 from .slots import Pending, Slot, Step
-from .speculation import Agreed, Plan, dispatch, planned, settle
+from .speculation import Agreed, DraftPlan, dispatch, planned, settle
 
 if TYPE_CHECKING:
     from .draft_probe import DraftProof
@@ -237,7 +237,7 @@ class Batch:
                 slot.constraint.go_back(taken_back)
         return self._agreed(slot, plan, known, agreed)
 
-    def _agreed(self, slot: Slot, plan: Plan, known: list[int], agreed: Agreed) -> Step:
+    def _agreed(self, slot: Slot, plan: DraftPlan, known: list[int], agreed: Agreed) -> Step:
         """Tell what a draft came to, and go on behind it."""
         assert slot.drafter is not None
         right = len(agreed.tokens)

@@ -30,7 +30,7 @@ _PASSES = ((4, 2), (6, 6), (5, 1))  # tokens of each pass, and how many of them 
 _TIMES_LAST_BIT, _LEAST = 8.0, 1e-4
 
 
-class Verdict(NamedTuple):
+class DraftVerdict(NamedTuple):
     """Whether drafts are used, and why not where they are not (`why`); `lasting`: for good."""
 
     why: str = ""
@@ -44,7 +44,7 @@ class DraftProof:
         self._model = model
         self._identity = identity
         self._facts = facts
-        self._verdict: Verdict | None = None
+        self._verdict: DraftVerdict | None = None
 
     @property
     def why_not(self) -> str:
@@ -55,27 +55,27 @@ class DraftProof:
                 _log.info("this model's answers are not drafted: %s", self._verdict.why)
         return self._verdict.why
 
-    def _remembered(self) -> Verdict | None:
+    def _remembered(self) -> DraftVerdict | None:
         known = self._facts.get(self._identity, _KIND)
         if not isinstance(known, dict) or known.get("trial") != _TRIAL:
             return None
         why = known.get("why")
         if not isinstance(why, str) or (not why and not can_rewind(make_layers(self._model))):
             return None
-        return Verdict(why)
+        return DraftVerdict(why)
 
-    def _found(self) -> Verdict:
+    def _found(self) -> DraftVerdict:
         verdict = prove(self._model)
         if verdict.lasting:
             self._facts.put(self._identity, _KIND, {"why": verdict.why, "trial": _TRIAL})
         return verdict
 
 
-def prove(model: nn.Module) -> Verdict:
+def prove(model: nn.Module) -> DraftVerdict:
     """Run a few tokens one by one and several a pass: 22 passes at most. Nothing raises."""
     layers = make_layers(model)
     if not can_rewind(layers):
-        return Verdict("its layers can't go back")
+        return DraftVerdict("its layers can't go back")
     try:
         vocab_size = vocab_size_of(model)
         count = _START + sum(kept for _, kept in _PASSES) + max(wide for wide, _ in _PASSES)
@@ -86,7 +86,9 @@ def prove(model: nn.Module) -> Verdict:
     except Exception as error:
         # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
         lasting = not isinstance(error, RuntimeError | MemoryError)
-        return Verdict(f"its passes over several tokens fail ({one_line(error, 120)})", lasting)
+        return DraftVerdict(
+            f"its passes over several tokens fail ({one_line(error, 120)})", lasting
+        )
 
 
 def _singly(model: nn.Module, layers: list[Any], tokens: list[int]) -> dict[int, mx.array]:
@@ -113,7 +115,7 @@ def _drafted(model: nn.Module, layers: list[Any], tokens: list[int]) -> list[tup
     return found
 
 
-def _compared(singly: dict[int, mx.array], drafted: list[tuple[int, mx.array]]) -> Verdict:
+def _compared(singly: dict[int, mx.array], drafted: list[tuple[int, mx.array]]) -> DraftVerdict:
     every = mx.stack([logits for _, logits in drafted])
     finite = mx.where(mx.isfinite(every), every, 0).astype(mx.float32)
     last_bit = mx.finfo(every.dtype).eps * _number(mx.abs(finite).max())
@@ -122,8 +124,10 @@ def _compared(singly: dict[int, mx.array], drafted: list[tuple[int, mx.array]]) 
         one, other = logits.astype(mx.float32), singly[at].astype(mx.float32)
         apart = _number(mx.where(one == other, 0.0, mx.abs(one - other)).max())
         if not apart <= most:
-            return Verdict(f"its logits in a longer pass are off by {apart:.1e}, {most:.1e} may be")
-    return Verdict()
+            return DraftVerdict(
+                f"its logits in a longer pass are off by {apart:.1e}, {most:.1e} may be"
+            )
+    return DraftVerdict()
 
 
 def _number(one: mx.array) -> float:

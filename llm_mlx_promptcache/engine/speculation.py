@@ -33,14 +33,14 @@ class Guess(NamedTuple):
     allowed: Allowed | None = None
 
 
-class Plan(NamedTuple):
+class DraftPlan(NamedTuple):
     """What is run behind the known tokens, and what may come behind it."""
 
     guesses: list[Guess]
     last: Allowed | None = None
 
 
-class Choice(NamedTuple):
+class ChosenToken(NamedTuple):
     """A token [1] that was chosen, and how the sampler stood before it and behind it."""
 
     token: mx.array
@@ -49,16 +49,16 @@ class Choice(NamedTuple):
     likely: Likely | None
 
 
-class Ran(NamedTuple):
+class DraftPass(NamedTuple):
     """A pass that is on its way: what was run, and what is chosen in each place but forced ones.
 
     The places are counted from the first guess; the last one is behind them all.
     """
 
     known: list[int]
-    plan: Plan
+    plan: DraftPlan
     marks: Any
-    choices: dict[int, Choice]
+    choices: dict[int, ChosenToken]
 
     @property
     def tokens(self) -> mx.array:
@@ -76,16 +76,18 @@ class Agreed(NamedTuple):
 
     tokens: list[int]
     likely: list[Likely | None]
-    choice: Choice
+    choice: ChosenToken
 
 
-def planned(draft: Sequence[int], constraint: Constraint | None, *, runs: bool, most: int) -> Plan:
+def planned(
+    draft: Sequence[int], constraint: Constraint | None, *, runs: bool, most: int
+) -> DraftPlan:
     """A draft as the grammar lets it be, with the runs that it forces; at most `most` tokens.
 
     The grammar has consumed them all: it is to go back by those that turn out wrong.
     """
     if constraint is None:
-        return Plan([Guess(token) for token in draft[:most]])
+        return DraftPlan([Guess(token) for token in draft[:most]])
     guesses: list[Guess] = []
     while len(guesses) < min(most, len(draft)) and constraint.can_go_back:
         at = len(guesses)
@@ -99,12 +101,12 @@ def planned(draft: Sequence[int], constraint: Constraint | None, *, runs: bool, 
             guesses += [Guess(token, forced=True) for token in taken]
         if [guess.token for guess in guesses[at:]] != list(draft[at : len(guesses)]):
             break
-    return Plan(guesses, constraint.allowed() if guesses else None)
+    return DraftPlan(guesses, constraint.allowed() if guesses else None)
 
 
 def dispatch(
-    model: nn.Module, layers: Sequence[Any], known: list[int], plan: Plan, slot: Slot
-) -> Ran:
+    model: nn.Module, layers: Sequence[Any], known: list[int], plan: DraftPlan, slot: Slot
+) -> DraftPass:
     """Run the known tokens and a plan, and choose in every place; nothing is waited for."""
     marks = marks_of(layers)
     tokens = [*known, *(guess.token for guess in plan.guesses)]
@@ -116,11 +118,11 @@ def dispatch(
             continue
         allowed = plan.last if guess is None else guess.allowed
         choices[at] = _choice(slot, logits[at : at + 1], allowed)
-    return Ran(known, plan, marks, choices)
+    return DraftPass(known, plan, marks, choices)
 
 
 def settle(
-    model: nn.Module, layers: Sequence[Any], ran: Ran, values: Sequence[int], sampler: Sampler
+    model: nn.Module, layers: Sequence[Any], ran: DraftPass, values: Sequence[int], sampler: Sampler
 ) -> Agreed:
     """Follow the draft as far as the choices (`values`) agree, and take back what is behind."""
     value_at = dict(zip(ran.choices, values, strict=True))
@@ -138,9 +140,9 @@ def settle(
     return Agreed(accepted, likely, choice)
 
 
-def _choice(slot: Slot, logits: mx.array, allowed: Allowed | None) -> Choice:
+def _choice(slot: Slot, logits: mx.array, allowed: Allowed | None) -> ChosenToken:
     before = slot.sampler.mark()
     held = logits if allowed is None else allowed.applied(logits)
     token = slot.sampler.choose(held)
     likely = None if slot.logprobs is None else Likely.of(logits, token, slot.logprobs)
-    return Choice(token.astype(mx.int32), before, slot.sampler.mark(), likely)
+    return ChosenToken(token.astype(mx.int32), before, slot.sampler.mark(), likely)
