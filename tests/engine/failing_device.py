@@ -11,8 +11,15 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from llm_mlx_promptcache.engine import batch, prefill
+from llm_mlx_promptcache.engine import batch, prefill, speculation
 
+# Where the model is run, by whom.
+RUNS = (
+    (prefill, "prefill"),
+    (batch, "forward"),
+    (speculation, "forward"),
+    (speculation, "forward_each"),
+)
 MESSAGE = "[METAL] Command buffer execution failed: Caused GPU Timeout Error"
 
 
@@ -38,7 +45,7 @@ class FailingDevice:
                 patched.setattr(mx, name, getattr(self, f"_{name}"))
             tolist = mx.array.tolist
             patched.setattr(mx.array, "tolist", lambda values: self._waited() or tolist(values))
-            for module, name in ((prefill, "prefill"), (batch, "forward")):
+            for module, name in RUNS:
                 patched.setattr(module, name, self._noting(getattr(module, name)))
             yield self
 

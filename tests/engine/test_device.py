@@ -14,6 +14,7 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import scheduler as scheduling
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 
@@ -145,6 +146,38 @@ def test_law_1_nor_where_a_grammar_reads_each_token_first(session_of, monkeypatc
     fail_at_each(
         session_of, monkeypatch, "llama", told, 5, alone=[HELD, asked("Yes or no?", "And then?")]
     )
+
+
+class Remembering:
+    """A drafter that knows some answers, every third token of them wrong."""
+
+    def __init__(self, answers, prompt, accepted):
+        self._answers, self._prompt, self._accepted = answers, prompt, accepted
+
+    def expects(self, path):
+        return True
+
+    def propose(self, path, token, most):
+        said = [*path[len(self._prompt) :], token][len(path) < len(self._prompt) :]
+        for ids in self._answers:
+            if list(ids[: len(said)]) == said:
+                draft = list(ids[len(said) : len(said) + min(most, 4)])
+                return [one + (not (at + len(path)) % 3) for at, one in enumerate(draft)]
+        return []
+
+    def judge(self, offered, accepted):
+        self._accepted.append(accepted)
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("kind", ["llama", "mamba2"])
+def test_law_1_nor_of_what_a_draft_wrote(session_of, monkeypatch, kind, told):
+    answers, accepted = [one.ids for one in cold(session_of(kind, 999))], []
+    monkeypatch.setattr(
+        scheduling, "Drafter", lambda prompt, *_: Remembering(answers, prompt, accepted)
+    )
+    fail_at_each(session_of, monkeypatch, kind, told, 13)
+    assert sum(accepted) > 9
 
 
 @pytest.mark.soak
