@@ -339,15 +339,36 @@ def test_a_summary_that_is_cut_is_told(played):
 
 
 def test_an_event_loop_counts_no_tokens(played, monkeypatch):
-    threads, count = set(), ChatMLXCached.get_num_tokens_from_messages
+    threads, count = [], ChatMLXCached.get_num_tokens_from_messages
     monkeypatch.setattr(
         ChatMLXCached,
         "get_num_tokens_from_messages",
-        lambda *given: (threads.add(threading.get_ident()), count(*given))[1],
+        lambda *given: (threads.append(threading.get_ident()), count(*given))[1],
     )
+    chat = played(context=1100)
+    history = [message for n in range(8) for message in (asked(n), AIMessage("Aye."))]
+    ways = [  # one that is due, and one that does not fit
+        (shortened(trigger=("tokens", 500)), history[:8]),
+        (shortened(trigger=None, keep=("tokens", 300)), history),
+    ]
+
+    async def run(middleware, messages):
+        calls = Calls()
+        agent = create_agent(chat, [], middleware=[middleware])
+        await agent.ainvoke({"messages": [*messages, asked(9)]}, {"callbacks": [calls]})
+        return calls, threading.get_ident()
+
+    for middleware, messages in ways:
+        threads.clear()
+        calls, loop = asyncio.run(run(middleware, messages))
+        assert calls.summaries
+        assert threads
+        assert loop not in threads
+
+
+def test_an_event_loop_is_asked_the_same(played):
     chat = played()
-    middleware = shortened(trigger=("tokens", 500))
-    agent = create_agent(chat, [tide], system_prompt=SYSTEM, middleware=[middleware])
+    agent = create_agent(chat, [tide], system_prompt=SYSTEM, middleware=[shortened()])
     calls = Calls()
 
     async def run():
@@ -355,12 +376,10 @@ def test_an_event_loop_counts_no_tokens(played, monkeypatch):
         for number in range(6):
             given = {"messages": [*messages, asked(number)]}
             messages = (await agent.ainvoke(given, {"callbacks": [calls]}))["messages"]
-        return threading.get_ident()
 
-    assert asyncio.run(run()) not in threads
-    assert threads
-    assert calls.summaries
-    assert prefilled(calls.summaries[0]) <= alone(chat)
+    asyncio.run(run())
+    [summary] = calls.summaries
+    assert prefilled(summary) <= alone(chat)
 
 
 def test_the_summary_is_no_part_of_what_is_streamed(played):
