@@ -48,6 +48,7 @@ HUMAN, SAID = HumanMessage("Go."), AIMessage("Gone.")
         # A call that could not be read is answered too, where it is.
         ([HUMAN, calling(invalid=["a"]), result("a"), SAID], [1, 3]),
         ([HUMAN, calling(invalid=["a"]), HUMAN], [1, 2]),
+        ([HUMAN, calling(invalid=["a"]), HUMAN, result("a"), SAID], [1, 4]),
         # Ids that come again mean the last call of that id.
         ([calling("a"), result("a"), calling("a"), result("a"), SAID], [2, 4]),
         # A result without a call begins no part either.

@@ -312,6 +312,30 @@ def test_more_stays_where_a_summary_of_all_has_no_space(played):
     assert [one.text for one in state["messages"][-2:]] == [asked(4).text, "Aye."]
 
 
+def test_a_summary_that_the_contexts_end_would_cut_is_asked_of_less(played):
+    chat, long = played(), QUESTION * 9
+    history = [message for n in range(4) for message in (asked(n), AIMessage("Aye."))]
+    count = chat.get_num_tokens_from_messages([*history, HumanMessage(long)])
+    chat = played(context=count + 3)
+    middleware = shortened(trigger=("messages", 9), keep=("messages", 1), summary_prompt=long)
+    messages = create_agent(chat, [], middleware=[middleware]).invoke(
+        {"messages": [*history, asked(4)]}
+    )["messages"]
+    assert messages[0].text.endswith(SUMMARY)
+    assert 3 < len(messages) < 10
+
+
+def test_what_does_not_fit_is_halved_where_all_of_it_would_be_kept(played):
+    chat = played(context=1200)
+    middleware = shortened(trigger=None, keep=("messages", 20))
+    history = [message for n in range(8) for message in (asked(n), AIMessage("Aye."))]
+    agent = create_agent(chat, [], middleware=[middleware])
+    messages = agent.invoke({"messages": [*history, asked(8)]})["messages"]
+    assert messages[0].text.endswith(SUMMARY)
+    assert len(messages) >= 8
+    assert [one.text for one in messages[-2:]] == [asked(8).text, "Aye."]
+
+
 def test_one_message_that_is_too_long_is_an_overflow(played):
     agent = create_agent(played(context=300), [], middleware=[shortened()])
     with pytest.raises(ContextOverflowError, match="shorten the prompt"):
