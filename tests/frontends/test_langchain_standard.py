@@ -50,8 +50,9 @@ class TestUnit(ChatModelUnitTests):
 class TestIntegration(ChatModelIntegrationTests):
     # SmolLM2-135M never begins a call of its own accord, so the agent loop has the policy that
     # docs/langchain.md gives to small models, and one call at a time. Nor does it end strings: two
-    # of them in a schema, which the grammar ends, and what is around must fit in the answer.
-    max_tokens, longest = 48, 8
+    # of them in a schema, which the grammar ends, must fit in the answer with what is around: the
+    # call that test_unicode_tool_call_integration wants has 52 tokens as the model likes it.
+    max_tokens, longest = 48, 3
 
     @property
     def chat_model_class(self):
