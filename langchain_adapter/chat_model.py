@@ -229,6 +229,15 @@ class ChatMLXCached(BindingChat):
         print(again.usage_metadata["input_token_details"]["cache_read"])
         ```
 
+        Whether a turn would reuse all that the last one had is told before it is asked:
+
+        ```python
+        seen = chat.explain([*messages, answer, ("human", "And a mole?")])
+        print(seen["state"])  # "healthy", or "lost" with a reason and the message's index
+        ```
+
+        `unload` gives the model's memory back; what was computed for prompts stays.
+
     ??? info "Stored as plain data"
 
         ```python

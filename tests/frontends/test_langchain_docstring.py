@@ -86,4 +86,5 @@ def test_each_example_runs_and_gives_what_it_says(told):
     read = told["again"].usage_metadata["input_token_details"]["cache_read"]
     assert read >= told["usage"]["input_tokens"]
     assert told["warm_tokens"] > 20
+    assert told["seen"]["state"] == "healthy"
     assert told["loaded"] == told["chat"]
