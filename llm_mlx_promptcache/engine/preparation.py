@@ -128,11 +128,15 @@ def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking 
 def _told_thinking(
     request: GenerationRequest, tokenizer: TemplateTokenizer, thinking: Thinking | None
 ) -> tuple[str, ...]:
-    """One line where the wish to think, or not to, changes nothing."""
+    """One line where the wish to think, or not to, changes nothing; ValueError where none can."""
     wanted = request.thinking
     if wanted is None or tokenizer.thinking_switch:
         return ()
     if not tokenizer.reasons:
+        if wanted and "thinking" not in request.if_possible:
+            raise ValueError(
+                "thinking is asked for, and this model has none; leave it out, or use one that has"
+            )
         return ("thinking was asked for, and this model has none",) if wanted else ()
     if wanted and thinking is not None and thinking.opened:
         return ()

@@ -11,7 +11,8 @@ from ..chat.generated import nothing
 from ..chat.messages import Message, check_continued
 from ..models.kv_settings import KVSettings, check_kv
 
-DEFAULT_MAX_TOKENS = 1024
+# Of an answer whose length nobody bounds; where less is left of the context, that.
+DEFAULT_MAX_TOKENS = 8192
 
 ToolChoice = Literal["auto", "any", "none"]
 # OpenAI's word beside our own.
@@ -41,14 +42,15 @@ def choice_named(word: str, names: Sequence[str]) -> Choice:
 class Sampling:
     """How the next token is chosen; temperature 0 takes the likeliest. ValueError when off.
 
-    Penalties look at the last `penalty_window` tokens of prompt and answer; `logit_bias` holds
-    (token id, amount) pairs.
+    `min_p` leaves at least `min_tokens_to_keep` tokens. Penalties look at the last
+    `penalty_window` tokens of prompt and answer; `logit_bias` holds (token id, amount) pairs.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    min_tokens_to_keep: int = 1
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     seed: int | None = None
@@ -89,6 +91,7 @@ _LIMITS = (
     ("top_p", 0, 1),
     ("top_k", 0, 1 << 31),
     ("min_p", 0, 1),
+    ("min_tokens_to_keep", 1, 1 << 31),
     ("xtc_probability", 0, 1),
     ("xtc_threshold", 0, 1),
     ("repetition_penalty", 0, 100),
@@ -108,11 +111,11 @@ class GenerationRequest:
     between a call and a document. `max_string` is the most characters of a string in a document or
     a forced call whose schema sets no limit, None as many as `max_tokens` allows: small models may
     never end one. `thinking` asks a template to let the model reason or not. `logprobs` is how many
-    alternatives are told for each token. `cache_salt` keeps applications apart. With `drafts` what
-    was said before is tried as what comes next, several tokens a pass; no token changes by it. With
-    `warm` nothing is answered: the conversation's stable beginning is prefilled and kept, and with
-    `pin` never evicted. With `look` nothing is computed either: what would be reused is told, and
-    nothing else.
+    alternatives are told for each token. `cache_salt` keeps applications apart. What `if_possible`
+    names is told, not refused, where the model can't follow it. With `drafts` what was said before
+    is tried as what comes next, several tokens a pass; no token changes by it. With `warm` nothing
+    is answered: the conversation's stable beginning is prefilled and kept, and with `pin` never
+    evicted. With `look` nothing is computed either: what would be reused is told, and nothing else.
     """
 
     messages: tuple[Message, ...]
@@ -135,6 +138,7 @@ class GenerationRequest:
     kv: KVSettings | None = None
     logprobs: int | None = None
     continue_final: bool = False
+    if_possible: tuple[Literal["thinking"], ...] = ()
     drafts: bool = True
     warm: bool = False
     pin: bool = False

@@ -94,7 +94,9 @@ def _filtered(logprobs: mx.array, sampling: Sampling) -> mx.array:
     if 0 < sampling.top_p < 1:
         logprobs = apply_top_p(logprobs, sampling.top_p)
     if sampling.min_p > 0:
-        logprobs = apply_min_p(logprobs, sampling.min_p)
+        # mlx-lm can't keep more tokens than there are.
+        kept = min(sampling.min_tokens_to_keep, logprobs.shape[-1])
+        logprobs = apply_min_p(logprobs, sampling.min_p, kept)
     if 0 < sampling.top_k < logprobs.shape[-1]:
         logprobs = apply_top_k(logprobs, sampling.top_k)
     return logprobs

@@ -18,47 +18,68 @@ from ..engine.events import (
     Event,
     Finished,
     InvalidCall,
+    Loading,
+    Progress,
     ReasoningDelta,
     TextDelta,
     Usage,
 )
 from ..engine.notes import is_new_loss, new_notes
-from .records import to_metadata
+from .command import LlmCommand
+from .cuts import told_cut
+from .records import settings_metadata, to_metadata
 from .requests import Question
 
 _log = logging.getLogger(__name__)
 
 
 class ResponseBuilder:
-    """One response of llm's as it comes: the engine's events -> llm's."""
+    """One response of llm's as it comes: the engine's events -> llm's.
 
-    def __init__(self, response: llm.Response | llm.AsyncResponse, question: Question) -> None:
+    Calls are told at its end, where it is known which of them are whole: what llm was told it can't
+    be asked to forget, and half a call would be one in its history. Whatever is no whole call is
+    text.
+    """
+
+    def __init__(
+        self,
+        response: llm.Response | llm.AsyncResponse,
+        question: Question,
+        command: LlmCommand,
+    ) -> None:
         self._response = response
         self._question = question
+        self._command = command
+        self._begun = False  # whether the answer's beginning, which was given, was told
+        self._prompt: Progress | None = None
         # Of the last part that was told. A reasoning part without text is kept where it carries
         # something, a text part without text is not: so an empty answer is carried by the former.
         self._type = "reasoning"
         self._call: str | None = None
-        # What llm was told, which is what its history will hold. The calls are None until they
-        # are whole.
+        # What llm was told, which is what its history will hold.
         self._texts: list[str] = []
         self._apart = False  # whether the next text stands on a line of its own
         self._reasonings: list[str] = []
-        self._calls: dict[str, ToolCall | None] = {}
+        # What came of each call: its name, and pieces of its arguments. Calls of no tool are whole.
+        self._pieces: dict[str, list[str]] = {}
+        self._no_tools: dict[str, ToolCall] = {}
 
     def stream_events(self, event: Event) -> Iterator[StreamEvent]:
-        """The stream events of one of the engine's; CutShort where the answer is no whole one."""
+        """The stream events of one of the engine's."""
+        if not isinstance(event, Loading | Progress):
+            yield from self._beginning()
         match event:
+            case Progress():
+                self._prompt = event
             case TextDelta(text):
                 yield self._said(text)
             case ReasoningDelta(text):
                 self._reasonings.append(text)
                 yield self._next("reasoning", text)
             case CallName(id, name):
-                self._calls[id] = None
-                yield self._next("tool_call_name", name, id)
+                self._pieces[id] = [name]
             case CallArguments(id, text):
-                yield self._next("tool_call_args", text, id)
+                self._pieces[id].append(text)
             case InvalidCall():
                 yield from self._not_made(event)
             case Finished():
@@ -66,8 +87,43 @@ class ResponseBuilder:
             case _:
                 pass
 
+    def stopped(self) -> Iterator[StreamEvent]:
+        """The end of an answer that its reader stopped: what came till then; calls are text."""
+        for name, *arguments in self._pieces.values():
+            yield from self._as_text(f"{name} {''.join(arguments)}".rstrip())
+        self._response.response_json = {"finish_reason": "stopped"}
+        if self._prompt is not None:  # how many tokens came of it nobody told
+            total, cached = self._prompt.total, self._prompt.cached
+            details = {"cached": cached, "prefilled": total - cached}
+            self._response.set_usage(input=total, details=details)
+        metadata = settings_metadata(replace(self._question.settings, schema=None))
+        yield StreamEvent(type=self._type, chunk="", provider_metadata=metadata)
+        kept = "; llm -c goes on from it" if self._command.is_continued else ""
+        self._warn(f"the answer was stopped{kept}")
+
+    @property
+    def has_come(self) -> bool:
+        """Whether anything was told of the answer."""
+        return bool(self._texts or self._reasonings or self._pieces)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer was told to its end."""
+        return self._response.response_json is not None
+
+    def _beginning(self) -> Iterator[StreamEvent]:
+        """What the answer was given to begin with, which is its user's text too."""
+        begun, self._begun = self._begun, True
+        if not begun and self._question.prefill:
+            yield self._said(self._question.prefill)
+
+    def _warn(self, line: str) -> None:
+        self._command.end_line()
+        _log.warning("%s", line)
+
     def _next(self, type: str, chunk: str, call: str | None = None) -> StreamEvent:
         self._type, self._call = type, call
+        self._command.shows(type, chunk)
         return StreamEvent(type=type, chunk=chunk, tool_call_id=call)
 
     def _said(self, text: str) -> StreamEvent:
@@ -78,14 +134,18 @@ class ResponseBuilder:
     def _not_made(self, call: InvalidCall) -> Iterator[StreamEvent]:
         """A call of no tool, which llm's loop refuses by its name; else text that is no call."""
         if call.arguments is not None:
-            self._calls[call.id] = ToolCall(call.name, call.arguments, call.id)
-            yield self._next("tool_call_name", call.name, call.id)
-            yield self._next("tool_call_args", json.dumps(call.arguments), call.id)
+            self._no_tools[call.id] = ToolCall(call.name, call.arguments, call.id)
+            self._pieces[call.id] = [call.name, json.dumps(call.arguments)]
             return
-        self._apart = bool(self._texts)
-        yield self._said(call.text)
-        self._apart = True
-        _log.warning("the answer holds a call that can't be made, as text: %s", call.error)
+        yield from self._as_text(call.text)
+        self._warn(f"the answer holds a call that can't be made, as text: {call.error}")
+
+    def _as_text(self, call: str) -> Iterator[StreamEvent]:
+        """What came of a call that is none, on lines of its own."""
+        if call:
+            self._apart = bool(self._texts)
+            yield self._said(call)
+            self._apart = True
 
     def _end(self, event: Finished) -> Iterator[StreamEvent]:
         usage = event.usage
@@ -93,21 +153,30 @@ class ResponseBuilder:
             input=usage.prompt, output=usage.generated, details=_details(usage)
         )
         self._response.response_json = _response_json(event, self._question)
-        for note in new_notes(event.fingerprint, event.notes):
-            _log.warning("%s", note)
-        self._warn_of_loss(event)
-        event.whole()
-        for misfit in event.misfits:
-            what = "a call's arguments do" if misfit.call else "the answer does"
-            _log.warning("%s not fit the schema: %s", what, misfit.what)
-        self._calls.update((call.id, call) for call in event.tool_calls)
-        calls = [call for call in self._calls.values() if call is not None]
+        for half in self._halves(event):
+            yield from self._as_text(half.text)
+        calls = self._whole_calls(event)
         for call in calls:
+            name, *arguments = self._pieces.get(call.id) or [call.name, _json(call)]
+            yield self._next("tool_call_name", name, call.id)
+            for piece in arguments:
+                yield self._next("tool_call_args", piece, call.id)
             self._response.add_tool_call(
                 llm.ToolCall(
                     name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
                 )
             )
+        for note in new_notes(event.fingerprint, event.notes):
+            self._warn(note)
+        self._warn_of_loss(event)
+        for misfit in event.misfits:
+            what = "a call's arguments do" if misfit.call else "the answer does"
+            self._warn(f"{what} not fit the schema: {misfit.what}")
+        if line := told_cut(event, self._question.request):
+            kept = "; llm -c goes on from it" if self._command.is_continued else ""
+            self._warn(f"{line}{kept}")
+            if not (calls or "".join(self._texts).strip()):
+                self._command.end_with(1)
         settings = self._question.settings
         if not calls:
             # Only the turns of a tool loop have a schema to pass on.
@@ -124,12 +193,33 @@ class ResponseBuilder:
         if event.reuse.reason == "tools" and self._question.lost_tools:
             return  # said already, by the tools' names
         if is_new_loss(event.reuse):
-            _log.warning("reuse %s (told once a conversation)", event.reuse)
+            self._warn(f"reuse {event.reuse} (told once a conversation)")
+
+    def _whole_calls(self, event: Finished) -> list[ToolCall]:
+        """The calls that can be made, and those of no tool, in the order in which they came."""
+        made = {call.id: call for call in event.tool_calls} | self._no_tools
+        order = dict.fromkeys([*self._pieces, *made])
+        return [made[id] for id in order if id in made]
+
+    def _halves(self, event: Finished) -> list[InvalidCall]:
+        """Calls that had begun and are none after all; what has no text of its own has pieces."""
+        half = [] if event.half_call is None else [event.half_call]
+        unmade = [*(call for call in event.invalid_calls if call.id in self._pieces), *half]
+        known = {call.id for call in unmade} | {call.id for call in event.tool_calls}
+        rest = [
+            InvalidCall(name, f"{name} {''.join(arguments)}".rstrip(), "", id)
+            for id, (name, *arguments) in self._pieces.items()
+            if id not in known and id not in self._no_tools
+        ]
+        return [*rest, *unmade]
 
     def _record(self, event: Finished, calls: Sequence[ToolCall]) -> Generated:
         """What replays the answer as long as llm's history shows it as it was told."""
+        ids = event.begun.ids + event.ids
+        if not event.ids or (self._question.prefill and not event.begun.ids):
+            ids = ()  # they do not say what was shown
         made = Generated.of(
-            event.ids,
+            ids,
             "".join(self._texts),
             event.fingerprint,
             reasoning="".join(self._reasonings),
@@ -175,10 +265,12 @@ def _response_json(event: Finished, question: Question) -> dict[str, Any]:
         made["namespace"] = event.namespace
     if event.stopped_by:
         made["stopped_by"] = event.stopped_by
-    if event.invalid_calls:
+    if event.cut:
+        made["cut"] = event.cut
+    unmade = [*event.invalid_calls, *([event.half_call] if event.half_call else [])]
+    if unmade:
         made["invalid_calls"] = [
-            {"name": call.name, "text": call.text, "error": call.error}
-            for call in event.invalid_calls
+            {"name": call.name, "text": call.text, "error": call.error} for call in unmade
         ]
     if event.notes:
         made["notes"] = list(event.notes)
@@ -187,6 +279,10 @@ def _response_json(event: Finished, question: Question) -> dict[str, Any]:
     if question.lost_tools:
         made["lost_tools"] = list(question.lost_tools)
     return made
+
+
+def _json(call: ToolCall) -> str:
+    return json.dumps(dict(call.arguments), ensure_ascii=False)
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

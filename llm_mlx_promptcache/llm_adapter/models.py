@@ -16,6 +16,7 @@ from ..host.engines import engine_for
 from ..models.names import default_reference
 from ..models.references import shown
 from .answers import ResponseBuilder
+from .command import Interrupts, LlmCommand
 from .options import MlxCachedOptions
 from .progress import WaitingLine
 from .requests import Question, question_of
@@ -63,14 +64,19 @@ class MlxCached(_Shared, llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
+        command = LlmCommand(prompt, streams=stream)
         reference, question = self._asked(prompt)
-        builder = ResponseBuilder(response, question)
+        builder = ResponseBuilder(response, question, command)
         response.set_resolved_model(shown(reference))
         events = engine_for(reference).generate(question.request)
-        with closing(events), closing(WaitingLine()) as line:
-            for event in events:
+        interrupts = Interrupts(command)
+        with command.errors_apart(), closing(events), closing(WaitingLine()) as line:
+            for event in interrupts.events(events):
                 line.show(event)
                 yield from builder.stream_events(event)
+            if interrupts.ended and not builder.has_ended:
+                events.close()
+                yield from _stopped(builder, command)
 
 
 class AsyncMlxCached(_Shared, llm.AsyncModel):
@@ -86,18 +92,38 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
+        command = LlmCommand(prompt, streams=stream)
         # What grows with the conversation runs on another thread than the loop's.
         reference, question = await asyncio.to_thread(self._asked, prompt)
-        builder = ResponseBuilder(response, question)
+        builder = ResponseBuilder(response, question, command)
         response.set_resolved_model(shown(reference))
         events = engine_for(reference).agenerate(question.request)
         # A server's stderr is its log, and many prompts share it: no line for each of them.
-        with closing(LoadingLine(reference)) as line:
-            async with aclosing(events):
-                async for event in events:
-                    line.show(event)
-                    parts: Iterable[StreamEvent] = builder.stream_events(event)
-                    if isinstance(event, Finished):  # of the whole answer and its conversation
-                        parts = await asyncio.to_thread(list, parts)
-                    for part in parts:
-                        yield part
+        with command.errors_apart(), closing(LoadingLine(reference)) as line:
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        if command.is_there:
+                            await asyncio.sleep(0)  # Ctrl-C is heard where something is waited for
+                        line.show(event)
+                        parts: Iterable[StreamEvent] = builder.stream_events(event)
+                        if isinstance(event, Finished) and not command.is_there:
+                            # Of the whole answer and its conversation; others are on the loop.
+                            parts = await asyncio.to_thread(list, parts)
+                        for part in parts:
+                            yield part
+            except asyncio.CancelledError:
+                # Nothing but Ctrl-C cancels what llm's command runs.
+                task = asyncio.current_task()
+                if not command.is_there or task is None or task.uncancel() or builder.has_ended:
+                    raise
+                for part in _stopped(builder, command):
+                    yield part
+
+
+def _stopped(builder: ResponseBuilder, command: LlmCommand) -> Iterator[StreamEvent]:
+    """What is kept of an answer that Ctrl-C ended; KeyboardInterrupt where there is nothing."""
+    if not builder.has_come:
+        raise KeyboardInterrupt
+    yield from builder.stopped()
+    command.interrupted()

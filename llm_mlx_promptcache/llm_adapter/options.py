@@ -39,6 +39,9 @@ class MlxCachedOptions(llm.Options):
         le=1,
         description="Drop tokens below this share of the most likely token's probability.",
     )
+    min_tokens_to_keep: int | None = Field(
+        None, ge=1, description="How many tokens min_p leaves at least; default: 1."
+    )
     xtc_probability: float | None = Field(
         None,
         ge=0,
@@ -66,7 +69,15 @@ class MlxCachedOptions(llm.Options):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description=f"Maximum number of tokens to generate; default: {DEFAULT_MAX_TOKENS}.",
+        description="Maximum number of tokens to generate; default: what is left of the context,"
+        f" {DEFAULT_MAX_TOKENS} at most.",
+    )
+    unlimited: bool | None = Field(
+        None, description="Let the answer go on to the end of the context, whatever max_tokens is."
+    )
+    prefill: str | None = Field(
+        None,
+        description="What the answer to a user's message begins with; it goes on from there.",
     )
     stop: list[str] | None = Field(None, description="A stop string, or a JSON list of them.")
     seed: int | None = Field(None, description="Random seed; makes sampling repeatable.")
@@ -77,7 +88,7 @@ class MlxCachedOptions(llm.Options):
     json_object: bool | None = Field(None, description="Force a JSON object.")
     tool_choice: str | None = Field(
         None,
-        description="How a user's message is answered: auto may call tools, any (or required)"
+        description="How a user's message is answered: auto may call tools, required (or any)"
         " must, none must not; or the name of the tool that must be called. After a tool's result"
         " all but none is auto.",
     )
@@ -119,7 +130,7 @@ class MlxCachedOptions(llm.Options):
     @classmethod
     def _choice(cls, value: str | None) -> str | None:
         if value == "":
-            raise ValueError("give auto, any, required, none, or the name of a tool")
+            raise ValueError("give auto, required, none, or the name of a tool")
         return value
 
     @field_validator("kv_bits")
@@ -128,6 +139,13 @@ class MlxCachedOptions(llm.Options):
         if value is not None and value not in _KV_BITS:
             raise ValueError(f"give one of {', '.join(map(str, _KV_BITS))}")
         return value
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens the answer may have; None: to the context's end."""
+        if self.unlimited:
+            return None
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     def sampling(self) -> Sampling:
         """How tokens are chosen: what was said, over the engine's own defaults."""
@@ -140,6 +158,7 @@ _SAMPLING = (
     "top_p",
     "top_k",
     "min_p",
+    "min_tokens_to_keep",
     "xtc_probability",
     "xtc_threshold",
     "repetition_penalty",

@@ -64,6 +64,11 @@ def to_metadata(generated: Generated, settings: PromptSettings) -> dict[str, Any
     return {METADATA: {**generated.to_json(), _SETTINGS: settings.to_json()}}
 
 
+def settings_metadata(settings: PromptSettings) -> dict[str, Any]:
+    """The same for an answer whose exact tokens nobody knows."""
+    return {METADATA: {_SETTINGS: settings.to_json()}}
+
+
 def generated_of(message: LlmMessage) -> Generated | None:
     """The exact tokens of an answer of ours; None for everyone else's."""
     return Generated.from_json(_record(message))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 import llm
 from llm.parts import Message as LlmMessage
 
-from ..engine.request import DEFAULT_MAX_TOKENS, Choice, GenerationRequest, choice_named
+from ..chat.messages import Message
+from ..engine.request import Choice, GenerationRequest, choice_named
 from ..models.kv_settings import KVSettings
 from ..models.references import shown
 from .messages import messages_of
@@ -21,11 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
-    """A request, what shaped it, and the names of tools that the conversation had and lost."""
+    """A request, what shaped it, and the names of tools that the conversation had and lost.
+
+    `prefill` is what the answer begins with: it is in the prompt, and the answer's all the same.
+    """
 
     request: GenerationRequest
     settings: PromptSettings
     lost_tools: tuple[str, ...] = ()
+    prefill: str = ""
 
 
 def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question:
@@ -39,11 +44,17 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
     before = latest_settings(chain, model)
     settings = _settings(model, options, before, tuple(sorted(tools)), _schema(prompt, chain))
     settings = replace(settings, reference=reference)
+    choice = _choice(options, chain, tuple(tools))
+    messages = messages_of(prompt)
+    _check_words(messages)
+    prefill = "" if _answers_tools(chain) else options.prefill or ""
+    if prefill:
+        _check_prefill(options, choice, settings)
+        messages = (*messages, Message("assistant", prefill))
     _tell_other(latest_reference(chain), reference)
-    choice = _choice(options, chain, tuple(tools)) if tools else Choice("auto")
     request = GenerationRequest(
-        messages=messages_of(prompt),
-        max_tokens=DEFAULT_MAX_TOKENS if options.max_tokens is None else options.max_tokens,
+        messages=messages,
+        max_tokens=options.most_tokens,
         sampling=options.sampling(),
         stop=tuple(options.stop or ()),
         use_cache=options.cache is not False,
@@ -58,6 +69,8 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
         thinking=settings.thinking,
         kv=KVSettings(settings.kv_bits) if settings.kv_bits else None,
         drafts=options.drafts is not False,
+        continue_final=bool(prefill),
+        if_possible=("thinking",) if options.thinking is None else (),
     )
     lost = tuple(name for name in (before.tools if before else ()) if name not in tools)
     if lost:
@@ -66,7 +79,7 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
             " or --functions, or its beginning is computed anew",
             ", ".join(lost),
         )
-    return Question(request, settings, lost)
+    return Question(request, settings, lost, prefill)
 
 
 def _tell_other(before: str, reference: str) -> None:
@@ -113,9 +126,41 @@ def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any
 
 def _choice(options: MlxCachedOptions, chain: Sequence[LlmMessage], names: Sequence[str]) -> Choice:
     """What the user said of calls; a loop that must call again and again would have no end."""
-    chosen = choice_named(options.tool_choice or "auto", names)
-    answers_result = bool(chain) and chain[-1].role == "tool"
-    return Choice("auto") if chosen.how == "any" and answers_result else chosen
+    word = options.tool_choice or "auto"
+    chosen = choice_named(word, names)
+    if chosen.how == "any" and not names:
+        raise ValueError(f"tool_choice is {word!r} and there are no tools; give some with -T")
+    return Choice("auto") if chosen.how == "any" and _answers_tools(chain) else chosen
+
+
+def _answers_tools(chain: Sequence[LlmMessage]) -> bool:
+    return bool(chain) and chain[-1].role == "tool"
+
+
+def _check_words(messages: Sequence[Message]) -> None:
+    """ValueError, in the words of who typed or piped it, where a prompt can't be asked."""
+    if not messages:
+        raise ValueError("the prompt is empty; say something, as an argument or through a pipe")
+    try:
+        messages[-1].content.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the prompt is no UTF-8 (character {error.start + 1} of it); convert it first, for"
+            " example with iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _check_prefill(options: MlxCachedOptions, choice: Choice, settings: PromptSettings) -> None:
+    beside = {
+        "json_object": options.json_object,
+        "a schema": settings.schema is not None,
+        f"tool_choice {options.tool_choice}": choice.how == "any",
+    }
+    for what in (name for name, is_asked in beside.items() if is_asked):
+        raise ValueError(
+            f"prefill and {what} can't hold together: what holds an answer to a form does so from"
+            " its first word on; leave one of them out"
+        )
 
 
 def _tools(tools: Iterable[object]) -> dict[str, dict[str, Any]]:

@@ -54,6 +54,8 @@ def test_filters_leave_only_what_they_say():
     assert set(choose(60, **hot)) == {0, 1, 2, 3, 4}
     share = math.exp(1.8 - 2.0)
     assert set(choose(60, min_p=share - 0.01, **hot)) == {0, 1, 4}
+    assert set(choose(60, min_p=0.99, min_tokens_to_keep=2, **hot)) == {0, 1}
+    assert set(choose(60, min_p=0.99, min_tokens_to_keep=99, **hot)) == {0, 1, 2, 3, 4}
     assert set(choose(60, top_p=0.3, **hot)) <= {0, 1}
 
 

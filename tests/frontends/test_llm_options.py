@@ -25,6 +25,7 @@ def test_options_reach_the_engine(scripted):
         "top_p": "0.9",
         "top_k": "40",
         "min_p": "0.05",
+        "min_tokens_to_keep": "3",
         "xtc_probability": "0.1",
         "xtc_threshold": "0.2",
         "repetition_penalty": "1.1",
@@ -32,9 +33,11 @@ def test_options_reach_the_engine(scripted):
         "frequency_penalty": "0.4",
         "seed": "0",
         "max_tokens": "7",
+        "unlimited": "false",
+        "prefill": "Well",
         "stop": '["a", "b"]',
         "thinking": "false",
-        "json_object": "1",
+        "json_object": "0",
         "tool_choice": "none",
         "kv_bits": "8",
         "cache": "false",
@@ -43,12 +46,14 @@ def test_options_reach_the_engine(scripted):
     MlxCached().prompt("Go.", tools=[alpha], **said).text()
     (request,) = scripted.requests
     sampling = request.sampling
-    for name in list(said)[:10]:
+    for name in list(said)[:11]:
         assert getattr(sampling, name) == float(said[name])
     assert (request.max_tokens, request.stop, request.thinking) == (7, ("a", "b"), False)
-    assert (request.json_object, request.kv) == (True, KVSettings(8))
+    assert (request.json_object, request.kv) == (False, KVSettings(8))
     assert request.tool_choice == "none"
     assert (request.use_cache, request.cache_salt) == (False, "mine")
+    assert shown(request) == [("user", "Go."), ("assistant", "Well")]
+    assert request.continue_final
     assert set(MlxCachedOptions.model_fields) == set(said)
 
 
@@ -57,7 +62,8 @@ def test_without_options_the_engine_decides(scripted):
 
     MlxCached().prompt("Go.").text()
     (request,) = scripted.requests
-    assert request == GenerationRequest(request.messages)
+    assert request == GenerationRequest(request.messages, if_possible=("thinking",))
+    assert request.max_tokens == 8192
 
 
 def test_an_option_of_ones_own_default_is_not_overruled_by_another_option():
