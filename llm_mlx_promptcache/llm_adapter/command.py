@@ -27,7 +27,7 @@ _INTERRUPTED: Final = 130  # what a shell says of a command that SIGINT ended
 
 
 @dataclass
-class _State:
+class _CommandState:
     """What holds as long as one run of the command, whatever number of answers it has."""
 
     status: int = 0
@@ -163,13 +163,13 @@ def _name_of(command: click.Command) -> str:
     return command.name or "" if is_llms and command.name in ("prompt", "chat") else ""
 
 
-def _state_of(context: click.Context | None) -> _State:
+def _state_of(context: click.Context | None) -> _CommandState:
     if context is None:
-        return _State()
+        return _CommandState()
     if _KEY not in context.meta:
-        context.meta[_KEY] = state = _State()
+        context.meta[_KEY] = state = _CommandState()
         context.call_on_close(state.close)
-    found: _State = context.meta[_KEY]
+    found: _CommandState = context.meta[_KEY]
     return found
 
 
