@@ -92,7 +92,7 @@ class ChatSettings(BaseChatModel):
     logit_bias: dict[int, float] = Field(default_factory=dict)
     """Added to the logits of tokens, by their ids."""
     max_tokens: int | None = DEFAULT_MAX_TOKENS
-    """The most tokens of an answer, and no more than what is left of the context; None: all that."""
+    """The most tokens of an answer, within the model's context; None: all that is left of it."""
     seed: int | None = None
     """Makes draws repeatable; None: each answer draws anew."""
     stop: Stops = None
