@@ -100,6 +100,7 @@ class ResponseBuilder:
         yield StreamEvent(type=self._type, chunk="", provider_metadata=metadata)
         kept = "; llm -c goes on from it" if self._command.is_continued else ""
         self._warn(f"the answer was stopped{kept}")
+        self._command.take_log()
 
     @property
     def has_come(self) -> bool:
@@ -181,6 +182,7 @@ class ResponseBuilder:
         if not calls:
             # Only the turns of a tool loop have a schema to pass on.
             settings = replace(settings, schema=None)
+            self._command.take_log()
         yield StreamEvent(
             type="tool_call_args" if self._call else self._type,
             chunk="",

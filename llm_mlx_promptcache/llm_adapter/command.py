@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import click
 import llm
 
 from ..engine.events import Event
+from .log_turn import LogTurn
 
 _LLMS_MODULE: Final = "llm.cli"
 _KEY: Final = f"{__name__}.state"
@@ -33,9 +34,11 @@ class _CommandState:
     status: int = 0
     on_stdout: bool = False  # a line that is not ended
     on_stderr: bool = False
+    log_turn: LogTurn = field(default_factory=LogTurn)
 
     def close(self) -> None:
         """Behind all that llm does: the exit status, where nothing else decided it."""
+        self.log_turn.leave()
         error = sys.exc_info()[1]
         if isinstance(error, KeyboardInterrupt):
             click.echo(err=True)
@@ -100,6 +103,11 @@ class LlmCommand:
         except BaseException:
             self.end_line()
             raise
+
+    def take_log(self) -> None:
+        """Have no other `llm` of ours write the log until this one has; a chat never ends."""
+        if self.is_continued:
+            self._state.log_turn.take()
 
     def end_with(self, status: int) -> None:
         """Let the command end with this exit status, once it has logged; a chat goes on."""

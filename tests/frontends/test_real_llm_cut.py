@@ -143,8 +143,8 @@ def test_ctrl_c_keeps_what_was_said(family, user_of):
     assert user.llm("-c", "And then?", "-R") == ("Then it is over.\n", "")
     [after] = user.logged()
     assert after["conversation_id"] == kept["conversation_id"]
-    # The user's words and what surrounds them; Qwen3's template leaves out what was thought.
-    assert 0 < kept["input_tokens"] - after["details"]["cached"] < 8
+    # Qwen3's template leaves out what was thought before what was said.
+    assert after["details"]["cached"] >= kept["input_tokens"]
 
 
 @pytest.mark.parametrize("family", [one for one in FAMILIES if one.id == "Llama 3.1"])
