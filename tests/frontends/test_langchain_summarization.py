@@ -351,6 +351,15 @@ def test_an_empty_summary_replaces_nothing(played):
     assert len(messages) == 12
 
 
+def test_a_summary_calls_no_tool(played):
+    """What looks like a call is words here: there is nobody who would run it."""
+    chat = played({**ANSWERS, QUESTION: f"{SUMMARY} {CALL}"})
+    history = [message for n in range(5) for message in (asked(n), AIMessage("Aye."))]
+    agent = create_agent(chat, [tide], middleware=[shortened()])
+    messages = agent.invoke({"messages": [*history, asked(5)]})["messages"]
+    assert messages[0].text.endswith("</tool_call>")
+
+
 def test_a_summary_that_is_cut_is_told(played):
     chat = played({**ANSWERS, QUESTION: SUMMARY * 40})
     history = [message for n in range(5) for message in (asked(n), AIMessage("Aye."))]
