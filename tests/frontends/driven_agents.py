@@ -117,7 +117,7 @@ class Drive:
         )
         assert twice == 0
         pairs = self.calls.continued()
-        assert (len(made), len(pairs)) == (calls, continued)
+        assert (len(made), len(pairs)) == (calls, continued), (len(made), len(pairs))
         assert not any(call.answer.invalid_tool_calls for call in made)
         for before, after in pairs if replayed else ():
             self._check_replay(before, after)

@@ -29,6 +29,7 @@ def script(played):
         "Where is Oslo?": played.calls(("locate", {"place": {"name": "Oslo", "kind": "city"}})),
         "59.9": played.words("In the north."),
         "Draw a dot.": played.calls(("draw", {})),
+        "image/png": played.words("There it is."),
     }
 
 
@@ -67,3 +68,14 @@ async def test_a_picture_is_refused_by_name(tmp_path, own_cache):
     agent = create_agent(drive.chat, tools, checkpointer=InMemorySaver())
     with pytest.raises(ModelInvalidRequestError, match=r"messages\[2\] holds a 'image' block"):
         await ask(agent, "Draw a dot.")
+
+
+async def test_a_picture_as_a_line_of_words(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setenv(RUNS, str(tmp_path / "runs"))
+    played = Played(every_family()[0].values[0])
+    model = played.folder(tmp_path / "model", script(played))
+    drive = Drive(played, model, tmp_path / "runs", tool_media="placeholder")
+    tools = await MultiServerMCPClient({"math": CONNECTION}).get_tools()
+    agent = create_agent(drive.chat, tools, checkpointer=InMemorySaver())
+    assert (await ask(agent, "Draw a dot."))["messages"][-1].text == "There it is."
+    drive.check(calls=2, continued=1)

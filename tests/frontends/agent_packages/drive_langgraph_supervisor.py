@@ -87,6 +87,7 @@ def test_one_handoff_at_a_time(family, tmp_path, own_cache, monkeypatch):
     drive.check(calls=7, continued=4, replayed=False)
 
 
+@pytest.mark.filterwarnings("ignore:reuse lost")
 @pytest.mark.parametrize("family", every_family())
 def test_names_in_the_text(family, tmp_path, own_cache, monkeypatch):
     """`include_agent_name="inline"` rewrites the answers, so the supervisor's are not replayed."""
