@@ -8,7 +8,11 @@ from langgraph_swarm import create_handoff_tool, create_swarm
 from real_families import Played, every_family
 from scripted_model import RUNS
 
-pytestmark = pytest.mark.usefixtures("shared_views")
+pytestmark = [
+    pytest.mark.usefixtures("shared_views"),
+    # Each agent has a system prompt of its own over the one conversation, which is told once.
+    pytest.mark.filterwarnings("ignore:reuse lost"),
+]
 
 
 def add(a: int, b: int) -> str:

@@ -81,6 +81,7 @@ class Talk(MessagesState):
     short: list
 
 
+@pytest.mark.filterwarnings("ignore:reuse lost")  # the summary stands in front
 @pytest.mark.parametrize("family", every_family())
 def test_talks_summed_up(family, tmp_path, own_cache, monkeypatch):
     """The prompt for a summary begins with the talk itself, so its question is all that is new."""
