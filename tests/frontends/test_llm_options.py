@@ -35,6 +35,7 @@ def test_options_reach_the_engine(scripted):
         "max_tokens": "7",
         "unlimited": "false",
         "prefill": "Well",
+        "drafts": "false",
         "stop": '["a", "b"]',
         "thinking": "false",
         "json_object": "0",
