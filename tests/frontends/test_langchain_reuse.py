@@ -15,10 +15,13 @@ from langchain_core.messages import (
 )
 from langgraph.graph import START, MessagesState, StateGraph
 from real_families import Played, every_family
+from scripted_engine import finished
 
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain, index_of
+from langchain_adapter.reuse import cache_metadata
 from llm_mlx_promptcache.engine import notes
+from llm_mlx_promptcache.engine.events import Reuse
 
 SYSTEM = SystemMessage("You keep a lighthouse, and answer in few words of a sailor's.")
 SAID = "The light burns, and the sea is calm tonight."
@@ -95,9 +98,10 @@ def test_a_turn_that_is_asked_again_is_warned_of_once(chat):
     messages[0] = SystemMessage("You keep a harbour.")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        chat.invoke(messages)
+        for place in ("harbour", "boat", "mill"):
+            messages[0] = SystemMessage(f"You keep a {place}.")
+            assert state(chat.invoke(messages))[0] == "lost"
         list(chat.stream(messages))
-        asyncio.run(chat.ainvoke(messages))
     assert len(told) == 1
 
 
@@ -197,3 +201,9 @@ def test_the_told_message_is_langchains():
     neutral = list(from_langchain(messages))
     assert len(neutral) == 7
     assert [index_of(messages, at) for at in range(8)] == [0, 1, 2, 2, 2, 3, 4, 4]
+    event = finished(reuse=Reuse("lost", "edited", 5, "assistant", 9))
+    told = cache_metadata(event, messages)
+    assert (told["message"], told["why"].partition(":")[0]) == (
+        3,
+        "lost at messages[3] (assistant)",
+    )
