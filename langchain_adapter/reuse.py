@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from llm_mlx_promptcache.engine.events import Finished, Reuse
 from llm_mlx_promptcache.engine.notes import is_new_loss
@@ -38,7 +38,13 @@ def warn_of_loss(event: Finished, messages: Sequence[BaseMessage]) -> None:
 
 
 def _is_meant(reuse: Reuse, messages: Sequence[BaseMessage]) -> bool:
-    """Whether the prompt leaves its path where a summary took the place of messages."""
+    """Whether that is what was wanted: a summary took the place of messages, or agents take turns.
+
+    Agents that share a conversation (a supervisor's, a swarm's) have names, and each has a system
+    prompt and tools of its own.
+    """
+    if reuse.reason in ("system", "tools"):
+        return any(isinstance(one, AIMessage) and one.name for one in messages)
     if reuse.message is None or reuse.reason not in ("edited", "removed"):
         return False
     there = messages[max(0, reuse.message - 1) : reuse.message + 1]

@@ -137,6 +137,18 @@ def test_nodes_with_roles_of_their_own_and_those_that_share_a_prompt(chat):
     assert state(apart[2]) == ("lost", "system", 0, "system")
 
 
+def test_agents_that_take_turns_lose_it_without_a_warning(chat):
+    def hand_over(messages, turn):
+        messages[0] = SystemMessage(f"You are agent {turn % 2}, and keep a lighthouse.")
+        for message in messages:
+            if isinstance(message, AIMessage):
+                message.name = "keeper"  # as create_agent(name=...) does
+
+    states, told = talk(chat, [SYSTEM], 4, hand_over)
+    assert states[:2] == [NEW, ("lost", "system", 0)]
+    assert told == []
+
+
 def test_thinking_that_goes_is_told_and_no_news(tmp_path, own_cache):
     chat = chat_of("Qwen3", tmp_path)
     states, told = talk(chat, [SYSTEM], 3)
