@@ -44,6 +44,12 @@ def _given(index: int, tool: Tool) -> Any:
     if not isinstance(tool, Mapping):
         return tool
     check_has_function(index, tool)
+    function = tool.get("function", {"name": ""})
+    if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
+        raise ValueError(
+            f"tools[{index}].function has no name;"
+            ' give {"name": ..., "description": ..., "parameters": {...}}'
+        )
     if tool.get("type") == "function" and "function" not in tool:
         # OpenAI's Responses write the name beside the type, which LangChain would leave so.
         return {key: value for key, value in tool.items() if key != "type"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, Self
@@ -67,6 +67,9 @@ Stops = Annotated[
 ]
 
 
+_none_is_empty = BeforeValidator(lambda given: {} if given is None else given)
+
+
 class ChatSettings(BaseChatModel):
     """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
 
@@ -89,7 +92,7 @@ class ChatSettings(BaseChatModel):
     """Taken from the logits of recent tokens."""
     frequency_penalty: float | None = 0.0
     """Taken from a token's logit for each time that it came recently."""
-    logit_bias: dict[int, float] = Field(default_factory=dict)
+    logit_bias: Annotated[dict[int, float], _none_is_empty] = Field(default_factory=dict)
     """Added to the logits of tokens, by their ids."""
     max_tokens: int | None = DEFAULT_MAX_TOKENS
     """The most tokens of an answer, within the model's context; None: all that is left of it."""
@@ -101,7 +104,7 @@ class ChatSettings(BaseChatModel):
     """Whether LangChain streams inside `invoke` too, so that callbacks see each chunk."""
     thinking: bool | None = None
     """Asks the chat template to let the model reason or not; None: as the template has it."""
-    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    template_arguments: Annotated[dict[str, Any], _none_is_empty] = Field(default_factory=dict)
     """Other arguments of the chat template, such as `{"reasoning_effort": "high"}`."""
     tool_policy: ToolPolicy = "auto"
     """Who begins a call. With "call_first" the answer to a user's message is one wherever tools are
@@ -163,6 +166,13 @@ class ChatSettings(BaseChatModel):
         elif not (name.startswith("_") or hasattr(type(self), name)):
             raise ValueError(unknown(name, fields))
         super().__setattr__(name, value)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other settings, in any words that the constructor takes; ValueError."""
+        fields = type(self).model_fields
+        own = in_our_words(update or {}, fields)
+        made = {name: self._checked(name, value) for name, value in own.items()}
+        return super().model_copy(update=made, deep=deep)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
         seen = _Seen()
         source = seen.noting_async(messages)
         try:
-            async for part in parser.atransform(source):
+            async for part in parser.atransform(_Unclosed(source)):
                 if seen.streams:
                     yield AddableDict(parsed=part)
         except Exception:
@@ -92,6 +92,22 @@ def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
         yield seen.parsed_by(parser)
 
     return RunnableGenerator(outcome, outcome_async)
+
+
+class _Unclosed:
+    """Messages that their reader can't close, which are read on here when it has given up.
+
+    LangChain closes what it has read whenever the garbage of a failed run is collected.
+    """
+
+    def __init__(self, messages: AsyncIterator[BaseMessage]) -> None:
+        self._messages = messages
+
+    def __aiter__(self) -> AsyncIterator[BaseMessage]:
+        return self
+
+    async def __anext__(self) -> BaseMessage:
+        return await anext(self._messages)
 
 
 class _Seen:

@@ -107,6 +107,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         self.model = init_chat_model(model) if isinstance(model, str) else model
         self.trigger, self.keep = trigger, checked_size("keep", keep)
         self.token_counter, self.summary_prompt = token_counter, summary_prompt
+        self._asked = _question_of(summary_prompt)
         self._clauses = clauses_of(trigger)
 
     def wrap_model_call(
@@ -167,10 +168,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
 
     def _question(self, request: _Request, cut: int) -> _Request:
         """The agent's own request, for a summary of what stands before `cut`."""
-        prompt = self.summary_prompt
-        if "{messages}" in prompt:
-            prompt = prompt.format(messages=_ABOVE)
-        asked = HumanMessage(prompt, additional_kwargs=dict(_MARK))
+        asked = HumanMessage(self._asked, additional_kwargs=dict(_MARK))
         model = self.model or request.model
         ours = isinstance(model, ChatMLXCached)
         return request.override(
@@ -273,6 +271,19 @@ class _Shortened:
         self.summary.id = held[0] if held else None
         gone = [RemoveMessage(id=id) for id in held[1:] if id]
         return ExtendedModelResponse(reply, Command(update={"messages": [*gone, self.summary]}))
+
+
+def _question_of(prompt: str) -> str:
+    """The question that a prompt is, which LangChain's middleware would fill in; ValueError."""
+    if "{messages}" not in prompt:
+        return prompt
+    try:
+        return prompt.format(messages=_ABOVE)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            "summary_prompt has braces beside {messages} that nothing stands for; double them, as"
+            f" in '{{{{' and '}}}}' ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _cuts(messages: Sequence[AnyMessage]) -> list[int]:

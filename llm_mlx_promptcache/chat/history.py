@@ -66,7 +66,7 @@ def history_of(
     fingerprint: str,
 ) -> History:
     """What these messages go on from, where the model `fingerprint` reads them so."""
-    mine = History(_digest_of_messages(messages), _digest_of_tools(tools))
+    mine = History(digest_of_messages(messages), _digest_of_tools(tools))
     answers = list(_answers(messages))
     if not answers:
         return mine
@@ -96,7 +96,8 @@ def entry_of(message: Message) -> str:
     return _LETTERS.get(message.role, "?") + said[: ENTRY - 1]
 
 
-def _digest_of_messages(messages: Sequence[Message]) -> str:
+def digest_of_messages(messages: Sequence[Message]) -> str:
+    """What stands for messages in `Asked.messages`: an entry for each, and one for what is over."""
     made = "".join(map(entry_of, messages[:MOST_MESSAGES]))
     if len(messages) <= MOST_MESSAGES:
         return made

@@ -11,7 +11,7 @@ from ..cache.memory.leases import Lease
 from ..chat.answer_parts import Answer
 from ..chat.asked import Asked, path_digests
 from ..chat.channel_parser import parser_of
-from ..chat.history import entry_of
+from ..chat.history import digest_of_messages, entry_of
 from ..chat.messages import Message
 from ..models.chat_tokenizer import TemplateTokenizer
 from .checking import misfits_of
@@ -168,8 +168,12 @@ class AnswerStream:
         path = transcript.ids + array("I", self._replayable()[:-1])
         digests = path_digests(path, (transcript.stays, len(path)))
         thought = Message("assistant", answer.text, tool_calls=answer.calls)
+        messages = history.messages
+        if prepared.request.continue_final:
+            # What it goes on with is its own beginning, and stands before it as no message.
+            messages = digest_of_messages(prepared.request.messages[:-1])
         return Asked(
-            history.messages,
+            messages,
             history.tools,
             rows_digest(prepared),
             transcript.stays,

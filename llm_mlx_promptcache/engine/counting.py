@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future
 from functools import cache
 
+from ..chat.checks import check_text
 from ..chat.rendering import render, render_continued
 from ..chat.transcript import Transcript
 from ..models.chat_tokenizer import TemplateTokenizer
@@ -23,7 +24,8 @@ class TokenCounter:
         self._lock = threading.Lock()
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text, without a template around it."""
+        """The ids of a text, without a template around it; ValueError for what is no Unicode."""
+        check_text("the text", text)
         with self._lock:
             return self._tokenizer.encode(text)[0]
 
@@ -35,6 +37,8 @@ class TokenCounter:
         """
         if not request.messages:
             return 0
+        for index, message in enumerate(request.messages):
+            check_text(f"messages[{index}].content", message.content)
         # Without weights nobody knows this model's fingerprint but those whom it answered.
         records = [m.generated for m in request.messages if m.generated is not None]
         fingerprint = records[-1].fingerprint if records else ""

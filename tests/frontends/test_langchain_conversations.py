@@ -6,6 +6,8 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.graph import START, MessagesState, StateGraph
 from real_families import Played, every_family
+from real_tokenizers import real_tokenizer
+from scripted_model import scripted_folder
 
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.engine import notes
@@ -163,3 +165,19 @@ def test_a_result_of_a_call_that_could_not_be_read(chat, monkeypatch):
     ]
     with pytest.warns(UserWarning, match="no place for these calls"):
         assert chat.invoke(answered).usage_metadata["input_tokens"] > 20
+
+
+def test_a_template_that_rewrites_an_answer_that_went_on_is_no_fault_of_the_user(
+    tmp_path, own_cache
+):
+    # Qwen3 leaves the empty thinking of earlier turns out.
+    folder = scripted_folder(tmp_path / "m", real_tokenizer("qwen3"), None, {"": SAID})
+    chat = ChatMLXCached(model=str(folder), max_tokens=40, thinking=False)
+    first = chat.invoke(ASK, max_tokens=4)
+    rest = chat.invoke([*ASK, first], continue_final=True)
+    joined = AIMessage(first.text + rest.text, additional_kwargs=rest.additional_kwargs)
+    told = chat.invoke([*ASK, joined, AGAIN]).response_metadata["cache"]  # warnings are errors
+    assert (told["state"], told["reason"], told["message"]) == ("lost", "thinking", 2)
+    edited = AIMessage("No.", additional_kwargs=rest.additional_kwargs)
+    told = chat.explain([ASK[0], HumanMessage("Else?"), edited, AGAIN])
+    assert (told["state"], told["reason"], told["message"]) == ("lost", "edited", 1)

@@ -12,6 +12,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall, check_messages
 
@@ -123,3 +124,11 @@ def test_results_of_calls_that_could_not_be_read_are_taken():
     ours = replace(messages[1], generated=kept)
     assert ours.unchanged("model")
     assert not replace(ours, unmade=0).unchanged("model")
+
+
+def test_half_a_character_is_refused_where_tokens_are_counted(tiny_llama):
+    chat = ChatMLXCached(model=str(tiny_llama()))
+    with pytest.raises(ValueError, match=r"^messages\[1\].content has half a surrogate pair at"):
+        chat.get_num_tokens_from_messages([HumanMessage("a"), HumanMessage("b\ud800")])
+    with pytest.raises(ValueError, match=r"^the text has half a surrogate pair at character 1"):
+        chat.get_num_tokens("b\ud800")

@@ -127,3 +127,25 @@ def test_l9_what_is_set_is_what_a_call_would_give(engine):
     chat.invoke("Hi.")
     (asked,) = engine.asked
     assert (asked.stop, asked.max_tokens) == (("END",), None)
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "template_arguments"])
+def test_l8_no_dict_is_an_empty_one(engine, name):
+    chat = ChatMLXCached(**{name: None})
+    setattr(chat, name, None)
+    ChatMLXCached(**{name: {"5": 1}}).invoke("Hi.", **{name: None})
+    (asked,) = engine.asked
+    assert getattr(chat, name) == {}
+    assert (asked.sampling.logit_bias, asked.template_arguments) == ((), {})
+
+
+def test_l6_a_copy_takes_what_the_constructor_does(engine):
+    chat = ChatMLXCached(temperature=0.5)
+    made = chat.model_copy(update={"num_predict": 9, "stop": "END", "tags": ["mine"]})
+    assert (made.max_tokens, made.stop, made.tags, made.temperature) == (9, ["END"], ["mine"], 0.5)
+    assert chat == ChatMLXCached(temperature=0.5)
+    assert chat.model_copy() == chat == chat.model_copy(deep=True)
+    with pytest.raises(ValueError, match=r"^'temprature' is no setting"):
+        chat.model_copy(update={"temprature": 1})
+    with pytest.raises(ValueError, match=r"^temperature is 'hot'"):
+        chat.model_copy(update={"temperature": "hot"})

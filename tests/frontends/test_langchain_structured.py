@@ -1,6 +1,7 @@
 """Structured output by each of LangChain's methods, and halves of it; the engine is scripted."""
 
 import asyncio
+import gc
 from typing import TypedDict
 
 import pytest
@@ -99,3 +100,24 @@ def test_a_misfit_is_an_error_where_nobody_else_looks(engine):
     called = ChatMLXCached().with_structured_output(schema, method="function_calling")
     with pytest.raises(OutputParserException, match="uniqueItems at /a"):
         called.invoke("Go.")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_what_a_cut_document_leaves_troubles_no_event_loop(engine, method):
+    half = '{"name": "Ann", "age"'
+    end = finished(half, cut="a JSON document", reason="length")
+    engine.events = [TextDelta(half), end]
+    raw = ChatMLXCached().with_structured_output(Person, method=method, include_raw=True)
+    troubles = []
+
+    async def ask():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, told: troubles.append(told))
+        for _ in range(5):
+            *_, last = [part async for part in raw.astream("Who?")]
+            assert isinstance(last["parsing_error"], OutputParserException)
+            gc.collect()
+            for _ in range(5):  # turns in which what was collected is closed
+                await asyncio.sleep(0)
+
+    asyncio.run(ask())
+    assert troubles == []

@@ -512,3 +512,9 @@ def test_random_conversations_stay_whole_and_reused(played):
         for index, message in enumerate(messages):
             if message.type == "tool":
                 assert messages[index - 1].tool_calls[0]["id"] == message.tool_call_id
+
+
+@pytest.mark.parametrize("prompt", ["{messages} {other}", '{messages} as {"a": 1}', "{messages} {"])
+def test_a_prompt_that_could_not_be_filled_in_is_refused_when_it_is_given(prompt):
+    with pytest.raises(ValueError, match=r"^summary_prompt has braces beside"):
+        PrefixKeepingSummarization(summary_prompt=prompt)

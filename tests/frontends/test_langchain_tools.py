@@ -140,3 +140,16 @@ def test_functions_are_taken_in_every_form_that_langchain_knows(engine, given):
     assert tool["type"] == "function"
     assert tool["function"]["name"] == "f"
     assert tool["function"]["parameters"]["required"] == ["a"]
+
+
+@pytest.mark.parametrize("function", [{}, None, "f", {"name": None}, {"parameters": ARGUMENTS}])
+def test_l9_functions_without_a_name_are_refused_in_words(engine, function):
+    given = {"type": "function", "function": function}
+    chat = ChatMLXCached()
+    for ask in (
+        lambda: chat.bind_tools([add, given]),
+        lambda: chat.invoke("Hi.", tools=[add, given]),
+    ):
+        with pytest.raises(ValueError, match=r"^tools\[1\].function has no name; give"):
+            ask()
+    assert engine.asked == []
