@@ -126,12 +126,19 @@ def tokens_run(runs: Sequence[Run]) -> int:
 
 
 def computed_twice(runs: Sequence[Run]) -> int:
-    """How many tokens were run behind the very same tokens before them as another time."""
+    """How many tokens were run behind the very same tokens before them as another time.
+
+    Guesses that were taken back, so that the next run begins before them, were for nothing.
+    """
     seen: set[bytes] = set()
     twice = 0
-    for run in runs:
+    for run, following in zip(runs, [*runs[1:], Run(0, ())], strict=True):
+        end = len(run.ids)
+        goes_on = run.had < following.had and end - run.had <= MOST_DRAFTED + 1
+        if goes_on and following.ids[: following.had] == run.ids[: following.had]:
+            end = following.had
         prefix = blake2b(array("I", run.ids[: run.had]).tobytes())
-        for token in run.ids[run.had :]:
+        for token in run.ids[run.had : end]:
             prefix.update(array("I", [token]).tobytes())
             twice += prefix.digest() in seen
             seen.add(prefix.digest())

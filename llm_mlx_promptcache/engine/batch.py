@@ -244,8 +244,8 @@ class Batch:
         offered = sum(not guess.forced for guess in plan.guesses)
         accepted = sum(not guess.forced for guess in plan.guesses[:right])
         slot.drafter.judge(offered, accepted)
-        slot.drafted += offered
-        slot.accepted += accepted
+        slot.drafted += len(plan.guesses)
+        slot.accepted += right
         likely = [slot.likely, *(None for _ in known[1:]), *agreed.likely]
         slot.chosen_at = agreed.choice.before, likely[-1]
         slot.likely = agreed.choice.likely

@@ -126,6 +126,8 @@ class Drafter:
         """What may come behind `path` and `token`, at most `most` tokens; often nothing."""
         self._hear(path)
         self._add(token)
+        if token in self._ends:  # nothing of this answer comes behind it
+            return []
         if self._copy is not None and self._copy.next is None:
             self._copy = None
         found = self._copy = self._copy or self._found()

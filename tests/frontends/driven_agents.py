@@ -108,7 +108,9 @@ class Drive:
         runs = self._asked()
         prefilled = sum(call.prefilled for call in made)
         said = sum(call.answer.usage_metadata["output_tokens"] for call in made)
-        assert prefilled + said == tokens_run(runs)
+        drafts = [call.answer.response_metadata["drafts"] for call in made]
+        wrong = sum(one["drafted"] - one["accepted"] for one in drafts)
+        assert prefilled + said + wrong == tokens_run(runs)
         twice = computed_twice(runs)
         print(
             f"\n{self.played.family.name}: {len(made)} calls,"

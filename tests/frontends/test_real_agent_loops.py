@@ -194,4 +194,6 @@ def test_an_agent_on_one_thread(family, odd, tmp_path, own_cache, monkeypatch):
     assert computed_twice(runs) == 0
     told = (one.response_metadata["cache"]["prefilled"] for one in answers)
     said = (one.usage_metadata["output_tokens"] for one in answers)
-    assert sum(told) + sum(said) == tokens_run(runs)
+    drafts = [one.response_metadata["drafts"] for one in answers]
+    wrong = sum(one["drafted"] - one["accepted"] for one in drafts)
+    assert sum(told) + sum(said) + wrong == tokens_run(runs)

@@ -90,8 +90,12 @@ def goes_on(entry, before):
 
 
 def tokens_told(entries):
-    """How many tokens were run, by what is logged."""
-    return sum(one["details"]["prefilled"] + one["output_tokens"] for one in entries)
+    """How many tokens were run, by what is logged: guesses that were wrong among them."""
+    told = [(one["details"], one["output_tokens"]) for one in entries]
+    return sum(
+        details["prefilled"] + said + details["drafted"] - details["accepted"]
+        for details, said in told
+    )
 
 
 def called(entry):
