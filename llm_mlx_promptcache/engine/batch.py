@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from ..cache.layers.rewinding import can_rewind
+from ..cache.layers.rewinding import can_rewind, rewind
 from ..models.quantisation import quantise
 from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
@@ -57,6 +57,8 @@ class Batch:
         self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([slot.last])
         self._count = 0
+        # What the last step ran and kept of a draft, and the layers' marks before it.
+        self._ran: tuple[Any, list[int]] | None = None
 
     def takes(self, layers: Sequence[Any]) -> bool:
         """Whether another answer with such layers can join."""
@@ -82,12 +84,17 @@ class Batch:
             return self._layers
         return extract(self._layers, self.slots.index(slot))
 
-    def leave(self, slot: Slot) -> list[Any]:
-        """Take an answer out; returns layers that hold `slot.path`."""
+    def leave(self, slot: Slot, behind: int = 0) -> list[Any]:
+        """Take an answer out; returns layers that hold `slot.path`.
+
+        The last step brought it so many tokens `behind` its end: those of a draft are cut off.
+        """
         index = self.slots.index(slot)
         keep = [at for at in range(len(self.slots)) if at != index]
         try:
             with device.work():
+                if behind and self._ran is not None:
+                    self._cut(slot, behind, *self._ran)
                 layers = self.layers_of(slot)
                 for layer in self._layers if keep and self.state is not LayersState.LOST else []:
                     layer.filter(keep)
@@ -103,6 +110,11 @@ class Batch:
         if not keep:
             self._layers = []
         return layers
+
+    def _cut(self, slot: Slot, behind: int, marks: Any, kept: list[int]) -> None:
+        del slot.path[-behind:]
+        if rewind(self._layers, marks, len(kept), len(kept) - behind):
+            forward(self._model, self._layers, mx.array([kept[:-behind]]))
 
     def suspend(self, slot: Slot) -> list[Any]:
         """Take out an answer that goes on later, at its `path` and `last`; returns its layers."""
@@ -129,7 +141,7 @@ class Batch:
         at their `path` and `last`: all of them where it is Spoilt.
         """
         marks = [(slot.sampler.mark(), slot.likely, slot.chosen_at) for slot in self.slots]
-        self._read = None
+        self._read = self._ran = None
         try:
             with device.work():
                 return self._step()
@@ -225,16 +237,18 @@ class Batch:
         plan = planned(draft, slot.constraint, runs=slot.logprobs is None, most=most)
         if not plan.guesses:
             return None
-        taken_back = len(plan.guesses)
+        # Where this fails, what is told again is `known[0]`: the run behind it is forced anew.
+        taken_back = len(plan.guesses) + len(known) - 1
         try:
             ran = dispatch(self._model, self._layers, known, plan, slot)
             mx.async_eval(ran.tokens, *ran.arrays())  # type: ignore[no-untyped-call]
             values = self._known(ran.tokens)
             agreed = settle(self._model, self._layers, ran, values, slot.sampler)
-            taken_back -= len(agreed.tokens)
+            taken_back = len(plan.guesses) - len(agreed.tokens)
         finally:
             if slot.constraint is not None:
                 slot.constraint.go_back(taken_back)
+        self._ran = ran.marks, [*known, *agreed.tokens]
         return self._agreed(slot, plan, known, agreed)
 
     def _agreed(self, slot: Slot, plan: DraftPlan, known: list[int], agreed: Agreed) -> Step:

@@ -72,11 +72,14 @@ class Batches:
         """Layers that hold `slot.path`; its own where it is alone."""
         return self._of[slot].layers_of(slot)
 
-    def leave(self, slot: Slot) -> list[Any]:
-        """An answer has ended; returns its layers, empty where a failure took them."""
+    def leave(self, slot: Slot, behind: int = 0) -> list[Any]:
+        """An answer has ended, so many tokens before its last step did (`behind`).
+
+        Returns its layers, empty where a failure took them.
+        """
         batch = self._of.pop(slot, None)
         try:
-            return batch.leave(slot) if batch is not None else []
+            return batch.leave(slot, behind) if batch is not None else []
         except Exception as error:
             _log.warning("what an answer had computed could not be kept: %s", error)
             return []

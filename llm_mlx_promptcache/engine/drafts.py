@@ -36,13 +36,14 @@ class Source:
         self._table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
 
     def behind(self, pair: Sequence[int], third: int | None = None) -> Iterator[int]:
-        """Positions behind two tokens and, if given, a third one; the newest first."""
+        """Some positions behind two tokens; with a third one the newest, the last one first."""
         keys, ends = self._table or self._made()
         low = (pair[0] * _FACTOR + pair[1]) % _WORD << 32 | (third or 0)
         high = low if third is not None else low | _WORD - 1
         first = np.searchsorted(keys, np.uint64(low), "left")
         last = np.searchsorted(keys, np.uint64(high), "right")
-        yield from sorted(ends[first:last].tolist(), reverse=True)[:_CANDIDATES]
+        # Equal keys stand in the order of the text: one token a thousand times sorts nothing here.
+        yield from ends[max(first, last - _CANDIDATES) : last][::-1].tolist()
 
     def _made(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """Keys of all three tokens in a row, sorted, and the position behind each."""

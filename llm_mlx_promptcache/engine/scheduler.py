@@ -367,7 +367,7 @@ class Scheduler:
             self._prefilling.remove(sequence)
         if sequence.handle is not None:
             if sequence.slot is not None and self._decoding.pop(sequence.slot, None) is not None:
-                sequence.handle.layers = self._batches.leave(sequence.slot)
+                sequence.handle.layers = self._batches.leave(sequence.slot, sequence.behind)
             self._kv.release(sequence.handle, sequence.path)
         if error is not None:
             sequence.reader.send(error)

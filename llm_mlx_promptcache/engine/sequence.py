@@ -71,6 +71,7 @@ class Sequence:
         self.passed = 0  # how many that came later were let in before it
         self.overtaken = 0  # how many chunks of those that came later ran before its own
         self.slot: Slot | None = None
+        self.behind = 0  # how many tokens the last step brought behind the answer's end
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0
         self.from_disk = 0
@@ -158,7 +159,9 @@ class Sequence:
         if isinstance(step.error, NothingAllowedError):
             # Its last token is none of the answer's.
             raise step.error
+        self.behind = len(step.tokens)
         for token, one in zip(step.tokens, likely, strict=True):
+            self.behind -= 1
             for event in self.answer.take(token, one):
                 self.reader.send(event)
             if self.answer.ended:

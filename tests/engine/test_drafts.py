@@ -9,12 +9,13 @@ import pytest
 from readers import MAGIC, Counting, request, steady_clock, together
 from test_kinds import KINDS
 
+from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import scheduler as scheduling
 from llm_mlx_promptcache.engine.draft_probe import prove
-from llm_mlx_promptcache.engine.drafts import Drafter
+from llm_mlx_promptcache.engine.drafts import Drafter, Source
 from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
@@ -103,7 +104,7 @@ def told(reader):
     return [event for event in reader.events if type(event).__name__ == "TextDelta"]
 
 
-def hold_to_law_17(loaded, drafted, way, seeds, most=40):
+def hold_to_law_17(loaded, drafted, way, seeds, most=40, chunked=None):
     """What is answered with drafts played into it is what is answered without; counts of drafts."""
     cache = PromptCache("100MB")
     scheduler = Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
@@ -125,8 +126,9 @@ def hold_to_law_17(loaded, drafted, way, seeds, most=40):
         )
         cold = plainly(scheduler, again).last
         warm = together(scheduler, dataclasses.replace(again, drafts=False))[0].last
-        assert warm.ids == cold.ids
-        assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
+        if not chunked:
+            assert warm.ids == cold.ids
+            assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
     assert cache.check() == []
     return offered, accepted, warm.usage.cached - len(last.ids)
 
@@ -146,7 +148,8 @@ def test_law_17_every_family(loaded_kind, drafted, name, soak_share):
         pytest.skip("another share")
     loaded = loaded_kind(name)
     for way in ("greedy", "penalties", "xtc"):
-        offered, _, _ = hold_to_law_17(loaded, drafted, way, 2, most=24)
+        chunked = families.BY_NAME[name].chunked  # without drafts too warm is not cold there
+        offered, _, _ = hold_to_law_17(loaded, drafted, way, 2, most=24, chunked=chunked)
         assert bool(offered) == (not prove(loaded.model).why)
 
 
@@ -238,3 +241,89 @@ def test_a_drafter_copies_what_was_said_before():
         path.append(token)
         assert bool(found) is (at == 2)
     assert found == text[8:12]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_17_rows_behind_the_answers_end_are_not_kept(loaded_kind, drafted, kind):
+    loaded = loaded_kind(kind)
+    one = request("What is it that comes after two?", max_tokens=60, **WAYS["seed"])
+    schedulers = [
+        Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+        for _ in range(2)
+    ]
+    whole = plainly(schedulers[0], one).last
+    behind = 0
+    for at in range(3, len(whole.text) // 2, 3):
+        stopped = dataclasses.replace(one, stop=(whole.text[at : at + 3],))
+        plain = together(schedulers[0], dataclasses.replace(stopped, drafts=False))[0].last
+        reader, played = drafted(schedulers[1], stopped, whole, at, wrong=0.1, widest=16)
+        assert (reader.last.ids, reader.last.text) == (plain.ids, plain.text)
+        behind += max(0, played.accepted - len(plain.ids))
+        held = [each._kv._cache.stats()["memory"]["tokens"] for each in schedulers]
+        assert held[0] == held[1], at
+    assert behind
+    said = Message("assistant", plain.text, Generated.of(plain.ids, plain.text, plain.fingerprint))
+    again = dataclasses.replace(
+        stopped, stop=(), messages=(*one.messages, said, Message("user", "And then?")), drafts=False
+    )
+    warm, cold = together(schedulers[1], again)[0].last, plainly(schedulers[1], again).last
+    assert warm.usage.cached
+    assert warm.ids == cold.ids
+    assert schedulers[1]._kv._cache.check() == []
+
+
+class Disturbed:
+    """A model beside which another one's work fails while its `at`th draft is run."""
+
+    def __init__(self, model, at):
+        self._model, self._at = model, at
+        self.wide = 0
+
+    def __call__(self, tokens, cache=None):
+        self.wide += 1 < tokens.size < 60
+        if 1 < tokens.size < 60 and self.wide == self._at:
+            device.note(RuntimeError("[metal] another model's command failed"))
+        return self._model(tokens, cache=cache)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+def test_law_17_what_a_grammar_forced_is_not_lost_where_another_models_work_fails(
+    scheduler_of, drafted
+):
+    one = request("Two?", schema=SCHEMA, max_tokens=90)
+    scheduler = scheduler_of()
+    right = plainly(scheduler, one).last
+    model = scheduler._loaded.model
+    passes = at = 0
+    while passes >= at:
+        at += 1
+        disturbed = scheduler._batches._model = Disturbed(model, at)
+        reader, _ = drafted(scheduler, one, right, 3, wrong=0.0, widest=3)
+        assert (reader.last.ids, reader.last.text) == (right.ids, right.text), at
+        passes = disturbed.wide
+    assert at > 5
+
+
+def test_a_place_among_many_alike_is_found_without_sorting_them():
+    source = Source(array("I", [5] * 100_000))
+    assert list(source.behind((5, 5), 5)) == list(range(100_000, 100_000 - 16, -1))
+    table = source._table
+    source._table = table[0], Handed(table[1])
+    for third in (None, 5):
+        list(source.behind((5, 5), third))
+    assert source._table[1].handed <= 2 * 16
+
+
+class Handed:
+    """Positions; how many were handed out is counted."""
+
+    def __init__(self, places):
+        self._places = places
+        self.handed = 0
+
+    def __getitem__(self, at):
+        found = self._places[at]
+        self.handed += len(found)
+        return found

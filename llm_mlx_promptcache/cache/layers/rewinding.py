@@ -75,7 +75,7 @@ def _mark(layer: Layer) -> Mark:
 
 def _put_back(layer: Layer, mark: Mark, fed: int) -> None:
     if type(layer) is ArraysCache:
-        layer.cache = mark
+        layer.cache = list(mark)  # it may be asked for once more
     elif mark is not None:
         for name, value in mark.items():
             setattr(layer, name, value)
