@@ -60,7 +60,8 @@ _SAMPLING = (
 _CALL_ONLY = frozenset(
     ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
 ).union(["continue_final", "stream", "ls_structured_output_format"])
-
+# What `profile` tells of, where nobody gave another one.
+_TELLING = frozenset(["model", "max_tokens"])
 
 Stops = Annotated[
     list[str] | None, BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
@@ -165,14 +166,21 @@ class ChatSettings(BaseChatModel):
                 self.model_copy(update={name: value}).request([], {})
         elif not (name.startswith("_") or hasattr(type(self), name)):
             raise ValueError(unknown(name, fields))
+        told = name in _TELLING and self.profile == self._resolve_model_profile()
         super().__setattr__(name, value)
+        if told:
+            self.profile = self._resolve_model_profile()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other settings, in any words that the constructor takes; ValueError."""
         fields = type(self).model_fields
         own = in_our_words(update or {}, fields)
         made = {name: self._checked(name, value) for name, value in own.items()}
-        return super().model_copy(update=made, deep=deep)
+        copied = super().model_copy(update=made, deep=deep)
+        told = _TELLING.intersection(made) and "profile" not in made
+        if told and self.profile == self._resolve_model_profile():
+            copied.profile = copied._resolve_model_profile()
+        return copied
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -185,7 +193,8 @@ class ChatSettings(BaseChatModel):
         said = {name: value for name, value in own.items() if name in fields}
         if stop is not None:
             said["stop"] = stop
-        return self.model_copy(update={name: self._checked(name, said[name]) for name in said})
+        made = {name: self._checked(name, said[name]) for name in said}
+        return super().model_copy(update=made)  # what a profile says is for those who ask
 
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
         """These messages and what this call binds, with the settings of this model."""

@@ -106,3 +106,10 @@ def test_the_record_is_what_the_packages_have(tmp_path):
         check=True,
     )
     assert json.loads(told.stdout) == RECORDED
+
+
+def test_the_page_tells_how_long_an_answer_may_be():
+    page = PAGE.read_text(encoding="utf-8")
+    most = ChatMLXCached().max_tokens
+    assert f"an answer has at most {most} tokens" in page
+    assert page.count(f"{most} where nothing is said") == 2

@@ -149,3 +149,13 @@ def test_l6_a_copy_takes_what_the_constructor_does(engine):
         chat.model_copy(update={"temprature": 1})
     with pytest.raises(ValueError, match=r"^temperature is 'hot'"):
         chat.model_copy(update={"temperature": "hot"})
+
+
+def test_a_profile_is_that_of_the_model_that_is_set(tiny_llama, tmp_path):
+    other = str(tiny_llama(context=512))
+    chat = ChatMLXCached(max_tokens=9)
+    copied = chat.model_copy(update={"model": other, "max_tokens": None})
+    kept = ChatMLXCached(profile={"max_input_tokens": 7}).model_copy(update={"model": other})
+    chat.model, chat.max_tokens = other, None
+    assert chat.profile == copied.profile == ChatMLXCached(model=other, max_tokens=None).profile
+    assert (chat.profile["max_input_tokens"], kept.profile) == (512, {"max_input_tokens": 7})
