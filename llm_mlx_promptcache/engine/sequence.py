@@ -180,7 +180,8 @@ class Sequence:
             self.from_disk,
             self.reuse,
             drafted=slot.drafted if slot is not None else 0,
-            accepted=slot.accepted if slot is not None else 0,
+            # Guesses behind a stop string were right, and are no part of the answer.
+            accepted=slot.accepted - min(self.behind, slot.accepted) if slot is not None else 0,
         )
         whole = self.constraint is None or self.constraint.complete
         for event in self.answer.finish(measured, whole=whole):
