@@ -56,7 +56,7 @@ class Source:
 
 
 class Texts:
-    """Other conversations' texts as one source, kept while they are the same."""
+    """Other conversations' texts as one source, kept while they are the same and answers go on."""
 
     def __init__(self) -> None:
         self._joined: tuple[tuple[Tokens[int], ...], Source | None] = ((), None)

