@@ -14,11 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache.layers.rewinding import marks_of, rewind
-from .constraint import Allowed, Constraint
 from .forward import forward, forward_each
 from .sampler import Likely, Mark, Sampler
 
 if TYPE_CHECKING:
+    from .constraint import Allowed, Constraint
     from .slots import Slot
 
 
