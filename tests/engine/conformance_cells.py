@@ -267,13 +267,14 @@ def no_parallel(trial: Trial) -> None:
 
 
 def no_thinking(trial: Trial) -> None:
-    """Who asks to reason is refused in words where the model does not."""
+    """Who asks to reason is refused in words, or told that the model does not and answered."""
     try:
-        trial.ask("A plain question", thinking=True)
+        answer = trial.ask("A plain question", thinking=True)
     except ValueError as error:
-        same("told", "thinking is asked for" in str(error), True)
+        same("refused", "thinking is asked for" in str(error), True)
     else:
-        raise WrongCell("it was answered without a thought, and nobody was told")
+        right_words(trial, answer, WORDS)
+        same("told", any("thinking" in note for note in answer.notes), True)
 
 
 def no_silence(trial: Trial) -> None:

@@ -249,7 +249,7 @@ def test_thinking_is_told_apart_and_goes_on_until_it_is_said_otherwise(quick_hom
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     save_settings(Settings(default_model=str(folder)))
 
-    # Cut in its thoughts it has neither words nor a call: status 1, as where any cut leaves nothing.
+    # Cut in its thoughts it has neither words nor a call: status 1.
     asked = ("-m", "mlx-cached", "Hello", *LIMIT, "-o", "thinking", "1")
     text, thought = quick_home.llm(*asked, status=1)
     first = quick_home.last()
