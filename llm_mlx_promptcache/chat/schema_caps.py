@@ -103,7 +103,9 @@ def _merged_definitions(schema: Mapping[str, Any]) -> set[str]:
         if isinstance(one, Mapping):
             together = [key for key in (*_LISTS, "$ref", "properties") if key in one]
             if len(together) > 1 or "allOf" in one:
-                branches = [inner for key in _LISTS for inner in one.get(key, ())]
+                # A property may have such a name: what stands there then is no list.
+                lists = (one.get(key) for key in _LISTS)
+                branches = [inner for each in lists if isinstance(each, list) for inner in each]
                 found.update(_reference_of(inner) for inner in (one, *branches))
             waiting += [inner for key, inner in one.items() if key not in ("enum", "const")]
         elif isinstance(one, (list, tuple)):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from byte_grammars import takes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
@@ -310,6 +310,7 @@ def test_tools_may_have_any_name(name):
         max_leaves=12,
     )
 )
+@example({"properties": {"anyOf": False, "properties": None}})
 def test_nonsense_is_a_grammar_or_a_grammar_error(schema):
     with contextlib.suppress(GrammarError):
         schema_grammar(schema)
