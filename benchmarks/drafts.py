@@ -24,7 +24,7 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import DEFAULT_MODEL
-from llm_mlx_promptcache.engine.drafts import Drafter, Texts
+from llm_mlx_promptcache.engine.drafts import Drafter, joined
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
@@ -123,7 +123,7 @@ def looking() -> dict[str, float]:
     words = random.Random(7)
     prompt = array("I", (words.randrange(30_000) for _ in range(100_000)))
     others = tuple(array("I", (words.randrange(30_000) for _ in range(1_000))) for _ in range(64))
-    drafter = Drafter(prompt, (), array("I"), Texts().of(others))
+    drafter = Drafter(prompt, (), array("I"), joined(others))
     path, took = prompt[:-1], []
     for number in range(400):
         token = prompt[-1] if not number else words.randrange(30_000)

@@ -423,8 +423,7 @@ class ChatMLXCached(BindingChat):
     def _looking(
         self, messages: LanguageModelInput, tools: Sequence[Tool] | None, kwargs: dict[str, Any]
     ) -> _ChatCall:
-        bound = {**kwargs, "tools": tools} if tools else kwargs
-        call = self._call(self._convert_input(messages).to_messages(), None, bound)
+        call = self._beforehand(messages, tools, kwargs)
         return call._replace(request=replace(call.request, look=True))
 
     def _warming(
@@ -433,10 +432,18 @@ class ChatMLXCached(BindingChat):
         tools: Sequence[Tool] | None,
         kwargs: dict[str, Any],
     ) -> _ChatCall:
-        bound = {**kwargs, "tools": tools} if tools else kwargs
-        given = self._convert_input(messages).to_messages()
-        call = self._call(given, None, bound)
+        call = self._beforehand(messages, tools, kwargs)
         return call._replace(request=replace(call.request, warm=True, pin=True))
+
+    def _beforehand(
+        self,
+        messages: LanguageModelInput,
+        tools: Sequence[Tool] | None,
+        kwargs: dict[str, Any],
+    ) -> _ChatCall:
+        """A call with what other calls will bind."""
+        bound = {**kwargs, "tools": tools} if tools else kwargs
+        return self._call(self._convert_input(messages).to_messages(), None, bound)
 
 
 def _warmed(event: Event) -> int:

@@ -38,7 +38,6 @@ RUNS = "SCRIPTED_RUNS"
 _KIND = "scripted"
 _WIDTH = 64
 _SAID = 10.0
-_WIDEST = 33  # tokens of a pass over a draft
 
 Script = str | Sequence[int]
 # Stands in an answer's text where no token may go on: marks in pieces, answers that drift.
@@ -90,9 +89,11 @@ class Model(nn.Module):
         if cache is None:
             return mx.zeros((requests, count, self.args.vocab_size))
         histories = [[int(row) - 1 for row in rows if row] for rows in kept[:, 0, :, 0].tolist()]
-        _record(histories, count, self.args.vocab_size)
+        drafted = _is_drafted()
+        if not _is_trial(histories[0], self.args.vocab_size):
+            _record([Run(max(0, len(ids) - count), tuple(ids), drafted) for ids in histories])
         # Only of a draft each place is asked for, and each of them is read out of a whole history.
-        places = count if requests == 1 and _is_drafted() else 1
+        places = count if drafted else 1
         said = [self._said(history, places) for history in histories]
         wanted = mx.zeros((requests, places, self.args.vocab_size))
         at = mx.arange(places)
@@ -107,7 +108,7 @@ class Model(nn.Module):
 
 
 def _is_drafted() -> bool:
-    """Whether a draft is run: by who called, through a wrapper that counts, perhaps."""
+    """Whether a draft is run: by who called the model, through a wrapper that counts, perhaps."""
     callers = sys._getframe(2), sys._getframe(3)
     return any(one.f_code.co_name == "forward_each" for one in callers)
 
@@ -117,12 +118,13 @@ class Run(NamedTuple):
 
     had: int
     ids: tuple[int, ...]
+    drafted: bool = False
 
 
 def runs_of(file: Path) -> list[Run]:
     """What models wrote to `file`, in its order; nothing where none ran."""
     lines = file.read_text().splitlines() if file.exists() else []
-    return [Run(had, tuple(ids)) for had, ids in map(json.loads, lines)]
+    return [Run(had, tuple(ids), drafted) for had, ids, drafted in map(json.loads, lines)]
 
 
 def tokens_run(runs: Sequence[Run]) -> int:
@@ -139,8 +141,8 @@ def computed_twice(runs: Sequence[Run]) -> int:
     twice = 0
     for run, following in zip(runs, [*runs[1:], Run(0, ())], strict=True):
         end = len(run.ids)
-        goes_on = run.had < following.had and end - run.had <= _WIDEST
-        if goes_on and following.ids[: following.had] == run.ids[: following.had]:
+        before = following.ids[: following.had]
+        if run.drafted and run.had < following.had and before == run.ids[: following.had]:
             end = following.had
         prefix = blake2b(array("I", run.ids[: run.had]).tobytes())
         for token in run.ids[run.had : end]:
@@ -150,17 +152,16 @@ def computed_twice(runs: Sequence[Run]) -> int:
     return twice
 
 
-def _record(histories: Sequence[Sequence[int]], count: int, vocab: int) -> None:
-    """Write down a call that adds `count` tokens (in a batch, padding among them).
+def _is_trial(ids: Sequence[int], vocab: int) -> bool:
+    """Whether this is what a model is asked once, to see whether its answers can be drafted."""
+    return list(ids[:2]) == [7919 % vocab, 15838 % vocab]
 
-    What a model is asked once, to see whether its answers can be drafted, is nobody's run.
-    """
-    if histories[0][:2] == [7919 % vocab, 15838 % vocab]:
-        return
+
+def _record(runs: Sequence[Run]) -> None:
+    """Write down a call of the model (of a batch, padding is among what it adds)."""
     if file := os.environ.get(RUNS):
-        lines = [json.dumps([max(0, len(ids) - count), ids]) for ids in histories]
         with Path(file).open("a") as opened:
-            opened.write("".join(f"{line}\n" for line in lines))
+            opened.write("".join(f"{json.dumps(run)}\n" for run in runs))
 
 
 class _Player:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import xxhash
+
 if TYPE_CHECKING:
     from .layers.layout import Layout
     from .layers.pieces import Dtype, Piece
@@ -107,3 +109,10 @@ class Draft(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the content."""
         return sum(tensor.raw.nbytes for tensor in self.tensors)
+
+
+def path_digest(namespace: object, ids: Tokens[int]) -> bytes:
+    """A path's hash, by which it is known where no file has it; the tokens are not in it."""
+    digest = xxhash.xxh3_128(str(namespace).encode())
+    digest.update(memoryview(ids).cast("B") if len(ids) else b"")
+    return digest.digest()

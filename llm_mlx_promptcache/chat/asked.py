@@ -14,7 +14,6 @@ MOST_MESSAGES: Final = 1024
 ENTRY: Final = 4  # characters that stand for a message: its role's letter, and 18 bits of digest
 _MOST_CHARACTERS = 64
 _MOST_TOKENS = 2**31
-_LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
 
 
 @dataclass(frozen=True)

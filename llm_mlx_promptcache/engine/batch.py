@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from ..cache.layers.rewinding import can_rewind, rewind
+from ..cache.layers.rewinding import rewind
 from ..models.quantisation import quantise
 from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
@@ -217,9 +217,7 @@ class Batch:
         """Whether this step's token is worth waiting for: what follows it may be known already."""
         if self._drafts is None or slot.drafter is None or slot.error is not None:
             return False
-        if not can_rewind(self._layers):
-            return False
-        return slot.pending is not Pending.CHOSEN or slot.drafter.expects(slot.path)
+        return slot.drafter.expects(slot.path)
 
     def _speculated(self, slot: Slot, known: list[int]) -> Step | None:
         """Run a draft behind the tokens that are known; None where there is none."""
@@ -232,7 +230,10 @@ class Batch:
             return None
         path = slot.path + array("I", known[:-1]) if len(known) > 1 else slot.path
         draft = slot.drafter.propose(path, known[-1], most)
-        if not draft or self._drafts is None or self._drafts.why_not:
+        if not draft or self._drafts is None:
+            return None
+        if self._drafts.why_not:
+            slot.drafter = None  # no token of this model is worth waiting for
             return None
         plan = planned(draft, slot.constraint, runs=slot.logprobs is None, most=most)
         if not plan.guesses:

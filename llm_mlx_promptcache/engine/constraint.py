@@ -184,15 +184,16 @@ class Constraint:
 
     def try_consume(self, token: int) -> bool:
         """Consume a guess, where the grammar has room for it; `go_back` undoes it."""
-        return token not in self._ends and self._takes([token]) and self._consumed(token)
+        return (
+            token not in self._ends
+            and self._takes([token])
+            and bool(self._matcher.consume_token(token))
+        )
 
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens, each consumed where `can_go_back` was true."""
         if count and not self._matcher.rollback(count):
             raise ConstraintError(f"the grammar can't go back: {_reason(self._matcher)}")
-
-    def _consumed(self, token: int) -> bool:
-        return bool(self._matcher.consume_token(token))
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""

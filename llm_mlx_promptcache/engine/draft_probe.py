@@ -72,7 +72,7 @@ class DraftProof:
 
 
 def prove(model: nn.Module) -> DraftVerdict:
-    """Run a few tokens one by one and several a pass: 22 passes at most. Nothing raises."""
+    """Run a few tokens one by one and several a pass: 21 passes at most. Nothing raises."""
     layers = make_layers(model)
     if not can_rewind(layers):
         return DraftVerdict("its layers can't go back")

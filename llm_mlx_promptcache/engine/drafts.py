@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Source:
         self.tokens = tokens
         self._table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
 
-    def behind(self, pair: Sequence[int], third: int | None = None) -> Iterator[int]:
+    def behind(self, pair: Sequence[int], third: int | None = None) -> list[int]:
         """Some positions behind two tokens; with a third one the newest, the last one first."""
         keys, ends = self._table or self._made()
         low = (pair[0] * _FACTOR + pair[1]) % _WORD << 32 | (third or 0)
@@ -43,7 +44,7 @@ class Source:
         first = np.searchsorted(keys, np.uint64(low), "left")
         last = np.searchsorted(keys, np.uint64(high), "right")
         # Equal keys stand in the order of the text: one token a thousand times sorts nothing here.
-        yield from ends[max(first, last - _CANDIDATES) : last][::-1].tolist()
+        return cast("list[int]", ends[max(first, last - _CANDIDATES) : last][::-1].tolist())
 
     def _made(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """Keys of all three tokens in a row, sorted, and the position behind each."""
@@ -55,21 +56,13 @@ class Source:
         return self._table
 
 
-class Texts:
-    """Other conversations' texts as one source, kept while they are the same and answers go on."""
-
-    def __init__(self) -> None:
-        self._joined: tuple[tuple[Tokens[int], ...], Source | None] = ((), None)
-
-    def of(self, texts: tuple[Tokens[int], ...]) -> Source | None:
-        """One source of them all, the newest last; None of none."""
-        if self._joined[0] != texts:
-            joined = array("I")
-            for text in reversed(texts):
-                joined.extend(text)
-                joined.append(_BORDER)
-            self._joined = texts, Source(joined)
-        return self._joined[1]
+def joined(texts: Sequence[Tokens[int]]) -> Source:
+    """Texts of other conversations, the newest first, as one source with the newest last."""
+    tokens = array("I")
+    for text in reversed(texts):
+        tokens.extend(text)
+        tokens.append(_BORDER)
+    return Source(tokens)
 
 
 @dataclass
@@ -114,14 +107,17 @@ class Drafter:
         self._offered_at: tuple[int, ...] = ()
 
     def expects(self, path: Tokens[int]) -> bool:
-        """Whether the token behind `path` is worth waiting for: a draft may go on from it."""
+        """Whether the token behind `path` is worth waiting for: a draft may go on from it.
+
+        The answer's first pass waits for no table: only what came behind this very prompt is tried.
+        """
         self._hear(path)
+        if len(path) < len(self._prompt.tokens):
+            return self._copy is not None
         if self._copy is not None:
             return self._copy.sure or self._agreed(self._copy) >= self._needed - 1
         pair = tuple(self._text.tokens[-2:])
-        return pair in self._answer or any(
-            next(source.behind(pair), None) is not None for source in self._searched()
-        )
+        return pair in self._answer or any(source.behind(pair) for source in self._searched())
 
     def propose(self, path: Tokens[int], token: int, most: int) -> list[int]:
         """What may come behind `path` and `token`, at most `most` tokens; often nothing."""

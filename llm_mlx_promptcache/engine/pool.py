@@ -162,14 +162,14 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
 def _is_current(reference: str) -> bool:
     """Whether a loaded model is what its reference means now."""
     from ..cache.manifest import FilesChanged
-    from ..models.loading import kept_folder
+    from ..models.here import folder_here
 
     files = _read.get(reference)
     if files is None:
         return False
     try:
         files.check()
-        folder = kept_folder(reference)
+        folder = folder_here(reference)
         # What was read is known by its real path; a home, a hub's cache or a model may be a link.
         return folder is not None and folder.resolve() == files.folders[0]
     except (FilesChanged, OSError, ValueError):

@@ -29,7 +29,7 @@ from .batch_probe import BatchProof
 from .batches import Batches
 from .chunks import Beside, ChunkPlanner
 from .draft_probe import DraftProof
-from .drafts import Drafter, Texts
+from .drafts import Drafter, joined
 from .events import Progress
 from .forward import wired
 from .intake import Intake
@@ -88,7 +88,6 @@ class Scheduler:
         self._proof = BatchProof(loaded.model, identity.model, model_facts())
         self._drafts = DraftProof(loaded.model, identity.model, model_facts())
         self._batches = Batches(loaded.model, self._proof, self._drafts)
-        self._texts = Texts()
         self._wired = ExitStack()
 
     @property
@@ -135,7 +134,6 @@ class Scheduler:
         self._preempt()
         if not self.busy:
             self._wired.close()
-            self._texts = Texts()  # what is forgotten meanwhile is nowhere then
 
     def fail(self, error: BaseException) -> None:
         """Tell everybody that nothing more will come, and keep nothing of what they hold."""
@@ -315,7 +313,7 @@ class Scheduler:
         drafter = None
         if sequence.prepared.request.drafts:
             behind, texts = self._kv.said(sequence.prepared, sequence.ids)
-            drafter = Drafter(sequence.ids, stop_ids, behind, self._texts.of(texts))
+            drafter = Drafter(sequence.ids, stop_ids, behind, joined(texts))
         return sequence.new_slot(stop_ids, drafter)
 
     def _recover(self) -> None:

@@ -42,12 +42,12 @@ def folder_here(reference: str) -> Path | None:
         return folder if folder.is_dir() else None
     if (given := folder_of(reference)) is not None:
         return given
-    return _of_hub(reference) if is_hub_id(reference) else None
+    return hub_folder(reference) if is_hub_id(reference) else None
 
 
 def models_in_cache() -> list[HubModel]:
     """The language models that lie in the hub's cache, if there is one."""
-    found = ((name, _of_hub(name)) for name in names_in_cache())
+    found = ((name, hub_folder(name)) for name in names_in_cache())
     return sorted(HubModel(name, folder) for name, folder in found if folder is not None)
 
 
@@ -60,8 +60,8 @@ def names_in_cache() -> Iterator[str]:
                 yield "/".join(parts)
 
 
-def _of_hub(reference: str) -> Path | None:
-    """The folder of a hub model's main revision, where it was fetched with all its weights."""
+def hub_folder(reference: str) -> Path | None:
+    """The folder of a hub model as it was fetched; None where it is not here, or not whole."""
     held = _hub_cache() / f"models--{reference.replace('/', '--')}"
     try:
         commit = read_plain(held / "refs" / "main", 41).decode("ascii").strip()

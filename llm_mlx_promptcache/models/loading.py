@@ -17,9 +17,10 @@ import mlx.core as mx
 from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest
 from ..config import DEFAULT_MODEL, data_folder
-from .default_model import default_folder, ensure_default_model
+from .default_model import ensure_default_model
 from .errors import ModelFetchError, ModelLoadError, cut, one_line
 from .facts import environment
+from .here import hub_folder
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
 from .model_files import damaged, missing_weights, read_json
@@ -106,17 +107,6 @@ def model_folder(reference: str, report: Report = unreported) -> Path:
     )
 
 
-def kept_folder(reference: str) -> Path | None:
-    """The folder of a model that is on this machine; None where it would have to be fetched."""
-    reference, _ = divided(reference)
-    if reference == DEFAULT_MODEL:
-        folder = default_folder(data_folder())
-        return folder if folder.is_dir() else None
-    if (given := folder_of(reference)) is not None:
-        return given
-    return _kept_of_hub(reference) if is_hub_id(reference) else None
-
-
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model's folder alone; ModelLoadError where it is damaged."""
     _hush()
@@ -157,7 +147,7 @@ def _from_hub(reference: str, report: Report) -> Path:
     """A hub model's folder: as it was fetched before, without asking the hub again, or fetched."""
     from .hub import fetch, first_line
 
-    kept = _kept_of_hub(reference)
+    kept = hub_folder(reference)
     if kept is not None:
         return kept
     try:
@@ -175,18 +165,6 @@ def _fetch_error(error: Exception) -> type[ModelLoadError]:
 
     refused = (HFValidationError, RepositoryNotFoundError)
     return ModelLoadError if isinstance(error, refused) else ModelFetchError
-
-
-def _kept_of_hub(reference: str) -> Path | None:
-    """A hub model's folder as it was fetched before; None where it is not here, or not whole."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        kept = Path(snapshot_download(reference, allow_patterns=_HUB_FILES, local_files_only=True))
-        return kept if (kept / "config.json").exists() and not missing_weights(kept) else None
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
 
 
 def _listed(*folders: Path | None) -> Manifest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .chat_tokenizer import TemplateTokenizer
-from .loading import kept_folder, load_tokenizer
+from .here import folder_here
+from .loading import load_tokenizer
 
 
 def tokenizer_of(reference: str) -> TemplateTokenizer | None:
@@ -13,7 +14,7 @@ def tokenizer_of(reference: str) -> TemplateTokenizer | None:
 
     ModelLoadError where it is damaged.
     """
-    folder = kept_folder(reference) if reference else None
+    folder = folder_here(reference) if reference else None
     return TemplateTokenizer(load_tokenizer(folder)) if folder is not None else None
 
 

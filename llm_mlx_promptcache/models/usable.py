@@ -12,8 +12,9 @@ from typing import Any
 
 from ..cache.sizes import format_size
 from .errors import ModelLoadError, cut, one_line
+from .here import folder_here
 from .hub import HubListing, NotOnHub, listing
-from .loading import check_files, kept_folder, load_tokenizer, no_template, read_config
+from .loading import check_files, load_tokenizer, no_template, read_config
 from .memory import budget, weights_of
 
 _LARGEST_HEADER = 100 << 20  # bytes, as safetensors itself allows
@@ -48,7 +49,7 @@ def check_hub(reference: str) -> list[str]:
 
     Nothing is fetched. Where the hub can't be asked, that is what is told.
     """
-    if (folder := kept_folder(reference)) is not None:
+    if (folder := folder_here(reference)) is not None:
         return check_folder(folder)
     try:
         found = listing(reference)

@@ -267,14 +267,16 @@ def no_parallel(trial: Trial) -> None:
 
 
 def no_thinking(trial: Trial) -> None:
-    """Who asks to reason is refused in words, or told that the model does not and answered."""
+    """Who asks to reason is refused where no template shows thoughts, else told and answered."""
     try:
         answer = trial.ask("A plain question", thinking=True)
     except ValueError as error:
         same("refused", "thinking is asked for" in str(error), True)
+        same("shows thoughts", trial.shows_thoughts, False)
     else:
         right_words(trial, answer, WORDS)
         same("told", any("thinking" in note for note in answer.notes), True)
+        same("shows thoughts", trial.shows_thoughts, True)
 
 
 def no_silence(trial: Trial) -> None:

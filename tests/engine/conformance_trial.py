@@ -182,6 +182,11 @@ class Trial:
         self.streams += [f"{said[-1]}"[:40] + f": {one}" for one in _parted(events, finished)]
         return finished
 
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the template has a place for reasoning, whatever the model does."""
+        return self._tokenizer.reasons
+
     def new(self, before: Sequence[Any], first: Finished, *more: Any, **how: Any) -> int:
         """Tokens of the second prompt that neither the first one nor its answer holds."""
         one = self._prompt([*before], first.fingerprint, how)

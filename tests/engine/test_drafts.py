@@ -15,7 +15,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import scheduler as scheduling
 from llm_mlx_promptcache.engine.draft_probe import prove
-from llm_mlx_promptcache.engine.drafts import Drafter, Source
+from llm_mlx_promptcache.engine.drafts import Drafter, Source, joined
 from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
@@ -329,3 +329,15 @@ class Handed:
         found = self._places[at]
         self.handed += len(found)
         return found
+
+
+def test_the_first_token_waits_for_no_table():
+    """Tables of long texts are made while the first pass runs, and not before it."""
+    text = array("I", [*range(50), *range(50)])
+    drafter = Drafter(text, others=joined([text]))
+    assert not drafter.expects(text[:-1])
+    assert drafter._prompt._table is None
+    assert drafter.expects(text + array("I", [0, 1]))
+    known = Drafter(text, before=array("I", [7, 8]))
+    assert known.expects(text[:-1])
+    assert known.propose(text[:-1], text[-1], 9) == [7, 8]

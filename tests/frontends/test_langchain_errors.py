@@ -71,7 +71,7 @@ def test_a_model_that_can_not_be_fetched_now_may_be_fetched_later(own_cache, mon
     def no_route(*given):
         raise OSError("no route")
 
-    monkeypatch.setattr(loading, "_kept_of_hub", lambda reference: None)
+    monkeypatch.setattr(loading, "hub_folder", lambda reference: None)
     monkeypatch.setattr("llm_mlx_promptcache.models.hub.fetch", no_route)
     with pytest.raises(ModelConnectionError, match="no route") as caught:
         ChatMLXCached(model="nobody/no-such-model").invoke("Hi.")

@@ -13,11 +13,12 @@ import pytest
 COMMIT = "c" * 40
 SCRIPT = (
     "import sys\n"
-    "from llm_mlx_promptcache.models.loading import kept_folder, model_folder\n"
+    "from llm_mlx_promptcache.models.here import folder_here\n"
+    "from llm_mlx_promptcache.models.loading import model_folder\n"
     "from llm_mlx_promptcache.models.progress import ProgressLine\n"
-    "assert kept_folder('somebody/small') is None\n"
+    "assert folder_here('somebody/small') is None\n"
     "folder = model_folder('somebody/small', ProgressLine())\n"
-    "assert kept_folder('somebody/small') == folder\n"
+    "assert folder_here('somebody/small') == folder\n"
     "print(folder)\n"
 )
 
@@ -94,7 +95,7 @@ def test_a_model_of_the_hub_is_fetched_once_and_progress_is_one_line(hub, tmp_pa
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (fetched / name).read_bytes() == (folder / name).read_bytes()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
-    again = SCRIPT.replace("assert kept_folder('somebody/small') is None\n", "")
+    again = SCRIPT.replace("assert folder_here('somebody/small') is None\n", "")
     done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

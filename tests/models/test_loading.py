@@ -1,6 +1,7 @@
 """Loading: what is whole runs, and what is damaged is named in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -154,13 +155,18 @@ def test_an_unreachable_hub_says_so(monkeypatch):
     )
 
 
-def test_a_hub_model_that_is_here_is_not_asked_for_again(folder, monkeypatch):
-    def kept(reference, *, allow_patterns, local_files_only=False):
-        assert local_files_only
-        return str(folder)
+def test_a_hub_model_that_is_here_is_not_asked_for_again(folder, tmp_path, monkeypatch):
+    def asked(*arguments, **options):
+        raise AssertionError("the hub is asked for what is here")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", kept)
-    assert load_model("someone/model").folder == folder
+    commit = "c" * 40
+    held = tmp_path / "hub" / "models--someone--model"
+    (held / "refs").mkdir(parents=True)
+    (held / "refs" / "main").write_text(commit)
+    here = shutil.copytree(folder, held / "snapshots" / commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("llm_mlx_promptcache.models.hub.snapshot_download", asked)
+    assert load_model("someone/model").folder == here.resolve()
 
 
 @pytest.mark.parametrize(

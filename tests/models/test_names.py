@@ -9,7 +9,8 @@ import pytest
 from llm_mlx_promptcache import config
 from llm_mlx_promptcache.models import names
 from llm_mlx_promptcache.models.errors import ModelLoadError
-from llm_mlx_promptcache.models.loading import kept_folder, model_folder
+from llm_mlx_promptcache.models.here import folder_here
+from llm_mlx_promptcache.models.loading import model_folder
 from llm_mlx_promptcache.models.names import resolve
 from llm_mlx_promptcache.models.references import is_hub_id, shown
 
@@ -133,7 +134,7 @@ def test_nothing_of_ours_is_ever_looked_for_on_a_hub(monkeypatch):
     for name in ("mlx-cached/small", "mlx-cached/a.b-c"):
         assert "is registered" in refused(name)
         assert not is_hub_id(name)
-        assert kept_folder(name) is None
+        assert folder_here(name) is None
         with pytest.raises(ModelLoadError, match="is no hub id"):
             model_folder(name)
 

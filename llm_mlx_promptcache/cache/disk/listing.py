@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import xxhash
-
+from ..span import path_digest
 from ..trie import Tokens, common_prefix
 from .index_rows import ListedRow
 
@@ -141,9 +140,7 @@ class Listing:
 
 def path_id(namespace: str, ids: Tokens[int]) -> str:
     """What the end of a path is called as long as no file has it: a digest of the path."""
-    digest = xxhash.xxh3_128(namespace.encode())
-    digest.update(memoryview(ids).cast("B"))
-    return digest.hexdigest()
+    return path_digest(namespace, ids).hex()
 
 
 def stored_length(chain: Sequence[ListedSpan], ids: Tokens[int]) -> int:

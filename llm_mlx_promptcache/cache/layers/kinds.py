@@ -1,8 +1,8 @@
 """The kinds of layer: what a span keeps of one layer, and where a path of spans can resume.
 
 Each kind is a small value; equal kinds are cut, split and joined alike. The shapes of mlx-lm's
-cache objects are known here and nowhere else. Its classes are imported by who makes a layer: who
-only reads what is stored of layers is done before mlx-lm would be there.
+cache objects are known here and in `rewinding.py`, and nowhere else. Its classes are imported by
+who makes a layer: who only reads what is stored of layers is done before mlx-lm would be there.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from array import array
 from collections import OrderedDict
 from typing import Any, Final
 
+from ..span import path_digest
 from ..trie import Tokens
-from .spans import path_digest
 
 _MOST: Final = 65_536  # branches that are remembered
 

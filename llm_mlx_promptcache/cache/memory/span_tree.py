@@ -14,11 +14,12 @@ from ..insertion import Insertion, Rows
 from ..layers import layout as layouts
 from ..layers.layout import Layout, SpanPieces
 from ..layers.pieces import Piece
+from ..span import path_digest
 from ..trie import Match, PromptTrie, Tokens
 from .evicted import EvictedBranches
 from .order import CacheOrder
 from .policies import Entry, Policy
-from .spans import Span, SpanNode, is_moved_out, path_digest
+from .spans import Span, SpanNode, is_moved_out
 
 
 class Held(NamedTuple):

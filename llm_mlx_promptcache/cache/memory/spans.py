@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import xxhash
 
 from ..layers.layout import PathPart
 from ..layers.pieces import Piece
-from ..trie import Node, Tokens
+from ..trie import Node
 from .policies import Entry
 
 SpanNode = Node["Span"]
@@ -48,10 +45,3 @@ def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
 def is_moved_out(node: SpanNode) -> bool:
     """Whether a span's rows have moved into a lease."""
     return all(piece is None for piece in node.value.pieces)
-
-
-def path_digest(namespace: Any, ids: Tokens[int]) -> bytes:
-    """A path's hash, by which it is remembered after it is gone; the tokens are not."""
-    digest = xxhash.xxh3_128(str(namespace).encode())
-    digest.update(memoryview(ids).cast("B") if len(ids) else b"")
-    return digest.digest()
