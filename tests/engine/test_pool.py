@@ -12,7 +12,7 @@ from llm_mlx_promptcache.config import change_settings
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.events import Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.models import loading
+from llm_mlx_promptcache.models import default_model, loading
 from llm_mlx_promptcache.models.errors import ModelLoadError
 from llm_mlx_promptcache.models.memory import weights_of
 from llm_mlx_promptcache.models.references import spelled
@@ -120,7 +120,7 @@ def test_a_default_model_in_a_linked_home_is_current(folders, monkeypatch, tmp_p
     link = tmp_path / "link"
     link.symlink_to(folders[0])
     monkeypatch.setattr(loading, "ensure_default_model", lambda *_, **__: link)
-    monkeypatch.setattr(loading, "default_folder", lambda _: link)
+    monkeypatch.setattr(default_model, "default_folder", lambda _: link)
     ask("default")
     assert pool.current_engine_for("default").loaded
     link.unlink()

@@ -12,12 +12,12 @@ def test_a_second_process_goes_on_where_the_first_one_ended(home, tmp_path):
     first, _ = home.llm("-m", "mlx-cached", "-s", SYSTEM, "What is the capital of France?", *LIMIT)
     one = home.last()
     assert "Paris" in first
+    # What is guessed from the prompt's own words is the model's affair, not this test's.
+    assert one["details"].pop("drafted") >= one["details"].pop("accepted")
     assert one["details"] == {
         "cached": 0,
         "prefilled": one["input_tokens"],
         "reasoning": 0,
-        "drafted": 0,
-        "accepted": 0,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
 
