@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ Entry = dict[str, str] | str
 
 
 def on_config(config: Any) -> Any:
-    """MkDocs' hook: name the pages before it looks for them."""
+    """MkDocs' hook: name the pages before it looks for them, and where they are published."""
+    project = tomllib.loads((Path(config.docs_dir).parent / "pyproject.toml").read_text("utf-8"))
+    urls = project["project"]["urls"]
+    config.site_url, config.repo_url = urls["Documentation"], urls["Repository"]
     config.nav = navigation(Path(config.docs_dir), config.extra["sections"])
     return config
 

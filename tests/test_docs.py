@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -181,11 +182,42 @@ def test_readmes_commands_run_as_printed(user):
 
 
 @pytest.mark.real_model
-def test_readmes_python_runs_as_printed(user):
+def test_readmes_first_commands_print_what_it_shows(user):
+    (shown,) = blocks(ROOT / "README.md", "console")
+    turns = re.findall(r"^\$ (llm (?!install).+)\n((?:[^$].*\n)*)", shown, re.MULTILINE)
+    assert len(turns) == 2
+    for command, printed in turns:
+        # What is said while the model is fetched: it is here already.
+        expected = [line for line in printed.splitlines() if not line.endswith("once)")]
+        assert user("bash", "-c", f"{command} 2>&1").splitlines() == expected
+
+
+@pytest.mark.real_model
+def test_readmes_python_runs_as_printed(user, real_model_folder):
     found = blocks(ROOT / "README.md", "python")
     assert found
     for code in found:
-        user(sys.executable, "-W", "error::SyntaxWarning", "-c", code)
+        # No hub is in reach of the tests.
+        here = code.replace("mlx-community/Qwen3-0.6B-4bit", str(real_model_folder))
+        user(sys.executable, "-W", "error::SyntaxWarning", "-c", here)
+
+
+def test_the_page_that_an_index_shows_leads_somewhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    repository = project["urls"]["Repository"]
+    page = module(ROOT / "hatch_build.py").absolute(
+        (ROOT / "README.md").read_text(), repository, f"v{project['version']}"
+    )
+    assert "[[[" not in page
+    targets = LINK.findall(FENCED.sub("", page))
+    assert len(targets) > 20
+    for target in targets:
+        assert target.startswith("https://"), target
+        at = re.fullmatch(
+            rf"{repository}/(?:blob|raw)/v{project['version']}/([^#]+)(?:#.*)?", target
+        )
+        assert at is None or (ROOT / at[1]).exists(), target
+    assert any(f"{repository}/raw/" in target and target.endswith(".svg") for target in targets)
 
 
 def test_every_python_block_compiles():

@@ -1,4 +1,4 @@
-"""What README and docs/disk.md promise names tests that are there, and says which are long."""
+"""Promises and faults in the docs name tests that are there, and say which are long."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ def rows(page, key):
 
 
 def test_each_promise_names_tests_that_always_run():
-    promised, there = rows("README.md", r"P\d"), written()
+    promised, there = rows("docs/reliability.md", r"P\d"), written()
     assert list(promised) == [f"P{n}" for n in range(1, 9)]
     for promise, named in promised.items():
         assert named, promise
