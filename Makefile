@@ -70,6 +70,7 @@ docs: .venv/docs
 lint: .venv/ready cog-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 # Writes those parts and the picture of the rooms anew.
