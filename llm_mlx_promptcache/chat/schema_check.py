@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -22,6 +22,9 @@ from .schema_supersets import holds_pattern
 __all__ = ["misfits"]
 
 _MOST_STEPS = 20_000
+# Keywords within keywords; each is four of Python's frames. It is not left to Python's own limit,
+# which jsonschema's dictionaries, in Rust, answer with a panic that is no Exception.
+_DEEPEST = 100
 _MOST_TOLD = 3
 _LONGEST_TEXT = 100_000
 # Seconds: for one pattern on one text, and for all of them in a document.
@@ -66,12 +69,20 @@ class _TooMuchError(Exception):
 class _Budget:
     steps: int = _MOST_STEPS
     slow: int = _SLOW_PATTERNS
+    depth: int = 0
     patterns: dict[str, Any] = field(default_factory=dict)
 
-    def step(self) -> None:
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One keyword's check, and those within it."""
         self.steps -= 1
-        if self.steps < 0:
+        if self.steps < 0 or self.depth == _DEEPEST:
             raise _TooMuchError
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
 
     def matches(self, pattern: str, text: str) -> bool | None:
         """Whether a pattern is found in a text; None where that can't be told in bounded work."""
@@ -121,8 +132,8 @@ def _counted(keyword: Keyword, budget: _Budget) -> Keyword:
     def checked(
         validator: Any, value: Any, instance: Any, schema: Mapping[str, Any]
     ) -> Iterator[Any]:
-        budget.step()
-        yield from keyword(validator, value, instance, schema) or ()
+        with budget.step():
+            yield from keyword(validator, value, instance, schema) or ()
 
     return checked
 

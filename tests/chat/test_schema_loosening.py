@@ -301,3 +301,22 @@ def test_law_13_no_schema_at_all_refuses_its_tool():
         assert not LLMatcher(BYTES, text, log_level=0).is_error(), schema
         loosened(schema, CAPS)
         misfits({"a": ["x", {"a": 1}], "b": None}, schema)
+
+
+def test_a_schema_that_asks_itself_without_end_is_not_called_a_misfit():
+    """At Python's own limit jsonschema's dictionaries panic, which no `except Exception` sees."""
+    endless = {"$defs": {"a": {"not": {"$ref": "#/$defs/a"}, "type": "object"}}}
+
+    def asked_at(depth):
+        return asked_at(depth - 1) if depth else misfits({"a": 1}, {**endless, "$ref": "#/$defs/a"})
+
+    assert {asked_at(depth) for depth in range(60)} == {()}
+
+
+def test_a_deep_document_is_checked_all_the_same():
+    tree = {"type": "object", "properties": {"in": {"$ref": "#"}, "leaf": {"type": "integer"}}}
+    for leaf, found in ((1, ()), ("x", ("type at /properties/leaf",))):
+        document = {"leaf": leaf}
+        for _ in range(40):
+            document = {"in": document}
+        assert tuple(str(one) for one in misfits(document, tree)) == found
