@@ -76,7 +76,7 @@ def at_most_new(entry, before):
     """The same, where some of what is new had been seen elsewhere."""
     details, new = entry["details"], entry["input_tokens"] - path_of(before)
     assert details["cached"] + details["prefilled"] == entry["input_tokens"]
-    assert 0 < details["prefilled"] <= new + 1
+    assert 0 < details["prefilled"] <= new + 1, entry["response_json"]
     assert entry["input_tokens"] > path_of(before)
 
 
