@@ -183,7 +183,7 @@ def insert_times(folder: Path) -> dict[str, float]:
     """Milliseconds of each insert's transaction, and of one with an eviction behind it."""
     store = DiskStore(folder, "1TB")
     layout = (KVRows(),) * LAYERS
-    tensors = host_tensors([tuple(mx.zeros((1, 1, 4, 4)) for _ in range(2))] * LAYERS)
+    [tensors] = host_tensors([tuple(mx.zeros((1, 1, 4, 4)) for _ in range(2))] * LAYERS)
     inner, times = store._add, []
 
     def add(*arguments: Any) -> bool:

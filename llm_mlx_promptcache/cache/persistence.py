@@ -137,6 +137,7 @@ def drafts_of(
     ahead = _ahead(store.lookup(namespace, ids), coming, namespace, ids)
     held, resumable = ahead.end, ahead.resumable
     drafts: list[Draft] = []
+    contents: list[Sequence[Piece | None]] = []
     waiting: list[SpanNode] = []
     parts = parts_of(chain, node.end)
     for number, passed in enumerate(chain):
@@ -152,19 +153,21 @@ def drafts_of(
             pieces = _pieces(layout, waiting, held)
             resumed = resumes(layout, parts[: number + 1], passed.end)
             tier = tiers[max(span.value.entry.tier for span in waiting)]
-            path, tensors = ids[: passed.end], host_tensors(pieces)
-            drafts.append(Draft(namespace, layout, path, held, tier, tensors, resumed, pieces))
+            path = ids[: passed.end]
+            drafts.append(Draft(namespace, layout, path, held, tier, [], resumed, pieces))
+            contents.append(pieces)
             held = passed.end
             waiting.clear()
         elif passed.end not in resumable and not cut:
             extra = checkpoint_at(layout, parts[: number + 1], passed.end)
             if extra is not None:
                 tier = tiers[passed.value.entry.tier]
-                path, tensors = ids[: passed.end], host_tensors(extra)
-                draft = Draft(namespace, layout, path, passed.end, tier, tensors, resumes=True)
-                drafts.append(draft)
+                path = ids[: passed.end]
+                drafts.append(Draft(namespace, layout, path, passed.end, tier, [], resumes=True))
+                contents.append(extra)
         passed.value.saved = True
-    return drafts
+    pairs = zip(drafts, host_tensors(*contents) if contents else (), strict=True)
+    return [draft._replace(tensors=tensors) for draft, tensors in pairs]
 
 
 class _Ahead(NamedTuple):

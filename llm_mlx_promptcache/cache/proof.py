@@ -28,7 +28,7 @@ class Proof:
         self._since = since
         try:
             yield
-            if self._tree.unproven:
+            if self._tree.begin():
                 self.settle()
             self._tree.proved()
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -15,6 +16,7 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
+from ..cache.layers.pieces import Groups
 from ..models.layers import arrays_of
 
 # Their batched forms give each request back what it put in; others' are not tried.
@@ -60,20 +62,29 @@ def can_group(layers: Sequence[Any]) -> bool:
 def merge(one: list[Any], other: list[Any], form: BatchForm = BatchForm.PLAIN) -> list[Any]:
     """Two requests' layers as one batch's; both lists are emptied, layer by layer."""
     merged = []
+    groups = _groups(one)
     while one:
         pair = [one.pop(0), other.pop(0)]
         kind = GroupedKVCache if form is BatchForm.GROUPED else type(pair[0])
         merged.append(kind.merge(pair))
-        mx.eval(arrays_of(merged[-1]))
+        groups.add(type(pair[0]), arrays_of(merged[-1]))
+    groups.finish()
     return merged
 
 
 def extend(batch: Sequence[Any], layers: list[Any]) -> None:
     """Take one request's layers into a batch; their list is emptied, layer by layer."""
+    groups = _groups(layers)
     for held in batch:
         layer = layers.pop(0)
         held.extend(type(layer).merge([layer]))
-        mx.eval(arrays_of(held))
+        groups.add(type(layer), arrays_of(held))
+    groups.finish()
+
+
+def _groups(layers: Sequence[Any]) -> Groups:
+    """What waits for joined layers a few at a time, so that little is held twice."""
+    return Groups(Counter(type(layer) for layer in layers))
 
 
 def extract(batch: Sequence[Any], row: int) -> list[Any]:

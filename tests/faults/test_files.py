@@ -53,7 +53,7 @@ def flip_bits_of_a_large_file(folder, count, seed):
     layers = (KVRows(),) * 8
     rows = [tuple(mx.random.normal((1, 8, 4096, 32)) for _ in range(2)) for _ in layers]
     head = Head("m", "", 0, "user", layers, array("I", range(4096)), True)
-    file_id, size = write_span(folder, head, host_tensors(rows), Files())
+    file_id, size = write_span(folder, head, *host_tensors(rows), Files())
     assert size > 64 << 20
     path = folder / f"{file_id}.safetensors"
     with path.open("r+b", buffering=0) as file:

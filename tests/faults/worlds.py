@@ -78,7 +78,7 @@ def draft(ids):
         (layer.keys[..., : len(ids), :], layer.values[..., : len(ids), :]) for layer in layers
     ]
     path = array("I", ids)
-    return Draft(NAMESPACE, layout_of(layers), path, 0, "user", host_tensors(pieces), True)
+    return Draft(NAMESPACE, layout_of(layers), path, 0, "user", *host_tensors(pieces), True)
 
 
 def put(store, ids):

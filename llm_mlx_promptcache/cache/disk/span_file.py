@@ -35,14 +35,22 @@ from .span_header import (
 )
 
 
-def host_tensors(pieces: Sequence[Piece | None]) -> list[Tensor]:
-    """A span's arrays, evaluated, as bytes; they share the arrays' memory and keep it alive."""
-    return [
-        _tensor(f"layer.{layer}.{index}", values)
-        for layer, piece in enumerate(pieces)
-        for index, values in enumerate(piece or ())
-        if values is not None
+def host_tensors(*spans: Sequence[Piece | None]) -> list[list[Tensor]]:
+    """Each span's arrays as bytes; they share the arrays' memory and keep it alive.
+
+    They are evaluated together: one wait, however many spans.
+    """
+    found = [
+        [
+            (f"layer.{layer}.{index}", values, _bits(values))
+            for layer, piece in enumerate(pieces)
+            for index, values in enumerate(piece or ())
+            if values is not None
+        ]
+        for pieces in spans
     ]
+    mx.eval([bits for tensors in found for _, _, bits in tensors])
+    return [[_tensor(*each) for each in tensors] for tensors in found]
 
 
 class UnpublishedSpan:
@@ -267,14 +275,16 @@ def _write_all(file: Any, block: bytes | memoryview) -> None:
         rest = rest[file.write(rest[:MOST_A_CALL]) :]
 
 
-def _tensor(name: str, values: mx.array) -> Tensor:
-    dtype, letter = DTYPES[values.dtype]
-    # Python has no bfloat16, so the bits travel as unsigned integers of the same width.
+def _bits(values: mx.array) -> mx.array:
+    """An array's bits in their order, as unsigned integers: Python has no bfloat16."""
+    _, letter = DTYPES[values.dtype]
     plain = values if values.dtype == mx.bool_ else values.view(UNSIGNED[letter])
-    bits = mx.contiguous(plain) if values.ndim else plain
-    mx.eval(bits)
+    return mx.contiguous(plain) if values.ndim else plain
+
+
+def _tensor(name: str, values: mx.array, bits: mx.array) -> Tensor:
     raw = memoryview(cast("Any", bits)).cast("B") if bits.size else memoryview(b"")
-    return Tensor(name, dtype, tuple(values.shape), raw)
+    return Tensor(name, DTYPES[values.dtype][0], tuple(values.shape), raw)
 
 
 def _cut(

@@ -47,7 +47,7 @@ class LayerKind(Protocol):
         """The longest prefix, at most `limit`, at which the layer can resume."""
 
     def join(self, views: list[View], count: int, headroom: int) -> Layer:
-        """A new layer at token `count`, evaluated, with room for `headroom` more; 0 < count.
+        """A new layer at token `count`, with room for `headroom` more; 0 < count.
 
         The list of views may be emptied on the way, to let go of what nobody else holds.
         """

@@ -6,9 +6,11 @@ are taken together, verified and evaluated.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from functools import cache
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -25,13 +27,10 @@ from .kinds import (
     Window,
 )
 from .own_state import NoRoundTrip, OwnState, own_state
-from .pieces import Piece, View
+from .pieces import Groups, Piece, View, arrays_of
 from .plugins import call_plugins
 
 Layout = tuple[LayerKind, ...]
-
-# Evaluating piece by piece costs a synchronisation each, all at once costs their transient memory.
-_EVAL_BYTES = 64 << 20
 
 _SIMPLE: tuple[type[Any], ...] = (
     KVRows,
@@ -189,16 +188,17 @@ def collect(
     at: int,
     spans: Sequence[SpanPieces],
     *,
-    emptying: bool = False,
+    emptying: Collection[Sequence[Piece | None]] | None = None,
 ) -> None:
     """Complete the pieces of spans in place from layers that have seen `at` tokens.
 
-    What is collected owns its memory. A split leaves holes in windows, and state exists only where
-    it was taken (DESIGN, "What a layer keeps"), so spans that stand already are completed by what
-    passes them. With `emptying` the layers, a list, are given up one by one, so that at most one
-    array of one layer is held twice.
+    What is collected will own its memory, once it is made (`begin`). A split leaves holes in
+    windows, and state exists only where it was taken (DESIGN, "What a layer keeps"), so spans that
+    stand already are completed by what passes them. With `emptying` the layers, a list, are given
+    up one by one, so that little of them is held twice: then all is made, and so are the pieces of
+    other spans that were collected from these layers before, which are given for it.
     """
-    found: list[tuple[list[Piece | None], int, Piece]] = []
+    groups = Groups(Counter(layout))
     for index, kind in enumerate(layout):
         for start, end, pieces, moved_out in spans:
             if moved_out and kind.anywhere:
@@ -206,13 +206,13 @@ def collect(
             if end <= at and kind.missing(pieces[index], end - start):
                 piece = kind.cut(layers[index], at, start, end)
                 if piece is not None and _more(piece, pieces[index]):
-                    found.append((pieces, index, piece))
-        if emptying:
+                    pieces[index] = piece
+        if emptying is not None:
             assert isinstance(layers, list)
             layers[index] = None
-        if emptying or nbytes(piece for _, _, piece in found) > _EVAL_BYTES:
-            _settle(found)
-    _settle(found)
+            made = [pieces[index] for pieces in (*emptying, *(span.pieces for span in spans))]
+            groups.add(kind, _by_column(made))
+    groups.finish()
 
 
 def needed(layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int) -> int:
@@ -230,14 +230,18 @@ def thinned(layout: Layout, pieces: Sequence[Piece | None]) -> list[Piece | None
 def split(
     layout: Layout, pieces: Sequence[Piece | None], length: int, at: int
 ) -> tuple[list[Piece | None], list[Piece | None]]:
-    """The pieces of a span of `length` tokens, cut after `at` of them."""
+    """The pieces of a span of `length` tokens, cut after `at` of them; not made yet (`begin`)."""
     halves = [
         (None, None) if piece is None else kind.split(piece, length, at)
         for kind, piece in zip(layout, pieces, strict=True)
     ]
-    left, right = [half[0] for half in halves], [half[1] for half in halves]
-    mx.eval([a for piece in (*left, *right) if piece is not None for a in piece if a is not None])
-    return left, right
+    return [half[0] for half in halves], [half[1] for half in halves]
+
+
+def begin(pieces: Iterable[Piece | None]) -> None:
+    """Have the device make what is not made yet of these pieces; nothing is waited for."""
+    arrays = [a for piece in pieces if piece is not None for a in piece if a is not None]
+    mx.async_eval(arrays)  # type: ignore[no-untyped-call]
 
 
 def resumable(layout: Layout, parts: Sequence[PathPart], limit: int) -> int:
@@ -266,9 +270,10 @@ def join(
     """New layers that hold the first `count` tokens of a path, verified, with room for more.
 
     Rows of the parts that are `moving`, by index, leave their pieces (a list) for the layers:
-    array by array, so that only one of them is held twice at a time.
+    group by group, so that only one of them is held twice at a time.
     """
     layers = []
+    groups = Groups(Counter(layout))
     for index, kind in enumerate(layout):
         views = _views(parts, index)
         for part in moving:
@@ -280,6 +285,8 @@ def join(
         seen = kind.position(layers[-1])
         if seen not in (None, count):
             raise ValueError(f"layer {index} holds {seen} tokens where {count} are claimed")
+        groups.add(kind, arrays_of(layers[-1]))
+    groups.finish()
     return layers
 
 
@@ -308,14 +315,10 @@ def _views(parts: Sequence[PathPart], layer: int) -> list[View]:
     return [View(p.start, p.end, p.span_end, p.pieces[layer]) for p in parts]
 
 
-def _settle(found: list[tuple[list[Piece | None], int, Piece]]) -> None:
-    """Evaluate collected pieces array by array and put them in their places."""
-    for column in range(max((len(piece) for _, _, piece in found), default=0)):
-        same = [piece[column] for _, _, piece in found if column < len(piece)]
-        mx.eval([values for values in same if values is not None])
-    for pieces, index, piece in found:
-        pieces[index] = piece
-    found.clear()
+def _by_column(pieces: Sequence[Piece | None]) -> list[mx.array]:
+    """The arrays of one layer's pieces: first all keys, then all values."""
+    columns = zip_longest(*(piece for piece in pieces if piece is not None))
+    return [a for column in columns for a in column if a is not None]
 
 
 def _brief(layout: Layout) -> str:

@@ -5,14 +5,17 @@ What is kept is a copy of its own size, so that no span keeps a larger buffer al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 MxArray = mx.array
 Dtype = mx.Dtype
 Piece = tuple[mx.array | None, ...]
+
+_GROUPS = 16
+_LEAST = 1 << 20  # bytes; to have fewer of them twice is not worth a wait
 
 
 class View(NamedTuple):
@@ -84,7 +87,7 @@ def used(view: View, first: int, last: int) -> list[mx.array]:
 
 
 def joined(parts: list[list[mx.array]], headroom: int) -> list[mx.array]:
-    """Arrays of all parts' rows, and headroom; each is let go of before the next one is made."""
+    """Arrays of all parts' rows, and headroom; the parts are emptied on the way."""
     made = []
     for _ in range(len(parts[0])):
         rows = [arrays.pop(0) for arrays in parts]
@@ -93,6 +96,47 @@ def joined(parts: list[list[mx.array]], headroom: int) -> list[mx.array]:
             rows.append(mx.zeros(shape, rows[0].dtype))
         # Never the stored array object itself: the model writes into its layers in place (law 9).
         made.append(mx.concatenate(rows, axis=-2))
-        del rows
-        mx.eval(made[-1])
     return made
+
+
+class Groups:
+    """Arrays of a model's layers, made in groups of a sixteenth of all their bytes.
+
+    A wait for each array would be dozens before a first token, and one for all would have
+    everything twice: what arrays are made from is let go of with their group. `same` tells how
+    many layers the model has that are like this one.
+    """
+
+    def __init__(self, same: Mapping[Any, int]) -> None:
+        self._same = same
+        self._sizes: dict[Any, int] = {}  # bytes of the first layer of each kind
+        self._waiting: list[mx.array] = []
+        self._bytes = 0
+
+    def add(self, kind: Any, arrays: Sequence[mx.array]) -> None:
+        """The arrays of the next layer, of this kind."""
+        self._sizes.setdefault(kind, sum(a.nbytes for a in arrays))
+        whole = sum(self._same[each] * size for each, size in self._sizes.items())
+        for values in arrays:
+            self._waiting.append(values)
+            self._bytes += values.nbytes
+            if self._bytes >= max(whole / _GROUPS, _LEAST):
+                self.finish()
+
+    def finish(self) -> None:
+        """Wait for those that are left."""
+        if self._waiting:
+            mx.eval(self._waiting)
+        self._waiting, self._bytes = [], 0
+
+
+def arrays_of(layer: Any) -> list[mx.array]:
+    """All arrays of one layer's state, where it has one."""
+    arrays, waiting = [], [getattr(layer, "state", None)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, mx.array):
+            arrays.append(one)
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(reversed(one))
+    return arrays

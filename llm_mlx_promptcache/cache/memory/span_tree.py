@@ -147,8 +147,15 @@ class SpanTree:
         held = [list(n.value.pieces) for n in nodes]
         try:
             with device.work():
-                emptying = insertion.rows is Rows.RETURN
-                layouts.collect(layout, insertion.layers, insertion.at, wanted, emptying=emptying)
+                returned = insertion.rows is Rows.RETURN
+                others = [n.value.pieces for n in self._unproven if n not in nodes]
+                layouts.collect(
+                    layout,
+                    insertion.layers,
+                    insertion.at,
+                    wanted,
+                    emptying=others if returned else None,
+                )
         finally:
             self._note_changed(nodes, held)
         self._order.touch(n.value.entry for n in nodes)
@@ -210,9 +217,11 @@ class SpanTree:
 
     # Proving.
 
-    @property
-    def unproven(self) -> bool:
-        """Whether there are spans whose pieces the device may not have written yet."""
+    def begin(self) -> bool:
+        """Have the device write what spans hold and it may not have written; False for nothing."""
+        if self._unproven:
+            with device.work():
+                layouts.begin(piece for node in self._unproven for piece in node.value.pieces)
         return bool(self._unproven)
 
     def proved(self) -> None:

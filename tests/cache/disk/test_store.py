@@ -38,7 +38,7 @@ def span(count=3, dtype=mx.float32):
 def write(folder, count=3, dtype=mx.float32):
     """A span's file: its path, its head and its pieces."""
     head, content = span(count, dtype)
-    file_id, size = write_span(folder, head, host_tensors(content), Files())
+    file_id, size = write_span(folder, head, *host_tensors(content), Files())
     path = folder / f"{file_id}.safetensors"
     assert path.stat().st_size == size
     return path, head, content
@@ -58,7 +58,7 @@ def store(tmp_path):
 
 def save(store, tokens, start=0, tier="user"):
     ids = array("I", tokens)
-    tensors = host_tensors(pieces(len(ids) - start))
+    [tensors] = host_tensors(pieces(len(ids) - start))
     return store.save(Draft("name", LAYOUT, ids, start, tier, tensors, True))
 
 

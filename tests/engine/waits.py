@@ -1,0 +1,47 @@
+"""Waits for the device and work given to it, counted where MLX is asked for them."""
+
+from collections import Counter
+
+import mlx.core as mx
+
+# What waits until arrays are there. `async_eval` gives work to the device and goes on.
+WAITS = ("eval", "synchronize", "item", "tolist")
+
+
+class Counted:
+    """How often each of MLX's functions was called since the last `clear`."""
+
+    def __init__(self, monkeypatch):
+        self.calls = Counter()
+        for name in ("eval", "synchronize", "async_eval"):
+            self._count(monkeypatch, mx, name)
+        for name in ("item", "tolist"):
+            self._count(monkeypatch, mx.array, name)
+
+    def _count(self, monkeypatch, owner, name):
+        real = getattr(owner, name)
+
+        def called(*given):
+            self.calls[name] += 1
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, called)
+
+    def clear(self):
+        self.calls.clear()
+
+    def __getitem__(self, name):
+        return self.calls[name]
+
+
+def first_token(scheduler, reader):
+    """Run a request until its first token is there."""
+    scheduler.add(reader)
+    while not any(sequence.answer.ids for sequence in scheduler._decoding.values()):
+        scheduler.step()
+        assert scheduler.busy
+
+
+def to_the_end(scheduler):
+    while scheduler.busy:
+        scheduler.step()
