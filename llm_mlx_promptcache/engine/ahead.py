@@ -151,8 +151,8 @@ class WorkAhead:
                 most = min(plan.size(done, Beside.ANSWERS), last - done)
                 end = self._prefill.chunk(handle, ids, done, most)
                 self._kv.count_ahead(end - done)
-                done = end
-                self._prefill.keep(handle, ids[:done])
+                start, done = done, end
+                self._prefill.keep(handle, ids[:done], start)
         finally:
             if done > cached:
                 self._kv.release(handle, ids[:done])

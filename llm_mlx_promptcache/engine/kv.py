@@ -13,7 +13,7 @@ from ..cache import device
 from ..cache.explain import Why
 from ..cache.forgetting import Moment
 from ..cache.insertion import PathEnd, Rows
-from ..cache.layers.layout import NotCached, cut_anywhere, layout_of, position_of
+from ..cache.layers.layout import Cuts, NotCached, cuts_of, layout_of, position_of
 from ..cache.memory.leases import Lease
 from ..cache.memory.said import NOTHING_SAID, Said
 from ..cache.prompt_cache import PromptCache
@@ -53,7 +53,8 @@ class KVHandle:
         self.rows_in = RowsIn.LAYERS if rows is Rows.GIVE and lease.cached else RowsIn.CACHE
         # How many tokens of its path others find in the cache.
         self.shared = lease.cached if self.rows_in is RowsIn.CACHE else 0
-        self.stops: set[int] = set()  # where its prefill must stop
+        self.stops: set[int] = set()  # where its prefill must stop, and what it has is kept
+        self.ends: set[int] = set()  # where what it has is kept behind the chunk that passes
 
     @property
     def whole(self) -> bool:
@@ -84,11 +85,11 @@ class KVManager:
         self._name = name
         self._identity = identity
         self._uncached = Why("changed", detail=uncached) if uncached else None
-        self._cut_anywhere = self._position_known = True
+        self._cuts, self._position_known = Cuts.ANYWHERE, True
         try:
             layers = make_layers(model)
             layout = layout_of(layers)
-            self._cut_anywhere = cut_anywhere(layout)
+            self._cuts = cuts_of(layout)
             self._position_known = position_of(layout, layers) is not None
         except NotCached as reason:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
@@ -152,7 +153,7 @@ class KVManager:
         if kv is not None and lease.cached >= kv.start:
             quantise(layers, kv)
         handle = KVHandle(prepared, lease, layers, rows=rows, since=since)
-        handle.stops = self._stops(handle, len(ids))
+        handle.stops, handle.ends = self._places(handle, len(ids))
         return handle
 
     def is_current(self, since: Moment) -> bool:
@@ -272,12 +273,16 @@ class KVManager:
         """Whether anything of a request is kept."""
         return prepared.request.use_cache and self._uncached is None
 
-    def _stops(self, handle: KVHandle, length: int) -> set[int]:
-        """Where prefill must stop: layers that can't be cut are kept where they were taken."""
+    def _places(self, handle: KVHandle, length: int) -> tuple[set[int], set[int]]:
+        """Where prefill must stop, and where what it leaves is kept without a stop.
+
+        State is kept where it was taken; a window's buffer has all of its chunk's places in it.
+        """
         prepared = handle.prepared
         kv = prepared.request.kv
         stops = {kv.start} if kv is not None else set()
-        if not self._cut_anywhere and self.keeps(prepared):
-            stops |= {boundary.position for boundary in prepared.transcript.boundaries}
-            stops |= {handle.lease.matched} | set(checkpoints(length))
-        return stops
+        if self._cuts is Cuts.ANYWHERE or not self.keeps(prepared):
+            return stops, set()
+        ends = {boundary.position for boundary in prepared.transcript.boundaries}
+        ends |= {handle.lease.matched} | set(checkpoints(length))
+        return (stops, ends) if self._cuts is Cuts.IN_CHUNKS else (stops | ends, set())

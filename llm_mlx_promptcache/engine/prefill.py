@@ -71,8 +71,9 @@ class Prefill:
     def _run(self, sequence: Sequence, most: int) -> None:
         """Run the next chunk of a prompt, and keep what ends there."""
         assert sequence.handle is not None
-        sequence.done = self.chunk(sequence.handle, sequence.ids, sequence.done, most)
-        self.keep(sequence.handle, sequence.ids[: sequence.done])
+        start = sequence.done
+        sequence.done = self.chunk(sequence.handle, sequence.ids, start, most)
+        self.keep(sequence.handle, sequence.ids[: sequence.done], start)
 
     def plan(self) -> ChunkPlan:
         """The sizes of one prompt's chunks."""
@@ -87,7 +88,11 @@ class Prefill:
         self._planner.observe(start, end - start, self._clock() - began)
         return end
 
-    def keep(self, handle: KVHandle, path: array[int]) -> None:
-        """Keep what the layers hold of `path`, where its end is a stop."""
-        if len(path) in handle.stops:
-            self._kv.insert(handle, path)
+    def keep(self, handle: KVHandle, path: array[int], start: int) -> None:
+        """Keep what the layers hold of `path` up to the last place that its chunk made complete.
+
+        The chunk began at `start`; the next one may push out what these places need.
+        """
+        passed = [at for at in handle.stops | handle.ends if start < at <= len(path)]
+        if passed:
+            self._kv.insert(handle, path[: max(passed)])

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
+from enum import Enum, auto
 from functools import cache
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import mlx.core as mx
 
@@ -152,6 +153,31 @@ def kind_class(name: str) -> type[Any] | None:
 def cut_anywhere(layout: Layout) -> bool:
     """Whether a path can resume at every token, so that no checkpoints are needed."""
     return all(kind.anywhere for kind in layout)
+
+
+class Cuts(Enum):
+    """Where a path can be cut so that it resumes there, of layers that have gone on since."""
+
+    ANYWHERE = auto()
+    IN_CHUNKS = auto()  # at each token of the chunk that they have just seen
+    NOWHERE = auto()  # only where they stand
+
+
+def cuts_of(layout: Layout) -> Cuts:
+    """Where such layers can be cut.
+
+    Behind a chunk mlx-lm's windows hold its rows, and the window before it. Past the wrap they
+    don't with `keep`; and what holds several layers may do otherwise.
+    """
+    if cut_anywhere(layout):
+        return Cuts.ANYWHERE
+    windows = (kind for kind in layout if not kind.anywhere)
+    whole = all(_is_window(kind) and not kind.keep for kind in windows)
+    return Cuts.IN_CHUNKS if whole else Cuts.NOWHERE
+
+
+def _is_window(kind: LayerKind) -> TypeGuard[Window]:
+    return type(kind) in (Window, Chunked)
 
 
 def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
