@@ -99,7 +99,7 @@ format: .venv/ready
 # The adapter's fast tests with the oldest langchain-core and langchain that we claim and with the
 # newest 1.x, each over .venv's packages.
 LANGCHAIN := 1.7.*/1.4.0 1.*/1.*
-LANGCHAIN_PARTS := answers fields history messages settings stored structured summarization tools words
+LANGCHAIN_PARTS := answers fields history messages settings stored structured summarization summary_limits tools words
 LANGCHAIN_TESTS := $(foreach part,langchain $(LANGCHAIN_PARTS:%=langchain_%),tests/frontends/test_$(part).py)
 langchain-versions: .venv/ready
 	@mkdir -p build

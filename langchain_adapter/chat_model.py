@@ -3,71 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from llm_mlx_promptcache.engine.events import Event, Finished, Progress
-from llm_mlx_promptcache.engine.loading_line import LoadingLine
-from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.host.engines import AnyEngine, Where, engine_for
 from llm_mlx_promptcache.models.names import resolve
 
-from .answers import PROVIDER, M, MessageBuilder
+from .answering import AnsweringChat
+from .answers import PROVIDER
 from .asking import Tool
-from .binding import BindingChat
+from .chat_call import ChatCall
 from .errors import langchain_errors
 from .profile import profile_of
-from .reuse import cache_metadata
 
 
-class _ChatCall(NamedTuple):
-    """One call: which model is asked, and where, what, and what its events become."""
-
-    model: str
-    engine: AnyEngine
-    request: GenerationRequest
-    builder: MessageBuilder
-
-    def events(self) -> Generator[Event]:
-        """The events of the answer; who closes this frees the engine at once."""
-        line, events = LoadingLine(self.model), self.engine.generate(self.request)
-        with langchain_errors(), closing(line), closing(events):
-            for event in events:
-                line.show(event)
-                yield event
-
-    def seen(self, ends: Sequence[Finished]) -> dict[str, Any]:
-        """What the end of a look says of the cache."""
-        (end,) = ends
-        return cache_metadata(end, self.builder.messages)
-
-    async def aevents(self) -> AsyncGenerator[Event, None]:
-        """The same for an event loop."""
-        events = self.engine.agenerate(self.request)
-        with langchain_errors(), closing(LoadingLine(self.model)) as line:
-            async with aclosing(events):
-                async for event in events:
-                    line.show(event)
-                    yield event
-
-    async def atold(self, tell: Callable[[Event], M | None]) -> AsyncGenerator[M, None]:
-        """What is told of the events; of the last one, which is of the whole, by another thread."""
-        async with aclosing(self.aevents()) as events:
-            async for event in events:
-                last = isinstance(event, Finished)
-                told = await asyncio.to_thread(tell, event) if last else tell(event)
-                if told is not None:
-                    yield told
-
-
-class ChatMLXCached(BindingChat):
+class ChatMLXCached(AnsweringChat):
     """A chat model run with MLX that never computes the same prefix twice.
 
     ???+ info "Setup"
@@ -344,85 +299,9 @@ class ChatMLXCached(BindingChat):
         with langchain_errors():
             return counter_for(resolve(self.model).reference).ids(text)
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        call = self._call(messages, stop, kwargs)
-        with closing(call.events()) as events:
-            for event in events:
-                if (message := call.builder.message(event)) is not None:
-                    return ChatResult(generations=[ChatGeneration(message=message)])
-        raise RuntimeError("the engine ended without an answer")
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        call = self._call(messages, stop, kwargs)
-        with closing(call.events()) as events:
-            for event in events:
-                if (chunk := call.builder.chunk(event)) is not None:
-                    yield ChatGenerationChunk(message=chunk)
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        call = await asyncio.to_thread(self._call, messages, stop, kwargs)
-        async with aclosing(call.atold(call.builder.message)) as told:
-            async for message in told:
-                return ChatResult(generations=[ChatGeneration(message=message)])
-        raise RuntimeError("the engine ended without an answer")
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        call = await asyncio.to_thread(self._call, messages, stop, kwargs)
-        async with aclosing(call.atold(call.builder.chunk)) as told:
-            async for chunk in told:
-                yield ChatGenerationChunk(message=chunk)
-
-    def _call(
-        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> _ChatCall:
-        """What one call asks, with the fields that it gives anew.
-
-        Its work grows with the conversation, so on an event loop it runs on another thread.
-        """
-        with langchain_errors():
-            settings = self.given(stop, kwargs)
-            request = settings.request(messages, kwargs)
-            engine = settings._engine()
-        builder = MessageBuilder(
-            settings.model,
-            as_blocks=settings.output_version == "v1",
-            messages=messages,
-        )
-        return _ChatCall(settings.model, engine, request, builder)
-
-    def _engine(self) -> AnyEngine:
-        """The engine of the model, where the settings have it run."""
-        return engine_for(
-            resolve(self.model).reference, Where.HOST if self.resident else Where.HERE
-        )
-
     def _looking(
         self, messages: LanguageModelInput, tools: Sequence[Tool] | None, kwargs: dict[str, Any]
-    ) -> _ChatCall:
+    ) -> ChatCall:
         call = self._beforehand(messages, tools, kwargs)
         return call._replace(request=replace(call.request, look=True))
 
@@ -431,7 +310,7 @@ class ChatMLXCached(BindingChat):
         messages: LanguageModelInput,
         tools: Sequence[Tool] | None,
         kwargs: dict[str, Any],
-    ) -> _ChatCall:
+    ) -> ChatCall:
         call = self._beforehand(messages, tools, kwargs)
         return call._replace(request=replace(call.request, warm=True, pin=True))
 
@@ -440,7 +319,7 @@ class ChatMLXCached(BindingChat):
         messages: LanguageModelInput,
         tools: Sequence[Tool] | None,
         kwargs: dict[str, Any],
-    ) -> _ChatCall:
+    ) -> ChatCall:
         """A call with what other calls will bind."""
         bound = {**kwargs, "tools": tools} if tools else kwargs
         return self._call(self._convert_input(messages).to_messages(), None, bound)

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import durations
+import forks
 import left_hosts
 import pytest
 from hypothesis import settings
@@ -43,7 +44,9 @@ def no_host_is_left(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_MLX_CACHED_KEEP", "0")
         patch.setenv("LLM_MLX_CACHED_TESTS", token)  # a host is given it, and its children are
+        forks.of_session = forks.Forks(tmp_path_factory.mktemp("forks"), dict(os.environ))
         yield
+        forks.of_session.close()
         left = left_hosts.of_session(token, tmp_path_factory.getbasetemp())
     assert not left, f"hosts that tests left, ended now: {left}"
 

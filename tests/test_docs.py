@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -88,29 +90,33 @@ def quoted():
     return re.findall(r"^### `(.+)`$", text, re.MULTILINE)
 
 
+class Template(NamedTuple):
+    """A string of the code, and what it says however its gaps are filled in."""
+
+    text: str
+    filled: re.Pattern
+
+    def says(self, message):
+        """Whether a message begins like this one, filled in somehow."""
+        return self.filled.match(message) or self.text.startswith(message)
+
+
 @pytest.fixture(scope="module")
 def everything_said():
-    return list(said())
-
-
-def says(template, message):
-    """Whether a string of the code, filled in somehow, begins with this message."""
-    parts = [re.escape(part) for part in template.split("…")]
-    return re.match(".*?".join(parts), message, re.DOTALL) or template.startswith(message)
+    # A template of next to nothing but gaps would match any message.
+    templates = {text for text in said() if len(text.replace("…", "")) > 10}
+    parts = {text: map(re.escape, text.split("…")) for text in templates}
+    return [Template(text, re.compile(".*?".join(parts[text]), re.DOTALL)) for text in templates]
 
 
 @pytest.mark.parametrize("message", quoted())
 def test_the_code_still_says_each_message(message, everything_said):
-    # A template of next to nothing but gaps would match any message.
-    found = [t for t in everything_said if len(t.replace("…", "")) > 10 and says(t, message)]
-    assert found, message
+    assert any(template.says(message) for template in everything_said), message
 
 
 def test_a_message_that_the_code_does_not_say_is_noticed(everything_said):
     for message in ("the disk cache in … is on for this process: …", "unknown modem …"):
-        assert not any(says(t, message) for t in everything_said if len(t.replace("…", "")) > 10), (
-            message
-        )
+        assert not any(template.says(message) for template in everything_said), message
 
 
 def test_the_report_is_what_its_figures_give():
@@ -146,9 +152,10 @@ def user(tmp_path, real_model_folder):
     # Only the models are the machine's: a command of README's sets another default.
     (home / "data" / "models").symlink_to(real_model_folder.parent)
     (tmp_path / "work").mkdir()
+    programs = Path(forks.llm()).parent, Path(sys.executable).parent
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]]),
         "LLM_USER_PATH": str(tmp_path / "llm"),
         "LLM_MLX_CACHED_HOME": str(home),
         "PYTHONPATH": "",

@@ -6,8 +6,13 @@ all that was just removed would be there again.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from .disk.writer import Writer
+from .memory.memory import Memory
+from .store import Store
 
 
 class Moment(NamedTuple):
@@ -58,3 +63,42 @@ class Forgetting:
         if any(names is None or namespace in names for names in self._under_way):
             return True
         return since < max(self._every, self._of.get(namespace, 0))
+
+
+class Forgetter:
+    """What `forget` does with a cache's parts; one at a time, under the cache's lock in steps."""
+
+    def __init__(self, lock: threading.RLock, memory: Memory, store: Store, writer: Writer) -> None:
+        self.forgetting = Forgetting()
+        self._lock = lock
+        self._memory = memory
+        self._store = store
+        self._writer = writer
+        self._one_forgets = threading.Lock()
+
+    def forget(self, model: str | None, days: float | None) -> Forgotten:
+        """Forget all of a model, or all; with `days`, what was not used for so long."""
+        with self._one_forgets:
+            return self._all(model) if days is None else self._old(model, days)
+
+    def _all(self, model: str | None) -> Forgotten:
+        with self._lock:
+            names = self.forgetting.begins(self._memory.namespaces.of_model(model))
+            self._writer.forget_uses(names)
+            memory = self._memory.namespaces.drop(names)
+        try:
+            self._writer.drop(names)
+            return Forgotten(memory, self._store.clear(model=model))
+        finally:
+            with self._lock:
+                self.forgetting.ended(names)
+
+    def _old(self, model: str | None, days: float) -> Forgotten:
+        self._writer.count_uses()  # the store hears of what memory gave
+        self._writer.wait()
+        disk = self._store.clear(model=model, days=days)
+        with self._lock:
+            self._memory.begin()
+            names = self._memory.namespaces.of_model(model)
+            last = self._memory.ages.unused_since(days)
+            return Forgotten(self._memory.namespaces.drop_unused(names, last), disk)

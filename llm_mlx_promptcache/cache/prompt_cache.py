@@ -15,15 +15,14 @@ from typing import Any
 from . import device
 from .disk.writer import Writer, most_waiting
 from .explain import Counters, Why
-from .forgetting import Forgetting, Forgotten, Moment
+from .forgetting import Forgetter, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
 from .layers import layout as layouts
 from .lookup import MISS, Lookup, Walk
 from .memory import listing
-from .memory.ages import Ages
 from .memory.budget import Limits, MemoryBudget
-from .memory.leases import Lease, Loans
-from .memory.namespaces import MemoryNamespaces
+from .memory.leases import Lease
+from .memory.memory import Memory
 from .memory.policies import Policy
 from .memory.said import Said, said
 from .memory.span_tree import SpanTree
@@ -55,15 +54,12 @@ class PromptCache:
         self._saving = not isinstance(self._store, NullStore)
         self._lock = threading.RLock()
         self._tree = SpanTree(tiers, policy, saving=self._saving)
-        self._namespaces = MemoryNamespaces(self._tree)
+        self._memory = Memory.of(self._tree)
         self._counters = Counters()
-        self._loans = Loans()
-        self._ages = Ages()
-        self._forgetting = Forgetting()
-        self._one_forgets = threading.Lock()
         self._writer = Writer(self._store, most_waiting(limits.nbytes))
+        self._forgetter = Forgetter(self._lock, self._memory, self._store, self._writer)
         self._proof = Proof(self._tree)
-        known = self._namespaces.layouts
+        known = self._memory.namespaces.layouts
         self._lookup = Lookup(self._tree, self._store, self._writer, known)
         self._persistence = Persistence(self._store, self._tree, self._writer, self._proof, known)
         self._budget = MemoryBudget(self._tree, limits, self._persistence.leave)
@@ -91,7 +87,7 @@ class PromptCache:
         ids = _checked(tokens)
         check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
-            self._begin()
+            self._memory.begin()
             walk, lease = self._lease(namespace, ids, len(ids) + headroom, rows, prefill_speed)
             if walk is not None:
                 self._tree.use(walk.nodes, lease.cached)
@@ -133,7 +129,7 @@ class PromptCache:
         """
         ids = _checked(tokens)
         with self._lock:
-            self._begin()
+            self._memory.begin()
             return self._lease(namespace, ids, len(ids), Rows.COPY, None)[1]
 
     def count_ahead(self, tokens: int) -> None:
@@ -154,7 +150,7 @@ class PromptCache:
         if hit.layers is not None:
             whole = [node for node in walk.nodes if node.end <= plan.resume_at]
             held = self._tree.hold(whole[-1]) if whole else None
-            self._loans.lend(namespace, ids[: plan.resume_at], hit.layers, held)
+            self._memory.loans.lend(namespace, ids[: plan.resume_at], hit.layers, held)
         return walk, Lease(hit.layers, plan.resume_at, why, plan.matched, plan.from_disk)
 
     def insert(
@@ -199,7 +195,7 @@ class PromptCache:
         """
         ids = _checked(tokens)
         with self._lock, self._proof.of(since.failures):
-            if self._forgetting.bars(namespace, since.forgotten):
+            if self._forgetter.forgetting.bars(namespace, since.forgotten):
                 return
             for at, tier, rows in ends:
                 self._insert(namespace, ids[:at], Insertion(layers, at, tier, rows, on_disk))
@@ -210,17 +206,17 @@ class PromptCache:
         self._tree.check_tier(insertion.tier)
         layout = layouts.layout_of(layers)
         # Nothing of it in memory: whatever the store says, these layers are what they are.
-        known = self._namespaces.layouts.get(namespace, layout)
+        known = self._memory.namespaces.layouts.get(namespace, layout)
         at = layouts.position_of(known, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
         if not len(ids):
             raise ValueError("layers hold no token yet; run the model before inserting them")
-        self._loans.check(namespace, ids, layers)
-        if self._forgetting.bars(namespace, self._forgetting.count):
+        self._memory.loans.check(namespace, ids, layers)
+        if self._forgetter.forgetting.bars(namespace, self._forgetter.forgetting.count):
             return 0
-        self._begin()
-        self._namespaces.layouts[namespace] = known
+        self._memory.begin()
+        self._memory.namespaces.layouts[namespace] = known
         kept = self._budget.keep(namespace, known, ids, replace(insertion, at=at))
         if insertion.rows is Rows.RETURN and isinstance(layers, list):
             layers.clear()
@@ -257,14 +253,14 @@ class PromptCache:
         most = self._budget.limits.nbytes if memory_bytes is None else memory_bytes
         limits = Limits.checked(most, spans)
         with self._lock, self._proof.of(device.failures()):
-            self._begin()
+            self._memory.begin()
             self._budget.evict(limits)
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
         ids = _checked(tokens)
         with self._lock:
-            self._begin()
+            self._memory.begin()
             return self._tree.discard_path(namespace, ids)
 
     def flush(self, *, wait: bool = True, short: bool = True) -> int:
@@ -284,7 +280,7 @@ class PromptCache:
     def _hand_over(self, *, short: bool) -> Saved:
         """Give the writer what it can take."""
         with self._lock, self._proof.of(device.failures()):
-            self._begin()
+            self._memory.begin()
             return self._persistence.flush(short=short)
 
     @property
@@ -299,7 +295,7 @@ class PromptCache:
         store knows which namespaces nobody opens any more: those go first.
         """
         with self._lock:
-            self._namespaces.names[namespace] = name
+            self._memory.namespaces.names[namespace] = name
         self._store.label(namespace, name, identity)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
@@ -320,7 +316,7 @@ class PromptCache:
         """
         stored = self._store.stats()
         with self._lock:
-            leased = self._loans.nbytes
+            leased = self._memory.loans.nbytes
             return {
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),
@@ -337,12 +333,12 @@ class PromptCache:
     def paths(self) -> list[listing.MemoryPath]:
         """All paths in memory, to look at; their tokens are conversations."""
         with self._lock:
-            return listing.paths(self._tree, self._ages)
+            return listing.paths(self._tree, self._memory.ages)
 
     def models(self) -> list[listing.HeldModel]:
         """What memory holds of each model; the largest first."""
         with self._lock:
-            return listing.models(self._tree, self._namespaces.names)
+            return listing.models(self._tree, self._memory.namespaces.names)
 
     def in_memory(self, namespace: str, tokens: Iterable[int]) -> int:
         """How many of these tokens, from the first on, are in memory."""
@@ -352,19 +348,19 @@ class PromptCache:
     def check(self) -> list[str]:
         """What is wrong with what is in memory, a line each (law 3)."""
         with self._lock:
-            self._begin()
+            self._memory.begin()
             return list(self._tree.check())
 
     def clear(self) -> None:
         """Forget everything in memory, pinned or not; `forget` does so in the store too."""
         with self._lock:
             self._tree.clear()
-            self._namespaces.layouts.clear()
+            self._memory.namespaces.layouts.clear()
             self._writer.count_uses()
 
     def moment(self) -> Moment:
         """Now, for layers that are made now and come back with `insert_path`."""
-        return Moment(device.failures(), self._forgetting.count)
+        return Moment(device.failures(), self._forgetter.forgetting.count)
 
     def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
         """Forget, in memory and in the store, all that is not younger, pinned or not.
@@ -374,39 +370,9 @@ class PromptCache:
         With `days`, what was not used for so long, unless it is pinned or something younger hangs
         on it; what is under way is in use. Memory of MLX goes back to the system.
         """
-        with self._one_forgets:
-            gone = self._forget_all(model) if days is None else self._forget_old(model, days)
+        gone = self._forgetter.forget(model, days)
         device.give_back()
         return gone
-
-    def _forget_all(self, model: str | None) -> Forgotten:
-        with self._lock:
-            names = self._forgetting.begins(self._namespaces.of_model(model))
-            self._writer.forget_uses(names)
-            memory = self._namespaces.drop(names)
-        try:
-            self._writer.drop(names)
-            return Forgotten(memory, self._store.clear(model=model))
-        finally:
-            with self._lock:
-                self._forgetting.ended(names)
-
-    def _forget_old(self, model: str | None, days: float) -> Forgotten:
-        self._writer.count_uses()  # the store hears of what memory gave
-        self._writer.wait()
-        disk = self._store.clear(model=model, days=days)
-        with self._lock:
-            self._begin()
-            names = self._namespaces.of_model(model)
-            memory = self._namespaces.drop_unused(names, self._ages.unused_since(days))
-        return Forgotten(memory, disk)
-
-    def _begin(self) -> None:
-        """A new request: leases that ended since the last one let go of their spans."""
-        self._ages.note(self._tree.advance())
-        for entry in self._loans.ended():
-            self._tree.release(entry)
-            self._tree.drop_moved_out(entry.item)
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:

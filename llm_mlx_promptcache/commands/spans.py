@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..engine.pool import disk_store
+from ..host.shown_span import ShownSpan
 from .host import seen_by_host
 from .shown import TreeLine, json_option, label_of, quoted, show_json, show_tree
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from ..cache.disk.listing import Listing
     from ..models.tokenizer_alone import FirstWords
-
-_WORDS = 16  # tokens of a span that are decoded for its first words
 
 
 @click.command()
@@ -31,7 +30,7 @@ def tree(*, model: str | None, text: bool, as_json: bool) -> None:
     that begins with "+" goes on from the line above it. Of what is in memory the line says so.
     """
     told = seen_by_host({"ask": "tree", "text": text})
-    rows = _rows(disk_store().listing(), told)
+    rows = _shown(disk_store().listing(), told)
     wanted = None if model is None else label_of(model)
     roots: dict[str, str] = {}
     for row in rows:
@@ -98,54 +97,11 @@ def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> N
         click.echo(f"{file_id[:ID_LENGTH]} is {state}: {tokens} tokens")
 
 
-class _Row(NamedTuple):
-    """A span as it is shown: of the disk, with `in_memory` of its tokens; or of memory alone.
-
-    `id` is whole, `parent` "" at a path's start; `words` are its first tokens.
-    """
-
-    id: str
-    parent: str
-    namespace: str
-    model: str
-    tier: str
-    start: int
-    end: int
-    bytes: int
-    hits: int
-    used_at: int
-    pinned: bool
-    resumes: bool
-    words: Sequence[int]
-    in_memory: int
-    on_disk: bool = True
-
-
-def _rows(listing: Listing, told: Mapping[str, Any] | None) -> list[_Row]:
+def _shown(listing: Listing, told: Mapping[str, Any] | None) -> list[ShownSpan]:
     """What is stored, and after it what only the host's memory has."""
-    held = (told or {}).get("held", {})
-    rows = [
-        _Row(
-            span.file_id,
-            span.parent,
-            span.namespace,
-            span.model,
-            span.tier,
-            span.start,
-            span.end,
-            span.bytes,
-            span.hits,
-            span.used_at,
-            span.pinned,
-            span.resumes,
-            span.tokens[:_WORDS],
-            held.get(span.file_id, 0),
-        )
-        for span in listing.spans
-    ]
-    for one in (told or {}).get("alone", []):
-        rows.append(_Row(**one, resumes=True, in_memory=one["end"] - one["start"], on_disk=False))
-    return rows
+    held, alone = (told or {}).get("held", {}), (told or {}).get("alone", [])
+    stored = [ShownSpan.stored(span, held.get(span.file_id, 0)) for span in listing.spans]
+    return stored + [ShownSpan(**one) for one in alone]
 
 
 class _Words:
@@ -156,7 +112,7 @@ class _Words:
         self._told: Mapping[str, str] | None = (told or {}).get("texts")
         self._here: FirstWords | None = None
 
-    def of(self, row: _Row) -> str | None:
+    def of(self, row: ShownSpan) -> str | None:
         if not self._wanted:
             return None
         if self._told is not None:
@@ -168,9 +124,9 @@ class _Words:
         return self._here.of(row.model, row.words)
 
 
-def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[TreeLine]:
+def _lines(rows: Sequence[ShownSpan], words: _Words) -> Iterator[TreeLine]:
     """The spans of a namespace with their depths; only where paths part it grows."""
-    below: dict[str, list[_Row]] = {}
+    below: dict[str, list[ShownSpan]] = {}
     for row in sorted(rows, key=lambda row: (row.start, row.id)):
         below.setdefault(row.parent, []).append(row)
     waiting = [(0, "", row) for row in reversed(below.get("", []))]
@@ -185,7 +141,7 @@ def _lines(rows: Sequence[_Row], words: _Words) -> Iterator[TreeLine]:
             waiting.extend((depth + 1, "", one) for one in reversed(next_ones))
 
 
-def _parts(row: _Row, mark: str) -> list[str]:
+def _parts(row: ShownSpan, mark: str) -> list[str]:
     """What is told of a span; `mark` stands before its id."""
     from ..cache.disk.listing import ID_LENGTH
     from ..cache.sizes import format_size
@@ -196,14 +152,14 @@ def _parts(row: _Row, mark: str) -> list[str]:
     return parts + ["pinned"] * row.pinned + [_where(row)] * (row.in_memory > 0)
 
 
-def _where(row: _Row) -> str:
+def _where(row: ShownSpan) -> str:
     if not row.on_disk:
         return "in memory alone"
     whole = row.in_memory == row.end - row.start
     return "in memory" if whole else f"in memory to {row.start + row.in_memory}"
 
 
-def _plain(row: _Row, words: _Words) -> dict[str, Any]:
+def _plain(row: ShownSpan, words: _Words) -> dict[str, Any]:
     text = words.of(row)
     return {
         "id": row.id,

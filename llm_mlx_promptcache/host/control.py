@@ -8,7 +8,7 @@ An ask is untrusted, as all that comes over a socket.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,7 +18,8 @@ from ..engine import wire
 from ..engine.explained import AnsweredPrompt, explained
 from ..engine.pool import cache_in_use, disk_store, engines, weights
 from ..engine.request import GenerationRequest
-from .memory_tree import WORDS, MemoryTree, NamedSpan
+from .memory_tree import MemoryTree, NamedSpan
+from .shown_span import ShownSpan
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -66,12 +67,11 @@ def tree(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     cache, listing = cache_in_use(), disk_store().listing()
     found = None if cache is None else MemoryTree(cache, listing)
-    alone = [] if found is None else [span.plain() for span in found.alone]
-    told = {"held": {} if found is None else found.held, "alone": alone}
+    held, alone = ({}, []) if found is None else (found.held, found.alone)
+    told = {"held": held, "alone": [span._asdict() for span in alone]}
     if ask.get("text") is True:
-        spans = [(span.file_id, span.model, span.tokens[:WORDS]) for span in listing.spans]
-        spans += [(one["id"], one["model"], one["words"]) for one in alone]
-        return {**told, "texts": _texts(spans)}
+        stored = [ShownSpan.stored(span, held.get(span.file_id, 0)) for span in listing.spans]
+        return {**told, "texts": _texts([*stored, *alone])}
     return told
 
 
@@ -164,12 +164,12 @@ def _answered(ask: Mapping[str, Any]) -> AnsweredPrompt:
     return AnsweredPrompt(request, reference, namespace, fingerprint, rendered)
 
 
-def _texts(spans: Iterable[tuple[str, str, Sequence[int]]]) -> dict[str, str]:
-    """The first words of spans by their ids, given with their models and first tokens."""
+def _texts(spans: Iterable[ShownSpan]) -> dict[str, str]:
+    """The first words of spans by their ids, as far as their models are here."""
     from ..models.tokenizer_alone import FirstWords
 
     words = FirstWords()
-    told = {span_id: words.of(model, tokens) for span_id, model, tokens in spans}
+    told = {span.id: words.of(span.model, span.words) for span in spans}
     return {span_id: text for span_id, text in told.items() if text is not None}
 
 

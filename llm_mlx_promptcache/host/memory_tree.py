@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..cache.disk.listing import ID_LENGTH, path_id, stored_length
+from .shown_span import WORDS, ShownSpan
 
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan, Listing
     from ..cache.memory.listing import MemoryPath, MemorySpan
     from ..cache.prompt_cache import PromptCache
     from ..cache.trie import Tokens
-
-WORDS = 16  # tokens of a span that are told, for its first words
 
 
 class NamedSpan(NamedTuple):
@@ -25,35 +23,13 @@ class NamedSpan(NamedTuple):
     path: Tokens[int]
 
 
-@dataclass(frozen=True)
-class MemoryOnly:
-    """A span of which the disk has nothing; its id is a digest of its path."""
-
-    id: str
-    parent: str
-    namespace: str
-    model: str
-    tier: str
-    start: int
-    end: int
-    bytes: int
-    hits: int
-    used_at: int
-    pinned: bool
-    path: Tokens[int] = field(repr=False)
-
-    def plain(self) -> dict[str, Any]:
-        """The same as JSON, with its first tokens in place of its path."""
-        told = {name: value for name, value in self.__dict__.items() if name != "path"}
-        return told | {"words": self.path[self.start : self.start + WORDS].tolist()}
-
-
 class MemoryTree:
     """The paths in a cache's memory, held against a listing of its disk."""
 
     def __init__(self, cache: PromptCache, listing: Listing) -> None:
         self.held: dict[str, int] = {}  # tokens of a stored span that are in memory, by its id
-        self._alone: dict[str, MemoryOnly] = {}
+        self._alone: dict[str, ShownSpan] = {}
+        self._paths: dict[str, Tokens[int]] = {}  # that go through those
         names = {name: one.model for one in cache.models() for name in one.namespaces}
         self._now = time.time()
         for path in cache.paths():
@@ -63,7 +39,7 @@ class MemoryTree:
             self._note_alone(path, chain, stored, names.get(path.namespace, ""))
 
     @property
-    def alone(self) -> list[MemoryOnly]:
+    def alone(self) -> list[ShownSpan]:
         """What only memory has, parents before their children."""
         return list(self._alone.values())
 
@@ -72,7 +48,7 @@ class MemoryTree:
         if len(name) < ID_LENGTH:
             return []
         meant = [one for one in self.alone if one.id.startswith(name)]
-        return [NamedSpan(one.id, one.namespace, one.path[: one.end]) for one in meant]
+        return [NamedSpan(one.id, one.namespace, self._paths[one.id][: one.end]) for one in meant]
 
     def _note_held(self, chain: list[ListedSpan], stored: int) -> None:
         for span in chain:
@@ -88,23 +64,27 @@ class MemoryTree:
                 continue
             found = self._only(path, span, max(span.start, stored), parent, model)
             self._alone.setdefault(found.id, found)
+            self._paths.setdefault(found.id, path.tokens)
             parent = found.id
 
     def _only(
         self, path: MemoryPath, span: MemorySpan, start: int, parent: str, model: str
-    ) -> MemoryOnly:
+    ) -> ShownSpan:
         part = (span.end - start) / (span.end - span.start)
-        return MemoryOnly(
-            path_id(path.namespace, path.tokens[: span.end]),
-            parent,
-            path.namespace,
-            model,
-            span.tier,
-            start,
-            span.end,
-            int(span.bytes * part),
-            span.uses,
-            int(self._now - span.idle),
-            span.pinned,
-            path.tokens,
+        return ShownSpan(
+            id=path_id(path.namespace, path.tokens[: span.end]),
+            parent=parent,
+            namespace=path.namespace,
+            model=model,
+            tier=span.tier,
+            start=start,
+            end=span.end,
+            bytes=int(span.bytes * part),
+            hits=span.uses,
+            used_at=int(self._now - span.idle),
+            pinned=span.pinned,
+            resumes=True,
+            words=path.tokens[start : min(start + WORDS, span.end)].tolist(),
+            in_memory=span.end - start,
+            on_disk=False,
         )

@@ -26,7 +26,7 @@ def model():
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(model):
     """Run tokens through the model on given layers, or on new ones: (last logits, layers)."""
 
@@ -39,7 +39,7 @@ def run(model):
     return forward
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def greedy(run):
     """The next tokens, each the likeliest, after `tokens` run on given layers."""
 

@@ -27,8 +27,17 @@ ROW = 2 * HEADS * WIDTH * 2  # keys and values of one layer and token, float16
 BUDGET = 50_000_000
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_rubbish():
+    """What other tests left is none of these tests' matter, nor looked at before each of them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def no_collector():
+def no_collector(no_rubbish):
     gc.collect()
     gc.disable()
     yield

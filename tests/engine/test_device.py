@@ -5,6 +5,8 @@ from memory and by another process from the disk, and answered as by a model wit
 """
 
 import dataclasses
+import functools
+from collections import defaultdict
 
 import pytest
 from failing_device import FailingDevice
@@ -96,14 +98,16 @@ def chances(event):
     return [one.chosen.logprob for one in event.logprobs]
 
 
-@pytest.fixture
-def session_of(loaded_kind, tmp_path):
-    loaded = {}
+@pytest.fixture(scope="module")
+def loaded(loaded_kind):
+    """`loaded(kind)`: each model once."""
+    return functools.cache(loaded_kind)
 
+
+@pytest.fixture
+def session_of(loaded, tmp_path):
     def make(kind, number=0, **how):
-        if kind not in loaded:
-            loaded[kind] = loaded_kind(kind)
-        return Session(loaded[kind], tmp_path / f"{kind}-{number}", **how)
+        return Session(loaded(kind), tmp_path / f"{kind}-{number}", **how)
 
     return make
 
@@ -113,14 +117,35 @@ def cold(session):
     return [session.ask(one)[0].last for one in off]
 
 
-def fail_at_each(session_of, monkeypatch, kind, told, step, **how):
-    first = session_of(kind, **how)
-    right = cold(first)
-    with FailingDevice(first.cache)(monkeypatch) as counted:
-        first.all()
-    first.check(right)
+@pytest.fixture(scope="module")
+def every_whole():
+    return defaultdict(dict)
+
+
+@pytest.fixture
+def whole(every_whole, request):
+    """What a test's session of each kind answers where nothing fails, and in how many commands."""
+    return every_whole[request.node.originalname]
+
+
+def unfailing(whole, session_of, monkeypatch, kind, how):
+    """The same, counted once, where no command fails: then all of it is right and is reused."""
+    if kind not in whole:
+        first = session_of(kind, **how)
+        right = cold(first)
+        with FailingDevice(first.cache)(monkeypatch) as counted:
+            first.all()
+        first.check(right)
+        whole[kind] = right, counted.commands
+    return whole[kind]
+
+
+def fail_at_each(whole, session_of, monkeypatch, kind, told, step, **how):
+    """Each time another command fails, every `step`th; who is `told`, that is of other ones."""
+    right, commands = unfailing(whole, session_of, monkeypatch, kind, how)
     failed = 0
-    for number in range(1 + step // 2, counted.commands + 1, step):
+    first = 1 + step * (2 * TOLD.index(told) + 1) // 6
+    for number in range(first, commands + 1, step):
         session = session_of(kind, number, **how)
         with FailingDevice(session.cache, number, told)(monkeypatch) as playing:
             answers = session.all()
@@ -131,20 +156,28 @@ def fail_at_each(session_of, monkeypatch, kind, told, step, **how):
             for answer, one in zip(answers, right, strict=True):
                 assert isinstance(answer, RuntimeError) or answer.ids == one.ids
         session.check(right)
-    assert failed > counted.commands // (2 * step)
+    assert failed > commands // (2 * step)
 
 
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", KINDS)
-def test_law_1_nothing_is_kept_of_what_a_failing_command_wrote(session_of, monkeypatch, kind, told):
-    fail_at_each(session_of, monkeypatch, kind, told, 31)
+def test_law_1_nothing_is_kept_of_what_a_failing_command_wrote(
+    whole, session_of, monkeypatch, kind, told
+):
+    fail_at_each(whole, session_of, monkeypatch, kind, told, 31)
 
 
 @pytest.mark.parametrize("told", TOLD)
-def test_law_1_nor_where_a_grammar_reads_each_token_first(session_of, monkeypatch, told):
+def test_law_1_nor_where_a_grammar_reads_each_token_first(whole, session_of, monkeypatch, told):
     """Then who hears of a failure may be who reads what else was likely."""
     fail_at_each(
-        session_of, monkeypatch, "llama", told, 5, alone=[HELD, asked("Yes or no?", "And then?")]
+        whole,
+        session_of,
+        monkeypatch,
+        "llama",
+        told,
+        5,
+        alone=[HELD, asked("Yes or no?", "And then?")],
     )
 
 
@@ -171,18 +204,18 @@ class Remembering:
 
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", ["llama", "mamba2"])
-def test_law_1_nor_of_what_a_draft_wrote(session_of, monkeypatch, kind, told):
+def test_law_1_nor_of_what_a_draft_wrote(whole, session_of, monkeypatch, kind, told):
     answers, accepted = [one.ids for one in cold(session_of(kind, 999))], []
     monkeypatch.setattr(
         scheduling, "Drafter", lambda prompt, *_: Remembering(answers, prompt, accepted)
     )
-    fail_at_each(session_of, monkeypatch, kind, told, 13)
+    fail_at_each(whole, session_of, monkeypatch, kind, told, 13)
     assert sum(accepted) > 9
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", [*KINDS, "gpt_oss", "qwen3_next", "llama4"])
-def test_law_1_at_each_command(session_of, monkeypatch, kind, told, soak_share):
+def test_law_1_at_each_command(whole, session_of, monkeypatch, kind, told, soak_share):
     # Each command is a whole session of its own: shares of it are taken twice.
-    fail_at_each(session_of, monkeypatch, kind, told, round(1 / soak_share**2))
+    fail_at_each(whole, session_of, monkeypatch, kind, told, round(1 / soak_share**2))

@@ -45,9 +45,22 @@ class Process:
         self._engine.close()
 
 
-@pytest.mark.parametrize("restarts", [False, True], ids=["one process", "restarts"])
-@pytest.mark.parametrize("kind", conversations.KINDS)
-@pytest.mark.parametrize("script", ALL, ids=lambda s: s.name + ", thinking" * s.thinking)
+# Each script over each kind; every other of them through restarts, and in the soak the other way.
+EACH = [
+    pytest.param(
+        script,
+        kind,
+        restarts,
+        id=f"{script.name}{', thinking' * script.thinking}-{kind}{'-restarts' * restarts}",
+        marks=[pytest.mark.soak] * ((number + place) % 2 != restarts),
+    )
+    for number, script in enumerate(ALL)
+    for place, kind in enumerate(conversations.KINDS)
+    for restarts in (False, True)
+]
+
+
+@pytest.mark.parametrize(("script", "kind", "restarts"), EACH)
 def test_prefilled_is_what_is_new(folders, tmp_path, script, kind, restarts):
     folder = folders[script.thinking]
     process = Process(folder, kind, tmp_path)

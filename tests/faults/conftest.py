@@ -1,6 +1,7 @@
 """The worlds of the fault tests, and children that live in them."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -23,16 +24,22 @@ def ids(worlds):
     return worlds.paths(1)[0]
 
 
-@pytest.fixture
-def folder(worlds, tmp_path):
-    """A store of some paths that share a beginning; nobody has it open."""
-    made = tmp_path / "cache"
+@pytest.fixture(scope="session")
+def kept_store(worlds, tmp_path_factory):
+    """A store of some paths that share a beginning, to be copied."""
+    made = tmp_path_factory.mktemp("kept") / "cache"
     store = DiskStore(made)
     for path in worlds.paths(3, worlds.PATHS):
         worlds.put(store, path)
     store._index.run(lambda index: index.shrink(), None)
     store.close()
     return made
+
+
+@pytest.fixture
+def folder(kept_store, tmp_path):
+    """A copy of it; nobody has it open."""
+    return shutil.copytree(kept_store, tmp_path / "cache")
 
 
 @pytest.fixture

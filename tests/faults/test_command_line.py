@@ -4,9 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from click.testing import CliRunner
 from llm.cli import cli as llm_command
@@ -14,7 +14,6 @@ from llm.cli import cli as llm_command
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.commands import mlx_cached
 
-LLM = str(Path(sys.executable).with_name("llm"))
 ASK = ("-m", "mlx-cached", "Hello and more of it", "-o", "max_tokens", "24")
 
 
@@ -28,16 +27,18 @@ class Home:
             "LLM_MLX_CACHED_HOME": str(folder / "mlx"),
         }
 
-    def start(self, *arguments, **options):
+    def start(self, *arguments):
+        """`llm` in a new interpreter, for what becomes of that."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen([LLM, *arguments], env=self.environment, **(pipes | options))
+        return subprocess.Popen([forks.LLM, *arguments], env=self.environment, **pipes)
 
-    def llm(self, *arguments, status=0):
-        process = self.start(*arguments)
-        out, error = (text.decode() for text in process.communicate(timeout=120))
-        assert process.returncode == status, error
-        assert "Traceback" not in error
-        return out.strip()
+    def llm(self, *arguments):
+        """The same in a fork, for what it says and stores."""
+        given = {"env": self.environment, "stdin": subprocess.DEVNULL, "timeout": 120}
+        done = subprocess.run([forks.llm(), *arguments], **given, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout.strip()
 
     def ours(self, *arguments, status=0):
         """`llm mlx-cached ...` in this process, which is faster."""

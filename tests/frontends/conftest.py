@@ -1,13 +1,13 @@
-"""The real `llm` command in fresh processes, over the user's copy of the real default model."""
+"""The `llm` command in processes of its own, over the user's copy of the real default model."""
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
+import forks
 import host_of
 import pytest
 import sqlite_utils
@@ -32,8 +32,6 @@ from llm_mlx_promptcache.engine.events import (
 from llm_mlx_promptcache.engine.pool import close_engines
 from llm_mlx_promptcache.models.default_model import ensure_default_model
 
-LLM = str(Path(sys.executable).with_name("llm"))
-
 
 class Home:
     """A user's folders: llm's own, our cache's, and the models, which may be another's."""
@@ -44,7 +42,6 @@ class Home:
         if data is not None:
             (folder / "mlx" / "data").symlink_to(data)
 
-    command = LLM
     hosted = False  # whether a host answers
 
     def own(self):
@@ -62,7 +59,11 @@ class Home:
         """Run `llm` and return what it wrote to stdout and stderr."""
         environment = self.environment(**variables)
         done = subprocess.run(
-            [LLM, *arguments], env=environment, input=stdin, capture_output=True, text=True
+            [forks.llm(), *arguments],
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
@@ -166,6 +167,27 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "own"))
     yield tmp_path / "own"
     close_engines()
+
+
+@pytest.fixture
+def played_chat(own_cache, tmp_path, tiny_llama, shared_views):
+    """`played_chat(answers, context)`: a model that answers by cues; with a real tokenizer too."""
+    from real_tokenizers import real_tokenizer
+    from scripted_model import scripted_folder
+    from summed_up import ANSWERS
+
+    from langchain_mlx_cached import ChatMLXCached
+
+    def make(answers=None, context=32768, tokenizer=None, template=None, **settings):
+        folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
+        source = real_tokenizer(tokenizer) if tokenizer else tiny_llama()
+        scripted_folder(folder, source, template, answers or ANSWERS)
+        config = json.loads((folder / "config.json").read_text())
+        config["max_position_embeddings"] = context
+        (folder / "config.json").write_text(json.dumps(config))
+        return ChatMLXCached(model=str(folder), max_tokens=100, **settings)
+
+    return make
 
 
 @pytest.fixture
@@ -286,10 +308,10 @@ def engine(monkeypatch):
     """The engine of every `ChatMLXCached`: it says hello, unless it is given other events."""
     from scripted_engine import ScriptedEngine, finished
 
-    from langchain_adapter import chat_model
+    from langchain_adapter import answering
 
     made = ScriptedEngine([TextDelta("Hello"), finished("Hello")])
-    monkeypatch.setattr(chat_model, "engine_for", lambda reference, where: made)
+    monkeypatch.setattr(answering, "engine_for", lambda reference, where: made)
     return made
 
 

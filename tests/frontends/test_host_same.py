@@ -1,12 +1,14 @@
 """Law 15: `llm` says and logs the same with a host as without one, to the exit status.
 
-Fresh processes, real tokenizers, weights that play a script. What is reused may only be more.
+A process for each command, real tokenizers, weights that play a script.
+What is reused may only be more.
 """
 
 import json
 import re
 import subprocess
 
+import forks
 import pytest
 from click.testing import CliRunner
 from llm.cli import cli
@@ -102,7 +104,7 @@ class Teller:
     def says(self, arguments, stdin):
         """Exit status, stdout and stderr of a command, and what it logged, line by line."""
         done = subprocess.run(
-            [self._home.command, *arguments],
+            [forks.llm(), *arguments],
             cwd=self._folder,
             env=self._home.environment(PYTHONPATH=environment()["PYTHONPATH"]),
             input=stdin,

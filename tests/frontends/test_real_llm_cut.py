@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 import pytest
+from forks import LLM
 from real_families import Played, every_family
 from scripted_model import environment
 
@@ -50,7 +51,7 @@ class User:
     def start(self, *arguments, stderr=subprocess.PIPE):
         """`llm` in a new process."""
         return subprocess.Popen(
-            [self._home.command, *arguments],
+            [LLM, *arguments],
             cwd=self._folder,
             env=self._home.environment(PYTHONPATH=environment()["PYTHONPATH"]),
             stdin=subprocess.PIPE,

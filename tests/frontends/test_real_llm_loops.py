@@ -1,4 +1,4 @@
-"""`llm -T` as users run it, with real tokenizers: fresh processes, weights that play a script.
+"""`llm -T` as users run it, with real tokenizers: processes, and weights that play a script.
 
 What the models really ran is what they wrote down themselves, beside what our counters say.
 """
@@ -63,8 +63,7 @@ class User:
     def llm(self, *arguments):
         """What `llm` says in a new process, and what its model ran, which `runs` has at its end."""
         file = self._folder / f"runs-{len(self.runs)}"
-        variables = {"HOME": str(self._folder), RUNS: str(file)}
-        variables["PYTHONPATH"] = environment()["PYTHONPATH"]
+        variables = {RUNS: str(file), "PYTHONPATH": environment()["PYTHONPATH"]}
         said, _ = self._home.llm(*arguments, *self._tools, **variables)
         self.runs.append(runs_of(file))
         return said

@@ -1,26 +1,20 @@
 """Hello: what client and host are, told without a secret, and every reason that they do not fit."""
 
 import copy
-import dataclasses
-import functools
 import json
 import os
 import shutil
 import stat
-import sys
 import threading
 from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mlx_promptcache import config
-from llm_mlx_promptcache.host import environment
 from llm_mlx_promptcache.host import hello as hellos
-from llm_mlx_promptcache.host.hello import bare_hello, build, difference, hello
+from llm_mlx_promptcache.host.hello import bare_hello, difference, hello
 from llm_mlx_promptcache.host.place import HostUnavailable, host_place
 
 SECRET = "hf_thisIsMyAccessToken"
@@ -46,15 +40,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
     monkeypatch.setenv(config.HOME_VARIABLE, str(tmp_path / "home"))
     return host_place()
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of our own files, as an upgrade finds them."""
-    folder = tmp_path / "package"
-    shutil.copytree(hellos._PACKAGE / "host", folder / "host")
-    monkeypatch.setattr(hellos, "_PACKAGE", folder)
-    return folder
 
 
 def test_a_hello_is_plain_data_that_is_the_same_each_time(place):
@@ -209,78 +194,6 @@ def test_another_build_is_told_by_what_differs(place, name, told):
     assert difference(one, other) == told.format(one["build"][name])
 
 
-def test_a_changed_file_is_another_build(package):
-    before = build()
-    path = package / "host" / "start.py"
-    found = path.stat()
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
-    changed = build()
-    path.write_bytes(path.read_bytes() + b"\n")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    longer = build()
-    path.rename(path.with_name("begin.py"))
-    moved = build()
-    digests = {b.digest for b in (before, changed, longer, moved)}
-    assert len(digests) == 4
-    assert before.package == moved.package
-    assert build() == moved
-
-
-def test_a_process_whose_package_was_replaced_under_it_has_no_host(place, package, monkeypatch):
-    """What it would say is read by code that it does not run: it can neither find nor start one."""
-    monkeypatch.setattr(hellos, "build_that_runs", functools.cache(build))
-    assert hello(place)["build"] == dataclasses.asdict(build())
-    path = package / "host" / "start.py"
-    path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(HostUnavailable, match="start it anew"):
-        hello(place)
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder in which mlx is installed, and nothing else anywhere."""
-    folder = tmp_path / "site-packages"
-    (folder / "mlx-0.32.4.dist-info").mkdir(parents=True)
-    monkeypatch.setattr(sys, "path", ["", str(folder), str(tmp_path / "python311.zip")])
-    return folder
-
-
-def test_versions_are_those_that_are_installed(monkeypatch):
-    told = build()
-    for name in ("mlx", "mlx-lm", "llm-mlx-promptcache"):
-        assert version(name) in dataclasses.astuple(told)
-    assert {name for name, _ in hellos._installed()} >= {"transformers", "numpy", "jinja2"}
-
-
-@pytest.mark.parametrize("name", ["transformers", "Jinja2", "mlx_metal", "numpy"])
-def test_another_version_of_what_we_stand_on_is_another_build(site, package, name):
-    without = build()
-    (site / f"{name}-1.0.dist-info").mkdir()
-    first = build()
-    (site / f"{name}-1.0.dist-info").rename(site / f"{name}-1.1.dist-info")
-    assert len({b.digest for b in (without, first, build())}) == 3
-    assert first.mlx == "0.32.4"
-    assert first.mlx_lm == ""
-
-
-def test_what_else_is_installed_is_the_same_build(site, package):
-    before = build()
-    (site / "pip-26.0.dist-info").mkdir()
-    (site / "mlx").mkdir()
-    (site / "__pycache__").mkdir()
-    assert build() == before
-
-
-def test_what_lies_where_a_client_runs_is_not_what_is_installed(
-    site, package, tmp_path, monkeypatch
-):
-    before = build()
-    (tmp_path / "numpy-1.0.egg-info").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    assert build() == before
-
-
 def test_a_bare_hello_differs_in_the_protocol_alone(place):
     one = hello(place)
     one["build"]["mlx"] = "another"
@@ -352,52 +265,3 @@ def test_a_salt_that_can_not_be_read_or_made_is_told(place):
     shutil.rmtree(place.folder)
     with pytest.raises(HostUnavailable, match=r"salt can't be read or made \(No such file"):
         hello(place)
-
-
-def test_a_host_is_given_what_it_needs_and_no_secret_but_the_hubs():
-    given = {
-        "PATH": "/bin",
-        "HOME": "/home/me",
-        "LC_ALL": "C",
-        "XDG_CACHE_HOME": "/c",
-        "LLM_MLX_CACHED_HOME": "/h",
-        "LLM_MLX_CACHED_KEEP": "1h",
-        "HF_TOKEN": SECRET,
-        "https_proxy": "http://p",
-        "LD_PRELOAD": "libopenblas.so /lib/b.so",
-        "COVERAGE_PROCESS_START": "x",
-    }
-    withheld = {
-        "OPENAI_API_KEY": SECRET,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "LLM_USER_PATH": "/l",
-        "SSH_AUTH_SOCK": "/s",
-        "PYTHONWARNINGS": "error",
-        "PYTHONSTARTUP": "/p",
-        "HFX": SECRET,
-        "_": "x",
-    }
-    assert environment.of_host(given | withheld) == given
-
-
-def test_a_host_finds_what_its_starter_named_from_another_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    named = {
-        "LLM_MLX_CACHED_HOME": "home",
-        "HF_HOME": "~/hub",
-        "PYTHONPATH": f"src{os.pathsep}/abs{os.pathsep}",
-        "LD_PRELOAD": "libopenblas.so",
-        "XDG_DATA_HOME": "",
-        "TZ": "Europe/Berlin",
-    }
-    assert environment.of_host(named) == {
-        "LLM_MLX_CACHED_HOME": str(tmp_path / "home"),
-        "HF_HOME": "~/hub",
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "src"), "/abs", str(tmp_path)]),
-        "LD_PRELOAD": "libopenblas.so",
-        "XDG_DATA_HOME": "",
-        "TZ": "Europe/Berlin",
-    }
-    once = environment.of_host(named)
-    monkeypatch.chdir(Path("/"))
-    assert environment.of_host(once) == once

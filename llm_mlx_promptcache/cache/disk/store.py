@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..layers.errors import UnknownKind
 from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
@@ -20,13 +20,11 @@ from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import content, sweep
 from .backoff import Backoff
-from .budget import Below
-from .damage import DamagedIndex
+from .checkup import Checkup
 from .files import Files
 from .folder import StoreFolder
 from .index import Index
 from .index_rows import MOST_LABEL, Totals
-from .inspection import Finding, Kind, inspect
 from .listing import Listing
 from .notes import Notes, Opened
 from .pins import Pins
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-_MOST_FIXES: Final = 4  # one may bring up what the next has to look at
 
 
 class _NotPublished(Exception):
@@ -77,6 +73,7 @@ class DiskStore:
         self._upkeep = Upkeep(
             self._folder, self._index, self._notes, self._witness, max_bytes, max_days
         )
+        self._checkup = Checkup(self._folder, self._index, self._pins, self._witness, self._upkeep)
         self._written = 0
         self._full = Backoff(1.0, 60.0, self._files.clock)
         self._told_unreadable = False
@@ -271,31 +268,7 @@ class DiskStore:
 
     def check(self, *, fix: bool = False) -> list[str]:
         """What is wrong, a line each (law 3); with `fix` it is mended, what is damaged removed."""
-        if not self.folder.exists():
-            return []
-
-        self._upkeep.write_notes()
-        mended = len(self._index.mended)
-        found = left = self._findings()
-        if self._index.off:
-            return [f"the folder {self.folder} can't be used"]
-        for _ in range(_MOST_FIXES if fix else 0):
-            if not left:
-                break
-            self._fix(left)
-            # A file that was taken in again by its head may hold damaged content.
-            before, left = left, self._findings()
-            if left == before:
-                break
-        # What could not even be looked at is mended by now.
-        return [*self._index.mended[mended:], *(finding.said for finding in found)]
-
-    def _findings(self) -> list[Finding]:
-        def look(index: Index) -> list[Finding]:
-            return list(inspect(index, self._folder, self._pins))
-
-        nothing: list[Finding] = []
-        return self._index.run(look, nothing, asked=True)
+        return self._checkup.lines(fix=fix) if self.folder.exists() else []
 
     def sweep(self, *, every: bool = False) -> int:
         """Drop what a killed process left; returns how many files and rows."""
@@ -365,18 +338,6 @@ class DiskStore:
 
     def _wiped(self, index: Index) -> int:
         return wiped(index, self._folder, self._pins, self._upkeep)
-
-    def _fix(self, found: Sequence[Finding]) -> None:
-        """Only what was seen to be damaged is removed; what can't be read just now stays."""
-        wrong = [finding for finding in found if finding.kind is Kind.INDEX]
-        if wrong:
-            self._index.put_aside(DamagedIndex(wrong[0].said))
-        for finding in found:
-            if finding.kind is Kind.SPAN:
-                self._upkeep.remove(Below(finding.file_id, self._witness), asked=True)
-        self.sweep(every=True)
-        if any(finding.kind is Kind.PINS for finding in found):
-            self._index.run(self._pins.keep, None)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._full.failed():

@@ -1,0 +1,73 @@
+"""Checkup: all that is wrong in a store's folder, told a line each, and mended if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from .budget import Below
+from .damage import DamagedIndex
+from .folder import StoreFolder
+from .index import Index
+from .inspection import Finding, Kind, inspect
+from .pins import Pins
+from .shared_index import SharedIndex
+from .upkeep import Upkeep
+from .witness import Witness
+
+_MOST_FIXES: Final = 4  # one may bring up what the next has to look at
+
+
+class Checkup:
+    """What `check` does with a folder that is there."""
+
+    def __init__(
+        self,
+        folder: StoreFolder,
+        index: SharedIndex,
+        pins: Pins,
+        witness: Witness,
+        upkeep: Upkeep,
+    ) -> None:
+        self._folder = folder
+        self._index = index
+        self._pins = pins
+        self._witness = witness
+        self._upkeep = upkeep
+
+    def lines(self, *, fix: bool) -> list[str]:
+        """What is wrong, a line each; with `fix` it is mended, and what is damaged removed."""
+        self._upkeep.write_notes()
+        mended = len(self._index.mended)
+        found = left = self._findings()
+        if self._index.off:
+            return [f"the folder {self._folder.path} can't be used"]
+        for _ in range(_MOST_FIXES if fix else 0):
+            if not left:
+                break
+            self._fix(left)
+            # A file that was taken in again by its head may hold damaged content.
+            before, left = left, self._findings()
+            if left == before:
+                break
+        # What could not even be looked at is mended by now.
+        return [*self._index.mended[mended:], *(finding.said for finding in found)]
+
+    def _findings(self) -> list[Finding]:
+        def look(index: Index) -> list[Finding]:
+            return list(inspect(index, self._folder, self._pins))
+
+        nothing: list[Finding] = []
+        return self._index.run(look, nothing, asked=True)
+
+    def _fix(self, found: Sequence[Finding]) -> None:
+        """Only what was seen to be damaged is removed; what can't be read just now stays."""
+        wrong = [finding for finding in found if finding.kind is Kind.INDEX]
+        if wrong:
+            self._index.put_aside(DamagedIndex(wrong[0].said))
+        for finding in found:
+            if finding.kind is Kind.SPAN:
+                self._upkeep.remove(Below(finding.file_id, self._witness), asked=True)
+        self._upkeep.sweep(every=True)
+        if any(finding.kind is Kind.PINS for finding in found):
+            self._index.run(self._pins.keep, None)

@@ -1,0 +1,56 @@
+"""ShownSpan: a span as commands show it, and as a host tells the ones that only its memory has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ..cache.disk.listing import ListedSpan
+
+WORDS = 16  # tokens of a span that are told, for its first words
+
+
+class ShownSpan(NamedTuple):
+    """A span of the disk, with `in_memory` of its tokens; or one of memory alone.
+
+    `id` is whole: a file's, or where no file has it a digest of its path. `parent` is "" at a
+    path's start; `words` are its first tokens.
+    """
+
+    id: str
+    parent: str
+    namespace: str
+    model: str
+    tier: str
+    start: int
+    end: int
+    bytes: int
+    hits: int
+    used_at: int
+    pinned: bool
+    resumes: bool
+    words: Sequence[int]
+    in_memory: int
+    on_disk: bool
+
+    @classmethod
+    def stored(cls, span: ListedSpan, in_memory: int) -> ShownSpan:
+        """One of the disk, of which so many tokens are in memory too."""
+        return cls(
+            id=span.file_id,
+            parent=span.parent,
+            namespace=span.namespace,
+            model=span.model,
+            tier=span.tier,
+            start=span.start,
+            end=span.end,
+            bytes=span.bytes,
+            hits=span.hits,
+            used_at=span.used_at,
+            pinned=span.pinned,
+            resumes=span.resumes,
+            words=span.tokens[:WORDS],
+            in_memory=in_memory,
+            on_disk=True,
+        )

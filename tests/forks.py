@@ -1,0 +1,187 @@
+"""Processes without the second of imports: a server that has imported what `llm` needs forks them.
+
+A fork is a process as any other: its own memory, files, environment, signals and exit status. What
+only a new interpreter shows (what is imported and when, how `llm` starts) tests ask of a real one.
+
+`llm()` starts the server, and gives an executable that stands for `llm`: it hands the server its
+arguments, environment, folder and files, passes signals on, and ends as the fork does. Where its
+environment differs in what an interpreter reads as it starts, it runs the real one.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+LLM = str(Path(sys.executable).with_name("llm"))
+# What commands look up each time they run; all else is as it was when the server began.
+FREE = {
+    *("LLM_USER_PATH", "LLM_MLX_CACHED_HOME", "LLM_MLX_CACHED_KEEP", "LLM_MLX_CACHED_AHEAD"),
+    *("LLM_MLX_CACHED_DISK", "SCRIPTED_RUNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"),
+    *("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "TERM", "NO_COLOR"),
+}
+_MODULES = ("llm.cli", "mlx_lm.generate", "mlx_lm.models.llama", "transformers.models.auto")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_STUB = """#!{python} -IS
+import array, json, os, signal, socket, sys
+env = dict(os.environ)
+if {{k: v for k, v in env.items() if k not in {free!r}}} != {fixed!r}:
+    os.execv({llm!r}, [{llm!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+server.connect({address!r})
+asked = json.dumps([sys.argv[1:], env, os.getcwd()]).encode()
+files = array.array("i", [0, 1, 2]).tobytes()
+server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+server.sendall(asked)
+for number in {signals!r}:
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, lambda number, _: server.sendall(bytes([number])))
+told = server.recv(4)
+status = int.from_bytes(told, "big", signed=True) if told else 1
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+class Forks:
+    """A server of this session, started when it is first needed, until `close`."""
+
+    def __init__(self, folder, environment):
+        self._folder = folder
+        self._environment = environment
+        self._server = None
+
+    def llm(self):
+        """What stands for `llm`; the real one where it is not safe to fork."""
+        if sys.platform != "linux":
+            return LLM
+        if self._server is None:
+            self._start()
+        return str(self._folder / "llm")
+
+    def _start(self):
+        address = str(self._folder / "forks")
+        life, self._life = os.pipe()
+        self._server = subprocess.Popen(
+            [sys.executable, "-P", __file__, address, str(life)],
+            # Its threads would be lost in forks; `make test` gives it one in each process too.
+            env=self._environment | {"OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            pass_fds=[life],
+        )
+        os.close(life)
+        with self._server.stdout as told:
+            assert told.read() == b"ready\n"
+        fixed = {name: value for name, value in self._environment.items() if name not in FREE}
+        parts = {"python": sys.executable, "llm": LLM, "address": address, "free": FREE}
+        stub = self._folder / "llm"
+        stub.write_text(_STUB.format(fixed=fixed, signals=tuple(map(int, _SIGNALS)), **parts))
+        stub.chmod(0o700)
+
+    def close(self):
+        """End the server; a fork that still runs is not its own."""
+        if self._server is not None:
+            os.close(self._life)
+            assert self._server.wait(60) == 0
+
+
+of_session: Forks | None = None
+
+
+def llm():
+    """What stands for `llm` in this session of tests."""
+    return of_session.llm()
+
+
+def _serve(address, life):
+    """Fork for who connects, until nobody holds the other end of `life`."""
+    _import_all()
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "a thread would be lost"
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(64)
+    os.write(1, b"ready\n")
+    os.dup2(0, 1)
+    while life not in select.select([listener, life], [], [])[0]:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            os.close(life)
+            return _keep(client)
+        client.close()
+    return None
+
+
+def _import_all():
+    for name in _MODULES:
+        importlib.import_module(name)
+    import llm_mlx_promptcache
+
+    for module in pkgutil.walk_packages(llm_mlx_promptcache.__path__, "llm_mlx_promptcache."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def _keep(client):
+    """Run a client's command in a process of its own, pass signals on, and tell how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, files, *_ = socket.recv_fds(client, 4, 3)
+    size = int.from_bytes(head, "big")
+    asked = b""
+    while len(asked) < size and (more := client.recv(size - len(asked))):
+        asked += more
+    child = os.fork()
+    if child == 0:
+        client.close()
+        return _run(files, *json.loads(asked))
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(child)
+    while ended not in (ready := select.select([client, ended], [], [])[0]):
+        assert client in ready
+        told = client.recv(1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, told[0] if told else signal.SIGKILL)
+        if not told:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(BrokenPipeError):
+        client.sendall(status.to_bytes(4, "big", signed=True))
+    os._exit(0)
+
+
+def _run(files, arguments, environment, folder):
+    """Be `llm`: with these files as 0, 1 and 2, arguments, environment and folder."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    os.chdir(folder)
+    added = environment.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [path for path in added if path and path not in sys.path]
+    with contextlib.suppress(ImportError):
+        importlib.import_module("sitecustomize")
+    sys.argv = [LLM, *arguments]
+    from llm.cli import cli
+
+    sys.exit(cli())
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], int(sys.argv[2]))
