@@ -24,7 +24,7 @@ from .memory.budget import Limits, MemoryBudget
 from .memory.leases import Lease
 from .memory.memory import Memory
 from .memory.policies import Policy
-from .memory.said import Said, said
+from .memory.said import NOTHING_SAID, Said, said_behind, said_elsewhere
 from .memory.span_tree import SpanTree
 from .persistence import Persistence, Saved
 from .proof import Proof
@@ -113,14 +113,25 @@ class PromptCache:
         with self._lock:
             return self._tree.walk(namespace, ids).length == len(ids)
 
+    def said_behind(self, namespace: str, tokens: Iterable[int], most: int) -> Tokens[int]:
+        """At most `most` token ids that are in memory behind these: no hit, and no use of any."""
+        ids = _checked(tokens)
+        with self._lock:
+            return said_behind(self._tree, namespace, ids, most)
+
     def said(self, namespace: str, tokens: Iterable[int], most: int) -> Said:
-        """What stands behind these tokens in memory, and in the namespace's other spans.
+        """What stands behind these tokens, in memory or the store, and in memory elsewhere.
 
         At most `most` token ids of each, to draft answers from: no hit, and no use of anything.
+        Nothing of a namespace that is being forgotten.
         """
         ids = _checked(tokens)
         with self._lock:
-            return said(self._tree, namespace, ids, most)
+            if self._forgetting.bars(namespace, self._forgetting.count):
+                return NOTHING_SAID
+            behind = said_behind(self._tree, namespace, ids, most)
+            texts = said_elsewhere(self._tree, namespace, ids, most)
+        return Said(behind or self._store.said_behind(namespace, ids, most), texts)
 
     def fetch_ahead(self, namespace: str, tokens: Iterable[int]) -> Lease:
         """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,6 +73,9 @@ class Store(Protocol):
     def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """What is stored along `tokens`, from the path's start."""
 
+    def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
+        """At most `most` tokens that stood behind these last, where that is known at once."""
+
     @property
     def unseen(self) -> bool:
         """Whether the last lookup could not see what is stored, and did not wait until it could."""
@@ -124,6 +128,10 @@ class NullStore:
     def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
         """Nothing is found."""
         return NOTHING
+
+    def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
+        """Nothing was said."""
+        return array("I")
 
     @property
     def unseen(self) -> bool:

@@ -205,12 +205,9 @@ class PromptTrie(Generic[V]):
             self._roots[model] = Node(model, array("I"), None)
         return self._roots[model]
 
-    def nodes(self, model: Hashable = _ABSENT) -> Iterator[Node[V]]:
-        """Every span of one model, or of all; parents before their children."""
-        if model is _ABSENT:
-            stack = list(self._roots.values())
-        else:
-            stack = [root] if (root := self._roots.get(model)) is not None else []
+    def nodes(self) -> Iterator[Node[V]]:
+        """Every span, parents before their children."""
+        stack = list(self._roots.values())
         while stack:
             node = stack.pop()
             if node.parent is not None:

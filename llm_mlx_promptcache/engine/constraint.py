@@ -14,19 +14,19 @@ they are masked.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from ..chat.call_forms import Thinking
 from ..chat.grammar import Grammar, GrammarError
 from ..models.errors import ConstraintError, NothingAllowedError
+from .matchers import Matcher, Matchers
 
 __all__ = ["Constraint", "ConstraintError", "Matchers", "grammar_tokenizer"]
 
@@ -60,40 +60,6 @@ def _end_ids(wrapper: Any) -> list[int]:
 _MOST_GAP = 2
 
 
-# Of a few hundred tools a matcher has tens of megabytes.
-_MOST_MATCHERS = 4
-
-
-class Matchers:
-    """A model's matchers, remembered by their grammar: building one of many tools takes a second.
-
-    A copy of a remembered one takes milliseconds; they share what is built.
-    """
-
-    def __init__(self, tokenizer: LLTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
-
-    def of(self, grammar: Grammar) -> LLMatcher:
-        """A matcher at the grammar's beginning; GrammarError where llguidance refuses it."""
-        matcher = self._kept.pop(grammar.text, None)
-        if matcher is None:
-            limits = LLParserLimits(verbose_errors=False)
-            matcher = LLMatcher(self.tokenizer, grammar.text, log_level=0, limits=limits)
-            if matcher.is_error():
-                reason = _reason(matcher)
-                raise GrammarError(f"the grammar is refused: {reason}; simplify schema or tools")
-        self._kept[grammar.text] = matcher
-        if len(self._kept) > _MOST_MATCHERS:
-            self._kept.popitem(last=False)
-        return matcher.deep_copy()
-
-
-def _reason(matcher: LLMatcher) -> str:
-    reason = " ".join(matcher.get_error().split()) or "nothing may follow"
-    return reason[:_REASON_LIMIT]
-
-
 class Allowed(NamedTuple):
     """What may come next: for each token whether, packed in bits where the device unpacks them."""
 
@@ -115,6 +81,14 @@ class _Phase(Enum):
     ENDED = auto()
 
 
+class _Waiting(NamedTuple):
+    """How far the end of reasoning has come, and what may be the beginning of a call."""
+
+    tail: bytes
+    heard: bytes
+    gap: int
+
+
 class Constraint:
     """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
 
@@ -129,19 +103,22 @@ class Constraint:
         *,
         thinking: Thinking | None = None,
     ) -> None:
-        self._matcher = matchers.of(grammar)
+        self._matcher = Matcher(matchers, grammar)
         self._tokenizer = tokenizer = matchers.tokenizer
         self._vocab_size = vocab_size
         # Tokens of white space that may yet stand before reasoning, or behind it.
         self._gap = _MOST_GAP if thinking is not None and thinking.start_ids else 0
         self._ends = list(tokenizer.eos_tokens)
         self._end_mask = _mask_of(self._ends, vocab_size)
+        self._all_but_end = ~self._end_mask
         self._thinking = thinking
         waits = thinking is not None and thinking.opened
         self._phase = _Phase.WAITING if waits else _Phase.FIRST
         self._tail = b""  # may be the beginning of the mark behind reasoning
         # What begins a call, and the end of what was said while it waited.
         self._opening, self._heard = grammar.opening.encode(), b""
+        self._guessed: list[_Waiting] = []  # where it stood before each guess while it waited
+        self._broken = False  # a guess was too much for the matcher: there are no more
         self._unclear = 0  # tokens that may begin reasoning, and what the grammar holds as well
 
     @property
@@ -151,13 +128,13 @@ class Constraint:
     @property
     def finished(self) -> bool:
         """Whether nothing but the end can follow."""
-        return self._phase is _Phase.ENDED or (self._holds and self._matcher.is_stopped())
+        return self._phase is _Phase.ENDED or (self._holds and self._matcher.is_stopped)
 
     @property
     def complete(self) -> bool:
         """Whether the answer may end here: it is whole, even if a limit ends it."""
         if self._holds:
-            return bool(self._matcher.is_accepting())
+            return self._matcher.is_accepting
         return self._phase is _Phase.ENDED
 
     def mask(self, logits: mx.array) -> mx.array:
@@ -168,32 +145,63 @@ class Constraint:
         """What may come next, as it stands now."""
         if self._phase is _Phase.WAITING:
             # What must follow the reasoning would be missing, and nobody would know.
-            return Allowed(~self._end_mask)
+            return Allowed(self._all_but_end)
         if self.finished:
             return Allowed(self._end_mask)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error() or not bits.any():
-            raise ConstraintError(f"the grammar can't go on: {_reason(self._matcher)}; simplify it")
+        bits = self._matcher.bits()
+        if self._matcher.failed or not bits.any():
+            raise ConstraintError(f"the grammar can't go on: {self._matcher.reason}; simplify it")
         bits = _with(bits, self._besides())
         return Allowed(bits if _on_metal() else _unpacked(bits, self._vocab_size))
 
     @property
     def can_go_back(self) -> bool:
-        """Whether tokens that are consumed now may be taken back: the grammar holds them all."""
-        return self._phase is _Phase.HOLDING and not self._gap and not self._matcher.is_stopped()
+        """Whether tokens that are consumed now may be taken back.
+
+        The grammar holds them all, or none of them while it waits.
+        """
+        if self._phase is _Phase.WAITING:
+            return True
+        holds = self._phase is _Phase.HOLDING and not self._gap
+        return holds and not self._broken and not self._matcher.is_stopped
 
     def try_consume(self, token: int) -> bool:
-        """Consume a guess, where the grammar has room for it; `go_back` undoes it."""
-        return (
-            token not in self._ends
-            and self._takes([token])
-            and bool(self._matcher.consume_token(token))
-        )
+        """Consume a guess, where there is room for it; `go_back` undoes it."""
+        if token in self._ends:
+            return False
+        if self._phase is _Phase.WAITING:
+            return self._try_wait(token)
+        if self._takes([token]) and self._matcher.consume(token):
+            return True
+        if self._matcher.failed:
+            self._undo(0)
+        return False
 
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens, each consumed where `can_go_back` was true."""
-        if count and not self._matcher.rollback(count):
-            raise ConstraintError(f"the grammar can't go back: {_reason(self._matcher)}")
+        if self._phase is _Phase.WAITING:
+            if count:
+                self._tail, self._heard, self._gap = self._guessed[-count]
+            self._guessed.clear()
+        elif count:
+            self._undo(count)
+
+    def _undo(self, count: int) -> None:
+        self._broken |= self._matcher.failed
+        if not self._matcher.go_back(count):
+            raise ConstraintError(f"the grammar can't go back: {self._matcher.reason}")
+
+    def _try_wait(self, token: int) -> bool:
+        """Wait on behind a guess, unless the grammar would begin with it: it is for no guess to."""
+        before = _Waiting(self._tail, self._heard, self._gap)
+        self._wait(token)
+        if self._phase is _Phase.WAITING:
+            self._guessed.append(before)
+            return True
+        self._phase = _Phase.WAITING
+        self._tail, self._heard, self._gap = before
+        self._matcher.reset()
+        return False
 
     def consume(self, token: int) -> None:
         """The token that was chosen; after the end, whatever comes is ignored."""
@@ -210,7 +218,7 @@ class Constraint:
         elif self._gap and token in self._spaces() and not self._takes([token]):
             self._gap -= 1
             return
-        elif self._matcher.is_stopped() or not self._matcher.consume_token(token):
+        elif self._matcher.is_stopped or not self._matcher.consume(token):
             # What is masked has no probability, unless nothing has any.
             raise NothingAllowedError(
                 f"token {token} is not what the grammar allows, and nothing else is left;"
@@ -229,10 +237,10 @@ class Constraint:
         """
         if not self._holds or self._besides():
             return []
-        if self._matcher.is_stopped():
+        if self._matcher.is_stopped:
             # Which end it is tells calls from text in some models, and is theirs to say.
             return self._ends if len(self._ends) == 1 else []
-        return list(self._matcher.compute_ff_tokens())
+        return self._matcher.forced()
 
     def _besides(self) -> Collection[int]:
         """The tokens that may come although the grammar knows nothing of them."""
@@ -267,7 +275,7 @@ class Constraint:
             self._begin()
         elif mark_there:
             self._begin()
-            self._matcher.try_consume_tokens(self._tokenizer.tokenize_bytes(after.lstrip()))
+            self._matcher.consume_some(self._tokenizer.tokenize_bytes(after.lstrip()))
         else:
             self._call_in_thought(token)
 
@@ -286,7 +294,7 @@ class Constraint:
             begun = self._tokenizer.tokenize_bytes(mark + behind)
         if self._takes(begun):
             self._phase = _Phase.HOLDING
-            self._matcher.consume_tokens(begun)
+            self._matcher.consume_some(begun)
         self._heard = b""
 
     def _begin(self) -> None:
@@ -295,7 +303,7 @@ class Constraint:
 
     def _takes(self, tokens: list[int]) -> bool:
         """Whether the grammar has room for these tokens; nothing changes."""
-        return self._matcher.validate_tokens(tokens) == len(tokens)
+        return self._matcher.takes(tokens)
 
 
 def _with(bits: np.ndarray[Any, Any], tokens: Collection[int]) -> np.ndarray[Any, Any]:

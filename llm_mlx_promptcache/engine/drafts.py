@@ -83,7 +83,7 @@ class Drafter:
     """Drafts for one answer.
 
     `prompt` are the tokens before it, `before` what came behind exactly these, `others` what
-    was said in other conversations.
+    was said in other conversations; `learn` tells of both later.
     """
 
     def __init__(
@@ -105,6 +105,14 @@ class Drafter:
         # Two tokens behind which a copy was wrong at once: where a form has its values, say.
         self._distrusted: set[tuple[int, ...]] = set()
         self._offered_at: tuple[int, ...] = ()
+
+    def learn(self, before: Tokens[int], others: Source) -> None:
+        """Copy from this too: it was looked for while the answer's first pass ran."""
+        self._others = others
+        known = self._prompt.tokens[-1:] + before
+        heard = self._text.tokens[len(self._prompt.tokens) - 1 :]
+        if before and self._copy is None and known[: len(heard)] == heard:
+            self._copy = _Copy(Source(known), len(heard), sure=True)
 
     def expects(self, path: Tokens[int]) -> bool:
         """Whether the token behind `path` is worth waiting for: a draft may go on from it.

@@ -6,7 +6,7 @@ import logging
 from array import array
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ..cache import device
@@ -17,7 +17,7 @@ from ..cache.layers.layout import Cuts, NotCached, cuts_of, layout_of, position_
 from ..cache.memory.leases import Lease
 from ..cache.memory.said import NOTHING_SAID, Said
 from ..cache.prompt_cache import PromptCache
-from ..models.layers import make_layers
+from ..models.layers import make_layers, vocab_size_of
 from ..models.quantisation import is_quantised, quantise
 from .chunks import checkpoints
 from .preparation import Prepared
@@ -133,11 +133,26 @@ class KVManager:
         lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
         return self._handle(prepared, ids, lease, Rows.COPY, since)
 
-    def said(self, prepared: Prepared, ids: array[int]) -> Said:
-        """What this request's namespace said behind `ids` before, and elsewhere."""
+    def said_behind(self, prepared: Prepared) -> array[int]:
+        """What is in memory behind this request's prompt."""
+        if not self.keeps(prepared):
+            return array("I")
+        ids = prepared.transcript.ids
+        return self._cache.said_behind(_said_in(prepared), ids, _MOST_SAID)
+
+    def said(self, prepared: Prepared) -> Said:
+        """What this request's namespace said behind its prompt before, and elsewhere."""
         if not self.keeps(prepared):
             return NOTHING_SAID
-        return self._cache.said(prepared.namespace, ids, _MOST_SAID)
+        said = self._cache.said(_said_in(prepared), prepared.transcript.ids, _MOST_SAID)
+        # What a disk says is checked: a token that the model has not is no guess.
+        if len(said.behind) and max(said.behind) >= self._vocab_size:
+            return said._replace(behind=array("I"))
+        return said
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        return vocab_size_of(self._model)
 
     def holds(self, prepared: Prepared, path: array[int]) -> bool:
         """Whether a path of this request is in memory, in either form of its rows."""
@@ -286,3 +301,10 @@ class KVManager:
         ends = {boundary.position for boundary in prepared.transcript.boundaries}
         ends |= {handle.lease.matched} | set(checkpoints(length))
         return (stops, ends) if self._cuts is Cuts.IN_CHUNKS else (stops | ends, set())
+
+
+def _said_in(prepared: Prepared) -> str:
+    """The namespace of what goes on from a prompt: as long as it is short, that of plain rows."""
+    kv = prepared.request.kv
+    short = kv is not None and len(prepared.transcript.ids) < kv.start
+    return prepared.plain_namespace if short else prepared.namespace

@@ -312,9 +312,16 @@ class Scheduler:
         stop_ids = self._intake.tokenizer.stop_ids
         drafter = None
         if sequence.prepared.request.drafts:
-            behind, texts = self._kv.said(sequence.prepared, sequence.ids)
-            drafter = Drafter(sequence.ids, stop_ids, behind, joined(texts))
+            behind = self._kv.said_behind(sequence.prepared)
+            drafter = Drafter(sequence.ids, stop_ids, behind)
         return sequence.new_slot(stop_ids, drafter)
+
+    def _recall(self, sequence: Sequence) -> None:
+        """Look for what else an answer may be drafted from, while its first token is computed."""
+        sequence.recalled = True
+        if sequence.slot is not None and sequence.slot.drafter is not None:
+            behind, texts = self._kv.said(sequence.prepared)
+            sequence.slot.drafter.learn(behind, joined(texts))
 
     def _recover(self) -> None:
         """Behind a failure of the device all who held layers begin again.
@@ -347,6 +354,8 @@ class Scheduler:
                 self._finish(sequence)
             elif step.error is not None:
                 raise step.error
+            elif not sequence.recalled:
+                self._recall(sequence)
         except BaseException as error:
             self._end(sequence, error)
 

@@ -71,6 +71,7 @@ class Sequence:
         self.passed = 0  # how many that came later were let in before it
         self.overtaken = 0  # how many chunks of those that came later ran before its own
         self.slot: Slot | None = None
+        self.recalled = False  # whether all is known that its answer may be drafted from
         self.behind = 0  # how many tokens the last step brought behind the answer's end
         # What was reused when it first began; a restart counts nothing twice.
         self.cached = 0

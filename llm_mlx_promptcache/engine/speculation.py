@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache.layers.rewinding import marks_of, rewind
+from ..models.errors import ConstraintError
 from .forward import forward, forward_each
 from .sampler import Likely, Mark, Sampler
 
@@ -84,24 +85,40 @@ def planned(
 ) -> DraftPlan:
     """A draft as the grammar lets it be, with the runs that it forces; at most `most` tokens.
 
-    The grammar has consumed them all: it is to go back by those that turn out wrong.
+    The grammar has consumed them all: it is to go back by those that turn out wrong. A guess behind
+    which it can't go on is left out, with all behind it.
     """
     if constraint is None:
         return DraftPlan([Guess(token) for token in draft[:most]])
     guesses: list[Guess] = []
-    while len(guesses) < min(most, len(draft)) and constraint.can_go_back:
-        at = len(guesses)
+    if not constraint.can_go_back:
+        return DraftPlan(guesses)
+    try:
         allowed = constraint.allowed()
-        if not constraint.try_consume(draft[at]):
-            break
-        guesses.append(Guess(draft[at], allowed=allowed))
-        if runs and constraint.can_go_back:
-            run = constraint.forced()[: most - len(guesses)]
-            taken = takewhile(constraint.try_consume, run)
-            guesses += [Guess(token, forced=True) for token in taken]
-        if [guess.token for guess in guesses[at:]] != list(draft[at : len(guesses)]):
-            break
-    return DraftPlan(guesses, constraint.allowed() if guesses else None)
+        while len(guesses) < min(most, len(draft)) and constraint.can_go_back:
+            at = len(guesses)
+            if not constraint.try_consume(draft[at]):
+                break
+            guesses.append(Guess(draft[at], allowed=allowed))
+            if runs and constraint.can_go_back:
+                run = constraint.forced()[: most - len(guesses)]
+                taken = takewhile(constraint.try_consume, run)
+                guesses += [Guess(token, forced=True) for token in taken]
+            allowed = constraint.allowed()
+            if [guess.token for guess in guesses[at:]] != list(draft[at : len(guesses)]):
+                break
+    except ConstraintError:
+        return _without_last(guesses, constraint)
+    return DraftPlan(guesses, allowed)
+
+
+def _without_last(guesses: list[Guess], constraint: Constraint) -> DraftPlan:
+    """A plan without its last guess, and what that one forced; nothing where there is none."""
+    if not guesses:
+        return DraftPlan([])  # it fails without any guess too, and is to be told so
+    at = max(at for at, guess in enumerate(guesses) if not guess.forced)
+    constraint.go_back(len(guesses) - at)
+    return DraftPlan(guesses[:at], guesses[at].allowed)
 
 
 def dispatch(

@@ -22,7 +22,7 @@ from llm_mlx_promptcache.chat.grammar import (
     tool_grammar,
 )
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
-from llm_mlx_promptcache.engine import constraint as constraint_module
+from llm_mlx_promptcache.engine import matchers as matchers_module
 from llm_mlx_promptcache.engine.constraint import (
     Constraint,
     ConstraintError,
@@ -252,9 +252,9 @@ def test_a_broken_grammar_is_refused_at_once(speaker):
 def test_a_matcher_is_built_once_for_a_grammar_and_none_is_spoilt(speaker, monkeypatch):
     built = []
     monkeypatch.setattr(speaker, "matchers", Matchers(speaker.matchers.tokenizer))
-    real = constraint_module.LLMatcher
+    real = matchers_module.LLMatcher
     monkeypatch.setattr(
-        constraint_module, "LLMatcher", lambda *a, **k: built.append(1) or real(*a, **k)
+        matchers_module, "LLMatcher", lambda *a, **k: built.append(1) or real(*a, **k)
     )
     grammars = [tool_grammar([MAGIC], "magic", GENERIC, calls=n, caps=CAPS) for n in range(1, 8)]
     first, again = (speaker.constraint(grammars[0]) for _ in range(2))

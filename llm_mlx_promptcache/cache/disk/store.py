@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from .index_rows import MOST_LABEL, Totals
 from .listing import Listing
 from .notes import Notes, Opened
 from .pins import Pins
+from .said import said_behind
 from .shared_index import SharedIndex
 from .upkeep import Upkeep
 from .wipe import wiped
@@ -96,6 +98,15 @@ class DiskStore:
         """What is stored along `tokens`, from the path's start."""
         found = self._index.look(lambda index: index.walk(namespace, tokens), NOTHING)
         return self._notes.without_gone(found)
+
+    def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
+        """What stood behind these tokens last, at most `most`; no use of it is counted.
+
+        Where that is not known at once it is not known: nobody is waited for.
+        """
+        return self._index.peek(
+            lambda index: said_behind(index, namespace, tokens, most), array("I")
+        )
 
     @property
     def unseen(self) -> bool:

