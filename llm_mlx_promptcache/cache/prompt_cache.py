@@ -127,7 +127,8 @@ class PromptCache:
         """
         ids = _checked(tokens)
         with self._lock:
-            if self._forgetting.bars(namespace, self._forgetting.count):
+            forgetting = self._forgetter.forgetting
+            if forgetting.bars(namespace, forgetting.count):
                 return NOTHING_SAID
             behind = said_behind(self._tree, namespace, ids, most)
             texts = said_elsewhere(self._tree, namespace, ids, most)
