@@ -27,7 +27,7 @@ from llm_mlx_promptcache.engine.events import (
 from llm_mlx_promptcache.engine.notes import new_notes
 
 from .messages import METADATA, REASONING
-from .reuse import cache_metadata, warn_of_loss
+from .reuse import cache_metadata, recorded, warn_of_loss
 
 M = TypeVar("M", AIMessage, AIMessageChunk)
 
@@ -205,7 +205,7 @@ class MessageBuilder:
         for note in new_notes(event.fingerprint, event.notes):
             warnings.warn(note, stacklevel=2)
         warn_of_loss(event, self.messages)
-        record = event.generated(as_streamed=as_streamed)
+        record = recorded(event.generated(as_streamed=as_streamed), event, self.messages)
         return {
             "additional_kwargs": {METADATA: record.to_json()},
             "usage_metadata": _usage(event),

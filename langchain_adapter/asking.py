@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from enum import Enum
+from inspect import isroutine
+from typing import Any, NamedTuple, get_origin
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
@@ -96,8 +98,36 @@ def format_of(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": converted}}
 
 
+def check_schema(schema: object) -> None:
+    """ValueError for what is no schema: a union, a list of a class, a plain type, a value."""
+    if isinstance(schema, Mapping | BaseTool) or isroutine(schema) or _is_class(schema):
+        return
+    raise ValueError(
+        f"schema is {_named(schema)}, and it must be a Pydantic class, a TypedDict, a dict of JSON"
+        " Schema or a function; what may be absent, or is one of several, goes into a field of a"
+        " class: found: X | None"
+    )
+
+
+def _is_class(schema: object) -> bool:
+    """Whether a schema can be read from a class: list[X] is one too, for `isinstance`."""
+    if not isinstance(schema, type) or get_origin(schema) is not None or schema is BaseModel:
+        return False
+    return schema.__module__ not in ("builtins", "typing") and not issubclass(schema, Enum)
+
+
+def _named(schema: object) -> str:
+    """A type as its user wrote it, cut where it is long; of a value its type alone."""
+    if isinstance(schema, type) and get_origin(schema) is None:
+        return schema.__name__
+    if get_origin(schema) is not None:
+        return str(schema)[:60]
+    return f"a value of the type {type(schema).__name__}"
+
+
 def _json_schema(schema: Any) -> dict[str, Any]:
     """JSON Schema as it was meant: LangChain's own conversion can't take recursive models."""
+    check_schema(schema)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
     if isinstance(schema, Mapping) and not _FUNCTION_KEYS.intersection(schema):

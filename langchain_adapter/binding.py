@@ -12,7 +12,7 @@ from langchain_core.runnables.retry import ExponentialJitterParams
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from .asking import choice_of, format_of, openai_tools
+from .asking import check_schema, choice_of, format_of, openai_tools
 from .errors import worth_retrying
 from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
@@ -75,6 +75,7 @@ class BindingChat(ChatSettings):
             "schema": {"type": "object", "title": "answer"} if schema is None else schema,
         }
         if method == "function_calling":
+            check_schema(schema)
             assert schema is not None
             name = convert_to_openai_tool(schema)["function"]["name"]
             caller = self.bind_tools(

@@ -29,6 +29,12 @@ def clauses_of(trigger: Trigger | None) -> tuple[dict[str, float], ...]:
     if trigger is None:
         return ()
     one = isinstance(trigger, Mapping) or _is_size(trigger)
+    several = isinstance(trigger, Sequence) and not isinstance(trigger, str)
+    if not (one or (several and trigger)):
+        raise ValueError(
+            f'trigger is {repr(trigger)[:60]}; give a kind and a value, as in ("tokens", 3000),'
+            " or a list of them; None waits until a conversation does not fit"
+        )
     given: Sequence[Any] = [trigger] if one else cast("Sequence[Any]", trigger)
     return tuple(map(_clause, given))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
+from llm_mlx_promptcache.chat.generated import Generated
 from llm_mlx_promptcache.engine.events import Finished, Reuse
 from llm_mlx_promptcache.engine.notes import is_new_loss
 
@@ -35,6 +37,18 @@ def warn_of_loss(event: Finished, messages: Sequence[BaseMessage]) -> None:
     told = _of_langchain(event.reuse, messages)
     if not _is_meant(told, messages) and is_new_loss(event.reuse):
         warnings.warn(f"reuse {told} (told once a conversation)", stacklevel=2)
+
+
+def recorded(record: Generated, event: Finished, messages: Sequence[BaseMessage]) -> Generated:
+    """What an answer carries; a loss that was meant, and so not told, does not count as told there.
+
+    The next one in its conversation is the first that there is to tell.
+    """
+    if record.asked is None or not event.reuse.warns:
+        return record
+    if not _is_meant(_of_langchain(event.reuse, messages), messages):
+        return record
+    return replace(record, asked=replace(record.asked, told=False))
 
 
 def _is_meant(reuse: Reuse, messages: Sequence[BaseMessage]) -> bool:

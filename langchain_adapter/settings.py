@@ -156,14 +156,19 @@ class ChatSettings(BaseChatModel):
         self._add_version(_DISTRIBUTION, _version())
         return self
 
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        """What is out of range is refused where it is given, in the words of a request."""
+        self.request([], {})
+        return self
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field to what a call could give; ValueError for anything else, and it stays."""
         fields = type(self).model_fields
         if name in fields:
             value = self._checked(name, value)
             if _is_own(name):
-                # What is out of range is refused where it is set, not by the next call.
-                self.model_copy(update={name: value}).request([], {})
+                self.model_copy(update={name: value})  # refuses what is out of range
         elif not (name.startswith("_") or hasattr(type(self), name)):
             raise ValueError(unknown(name, fields))
         told = name in _TELLING and self.profile == self._resolve_model_profile()
@@ -177,6 +182,8 @@ class ChatSettings(BaseChatModel):
         own = in_our_words(update or {}, fields)
         made = {name: self._checked(name, value) for name, value in own.items()}
         copied = super().model_copy(update=made, deep=deep)
+        if any(map(_is_own, made)):
+            copied.request([], {})  # out of range is refused here, and not by the next call
         told = _TELLING.intersection(made) and "profile" not in made
         if told and self.profile == self._resolve_model_profile():
             copied.profile = copied._resolve_model_profile()

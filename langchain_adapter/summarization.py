@@ -20,7 +20,6 @@ from langchain.agents.middleware.internal_call_transformer import (
     internal_call_metadata,
 )
 from langchain.agents.structured_output import AutoStrategy, OutputToolBinding, ToolStrategy
-from langchain.chat_models import init_chat_model
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, RemoveMessage
@@ -43,8 +42,7 @@ from .history import (
     tokens_of,
 )
 from .reuse import SOURCE, SUMMED_UP
-
-TokenCounter = Callable[[Sequence[BaseMessage]], int]
+from .summary_settings import TokenCounter, checked_counter, checked_model, question_of
 
 SUMMARY_PROMPT = (
     "Everything above is about to be replaced by what you write now, so write down all that is"
@@ -52,8 +50,6 @@ SUMMARY_PROMPT = (
     " why; names, numbers, files and other exact values; what is still to be done. Write nothing"
     " else, and call no tool."
 )
-# Stands for the conversation in prompts that were written for LangChain's middleware.
-_ABOVE = "(the conversation above)"
 # LangChain's own words and mark, by which interfaces know a summary.
 _HEAD = "Here is a summary of the conversation to date:\n\n"
 _MARK = {SOURCE: SUMMED_UP}
@@ -104,10 +100,10 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
                 f"{name} is no word of PrefixKeepingSummarization: what is summed up is read from"
                 " the cache, as a whole, by the model that has it; leave it out"
             )
-        self.model = init_chat_model(model) if isinstance(model, str) else model
+        self.model = checked_model(model)
         self.trigger, self.keep = trigger, checked_size("keep", keep)
-        self.token_counter, self.summary_prompt = token_counter, summary_prompt
-        self._asked = _question_of(summary_prompt)
+        self.token_counter, self.summary_prompt = checked_counter(token_counter), summary_prompt
+        self._asked = question_of(summary_prompt)
         self._clauses = clauses_of(trigger)
 
     def wrap_model_call(
@@ -271,19 +267,6 @@ class _Shortened:
         self.summary.id = held[0] if held else None
         gone = [RemoveMessage(id=id) for id in held[1:] if id]
         return ExtendedModelResponse(reply, Command(update={"messages": [*gone, self.summary]}))
-
-
-def _question_of(prompt: str) -> str:
-    """The question that a prompt is, which LangChain's middleware would fill in; ValueError."""
-    if "{messages}" not in prompt:
-        return prompt
-    try:
-        return prompt.format(messages=_ABOVE)
-    except (LookupError, ValueError) as error:
-        raise ValueError(
-            "summary_prompt has braces beside {messages} that nothing stands for; double them, as"
-            f" in '{{{{' and '}}}}' ({type(error).__name__}: {error})"
-        ) from None
 
 
 def _cuts(messages: Sequence[AnyMessage]) -> list[int]:

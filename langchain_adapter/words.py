@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
+
+from .foreign_words import WHY_NOT
 
 # What ChatOpenAI, ChatOllama, ChatAnthropic and others call the same.
 _OURS = {
@@ -18,10 +20,12 @@ _OURS = {
 }
 # A server's. LangChain's own tests give them to any model; in one's own process they mean nothing.
 _OF_SERVERS = frozenset(["timeout", "max_retries", "api_key", "base_url"])
+# How like a word must be to one that it is taken for a slip of: "num_ctx" is none of "num_predict".
+_NEAR: Final = 0.8
 
 
 def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Settings under this model's names; ValueError names one that it has not, and the nearest."""
+    """Settings under this model's names; ValueError names one that it has not, and why."""
     made: dict[str, Any] = {}
     for word, value in given.items():
         if word in _OF_SERVERS and word not in known:
@@ -61,8 +65,10 @@ def _meant(word: str, value: Any) -> Any:
 
 
 def unknown(word: str, known: Collection[str]) -> str:
-    """Why a word is no setting, in a line, with the nearest that is one."""
+    """Why a word is no setting, in a line: what there is for it, or the setting that it is near."""
+    if (why := WHY_NOT.get(word)) is not None:
+        return f"{word!r} is no setting of ChatMLXCached: {why}"
     names = sorted(known)
-    near = get_close_matches(word, [*names, *_OURS], n=1)
+    near = get_close_matches(word, [*names, *_OURS], n=1, cutoff=_NEAR)
     meant = f", and {_OURS.get(near[0], near[0])!r} is" if near else ""
     return f"{word!r} is no setting of ChatMLXCached{meant}; it has {', '.join(names)}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from langchain_adapter.foreign_words import WHY_NOT
 from langchain_mlx_cached import ChatMLXCached
 
 HERE = Path(__file__).parent
@@ -71,8 +72,11 @@ def test_what_is_there_for_a_word_exists(row):
 def test_a_word_is_taken_as_the_page_says(row, engine):
     default = ChatMLXCached()
     if row.taken == "no":
-        with pytest.raises(ValueError, match=f"{row.word!r} is no setting"):
+        with pytest.raises(ValueError, match=f"{row.word!r} is no setting of .*: ") as refused:
             ChatMLXCached(**{row.word: 1})
+        # What the page has in its place the error has too.
+        assert row.here == "—" or re.search(rf"\b{row.here}\b", WHY_NOT[row.word])
+        assert WHY_NOT[row.word] in str(refused.value)
         with pytest.raises(ValueError, match=f"{row.word!r} is no setting"):
             default.invoke("Hi.", **{row.word: 1})
     elif row.taken == "ignored":

@@ -149,6 +149,32 @@ def test_agents_that_take_turns_lose_it_without_a_warning(chat):
     assert told == []
 
 
+@pytest.mark.parametrize("way", ["invoke", "stream", "stored"])
+def test_a_loss_that_was_meant_does_not_count_as_told(chat, way):
+    """A summary takes the place of messages, and later the system prompt changes unmeant."""
+    messages = [SYSTEM]
+    talk(chat, messages, 2)
+    mark = {"lc_source": "summarization"}  # as LangChain's middlewares write it
+    messages[1:3] = [HumanMessage("It was calm.", additional_kwargs=mark)]
+    messages.append(HumanMessage("And now?"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if way == "stream":
+            chunks = list(chat.stream(messages))
+            answer = sum(chunks[1:], chunks[0])
+        else:
+            answer = chat.invoke(messages)
+    assert state(answer)[:2] == ("lost", "edited")
+    messages.append(answer)
+    if way == "stored":
+        messages = messages_from_dict(messages_to_dict(messages))
+    assert talk(chat, messages, 1) == ([HEALTHY], [])
+    messages[0] = SystemMessage("You keep a harbour.")
+    states, told = talk(chat, messages, 2)
+    assert states[0] == ("lost", "system", 0)
+    assert len(told) == 1
+
+
 def test_thinking_that_goes_is_told_and_no_news(tmp_path, own_cache):
     chat = chat_of("Qwen3", tmp_path)
     states, told = talk(chat, [SYSTEM], 3)

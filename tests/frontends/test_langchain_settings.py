@@ -113,6 +113,39 @@ def test_l9_what_is_set_is_checked_at_once(engine, name, value, told):
     assert engine.asked[0].sampling.temperature == 0.5
 
 
+OUT_OF_RANGE = {
+    "temperature": (-1, "temperature is -1"),
+    "max_tokens": (0, "max_tokens is 0"),
+    "stop": ([""], "stop holds an empty string"),
+    "top_p": (3, "top_p is 3"),
+    "kv_bits": (5, "kv.bits is 5"),
+    "max_calls": (0, "max_calls is 0"),
+    "logprobs": (99, "logprobs is 99"),
+    "logit_bias": ({3: float("nan")}, "logit_bias is nan for token 3"),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_l9_what_is_out_of_range_is_refused_where_it_is_given_and_in_the_same_words(engine, name):
+    value, told = OUT_OF_RANGE[name]
+    chat = ChatMLXCached()
+    words = []
+    for give in (
+        lambda: ChatMLXCached(**{name: value}),
+        lambda: setattr(chat, name, value),
+        lambda: chat.model_copy(update={name: value}),
+        lambda: chat.invoke("Hi.", **{name: value}),
+    ):
+        with pytest.raises(ValueError, match=told) as refused:
+            give()
+        words.append(str(refused.value))
+    made, *others = words
+    assert set(others) == {others[0]}
+    assert others[0] in made  # Pydantic says beside it that it is of the constructor
+    assert engine.asked == []
+    assert chat == ChatMLXCached()
+
+
 def test_l9_what_is_set_is_what_a_call_would_give(engine):
     class Mine(ChatMLXCached):
         mood: str = "good"

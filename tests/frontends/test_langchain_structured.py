@@ -2,13 +2,15 @@
 
 import asyncio
 import gc
-from typing import TypedDict
+from enum import Enum
+from typing import Annotated, Any, Literal, Optional, TypedDict
 
 import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
 )
+from pydantic import BaseModel
 from scripted_engine import Person, finished
 
 from langchain_adapter import ChatMLXCached
@@ -83,6 +85,42 @@ def test_what_with_structured_output_refuses():
         chat.with_structured_output(None)
     with pytest.raises(ValueError, match="does not know depth"):
         chat.with_structured_output(Person, depth=3)
+
+
+class Colour(Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        (Person | None, "Person | None"),
+        (Optional[Person], "Person"),  # noqa: UP045 (as many write it)
+        (Person | PersonDict, "Person"),
+        (list[Person], "Person"),
+        (Annotated[Person, "who"], "Person"),
+        (Literal["red", "blue"], "Literal"),
+        (int, "int"),
+        (dict, "dict"),
+        (Colour, "Colour"),
+        (Any, "Any"),
+        (BaseModel, "BaseModel"),
+        ("Person", "a value of the type str"),
+        (Person(name="Ann", age=7), "a value of the type Person"),
+    ],
+)
+def test_l9_what_is_no_schema_is_refused_in_words(engine, method, schema, named):
+    for ask in (
+        lambda: ChatMLXCached().with_structured_output(schema, method=method),
+        lambda: ChatMLXCached().bind_tools([], response_format=schema),
+        lambda: ChatMLXCached().invoke("Hi.", response_format=schema),
+    ):
+        with pytest.raises(ValueError, match=r"^schema is .*a Pydantic class") as refused:
+            ask()
+        assert named in str(refused.value).partition(", and")[0]
+        assert len(str(refused.value).splitlines()) == 1
+    assert engine.asked == []
 
 
 def test_a_misfit_is_an_error_where_nobody_else_looks(engine):

@@ -252,6 +252,33 @@ def test_words_that_it_has_not_are_refused_by_name():
         PrefixKeepingSummarization(keep=("messages", 0))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model": 5}, "model is of the type int, and it must be a chat model"),
+        ({"model": ChatMLXCached}, "model is of the type "),
+        ({"trigger": []}, "trigger is [[][]]; give"),
+        ({"trigger": ()}, r"trigger is \(\); give"),
+        ({"trigger": 5}, "trigger is 5; give"),
+        ({"trigger": "tokens"}, "trigger is 'tokens'; give"),
+        ({"trigger": {}}, "trigger has a clause that asks for nothing"),
+        ({"trigger": [{}]}, "trigger has a clause that asks for nothing"),
+        ({"token_counter": 5}, "token_counter is 5; give a function"),
+        ({"summary_prompt": ""}, "summary_prompt is empty"),
+        ({"summary_prompt": None}, "summary_prompt is no text"),
+    ],
+)
+def test_what_it_can_not_use_is_refused_when_it_is_made(given, told):
+    with pytest.raises(ValueError, match=f"^{told}") as refused:
+        PrefixKeepingSummarization(**given)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_model_may_be_bound_to_settings():
+    bound = ChatMLXCached().bind(max_tokens=2048)
+    assert PrefixKeepingSummarization(bound).model is bound
+
+
 WITHOUT = """
 import sys
 sys.modules["langchain"] = None

@@ -6,6 +6,7 @@ import pytest
 from scripted_engine import add
 
 from langchain_adapter import ChatMLXCached
+from langchain_adapter.foreign_words import WHY_NOT
 
 PEERS = {
     "model_name": ("model", "some/mine", "some/mine"),
@@ -57,6 +58,23 @@ def test_what_is_not_known_is_refused_by_name(engine, word, near):
         assert near in str(refused.value)
         assert "cache_salt" in str(refused.value)
     assert engine.asked == []
+
+
+@pytest.mark.parametrize("word", WHY_NOT)
+def test_l6_a_word_of_others_is_told_what_there_is_for_it(word):
+    with pytest.raises(ValueError, match=f"'{word}' is no setting of ChatMLXCached: ") as refused:
+        ChatMLXCached(**{word: 1})
+    assert WHY_NOT[word] in str(refused.value)
+    assert "it has cache_salt" not in str(refused.value)
+    with pytest.raises(ValueError, match="is no setting") as refused:
+        setattr(ChatMLXCached(), word, 1)
+    assert WHY_NOT[word] in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["num_ctx_", "topics", "logit", "num_keep", "penalize_newline"])
+def test_l6_what_is_near_to_nothing_is_not_guessed(word):
+    with pytest.raises(ValueError, match=f"'{word}' is no setting of ChatMLXCached; it has"):
+        ChatMLXCached(**{word: 1})
 
 
 def test_a_class_of_ones_own_has_settings_of_its_own(engine):
