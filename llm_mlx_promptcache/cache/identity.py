@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import xxhash
 from .disk.span_header import FORMAT
 from .manifest import FilesChanged, ListedFile, Manifest, Stamp
 
-_BLOCK = 8 << 20
+BLOCK = 8 << 20
 # A file that no model is read from may be as large as it likes: its stamp tells it apart.
 _LARGEST = 1 << 30
 _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -36,16 +36,19 @@ class Identity(NamedTuple):
     rows: str
 
 
-def fingerprint(files: Manifest, known: MutableMapping[str, str]) -> str:
+def fingerprint(
+    files: Manifest, known: MutableMapping[str, str], step: Callable[[], None] = lambda: None
+) -> str:
     """A hex digest of what the files of a model and adapter hold: `Identity.model`.
 
     `known` remembers the digests of large files by their stamps, for the caller to keep from
-    process to process. FilesChanged where a file is not the one that was listed.
+    process to process. FilesChanged where a file is not the one that was listed. `step` is called
+    before each `BLOCK` bytes are read.
     """
     folders: list[list[list[str]]] = [[] for _ in files.folders]
     for entry in files.plain():
         name = str(entry.path.relative_to(files.folders[entry.folder]))
-        folders[entry.folder].append([name, _file_digest(entry, known)])
+        folders[entry.folder].append([name, _file_digest(entry, known, step)])
     return hashlib.sha256(json.dumps(folders).encode()).hexdigest()
 
 
@@ -66,7 +69,9 @@ def namespace_of(identity: str, cache_salt: str = "", settings: Sequence[int] | 
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
-def _file_digest(entry: ListedFile, known: MutableMapping[str, str]) -> str:
+def _file_digest(
+    entry: ListedFile, known: MutableMapping[str, str], step: Callable[[], None]
+) -> str:
     stamp = entry.read
     assert stamp is not None
     key = f"{stamp.device}:{stamp.inode}:{stamp.size}:{stamp.changed}"
@@ -75,13 +80,13 @@ def _file_digest(entry: ListedFile, known: MutableMapping[str, str]) -> str:
         return f"unread {key}"  # nobody waits for its end
     digest = known.get(key, "")
     if not _DIGEST.fullmatch(digest):
-        digest = _digest(entry.path, stamp)
-        if stamp.size >= _BLOCK:
+        digest = _digest(entry.path, stamp, step)
+        if stamp.size >= BLOCK:
             known[key] = digest
     return digest
 
 
-def _digest(path: Path, stamp: Stamp) -> str:
+def _digest(path: Path, stamp: Stamp, step: Callable[[], None]) -> str:
     """The digest of a file that bears this stamp, before and after it was read."""
     # Never waiting for a pipe's writer: what is there may not be what was listed.
     try:
@@ -92,7 +97,8 @@ def _digest(path: Path, stamp: Stamp) -> str:
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         unchanged = Stamp.of(os.fstat(descriptor)) == stamp
         left = stamp.size
-        while unchanged and left and (block := file.read(min(_BLOCK, left))):
+        while unchanged and left and (block := file.read(min(BLOCK, left))):
+            step()
             hasher.update(block)
             left -= len(block)
         if left or not unchanged or Stamp.of(os.fstat(descriptor)) != stamp:

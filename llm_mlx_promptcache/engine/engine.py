@@ -19,6 +19,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
+from ..models.errors import LoadingEnded
 from .events import Event, Finished, Loading, Output
 from .request import GenerationRequest, warming
 
@@ -270,8 +271,13 @@ class Engine:
 
     def _take(self, scheduler: Scheduler | None, job: _Job) -> Scheduler | None:
         try:
+            if scheduler is None and self._is_over():
+                raise LoadingEnded
             scheduler = scheduler or self._loaded_now()
-            scheduler.add(job)
+            if not job.gone():
+                scheduler.add(job)
+        except LoadingEnded:
+            job.send(None)
         except BaseException as error:
             job.send(error)
             job.send(None)
@@ -290,10 +296,16 @@ class Engine:
         self._model = ModelState.LOADED
         return scheduler
 
+    def _is_over(self) -> bool:
+        """Whether this thread is to end, and nobody waits for what it does."""
+        return self._closed and all(job.gone() for job in list(self._live))
+
     def _tell_loading(self, event: Loading) -> None:
-        """Tell all who wait, and keep it for those who come meanwhile."""
+        """Tell all who wait, and keep it for those who come meanwhile; LoadingEnded."""
         self.beats += 1
         with self._lock:
+            if self._is_over():
+                raise LoadingEnded
             self._loading = event
             for job in list(self._live):
                 if not job.gone():

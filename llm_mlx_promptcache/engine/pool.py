@@ -149,8 +149,9 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     folder = model_folder(reference, lambda *told: tell(Loading(*told)))
     tell(weights)
     _make_room(reference, weights_of(folder))
-    loaded = load_model(reference)
-    identities = identify(loaded, cache_folder())
+    step = partial(tell, weights)
+    loaded = load_model(reference, step=step)
+    identities = identify(loaded, cache_folder(), step)
     if loaded.files is not None and not identities.uncached:
         _read[reference] = loaded.files
     cache = shared_cache()

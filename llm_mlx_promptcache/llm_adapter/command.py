@@ -35,13 +35,15 @@ class _CommandState:
     on_stdout: bool = False  # a line that is not ended
     on_stderr: bool = False
     log_turn: LogTurn = field(default_factory=LogTurn)
+    end_is_told: bool = False
 
     def close(self) -> None:
         """Behind all that llm does: the exit status, where nothing else decided it."""
         self.log_turn.leave()
         error = sys.exc_info()[1]
         if isinstance(error, KeyboardInterrupt):
-            click.echo(err=True)
+            if not self.end_is_told:
+                click.echo(err=True)
             raise click.exceptions.Exit(_INTERRUPTED)
         if error is None and self.status:
             raise click.exceptions.Exit(self.status)
@@ -117,6 +119,15 @@ class LlmCommand:
     def interrupted(self) -> None:
         """Let the command end as one that Ctrl-C ended."""
         self.end_with(_INTERRUPTED)
+
+    def interrupted_early(self) -> None:
+        """The same where nothing came yet, and nothing is logged: a line says so."""
+        if self._context is not None and not self._is_chat:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal has shown ^C
+            click.echo("stopped before the answer began", err=True)
+            self._state.end_is_told = True
+        raise KeyboardInterrupt
 
 
 class Interrupts:

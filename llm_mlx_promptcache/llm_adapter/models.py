@@ -75,6 +75,7 @@ class MlxCached(_Shared, llm.Model):
                 line.show(event)
                 yield from builder.stream_events(event)
             if interrupts.ended and not builder.has_ended:
+                line.close()
                 events.close()
                 yield from _stopped(builder, command)
 
@@ -117,6 +118,7 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
                 task = asyncio.current_task()
                 if not command.is_there or task is None or task.uncancel() or builder.has_ended:
                     raise
+                line.close()
                 for part in _stopped(builder, command):
                     yield part
 
@@ -124,6 +126,6 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
 def _stopped(builder: ResponseBuilder, command: LlmCommand) -> Iterator[StreamEvent]:
     """What is kept of an answer that Ctrl-C ended; KeyboardInterrupt where there is nothing."""
     if not builder.has_come:
-        raise KeyboardInterrupt
+        command.interrupted_early()
     yield from builder.stopped()
     command.interrupted()

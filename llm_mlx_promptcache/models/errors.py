@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+class LoadingEnded(BaseException):
+    """Nobody waits any more for a model that is being loaded; no error that anybody is told.
+
+    Like KeyboardInterrupt it is none of the errors that are made an answer of on their way.
+    """
+
+
 class ModelLoadError(ValueError):
     """A model can't be found, fetched or loaded; the message names it, and what to do."""
 

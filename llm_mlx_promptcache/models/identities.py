@@ -15,6 +15,7 @@ from ..cache.manifest import FilesChanged, read_plain
 from ..config import write_private_file
 from .errors import one_line
 from .loading import LoadedModel, describe
+from .progress import Step, unasked
 
 _log = logging.getLogger(__name__)
 
@@ -31,18 +32,19 @@ class Identified(NamedTuple):
     uncached: str = ""
 
 
-def identify(loaded: LoadedModel, folder: Path) -> Identified:
+def identify(loaded: LoadedModel, folder: Path, step: Step = unasked) -> Identified:
     """What a model is; digests of its large files are remembered in `folder`.
 
     Called once all of it is read. Where its files are not those of the list that was made before,
-    nobody can say what was loaded: it answers, and nothing of it is kept.
+    nobody can say what was loaded: it answers, and nothing of it is kept. `step` is called before
+    each piece of a file that is read for it.
     """
     known = _known(folder / _DIGESTS)
     before = dict(known)
     try:
         if loaded.files is None:
             raise FilesChanged("nobody listed its files before it")
-        model = fingerprint(loaded.files, known)
+        model = fingerprint(loaded.files, known, step)
         loaded.files.check()
     except FilesChanged as error:
         return _unknown(loaded, f"a model's files changed while it was loaded ({one_line(error)})")

@@ -7,12 +7,14 @@ Code that comes with a model is never run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest
@@ -24,7 +26,7 @@ from .here import hub_folder
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
 from .model_files import damaged, missing_weights, read_json
-from .progress import Report, unreported
+from .progress import Report, Step, unasked, unreported
 from .quantisation import fitting
 from .references import adapter_of, divided, folder_of, is_hub_id
 
@@ -33,6 +35,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.js
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 # Of what transformers and mlx-lm read whole; the largest known tokenizer has 35 MB.
 _LARGEST_TEXT = 512 << 20
+# Bytes of weights that are read in one go.
+PART = 64 << 20
 # Layers are built one by one before their weights are looked at; the deepest known have 126.
 _MOST_LAYERS = 4096
 # Tokenizers without a limit of their own say 10^30.
@@ -71,21 +75,24 @@ class LoadedModel:
         return {}
 
 
-def load_model(reference: str, report: Report = unreported) -> LoadedModel:
+def load_model(reference: str, report: Report = unreported, step: Step = unasked) -> LoadedModel:
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
     With "@FOLDER" behind it, an adapter that mlx-lm trained (LoRA, DoRA) goes on top.
-    ModelLoadError, in one line, where there is no such model or it is damaged.
+    ModelLoadError, in one line, where there is no such model or it is damaged. `step` is called
+    before each part of the work: at most `PART` bytes of weights, or one array that has more.
     """
     _hush()
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
     folder, adapter = model_folder(reference, report).resolve(), adapter_of(reference)
     files = _listed(folder, adapter)
     check_files(folder)
+    step()
     tokenizer = _load_tokenizer(folder)
     if not tokenizer.has_chat_template:
         raise no_template(folder)
-    model, config = _load_weights(folder)
+    step()
+    model, config = _load_weights(folder, step)
     if adapter is not None:
         model = _adapted(model, adapter)
     context = _context_length(config, tokenizer)
@@ -214,23 +221,37 @@ def _too_deep(config: dict[str, Any]) -> str:
     return ""
 
 
-def _load_weights(folder: Path) -> tuple[Any, dict[str, Any]]:
+def _load_weights(folder: Path, step: Step) -> tuple[Any, dict[str, Any]]:
     try:
         from mlx_lm.utils import load_model as load
 
-        # Not lazy: what is wrong with a file must show here, and not in the middle of an answer.
         model, config = load(
             folder,
-            lazy=False,
+            lazy=True,
             strict=True,
             model_config=_without_nulls(folder),
             trust_remote_code=False,
         )
+        # What is wrong with a file must show here, and not in the middle of an answer.
+        for part in _parts(model.parameters()):
+            mx.eval(part)
+            step()
         mx.eval(model.state)
     except Exception as error:
         # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
         raise damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
     return model, config
+
+
+def _parts(parameters: dict[str, Any]) -> Iterator[list[mx.array]]:
+    """The arrays of a model, so many at a time that nobody who wants to leave waits for long."""
+    part: list[mx.array] = []
+    for _, array in tree_flatten(parameters):
+        if part and sum(one.nbytes for one in part) + array.nbytes > PART:
+            yield part
+            part = []
+        part.append(array)
+    yield part
 
 
 def _without_nulls(folder: Path) -> dict[str, Any]:

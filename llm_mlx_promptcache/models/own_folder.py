@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -14,6 +15,7 @@ from ..config import make_private_folder
 from .progress import Report
 
 _PARTIAL = ".partial-"
+_LOOK: Final = 0.5  # seconds between looks for another process that makes a folder
 
 
 @contextmanager
@@ -63,8 +65,10 @@ def _locked(lock: BaseFileLock, report: Report, waiting: str) -> bool:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        report(waiting, 0, 0)
-        lock.acquire()
+        while not lock.is_locked:
+            report(waiting, 0, 0)  # may end the wait
+            with suppress(Timeout):
+                lock.acquire(timeout=_LOOK)
     except (NotImplementedError, OSError):
         return False
     return True

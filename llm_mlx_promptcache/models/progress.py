@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 
 # Told a stage, and how many bytes of how many are done; 0 of 0 where nobody knows.
 Report = Callable[[str, int, int], None]
+# Called between the pieces of long work; what it raises ends the work.
+Step = Callable[[], None]
 
 _WIDTH = 16  # of a bar
 
 
 def unreported(stage: str, done: int, total: int) -> None:
     """The report of who wants none."""
+
+
+def unasked() -> None:
+    """The step of work that nobody ends."""
 
 
 class ProgressLine:

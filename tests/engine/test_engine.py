@@ -311,6 +311,57 @@ def test_all_who_wait_for_a_model_hear_how_far_it_is(folder):
     engine.close()
 
 
+def test_c8_a_load_that_nobody_waits_for_ends_at_its_next_step_when_the_process_leaves(folder):
+    steps, begun, may_go_on = [], threading.Event(), threading.Event()
+
+    def load(tell):
+        for number in range(1000):
+            steps.append(number)
+            begun.set()
+            assert may_go_on.wait(60)
+            tell(Loading("weights"))
+        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+
+    engine = Engine(load)
+    request = GenerationRequest((Message("user", "One?"),), 4)
+    told = []
+    listening = threading.Thread(target=lambda: told.extend(engine.generate(request)))
+    listening.start()
+    assert begun.wait(60)
+    leaving = threading.Thread(target=engine._leave)  # as at the end of the process
+    leaving.start()
+    while not engine._closed:
+        pass
+    may_go_on.set()
+    leaving.join()
+    listening.join()
+    assert (steps, told) == ([0], [])
+
+
+def test_a_load_that_somebody_waits_for_goes_on_where_the_engine_is_closed(folder):
+    begun, may_go_on, told = threading.Event(), threading.Event(), []
+
+    def load(tell):
+        begun.set()
+        assert may_go_on.wait(60)
+        tell(Loading("weights"))
+        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+
+    engine = Engine(load)
+    request = GenerationRequest((Message("user", "One?"),), 4)
+    listening = threading.Thread(target=lambda: told.extend(engine.generate(request)))
+    listening.start()
+    assert begun.wait(60)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine._closed:
+        pass
+    may_go_on.set()
+    closing.join()
+    listening.join()
+    assert isinstance(told[-1], Finished)
+
+
 def test_what_a_load_that_failed_told_is_not_told_to_the_next_request(folder):
     def load(tell):
         tell(Loading("first"))

@@ -181,7 +181,7 @@ def test_p1_an_adapter_that_is_written_meanwhile(model, monkeypatch, tmp_path):
 
 
 def test_p1_a_digest_of_a_file_that_changes_is_not_remembered(model, monkeypatch):
-    monkeypatch.setattr(identity, "_BLOCK", 4096)
+    monkeypatch.setattr(identity, "BLOCK", 4096)
     files, known, real = Manifest.of([model.folder]), {}, identity.xxhash.xxh3_128
 
     class Hasher:
@@ -205,7 +205,7 @@ def test_p1_a_digest_of_a_file_that_changes_is_not_remembered(model, monkeypatch
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": 1}', "[" * 100_000, "\xff", " " * (2 << 20)])
 def test_damaged_digests_cost_one_reading(model, monkeypatch, content):
-    monkeypatch.setattr(identity, "_BLOCK", 4096)
+    monkeypatch.setattr(identity, "BLOCK", 4096)
     first = model.fresh()
     memo = pool.cache_folder() / "digests.json"
     whole = memo.read_text()
@@ -216,7 +216,7 @@ def test_damaged_digests_cost_one_reading(model, monkeypatch, content):
 
 
 def test_a_digest_that_is_none_is_not_believed(model, monkeypatch):
-    monkeypatch.setattr(identity, "_BLOCK", 4096)
+    monkeypatch.setattr(identity, "BLOCK", 4096)
     first = model.fresh()
     memo = pool.cache_folder() / "digests.json"
     memo.write_text(json.dumps(dict.fromkeys(json.loads(memo.read_text()), "x")))

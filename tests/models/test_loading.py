@@ -8,10 +8,14 @@ from contextlib import suppress
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
+from llm_mlx_promptcache.cache import identity
 from llm_mlx_promptcache.cache.identity import fingerprint
 from llm_mlx_promptcache.cache.manifest import FilesChanged, Manifest
+from llm_mlx_promptcache.models import loading
 from llm_mlx_promptcache.models.errors import ModelLoadError
+from llm_mlx_promptcache.models.identities import identify
 from llm_mlx_promptcache.models.loading import describe, load_model, load_tokenizer
 
 
@@ -46,6 +50,50 @@ def test_a_folder_is_loaded_with_all_that_an_engine_needs(folder):
     assert loaded.tokenizer.decode(ids) == text
     assert loaded.model(mx.array([ids])).shape == (1, len(ids), loaded.config["vocab_size"])
     assert json.loads(json.dumps(describe(loaded))) == describe(loaded)
+
+
+class Left(BaseException):
+    """Somebody waits no longer."""
+
+
+def test_c8_weights_are_read_in_parts_and_between_them_the_work_can_end(folder, monkeypatch):
+    read, evaluate = [], mx.eval
+    monkeypatch.setattr(loading, "PART", 1 << 15)
+    monkeypatch.setattr(mx, "eval", lambda *given: (read.append(given), evaluate(*given))[1])
+    whole = tree_flatten(load_model(str(folder)).model.parameters())
+    parts = [part for (part, *_) in read if isinstance(part, list)]
+    assert len(parts) > 5
+    for part in parts:
+        assert len(part) == 1 or sum(array.nbytes for array in part) <= 1 << 15
+    assert sum(map(len, parts)) == len(whole)
+
+    for steps in (1, 2, 3, 6):
+        read.clear()
+        left = iter(range(steps))
+
+        def step(left=left):
+            if next(left, None) is None:
+                raise Left
+
+        with pytest.raises(Left):
+            load_model(str(folder), step=step)
+        # Before the tokenizer, before the weights, and behind each part of them.
+        assert len([part for (part, *_) in read if isinstance(part, list)]) == max(0, steps - 1)
+
+
+def test_c8_files_are_digested_in_pieces_and_between_them_the_work_can_end(folder, monkeypatch):
+    monkeypatch.setattr(identity, "BLOCK", 1 << 14)
+    files, steps = Manifest.of([folder]), []
+    whole = fingerprint(files, {}, lambda: steps.append(1))
+    sizes = [entry.read.size for entry in files.plain()]
+    assert len(steps) == sum(-(-size // (1 << 14)) for size in sizes) > 10
+    assert fingerprint(files, {}) == whole
+
+    def leave():
+        raise Left
+
+    with pytest.raises(Left):
+        identify(load_model(str(folder)), folder, leave)
 
 
 def test_tiny_models_are_the_same_for_a_seed_and_no_ties(tiny_llama):
