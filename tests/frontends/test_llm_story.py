@@ -275,6 +275,55 @@ def test_what_an_answer_tells_of_itself(user):
     assert min(told["prompt_tps"], told["generation_tps"]) > 0
 
 
+@pytest.fixture(params=["bare_home", "bare_hosted_home"])
+def namer(request):
+    """A user who has no model yet, without a host and with one."""
+    return request.getfixturevalue(request.param)
+
+
+def test_c3_to_c7_models_by_their_names(namer, tiny_llama, tmp_path):
+    def refused(*command):
+        (line,) = namer.ours(*command, status=1)[1].splitlines()
+        return line.partition("Error: ")[2]
+
+    def asked(*arguments, status=0):
+        _, error = namer.llm(*arguments, *LIMIT, status=status)
+        return [line for line in error.splitlines() if not line.startswith("the answer was cut")]
+
+    folders = {name: tiny_llama(seed=seed) for seed, name in enumerate(("one", "two", "base"))}
+    (tmp_path / "notes.txt").write_text("no model")
+    # C7: what can't work is not added.
+    assert "is a file, and a model is a folder" in refused("add", str(tmp_path / "notes.txt"))
+    assert "holds no model" in refused("add", str(tmp_path))
+    assert f"did you mean '{folders['one']}'" in refused("add", f"{folders['one']}x")
+    for name, folder in folders.items():
+        namer.ours("add", str(folder), "--name", name)
+    # C3: a registered name is one everywhere, and no owner on a hub.
+    assert namer.told("bench", "-m", "mlx-cached/one", "--rules", "2")["model"] == str(
+        folders["one"]
+    )
+    assert "did you mean 'one'" in refused("bench", "-m", "mlx-cached/onn")
+    assert asked("-m", "mlx-cached/one", "Hello") == []
+    assert namer.last()["response_json"]["reference"] == str(folders["one"])
+    # C4: a base model is told in one line that contradicts nothing.
+    config = folders["base"] / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": None}))
+    (line,) = asked("-m", "mlx-cached/base", "Hello", status=1)
+    assert line.startswith(f"Error: the model in {folders['base']} has no chat template: it is a")
+    # C5: another model answers than before, and says so once.
+    namer.ours("default", "one")
+    assert asked("-m", "mlx-cached", "Hello") == []
+    namer.ours("default", "two")
+    one, two = folders["one"], folders["two"]
+    other = f"this conversation was with {one} until now; {two} answers from here on"
+    assert asked("-c", "More") == [other]
+    assert asked("-c", "And more") == []
+    # C6: what is removed is the default no longer.
+    gone = namer.told("remove", "two")
+    assert (gone["model"], gone["was_default"]) == ("mlx-cached/two", True)
+    assert namer.told("default")["default_model"] == "default"
+
+
 def test_l9_a_schema_without_an_instance_is_refused_in_words(user):
     part = '{"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}'
     _, error = user.llm("-m", "mlx-cached", "Paris", "--schema", part, status=1)

@@ -6,6 +6,7 @@ With a host and without one: what stands on stdout and stderr, what is logged, a
 import json
 import signal
 import subprocess
+import time
 
 import pytest
 from forks import LLM
@@ -65,6 +66,13 @@ class User:
         out, error = process.communicate(stdin.encode())
         assert process.returncode == status, (out, error)
         return out.decode() if together else (out.decode(), error.decode())
+
+    def computed(self):
+        """Tokens of the longest path that there is, once a host has ended what it was at."""
+        until = time.monotonic() + 60
+        while self._home.told("ps").get("busy"):
+            assert time.monotonic() < until
+        return max(span["end"] for span in self._home.told("tree"))
 
     def logged(self, count=1):
         """The last answers in llm's log, in their order."""
@@ -126,7 +134,7 @@ def test_whatever_is_cut_is_said_and_kept_and_gone_on_from(family, user_of):
 
 
 @pytest.mark.parametrize("family", FAMILIES[:1])
-def test_ctrl_c_keeps_what_was_said(family, user_of):
+def test_c8_ctrl_c_ends_an_answer_and_keeps_what_was_said(family, user_of):
     user = user_of(Played(family))
     process = user.start(*ASK, "Tell it.", "-o", "unlimited", "1")
     with process.stdin, process.stdout, process.stderr:
@@ -141,6 +149,7 @@ def test_ctrl_c_keeps_what_was_said(family, user_of):
     assert kept["response_json"] == {"finish_reason": "stopped"}
     assert kept["response"] == out[:-1]
     assert out.startswith("word word")
+    assert user.computed() < len(WORDS.split()) / 2  # it did not go on behind that
     assert user.llm("-c", "And then?", "-R") == ("Then it is over.\n", "")
     [after] = user.logged()
     assert after["conversation_id"] == kept["conversation_id"]

@@ -149,3 +149,32 @@ def test_c15_what_commands_show_fits_on_a_terminal(long_names, command, columns)
     assert all(cell_len(line) <= columns for line in lines)
     for word in words_of(long_names.ours(command)[0]):
         assert any(word in line for line in lines), word
+
+
+HOST = {
+    "pid": 4242,
+    "build": {"package": "0.1.0", "mlx": "0.32.4", "mlx_lm": "0.32.2"},
+    "busy": 0,
+    "idle": 12.5,
+    "left": 287.5,
+    "stage": "serving",
+    "models": [
+        {"model": NAMES[2], "weights": 17_200_000_000, "cache": 450_900, "loaded": True},
+        {"model": NAMES[1], "weights": 1_500, "cache": 0, "loaded": False},
+        {"model": f"{NAMES[2]}@/home/me/adapters/模型", "weights": 0, "cache": 9, "loaded": True},
+    ],
+}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_c15_what_ps_shows_fits_on_a_terminal(columns):
+    script = (
+        "from llm_mlx_promptcache.commands import host;"
+        f" host.asked = lambda ask: {HOST!r}; host.ps([])"
+    )
+    lines = [plain(line).rstrip() for line in on_a_terminal(script, columns).splitlines()]
+    assert all(cell_len(line) <= columns for line in lines)
+    told = ["17.2 GB", "450.9 kB", "in memory", "not in memory", "process 4242", "stays until"]
+    told += ["model", "weights", "cache", "state"]
+    for word in [*told, *words_of(" ".join(one["model"] for one in HOST["models"]))]:
+        assert any(word in line for line in lines), word

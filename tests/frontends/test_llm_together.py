@@ -1,0 +1,35 @@
+"""Several `llm` at once, as `llm ... &` starts them: what they share while all of them answer."""
+
+import subprocess
+
+SYSTEM = "You keep a lighthouse, and write down which ships you see. " * 10
+LIMIT = ("-o", "max_tokens", "4")
+SIX = range(6)
+
+
+def test_c16_six_at_once_load_one_model_and_prefill_what_they_share_once(
+    bare_hosted_home, tiny_llama
+):
+    home = bare_hosted_home
+    home.ours("default", str(tiny_llama()))
+    asked = ("-m", "mlx-cached", "-s", SYSTEM, *LIMIT)
+    processes = [
+        subprocess.Popen(
+            [home.command, *asked, f"Question {number}?"],
+            env=home.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in SIX
+    ]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0 for _ in SIX], said
+    answers = home.logged(len(SIX))
+    assert {answer["prompt"] for answer in answers} == {f"Question {n}?" for n in SIX}
+    assert sum(answer["response_json"]["load_seconds"] > 0 for answer in answers) == 1
+    assert len({answer["response_json"]["fingerprint"] for answer in answers}) == 1
+    # The system prompt is most of each prompt; of it only the first to come computes anything.
+    whole, own = answers[0]["input_tokens"], answers[0]["input_tokens"] - len(SYSTEM)
+    assert own < len(SYSTEM) / 5
+    assert sum(answer["details"]["prefilled"] for answer in answers) <= whole + len(SIX) * own
