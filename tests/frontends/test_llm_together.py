@@ -1,6 +1,10 @@
 """Several `llm` at once, as `llm ... &` starts them: what they share while all of them answer."""
 
 import subprocess
+from contextlib import closing
+
+import sqlite_utils
+from llm.migrations import migrate
 
 SYSTEM = "You keep a lighthouse, and write down which ships you see. " * 10
 LIMIT = ("-o", "max_tokens", "4")
@@ -12,6 +16,9 @@ def test_c16_six_at_once_load_one_model_and_prefill_what_they_share_once(
 ):
     home = bare_hosted_home
     home.ours("default", str(tiny_llama()))
+    (home.folder / "llm").mkdir()
+    with closing(sqlite_utils.Database(home.folder / "llm" / "logs.db")) as database:
+        migrate(database)  # several that make llm's log at once are llm's own matter
     asked = ("-m", "mlx-cached", "-s", SYSTEM, *LIMIT)
     processes = [
         subprocess.Popen(
