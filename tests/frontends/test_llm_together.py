@@ -9,6 +9,7 @@ from llm.migrations import migrate
 SYSTEM = "You keep a lighthouse, and write down which ships you see. " * 10
 LIMIT = ("-o", "max_tokens", "4")
 SIX = range(6)
+OWN = 40  # tokens behind what they share, at most
 
 
 def test_c16_six_at_once_load_one_model_and_prefill_what_they_share_once(
@@ -37,6 +38,6 @@ def test_c16_six_at_once_load_one_model_and_prefill_what_they_share_once(
     assert sum(answer["response_json"]["load_seconds"] > 0 for answer in answers) == 1
     assert len({answer["response_json"]["fingerprint"] for answer in answers}) == 1
     # The system prompt is most of each prompt; of it only the first to come computes anything.
-    whole, own = answers[0]["input_tokens"], answers[0]["input_tokens"] - len(SYSTEM)
-    assert own < len(SYSTEM) / 5
-    assert sum(answer["details"]["prefilled"] for answer in answers) <= whole + len(SIX) * own
+    whole = answers[0]["input_tokens"]
+    assert whole > 10 * OWN
+    assert sum(answer["details"]["prefilled"] for answer in answers) <= whole + len(SIX) * OWN
