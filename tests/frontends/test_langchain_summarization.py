@@ -32,7 +32,7 @@ from summed_up import (
 )
 
 import langchain_adapter
-from langchain_mlx_cached import PrefixKeepingSummarization
+from langchain_mlx_cached import ChatMLXCached, PrefixKeepingSummarization
 
 
 def test_the_question_is_all_that_is_prefilled_and_what_follows_is_reused(played_chat):
@@ -257,7 +257,7 @@ def test_words_that_it_has_not_are_refused_by_name():
     [
         ({"model": 5}, "model is of the type int, and it must be a chat model"),
         ({"model": ChatMLXCached}, "model is of the type "),
-        ({"trigger": []}, "trigger is [[][]]; give"),
+        ({"trigger": []}, r"trigger is \[\]; give"),
         ({"trigger": ()}, r"trigger is \(\); give"),
         ({"trigger": 5}, "trigger is 5; give"),
         ({"trigger": "tokens"}, "trigger is 'tokens'; give"),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import pytest
+from forks import LLM
 
 # In every process of the user: a load that has no end of its own.
 SITE = """
@@ -57,7 +58,7 @@ def test_c8_ctrl_c_while_a_model_loads_ends_llm(user, tmp_path, more):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE.format(begun=str(begun)))
     process = subprocess.Popen(
-        [user.command, "-m", "mlx-cached", "Hello", *more],
+        [LLM, "-m", "mlx-cached", "Hello", *more],
         env=user.environment(PYTHONPATH=str(tmp_path / "site")),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import subprocess
 from contextlib import closing
 
+import forks
 import sqlite_utils
 from llm.migrations import migrate
 
@@ -23,7 +24,7 @@ def test_c16_six_at_once_load_one_model_and_prefill_what_they_share_once(
     asked = ("-m", "mlx-cached", "-s", SYSTEM, *LIMIT)
     processes = [
         subprocess.Popen(
-            [home.command, *asked, f"Question {number}?"],
+            [forks.llm(), *asked, f"Question {number}?"],
             env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
