@@ -1,7 +1,8 @@
 """Batch: answers that take their steps together, a token each.
 
-While a step is read the next one is on its way, unless a grammar must see the token first: its
-mask depends on it. One answer alone runs tokens that its grammar forces all at once.
+While a step is read the next pass is on its way: a grammar must see the token for its mask, not
+for the pass. One answer alone runs tokens that its grammar forces all at once; where they are to
+be expected, or a draft is, the token is read first.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from .draft_probe import DraftProof
 
 _CLEAR_EVERY = 256
+# Behind so many tokens with nothing forced the next pass does not wait for the token. Where it
+# forces some after all, that costs a pass, which is about what so many steps without a wait save.
+_UNFORCED = 8
 MOST_DRAFTED = 32  # tokens in one pass, forced ones included
 
 
@@ -166,30 +170,29 @@ class Batch:
         runs: list[list[int]] = [[] for _ in self.slots]
         masked = any(slot.constraint is not None for slot in self.slots)
         drafts = alone and self._expects_draft(self.slots[0])
+        if alone:
+            self._quantise(self.slots[0])
+        logits: mx.array | None = None
+        if not drafts and not (alone and self._expects_run(self.slots[0])):
+            logits = self._pass(self._tokens[:, None], masked=masked)
         if masked or drafts:
             values = self._values()
         if masked and values is not None:
             pairs = zip(self.slots, values, strict=True)
             runs = [self._consume(slot, value, alone=alone) for slot, value in pairs]
-        if alone:
-            self._quantise(self.slots[0])
         if drafts and values is not None:
             step = self._speculated(self.slots[0], [values[0], *runs[0]])
             if step is not None:
                 return [step]
-        inputs = self._tokens[:, None]
-        if alone and runs[0]:
+        if logits is None:
             assert values is not None
-            inputs = mx.array([[values[0], *runs[0]]])
-        logits = forward(self._model, self._layers, inputs)
-        if masked:
-            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            logits = self._pass(mx.array([[values[0], *runs[0]]]), masked=masked)
+        elif alone and runs[0]:
+            logits = self._pass(mx.array([runs[0]]), masked=masked)
         before = [slot.likely for slot in self.slots]
         for slot in self.slots:
             slot.chosen_at = slot.sampler.mark(), slot.likely
-        following = mx.concatenate(
-            [self._choose(slot, logits[at : at + 1]) for at, slot in enumerate(self.slots)]
-        )
+        following = self._chosen(logits)
         mx.async_eval(following, *_asked(self.slots))  # type: ignore[no-untyped-call]
         values = self._values() if values is None else values
         self._tokens = following
@@ -200,6 +203,13 @@ class Batch:
             self._told(slot, [value, *run], [likely, *(None for _ in run)])
             for slot, value, run, likely in zip(self.slots, values, runs, before, strict=True)
         ]
+
+    def _pass(self, tokens: mx.array, *, masked: bool) -> mx.array:
+        """Logits behind tokens, which are on their way where a mask is made meanwhile."""
+        logits = forward(self._model, self._layers, tokens)
+        if masked:
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        return logits
 
     def _values(self) -> list[int]:
         """The tokens of this step."""
@@ -212,6 +222,12 @@ class Batch:
         if device.failures() != self._since:
             raise Spoilt("the device failed meanwhile, so these answers choose their tokens again")
         return read
+
+    @staticmethod
+    def _expects_run(slot: Slot) -> bool:
+        """Whether this step's token is worth waiting for: a grammar may force what follows it."""
+        forces = slot.constraint is not None and slot.logprobs is None
+        return forces and slot.unforced < _UNFORCED
 
     def _expects_draft(self, slot: Slot) -> bool:
         """Whether this step's token is worth waiting for: what follows it may be known already."""
@@ -283,6 +299,7 @@ class Batch:
             for token in run:
                 constraint.consume(token)
             slot.sampler.follow(run)
+            slot.unforced = 0 if run else slot.unforced + 1
             return run
         except Exception as error:
             slot.error = error
@@ -299,15 +316,27 @@ class Batch:
         if slot.kv is not None and len(slot.path) == slot.kv.start:
             quantise(self._layers, slot.kv)
 
-    def _choose(self, slot: Slot, logits: mx.array) -> mx.array:
+    def _chosen(self, logits: mx.array) -> mx.array:
+        """Each slot's next token; the likeliest are found at once for all who take them."""
+        plain = [slot.constraint is None and slot.sampler.takes_likeliest for slot in self.slots]
+        likeliest = mx.argmax(logits, axis=-1).astype(mx.int32) if sum(plain) > 1 else None
+        tokens = []
+        for at, slot in enumerate(self.slots):
+            taken = likeliest[at : at + 1] if likeliest is not None and plain[at] else None
+            tokens.append(self._choose(slot, logits[at : at + 1], taken))
+        return likeliest if likeliest is not None and all(plain) else mx.concatenate(tokens)
+
+    def _choose(self, slot: Slot, logits: mx.array, taken: mx.array | None = None) -> mx.array:
         """A slot's next token, [1]; one that can't choose gets any, and says why."""
         try:
             if slot.error is None:
-                held = logits if slot.constraint is None else slot.constraint.mask(logits)
-                token = slot.sampler.choose(held)
+                token = taken
+                if token is None:
+                    held = logits if slot.constraint is None else slot.constraint.mask(logits)
+                    token = slot.sampler.choose(held)
                 if slot.logprobs is not None:
                     slot.likely = Likely.of(logits, token, slot.logprobs)
-                return token.astype(mx.int32)
+                return token
         except Exception as error:
             slot.error = error
         return mx.zeros((1,), mx.int32)

@@ -7,9 +7,8 @@
     constraint.consume(token)                              # after it
     tokens = constraint.forced()                           # what follows without any choice
 
-A mask depends on the token before it, so no step can be computed ahead of its predecessor. The
-matcher's work hides behind the model's where the logits are on their way (`mx.async_eval`) before
-they are masked.
+A mask depends on the token before it, the pass over that token does not. So the matcher's work
+hides behind the model's, whose logits are on their way (`mx.async_eval`) before they are masked.
 """
 
 from __future__ import annotations

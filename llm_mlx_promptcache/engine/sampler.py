@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
+from .drawing import drawing_of, most_likely
 from .events import Logprob, TokenLogprobs
 from .request import Sampling
 
@@ -25,12 +25,17 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: Sequence[int]) -> None:
         self._sampling = sampling
-        self._stop_ids = list(stop_ids)
         self._key = _key(sampling)
+        self._drawing = drawing_of(sampling, stop_ids)
         self._bias = _bias(sampling)
         self._recent: mx.array | None = None
         if sampling.has_penalties and sampling.penalty_window:
             self._recent = mx.array(list(prompt[-sampling.penalty_window :]), mx.int32)
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it always takes the likeliest token, so that several can be taken at once."""
+        return self._key is None and self._bias is None and self._recent is None
 
     def choose(self, logits: mx.array) -> mx.array:
         """The next token, [1], from logits [1, vocab_size]; nothing is evaluated."""
@@ -39,10 +44,13 @@ class Sampler:
             logits = logits.at[:, ids].add(amounts.astype(logits.dtype))
         if self._recent is not None:
             logits = _penalised(logits, self._recent, self._sampling)
-        token = self._draw(logits)
+        if self._key is None:
+            token = mx.argmax(logits, axis=-1).astype(mx.int32)
+        else:
+            token, self._key = self._drawing(logits, self._key)
         if self._recent is not None:
             # Lazy like the token itself, so that the next step is on its way before it is known.
-            recent = mx.concatenate([self._recent, token.astype(mx.int32)])
+            recent = mx.concatenate([self._recent, token])
             self._recent = recent[-self._sampling.penalty_window :]
         return token
 
@@ -65,21 +73,6 @@ class Sampler:
         """As it stood at `mark`."""
         self._key, self._recent = mark
 
-    def _draw(self, logits: mx.array) -> mx.array:
-        if self._key is None:
-            return mx.argmax(logits, axis=-1)
-        sampling = self._sampling
-        self._key, now = mx.random.split(self._key)
-        logprobs = _filtered(logits - mx.logsumexp(logits, axis=-1, keepdims=True), sampling)
-        if sampling.xtc_probability > 0:
-            self._key, coin = mx.random.split(self._key)
-            cut = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, self._stop_ids)
-            # mlx-lm throws this coin with the process's random state; ours is the request's.
-            logprobs = mx.where(
-                mx.random.uniform(key=coin) < sampling.xtc_probability, cut, logprobs
-            )
-        return mx.random.categorical(logprobs / sampling.temperature, key=now)
-
 
 def _key(sampling: Sampling) -> mx.array | None:
     if sampling.temperature == 0:
@@ -87,19 +80,6 @@ def _key(sampling: Sampling) -> mx.array | None:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
     key: mx.array = mx.random.key(seed)
     return key
-
-
-def _filtered(logprobs: mx.array, sampling: Sampling) -> mx.array:
-    """The order of mlx-lm's own sampler, so that options mean the same here."""
-    if 0 < sampling.top_p < 1:
-        logprobs = apply_top_p(logprobs, sampling.top_p)
-    if sampling.min_p > 0:
-        # mlx-lm can't keep more tokens than there are.
-        kept = min(sampling.min_tokens_to_keep, logprobs.shape[-1])
-        logprobs = apply_min_p(logprobs, sampling.min_p, kept)
-    if 0 < sampling.top_k < logprobs.shape[-1]:
-        logprobs = apply_top_k(logprobs, sampling.top_k)
-    return logprobs
 
 
 def _bias(sampling: Sampling) -> tuple[mx.array, mx.array] | None:
@@ -132,10 +112,7 @@ class Likely(NamedTuple):
     @classmethod
     def of(cls, logits: mx.array, token: mx.array, count: int) -> Likely:
         """Of logits [1, vocab_size] as the model gave them, with `count` alternatives."""
-        logits = logits.astype(mx.float32)
-        all_of_them = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0]
-        ids = mx.argsort(-all_of_them)[:count]
-        return cls(token[0], all_of_them[token[0]], ids, all_of_them[ids])
+        return cls(*most_likely(min(count, logits.shape[-1]))(logits, token))
 
     def arrays(self) -> tuple[mx.array, ...]:
         """All that has to be evaluated."""

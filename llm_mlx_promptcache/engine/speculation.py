@@ -162,4 +162,4 @@ def _choice(slot: Slot, logits: mx.array, allowed: Allowed | None) -> ChosenToke
     held = logits if allowed is None else allowed.applied(logits)
     token = slot.sampler.choose(held)
     likely = None if slot.logprobs is None else Likely.of(logits, token, slot.logprobs)
-    return ChosenToken(token.astype(mx.int32), before, slot.sampler.mark(), likely)
+    return ChosenToken(token, before, slot.sampler.mark(), likely)

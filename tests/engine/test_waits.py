@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
-from readers import Reader, planner_of
+from readers import Reader, planner_of, request, together
 from waits import Counted, first_token, to_the_end
 
 from llm_mlx_promptcache.cache.disk import restore
@@ -11,6 +11,8 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers import pieces
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine import batch
+from llm_mlx_promptcache.engine.batch import Batch
 from llm_mlx_promptcache.engine.batch_layers import extend, merge
 from llm_mlx_promptcache.engine.request import GenerationRequest
 
@@ -93,8 +95,75 @@ def test_waits_of_answers_that_join(counted):
             layer.update_and_fetch(mx.ones((1, 2, 5, 8)), mx.ones((1, 2, 5, 8)))
         return layers
 
-    batch = merge(rows(), rows())
+    merged = merge(rows(), rows())
     assert counted["eval"] <= 16
     counted.clear()
-    extend(batch, rows())
+    extend(merged, rows())
     assert counted["eval"] <= 16
+
+
+def test_greedy_rows_of_a_batch_are_chosen_at_once(scheduler_of, monkeypatch):
+    scheduler = scheduler_of()
+    texts = ("One?", "And two?", "And three of them?")
+    alone = [together(scheduler, request(text, use_cache=False))[0].last.ids for text in texts]
+    taken, real = [], mx.argmax
+    monkeypatch.setattr(mx, "argmax", lambda a, **at: taken.append(a.shape[0]) or real(a, **at))
+    readers = together(scheduler, *(request(text, drafts=False) for text in texts))
+    assert [reader.last.ids for reader in readers] == alone
+    assert 3 in taken
+    assert len(taken) <= 3 + max(len(ids) for ids in alone)
+
+
+class Steps:
+    """What each step of a batch does, in its order: passes of so many tokens, and reads."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        forward, known, step = batch.forward, Batch._known, Batch._step
+
+        def passed(model, layers, tokens):
+            self.seen[-1] += (tokens.shape,)
+            return forward(model, layers, tokens)
+
+        def read(of, tokens):
+            self.seen[-1] += ("read",)
+            return known(of, tokens)
+
+        def stepped(of):
+            self.seen.append(())
+            return step(of)
+
+        monkeypatch.setattr(batch, "forward", passed)
+        monkeypatch.setattr(Batch, "_known", read)
+        monkeypatch.setattr(Batch, "_step", stepped)
+
+
+FREE = {"regex": "[a-z]{40}", "drafts": False, "max_tokens": 24}
+
+
+def test_a_pass_does_not_wait_for_the_token_that_a_grammar_reads(scheduler_of, monkeypatch):
+    scheduler = scheduler_of()
+    cold = [together(scheduler, request(text, **FREE))[0].last.ids for text in ("One?", "Two?")]
+    steps = Steps(monkeypatch)
+    readers = together(scheduler, *(request(text, **FREE) for text in ("One?", "Two?")))
+    assert [reader.last.ids for reader in readers] == cold
+    both = [step for step in steps.seen if (2, 1) in step]
+    assert len(both) > 15
+    assert set(both) == {((2, 1), "read")}
+
+
+def test_one_answer_alone_reads_first_while_its_grammar_forces_tokens(scheduler_of, monkeypatch):
+    scheduler, steps = scheduler_of(), Steps(monkeypatch)
+    made = request("One?", regex="[a-z]{20}, and that is all of it!", drafts=False, max_tokens=99)
+    [reader] = together(scheduler, made)
+    assert reader.last.text.endswith(", and that is all of it!")
+    forced = next(at for at, step in enumerate(steps.seen) if len(step) == 3)
+    # It waits for the first tokens, then no more; a run takes a pass of its own.
+    assert steps.seen[:8] == [("read", (1, 1))] * 8
+    assert set(steps.seen[8:forced]) == {((1, 1), "read")}
+    assert forced > 15
+    token, read, (_, run) = steps.seen[forced]
+    assert (token, read) == ((1, 1), "read")
+    assert run > 3
+    # Behind it tokens are read first again.
+    assert all(step[0] == "read" for step in steps.seen[forced + 1 :])
