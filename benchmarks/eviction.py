@@ -19,10 +19,11 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eviction_traces import SYNTHETIC, Request, mooncake
+from eviction_traces import SYNTHETIC, mooncake
 
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
 from llm_mlx_promptcache.cache.memory.policies import POLICIES, Entry, Heads, Policy, Worth
+from llm_mlx_promptcache.cache.memory.simulation import OwnPath, TracedPath, hit_ratio
 
 NEVER = 1 << 60
 CAPACITIES = "500,1000,2000,5000,10000,20000"
@@ -76,7 +77,7 @@ class Alike(Unlearned):
 class Belady(Policy):
     """The optimum: the block whose next use is furthest away goes."""
 
-    def __init__(self, trace: list[Request]) -> None:
+    def __init__(self, trace: list[TracedPath]) -> None:
         self._next: list[dict[int, int]] = [{} for _ in trace]
         seen: dict[int, int] = {}
         for at in range(len(trace) - 1, -1, -1):
@@ -88,43 +89,6 @@ class Belady(Policy):
         return -self._next[entry.last_used][entry.item]
 
 
-def simulate(trace: list[Request], capacity: int, order: CacheOrder[int], spare_own: bool) -> float:
-    """The part of all blocks that was there when asked for."""
-    resident: dict[int, Entry[int]] = {}
-    hits = 0
-    for at, request in enumerate(trace):
-        order.now = at
-        path = _hit(request, resident)
-        hits += len(path)
-        order.use(path)
-        order.touch(path)  # the insert after the answer passes over them
-        parent = path[-1] if path else None
-        for block, tier in list(zip(*request, strict=True))[len(path) :]:
-            parent = resident[block] = order.push(block, tier, 1, 1, parent, key=block)
-        if parent is not None and spare_own:
-            order.hold(parent)
-            _evict(order, resident, capacity)
-            order.release(parent)
-        _evict(order, resident, capacity)  # a path that is longer than the cache
-    assert len(order) == len(resident) <= capacity
-    return hits / sum(len(request.blocks) for request in trace)
-
-
-def _hit(request: Request, resident: dict[int, Entry[int]]) -> list[Entry[int]]:
-    path = []
-    for block in request.blocks:
-        entry = resident.get(block)
-        if entry is None:
-            break
-        path.append(entry)
-    return path
-
-
-def _evict(order: CacheOrder[int], resident: dict[int, Entry[int]], capacity: int) -> None:
-    while len(order) > capacity and (victim := order.pop()) is not None:
-        del resident[victim.item]
-
-
 TRIED: dict[str, Callable[[], Policy]] = {
     "segmented": Segmented,
     "hyperbolic": Hyperbolic,
@@ -133,15 +97,17 @@ TRIED: dict[str, Callable[[], Policy]] = {
 }
 
 
-def measure(trace: list[Request], capacities: list[int], tried: bool) -> dict[str, list[float]]:
+def measure(trace: list[TracedPath], capacities: list[int], tried: bool) -> dict[str, list[float]]:
     """Hit ratios by policy, one for each capacity."""
     makers: dict[str, Callable[[], Policy]] = {name: POLICIES[name] for name in sorted(POLICIES)}
     makers |= {"lfu": Lfu} | (TRIED if tried else {})
     optimum = Belady(trace)
     ratios: dict[str, list[float]] = {}
     for name, make in makers.items():
-        ratios[name] = [simulate(trace, c, CacheOrder(policy=make()), True) for c in capacities]
-    ratios["belady"] = [simulate(trace, c, CacheOrder(policy=optimum), False) for c in capacities]
+        ratios[name] = [hit_ratio(trace, c, CacheOrder(policy=make())) for c in capacities]
+    ratios["belady"] = [
+        hit_ratio(trace, c, CacheOrder(policy=optimum), OwnPath.LOOSE) for c in capacities
+    ]
     return ratios
 
 
@@ -172,7 +138,8 @@ def main() -> None:
     if (options.trace is None) == (options.synthetic is None):
         parser.error("give a TRACE or --synthetic")
     if options.synthetic:
-        trace = SYNTHETIC[options.synthetic](options.requests, options.seed)
+        made = SYNTHETIC[options.synthetic](options.requests, options.seed)
+        trace = [TracedPath(*request) for request in made]
         capacities = options.capacities or SYNTHETIC_CAPACITIES
     else:
         trace, capacities = mooncake(options.trace), options.capacities or CAPACITIES

@@ -6,28 +6,29 @@ A request is a path of blocks, and the tier that each block would have in a cach
 from __future__ import annotations
 
 import heapq
-import json
 import random
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from llm_mlx_promptcache.cache.memory.simulation import TracedPath
+from llm_mlx_promptcache.cache.traces import read_trace
+
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 
 
 class Request(NamedTuple):
-    """The blocks of one prompt, from the root, and their tiers."""
+    """The blocks of one prompt, from the root, and their tiers, both still to grow."""
 
     blocks: list[int]
     tiers: list[str]
 
 
-def mooncake(path: Path) -> list[Request]:
-    """The requests of a trace file; it has no tiers, so all blocks are in one."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    paths = [json.loads(line)["hash_ids"] for line in lines if line.strip()]
-    return [Request(ids, [ASSISTANT] * len(ids)) for ids in paths]
+def mooncake(path: Path) -> list[TracedPath]:
+    """The requests of a trace file; where it has no tiers, all blocks are in one."""
+    with path.open("rb") as file:
+        return [request.path for request in read_trace(file, str(path))]
 
 
 class Author:

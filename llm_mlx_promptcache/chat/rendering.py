@@ -72,10 +72,11 @@ def render_continued(
     fingerprint: str,
     tools: Sequence[Mapping[str, Any]] = (),
     template_arguments: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
 ) -> Transcript:
     """The same for an answer that goes on where the last message, an assistant's, ends."""
     given = _given(messages, fingerprint, tools, template_arguments or {})
-    return _transcript(messages, tokenizer, fingerprint, given, continued=True)
+    return _transcript(messages, tokenizer, fingerprint, given.at(now), continued=True)
 
 
 class _Given(NamedTuple):

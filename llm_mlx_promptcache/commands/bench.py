@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..config import HOME_VARIABLE, data_folder
+from ..config import HOME_VARIABLE, data_folder, load_settings
 from ..models.blas_preload import blas_in_use
 from ..models.names import resolve
+from .replay import (
+    CacheBudget,
+    TokenCost,
+    TraceReplay,
+    replay,
+    replay_json,
+    replay_table,
+    trace_paths,
+)
 from .shown import model_option
 
 if TYPE_CHECKING:
@@ -67,9 +76,27 @@ class BenchResult(NamedTuple):
 @click.command()
 @model_option
 @click.option("--rules", default=30, show_default=True, help="Length of the system prompt.")
+@click.option(
+    "--trace",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Replay this trace instead, in caches of this machine's limits.",
+)
+@click.option(
+    "--block", type=click.IntRange(min=1), help="Tokens of the trace's blocks; else as it tells."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def bench(*, model: str, rules: int, as_json: bool) -> None:
-    """Measure what the cache gains here, in a cache of its own, and print a table to share."""
+def bench(*, model: str, rules: int, trace: Path | None, block: int | None, as_json: bool) -> None:
+    """Measure what the cache gains here, in a cache of its own, and print a table to share.
+
+    With --trace, which `llm mlx-cached trace` writes or somebody published, tell what part of its
+    blocks caches of this machine's limits would have had: with our order, and with LRU.
+    """
+    if trace is not None:
+        done = _replayed(trace, block, model)
+        click.echo(replay_json(done) if as_json else replay_table(done))
+        return
+    if block is not None:
+        raise click.UsageError("--block is of a trace; give --trace too")
     try:
         result = measure(resolve(model).reference, rules)
     except ValueError as error:
@@ -102,6 +129,35 @@ def measure(model: str, rules: int) -> BenchResult:
     decode = max(plain.generated - 1, 1) / max(times.decode, 1e-9)
     peak = max(fresh.peak_bytes, cold.peak_bytes)
     return BenchResult(model, steps, plain.prompt / times.first_token, decode, peak)
+
+
+def _replayed(trace: Path, block: int | None, model: str) -> TraceReplay:
+    """What caches of this machine's limits have of a trace of prompts to this model."""
+    from ..cache.sizes import parse_size
+    from ..engine.pool import MEMORY, disk_store
+
+    paths, block = trace_paths(trace, block)
+    memory = load_settings().memory
+    budgets = (
+        CacheBudget("memory", parse_size(MEMORY if memory is None else memory, "memory")),
+        CacheBudget("disk", disk_store().budget),
+    )
+    return replay(paths, block, _cost(resolve(model).reference), budgets)
+
+
+def _cost(model: str) -> TokenCost:
+    """What a token's rows take in memory, measured on a prompt of our own."""
+    from ..chat.messages import Message
+    from ..engine.pool import cache_in_use
+
+    messages = (Message("system", "\n".join(_rules(30))), Message("user", _QUESTIONS[0]))
+    with _own_cache():
+        _say(f"asking {model} once, to see what its tokens take")
+        _ask(model, messages, use_cache=True)
+        cache = cache_in_use()
+        assert cache is not None
+        held = cache.stats()["memory"]
+    return TokenCost(model, held["bytes"] / held["tokens"])
 
 
 def table(result: BenchResult) -> str:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
     from ..engine.events import Event, Finished
     from ..engine.request import GenerationRequest
-    from ..llm_adapter.models import MlxCached
-    from ..llm_adapter.options import MlxCachedOptions
 
 
 @click.command()
@@ -114,6 +112,7 @@ def _request(named: NamedModel, system: str, tools: Sequence[str]) -> Generation
     import llm
 
     from ..llm_adapter.models import MlxCached
+    from ..llm_adapter.options import checked_options, set_options
     from ..llm_adapter.requests import question_of
 
     kept = named.registered
@@ -124,24 +123,9 @@ def _request(named: NamedModel, system: str, tools: Sequence[str]) -> Generation
         system=system or None,
         tools=_tools(tools),
         # A hub id or a folder is no model of llm's, so nobody can have set options for it.
-        options=_options(model) if named.model_id else None,
+        options=checked_options(set_options(model.model_id)) if named.model_id else None,
     )
     return question_of(prompt, model.model_id).request
-
-
-def _options(model: MlxCached) -> MlxCachedOptions:
-    """What `llm models options set` says of a model; ValueError where it can't be used."""
-    from llm.cli import get_model_options
-    from pydantic import ValidationError
-
-    try:
-        return model.Options(**get_model_options(model.model_id))
-    except ValidationError as error:
-        told = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
-        raise ValueError(
-            f"the options set for {model.model_id} can't be used ({told});"
-            " llm models options clear resets them"
-        ) from error
 
 
 def _tools(names: Sequence[str]) -> list[llm.Tool | type[llm.Toolbox] | llm.Toolbox]:

@@ -53,8 +53,8 @@ def explained(asked: AnsweredPrompt, listing: Listing) -> Explained:
     namespace = asked.namespace
     named = [span.model for span in listing.spans if span.namespace == namespace and span.model]
     # What the model was called then may be another one now; the store knows.
-    tokenizer = _tokenizer(named[0] if named else asked.reference)
-    transcript = _rendered(asked, tokenizer)
+    tokenizer = tokenizer_here(named[0] if named else asked.reference)
+    transcript = rendered(asked, tokenizer)
     ids: Tokens[int] = transcript.ids
     chain = listing.along(namespace, ids)
     now = {
@@ -66,7 +66,8 @@ def explained(asked: AnsweredPrompt, listing: Listing) -> Explained:
     return Explained(ids, now, parting and _nearest(parting, transcript, tokenizer))
 
 
-def _tokenizer(reference: str) -> TemplateTokenizer:
+def tokenizer_here(reference: str) -> TemplateTokenizer:
+    """The tokenizer of a model that answered; ValueError where it is not on this machine."""
     from ..models.tokenizer_alone import tokenizer_of
 
     found = tokenizer_of(reference)
@@ -79,13 +80,14 @@ def _tokenizer(reference: str) -> TemplateTokenizer:
     return found
 
 
-def _rendered(asked: AnsweredPrompt, tokenizer: TemplateTokenizer) -> Transcript:
+def rendered(asked: AnsweredPrompt, tokenizer: TemplateTokenizer) -> Transcript:
     """The prompt as the engine renders it: with the date and arguments that the answer recorded."""
-    from ..chat.rendering import render
+    from ..chat.rendering import render, render_continued
 
     request = asked.request
     arguments, now = asked.rendered.get("arguments"), asked.rendered.get("now")
-    return render(
+    make = render_continued if request.continue_final else render
+    return make(
         request.messages,
         tokenizer,
         fingerprint=asked.fingerprint,

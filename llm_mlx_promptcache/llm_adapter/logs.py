@@ -1,12 +1,16 @@
 """What llm logged of an answer of ours: the prompt as it was asked, and what was reused for it.
 
+And its writing, for commands that ask as llm's own does.
+
 All that touches llm's logs is here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import llm
@@ -16,6 +20,7 @@ from llm.logs import LogStore
 from ..chat.generated import Generated
 from ..config import DEFAULT_MODEL, MODEL_ID, Settings
 from ..engine.request import GenerationRequest
+from .log_turn import LogTurn
 from .models import MlxCached
 from .records import generated_of
 from .requests import question_of
@@ -24,20 +29,21 @@ _TOOLS = """
 select tools.name, tools.description, tools.input_schema from turn_tools
 join tools on tools.id = turn_tools.tool_id where turn_tools.turn_id = ? order by tools.name
 """
-_TURNS = """
+_OURS = """
 select turns.*, schemas.content as schema_json from turns
 left join schemas on schemas.id = turns.schema_id
-where (turns.id = :id or :id is null) and (model = :model or model like :model || '/%')
-order by turns.id desc limit 1
+where (model = :model or model like :model || '/%')
 """
+_LATEST = f"{_OURS} and (turns.id = :id or :id is null) order by turns.id desc limit 1"
+_ALL = f"{_OURS} order by turns.datetime_utc, turns.id"
 
 
 class LoggedAnswer(NamedTuple):
     """An answer in llm's logs: `request` is its prompt, `record` what its own message keeps.
 
-    `prompt` and `cached` are counts of tokens, `why` is why not more was cached, `reuse` whether
-    that is healthy (`Reuse.plain`), `namespace` where its rows went; None, "" and nothing where
-    nothing was logged of them.
+    `prompt`, `cached` and `generated` are counts of tokens, `why` is why not more was cached,
+    `reuse` whether that is healthy (`Reuse.plain`), `namespace` where its rows went, `at` when it
+    was asked; None, "" and nothing where nothing was logged of them.
     """
 
     id: str
@@ -50,22 +56,58 @@ class LoggedAnswer(NamedTuple):
     why: str
     reuse: Mapping[str, Any]
     namespace: str
+    generated: int | None = None
+    at: datetime | None = None
+
+
+def log_answer(response: llm.AsyncResponse) -> None:
+    """Log an answer as llm's own command does, one `llm` of ours at a time; sqlite3.Error."""
+    turn = LogTurn()
+    turn.take()
+    try:
+        with sqlite_utils.Database(_path()) as database:
+            response.log_to_db(database)  # type: ignore[no-untyped-call]
+    finally:
+        turn.leave()
 
 
 def logged_answer(response_id: str | None, settings: Settings) -> LoggedAnswer:
     """The answer with this id, or the latest of ours; ValueError where there is none."""
-    path = llm.user_dir() / "logs.db"  # type: ignore[no-untyped-call]
-    if not path.exists():
-        raise ValueError("llm has logged nothing yet; ask something first (llm logs on)")
-    with sqlite_utils.Database(path) as database:
+    with _logs() as database:
         store = LogStore(database)  # type: ignore[no-untyped-call]
-        found = list(database.query(_TURNS, {"id": response_id, "model": MODEL_ID}))
+        found = list(database.query(_LATEST, {"id": response_id, "model": MODEL_ID}))
         if not found:
             what = "no answer" if response_id is None else f"no answer {response_id!r}"
             raise ValueError(
                 f"llm's logs hold {what} of {MODEL_ID}; llm logs list --json shows the ids"
             )
         return _answer(store, found[0], settings)
+
+
+def logged_answers(settings: Settings) -> Iterator[LoggedAnswer | None]:
+    """All answers of ours in the order in which they were asked; None for what is not whole.
+
+    ValueError where nothing was ever logged.
+    """
+    with _logs() as database:
+        store = LogStore(database)  # type: ignore[no-untyped-call]
+        for row in database.query(_ALL, {"model": MODEL_ID}):
+            try:
+                yield _answer(store, row, settings)
+            except (ValueError, KeyError):  # an answer that was stopped, or another's messages
+                yield None
+
+
+def _path() -> Path:
+    path: Path = llm.user_dir() / "logs.db"  # type: ignore[no-untyped-call]
+    return path
+
+
+def _logs() -> sqlite_utils.Database:
+    """The log of llm; ValueError where there is none."""
+    if not _path().exists():
+        raise ValueError("llm has logged nothing yet; ask something first (llm logs on)")
+    return sqlite_utils.Database(_path())
 
 
 def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedAnswer:
@@ -99,7 +141,17 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
         why=str(told.get("cache", "")),
         reuse=told.get("reuse") or {},
         namespace=str(told.get("namespace", "")),
+        generated=row["output_tokens"],
+        at=_moment(row["datetime_utc"]),
     )
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _reference(row: dict[str, Any], told: dict[str, Any]) -> str:

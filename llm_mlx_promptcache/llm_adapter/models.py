@@ -48,7 +48,9 @@ class _Shared:
     def _asked(self, prompt: llm.Prompt) -> tuple[str, Question]:
         """Which model `prompt` asks now, and what of it; ValueError where it can't be asked."""
         reference = self._resolve()
-        return reference, question_of(prompt, self.model_id, reference)
+        question = question_of(prompt, self.model_id, reference)
+        question.tell_changes()
+        return reference, question
 
 
 class MlxCached(_Shared, llm.Model):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import llm
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ..engine.request import DEFAULT_MAX_TOKENS, Sampling
 
@@ -166,3 +167,27 @@ _SAMPLING = (
     "frequency_penalty",
     "seed",
 )
+
+
+def checked_options(said: Mapping[str, Any]) -> MlxCachedOptions:
+    """These options; ValueError names those that are none, or can't have their value."""
+    try:
+        return MlxCachedOptions(**said)
+    except ValidationError as error:
+        told = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise ValueError(told) from error
+
+
+def set_options(model_id: str) -> dict[str, Any]:
+    """What `llm models options set` says of a model; ValueError where it can't be used."""
+    from llm.cli import get_model_options
+
+    said: dict[str, Any] = get_model_options(model_id)
+    try:
+        checked_options(said)
+    except ValueError as error:
+        raise ValueError(
+            f"the options set for {model_id} can't be used ({error});"
+            " llm models options clear resets them"
+        ) from error
+    return said

@@ -25,12 +25,29 @@ class Question(NamedTuple):
     """A request, what shaped it, and the names of tools that the conversation had and lost.
 
     `prefill` is what the answer begins with: it is in the prompt, and the answer's all the same.
+    `before` is the model that gave the conversation's last answer, "" where none is told.
     """
 
     request: GenerationRequest
     settings: PromptSettings
     lost_tools: tuple[str, ...] = ()
     prefill: str = ""
+    before: str = ""
+
+    def tell_changes(self) -> None:
+        """Say what the conversation had until now, and this turn of it has not."""
+        if self.before and self.settings.reference not in ("", self.before):
+            _log.warning(
+                "this conversation was with %s until now; %s answers from here on",
+                shown(self.before),
+                shown(self.settings.reference),
+            )
+        if self.lost_tools:
+            _log.warning(
+                "this conversation had the tools %s, and this prompt does not: give them again"
+                " with -T or --functions, or its beginning is computed anew",
+                ", ".join(self.lost_tools),
+            )
 
 
 def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question:
@@ -51,7 +68,6 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
     if prefill:
         _check_prefill(options, choice, settings)
         messages = (*messages, Message("assistant", prefill))
-    _tell_other(latest_reference(chain), reference)
     request = GenerationRequest(
         messages=messages,
         max_tokens=options.most_tokens,
@@ -73,23 +89,7 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
         if_possible=("thinking",) if options.thinking is None else (),
     )
     lost = tuple(name for name in (before.tools if before else ()) if name not in tools)
-    if lost:
-        _log.warning(
-            "this conversation had the tools %s, and this prompt does not: give them again with -T"
-            " or --functions, or its beginning is computed anew",
-            ", ".join(lost),
-        )
-    return Question(request, settings, lost, prefill)
-
-
-def _tell_other(before: str, reference: str) -> None:
-    """Say that a conversation goes on with another model than the one that answered last."""
-    if before and reference and before != reference:
-        _log.warning(
-            "this conversation was with %s until now; %s answers from here on",
-            shown(before),
-            shown(reference),
-        )
+    return Question(request, settings, lost, prefill, latest_reference(chain))
 
 
 def _settings(

@@ -1,0 +1,109 @@
+"""A trace replayed at this machine's budgets: what our order finds of it, beside LRU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..cache.memory.order import CacheOrder
+from ..cache.memory.simulation import TracedPath, hit_ratio, most_hits
+from ..cache.sizes import format_size
+from ..cache.traces import block_size, read_trace
+
+_ORDERS = {"ours": "default", "lru": "lru"}  # of CacheOrder, by what they are called here
+
+
+class CacheBudget(NamedTuple):
+    """What a cache may hold in bytes, and where."""
+
+    where: str
+    bytes: int
+
+
+class BudgetReplay(NamedTuple):
+    """A trace in a cache of a budget: the part of its blocks that was there when asked for."""
+
+    where: str
+    bytes: int
+    blocks: int
+    ours: float
+    lru: float
+
+
+class TraceReplay(NamedTuple):
+    """A trace, how large its blocks are here, what each budget finds of it, and what could be.
+
+    `per_token` is bytes; `most` is the part that a cache without a limit finds.
+    """
+
+    model: str
+    requests: int
+    blocks: int
+    distinct: int
+    block: int
+    per_token: float
+    most: float
+    budgets: list[BudgetReplay]
+
+
+class TokenCost(NamedTuple):
+    """What a model's rows cost: bytes a token."""
+
+    model: str
+    per_token: float
+
+
+def trace_paths(trace: Path, block: int | None) -> tuple[list[TracedPath], int]:
+    """The prompts of a trace, and the tokens of its blocks; ValueError where nobody tells them."""
+    with trace.open("rb") as file:
+        requests = read_trace(file, str(trace))
+    block = block or block_size(requests)
+    if block is None:
+        raise ValueError(f"{trace} does not tell how many tokens a block has; say it with --block")
+    return [request.path for request in requests], block
+
+
+def replay(
+    paths: Sequence[TracedPath], block: int, cost: TokenCost, budgets: Sequence[CacheBudget]
+) -> TraceReplay:
+    """Play a trace through our order and through LRU, once for each budget."""
+    found = []
+    for where, size in budgets:
+        blocks = int(size / (cost.per_token * block))
+        ratios = {
+            name: hit_ratio(paths, blocks, CacheOrder(policy=policy))
+            for name, policy in _ORDERS.items()
+        }
+        found.append(BudgetReplay(where, size, blocks, **ratios))
+    asked = [id for path in paths for id in path.blocks]
+    counts = len(paths), len(asked), len(set(asked))
+    return TraceReplay(cost.model, *counts, block, cost.per_token, most_hits(paths), found)
+
+
+def replay_table(done: TraceReplay) -> str:
+    """Markdown: a line for each budget."""
+    lines = [
+        "| cache | budget | blocks | ours | LRU | ours / LRU | no limit |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in done.budgets:
+        ratio = f"{one.ours / one.lru:.3f}" if one.lru else "-"
+        lines.append(
+            f"| {one.where} | {format_size(one.bytes)} | {one.blocks:,} | {one.ours:.3f}"
+            f" | {one.lru:.3f} | {ratio} | {done.most:.3f} |"
+        )
+    lines += [
+        "",
+        f"The part of {done.blocks:,} blocks of {done.block} tokens that was there when asked for:"
+        f" {done.requests:,} prompts, {done.distinct:,} different blocks. Of {done.model} a token"
+        f" takes {format_size(done.per_token)} here.",
+    ]
+    return "\n".join(lines)
+
+
+def replay_json(done: TraceReplay) -> str:
+    """The same as data."""
+    plain: dict[str, Any] = {**done._asdict(), "budgets": [one._asdict() for one in done.budgets]}
+    return json.dumps(plain, indent=1)

@@ -1,0 +1,130 @@
+"""`llm mlx-cached trace`: the cache's use as a trace without text, out of llm's own log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Final
+
+import click
+
+from ..cache.traces import BLOCK, BlockHashes, TracedRequest
+from ..config import load_settings
+from ..models.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ..chat.transcript import Transcript
+    from ..llm_adapter.logs import LoggedAnswer
+    from ..models.chat_tokenizer import TemplateTokenizer
+
+_MOST_BLOCK: Final = 1 << 16
+_LACKS: Final = (
+    "It lacks what llm did not log: what was asked while llm's logs were off or with --no-log, and"
+    " all that other programs asked (ChatMLXCached)."
+)
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("w", encoding="utf-8"),
+    default="-",
+    help="A file; else stdout.",
+)
+@click.option(
+    "--block",
+    type=click.IntRange(1, _MOST_BLOCK),
+    default=BLOCK,
+    show_default=True,
+    help="Tokens of a block; public traces have 512 or 16.",
+)
+def trace(*, output: IO[str], block: int) -> None:
+    """Export your use of the cache as block hashes and times: no text and no token is in it.
+
+    A JSON line for each prompt in llm's log, as public traces have them: when it came (in
+    milliseconds from the first), how many tokens it and its answer have, and an id for each
+    block of it. Ids are hashes under a random salt that is forgotten at once: they tell which
+    prompts begin alike, and nothing else. What was asked while llm's logs were off is not in it.
+    """
+    export = _TraceExport(BlockHashes(block))
+    count = 0
+    with ProgressLine() as line:
+        for request in export.requests():
+            click.echo(request.line(), file=output)
+            count += 1
+            if sys.stderr.isatty() and not output.isatty():
+                line(f"{count} prompts rendered", 0, 0)
+    for why, left_out in export.left_out.items():
+        click.echo(f"{left_out} left out: {why}", err=True)
+    click.echo(f"{count} prompts. {_LACKS}", err=True)
+
+
+@dataclass
+class _TraceExport:
+    """The log on its way to a trace; `left_out` counts prompts that it can't have, by reason."""
+
+    hashes: BlockHashes
+    left_out: dict[str, int] = field(default_factory=dict)
+    _tokenizers: dict[str, TemplateTokenizer | None] = field(default_factory=dict)
+    _first: datetime | None = None
+
+    def requests(self) -> Iterator[TracedRequest]:
+        """Each prompt in the order in which they came; ValueError where nothing was logged."""
+        from ..llm_adapter.logs import logged_answers
+
+        for answer in logged_answers(load_settings()):
+            if answer is None or answer.at is None:
+                self._leave_out("their log is not whole (answers that were stopped)")
+            elif (transcript := self._rendered(answer)) is not None:
+                yield self._traced(answer, answer.at, transcript)
+
+    def _rendered(self, answer: LoggedAnswer) -> Transcript | None:
+        """The prompt as it was; None where that can't be had any more."""
+        from ..engine.explained import AnsweredPrompt, rendered
+
+        tokenizer = self._tokenizer(answer.reference)
+        if tokenizer is None:
+            self._leave_out("their model is not on this machine")
+            return None
+        record = answer.record
+        asked = AnsweredPrompt(
+            answer.request, answer.reference, answer.namespace, record.fingerprint, record.rendered
+        )
+        transcript = None
+        with suppress(ValueError):
+            transcript = rendered(asked, tokenizer)
+        if transcript is None or len(transcript.ids) != answer.prompt:
+            self._leave_out(
+                "rendered again they are not what they were (a new template, a system prompt of a"
+                " later turn)"
+            )
+            return None
+        return transcript
+
+    def _tokenizer(self, reference: str) -> TemplateTokenizer | None:
+        from ..engine.explained import tokenizer_here
+
+        if reference not in self._tokenizers:
+            self._tokenizers[reference] = None
+            with suppress(ValueError):
+                self._tokenizers[reference] = tokenizer_here(reference)
+        return self._tokenizers[reference]
+
+    def _traced(self, answer: LoggedAnswer, at: datetime, transcript: Transcript) -> TracedRequest:
+        self._first = self._first or at
+        ids = transcript.ids
+        return TracedRequest(
+            timestamp=max(0, round((at - self._first).total_seconds() * 1000)),
+            input_length=len(ids),
+            output_length=answer.generated or 0,
+            hash_ids=self.hashes.of(answer.namespace or answer.reference, ids),
+            tiers=self.hashes.tiers(transcript.boundaries, len(ids)),
+        )
+
+    def _leave_out(self, why: str) -> None:
+        self.left_out[why] = self.left_out.get(why, 0) + 1
