@@ -52,7 +52,9 @@ class ChunkSizes(NamedTuple):
 # On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens,
 # fewer where many stand before: there small chunks do. `python benchmarks/fairness.py curve` tells.
 _CPU = ChunkSizes(0.5, 0.15, 16, 16, unknown=256, most=256)
-_GPU = ChunkSizes(0.5, 0.15, 64, 32, unknown=512, most=2048)
+# On a GPU a pass reads all weights whatever its tokens, so chunks are longer; Ctrl-C and whoever
+# comes still wait about a second, and no command runs into a watchdog far into a prompt.
+_GPU = ChunkSizes(1.0, 0.15, 64, 32, unknown=256, most=2048)
 
 
 class Beside(Enum):
@@ -80,7 +82,12 @@ class ChunkPlanner:
         self._facts = facts or model_facts()
         self._known = _checked(self._facts.get(identity, _KIND))
         self._seen: dict[int, list[float]] = {}
-        self._warm = False
+        self._first: float | None = None  # what a token of the first chunk took, in seconds
+
+    @property
+    def knows(self) -> bool:
+        """Whether any speed is known."""
+        return bool(self._known)
 
     def begin(self) -> ChunkPlan:
         """The sizes of one prefill, which stay what they are while it runs."""
@@ -100,17 +107,23 @@ class ChunkPlanner:
         seconds = sizes.shared if shared else sizes.whole
         each = self._each(_band(start))
         fits = int(sizes.unknown * seconds / sizes.whole if each is None else seconds / each)
+        if each is None and self._first is not None:  # no token takes longer than those did
+            fits = min(fits, int(seconds / self._first))
         return min(
             max(_power_of_two(fits), sizes.least_shared if shared else sizes.least), sizes.most
         )
 
     def observe(self, start: int, count: int, seconds: float) -> None:
         """Learn from a chunk; what is found out is remembered for this model and device."""
-        # The first one also reads weights and makes kernels; of small ones the pass is most.
-        counts, self._warm = self._warm and 2 * count >= self.size(start), True
-        if not counts or not _SANE[0] <= seconds / count <= _SANE[1]:
-            return
         band, each = _band(start), seconds / count
+        if not _SANE[0] <= each <= _SANE[1]:
+            return
+        # The first one also reads weights and makes kernels; of small ones the pass is most.
+        if self._first is None:
+            self._first = each
+            return
+        if 2 * count < self.size(start):
+            return
         if band in self._known:
             seen = self._seen.setdefault(band, [])
             seen.append(each)
@@ -155,7 +168,8 @@ class ChunkPlan:
     """The chunks of one prefill: a size for each band of positions, which stays once it was used.
 
     So a prompt that runs alone is cut at the same positions whatever the clock says meanwhile, and
-    its rounding is the same each time.
+    its rounding is the same each time. Only the prefill that finds out how fast the model is
+    follows what it finds.
     """
 
     def __init__(self, planner: ChunkPlanner) -> None:
@@ -165,9 +179,12 @@ class ChunkPlan:
     def size(self, start: int, beside: Beside = Beside.NOBODY) -> int:
         """Tokens of the chunk from `start` on."""
         key = _band(start), beside
-        if key not in self._sizes:
-            self._sizes[key] = self._planner.size(start, beside)
-        return self._sizes[key]
+        if key in self._sizes:
+            return self._sizes[key]
+        size = self._planner.size(start, beside)
+        if self._planner.knows:
+            self._sizes[key] = size
+        return size
 
 
 def chunk_end(start: int, last: int, stops: Collection[int], most: int) -> int:

@@ -5,6 +5,7 @@ from readers import planner_of, request, together
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine import chunks
 from llm_mlx_promptcache.engine.chunks import (
     Beside,
     ChunkPlanner,
@@ -51,13 +52,46 @@ def test_until_a_speed_is_known_a_size_is_given(facts):
     planner = ChunkPlanner(IDENTITY, facts(), SIZES)
     assert (planner.size(0), planner.size(9000), planner.size(0, Beside.ANSWERS)) == (256, 256, 32)
     assert planner.speed(0, 1000) is None
-    planner.observe(0, 256, 8)  # it also read the weights
+    planner.observe(0, 256, 0.5)  # it also read the weights: no speed, and no reason to be smaller
     assert planner.size(0) == 256
     planner.observe(0, 100, 8)  # a rest, of which the pass is most
     assert planner.size(0) == 256
+    assert planner.speed(0, 1000) is None
     planner.observe(0, 256, 0.256)
     assert planner.size(0) == 256
     assert planner.speed(0, 1000) == pytest.approx(1000)
+
+
+def prefilled(facts, seconds, length):
+    """The chunks of a GPU's first prefill: tokens and seconds, `seconds(start)` a token."""
+    planner = ChunkPlanner("", facts(), chunks._GPU)
+    plan, start, ran = planner.begin(), 0, []
+    while start < length:
+        count = min(plan.size(start), length - start)
+        took = count * seconds(start + count / 2)
+        planner.observe(start, count, took)
+        ran.append((count, took))
+        start += count
+    return ran
+
+
+def test_on_a_gpu_a_chunk_is_about_a_second(facts):
+    # An M-series Max and an 8B model, attention as dear as the rest at 16,000 tokens.
+    ran = prefilled(facts, lambda at: (1 + at / 16_000) / 800, 64_000)
+    assert [count for count, _ in ran[:4]] == [256, 256, 512, 512]
+    assert max(took for _, took in ran) < 2
+    assert min(count for count, _ in ran[:-1]) >= 128
+    # Smaller where many stand before it, once it was seen.
+    assert ran[-2][0] < max(count for count, _ in ran)
+    fast = prefilled(facts, lambda at: 1 / 10_000, 20_000)
+    assert max(count for count, _ in fast) == 2048
+
+
+def test_a_machine_that_is_slow_waits_for_one_chunk_and_no_second_like_it(facts):
+    """At ten tokens a second a chunk of 2,048 took three minutes, and Ctrl-C waited for it."""
+    ran = prefilled(facts, lambda at: 0.1, 1000)
+    assert [count for count, _ in ran[:3]] == [256, 64, 64]
+    assert max(took for _, took in ran[1:]) < 7
 
 
 def test_sizes_are_remembered_for_other_processes(planner_with, facts):
