@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import durations
@@ -84,6 +85,17 @@ def tiny_llama(tmp_path_factory):
         return tiny_models.write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), **sizes)
 
     return write
+
+
+@pytest.fixture
+def play():
+    """`play(size, **more)`: the test goes on on a Mac of so many GB (`played_macs.PlayedMac`)."""
+    import played_macs
+
+    with ExitStack() as played:
+        yield lambda size, **more: played.enter_context(
+            played_macs.playing(played_macs.PlayedMac(size, **more))
+        )
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,16 @@ FORBIDDEN = {
     "llm_adapter": {"plugin", "commands", "langchain_core"} | LANGCHAIN,
 }
 # The cache's own files that its sub-rooms may stand on; its others put the sub-rooms together.
-GROUND = {"device", "explain", "insertion", "sizes", "span", "store", "trie", "worth"}
+GROUND = {
+    "device",
+    "explain",
+    "insertion",
+    "sizes",
+    "span",
+    "store",
+    "trie",
+    "worth",
+}
 # What of the cache each of its sub-rooms may import: memory and disk never each other.
 INSIDE = {
     "layers": {"layers"},
@@ -37,6 +46,7 @@ TENSORS = {
     "disk/restore.py",
     "disk/span_file.py",
     "disk/span_header.py",
+    "layers/device_memory.py",
     "layers/kinds.py",
     "layers/layout.py",
     "layers/own_state.py",

@@ -253,7 +253,7 @@ class LRUPromptCache:
         ids = ids[:at]
         if not len(ids):
             raise ValueError("layers hold no token yet")
-        size = layouts.needed(layout, layers, at, 0, len(ids))
+        size = layouts.nbytes(layouts.cut(layout, layers, at, 0, len(ids)))
         if size <= self.max_bytes:
             return ids
         if layouts.cut_anywhere(layout) and (fit := len(ids) * self.max_bytes // size):

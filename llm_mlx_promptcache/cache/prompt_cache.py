@@ -17,11 +17,13 @@ from .disk.writer import Writer, most_waiting
 from .explain import Counters, Why
 from .forgetting import Forgetter, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
+from .layers import device_memory
 from .layers import layout as layouts
 from .lookup import MISS, Lookup, Walk
 from .memory import listing
-from .memory.budget import Limits, MemoryBudget
+from .memory.budget import MemoryBudget
 from .memory.leases import Lease
+from .memory.limits import Limits
 from .memory.memory import Memory
 from .memory.policies import Policy
 from .memory.said import NOTHING_SAID, Said, said_behind, said_elsewhere
@@ -49,7 +51,7 @@ class PromptCache:
         tiers: Sequence[str] = TIERS,
         policy: str | Policy = "default",
     ) -> None:
-        limits = Limits.checked(memory_bytes, spans)
+        limits = Limits.checked(memory_bytes, spans)._replace(buffers=_most_buffers())
         self._store: Store = disk if disk is not None else NullStore()
         self._saving = not isinstance(self._store, NullStore)
         self._lock = threading.RLock()
@@ -268,6 +270,14 @@ class PromptCache:
             self._memory.begin()
             self._budget.evict(limits)
 
+    def resize(self, memory_bytes: int | str) -> None:
+        """Hold no more than this from now on; what is over it is evicted."""
+        nbytes = Limits.checked(memory_bytes, None).nbytes
+        with self._lock, self._proof.of(device.failures()):
+            self._memory.begin()
+            self._budget.limits = self._budget.limits._replace(nbytes=nbytes)
+            self._budget.evict(self._budget.limits)
+
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, what only this path needs; returns the bytes freed."""
         ids = _checked(tokens)
@@ -322,25 +332,36 @@ class PromptCache:
     def stats(self, elsewhere: int = 0) -> dict[str, Any]:
         """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
 
-        Of memory `bytes` are counted, span by span, and `held` is what MLX really holds but for
-        leases (`leased`) and what the caller knows to be `elsewhere`, weights above all. What is
-        `waiting` to be written is held as well, some of it by spans that are counted.
+        Of memory `bytes` are counted, span by span and in whole pages of the device, in so many
+        `buffers`. `active` is what MLX holds in this process, `pool` what it keeps of freed
+        buffers, and `held` is `active` but for leases (`leased`) and what the caller knows to be
+        `elsewhere`, weights above all. What is `waiting` to be written is held as well, some of
+        it by spans that are counted.
         """
         stored = self._store.stats()
         with self._lock:
-            leased = self._memory.loans.nbytes
+            leased, active = self._memory.loans.nbytes, device_memory.active()
             return {
                 **asdict(self._counters),
                 "evicted": dict(self._tree.evicted),
                 "memory": {
                     **listing.totals(self._tree),
-                    "held": max(0, layouts.active_memory() - elsewhere - leased),
+                    "buffers": self._tree.buffers,
+                    "active": active,
+                    "pool": device_memory.pooled(),
+                    "held": max(0, active - elsewhere - leased),
                     "leased": leased,
                     "waiting": self._writer.waiting,
                     "budget": self._budget.limits.nbytes,
                 },
                 "disk": stored,
             }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the spans in memory, and of the layers that are leased."""
+        with self._lock:
+            return self._tree.nbytes + self._memory.loans.nbytes
 
     def paths(self) -> list[listing.MemoryPath]:
         """All paths in memory, to look at; their tokens are conversations."""
@@ -385,6 +406,12 @@ class PromptCache:
         gone = self._forgetter.forget(model, days)
         device.give_back()
         return gone
+
+
+def _most_buffers() -> int | None:
+    """How many arrays the spans in memory may have: half of those that can exist at all."""
+    most = device_memory.device_memory().buffers
+    return None if most is None else most // 2
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:

@@ -73,6 +73,8 @@ def stats(*, as_json: bool) -> None:
             f"{found['spans']} spans, {found['tokens']} tokens, {format_size(found['bytes'])}"
             f" of at most {format_size(found['budget'])} in the memory of process {memory['pid']}"
         )
+        active, pool = format_size(found["active"]), format_size(found["pool"])
+        show_line(f"MLX holds {active} there, weights included, and {pool} of freed buffers")
     if models:
         show_table(
             ("model", "spans", "size", "in memory", "of the size"), [m.row() for m in models]

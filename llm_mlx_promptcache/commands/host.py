@@ -32,6 +32,8 @@ def ps(*, as_json: bool) -> None:
         click.echo("no host runs")
         return
     show_line(_line(found))
+    if (memory := found.get("memory")) is not None:
+        show_line(_in_use(memory))
     models = [one for one in found.get("models", []) if isinstance(one, Mapping)]
     if models:
         columns = ("model", "weights", "cache", "state")
@@ -105,8 +107,8 @@ def _end() -> int:
 def _plain(found: Mapping[str, Any] | None) -> dict[str, Any]:
     """A host as programs read it; times in Unix seconds."""
     if found is None:
-        return {"pid": None, "models": []}
-    names = ("pid", "build", "stage", "busy", "keep", "models")
+        return {"pid": None, "memory": None, "models": []}
+    names = ("pid", "build", "stage", "busy", "keep", "memory", "models")
     idle_since, until = _times(found)
     plain = {name: found.get(name) for name in names}
     return plain | {"idle_since": idle_since, "until": until}
@@ -133,6 +135,16 @@ def _line(found: Mapping[str, Any]) -> str:
     if found.get("stage") not in (None, "serving"):
         parts.append(f"{found.get('stage')}: {found.get('why')}")
     return ", ".join(parts)
+
+
+def _in_use(memory: Mapping[str, Any]) -> str:
+    from ..cache.sizes import format_size
+
+    names = ("active", "pool", "counted")
+    active, pool, counted = (format_size(int(memory.get(name, 0))) for name in names)
+    return (
+        f"MLX holds {active}, of which {counted} are the cache's, and keeps {pool} of freed buffers"
+    )
 
 
 def _clock(seconds: int) -> str:

@@ -21,7 +21,6 @@ from ..cache.trie import common_prefix
 from ..chat.transcript import Transcript
 from .chunks import Beside
 from .events import Finished
-from .forward import wired
 from .intake import Intake
 from .kv import KVManager
 from .next_turn import goes_on_from, is_worth_a_pass, next_turns, shared_part
@@ -127,8 +126,7 @@ class WorkAhead:
         beginning = shared_part(*transcripts)
         if is_worth_a_pass(beginning, answered.path) and self._may_go_on(answered, beginning):
             prepared = replace(answered.prepared, transcript=beginning, grammar=None)
-            with wired(self._model):
-                yield from self._prefilled(prepared, answered.since)
+            yield from self._prefilled(prepared, answered.since)
 
     def _may_go_on(self, answered: Answered, beginning: Transcript) -> bool:
         """Whether the conversation is still in memory: others may have needed the room."""

@@ -27,7 +27,6 @@ from .speculation import Agreed, DraftPlan, dispatch, planned, settle
 if TYPE_CHECKING:
     from .draft_probe import DraftProof
 
-_CLEAR_EVERY = 256
 # Behind so many tokens with nothing forced the next pass does not wait for the token. Where it
 # forces some after all, that costs a pass, which is about what so many steps without a wait save.
 _UNFORCED = 8
@@ -60,7 +59,6 @@ class Batch:
         self._since = device.failures()
         self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([slot.last])
-        self._count = 0
         # What the last step ran and kept of a draft, and the layers' marks before it.
         self._ran: tuple[Any, list[int]] | None = None
 
@@ -196,9 +194,6 @@ class Batch:
         mx.async_eval(following, *_asked(self.slots))  # type: ignore[no-untyped-call]
         values = self._values() if values is None else values
         self._tokens = following
-        self._count += 1
-        if self._count % _CLEAR_EVERY == 0:
-            mx.clear_cache()
         return [
             self._told(slot, [value, *run], [likely, *(None for _ in run)])
             for slot, value, run, likely in zip(self.slots, values, runs, before, strict=True)

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 # Seconds without a job before next turns are worked on: a process that ends with its answer is gone
 # by then, and a tool that is quick has told its result.
 QUIET = 1.0
+# Seconds without a job before the system gets what answers need: memory that is kept resident.
+IDLE = 60.0
 # The engines of this process that answer somebody now.
 _answering: set[Engine] = set()
 
@@ -226,8 +228,8 @@ class Engine:
         if scheduler is not None and scheduler.busy:
             _answering.add(self)
             self._step(scheduler)
-        elif not (jobs or closing):
-            self._work_ahead(scheduler)
+        elif not (jobs or closing) and scheduler is not None:
+            self._use_quiet(scheduler)
         return scheduler, closing
 
     def _arrived(
@@ -253,13 +255,23 @@ class Engine:
         if scheduler.busy:
             return 0
         if scheduler.ahead is None or not scheduler.ahead.left:
-            return None
+            return None if scheduler.rested else IDLE
         return 0 if scheduler.ahead.begun and not _answering else QUIET
 
-    def _work_ahead(self, scheduler: Scheduler | None) -> None:
-        """Take a step of what nobody has asked for, unless somebody else needs the machine."""
-        if scheduler is not None and scheduler.ahead is not None and not _answering:
-            scheduler.ahead.step()
+    @staticmethod
+    def _use_quiet(scheduler: Scheduler) -> None:
+        """Take a step of what nobody has asked for, unless somebody else needs the machine.
+
+        Where nothing of that is left the model rests.
+        """
+        if scheduler.ahead is not None and scheduler.ahead.left:
+            if not _answering:
+                scheduler.ahead.step()
+            return
+        try:
+            scheduler.rest()
+        except Exception as error:
+            _log.warning("the device failed while nobody asked it: %s", error)
 
     def _let_go(self, scheduler: Scheduler | None, asked: _Unload) -> Scheduler | None:
         if scheduler is not None and not scheduler.busy and not asked.dropped:

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import wired_limit
 
 from ..cache import device
-
-
-class _Wired:
-    """The limit is the process's: the first model at work sets it, the last gives it back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._limit = ExitStack()
-        self._models = 0
-
-    @contextmanager
-    def held(self, model: nn.Module) -> Iterator[None]:
-        with self._lock:
-            self._models += 1
-            if self._models == 1:
-                self._limit.enter_context(wired_limit(model))
-        try:
-            yield
-            device.settle()
-        finally:
-            with self._lock:
-                self._models -= 1
-                if not self._models:
-                    self._limit.close()
-
-
-_wired = _Wired()
-
-
-def wired(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep the model in wired memory meanwhile (Apple GPUs only; elsewhere nothing happens)."""
-    return _wired.held(model)
 
 
 def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..cache.sizes import parse_size
 from ..config import cache_folder, load_settings
-from ..models.memory import budget, weights_of
+from ..models.memory import budget, shares, weights_of
 from ..models.references import spelled
 from .engine import Engine
 from .events import Loading
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
     from ..cache.manifest import Manifest
     from ..cache.prompt_cache import PromptCache
+    from ..models.memory import Shares
+    from .admission import RequestMemory
     from .scheduler import Scheduler
 
 # llm makes a new model object for each lookup, so what is dear to make can't live in one.
@@ -28,11 +31,12 @@ _weights: dict[str, int] = {}
 # The files that each model was read from when it was loaded; none where they could not be told.
 _read: dict[str, Manifest] = {}
 _cache: PromptCache | None = None
+_requests: RequestMemory | None = None
 _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
 AHEAD_SWITCH = "LLM_MLX_CACHED_AHEAD"
-MEMORY = "4GB"  # of this process, for what the user set no limit for
+MEMORY = "4GB, or a quarter of what models leave"  # for what the user set no limit for
 
 
 def engine_for(reference: str) -> Engine:
@@ -88,10 +92,7 @@ def shared_cache() -> PromptCache:
 
     with _lock:
         if _cache is None:
-            memory = load_settings().memory
-            _cache = PromptCache(
-                MEMORY if memory is None else memory, disk=disk_store() if uses_disk() else None
-            )
+            _cache = PromptCache(_shares(None).cache, disk=disk_store() if uses_disk() else None)
         return _cache
 
 
@@ -126,13 +127,13 @@ def disk_store() -> DiskStore:
 
 def close_engines() -> None:
     """End every engine's thread, once what it promised to the disk is there, and the cache."""
-    global _cache
+    global _cache, _requests
     with _lock:
         ended = list(_engines.values())
         _engines.clear()
         _weights.clear()
         _read.clear()
-        _cache = None
+        _cache = _requests = None
     for engine in ended:
         engine.close()
 
@@ -155,9 +156,36 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     if loaded.files is not None and not identities.uncached:
         _read[reference] = loaded.files
     cache = shared_cache()
+    memory = _share_out(cache)
     seconds = time.perf_counter() - started
-    report = LoadReport(reference, seconds, identities.uncached, works_ahead())
+    report = LoadReport(reference, seconds, identities.uncached, works_ahead(), memory)
     return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
+
+
+def _shares(cache: PromptCache | None) -> Shares:
+    """What the cache and requests may take of what is beside them in this process."""
+    from ..cache.layers.device_memory import active, device_memory
+
+    beside = active() - (0 if cache is None else cache.nbytes)
+    setting = load_settings().memory
+    given = None if setting is None else parse_size(setting, "memory")
+    return shares(device_memory(), max(0, beside), given)
+
+
+def _share_out(cache: PromptCache) -> RequestMemory:
+    """A model has been loaded: what it leaves is what there is for the cache and for requests."""
+    from ..cache.layers.device_memory import bound_pool, device_memory
+    from .admission import RequestMemory
+
+    global _requests
+    found = _shares(cache)
+    cache.resize(found.cache)
+    bound_pool()
+    with _lock:
+        if _requests is None:
+            _requests = RequestMemory(found.requests, refuses=device_memory().gpu)
+        _requests.limit = found.requests
+        return _requests
 
 
 def _is_current(reference: str) -> bool:

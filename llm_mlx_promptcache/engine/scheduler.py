@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,11 +16,14 @@ import mlx.core as mx
 from ..cache import device
 from ..cache.identity import Identity
 from ..cache.insertion import Rows
+from ..cache.layers.device_memory import POOL_OF_STEPS, trim_pool
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
 from ..models.facts import model_facts
+from ..models.layers import weights_in
 from ..models.loading import LoadedModel
-from .admission import MOST_PASSED, Admission
+from ..models.needs import needs_of
+from .admission import MOST_PASSED, Admission, RequestMemory
 from .ahead import WorkAhead
 from .answers import looked
 from .batch_layers import BatchForm
@@ -31,13 +33,13 @@ from .chunks import Beside, ChunkPlanner
 from .draft_probe import DraftProof
 from .drafts import Drafter, joined
 from .events import Progress
-from .forward import wired
 from .intake import Intake
 from .kv import KVManager
 from .prefill import Prefill
 from .sequence import Reader, Sequence
 from .slots import Slot, Step
 from .turns import Party, Turns
+from .wired import WIRED
 
 
 class LoadReport(NamedTuple):
@@ -45,12 +47,14 @@ class LoadReport(NamedTuple):
 
     `name` is what people call it, `seconds` what the first answer had to wait for, `uncached` why
     nothing of it may be kept; `ahead` says that next turns may be prefilled before they are asked.
+    `memory` is what requests of all models may take, None for what there is.
     """
 
     name: str = ""
     seconds: float = 0.0
     uncached: str = ""
     ahead: bool = False
+    memory: RequestMemory | None = None
 
 
 class Scheduler:
@@ -74,7 +78,7 @@ class Scheduler:
         self._load_seconds = report.seconds
         self._intake = Intake(loaded, identity)
         self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
-        self._admission = Admission()
+        self._admission = Admission(report.memory, needs_of(loaded.model))
         planner = planner or ChunkPlanner(identity.model)
         self._prefill = Prefill(loaded.model, self._kv, planner, clock)
         self.ahead: WorkAhead | None = None
@@ -88,7 +92,8 @@ class Scheduler:
         self._proof = BatchProof(loaded.model, identity.model, model_facts())
         self._drafts = DraftProof(loaded.model, identity.model, model_facts())
         self._batches = Batches(loaded.model, self._proof, self._drafts)
-        self._wired = ExitStack()
+        self._weights = weights_in(loaded.model)
+        self.rested = True
 
     @property
     def busy(self) -> bool:
@@ -112,13 +117,16 @@ class Scheduler:
                 reader.send(looked(sequence.prepared, lease, self._identity.model))
                 reader.send(None)
                 return
+            prepared = sequence.prepared
+            self._admission.check(len(sequence.ids), prepared.limit, prepared.request.kv)
         except BaseException as error:
             reader.send(error)
             reader.send(None)
             return
         sequence.asked = self._kv.moment()
         if not self.busy:
-            self._wired.enter_context(wired(self._loaded.model))
+            self.rested = False
+            WIRED.hold(id(self), self._weights)
             mx.reset_peak_memory()
         self._waiting.append(sequence)
 
@@ -133,7 +141,15 @@ class Scheduler:
             self._take_turn(self._turns.next(there))
         self._preempt()
         if not self.busy:
-            self._wired.close()
+            device.settle()
+
+    def rest(self) -> None:
+        """Nobody has asked for a while: let the system have what answers need, but the weights."""
+        self.rested = True
+        try:
+            WIRED.release(id(self))
+        finally:
+            trim_pool()
 
     def fail(self, error: BaseException) -> None:
         """Tell everybody that nothing more will come, and keep nothing of what they hold."""
@@ -147,13 +163,18 @@ class Scheduler:
         for held in (self._waiting, self._prefilling, self._decoding):
             held.clear()
         self._batches = Batches(self._loaded.model, self._proof, self._drafts)
-        self._wired.close()
+        trim_pool()
 
     def settle(self, *, last: bool = False) -> None:
         """Have the disk written what these answers left to write; wait if it is the last."""
         if last and self.ahead is not None:
             self.ahead.drop()
-        self._kv.flush(last=last)
+        try:
+            self._kv.flush(last=last)
+        finally:
+            if last:
+                self.rest()
+            trim_pool()
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
@@ -168,7 +189,7 @@ class Scheduler:
             self.ahead,
         )
         gc.collect()  # models hold themselves, through their layers
-        mx.clear_cache()
+        trim_pool()
 
     # Getting in.
 
@@ -247,6 +268,7 @@ class Scheduler:
         if party is Party.ANSWERS:
             for slot, step in self._batches.step():
                 self._hear(self._decoding[slot], step)
+            trim_pool(POOL_OF_STEPS)
         else:
             if self._decoding:  # their next step is on its way already, and theirs to pay
                 if not self._settle_answers():
@@ -377,6 +399,7 @@ class Scheduler:
             if sequence.slot is not None and self._decoding.pop(sequence.slot, None) is not None:
                 sequence.handle.layers = self._batches.leave(sequence.slot, sequence.behind)
             self._kv.release(sequence.handle, sequence.path)
+            trim_pool()
         if error is not None:
             sequence.reader.send(error)
         sequence.reader.send(None)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import MOST_DAYS
 from ..engine import wire
@@ -20,6 +20,9 @@ from ..engine.pool import cache_in_use, disk_store, engines, weights
 from ..engine.request import GenerationRequest
 from .memory_tree import MemoryTree, NamedSpan
 from .shown_span import ShownSpan
+
+if TYPE_CHECKING:
+    from ..cache.prompt_cache import PromptCache
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -41,7 +44,7 @@ def ps(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
         }
         for name in names
     ]
-    return {"models": models}
+    return {"models": models, "memory": None if cache is None else _in_use(cache)}
 
 
 def unload(ask: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -149,6 +152,13 @@ HANDLERS: dict[str, Handler] = {
     "explain": explain,
     "unload": unload,
 }
+
+
+def _in_use(cache: PromptCache) -> Mapping[str, int]:
+    """What MLX holds in this process, what it keeps of freed buffers, and what is counted of it."""
+    from ..cache.layers.device_memory import active, pooled
+
+    return {"active": active(), "pool": pooled(), "counted": cache.nbytes}
 
 
 def _answered(ask: Mapping[str, Any]) -> AnsweredPrompt:

@@ -22,6 +22,10 @@ class PromptTooLongError(ValueError):
     """A prompt has as many tokens as the model's context holds, or more."""
 
 
+class PromptTooLargeError(PromptTooLongError):
+    """What a prompt needs is more than this machine's memory has beside the model."""
+
+
 def one_line(error: BaseException | str, limit: int = 200) -> str:
     """The message of an error without its line breaks, at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

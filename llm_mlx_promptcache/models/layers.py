@@ -6,11 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..cache.layers.pieces import arrays_of
 
-__all__ = ["arrays_of", "make_layers", "vocab_size_of"]
+__all__ = ["arrays_of", "make_layers", "vocab_size_of", "weights_in"]
 
 
 def make_layers(model: nn.Module) -> list[Any]:
@@ -22,3 +23,8 @@ def vocab_size_of(model: nn.Module) -> int:
     """How many columns the model's logits have; asked of its shapes, nothing is computed."""
     logits: mx.array = model(mx.array([[0]]))
     return int(logits.shape[-1])
+
+
+def weights_in(model: nn.Module) -> int:
+    """Bytes of a model's weights as they are in memory."""
+    return sum(weights.nbytes for _, weights in tree_flatten(model.parameters()))

@@ -1,28 +1,65 @@
-"""How much memory models may take on this machine."""
+"""How much memory models, the cache and requests may take on this machine."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+if TYPE_CHECKING:
+    from ..cache.layers.device_memory import DeviceMemory
+
+_GB: Final = 1_000_000_000
 # What the system, the cache and other programs need is left alone.
-_SHARE = 0.7
+_WEIGHTS_SHARE: Final = 0.7
+# What the cache holds without a word of the user's, and its part of what models leave.
+_CACHE_MOST: Final = 4 * _GB
+_CACHE_PART: Final = 4
+# A GPU's working set is advice: so small a part of it is let in however little models leave.
+_LEAST_PART: Final = 16
+# Beside weights, rows and what a pass needs are kept resident, no more: Macs that wired all that
+# they could froze.
+_WIRED_BESIDE: Final = 4 * _GB
+_SYSTEM_SHARE: Final = 0.35
+_SYSTEM_MOST: Final = 8 * _GB
 
 
-def total_memory() -> int:
-    """Bytes of this machine: of its GPU's working set where there is one."""
-    import mlx.core as mx
+class Shares(NamedTuple):
+    """What models leave of this machine's memory, in bytes: of the cache, and of requests."""
 
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    left: int
+    cache: int
+    requests: int
+
+
+def shares(memory: DeviceMemory, beside: int, cache: int | None = None) -> Shares:
+    """What is left beside so many bytes, shared out; `cache` is what the user gives the cache.
+
+    A user's word counts for the cache. Requests have the rest, half of it at least.
+    """
+    usable = memory.working_set if memory.gpu else memory.machine - _system(memory)
+    left = max(0, usable - beside)
+    if cache is None:
+        cache = min(_CACHE_MOST, left // _CACHE_PART)
+    return Shares(left, cache, max(left - cache, left // 2, usable // _LEAST_PART))
 
 
 def budget() -> int:
     """Bytes that the weights of all loaded models together may take."""
-    return int(total_memory() * _SHARE)
+    from ..cache.layers.device_memory import device_memory
+
+    return int(device_memory().working_set * _WEIGHTS_SHARE)
+
+
+def wired_limit(memory: DeviceMemory, weights: int) -> int:
+    """Bytes to keep resident for models of so many bytes, and what stays the system's own."""
+    most = min(memory.machine - _system(memory), memory.working_set)
+    return max(0, min(weights + _WIRED_BESIDE, most))
 
 
 def weights_of(folder: Path) -> int:
     """Bytes of the weights in a model's folder, which are about what it takes in memory."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _system(memory: DeviceMemory) -> int:
+    return min(int(memory.machine * _SYSTEM_SHARE), _SYSTEM_MOST)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
+from ..cache.layers.device_memory import POOL_OF_COPIES, trim_pool
 from .errors import one_line
 from .kv_settings import KVSettings
 from .layers import arrays_of, make_layers
@@ -27,6 +28,7 @@ def quantise(layers: list[Any], kv: KVSettings) -> None:
         if type(layer) is KVCache:
             layers[index] = layer.to_quantized(group_size=kv.group_size, bits=kv.bits)
             mx.eval(arrays_of(layers[index]))
+            trim_pool(POOL_OF_COPIES)
     if type(layers[0]) is not QuantizedKVCache:
         layers[0] = copy.copy(layers[0])  # the lease of what was not quantised ends
     if not is_quantised(layers):

@@ -17,6 +17,7 @@ from played_layers import FAMILIES, layers_of, same
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.insertion import Insertion, Rows
 from llm_mlx_promptcache.cache.layers.layout import layout_of
+from llm_mlx_promptcache.cache.memory.limits import Limits
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
 from llm_mlx_promptcache.cache.memory.span_tree import SpanTree
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -150,7 +151,7 @@ def test_law_16_a_hold_on_a_node_or_an_entry_keeps_no_rows(exact):
     layers = filled(path)
     node = tree.add("m", layout_of(layers), path, Insertion(layers, 60, "user", Rows.RETURN))
     entry = node.value.entry
-    tree.evict(0, None, lambda node: None)
+    tree.evict(Limits(0), lambda node: None)
     assert held() == 0
     assert entry.item is node
     assert not node.has_value

@@ -9,7 +9,7 @@ from readers import Reader, request, steady_clock, together
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission
+from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission, RequestMemory
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.request import Sampling
@@ -19,7 +19,7 @@ from llm_mlx_promptcache.models.loading import load_model
 
 def admission_of(limit):
     """One that knows that a token takes a byte, so that `limit` is in tokens."""
-    admission = Admission(limit=limit)
+    admission = Admission(RequestMemory(limit))
 
     class Layer:
         nbytes = 256

@@ -154,6 +154,11 @@ def test_where_another_engine_answers_nothing_is_begun(world, monkeypatch):
 
     class Waiting:
         busy = False
+        rested = False
+
+        @staticmethod
+        def rest():
+            taken.append("rest")
 
         class ahead:
             left = begun = True
@@ -164,14 +169,18 @@ def test_where_another_engine_answers_nothing_is_begun(world, monkeypatch):
 
     other = Engine(lambda _: None)
     monkeypatch.setattr(engines, "_answering", {other})
-    world.engine._work_ahead(Waiting())
+    world.engine._use_quiet(Waiting())
     assert (taken, world.engine._patience(Waiting())) == ([], 3600)
     engines._answering.clear()
-    world.engine._work_ahead(Waiting())
+    world.engine._use_quiet(Waiting())
     assert (taken, world.engine._patience(Waiting())) == (["step"], 0)
     Waiting.ahead.begun = False
     assert world.engine._patience(Waiting()) == 3600
     Waiting.ahead.left = False
+    assert world.engine._patience(Waiting()) == engines.IDLE
+    world.engine._use_quiet(Waiting())
+    assert taken == ["step", "rest"]
+    Waiting.rested = True
     assert world.engine._patience(Waiting()) is None
 
 

@@ -9,7 +9,7 @@ from readers import Failing, Reader, planner_of, request, steady_clock, together
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.admission import Admission, fits_together
+from llm_mlx_promptcache.engine.admission import Admission, RequestMemory, fits_together
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
@@ -243,7 +243,7 @@ def test_what_can_not_be_batched_takes_its_steps_beside_the_others(scheduler_of)
 
 
 def test_admission_counts_padding():
-    admission = Admission(limit=1000)
+    admission = Admission(RequestMemory(1000))
 
     class Layer:
         nbytes = 100 * 256
@@ -260,7 +260,7 @@ def test_admission_counts_padding():
 
 
 def test_admission_learns_from_the_longest_prompt():
-    admission = Admission(limit=2000)
+    admission = Admission(RequestMemory(2000))
 
     class Layer:
         def __init__(self, nbytes):
@@ -278,7 +278,7 @@ def test_admission_learns_from_the_longest_prompt():
 
 def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
     scheduler = scheduler_of()
-    scheduler._admission = Admission(limit=1)
+    scheduler._admission = Admission(RequestMemory(1))
     together(scheduler, request("One?"))  # learns what a token takes
     asked = [Reader(request(f"{n}?")) for n in range(3)]
     for one in asked:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-from contextlib import contextmanager
 
 import pytest
 from mlx_lm.models.cache import BatchKVCache, KVCache
@@ -11,7 +10,7 @@ from readers import Failing, Reader, planner_of, request, steady_clock, together
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import batch, forward
+from llm_mlx_promptcache.engine import batch
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batches import Batches
 from llm_mlx_promptcache.engine.events import Finished
@@ -184,28 +183,3 @@ def test_one_that_begins_again_and_goes_leaves_no_more_than_it_has(begun_again, 
     assert cache.check() == []
     after = together(scheduler, asked[0].request)[0]
     assert after.last.ids == cold(scheduler, asked[0])
-
-
-def test_models_at_work_share_one_limit_of_wired_memory(scheduler_of, monkeypatch):
-    told = []
-
-    @contextmanager
-    def wired_limit(model):
-        told.append("set")
-        yield
-        told.append("given back")
-
-    monkeypatch.setattr(forward, "wired_limit", wired_limit)
-    first, second = scheduler_of(), scheduler_of()
-    long = Reader(request("One?", max_tokens=30))
-    first.add(long)
-    together(second, request("Two?", max_tokens=3))
-    assert not second.busy
-    assert first.busy
-    assert told == ["set"]
-    together(second, request("Two?", max_tokens=3))
-    while first.busy:
-        first.step()
-    assert told == ["set", "given back"]
-    together(first, request("Three?", max_tokens=3))
-    assert told == ["set", "given back"] * 2

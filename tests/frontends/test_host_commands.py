@@ -80,7 +80,7 @@ def hosted(bare_home, monkeypatch):
 
 
 def test_ps_and_stop_without_a_host_say_so(bare_home):
-    assert bare_home.told("ps") == {"pid": None, "models": []}
+    assert bare_home.told("ps") == {"pid": None, "memory": None, "models": []}
     assert bare_home.told("stop") == {"pid": None, "ended": False}
     assert bare_home.ours("ps")[0] == bare_home.ours("stop")[0] == "no host runs"
     assert bare_home.told("stats")["memory"] is None
@@ -106,7 +106,13 @@ def test_ps_shows_what_the_host_holds_and_stop_ends_it(hosted, models):
     assert told["build"]["mlx"]
     assert told["until"] - told["idle_since"] == pytest.approx(3600, abs=2)
     assert told["busy"] == 0
-    line, row = hosted.ours("ps")[0].splitlines()
+    memory = told["memory"]
+    assert memory["active"] > memory["counted"] == model["cache"]
+    assert hosted.memory()["buffers"] > 0
+    assert hosted.memory()["active"] > model["weights"]
+    line, held, row = hosted.ours("ps")[0].splitlines()
+    assert held.startswith("MLX holds ")
+    assert "of freed buffers" in hosted.ours("stats")[0]
     assert line.startswith(f"process {told['pid']}, version ")
     assert "idle since" in line
     assert "stays until" in line

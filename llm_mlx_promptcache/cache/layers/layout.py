@@ -7,7 +7,7 @@ are taken together, verified and evaluated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 from enum import Enum, auto
 from functools import cache
@@ -241,10 +241,12 @@ def collect(
     groups.finish()
 
 
-def needed(layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int) -> int:
-    """Bytes that a span [start, end) of these layers would take; copies nothing."""
+def cut(
+    layout: Layout, layers: Sequence[Layer], at: int, start: int, end: int
+) -> list[Piece | None]:
+    """The pieces of a span [start, end) of layers at token `at`; nothing is evaluated."""
     pairs = zip(layout, layers, strict=True)
-    return nbytes(kind.cut(layer, at, start, end) for kind, layer in pairs)
+    return [kind.cut(layer, at, start, end) for kind, layer in pairs]
 
 
 def thinned(layout: Layout, pieces: Sequence[Piece | None]) -> list[Piece | None]:
@@ -316,14 +318,18 @@ def join(
     return layers
 
 
-def active_memory() -> int:
-    """Bytes that MLX holds in this process, for whatever."""
-    return mx.get_active_memory()
+def nbytes(pieces: Iterable[Piece | None], page: int = 1) -> int:
+    """Bytes of all arrays of a span, each in whole pages of `page` bytes."""
+    return sum(-(-size // page) * page for size in _sizes(pieces))
 
 
-def nbytes(pieces: Iterable[Piece | None]) -> int:
-    """Bytes of all arrays of a span."""
-    return sum(a.nbytes for piece in pieces if piece is not None for a in piece if a is not None)
+def arrays(pieces: Iterable[Piece | None]) -> int:
+    """How many arrays a span has; each is a buffer of the device."""
+    return sum(1 for _ in _sizes(pieces))
+
+
+def _sizes(pieces: Iterable[Piece | None]) -> Iterator[int]:
+    return (a.nbytes for piece in pieces if piece is not None for a in piece if a is not None)
 
 
 def _kind_to_json(kind: LayerKind) -> list[Any]:

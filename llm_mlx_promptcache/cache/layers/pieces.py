@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from .device_memory import POOL_OF_COPIES, trim_pool
+
 MxArray = mx.array
 Dtype = mx.Dtype
 Piece = tuple[mx.array | None, ...]
@@ -127,6 +129,7 @@ class Groups:
         """Wait for those that are left."""
         if self._waiting:
             mx.eval(self._waiting)
+            trim_pool(POOL_OF_COPIES)  # what they were made from is freed now, and fits nothing
         self._waiting, self._bytes = [], 0
 
 

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 from ..insertion import Insertion
 from ..layers import layout as layouts
 from ..layers.layout import Layout
-from ..sizes import parse_size
 from ..trie import Tokens
+from .limits import Limits
 from .span_tree import SpanTree
 from .spans import SpanNode, is_moved_out
 from .thinning import strip, strippable, thin
-
-
-class Limits(NamedTuple):
-    """The most bytes and, where that is not None, the most spans that may be in memory."""
-
-    nbytes: int
-    spans: int | None = None
-
-    @classmethod
-    def checked(cls, memory_bytes: int | str, spans: int | None) -> Limits:
-        """Limits as a user writes them; ValueError for what is none."""
-        nbytes = parse_size(memory_bytes, "memory_bytes")
-        number = isinstance(spans, int) and not isinstance(spans, bool) and spans >= 0
-        if spans is not None and not number:
-            raise ValueError(f"spans is {spans!r}; give a number of spans, or None for any")
-        return cls(nbytes, spans)
 
 
 class MemoryBudget:
@@ -55,24 +39,27 @@ class MemoryBudget:
 
     def evict(self, limits: Limits) -> None:
         """Take spans out until no more than this is left; what is pinned or leased stays."""
-        self._tree.evict(limits.nbytes, limits.spans, self._leaving)
+        self._tree.evict(limits, self._leaving)
 
     def _fitting(
         self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion
     ) -> int:
         """How many of the tokens can be kept within the whole budget."""
-        layers, at, most = insertion.layers, insertion.at, self.limits.nbytes
+        most, size = self.limits.nbytes, self._tree.size
+        cut = partial(layouts.cut, layout, insertion.layers, insertion.at)
         nodes, length = self._tree.walk(namespace, ids)
-        more = layouts.needed(layout, layers, at, length, len(ids)) if length < len(ids) else 0
+        new = cut(length, len(ids)) if length < len(ids) else []
+        more = size(new)
         # Rows that moved out into these layers count again.
         moved_out = [node for node in nodes if is_moved_out(node)]
         held = sum(node.value.entry.nbytes for node in nodes)
-        held += sum(layouts.needed(layout, layers, at, node.start, node.end) for node in moved_out)
+        held += sum(size(cut(node.start, node.end)) for node in moved_out)
         if held + more <= most or not more:
             return len(ids)
         if layouts.cut_anywhere(layout):
-            return length + max(0, (most - held) * (len(ids) - length) // more)
-        if held - strippable(layout, nodes) + more > most:
+            rounded = layouts.arrays(new) * (self._tree.page - 1)  # at most, up to whole pages
+            return length + max(0, (most - held - rounded) * (len(ids) - length) // more)
+        if held - strippable(self._tree, layout, nodes) + more > most:
             return length
         strip(self._tree, layout, nodes)  # the newest checkpoint alone
         return len(ids)

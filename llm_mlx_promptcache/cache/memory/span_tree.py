@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 from .. import device
 from ..insertion import Insertion, Rows
+from ..layers import device_memory
 from ..layers import layout as layouts
 from ..layers.layout import Layout, SpanPieces
 from ..layers.pieces import Piece
 from ..span import path_digest
 from ..trie import Match, PromptTrie, Tokens
 from .evicted import EvictedBranches
+from .limits import Limits
 from .order import CacheOrder
 from .policies import Entry, Policy
 from .recent import RecentSpans
@@ -43,6 +45,8 @@ class SpanTree:
         self.unsaved: dict[SpanNode, None] = {}  # parents before their children
         # What spans held before the device was given work on their pieces, until that is proven.
         self._unproven: dict[SpanNode, list[Piece | None]] = {}
+        self.page = device_memory.device_memory().page
+        self.buffers = 0  # the arrays of all spans
         self.evicted = dict.fromkeys(tiers, 0)
 
     def __len__(self) -> int:
@@ -50,8 +54,12 @@ class SpanTree:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all spans."""
+        """Bytes of all spans, in whole pages."""
         return self._order.nbytes
+
+    def size(self, pieces: Iterable[Piece | None]) -> int:
+        """Bytes that such pieces take of the device, in whole pages."""
+        return layouts.nbytes(pieces, self.page)
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -107,8 +115,14 @@ class SpanTree:
     def resized(self, nodes: Iterable[SpanNode]) -> None:
         """Their pieces have changed."""
         for node in nodes:
-            size = layouts.nbytes(node.value.pieces)
+            size = self.size(node.value.pieces)
             self._order.resize(node.value.entry, size, len(node.tokens))
+            self._count(node)
+
+    def _count(self, node: SpanNode) -> None:
+        number = layouts.arrays(node.value.pieces)
+        self.buffers += number - node.value.buffers
+        node.value.buffers = number
 
     def hold(self, node: SpanNode) -> Entry[SpanNode]:
         """Keep a span and all it hangs on from being evicted, until its entry is released."""
@@ -187,11 +201,12 @@ class SpanTree:
     ) -> SpanNode:
         node = self._trie.extend(parent, ids[parent.end :])
         above = parent.value.entry if parent.parent is not None else None
-        size, length = layouts.nbytes(pieces), len(node.tokens)
+        size, length = self.size(pieces), len(node.tokens)
         key = path_digest(node.model, ids)
         entry = self._order.push(node, tier, size, length, above, key)
         node.value = Span(pieces, entry)
         self._recent.note([node])
+        self._count(node)
         self._unproven[node] = [None] * len(pieces)
         self._gone.remove(node.model, ids[: node.start], ids[node.start])
         return node
@@ -203,11 +218,12 @@ class SpanTree:
             left, right = layouts.split(layout, span.pieces, len(node.tokens), at - node.start)
         upper = self._trie.split(node, at)
         key = path_digest(upper.model, upper.path())
-        size = layouts.nbytes(left)
+        size = self.size(left)
         entry = self._order.split(span.entry, upper, size, len(upper.tokens), key)
         upper.value = Span(left, entry, saved=span.saved)
         span.pieces = right
         self._recent.note([upper])
+        self._count(upper)
         self._unproven |= {upper: [None] * len(left), node: [None] * len(right)}
         self.resized([node])
         if node in self.unsaved:
@@ -255,9 +271,9 @@ class SpanTree:
 
     # Leaving.
 
-    def evict(self, nbytes: int, spans: int | None, leaving: Callable[[SpanNode], None]) -> None:
-        """Take spans out, each told to `leaving` first, until so many bytes and spans are left."""
-        while self.nbytes > nbytes or (spans is not None and len(self) > spans):
+    def evict(self, limits: Limits, leaving: Callable[[SpanNode], None]) -> None:
+        """Take spans out, each told to `leaving` first, until no more than this is left."""
+        while limits.passed(Limits(self.nbytes, len(self), self.buffers)):
             entry = self._order.pop()
             if entry is None:
                 break  # what is left is pinned or leased
@@ -299,6 +315,7 @@ class SpanTree:
         self.unsaved.pop(node, None)
         self._unproven.pop(node, None)
         self._recent.remove(node)
+        self.buffers -= node.value.buffers
         self._trie.prune(node)
 
     def drop_moved_out(self, node: SpanNode) -> None:
@@ -329,6 +346,7 @@ class SpanTree:
         self._gone.clear()
         self.unsaved.clear()
         self._unproven.clear()
+        self.buffers = 0
 
     def _remember(self, node: SpanNode) -> None:
         path = node.path()
@@ -347,12 +365,13 @@ class SpanTree:
 
     def check(self) -> Iterator[str]:
         """What is wrong, a line each (law 3)."""
-        total = count = 0
+        total = count = buffers = 0
         for node in self._trie.nodes():
             entry = node.value.entry
             count += 1
             total += entry.nbytes
-            if layouts.nbytes(node.value.pieces) != entry.nbytes:
+            buffers += layouts.arrays(node.value.pieces)
+            if self.size(node.value.pieces) != entry.nbytes:
                 yield f"{node!r} holds other bytes than it says"
             if entry.item is not node or entry not in self._order:
                 yield f"{node!r} has no place in the order"
@@ -364,5 +383,7 @@ class SpanTree:
             yield f"spans hold {total} bytes, the counter says {self.nbytes}"
         if count != len(self._recent):
             yield f"there are {count} spans, and {len(self._recent)} among the recent ones"
+        if buffers != self.buffers:
+            yield f"spans have {buffers} buffers, the counter says {self.buffers}"
         if count != len(self._order):
             yield f"there are {count} spans, and {len(self._order)} in the order"

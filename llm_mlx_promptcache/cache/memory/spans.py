@@ -17,7 +17,8 @@ SpanNode = Node["Span"]
 class Span:
     """What is kept at a node: a piece a layer, its place in the order, pins, and its file.
 
-    `waits`: it is unsaved, too short for a file, and left for what comes after it.
+    `waits`: it is unsaved, too short for a file, and left for what comes after it. `buffers` are
+    the arrays of its pieces.
     """
 
     pieces: list[Piece | None]
@@ -25,6 +26,7 @@ class Span:
     pinned: bool = False
     saved: bool = False
     waits: bool = False
+    buffers: int = 0
 
 
 def chain_of(node: SpanNode) -> list[SpanNode]:

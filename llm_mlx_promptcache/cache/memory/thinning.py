@@ -41,10 +41,10 @@ def strip(tree: SpanTree, layout: Layout, nodes: Iterable[SpanNode]) -> None:
     tree.resized(stripped)
 
 
-def strippable(layout: Layout, nodes: Iterable[SpanNode]) -> int:
+def strippable(tree: SpanTree, layout: Layout, nodes: Iterable[SpanNode]) -> int:
     """Bytes that `strip` would free."""
     return sum(
-        node.value.entry.nbytes - layouts.nbytes(layouts.thinned(layout, node.value.pieces))
+        node.value.entry.nbytes - tree.size(layouts.thinned(layout, node.value.pieces))
         for node in nodes
         if not node.value.pinned
     )
