@@ -313,11 +313,16 @@ class Engine:
         return self._closed and all(job.gone() for job in list(self._live))
 
     def _tell_loading(self, event: Loading) -> None:
-        """Tell all who wait, and keep it for those who come meanwhile; LoadingEnded."""
+        """Tell all who wait, and keep it for those who come meanwhile; LoadingEnded.
+
+        What was told last is told to nobody again: the load is a step further, and that is all.
+        """
         self.beats += 1
         with self._lock:
             if self._is_over():
                 raise LoadingEnded
+            if event == self._loading:
+                return
             self._loading = event
             for job in list(self._live):
                 if not job.gone():

@@ -182,7 +182,7 @@ def test_that_a_model_loads_is_told_before_its_prompts_progress(folders):
     loading = Loading(f"loading the model {folders[0]}", aloud=False)
     first, *others = events
     assert first == loading
-    assert [event for event in others if isinstance(event, Loading)] == [loading]
+    assert [event for event in others if isinstance(event, Loading)] == []  # once, in many steps
     again = pool.engine_for(str(folders[0])).generate(
         GenerationRequest((Message("user", "One?"),), max_tokens=2)
     )
