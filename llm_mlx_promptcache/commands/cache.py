@@ -180,9 +180,12 @@ def settings(
 
 
 def _limits(found: Settings) -> list[tuple[str, str]]:
+    from ..cache.sizes import format_size
+
     age = "none" if found.max_days is None else f"{found.max_days:g} days"
     disk = "auto (20 GB, or a tenth of the free space)" if found.disk is None else str(found.disk)
-    memory = f"auto ({MEMORY})" if found.memory is None else str(found.memory)
+    auto = f"auto ({format_size(MEMORY)}, or a quarter of what models leave)"
+    memory = auto if found.memory is None else str(found.memory)
     keep = f"auto ({KEEP})" if found.keep is None else found.keep
     ahead = {None: "auto (on)", True: "on", False: "off"}[found.ahead]
     limits = [("memory", memory), ("disk", disk), ("max-age", age), ("keep", keep)]

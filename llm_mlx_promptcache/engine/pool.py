@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..cache.sizes import parse_size
 from ..config import cache_folder, load_settings
-from ..models.memory import budget, shares, weights_of
+from ..models.memory import CACHE_MOST, budget, shares, weights_of
 from ..models.references import spelled
 from .engine import Engine
 from .events import Loading
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
 AHEAD_SWITCH = "LLM_MLX_CACHED_AHEAD"
-MEMORY = "4GB, or a quarter of what models leave"  # for what the user set no limit for
+MEMORY = CACHE_MOST  # bytes, where the user set no limit and models leave four times as much
 
 
 def engine_for(reference: str) -> Engine:

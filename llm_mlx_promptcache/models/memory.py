@@ -12,7 +12,7 @@ _GB: Final = 1_000_000_000
 # What the system, the cache and other programs need is left alone.
 _WEIGHTS_SHARE: Final = 0.7
 # What the cache holds without a word of the user's, and its part of what models leave.
-_CACHE_MOST: Final = 4 * _GB
+CACHE_MOST: Final = 4 * _GB
 _CACHE_PART: Final = 4
 # A GPU's working set is advice: so small a part of it is let in however little models leave.
 _LEAST_PART: Final = 16
@@ -39,7 +39,7 @@ def shares(memory: DeviceMemory, beside: int, cache: int | None = None) -> Share
     usable = memory.working_set if memory.gpu else memory.machine - _system(memory)
     left = max(0, usable - beside)
     if cache is None:
-        cache = min(_CACHE_MOST, left // _CACHE_PART)
+        cache = min(CACHE_MOST, left // _CACHE_PART)
     return Shares(left, cache, max(left - cache, left // 2, usable // _LEAST_PART))
 
 
