@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from ..cache.layers.rewinding import rewind
+from ..cache.layers.rewinding import can_rewind, marks_of, rewind
 from ..models.quantisation import quantise
 from .batch_layers import BatchForm, can_batch, extend, extract, merge
 from .forward import forward
@@ -59,7 +59,7 @@ class Batch:
         self._since = device.failures()
         self._read: list[int] | None = None  # the tokens of this step, once they are known
         self._tokens = mx.array([slot.last])
-        # What the last step ran and kept of a draft, and the layers' marks before it.
+        # What the last step ran and kept of several tokens, and the layers' marks before it.
         self._ran: tuple[Any, list[int]] | None = None
 
     def takes(self, layers: Sequence[Any]) -> bool:
@@ -89,7 +89,7 @@ class Batch:
     def leave(self, slot: Slot, behind: int = 0) -> list[Any]:
         """Take an answer out; returns layers that hold `slot.path`.
 
-        The last step brought it so many tokens `behind` its end: those of a draft are cut off.
+        The last step brought it so many tokens `behind` its end, which are cut off.
         """
         index = self.slots.index(slot)
         keep = [at for at in range(len(self.slots)) if at != index]
@@ -184,9 +184,9 @@ class Batch:
                 return [step]
         if logits is None:
             assert values is not None
-            logits = self._pass(mx.array([[values[0], *runs[0]]]), masked=masked)
+            logits = self._run([values[0], *runs[0]], 1, masked=masked)
         elif alone and runs[0]:
-            logits = self._pass(mx.array([runs[0]]), masked=masked)
+            logits = self._run(runs[0], 0, masked=masked)
         before = [slot.likely for slot in self.slots]
         for slot in self.slots:
             slot.chosen_at = slot.sampler.mark(), slot.likely
@@ -198,6 +198,12 @@ class Batch:
             self._told(slot, [value, *run], [likely, *(None for _ in run)])
             for slot, value, run, likely in zip(self.slots, values, runs, before, strict=True)
         ]
+
+    def _run(self, tokens: list[int], least: int, *, masked: bool) -> mx.array:
+        """A pass over known tokens, behind the first `least` of which the answer may end."""
+        if len(tokens) > least and can_rewind(self._layers):
+            self._ran = marks_of(self._layers, least=least), tokens
+        return self._pass(mx.array([tokens]), masked=masked)
 
     def _pass(self, tokens: mx.array, *, masked: bool) -> mx.array:
         """Logits behind tokens, which are on their way where a mask is made meanwhile."""

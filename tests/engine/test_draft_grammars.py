@@ -1,5 +1,6 @@
 """Law 17 under grammars: where they wait for the end of reasoning, and where a guess breaks one."""
 
+import dataclasses
 import functools
 import random
 
@@ -15,6 +16,8 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.call_forms import Thinking
 from llm_mlx_promptcache.chat.grammar import regex_grammar
+from llm_mlx_promptcache.chat.messages import Generated, Message
+from llm_mlx_promptcache.engine import batch as batch_module
 from llm_mlx_promptcache.engine import matchers as matchers_module
 from llm_mlx_promptcache.engine import scheduler as scheduling
 from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError, Matchers
@@ -24,6 +27,11 @@ from llm_mlx_promptcache.engine.speculation import planned
 from llm_mlx_promptcache.models.loading import load_model
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORCED = {
+    "type": "object",
+    "properties": {"name": {"enum": ["lamp"]}, "kind": {"enum": ["lens"]}, "lit": {"const": True}},
+    "required": ["name", "kind", "lit"],
+}
 FACTS = (
     "The keeper climbed the hundred and twelve steps, drew the linen curtains, filled the reservoir"
     " with colza oil, trimmed the four wicks and lit them one after the other."
@@ -174,3 +182,35 @@ def test_law_17_right_guesses_before_it_stay(speaker):
     again = Constraint(constraint._matcher._matchers, regex_grammar(regex), speaker.vocab_size)
     again.consume(a)
     assert again.allowed().tokens.tolist()[draft[0]]
+
+
+@pytest.mark.parametrize("unforced", [0, 8])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mamba2", "falcon_h1"])
+def test_law_17_what_a_grammar_forced_behind_a_stop_string_is_not_kept(
+    loaded_kind, monkeypatch, kind, unforced
+):
+    """Run with the token before it, or in a pass of its own where nobody waited for that token."""
+    monkeypatch.setattr(batch_module, "_UNFORCED", unforced)
+    loaded = loaded_kind(kind)
+    runs, singly = (
+        Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+        for _ in range(2)
+    )
+    model = runs._batches._model = Counting(loaded.model)
+    for stop in ("na", "ki", 'd":', "li"):
+        one = request("Two?", schema=FORCED, stop=(stop,), max_tokens=90, drafts=False)
+        passes = model.passes
+        last = together(runs, one)[0].last
+        # Who wants log probabilities has a pass for each token.
+        each = together(singly, dataclasses.replace(one, logprobs=1))[0].last
+        assert (last.ids, last.text, last.stopped_by) == (each.ids, each.text, stop)
+        assert unforced == 0 or model.passes - passes < last.usage.generated
+        held = [one._kv._cache.stats()["memory"]["tokens"] for one in (runs, singly)]
+        assert held[0] == held[1], stop
+    said = Message("assistant", last.text, Generated.of(last.ids, last.text, last.fingerprint))
+    turns = (*one.messages, said, Message("user", "And then?"))
+    again = dataclasses.replace(one, messages=turns, schema=None, stop=(), max_tokens=6)
+    warm, cold = together(runs, again)[0].last, plainly(runs, again).last
+    assert warm.usage.cached
+    assert warm.ids == cold.ids
+    assert runs._kv._cache.check() == []

@@ -33,18 +33,18 @@ def can_rewind(layers: Sequence[Layer]) -> bool:
     return all(type(one) in (*_CUT, ArraysCache) for one in _flat(layers))
 
 
-def marks_of(layers: Sequence[Layer]) -> list[Mark] | None:
-    """What `rewind` needs of the layers before a pass of two tokens or more."""
+def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
+    """What `rewind` needs of the layers before a pass, of which `least` tokens stay (0 or 1)."""
     flat = _flat(layers)
-    if all(type(one) in _CUT for one in flat):
+    if least and all(type(one) in _CUT for one in flat):
         return None
     return [_mark(one) for one in flat]
 
 
 def rewind(layers: Sequence[Layer], marks: list[Mark] | None, fed: int, kept: int) -> int:
-    """Go back behind a pass of `fed` tokens, so that `kept` of them (1 or more) stay.
+    """Go back behind a pass of `fed` tokens, so that `kept` of them stay, as many as marked for.
 
-    Returns how many of these must be run again: none, or all of them where there are states.
+    Returns how many of these must be run again: none, or all of them where there are marks.
     """
     if fed == kept:
         return 0
