@@ -6,6 +6,7 @@ from array import array
 import pytest
 from played_layers import layers_of, play
 
+from llm_mlx_promptcache.cache.disk.index_rows import SELECT_ROWS, digest_of, row_from
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.memory import said as said_module
 from llm_mlx_promptcache.cache.memory.recent import RecentSpans
@@ -79,7 +80,10 @@ def test_p8_nothing_of_another_namespace_even_where_the_index_is_forged(tmp_path
     cache.flush()
     with sqlite3.connect(tmp_path / "index.sqlite") as db:
         [(parent,)] = db.execute("SELECT file_id FROM spans WHERE namespace = 'ours'")
-        db.execute("UPDATE spans SET parent = ?, start = 40 WHERE namespace = 'theirs'", (parent,))
+        select = SELECT_ROWS + " WHERE namespace = 'theirs'"
+        row = row_from(db.execute(select).fetchone())._replace(parent=parent, start=40)
+        change = "UPDATE spans SET parent = ?, start = 40, digest = ? WHERE namespace = 'theirs'"
+        db.execute(change, (parent, digest_of(row)))
     db.close()
     later = PromptCache("100MB", DiskStore(tmp_path))
     later.fetch("ours", [*PROMPT, 1])
@@ -128,10 +132,19 @@ def test_nobody_is_waited_for(tmp_path):
     store = DiskStore(tmp_path)
     assert store.said_behind("ours", array("I", PROMPT), MOST).tolist() == []  # nothing is open
     assert store.lookup("ours", array("I", PROMPT)).end == len(PROMPT)
-    with store._index._looking:
-        assert store.said_behind("ours", array("I", PROMPT), MOST).tolist() == []
+    free, store._index._looking = store._index._looking, Taken()
+    assert store.said_behind("ours", array("I", PROMPT), MOST).tolist() == []
+    store._index._looking = free
     assert not store.unseen
     assert store.said_behind("ours", array("I", PROMPT), MOST).tolist() == FIRST
+
+
+class Taken:
+    """A lock that another thread has; who would wait for it is found out."""
+
+    def acquire(self, blocking=True, timeout=-1):
+        assert not blocking
+        return False
 
 
 @pytest.mark.parametrize("spans", [100, 800])

