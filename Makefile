@@ -12,7 +12,8 @@ RUN = $(BLAS) $(BIN)
 # one process with two threads, and the tests of faults mostly wait for processes of their own.
 # Files that cost most begin (tests/durations.py), so that none of them is left alone at the end.
 WORKERS ?= 2
-PYTEST = $(BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Bytecode is kept whatever the environment says: without it each process compiles all that it imports.
+PYTEST = $(BLAS) OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What `make soak` runs: all of it takes long; name files to run some.
 SOAK_TESTS ?= tests

@@ -68,7 +68,7 @@ def soak_share():
 
 @pytest.fixture(scope="module")
 def shared_views():
-    """Engines of this process make a grammar's view of a tokenizer once, not once a model."""
+    """Models of this process read a tokenizer once, and make a grammar's view of it once."""
     import shared_tokenizers
 
     with pytest.MonkeyPatch.context() as patch:

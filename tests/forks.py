@@ -1,11 +1,12 @@
-"""Processes without the second of imports: a server that has imported what `llm` needs forks them.
+"""Processes without the second of imports: a server that has imported all they need forks them.
 
 A fork is a process as any other: its own memory, files, environment, signals and exit status. What
 only a new interpreter shows (what is imported and when, how `llm` starts) tests ask of a real one.
 
-`llm()` starts the server, and gives an executable that stands for `llm`: it hands the server its
-arguments, environment, folder and files, passes signals on, and ends as the fork does. Where its
-environment differs in what an interpreter reads as it starts, it runs the real one.
+`llm()` starts a server, and gives an executable that stands for `llm`; `python()` is one for a
+Python that runs a script, or code behind -c, as users of LangChain do. They hand the server their
+arguments, environment, folder and files, pass signals on, and end as the fork does. Where the
+environment differs in what an interpreter reads as it starts, they run the real program.
 """
 
 import contextlib
@@ -14,12 +15,14 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 LLM = str(Path(sys.executable).with_name("llm"))
 # What commands look up each time they run; all else is as it was when the server began.
@@ -28,14 +31,22 @@ FREE = {
     *("LLM_MLX_CACHED_DISK", "SCRIPTED_RUNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"),
     *("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "TERM", "NO_COLOR"),
 }
-_MODULES = ("llm.cli", "mlx_lm.generate", "mlx_lm.models.llama", "transformers.models.auto")
+_PROGRAMS = {"llm": LLM, "python": sys.executable}
+_MODULES = {
+    "llm": ("llm.cli", "mlx_lm.generate", "mlx_lm.models.llama", "transformers.models.auto"),
+    "python": (
+        *("mlx_lm.generate", "mlx_lm.models.llama", "transformers.models.auto"),
+        *("langchain_mlx_cached", "langchain.agents.middleware", "langchain.agents"),
+        *("langgraph.graph", "langgraph.checkpoint.memory", "langgraph.checkpoint.sqlite"),
+    ),
+}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _STUB = """#!{python} -IS
 import array, json, os, signal, socket, sys
 env = dict(os.environ)
 if {{k: v for k, v in env.items() if k not in {free!r}}} != {fixed!r}:
-    os.execv({llm!r}, [{llm!r}, *sys.argv[1:]])
+    os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 server.connect({address!r})
 asked = json.dumps([sys.argv[1:], env, os.getcwd()]).encode()
@@ -55,26 +66,29 @@ os._exit(status)
 
 
 class Forks:
-    """A server of this session, started when it is first needed, until `close`."""
+    """The servers of a session, each started when it is first needed, until `close`."""
 
     def __init__(self, folder, environment):
         self._folder = folder
         self._environment = environment
-        self._server = None
+        self._servers = {}
 
-    def llm(self):
-        """What stands for `llm`; the real one where it is not safe to fork."""
+    def stub(self, program):
+        """What stands for a program; the real one where it is not safe to fork."""
         if sys.platform != "linux":
-            return LLM
-        if self._server is None:
-            self._start()
-        return str(self._folder / "llm")
+            return _PROGRAMS[program]
+        if program not in self._servers:
+            self._servers[program] = self._started(program)
+        return str(self._folder / program / program)
 
-    def _start(self):
-        address = str(self._folder / "forks")
-        life, self._life = os.pipe()
-        self._server = subprocess.Popen(
-            [sys.executable, "-P", __file__, address, str(life)],
+    def _started(self, program):
+        """A server's process, and what ends it when it is closed."""
+        folder = self._folder / program
+        folder.mkdir()
+        address = str(folder / "forks")
+        life, held = os.pipe()
+        server = subprocess.Popen(
+            [sys.executable, "-P", __file__, program, address, str(life)],
             # Its threads would be lost in forks; `make test` gives it one in each process too.
             env=self._environment | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -82,19 +96,21 @@ class Forks:
             pass_fds=[life],
         )
         os.close(life)
-        with self._server.stdout as told:
+        with server.stdout as told:
             assert told.read() == b"ready\n"
         fixed = {name: value for name, value in self._environment.items() if name not in FREE}
-        parts = {"python": sys.executable, "llm": LLM, "address": address, "free": FREE}
-        stub = self._folder / "llm"
-        stub.write_text(_STUB.format(fixed=fixed, signals=tuple(map(int, _SIGNALS)), **parts))
+        parts = {"python": sys.executable, "real": _PROGRAMS[program], "address": address}
+        signals = tuple(map(int, _SIGNALS))
+        stub = folder / program
+        stub.write_text(_STUB.format(fixed=fixed, free=FREE, signals=signals, **parts))
         stub.chmod(0o700)
+        return server, held
 
     def close(self):
-        """End the server; a fork that still runs is not its own."""
-        if self._server is not None:
-            os.close(self._life)
-            assert self._server.wait(60) == 0
+        """End the servers; a fork that still runs is not their own."""
+        for server, held in self._servers.values():
+            os.close(held)
+            assert server.wait(60) == 0
 
 
 of_session: Forks | None = None
@@ -102,15 +118,19 @@ of_session: Forks | None = None
 
 def llm():
     """What stands for `llm` in this session of tests."""
-    return of_session.llm()
+    return of_session.stub("llm")
 
 
-def _serve(address, life):
+def python():
+    """What stands for a Python that runs a script or code."""
+    return of_session.stub("python")
+
+
+def _serve(program, address, life):
     """Fork for who connects, until nobody holds the other end of `life`."""
-    _import_all()
+    _import_all(_MODULES[program])
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a thread would be lost"
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address)
     listener.listen(64)
@@ -121,13 +141,23 @@ def _serve(address, life):
         if os.fork() == 0:
             listener.close()
             os.close(life)
-            return _keep(client)
+            return _keep(client, _llm if program == "llm" else _python)
         client.close()
+        while _has_ended():
+            pass
     return None
 
 
-def _import_all():
-    for name in _MODULES:
+def _has_ended():
+    """Whether a child has, which is then no more; what it cost is this process's."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def _import_all(modules):
+    for name in modules:
         importlib.import_module(name)
     import llm_mlx_promptcache
 
@@ -136,9 +166,8 @@ def _import_all():
             importlib.import_module(module.name)
 
 
-def _keep(client):
+def _keep(client, run):
     """Run a client's command in a process of its own, pass signals on, and tell how it ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, *_ = socket.recv_fds(client, 4, 3)
     size = int.from_bytes(head, "big")
     asked = b""
@@ -147,7 +176,7 @@ def _keep(client):
     child = os.fork()
     if child == 0:
         client.close()
-        return _run(files, *json.loads(asked))
+        return _run(run, files, *json.loads(asked))
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
@@ -164,8 +193,8 @@ def _keep(client):
     os._exit(0)
 
 
-def _run(files, arguments, environment, folder):
-    """Be `llm`: with these files as 0, 1 and 2, arguments, environment and folder."""
+def _run(run, files, arguments, environment, folder):
+    """Run a program: with these files as 0, 1 and 2, arguments, environment and folder."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -177,11 +206,28 @@ def _run(files, arguments, environment, folder):
     sys.path[:0] = [path for path in added if path and path not in sys.path]
     with contextlib.suppress(ImportError):
         importlib.import_module("sitecustomize")
-    sys.argv = [LLM, *arguments]
+    run(arguments)
+
+
+def _llm(arguments):
     from llm.cli import cli
 
+    sys.argv = [LLM, *arguments]
     sys.exit(cli())
 
 
+def _python(arguments):
+    """Code behind -c, or a script."""
+    if arguments[0] == "-c":
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path.insert(0, "")
+        exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent.absolute()))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]))

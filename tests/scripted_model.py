@@ -21,6 +21,7 @@ import shutil
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import KVCache
 from shared_tokenizers import shared_tokenizer
 
@@ -88,7 +90,7 @@ class Model(nn.Module):
         kept, _ = layer.update_and_fetch(rows, rows)
         if cache is None:
             return mx.zeros((requests, count, self.args.vocab_size))
-        histories = [[int(row) - 1 for row in rows if row] for rows in kept[:, 0, :, 0].tolist()]
+        histories = [(rows[rows > 0] - 1).tolist() for rows in _whole(kept[:, 0, :, 0])]
         drafted = _is_drafted()
         if not _is_trial(histories[0], self.args.vocab_size):
             _record([Run(max(0, len(ids) - count), tuple(ids), drafted) for ids in histories])
@@ -105,6 +107,11 @@ class Model(nn.Module):
         """What the script has behind each of the last places."""
         ends = range(len(history) - places + 1, len(history) + 1)
         return [_next(self.args.folder, history[:end]) for end in ends]
+
+
+def _whole(rows: mx.array) -> Any:
+    """Rows that stand for tokens, as integers."""
+    return np.array(rows).astype(np.int64)
 
 
 def _is_drafted() -> bool:
@@ -175,19 +182,23 @@ class _Player:
 
     def next(self, history: list[int]) -> int:
         """The token behind `history`: prompt, and what was said already."""
+        shown = self._decode(history)
         place, best = -1, ([], "")
-        for size, (cue, ids, text) in self._begun(history):
+        for size, (cue, ids, text) in self._begun(shown):
             del cue
             if size > place:
                 place, best = size, (ids, text)
         if place < 0:
             return self._end
         ids, text = best
-        return self._following(history, ids, text)
+        return self._following(history, shown, ids, text)
 
-    def _begun(self, history: list[int]) -> list[tuple[int, tuple[str, list[int], str]]]:
+    def _decode(self, ids: list[int]) -> str:
+        """As the tokenizer's `decode`, which first looks at each id again, in Python."""
+        return str(self._tokenizer._decode(ids))
+
+    def _begun(self, shown: str) -> list[tuple[int, tuple[str, list[int], str]]]:
         """The answers that may be under way, each with how much of it has been said."""
-        shown = self._tokenizer.decode(history)
         cues: dict[int, str | None] = {}  # what stood last before so many characters of an answer
         found = []
         for answer in self._script:
@@ -208,23 +219,25 @@ class _Player:
             return max(known, key=lambda cue: (known[cue], len(cue)))
         return "" if any(not cue for cue, _, _ in self._script) else None
 
-    def _following(self, history: list[int], ids: list[int], text: str) -> int:
+    def _following(self, history: list[int], shown: str, ids: list[int], text: str) -> int:
         by_ids = _overlap(history, ids)
-        said = _overlap(self._tokenizer.decode(history), text)
-        if len(self._tokenizer.decode(ids[:by_ids])) >= said:
+        said = _overlap(shown, text)
+        if len(self._decode(ids[:by_ids])) >= said:
             return ids[by_ids] if by_ids < len(ids) else self._end
         # A grammar wrote the same text with other tokens.
         rest = self._tokenizer.encode(text[said:], add_special_tokens=False)
         return int(rest[0]) if rest else self._end
 
 
-def _overlap(text: Sequence[Any], answer: Sequence[Any]) -> int:
-    """How long a beginning of `answer` the end of `text` is."""
-    most = min(len(text), len(answer))
-    for size in range(most, 0, -1):
-        at = len(text) - size
-        if text[at] == answer[0] and text[at:] == answer[:size]:
-            return size
+def _overlap(text: Any, answer: Any) -> int:
+    """How long a beginning of `answer` the end of `text` is; both are strings or lists."""
+    at = len(text) - min(len(text), len(answer))
+    with suppress(ValueError):
+        while at < len(text):
+            at = text.index(answer[0], at)
+            if text[at:] == answer[: len(text) - at]:
+                return len(text) - at
+            at += 1
     return 0
 
 

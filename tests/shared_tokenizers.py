@@ -3,6 +3,7 @@
 Played models of one family, and families with one tokenizer, differ in their templates alone.
 """
 
+import copy
 import json
 from hashlib import blake2b
 from pathlib import Path
@@ -31,10 +32,26 @@ def shared_tokenizer(folder: Path) -> Any:
     return _tokenizers[digest]
 
 
-def share_views(patch: Any) -> None:
-    """Have engines of this process take a grammar's view of a tokenizer from those made before."""
-    from llm_mlx_promptcache.engine import constraint
+class _Shared:
+    """Stands for AutoTokenizer: one that was read before, with the folder's own template."""
 
+    @staticmethod
+    def from_pretrained(folder: Path, **_: Any) -> Any:
+        made = copy.copy(shared_tokenizer(folder))
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        own = folder / "chat_template.jinja"
+        text = own.read_text(encoding="utf-8") if own.exists() else None
+        made.chat_template = settings.get("chat_template", text)
+        made.name_or_path = str(folder)
+        return made
+
+
+def share_views(patch: Any) -> None:
+    """Have models of this process take tokenizers, and views of them, from those made before."""
+    from llm_mlx_promptcache.engine import constraint
+    from llm_mlx_promptcache.models import tokenizer
+
+    patch.setattr(tokenizer, "AutoTokenizer", _Shared)
     make = constraint.grammar_tokenizer
 
     def shared(wrapper: Any, vocab_size: int) -> Any:

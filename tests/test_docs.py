@@ -206,7 +206,7 @@ def test_readmes_python_runs_as_printed(user, real_model_folder):
     for code in found:
         # No hub is in reach of the tests.
         here = code.replace("mlx-community/Qwen3-0.6B-4bit", str(real_model_folder))
-        user(sys.executable, "-W", "error::SyntaxWarning", "-c", here)
+        user(forks.python(), "-c", here)
 
 
 def test_the_page_that_an_index_shows_leads_somewhere():

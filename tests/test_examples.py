@@ -3,9 +3,9 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 from llm_mlx_promptcache.config import Settings, save_settings
@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch, tiny_llama):
         # llm knows a model of the user's by its name, all others take its folder.
         given = [] if name == "llm_from_python" else [str(model)]
         done = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py", *given],
+            [forks.python(), EXAMPLES / f"{name}.py", *given],
             cwd=tmp_path,
             env={**os.environ, **own},
             capture_output=True,

@@ -23,6 +23,8 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 NAMES = (
     "header version flags length digest salt count first last name owner group mode size mtime"
     " atime ctime device links tail"

@@ -16,6 +16,8 @@ from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.loading import load_model
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 _HOT = Sampling(temperature=0.0)
 SCRIPT = {"": SAID, "Think": f"<think>\n{THOUGHT}\n</think>\n\n{SAID}"}
 PLAIN = {

@@ -12,6 +12,8 @@ from scripted_model import scripted_folder
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.engine import notes
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 ASK = [SystemMessage("You answer in one word."), HumanMessage("Which colour has the sky?")]
 AGAIN = HumanMessage("And the grass?")
 SAID = "The harbour lies in the north of the town, behind the mill."

@@ -21,6 +21,8 @@ from langchain_adapter.answers import _breaking
 from llm_mlx_promptcache.chat.messages import ToolCall
 from llm_mlx_promptcache.engine.events import CallArguments, CallName, InvalidCall, TextDelta
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 
 @tool
 def look(way: Literal["north", "south"], steps: Literal[1, 2]) -> str:

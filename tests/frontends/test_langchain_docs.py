@@ -3,9 +3,9 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -37,7 +37,7 @@ def run(home, tmp_path):
         (tmp_path / "harbour.py").write_text(code)
         environment = {**os.environ, "LLM_MLX_CACHED_HOME": str(home.folder / "mlx")}
         done = subprocess.run(
-            [sys.executable, "harbour.py"],
+            [forks.python(), "harbour.py"],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
+import forks
 import pytest
 import recipe_ways
 from real_tokenizers import real_tokenizer
@@ -113,7 +113,7 @@ def test_the_pages_tables_are_what_is_counted(found, family, monkeypatch):
 def test_its_examples_run_and_reuse(number, home, tmp_path):
     (tmp_path / "recipe.py").write_text(EXAMPLES[number])
     done = subprocess.run(
-        [sys.executable, "recipe.py"],
+        [forks.python(), "recipe.py"],
         cwd=tmp_path,
         env={**os.environ, "LLM_MLX_CACHED_HOME": str(home.folder / "mlx")},
         capture_output=True,
@@ -121,14 +121,14 @@ def test_its_examples_run_and_reuse(number, home, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     figures = [[int(one) for one in re.findall(r"\d+", line)] for line in done.stdout.splitlines()]
-    stamps, roles, forks, summed = range(4)
+    stamps, roles, forked, summed = range(4)
     if number == stamps:
         [first], [second] = figures
         assert second < first
     elif number == roles:
         assert [read > 0 for read, _ in figures] == [False, True, True]
         assert all(before[1] < after[0] for before, after in pairwise(figures))
-    elif number == forks:
+    elif number == forked:
         assert all(count < 30 for [count] in figures)
     elif number == summed:
         kinds = [line.split()[0] for line in done.stdout.splitlines()]

@@ -23,6 +23,8 @@ from langchain_adapter.reuse import cache_metadata
 from llm_mlx_promptcache.engine import notes
 from llm_mlx_promptcache.engine.events import Reuse
 
+pytestmark = pytest.mark.usefixtures("shared_views")
+
 SYSTEM = SystemMessage("You keep a lighthouse, and answer in few words of a sailor's.")
 SAID = "The light burns, and the sea is calm tonight."
 FAMILIES = {one.id: one for one in every_family()}

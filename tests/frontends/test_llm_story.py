@@ -1,7 +1,7 @@
 """What users of `llm` do, from the first question to a tool loop: what is new is prefilled.
 
-Once over a tiny model within this process, and twice as users run it, in fresh processes with the
-real default model: with a host that answers them all, as `llm` has it, and without (law 15).
+Each command is a process, with a host that answers them all, as `llm` has it, and without
+(law 15): over a tiny model, and once over the real default one; all of both is in the soak.
 """
 
 import json
@@ -34,21 +34,50 @@ def weather(city: typing.Literal["Paris", "Rome", "Oslo"]) -> str:
 """
 
 
-REAL = [
-    pytest.param(name, marks=pytest.mark.real_model, id=id)
-    for name, id in (("home", "real"), ("hosted_home", "host"))
-]
+USERS = {
+    "tiny": "bare_home",
+    "host": "bare_hosted_home",
+    "real": "home",
+    "real, host": "hosted_home",
+}
 
 
-@pytest.fixture(params=[pytest.param("quick_home", id="tiny"), *REAL])
-def user(request):
+def users(*often):
+    """All users as parameters; who is not named is one in long runs."""
+    return [
+        pytest.param(
+            fixture,
+            id=name,
+            marks=[pytest.mark.real_model] * ("real" in name)
+            + [pytest.mark.soak] * (name not in often),
+        )
+        for name, fixture in USERS.items()
+    ]
+
+
+def with_a_model(request, tiny_llama):
+    """The user of a fixture's parameter, with a tiny model where they have none."""
+    home = request.getfixturevalue(request.param)
+    if request.param.startswith("bare"):
+        home.ours("default", str(tiny_llama(context=16384)))
+    return home
+
+
+@pytest.fixture(params=users("tiny"))
+def user(request, tiny_llama):
     """A user who has never asked anything."""
-    return request.getfixturevalue(request.param)
+    return with_a_model(request, tiny_llama)
 
 
-@pytest.fixture(params=REAL)
+@pytest.fixture(params=users("tiny", "host", "real"))
+def chatting(request, tiny_llama):
+    """The same, for what is asked of all of them each time."""
+    return with_a_model(request, tiny_llama)
+
+
+@pytest.fixture(params=users("real")[2:])
 def real_user(request):
-    """The same, with the real model."""
+    """The same, for what takes the real model."""
     return request.getfixturevalue(request.param)
 
 
@@ -80,7 +109,8 @@ def at_most_new(entry, before):
     assert entry["input_tokens"] > path_of(before)
 
 
-def test_a_chat_of_four_turns_and_a_fork(user):
+def test_a_chat_of_four_turns_and_a_fork(chatting):
+    user = chatting
     first = ("-s", SYSTEM, "What is the capital of France?", *LIMIT)
     user.llm("-m", "mlx-cached", *first)
     one = user.last()

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import time
 
+import forks
 import pytest
-from forks import LLM
 from real_families import Played, every_family
 from scripted_model import environment
 
@@ -49,10 +49,10 @@ class User:
             patch.setenv("LLM_MLX_CACHED_HOME", home.own()["LLM_MLX_CACHED_HOME"])
             save_settings(Settings(default_model=str(model)))
 
-    def start(self, *arguments, stderr=subprocess.PIPE):
+    def start(self, *arguments, program=forks.LLM, stderr=subprocess.PIPE):
         """`llm` in a new process."""
         return subprocess.Popen(
-            [LLM, *arguments],
+            [program, *arguments],
             cwd=self._folder,
             env=self._home.environment(PYTHONPATH=environment()["PYTHONPATH"]),
             stdin=subprocess.PIPE,
@@ -62,7 +62,8 @@ class User:
 
     def llm(self, *arguments, status=0, stdin="", together=False):
         """What `llm` says on stdout and stderr, or on both `together`."""
-        process = self.start(*arguments, stderr=subprocess.STDOUT if together else subprocess.PIPE)
+        stderr = subprocess.STDOUT if together else subprocess.PIPE
+        process = self.start(*arguments, program=forks.llm(), stderr=stderr)
         out, error = process.communicate(stdin.encode())
         assert process.returncode == status, (out, error)
         return out.decode() if together else (out.decode(), error.decode())

@@ -104,47 +104,61 @@ CHECK = (
     "import sys\n"
     "from llm_mlx_promptcache.models import usable\n"
     "usable.budget = lambda: 1 << 40\n"
-    "try:\n"
-    "    print(usable.check_hub(sys.argv[1]))\n"
-    "except ValueError as error:\n"
-    "    print('refused', error)\n"
+    "for name in map(str.strip, sys.stdin):\n"
+    "    try:\n"
+    "        print(usable.check_hub(name), flush=True)\n"
+    "    except ValueError as error:\n"
+    "        print('refused', error, flush=True)\n"
 )
 
 
-def checked(hub, tmp_path, monkeypatch, name="somebody/small"):
-    """What is said of a hub's model, in a process that has fetched nothing of it."""
-    monkeypatch.setenv("HF_ENDPOINT", hub)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
-    done = subprocess.run([sys.executable, "-c", CHECK, name], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.fixture
+def check_at(tmp_path, monkeypatch):
+    """`check_at(hub)`: a process that says what it finds of names, and has fetched nothing yet."""
+    started = []
+
+    def start(hub):
+        monkeypatch.setenv("HF_ENDPOINT", hub)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", CHECK], text=True, **pipes)
+        started.append(process)
+
+        def check(name="somebody/small"):
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+
+        return check
+
+    yield start
+    for process in started:
+        assert process.communicate() == ("", "")
+        assert process.returncode == 0
     assert not list((tmp_path / "hf").glob("hub/models--*/snapshots/*/model*"))
-    return done.stdout.strip()
 
 
-def test_a_hubs_model_is_checked_by_its_list_of_files(hub, tmp_path, monkeypatch):
-    address, _ = hub
-    assert checked(address, tmp_path, monkeypatch) == "[]"
+def test_a_hubs_model_is_checked_by_its_list_of_files(hub, check_at):
+    checked = check_at(hub[0])
+    assert checked() == "[]"
     Hub.told = {"config": {"tokenizer_config": {"eos_token": "x"}}}
-    assert "seems to have no chat template" in checked(address, tmp_path, monkeypatch)
+    assert "seems to have no chat template" in checked()
     Hub.files["chat_template.jinja"] = b""
-    assert checked(address, tmp_path, monkeypatch) == "[]"
+    assert checked() == "[]"
     del Hub.files["config.json"]
-    assert "has no config.json on the hub" in checked(address, tmp_path, monkeypatch)
+    assert "has no config.json on the hub" in checked()
     del Hub.files["model.safetensors"]
-    assert "has no model*.safetensors on the hub" in checked(address, tmp_path, monkeypatch)
+    assert "has no model*.safetensors on the hub" in checked()
     Hub.files["small-Q4_K_M.gguf"] = b""
-    told = checked(address, tmp_path, monkeypatch)
+    told = checked()
     assert told.startswith("refused somebody/small has GGUF files and nothing that mlx-lm reads")
     assert "hf download somebody/small small-Q4_K_M.gguf" in told
-
-
-def test_a_model_that_the_hub_has_not_is_refused(hub, tmp_path, monkeypatch):
-    told = checked(hub[0], tmp_path, monkeypatch, "somebody/else")
+    told = checked("somebody/else")
     assert told.startswith("refused there is no folder 'somebody/else' here, and the hub has no")
 
 
-def test_a_hub_that_can_not_be_asked_costs_nothing(tmp_path, monkeypatch):
-    told = checked("http://127.0.0.1:9", tmp_path, monkeypatch)
+def test_a_hub_that_can_not_be_asked_costs_nothing(check_at):
+    told = check_at("http://127.0.0.1:9")()
     assert told.startswith("[\"the hub can't be asked about somebody/small now, so it is not")
