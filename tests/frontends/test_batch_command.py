@@ -20,6 +20,7 @@ from llm_mlx_promptcache.commands import mlx_cached
 from llm_mlx_promptcache.commands.batch_progress import BatchBar
 from llm_mlx_promptcache.config import Settings, save_settings
 from llm_mlx_promptcache.engine.events import Finished, TextDelta, Timings, Usage
+from llm_mlx_promptcache.engine.pool import close_engines
 from llm_mlx_promptcache.llm_adapter.many import BatchAnswer, BatchPrompt, answers
 from llm_mlx_promptcache.llm_adapter.models import AsyncMlxCached
 from llm_mlx_promptcache.models.errors import ModelLoadError
@@ -309,6 +310,27 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch, capsys):
     with BatchBar(3, to_file=False) as bar:  # the results are on the same terminal
         bar.show(1, 0)
     assert terminal.getvalue() == ""
+
+
+def test_what_the_engine_refuses_is_its_lines_error(bare_home, tiny_llama, tmp_path):
+    bare_home.ours("default", str(tiny_llama(context=128)))
+    lines = [
+        {"prompt": "Hello", "options": {"max_tokens": 3}},
+        {"prompt": "word " * 200},
+        {"prompt": "Hello", "schema": {"type": "nothing"}},
+        {"prompt": "Hello", "options": {"tool_choice": "any"}},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out, told = bare_home.ours("batch", str(path), status=1)
+    close_engines()
+    first, *others = [json.loads(line) for line in out.splitlines()]
+    assert first["usage"]["output"] == 3
+    assert [one["id"] for one in others] == [2, 3, 4]
+    words = ("the model's context holds 128", "nothing", "there are no tools")
+    for one, said in zip(others, words, strict=True):
+        assert said in one["error"]
+    assert "1 answered, 3 failed; " in told
 
 
 ASKED = ("France?", "Italy?", "Spain?", "Norway?", "Japan?")

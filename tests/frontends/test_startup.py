@@ -101,6 +101,11 @@ def test_a_turn_that_a_host_answers_imports_no_heavy_package(bare_hosted_home, t
         assert "llm_mlx_promptcache.host.client" in found
         assert packages(found).isdisjoint(HEAVY), more
     assert len(bare_hosted_home.logged(3)) == 3
+    prompts = bare_hosted_home.folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hello", "options": {"max_tokens": 2}}\n')
+    found = imported(bare_hosted_home, "mlx-cached", "batch", str(prompts))
+    assert "llm_mlx_promptcache.host.client" in found
+    assert packages(found).isdisjoint(HEAVY)
 
 
 def test_a_client_of_the_host_imports_no_heavy_package():
