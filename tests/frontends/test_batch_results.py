@@ -77,6 +77,8 @@ def test_whatever_a_crash_cuts_off_the_rest_is_taken(tmp_path):
         path.write_bytes(data[:end])
         # A line that lacks nothing but its end is whole.
         expected = {1, 2} if end >= len(data) - 1 else {1} if end >= first else set()
+        assert written(path) == expected, end
+        assert set(ids(path)) == expected, end  # and no byte behind them
         left = [place for place in range(4) if LINES[place].id not in expected]
         assert written(path, *left) == expected, end
         assert ids(path) == [1, 2, 3, 4]

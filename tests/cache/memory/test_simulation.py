@@ -5,6 +5,7 @@ import random
 import pytest
 
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
+from llm_mlx_promptcache.cache.memory.policies import Policy
 from llm_mlx_promptcache.cache.memory.simulation import OwnPath, TracedPath, hit_ratio, most_hits
 
 
@@ -56,6 +57,19 @@ def test_lru_finds_what_a_plain_one_finds(own):
         trace, capacity = some_trace(chance), chance.randrange(1, 25)
         found = hit_ratio(trace, capacity, CacheOrder(policy="lru"), own)
         assert found == pytest.approx(plain_lru(trace, capacity, own)), (trace, capacity)
+
+
+class NewestFirst(Policy):
+    """What was used last is evicted first."""
+
+    def rank(self, entry):
+        return -entry.last_used
+
+
+@pytest.mark.parametrize(("own", "hits"), [(OwnPath.HELD, 1), (OwnPath.LOOSE, 0)])
+def test_a_prompts_own_path_stays_while_it_runs(own, hits):
+    trace = [TracedPath([block], ["user"]) for block in (1, 2, 2)]
+    assert hit_ratio(trace, 1, CacheOrder(policy=NewestFirst()), own) == hits / 3
 
 
 def test_without_a_limit_every_order_finds_all_that_can_be_found():
