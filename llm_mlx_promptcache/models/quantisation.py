@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from ..cache.layers.device_memory import POOL_OF_COPIES, trim_pool
+from ..cache.layers.pieces import Groups
 from .errors import one_line
 from .kv_settings import KVSettings
 from .layers import arrays_of, make_layers
@@ -24,11 +24,12 @@ def quantise(layers: list[Any], kv: KVSettings) -> None:
 
     ValueError where no layer can be quantised.
     """
+    groups = Groups({KVCache: len(layers)})
     for index, layer in enumerate(layers):
         if type(layer) is KVCache:
             layers[index] = layer.to_quantized(group_size=kv.group_size, bits=kv.bits)
-            mx.eval(arrays_of(layers[index]))
-            trim_pool(POOL_OF_COPIES)
+            groups.add(KVCache, arrays_of(layers[index]))
+    groups.finish()
     if type(layers[0]) is not QuantizedKVCache:
         layers[0] = copy.copy(layers[0])  # the lease of what was not quantised ends
     if not is_quantised(layers):

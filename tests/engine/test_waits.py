@@ -15,6 +15,8 @@ from llm_mlx_promptcache.engine import batch
 from llm_mlx_promptcache.engine.batch import Batch
 from llm_mlx_promptcache.engine.batch_layers import extend, merge
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.models.kv_settings import KVSettings
+from llm_mlx_promptcache.models.quantisation import is_quantised, quantise
 
 LAYERS = 28
 
@@ -88,13 +90,21 @@ def test_waits_before_a_first_token_with_a_disk(scheduler_of, counted, tmp_path,
     assert first["eval"] <= 9
 
 
-def test_waits_of_answers_that_join(counted):
-    def rows():
-        layers = [KVCache() for _ in range(LAYERS)]
-        for layer in layers:
-            layer.update_and_fetch(mx.ones((1, 2, 5, 8)), mx.ones((1, 2, 5, 8)))
-        return layers
+def rows():
+    layers = [KVCache() for _ in range(LAYERS)]
+    for layer in layers:
+        layer.update_and_fetch(mx.ones((1, 2, 5, 64)), mx.ones((1, 2, 5, 64)))
+    return layers
 
+
+def test_waits_of_rows_that_are_quantised(counted):
+    layers = rows()
+    quantise(layers, KVSettings(8, 64, 0))
+    assert counted["eval"] <= 16
+    assert is_quantised(layers)
+
+
+def test_waits_of_answers_that_join(counted):
     merged = merge(rows(), rows())
     assert counted["eval"] <= 16
     counted.clear()

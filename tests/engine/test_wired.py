@@ -1,7 +1,9 @@
 """Wired memory: held from a model's first answer until it is unloaded, or nobody asks it."""
 
+import sys
 import threading
 
+import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from readers import Reader, request, together
@@ -94,6 +96,21 @@ def test_a_request_that_fails_keeps_the_count_right(scheduler_of, play, monkeypa
     together(scheduler, request("Two?", max_tokens=3))
     scheduler.rest()
     assert mac.wired[-1] == 0
+
+
+def test_mlx_lms_warning_of_large_models_is_not_on_stdout(scheduler_of, play, monkeypatch, capfd):
+    """A script reads answers there: `mlx_lm.generate.wired_limit` prints to it."""
+    generating = sys.modules["mlx_lm.generate"]
+    monkeypatch.setattr(generating, "maybe_set_recommended_wired_limit", lambda: 0)
+    monkeypatch.setattr(mx, "device_info", lambda *_: {"max_recommended_working_set_size": 1})
+    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: 0)
+    play(16)
+    scheduler = scheduler_of()
+    with generating.wired_limit(scheduler._loaded.model):
+        assert "[WARNING]" in capfd.readouterr().out
+    together(scheduler, request("One?", max_tokens=3))
+    scheduler.rest()
+    assert capfd.readouterr().out == ""
 
 
 def test_without_a_gpu_nothing_is_wired(monkeypatch):
