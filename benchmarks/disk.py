@@ -1,9 +1,9 @@
 """The disk tier beside mlx-lm's own prompt file, and its index at full size.
 
-Restores a path of the default model's shape, stored as 1, 10 and 50 spans, verified, against
-`load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each is the first of a
-fresh process, as for the command line, and they alternate. Also: what a short span costs as a file
-of its own. Run with: python benchmarks/disk.py
+Restores a path of the default model's shape, stored as 1, 10 and 50 spans, and as 50 in a pack,
+verified, against `load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each
+is the first of a fresh process, as for the command line, and they alternate. Also: what a short
+span costs as a file of its own. Run with: python benchmarks/disk.py
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.span import Draft
 
 LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
-BARS = {1: 1.5, 10: 1.75, 50: 2.25}
+SPANS = {"1": 1, "10": 10, "50": 50, "50 packed": 50}
+BARS = {"1": 1.5, "10": 1.75, "50": 2.25, "50 packed": 1.15}
 REFERENCE = "reference.safetensors"
 
 
@@ -73,11 +74,15 @@ def store_path(folder: Path, count: int) -> None:
     """The same rows as mlx-lm's prompt file, and as several spans."""
     layers = layers_of(count)
     save_prompt_cache(str(folder / REFERENCE), layers)
-    for spans in BARS:
-        cache = PromptCache("10GB", DiskStore(folder / str(spans), "50GB"))
+    for name, spans in SPANS.items():
+        store = DiskStore(folder / name, "50GB")
+        cache = PromptCache("10GB", store)
         for number in range(1, spans + 1):
             cache.insert("m", tokens_of(count)[: count * number // spans], layers)
         cache.flush()
+        if name.endswith("packed"):
+            *_, done = store.compact()
+            assert done.packs == 1
 
 
 def tokens_of(count: int) -> list[int]:
@@ -104,7 +109,7 @@ def restores(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
     store_path(folder, count)
     results = []
     for cold in (False, True):
-        runs: dict[str, list[float]] = {what: [] for what in ("mlx-lm", *map(str, BARS))}
+        runs: dict[str, list[float]] = {what: [] for what in ("mlx-lm", *SPANS)}
         for _ in range(rounds):
             for what, times in runs.items():
                 if cold:
@@ -214,13 +219,13 @@ def peak(folder: Path, count: int) -> dict[str, float]:
     tokens = tokens_of(count)
     own = LAYERS * 2 * HEADS * WIDTH * 4 * count
     found = {}
-    for spans in BARS:
+    for name in SPANS:
         gc.collect()
         mx.clear_cache()
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        lease = PromptCache("10GB", DiskStore(folder / str(spans), "50GB")).fetch("m", tokens)
-        found[f"{spans} spans"] = (mx.get_peak_memory() - before) / own
+        lease = PromptCache("10GB", DiskStore(folder / name, "50GB")).fetch("m", tokens)
+        found[name] = (mx.get_peak_memory() - before) / own
         del lease
     return found
 
@@ -256,7 +261,7 @@ def short_spans(rows: list[dict[str, Any]], count: int, rounds: int) -> dict[str
 
 def report(found: dict[str, Any], count: int, rounds: int) -> str:
     """The figures as they stand in docs/disk.md."""
-    names = ["mlx-lm", *map(str, BARS)]
+    names = ["mlx-lm", *SPANS]
     lines = []
     for state in ("warm", "cold"):
         ms = {r["what"]: r["ms"] for r in found["restores"] if r["cold"] == (state == "cold")}
@@ -278,8 +283,8 @@ def report(found: dict[str, Any], count: int, rounds: int) -> str:
 {count} tokens of the default model's shape in float32, each the first restore of a fresh process,
 medians of {rounds}, against mlx-lm's `load_prompt_cache` and evaluating the same bytes:
 
-| | mlx-lm | 1 span | 10 spans | 50 spans |
-|---|--:|--:|--:|--:|
+| | mlx-lm | 1 span | 10 spans | 50 spans | 50 spans in a pack |
+|---|--:|--:|--:|--:|--:|
 {chr(10).join(lines)}
 | at most | | {bars} |
 | peak memory, times the rows | | {peaks} |

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from .disk.restore import Restore, outline_of_checkpoint, read_checkpoint
+from .disk.restore import Reading, Restore, outline_of_checkpoint, read_checkpoint
 from .layers import layout as layouts
 from .layers.checkpoints import outline_from, resumed_at
 from .layers.layout import PathPart
 from .span import Query, StoredPath
 from .store import Store
+
+_MOST_LOOKS: Final = 3  # at a path whose files are just becoming others
 
 
 class Plan(NamedTuple):
@@ -42,8 +44,7 @@ def make_plan(
         return Plan(held, reached, length, length)
     parts = [part._replace(end=min(part.end, reached)) for part in held if part.start < reached]
     starts = [part.start for part in parts]
-    restore = Restore(store, query)
-    restore.open(stored.spans, reached)
+    restore, stored = _opened(store, query, reached, stored)
     outlined = parts + restore.parts
     end = outlined[-1].end if outlined else 0
     resume_at = layouts.resumable(layout, outlined, end)
@@ -67,3 +68,23 @@ def make_plan(
             whole = stitched + parts[len(before) :]
             return Plan(whole, further, matched, reached, restore, stitched=True)
     return Plan(parts + restore.streamed(resume_at), resume_at, matched, reached, restore)
+
+
+def _opened(
+    store: Store, query: Query, reached: int, stored: StoredPath
+) -> tuple[Restore, StoredPath]:
+    """The files beyond token `reached`, and what they hold.
+
+    Where one is gone since the path was looked up, its bytes may be in a pack by now.
+    """
+    for _ in range(_MOST_LOOKS):
+        restore = Restore(store, query)
+        restore.open(stored.spans, reached)
+        if restore.state is Reading.WHOLE:
+            break
+        found = store.lookup(query.namespace, query.ids)
+        if found.spans == stored.spans or found.end <= reached:
+            break
+        restore.close()
+        stored = found
+    return restore, stored

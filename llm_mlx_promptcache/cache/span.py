@@ -22,7 +22,8 @@ class StoredSpan(NamedTuple):
 
     One without tokens is a checkpoint: it holds only what it takes to resume there.
     `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
-    the span that it hangs on, "" at a path's start.
+    the span that it hangs on, "" at a path's start. Its bytes are in a file of its own, or with
+    others in a `pack`.
     """
 
     file_id: str
@@ -30,6 +31,7 @@ class StoredSpan(NamedTuple):
     end: int
     resumes: bool = True
     parent: str = ""
+    pack: str = ""
 
 
 class StoredPath(NamedTuple):

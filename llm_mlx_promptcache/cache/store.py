@@ -80,8 +80,17 @@ class Store(Protocol):
     def unseen(self) -> bool:
         """Whether the last lookup could not see what is stored, and did not wait until it could."""
 
-    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> SpanReader | None:
-        """A span to be read, checked as far as its head goes; None where it can't be had."""
+    def open(
+        self,
+        namespace: str,
+        span: StoredSpan,
+        tokens: Tokens[int],
+        more: Sequence[StoredSpan] = (),
+    ) -> SpanReader | None:
+        """A span to be read, checked as far as its head goes; None where it can't be had.
+
+        `more` of the path is in the same file.
+        """
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """A span was seen not to be what was written: it is deleted, with all that hangs on it."""
@@ -138,7 +147,13 @@ class NullStore:
         """There is nothing to see."""
         return False
 
-    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> SpanReader | None:
+    def open(
+        self,
+        namespace: str,
+        span: StoredSpan,
+        tokens: Tokens[int],
+        more: Sequence[StoredSpan] = (),
+    ) -> SpanReader | None:
         """Nothing is there."""
         return None
 

@@ -27,6 +27,7 @@ _WHERE = {
     "pin": "spans",
     "unpin": "spans",
     "check": "cache",
+    "compact": "cache",
     "clear": "clear",
     "path": "cache",
     "settings": "cache",

@@ -22,6 +22,7 @@ from .hello import PROTOCOL, build, difference, shown
 from .life import Life, Signs, Stage
 from .notices import Notice, Notices
 from .outbox import STALLED_SECONDS
+from .packing import IdlePacking
 from .place import peer_pid, peer_uid
 from .pressure import under_pressure
 
@@ -71,9 +72,11 @@ class Server:
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, "beside"))
         server = await asyncio.start_unix_server(self._accept, sock=listening, backlog=BACKLOG)
         self._look()
-        await self._over.wait()
+        packing = IdlePacking(lambda: self._life.is_idle)
+        await packing.run(self._over)
         with ThreadPoolExecutor(1) as beside:  # who comes meanwhile is told at once
             await loop.run_in_executor(beside, close_engines)
+            await loop.run_in_executor(beside, packing.finish)
         server.close()
 
     def stop(self, why: str) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache
 
+from llm_mlx_promptcache.cache.disk.compaction import Compacted
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.span_file import host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -93,6 +94,25 @@ def get(store, ids):
     lease = PromptCache("1GB", store).fetch(NAMESPACE, [*ids, 5])
     assert lease.layers is None or right(lease.layers, ids[: lease.cached]), "a wrong byte"
     return lease.cached
+
+
+def turns(store, count=8, seed=7, length=12):
+    """A conversation, a file for each turn; its path."""
+    ids = random.Random(seed).choices(range(1000), k=count * length)
+    for turn in range(1, count + 1):
+        put(store, ids[: turn * length])
+    return ids
+
+
+def compacted(store):
+    """Take all steps of making packs; how many packs were made."""
+    *_, done = Compacted(), *store.compact()
+    return done.packs
+
+
+def compact(folder, seed, times):
+    """Make packs so many times."""
+    return sum(compacted(DiskStore(folder, "20MB")) for _ in range(int(times)))
 
 
 def work(folder, seed, steps, budget="20MB"):
@@ -189,6 +209,12 @@ class Failing(Files):
         self._step()
         return super().unlink(path)
 
+    def sync(self, file):
+        self._step()
+
+    def sync_folder(self, folder):
+        self._step()
+
     def names(self, folder):
         self._step()
         return super().names(folder)
@@ -207,6 +233,9 @@ class _File:
     def write(self, block):
         self._files._step()
         return self._file.write(block)
+
+    def fileno(self):
+        return self._file.fileno()
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ SELECT bucket FROM spans WHERE children = 0 AND pinned = ? AND bucket > ?
 ORDER BY bucket LIMIT 1
 """
 _HEAD = """
-SELECT last_use, file_id, parent, bytes FROM spans
+SELECT last_use, file_id, parent, bytes, pack FROM spans
 WHERE children = 0 AND pinned = ? AND bucket = ? ORDER BY last_use, file_id LIMIT 1
 """
 _LEAF_BUCKET = "SELECT bucket FROM spans WHERE file_id = ? AND children = 0 AND pinned = ?"
 _LEAVES = """
-SELECT file_id, bytes FROM spans
+SELECT file_id, bytes, pack FROM spans
 WHERE namespace = ? AND children = 0 AND pinned <= ? AND used_at < ? ORDER BY used_at LIMIT ?
 """
 _CHILD = "SELECT file_id FROM spans WHERE parent = ? LIMIT 1"
@@ -49,6 +49,7 @@ SELECT EXISTS (SELECT 1 FROM spans WHERE parent = s.file_id),
 FROM spans AS s WHERE file_id = ?
 """
 _ANY = "SELECT 1 FROM spans WHERE namespace = ? LIMIT 1"
+_PACK = "SELECT pack FROM spans WHERE file_id = ?"
 _REMOVE = "DELETE FROM spans WHERE file_id = ?"
 _ANY_AGE: Final = 1 << 62
 
@@ -56,13 +57,15 @@ _ANY_AGE: Final = 1 << 62
 class Removed(NamedTuple):
     """What one step took out of the index; their files are removed next. `done`: nothing is left.
 
-    `unpinned`: those of them that were removed since nobody has pinned them.
+    `unpinned`: those of them that were removed since nobody has pinned them. `packs`: those that
+    have no span left, and are removed as well.
     """
 
     file_ids: list[str]
     nbytes: int
     done: bool
     unpinned: Sequence[str] = ()
+    packs: Sequence[str] = ()
 
 
 class Removal(Protocol):
@@ -80,18 +83,44 @@ class Excess:
 
     def step(self, index: Index) -> Removed:
         """The least worthy leaves, by memory's own comparison; pinned ones only last."""
-        excess = index.totals().bytes - self._most
-        file_ids, nbytes = _superseded(index, excess)
+        excess = index.totals().held - self._most
+        taken = _superseded(index, excess)
+        file_ids = taken.file_ids
         unpinned = len(file_ids)
         for pinned in (False, True):
             leaves = _Leaves(index, pinned=pinned)
-            while nbytes < excess and len(file_ids) < ROWS and (found := leaves.take()) is not None:
-                file_ids.append(found.file_id)
-                nbytes += found.nbytes
+            while taken.nbytes < excess and len(file_ids) < ROWS:
+                found = leaves.take()
+                if found is None:
+                    break
+                taken.add(index, found.file_id, found.nbytes, found.pack)
             unpinned = unpinned if pinned else len(file_ids)
-        if nbytes < excess and not file_ids and index.totals().spans:
+        if taken.nbytes < excess and not file_ids and index.totals().spans:
             raise DamagedIndex("it holds spans of which none is the last of its path")
-        return Removed(file_ids, nbytes, nbytes >= excess or not file_ids, file_ids[:unpinned])
+        done = taken.nbytes >= excess or not file_ids
+        return Removed(file_ids, taken.nbytes, done, file_ids[:unpinned], taken.packs)
+
+
+class _Taken:
+    """Rows that were taken out, and the bytes that are free once their files are removed.
+
+    What leaves a pack frees nothing before the last of the pack's spans does.
+    """
+
+    def __init__(self) -> None:
+        self.file_ids: list[str] = []
+        self.packs: list[str] = []
+        self.nbytes = 0
+
+    def add(self, index: Index, file_id: str, nbytes: int, pack: str) -> None:
+        """A row was removed that had so many bytes of its own, or of a pack."""
+        self.file_ids.append(file_id)
+        whole = index.packs.get(pack) if pack else None
+        if whole is None:
+            self.nbytes += 0 if pack else nbytes
+        elif index.packs.drop_empty([pack]):
+            self.packs.append(pack)
+            self.nbytes += whole.bytes
 
 
 class Chosen:
@@ -111,6 +140,7 @@ class Chosen:
     def step(self, index: Index) -> Removed:
         """The oldest leaves; what they hung on may be one in the next step, or in this one."""
         file_ids: list[str] = []
+        packs: set[str] = set()
         nbytes = 0
         while self._namespaces and len(file_ids) < ROWS:
             values = (self._namespaces[0], self._pinned, self._before, ROWS - len(file_ids))
@@ -119,13 +149,16 @@ class Chosen:
                 if self._pinned and index.db.execute(_ANY, (self._namespaces[0],)).fetchone():
                     raise DamagedIndex("none of a model's spans is the end of a path")
                 self._namespaces.popleft()
-            for file_id, _ in leaves:
+            for file_id, _, _ in leaves:
                 _refuse_inner(index.db, file_id)
                 _ask(index, self._witness, file_id)
-            index.db.executemany(_REMOVE, [(file_id,) for file_id, _ in leaves])
-            file_ids += [file_id for file_id, _ in leaves]
-            nbytes += sum(size for _, size in leaves)
-        return Removed(file_ids, nbytes, not self._namespaces, () if self._pinned else file_ids)
+            index.db.executemany(_REMOVE, [(file_id,) for file_id, _, _ in leaves])
+            file_ids += [file_id for file_id, _, _ in leaves]
+            nbytes += sum(size for _, size, _ in leaves)
+            packs |= {pack for _, _, pack in leaves}
+        unpinned = () if self._pinned else file_ids
+        done, gone = not self._namespaces, index.packs.drop_empty(packs)
+        return Removed(file_ids, nbytes, done, unpinned, gone)
 
 
 class Below:
@@ -139,6 +172,7 @@ class Below:
     def step(self, index: Index) -> Removed:
         """Go on where the last step ended; others may have removed or added some meanwhile."""
         file_ids: list[str] = []
+        packs: set[str] = set()
         while self._path and len(file_ids) < ROWS:
             child = index.db.execute(_CHILD, (self._path[-1],)).fetchone()
             # A damaged index may have a span hang below itself.
@@ -150,9 +184,11 @@ class Below:
                 continue
             file_id = self._path.pop()
             self._on_path.remove(file_id)
-            if index.db.execute(_REMOVE, (file_id,)).rowcount:
+            held = index.db.execute(_PACK, (file_id,)).fetchone()
+            if held is not None and index.db.execute(_REMOVE, (file_id,)).rowcount:
                 file_ids.append(file_id)
-        return Removed(file_ids, 0, not self._path)
+                packs.add(held[0])
+        return Removed(file_ids, 0, not self._path, packs=index.packs.drop_empty(packs))
 
 
 class _Leaf(NamedTuple):
@@ -160,6 +196,7 @@ class _Leaf(NamedTuple):
     file_id: str
     parent: str
     nbytes: int
+    pack: str
 
 
 class _Leaves:
@@ -197,7 +234,7 @@ class _Leaves:
         if found is None:
             self._heads.pop(bucket, None)
         else:
-            self._heads[bucket] = _Leaf(*typed(found, int, str, str, int))
+            self._heads[bucket] = _Leaf(*typed(found, int, str, str, int, str))
 
     def _value(self, bucket: int) -> tuple[float, int, int]:
         rank = (bucket + _RANK // 2) // _RANK
@@ -229,24 +266,22 @@ def _worth(age: int, rank: int, density_bucket: int) -> float:
         return 0.0
 
 
-def _superseded(index: Index, excess: int) -> tuple[list[str], int]:
+def _superseded(index: Index, excess: int) -> _Taken:
     """Remove up to `excess` bytes of what nobody can open any more, but for what is pinned."""
-    file_ids: list[str] = []
-    nbytes = 0
+    taken = _Taken()
     for namespace in index.namespaces.superseded() if excess > 0 else ():
-        while nbytes < excess and len(file_ids) < ROWS:
-            values = (namespace, False, _ANY_AGE, ROWS - len(file_ids))
+        while taken.nbytes < excess and len(taken.file_ids) < ROWS:
+            values = (namespace, False, _ANY_AGE, ROWS - len(taken.file_ids))
             leaves = index.db.execute(_LEAVES, values).fetchall()
             if not leaves:
                 break
-            for file_id, size in (typed(leaf, str, int) for leaf in leaves):
-                if nbytes >= excess:
+            for file_id, size, pack in (typed(leaf, str, int, str) for leaf in leaves):
+                if taken.nbytes >= excess:
                     break
                 _refuse_inner(index.db, file_id)
                 index.db.execute(_REMOVE, (file_id,))
-                file_ids.append(file_id)
-                nbytes += size
-    return file_ids, nbytes
+                taken.add(index, file_id, size, pack)
+    return taken
 
 
 class FolderBudget:

@@ -55,7 +55,7 @@ class Checkup:
 
     def _findings(self) -> list[Finding]:
         def look(index: Index) -> list[Finding]:
-            return list(inspect(index, self._folder, self._pins))
+            return list(inspect(index, self._folder, self._pins, self._witness))
 
         nothing: list[Finding] = []
         return self._index.run(look, nothing, asked=True)

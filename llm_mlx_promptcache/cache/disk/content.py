@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..layers.layout import Layout
     from ..span import Head, Tensor
+    from .descriptors import Few
     from .files import Files
-    from .span_file import OpenSpan, UnpublishedSpan
+    from .pack_file import PackSource, UnpublishedPack
+    from .span_file import FileSays, OpenSpan, UnpublishedSpan
 
 
 def opened(path: Path, files: Files) -> OpenSpan:
@@ -23,11 +25,11 @@ def opened(path: Path, files: Files) -> OpenSpan:
     return OpenSpan(path, files)
 
 
-def verified_head(path: Path, files: Files) -> tuple[Head, int]:
-    """The head of a file, all of which was read and verified, and its bytes; errors as `opened`."""
+def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
+    """What a file says of its spans, all of it read if `verified`; errors as `opened`."""
     from . import span_file
 
-    return span_file.verified_head(path, files)
+    return span_file.said_by(path, files, verified=verified)
 
 
 def unpublished(
@@ -37,6 +39,39 @@ def unpublished(
     from .span_file import UnpublishedSpan
 
     return UnpublishedSpan(folder, head, tensors, files)
+
+
+def source(file: OpenSpan, wanted: list[str]) -> PackSource | None:
+    """A file to be packed, as far as these spans go; None unless they follow each other there."""
+    from . import pack_file
+
+    return pack_file.source_of(file, wanted)
+
+
+def unpublished_pack(
+    folder: Path, sources: Sequence[PackSource], few: Few, files: Files
+) -> UnpublishedPack:
+    """A new pack of these, under a private name, before anything is written to it."""
+    from .pack_file import UnpublishedPack
+
+    return UnpublishedPack(folder, sources, few, files)
+
+
+def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
+    """The bytes of a pack of this size that count as each of its spans'."""
+    from . import span_header
+
+    return span_header.shares_of(size, lengths)
+
+
+def can_pack(layout: str) -> bool:
+    """Whether spans of layers that are described so can be packed."""
+    from . import pack_file
+
+    try:
+        return pack_file.can_pack(layout_from_text(layout))
+    except ValueError:  # of kinds that nobody brings any more
+        return False
 
 
 def layout_to_text(layout: Layout) -> str:

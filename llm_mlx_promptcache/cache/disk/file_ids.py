@@ -1,4 +1,4 @@
-"""The names of spans' files: what one of ours looks like, checked here before any path is made."""
+"""The names of files of spans and packs, checked here before any path is made."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 from .damage import DamagedIndex
 
 SUFFIX: Final = ".safetensors"
+PACK_SUFFIX: Final = ".pack.safetensors"
 TEMPORARY: Final = ".tmp-"
 _FILE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -30,6 +31,24 @@ def span_path(folder: Path, file_id: str) -> Path:
     if not is_file_id(file_id):
         raise DamagedIndex(f"{file_id!r:.50} is no span's name")
     return folder / (file_id + SUFFIX)
+
+
+def pack_path(folder: Path, pack: str) -> Path:
+    """The path of a pack's file; DamagedIndex where its id could lead anywhere else."""
+    if not is_file_id(pack):
+        raise DamagedIndex(f"{pack!r:.50} is no pack's name")
+    return folder / (pack + PACK_SUFFIX)
+
+
+def id_of(name: str) -> str:
+    """The id that the name of a span's or a pack's file bears."""
+    return name.removesuffix(PACK_SUFFIX if name.endswith(PACK_SUFFIX) else SUFFIX)
+
+
+def packs_in(names: Iterable[str]) -> set[str]:
+    """The ids of what looks like a pack of ours."""
+    packs = {name.removesuffix(PACK_SUFFIX) for name in names if name.endswith(PACK_SUFFIX)}
+    return {pack for pack in packs if is_file_id(pack)}
 
 
 def file_ids_in(names: Iterable[str]) -> set[str]:

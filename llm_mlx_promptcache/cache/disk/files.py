@@ -52,6 +52,18 @@ class Files:
         """Publish a file under its final name."""
         source.replace(target)
 
+    def sync(self, file: IO[bytes]) -> None:
+        """Have all that was written to a file reach the disk."""
+        os.fsync(file.fileno())
+
+    def sync_folder(self, folder: Path) -> None:
+        """Have the names in a folder reach the disk."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def unlink(self, path: Path) -> bool:
         """Remove a file; False where it was gone already."""
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .file_ids import span_path
+from .file_ids import pack_path, span_path
 from .files import Files
 
 _INDEX: Final = "index.sqlite"
@@ -40,6 +40,14 @@ class StoreFolder:
     def span(self, file_id: str) -> Path:
         """The path of a span's file; DamagedIndex where the id could lead anywhere else."""
         return span_path(self.spans, file_id)
+
+    def pack(self, pack: str) -> Path:
+        """The path of a pack's file; DamagedIndex as for a span's."""
+        return pack_path(self.spans, pack)
+
+    def place(self, file_id: str, pack: str) -> Path:
+        """The path of the file that holds a span: its own, or that of its pack."""
+        return self.pack(pack) if pack else self.span(file_id)
 
     def names(self) -> list[str]:
         """The names of what lies among the spans."""

@@ -35,6 +35,7 @@ from .index_rows import (
 )
 from .index_schema import connect, create, schema_cookie, verify
 from .namespaces import Namespaces
+from .packs import Packs
 
 _BUSY_SECONDS = 5.0
 _POLL_SECONDS = 0.01
@@ -42,10 +43,14 @@ _LONG_LOG = 4 << 20
 # Another process may have evicted the parent since it was looked up.
 _INSERT = """
 INSERT OR IGNORE INTO spans (file_id, namespace, parent, start, first, tokens, count, resumes, tier,
-    density_bucket, bytes, digest, last_use, used_at)
+    density_bucket, bytes, pack, digest, last_use, used_at)
 SELECT :file_id, :namespace, :parent, :start, :first, :tokens, :count, :resumes, :tier,
-    :density_bucket, :bytes, :digest, (SELECT tick FROM totals), :used_at
+    :density_bucket, :bytes, :pack, :digest, (SELECT tick FROM totals), :used_at
 WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE file_id = :parent)
+"""
+_MOVE = """
+UPDATE spans SET bytes = :bytes, pack = :pack, density_bucket = :density_bucket, digest = :digest
+WHERE file_id = :file_id
 """
 _STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
 _CHECKPOINTS = (
@@ -81,6 +86,7 @@ class Index:
         self.inode = (status.st_dev, status.st_ino)
         self.db = connect(path, wait)
         self.namespaces = Namespaces(self.db)
+        self.packs = Packs(self.db)
         try:
             self._prepare(new=new)
             # Else one that was set aside would be used on and on, with the log of the new one.
@@ -135,6 +141,16 @@ class Index:
         self.db.execute("COMMIT")
 
     @contextmanager
+    def durable_transaction(self) -> Iterator[None]:
+        """A transaction that a power cut does not take back once it is over."""
+        self.db.execute("PRAGMA synchronous=FULL")
+        try:
+            with self.transaction():
+                yield
+        finally:
+            self.db.execute("PRAGMA synchronous=NORMAL")
+
+    @contextmanager
     def snapshot(self) -> Iterator[None]:
         """The index as it is at this moment: only the first query of several can meet a lock."""
         self.db.execute("BEGIN")
@@ -166,7 +182,8 @@ class Index:
             row, same = step
             whole = same == len(row.tokens)
             resumes = row.resumes and whole
-            found.spans.append(StoredSpan(row.file_id, end, end + same, resumes, row.parent))
+            passed = StoredSpan(row.file_id, end, end + same, resumes, row.parent, row.pack)
+            found.spans.append(passed)
             file_id, end = row.file_id, end + same
             found.checkpoints.extend(self._checkpoints(namespace, file_id, row.start, end))
         return found
@@ -197,7 +214,7 @@ class Index:
 
     def totals(self) -> Totals:
         """Counted by the triggers."""
-        query = "SELECT spans, tokens, bytes, tick, swept, proof FROM totals LIMIT 2"
+        query = "SELECT spans, tokens, bytes, dead, tick, swept, proof FROM totals LIMIT 2"
         return totals_from(self.db.execute(query).fetchall())
 
     def has(self, file_id: str) -> bool:
@@ -222,8 +239,8 @@ class Index:
         return [row_from(values) for values in self.db.execute(query, (namespace, most)).fetchall()]
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each span's file."""
-        found = self.db.execute("SELECT file_id, bytes FROM spans").fetchall()
+        """The bytes of each file that holds one span."""
+        found = self.db.execute("SELECT file_id, bytes FROM spans WHERE pack = ''").fetchall()
         for values in found:
             typed(values, str, int)
         return dict(found)
@@ -231,6 +248,13 @@ class Index:
     def file_ids(self) -> list[str]:
         """Every span's file id."""
         return checked_file_ids(self.db.execute("SELECT file_id FROM spans").fetchall())
+
+    def places(self) -> dict[str, str]:
+        """Every span's file id, and the pack that it is in, if it is in one."""
+        found = self.db.execute("SELECT file_id, pack FROM spans").fetchall()
+        checked_file_ids(found)
+        checked_file_ids([(pack,) for _, pack in found if pack != ""])
+        return dict(found)
 
     def pinned(self) -> list[str]:
         """The file ids of what nobody may evict."""
@@ -260,7 +284,7 @@ class Index:
             if row.parent not in known:
                 raise DamagedIndex(f"span {row.file_id} hangs on nothing")
             known.add(row.file_id)
-            hits, used_at, pinned = values[9:12]
+            hits, used_at, pinned = values[10:13]
             label = labels.get(row.namespace, "")
             found.append(ListedRow(row, label, hits, used_at, pinned != 0))
         return found
@@ -276,14 +300,11 @@ class Index:
         if known is None or label or other:
             self.namespaces.put(Namespace(row.namespace, layout, label, identity))
         self.db.execute("UPDATE totals SET tick = tick + 1")
-        values = row._asdict() | {
-            "tokens": row.tokens.tobytes(),
-            "count": len(row.tokens),
-            "first": first_of(row),
-            "density_bucket": density(len(row.tokens), row.bytes),
-            "digest": digest_of(row),
-        }
-        return self.db.execute(_INSERT, values).rowcount == 1
+        return self.db.execute(_INSERT, _values(row)).rowcount == 1
+
+    def move(self, row: SpanRow) -> None:
+        """A span's bytes lie where this row says from now on."""
+        self.db.execute(_MOVE, _values(row))
 
     def touch(self, file_ids: Sequence[str], now: int) -> None:
         """Count a use of each."""
@@ -321,6 +342,7 @@ class Index:
     def wipe(self) -> None:
         """Forget all rows."""
         self.db.execute("DELETE FROM spans")
+        self.db.execute("DELETE FROM packs")
         self.db.execute("DELETE FROM namespaces")
 
     @property
@@ -368,6 +390,7 @@ class Index:
         counted, told = tuple(value or 0 for value in held), self.totals()[:3]
         if counted != told:
             raise DamagedIndex(f"spans, tokens, bytes are {counted}, the counters say {told}")
+        self.packs.recount(self.totals().dead)
 
     def _check_counters(self) -> Iterator[str]:
         self.namespaces.check()
@@ -380,6 +403,17 @@ class Index:
             (SELECT 1 FROM spans WHERE file_id = s.parent)"""
         for file_id, parent in self.db.execute(query):
             yield f"span {file_id} hangs on {parent}, which is gone"
+
+
+def _values(row: SpanRow) -> dict[str, object]:
+    """A row and what follows from it, as its columns."""
+    return row._asdict() | {
+        "tokens": row.tokens.tobytes(),
+        "count": len(row.tokens),
+        "first": first_of(row),
+        "density_bucket": density(len(row.tokens), row.bytes),
+        "digest": digest_of(row),
+    }
 
 
 def _size(path: Path) -> int:

@@ -19,21 +19,22 @@ from .damage import DamagedIndex
 from .file_ids import is_file_id
 
 SELECT_ROWS: Final = (
-    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, digest FROM spans"
+    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, pack, digest"
+    " FROM spans"
 )
 SELECT_COUNTED: Final = (
-    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, digest,"
+    "SELECT file_id, namespace, parent, start, tokens, resumes, tier, bytes, pack, digest,"
     " hits, used_at, pinned, last_use, children, first, count, density_bucket FROM spans"
 )
 MOST_TOKENS: Final = 1 << 23  # of one span; contexts are shorter
 MOST_LABEL: Final = 200
 _MOST: Final = 1 << 62  # of any number
 _MOST_TIERS: Final = 1 << 10
-_FIELDS: Final = (str, str, str, int, bytes, int, int, int, bytes)
+_FIELDS: Final = (str, str, str, int, bytes, int, int, int, str, bytes)
 
 
 class SpanRow(NamedTuple):
-    """A span as it enters the index."""
+    """A span as it enters the index; `bytes` are its file's, or its share of its `pack`'s."""
 
     file_id: str
     namespace: str
@@ -44,6 +45,7 @@ class SpanRow(NamedTuple):
     tier: int
     bytes: int
     used_at: int = 0
+    pack: str = ""
 
     @property
     def end(self) -> int:
@@ -61,13 +63,22 @@ class Namespace(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the index holds in all, the tick of the last use, and when it was last swept."""
+    """What the index holds in all, the tick of the last use, and when it was last swept.
+
+    `bytes` are those of spans; `dead` are those of packs that no span of theirs has any more.
+    """
 
     spans: int
     tokens: int
     bytes: int
+    dead: int
     tick: int
     swept: int
+
+    @property
+    def held(self) -> int:
+        """Bytes that all files have."""
+        return self.bytes + self.dead
 
 
 class ListedRow(NamedTuple):
@@ -86,8 +97,8 @@ def first_of(row: SpanRow) -> int:
 
 
 def digest_of(row: SpanRow) -> bytes:
-    """A digest of what never changes of a row."""
-    fields = [*row[:4], int(row.resumes), row.tier, row.bytes]
+    """A digest of what never changes of a row but with its file."""
+    fields = [*row[:4], int(row.resumes), row.tier, row.bytes, row.pack]
     made = xxhash.xxh3_64(json.dumps(fields).encode())
     made.update(row.tokens.tobytes())
     return made.digest()
@@ -102,8 +113,8 @@ def row_from(values: Sequence[Any]) -> SpanRow:
     """The row of SELECT_ROWS; DamagedIndex where it is none that we wrote."""
     if tuple(map(type, values)) != _FIELDS:
         raise DamagedIndex("a span's row has values of other types")
-    file_id, namespace, parent, start, stored, resumes, tier, size, digest = values
-    if not is_file_id(file_id) or not (parent == "" or is_file_id(parent)):
+    file_id, namespace, parent, start, stored, resumes, tier, size, pack, digest = values
+    if not is_file_id(file_id) or any(name and not is_file_id(name) for name in (parent, pack)):
         raise DamagedIndex("a span's row has a name that is none")
     numbers = max(start, size) < _MOST and min(start, tier) >= 0 < size and tier < _MOST_TIERS
     numbers = numbers and resumes in (0, 1)
@@ -111,7 +122,7 @@ def row_from(values: Sequence[Any]) -> SpanRow:
         raise DamagedIndex(f"the row of span {file_id} has sizes that are none")
     tokens = array("I")
     tokens.frombytes(stored)
-    row = SpanRow(file_id, namespace, parent, start, tokens, resumes == 1, tier, size)
+    row = SpanRow(file_id, namespace, parent, start, tokens, resumes == 1, tier, size, 0, pack)
     if digest_of(row) != digest:
         raise DamagedIndex(f"the row of span {file_id} is not what was written")
     return row
@@ -147,7 +158,7 @@ def totals_from(rows: Sequence[Sequence[Any]]) -> Totals:
     if (
         min(counted) < 0
         or max(counted) >= _MOST
-        or proof != found.spans * 3 + found.tokens * 5 + found.bytes * 7
+        or proof != found.spans * 3 + found.tokens * 5 + found.bytes * 7 + found.dead * 11
     ):
         raise DamagedIndex("its counters are not what was counted")
     return found

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .damage import DamagedIndex
 from .index_rows import MOST_TOKENS
 
-VERSION: Final = 4
+VERSION: Final = 5
 BESIDE: Final = ("-wal", "-shm", "-journal")
 _SCHEMA = """
 CREATE TABLE namespaces (
@@ -48,6 +48,7 @@ CREATE TABLE spans (
     tier INTEGER NOT NULL,
     density_bucket INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
+    pack TEXT NOT NULL,
     digest BLOB NOT NULL,
     hits INTEGER NOT NULL DEFAULT 0,
     last_use INTEGER NOT NULL,
@@ -60,19 +61,46 @@ CREATE TABLE spans (
 CREATE INDEX by_parent ON spans (parent, start);
 CREATE INDEX by_worth ON spans (children, pinned, bucket, last_use, file_id);
 CREATE INDEX by_age ON spans (namespace, children, used_at, pinned);
-CREATE TABLE totals (
-    spans INTEGER, tokens INTEGER, bytes INTEGER, tick INTEGER, swept INTEGER, proof INTEGER
+CREATE INDEX by_pack ON spans (pack) WHERE pack != '';
+CREATE TABLE packs (
+    file_id TEXT PRIMARY KEY,
+    bytes INTEGER NOT NULL,
+    live INTEGER NOT NULL DEFAULT 0,
+    spans INTEGER NOT NULL DEFAULT 0
 );
-INSERT INTO totals VALUES (0, 0, 0, 0, 0, 0);
+CREATE TABLE totals (
+    spans INTEGER, tokens INTEGER, bytes INTEGER, dead INTEGER, tick INTEGER, swept INTEGER,
+    proof INTEGER
+);
+INSERT INTO totals VALUES (0, 0, 0, 0, 0, 0, 0);
 CREATE TRIGGER added AFTER INSERT ON spans BEGIN
     UPDATE totals SET spans = spans + 1, tokens = tokens + NEW.count, bytes = bytes + NEW.bytes,
         proof = proof + 3 + 5 * NEW.count + 7 * NEW.bytes;
     UPDATE spans SET children = children + 1 WHERE file_id = NEW.parent;
+    UPDATE packs SET live = live + NEW.bytes, spans = spans + 1 WHERE file_id = NEW.pack;
 END;
 CREATE TRIGGER removed AFTER DELETE ON spans BEGIN
     UPDATE totals SET spans = spans - 1, tokens = tokens - OLD.count, bytes = bytes - OLD.bytes,
         proof = proof - 3 - 5 * OLD.count - 7 * OLD.bytes;
     UPDATE spans SET children = children - 1 WHERE file_id = OLD.parent;
+    UPDATE packs SET live = live - OLD.bytes, spans = spans - 1 WHERE file_id = OLD.pack;
+END;
+CREATE TRIGGER moved AFTER UPDATE OF bytes, pack ON spans BEGIN
+    UPDATE totals SET bytes = bytes + NEW.bytes - OLD.bytes,
+        proof = proof + 7 * (NEW.bytes - OLD.bytes);
+    UPDATE packs SET live = live - OLD.bytes, spans = spans - 1 WHERE file_id = OLD.pack;
+    UPDATE packs SET live = live + NEW.bytes, spans = spans + 1 WHERE file_id = NEW.pack;
+END;
+CREATE TRIGGER pack_added AFTER INSERT ON packs BEGIN
+    UPDATE totals SET dead = dead + NEW.bytes, proof = proof + 11 * NEW.bytes;
+END;
+CREATE TRIGGER pack_removed AFTER DELETE ON packs BEGIN
+    UPDATE totals SET dead = dead - OLD.bytes + OLD.live,
+        proof = proof - 11 * (OLD.bytes - OLD.live);
+END;
+CREATE TRIGGER pack_changed AFTER UPDATE OF live ON packs BEGIN
+    UPDATE totals SET dead = dead + OLD.live - NEW.live,
+        proof = proof + 11 * (OLD.live - NEW.live);
 END;
 """
 _LIMITS: Final = {

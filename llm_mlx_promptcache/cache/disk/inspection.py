@@ -7,21 +7,25 @@ again where nobody else can write to the index.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
-from .content import layout_to_text, verified_head
+from .content import layout_to_text, said_by
 from .damage import DamagedIndex
-from .file_ids import file_ids_in
+from .file_ids import file_ids_in, packs_in
 from .files import is_gone
 from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .pins import Pins
-from .sweep import row_of
+from .sweep import is_being_made, row_of
+
+if TYPE_CHECKING:
+    from .span_file import FileSays
+    from .witness import Witness
 
 
 class Kind(Enum):
@@ -42,42 +46,87 @@ class Finding(NamedTuple):
     file_id: str = ""
 
 
-def inspect(index: Index, folder: StoreFolder, pins: Pins) -> Iterator[Finding]:
+def inspect(index: Index, folder: StoreFolder, pins: Pins, witness: Witness) -> Iterator[Finding]:
     """Everything that is wrong (law 3)."""
     with index.snapshot():  # others may write between two of its queries
         wrong, all_rows = list(index.check()), list(index.every_row())
     wrong += [str(row) for row in all_rows if isinstance(row, DamagedIndex)]
     rows = {row.file_id: row for row in all_rows if isinstance(row, SpanRow)}
     yield from (Finding(Kind.INDEX, said) for said in wrong)
-    file_ids = file_ids_in(folder.names())
-    for file_id in sorted(rows.keys() - file_ids):
-        if _is_still(index, folder, file_id, row=True, file=False):
-            yield Finding(Kind.LEFTOVER, f"span {file_id} has a row and no file", file_id)
-    for file_id in sorted(file_ids - rows.keys()):
-        if _is_still(index, folder, file_id, row=False, file=True):
-            yield Finding(Kind.LEFTOVER, f"span {file_id} has a file and no row", file_id)
-    for file_id in sorted(file_ids & rows.keys()):
-        yield from _span(index, folder, rows[file_id])
+    names = folder.names()
+    try:
+        yield from _apart(index, folder, rows, names, witness)
+    except DamagedIndex as error:
+        yield Finding(Kind.INDEX, str(error))
+    file_ids, packs = file_ids_in(names), packs_in(names)
+    for row in sorted(rows.values()):
+        if not row.pack and row.file_id in file_ids:
+            yield from _file(index, folder, [row])
+    in_packs: dict[str, list[SpanRow]] = {}
+    for row in sorted(rows.values(), key=lambda row: row.start):
+        if row.pack in packs:
+            in_packs.setdefault(row.pack, []).append(row)
+    for held in in_packs.values():
+        yield from _file(index, folder, held)
     yield from _pins(index, pins)
 
 
-def _span(index: Index, folder: StoreFolder, row: SpanRow) -> Iterator[Finding]:
-    """One span's file, all of it, beside its row."""
-    file_id = row.file_id
+def _apart(
+    index: Index,
+    folder: StoreFolder,
+    rows: dict[str, SpanRow],
+    names: Sequence[str],
+    witness: Witness,
+) -> Iterator[Finding]:
+    """Rows without a file, and files without a row (law 3)."""
+    file_ids, packs = file_ids_in(names), packs_in(names)
+    for row in sorted(rows.values()):
+        there = row.pack in packs if row.pack else row.file_id in file_ids
+        if not there and _is_still(index, folder, row.file_id, row=True, file=False):
+            witness.refute_gone(row)
+            said = f"span {row.file_id} has a row and no file"
+            yield Finding(Kind.LEFTOVER, said, row.file_id)
+    for file_id in sorted(file_ids - rows.keys()):
+        if _is_still(index, folder, file_id, row=False, file=True):
+            yield Finding(Kind.LEFTOVER, f"span {file_id} has a file and no row", file_id)
+    for row in sorted(rows.values()):
+        if row.pack and row.file_id in file_ids and _is_beside(index, folder, row.file_id):
+            said = f"span {row.file_id} has a file beside its pack"
+            yield Finding(Kind.LEFTOVER, said, row.file_id)
+    known = {row.pack for row in rows.values()}
+    for pack in sorted(packs - known):
+        if _is_unknown(index, folder, pack):
+            yield Finding(Kind.LEFTOVER, f"pack {pack} has a file and no row", pack)
+
+
+def _file(index: Index, folder: StoreFolder, rows: Sequence[SpanRow]) -> Iterator[Finding]:
+    """One file, all of it, beside the rows of what it holds."""
+    first = rows[0]
+    name = f"pack {first.pack}" if first.pack else f"span {first.file_id}"
+    path = folder.place(first.file_id, first.pack)
     try:
-        head, size = verified_head(folder.span(file_id), folder.files)
+        file = said_by(path, folder.files, verified=True)
     except FileNotFoundError:
-        return  # evicted meanwhile by another process
+        return  # evicted or packed meanwhile by another process
     except DamagedSpan as error:
-        if _is_still(index, folder, file_id, row=True, file=True):
-            yield Finding(Kind.SPAN, f"span {file_id} can't be read: {error}", file_id)
+        if _is_still(index, folder, first.file_id, row=True, file=True):
+            yield Finding(Kind.SPAN, f"{name} can't be read: {error}", first.file_id)
         return
     except (OSError, UnknownKind) as error:
-        yield Finding(Kind.UNREADABLE, f"span {file_id} can't be read just now: {error}", file_id)
+        said = f"{name} can't be read just now: {error}"
+        yield Finding(Kind.UNREADABLE, said, first.file_id)
         return
-    said = row_of(file_id, size, head, folder)
+    for row in rows:
+        yield from _beside(index, folder, row, file)
+
+
+def _beside(index: Index, folder: StoreFolder, row: SpanRow, file: FileSays) -> Iterator[Finding]:
+    """A row beside what a whole file says of it."""
+    file_id, head = row.file_id, file.heads.get(row.file_id)
+    if head is not None:
+        said = row_of(file_id, head, file.shares[file_id], folder, row.pack)
     # Another process may have other tiers.
-    if said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
+    if head is None or said._replace(tier=0, used_at=0) != row._replace(tier=0, used_at=0):
         yield Finding(Kind.INDEX, f"the row of span {file_id} is not what its file says")
     elif index.namespaces.layout(row.namespace) not in (None, layout_to_text(head.layout)):
         yield Finding(Kind.INDEX, f"span {file_id} holds other layers than its model's row says")
@@ -98,8 +147,36 @@ def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
 
 def _is_still(index: Index, folder: StoreFolder, file_id: str, *, row: bool, file: bool) -> bool:
     """Whether a span has a row, and a file, when nobody else can change that."""
+
+    def look() -> bool:
+        found = index.row(file_id)
+        place = folder.place(file_id, "" if found is None else found.pack)
+        return (found is not None, not is_gone(place)) == (row, file)
+
+    return _alone(index, look)
+
+
+def _is_beside(index: Index, folder: StoreFolder, file_id: str) -> bool:
+    """Whether a span in a pack has a file of its own that nobody is about to remove."""
+
+    def look() -> bool:
+        found = index.row(file_id)
+        if found is None or not found.pack or is_gone(folder.span(file_id)):
+            return False
+        return not is_being_made(folder, found.pack)
+
+    return _alone(index, look)
+
+
+def _is_unknown(index: Index, folder: StoreFolder, pack: str) -> bool:
+    """Whether a pack is there that the index does not know."""
+    return _alone(index, lambda: index.packs.get(pack) is None and not is_gone(folder.pack(pack)))
+
+
+def _alone(index: Index, look: Callable[[], bool]) -> bool:
+    """Whether it is so when nobody else can change it."""
     try:
         with index.transaction():
-            return (index.has(file_id), not is_gone(folder.span(file_id))) == (row, file)
+            return look()
     except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
         return False

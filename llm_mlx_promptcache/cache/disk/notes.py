@@ -25,7 +25,7 @@ class Noted(NamedTuple):
     """What is to be written down: spans that were used, are gone or in doubt, and models in use."""
 
     used: list[str]
-    gone: list[str]
+    gone: dict[str, str]  # and the pack that they were in
     doubted: list[str]
     opened: list[Opened]
     models: list[tuple[str, str]]
@@ -38,7 +38,7 @@ class Notes:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._used: dict[str, None] = {}
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, str] = {}
         self._doubted: dict[str, None] = {}
         self._names: dict[str, Opened] = {}
         self._opened: dict[Opened, None] = {}
@@ -53,10 +53,10 @@ class Notes:
         with self._locked():
             self._used |= dict.fromkeys(file_ids)
 
-    def lose(self, file_id: str) -> None:
-        """A span is gone or damaged: no lookup of this process finds it any more."""
+    def lose(self, file_id: str, pack: str = "") -> None:
+        """A span is gone or damaged where it was: no lookup of this process finds it any more."""
         with self._locked():
-            self._gone[file_id] = None
+            self._gone[file_id] = pack
 
     def doubt(self, file_id: str) -> None:
         """A span is not what its row says: until that is settled nobody here finds it."""
@@ -82,7 +82,7 @@ class Notes:
         """All that is not written down yet."""
         with self._locked():
             models = [key for key, written in self._models.items() if not written]
-            marked = list(self._used), list(self._gone), list(self._doubted)
+            marked = list(self._used), dict(self._gone), list(self._doubted)
             return Noted(*marked, list(self._opened), models)
 
     def written(self, noted: Noted) -> None:

@@ -18,14 +18,14 @@ from typing import Final
 
 from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
-from .file_ids import file_ids_in
+from .file_ids import file_ids_in, packs_in
 from .files import locked
 from .folder import StoreFolder
 from .index import Index
 from .index_rows import SpanRow
 from .index_schema import BESIDE
 from .pins import Pins
-from .sweep import Candidate, candidate, hangs
+from .sweep import Candidate, candidates, hangs
 
 _log = logging.getLogger(__name__)
 
@@ -142,13 +142,21 @@ def _build(folder: StoreFolder, pins: Pins) -> int:
 
 def _fill(index: Index, folder: StoreFolder, pins: Pins) -> int:
     waiting: dict[str, list[Candidate]] = {}
-    for file_id in sorted(file_ids_in(folder.names())):
+    packs, seen = set(), set()
+    # Packs first: who made one was killed, maybe, before what it was made of was removed.
+    for path, pack in _files(folder):
         with suppress(OSError, DamagedSpan, UnknownKind):
-            found = candidate(folder, file_id)
-            waiting.setdefault(found.row.parent, []).append(found)
+            found = candidates(folder, path, pack)
+            packs |= {(pack, path.lstat().st_size)} if pack else set()
+            for one in found:
+                if one.row.file_id not in seen:
+                    seen.add(one.row.file_id)
+                    waiting.setdefault(one.row.parent, []).append(one)
     parents = [""]
     taken: dict[str, SpanRow] = {}
     with index.transaction():
+        for pack, size in packs:
+            index.packs.put(pack, size)
         while parents:
             # Of two that begin alike (one was stored again while the index lied) the fuller stays.
             here = waiting.pop(parents.pop(), [])
@@ -157,9 +165,17 @@ def _fill(index: Index, folder: StoreFolder, pins: Pins) -> int:
                 if hangs(row, taken.get(row.parent)) and index.add(row, layout, label):
                     taken[row.file_id] = row
                     parents.append(row.file_id)
+        index.packs.drop_all_empty()
         with suppress(OSError):  # a sweep reads it again
             pins.into(index)
     return len(taken)
+
+
+def _files(folder: StoreFolder) -> list[tuple[Path, str]]:
+    """The files that hold spans, and of each whether it is a pack: its id, or ""."""
+    names = folder.names()
+    packs = [(folder.pack(pack), pack) for pack in sorted(packs_in(names))]
+    return packs + [(folder.span(file_id), "") for file_id in sorted(file_ids_in(names))]
 
 
 def _remove_beside(path: Path) -> None:

@@ -40,24 +40,24 @@ class Restore:
     def __init__(self, store: Store, query: Query) -> None:
         self._store = store
         self._query = query
-        self._spans: list[tuple[StoredSpan, SpanReader]] = []
+        self._spans: list[tuple[list[StoredSpan], SpanReader]] = []  # several in a pack
         self.parts: list[PathPart] = []
         self.state = Reading.WHOLE
         self._few = Few()
 
     def open(self, spans: Sequence[StoredSpan], reached: int) -> None:
         """Open what lies after token `reached`, up to the first that can't be."""
-        for span in [span for span in spans if span.end > reached]:
+        for one_file in _by_file([span for span in spans if span.end > reached]):
             self._few.make_room()
-            opened = _opened(self._store, self._query, span)
+            opened = _opened(self._store, self._query, *one_file)
             if opened is None:
                 self.state = Reading.CUT_SHORT
                 return
             self._few.use(opened)
-            self._spans.append((span, opened))
-            end = span.start + len(opened.head.tokens)
-            start = max(span.start, reached)
-            self.parts.append(PathPart(start, span.end, end, opened.outline()))
+            self._spans.append((one_file, opened))
+            end = opened.head.start + len(opened.head.tokens)
+            start = max(one_file[0].start, reached)
+            self.parts.append(PathPart(start, one_file[-1].end, end, opened.outline()))
 
     @property
     def nbytes(self) -> int:
@@ -66,14 +66,16 @@ class Restore:
 
     @property
     def starts(self) -> list[int]:
-        """Where the spans of the parts start."""
-        return [span.start for span, _ in self._spans]
+        """Where the files of the parts start."""
+        return [opened.head.start for _, opened in self._spans]
 
     def layers(self, count: int, headroom: int) -> list[Layer] | None:
         """The layers at token `count`, where all of them are rows and lie in files alone."""
         layout = self._query.layout
         in_place = all(isinstance(k, KVRows) and type(k).join is KVRows.join for k in layout)
         if not in_place or not self._spans or self.parts[0].start:
+            return None
+        if [part.start for part in self.parts] != self.starts:
             return None
         spans = [opened for _, opened in self._spans]
         if not all(_is_plain(entry) for i in range(len(layout)) for entry in spans[0].entries(i)):
@@ -95,18 +97,18 @@ class Restore:
     def verify(self) -> bool:
         """After all was read: whether it is what was written. What is not is gone."""
         good = True
-        for span, opened in self._spans:
+        for spans, opened in self._spans:
             self._few.use(opened)
             try:
                 opened.verify()
             except DamagedSpan as error:
-                self._damaged(span, error)
+                self._damaged(spans, error)
                 good = False
             except OSError as error:
                 self._unreadable(error)
                 good = False
         if good and self._spans:
-            self._store.used([span for span, _ in self._spans])
+            self._store.used([span for spans, _ in self._spans for span in spans])
         return good
 
     def failed(self, error: Exception) -> bool:
@@ -115,17 +117,18 @@ class Restore:
         Those go that were seen to be damaged. What else fails (memory, the device, the joining)
         says nothing about a file: it stays.
         """
-        for span, opened in self._spans:
+        for spans, opened in self._spans:
             if opened.broken is not None:
-                self._damaged(span, opened.broken)
+                self._damaged(spans, opened.broken)
         if self._spans and self.state is not Reading.REMOVED:
             self._unreadable(error)
         return bool(self._spans)
 
     # A traceback holds the frames in which buffers were filled: what is told goes without.
 
-    def _damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        self._store.damaged(span, error.with_traceback(None))
+    def _damaged(self, spans: Sequence[StoredSpan], error: DamagedSpan) -> None:
+        # What follows it in its file hangs on it.
+        self._store.damaged(spans[0], error.with_traceback(None))
         self.state = Reading.REMOVED
 
     def _unreadable(self, error: Exception) -> None:
@@ -136,7 +139,7 @@ class Restore:
 
     def _is_one_gone(self) -> bool:
         """Whether another process evicted one of the files meanwhile; the store sees it as well."""
-        for span, _ in self._spans:
+        for (span, *_), _ in self._spans:
             self._few.make_room()
             opened = self._store.open(self._query.namespace, span, self._query.ids)
             if opened is None:
@@ -363,9 +366,20 @@ def read_checkpoint(store: Store, query: Query, span: StoredSpan) -> list[Piece 
     return pieces
 
 
-def _opened(store: Store, query: Query, span: StoredSpan) -> SpanReader | None:
-    """A span's file, if it holds what these layers would have kept of it."""
-    opened = store.open(query.namespace, span, query.ids)
+def _by_file(spans: Sequence[StoredSpan]) -> list[list[StoredSpan]]:
+    """The spans of a path by the files that hold them, one behind the other."""
+    found: list[list[StoredSpan]] = []
+    for span in spans:
+        if found and span.pack and found[-1][0].pack == span.pack:
+            found[-1].append(span)
+        else:
+            found.append([span])
+    return found
+
+
+def _opened(store: Store, query: Query, span: StoredSpan, *more: StoredSpan) -> SpanReader | None:
+    """The file of a span, and of `more`, if it holds what these layers would have kept of it."""
+    opened = store.open(query.namespace, span, query.ids, more)
     if opened is None:
         return None
     layout = query.layout

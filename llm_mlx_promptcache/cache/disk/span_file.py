@@ -8,31 +8,37 @@ What the file holds in which order: docs/disk.md.
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
-import xxhash
 
 from ..layers.errors import UnknownKind
 from ..layers.pieces import Piece
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
-from .file_ids import SUFFIX, TEMPORARY, new_file_id, span_path
+from .file_ids import PACK_SUFFIX, id_of, span_path
 from .files import Files
-from .span_bytes import DIGEST_BYTES, MOST_A_CALL, SpanBytes
+from .span_bytes import DIGEST_BYTES, SpanBytes
 from .span_header import (
     DTYPES,
+    FORMAT,
     MAX_HEADER,
+    PACK_FORMAT,
     UNSIGNED,
+    Member,
+    TensorShape,
     entries_of,
     head_from,
+    header_of,
+    heads_of,
     layout_from_metadata,
+    members_from,
     metadata_of,
+    shares_of,
 )
+from .unpublished import UnpublishedFile
 
 
 def host_tensors(*spans: Sequence[Piece | None]) -> list[list[Tensor]]:
@@ -53,50 +59,32 @@ def host_tensors(*spans: Sequence[Piece | None]) -> list[list[Tensor]]:
     return [[_tensor(*each) for each in tensors] for tensors in found]
 
 
-class UnpublishedSpan:
-    """A span's file under a private name, until `publish`; without it nothing is left.
-
-    Its writer claims it as long as this is open (`Files.create`), so nobody sweeps it. Its name
-    tells nothing of the content, and is not there before the whole file is.
-    """
+class UnpublishedSpan(UnpublishedFile):
+    """A span's file under a private name, whole, until `publish`."""
 
     def __init__(self, folder: Path, head: Head, tensors: Sequence[Tensor], files: Files) -> None:
-        self.file_id = new_file_id()
-        self._files = files
-        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.file_id}"
-        self._final = span_path(folder, self.file_id)
-        self._published = False
-        self._open = ExitStack()
+        super().__init__(folder, span_path, files)
         try:
-            file = self._open.enter_context(files.create(self._temporary))
-            self.size = _write_body(file, self.file_id, head, tensors)
+            self._write_body(head, tensors)
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> UnpublishedSpan:
-        return self
+    def _write_body(self, head: Head, tensors: Sequence[Tensor]) -> None:
+        tokens = memoryview(head.tokens).cast("B")
+        shapes = [TensorShape(t.name, t.dtype, t.shape, t.raw.nbytes) for t in tensors]
+        self.put(header_of(metadata_of(head, self.file_id), len(head.tokens), shapes))
+        for block in (tokens, *(tensor.raw for tensor in tensors)):
+            self.put(block)
+        self.put_digest()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
-    def publish(self) -> None:
-        """Give the file its name; FileNotFoundError where somebody cleared it meanwhile."""
-        self._files.replace(self._temporary, self._final)
-        self._published = True
+class FileSays(NamedTuple):
+    """What a file says: its bytes, the heads of its spans, and the bytes that count as theirs."""
 
-    def withdraw(self) -> None:
-        """Take the name back: what was to be said of it elsewhere could not be."""
-        if self._published:
-            with suppress(OSError):
-                self._files.unlink(self._final)
-
-    def close(self) -> None:
-        """Let go of the file, and of its private name."""
-        if not self._published:
-            with suppress(OSError):
-                self._files.unlink(self._temporary)
-        self._open.close()
+    size: int
+    heads: dict[str, Head]
+    shares: dict[str, int]
 
 
 def write_span(
@@ -109,7 +97,10 @@ def write_span(
 
 
 class OpenSpan:
-    """A span's file while it is read: the head at once, layers in their order, then the digest.
+    """A file while it is read: the head at once, layers in their order, then the digest.
+
+    It holds one span, or a pack of several of one path; then its head is that of one span of all
+    their tokens, and `members` says which they are.
 
     What `layers` gives is not to be believed before `verify` has passed. DamagedSpan where the
     file is not whole and ours, OSError where the system can't read it just now, UnknownKind where
@@ -119,12 +110,15 @@ class OpenSpan:
     def __init__(self, path: Path, files: Files) -> None:
         self.name = path.name
         self.broken: DamagedSpan | None = None
+        self.members: list[Member] = []
+        self._file_id = id_of(path.name)
+        self._format = PACK_FORMAT if path.name.endswith(PACK_SUFFIX) else FORMAT
         self._bytes = SpanBytes(path, files)
         self.size = self._bytes.size
         try:
             header = self._header()
             try:
-                self._parse(header, path.name.removesuffix(SUFFIX))
+                self._parse(header)
             except UnknownKind:
                 self._bytes.verify_rest()
                 raise
@@ -135,6 +129,19 @@ class OpenSpan:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """The heads of all spans in the file, by their file ids, in the order of their path."""
+        return heads_of(self.head, self.members) if self.members else {self._file_id: self.head}
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """The bytes of the file that count as each span's."""
+        if not self.members:
+            return {self._file_id: self.size}
+        shares = shares_of(self.size, [member.length for member in self.members])
+        return dict(zip(self.heads, shares, strict=True))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -192,10 +199,10 @@ class OpenSpan:
             raise DamagedSpan(f"{self.name} has a header of {length} bytes")
         return self._bytes.read(length)
 
-    def _parse(self, text: bytes, file_id: str) -> None:
+    def _parse(self, text: bytes) -> None:
         header = json.loads(text)
         metadata = header.pop("__metadata__")
-        layout = layout_from_metadata(metadata, file_id)
+        layout = layout_from_metadata(metadata, self._file_id, self._format)
         tensors = entries_of(header, layout, self.size - 8 - len(text))
         self._entries = tensors[1:-1]
         self._begins = [0] * len(layout)
@@ -207,6 +214,8 @@ class OpenSpan:
         tokens = array("I")
         tokens.frombytes(self._bytes.read(self._begins[0]))
         self.head = head_from(metadata, layout, tokens)
+        if self._format == PACK_FORMAT:
+            self.members = members_from(metadata, self.head)
 
     def _piece(self, layer: int, make: Any) -> Piece | None:
         entries = self._entries[layer]
@@ -231,12 +240,13 @@ def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece 
         span.close()
 
 
-def verified_head(path: Path, files: Files) -> tuple[Head, int]:
-    """The head of a span's file, all of which was read and verified, and its bytes."""
+def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
+    """What a file says of its spans; if `verified`, all of it was read."""
     span = OpenSpan(path, files)
     try:
-        span.verify_rest()
-        return span.head, span.size
+        if verified:
+            span.verify_rest()
+        return FileSays(span.size, span.heads, span.shares)
     finally:
         span.close()
 
@@ -246,33 +256,6 @@ def empty(sizes: Sequence[int]) -> list[mx.array]:
     buffers = [mx.zeros((max(size + 7, 8) // 8 * 8,), mx.uint8) for size in sizes]
     mx.eval(buffers)
     return buffers
-
-
-def _write_body(file: Any, file_id: str, head: Head, tensors: Sequence[Tensor]) -> int:
-    tokens = Tensor("tokens", "U32", (len(head.tokens),), memoryview(head.tokens).cast("B"))
-    header: dict[str, Any] = {"__metadata__": metadata_of(head, file_id)}
-    offset = 0
-    for name, dtype, shape, raw in (tokens, *tensors):
-        end = offset + raw.nbytes
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    end = offset + DIGEST_BYTES
-    header["digest"] = {"dtype": "U8", "shape": [DIGEST_BYTES], "data_offsets": [offset, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = xxhash.xxh3_128()
-    start = memoryview(len(text).to_bytes(8, "little") + text)
-    for block in (start, tokens.raw, *(tensor.raw for tensor in tensors)):
-        digest.update(block)
-        _write_all(file, block)
-    _write_all(file, digest.digest())
-    return 8 + len(text) + end
-
-
-def _write_all(file: Any, block: bytes | memoryview) -> None:
-    rest = memoryview(block)
-    while rest.nbytes:  # an unbuffered write may take less, and tells how much
-        rest = rest[file.write(rest[:MOST_A_CALL]) :]
 
 
 def _bits(values: mx.array) -> mx.array:

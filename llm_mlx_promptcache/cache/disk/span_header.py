@@ -1,9 +1,16 @@
-"""The header of a span's file: which tensors lie where, checked before any of them is read."""
+"""The header of a span's or a pack's file: which tensors lie where, checked before they are read.
+
+A pack holds several spans of one path, each hanging on the end of the one before: its tensors are
+those of one span of all their tokens, and its header says where each of them ends.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
 
@@ -11,9 +18,12 @@ from ..layers.layout import Layout
 from ..layers.layout_text import layout_from_text, layout_to_text
 from ..span import Head, StoredTensor
 from ..trie import Tokens
+from .file_ids import is_file_id
 from .span_bytes import DIGEST_BYTES
 
 FORMAT: Final = "llm-mlx-promptcache/4"
+PACK_FORMAT: Final = "llm-mlx-promptcache/pack/1"
+MOST_SPANS: Final = 1 << 12  # of one pack
 MAX_HEADER: Final = 4 << 20
 _MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
@@ -35,6 +45,39 @@ DTYPES: dict[mx.Dtype, tuple[str, str]] = {
 }
 BY_NAME = {name: dtype for dtype, (name, _) in DTYPES.items()}
 UNSIGNED = {"Q": mx.uint64, "I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
+
+
+class Member(NamedTuple):
+    """One span of a pack: what its header says of it alone."""
+
+    file_id: str
+    length: int  # in tokens
+    tier: str
+    resumes: bool
+
+
+class TensorShape(NamedTuple):
+    """A tensor as a header lists it: safetensors' name of its type, its shape and its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def header_of(metadata: dict[str, str], count: int, tensors: Sequence[TensorShape]) -> bytes:
+    """How a file of `count` tokens and these tensors begins: its header behind its length."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    tokens = TensorShape("tokens", "U32", (count,), 4 * count)
+    digest = TensorShape("digest", "U8", (DIGEST_BYTES,), DIGEST_BYTES)
+    offset = 0
+    for name, dtype, shape, nbytes in (tokens, *tensors, digest):
+        end = offset + nbytes
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def entries_of(
@@ -86,10 +129,10 @@ def _names(layout: Layout) -> list[list[str]]:
     return [["tokens"], *layers, ["digest"]]
 
 
-def metadata_of(head: Head, file_id: str) -> dict[str, str]:
-    """What a header says of its span, as safetensors wants it: strings."""
-    return {
-        "format": FORMAT,
+def metadata_of(head: Head, file_id: str, members: Sequence[Member] = ()) -> dict[str, str]:
+    """What a header says of its span, or of a pack's, as safetensors wants it: strings."""
+    said = {
+        "format": PACK_FORMAT if members else FORMAT,
         "file_id": file_id,
         "namespace": head.namespace,
         "parent": head.parent,
@@ -99,12 +142,13 @@ def metadata_of(head: Head, file_id: str) -> dict[str, str]:
         "resumes": str(int(head.resumes)),
         "label": head.label,
     }
+    return said | {"spans": json.dumps(members)} if members else said
 
 
-def layout_from_metadata(metadata: dict[str, Any], file_id: str) -> Layout:
+def layout_from_metadata(metadata: dict[str, Any], file_id: str, wanted: str = FORMAT) -> Layout:
     """The layers of a header of this format and this file; ValueError for any other."""
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"format {metadata['format']!r:.50}, not {FORMAT!r}")
+    if metadata["format"] != wanted:
+        raise ValueError(f"format {metadata['format']!r:.50}, not {wanted!r}")
     if metadata["file_id"] != file_id:
         raise ValueError("it was written under another name")
     return layout_from_text(metadata["layout"])
@@ -122,6 +166,53 @@ def head_from(metadata: dict[str, Any], layout: Layout, tokens: Tokens[int]) -> 
         resumes=metadata["resumes"] == "1",
         label=_word(metadata, "label"),
     )
+
+
+def members_from(metadata: dict[str, Any], head: Head) -> list[Member]:
+    """The spans of a pack with this head; ValueError where they are not what it holds."""
+    found = json.loads(metadata["spans"])
+    if not isinstance(found, list) or not 0 < len(found) <= MOST_SPANS:
+        raise ValueError("its spans are none")
+    members = [_member(values) for values in found]
+    if len({member.file_id for member in members}) != len(members):
+        raise ValueError("it holds a span twice")
+    if sum(member.length for member in members) != len(head.tokens):
+        raise ValueError("its spans are not its tokens")
+    return members
+
+
+def heads_of(head: Head, members: Sequence[Member]) -> dict[str, Head]:
+    """The heads of a pack's spans by their file ids, in the order of the path."""
+    heads: dict[str, Head] = {}
+    parent, at = head.parent, 0
+    for file_id, length, tier, resumes in members:
+        heads[file_id] = head._replace(
+            parent=parent,
+            start=head.start + at,
+            tier=tier,
+            tokens=head.tokens[at : at + length],
+            resumes=resumes,
+        )
+        parent, at = file_id, at + length
+    return heads
+
+
+def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
+    """The bytes of a pack that count as each of its spans': so much a token, in all its size."""
+    whole, at = sum(lengths), 0
+    bounds = [0]
+    for length in lengths:
+        at += length
+        bounds.append(size * at // whole)
+    return [last - first for first, last in pairwise(bounds)]
+
+
+def _member(values: Any) -> Member:
+    file_id, length, tier, resumes = values
+    sound = is_file_id(file_id) and type(length) is int and length > 0 and type(resumes) is bool
+    if not sound or not isinstance(tier, str) or len(tier) > _MOST_WORD:
+        raise ValueError("one of its spans is none")
+    return Member(file_id, length, tier, resumes)
 
 
 def _word(metadata: dict[str, Any], name: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,10 @@ from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import content, sweep
 from .backoff import Backoff
+from .budget import Below
+from .chains import BUDGET_SHARE, MOST_PACK, ChainFile, Thrift
 from .checkup import Checkup
+from .compaction import Compacted, Compaction, DamagedSource, OneAtATime
 from .files import Files
 from .folder import StoreFolder
 from .index import Index
@@ -31,6 +35,7 @@ from .notes import Notes, Opened
 from .pins import Pins
 from .said import said_behind
 from .shared_index import SharedIndex
+from .unpublished import NotPublished
 from .upkeep import Upkeep
 from .wipe import wiped
 from .witness import Witness
@@ -43,10 +48,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class _NotPublished(Exception):
-    """A span's file could not get its name: not the index's fault, which loses the row again."""
 
 
 class DiskStore:
@@ -76,6 +77,8 @@ class DiskStore:
             self._folder, self._index, self._notes, self._witness, max_bytes, max_days
         )
         self._checkup = Checkup(self._folder, self._index, self._pins, self._witness, self._upkeep)
+        self._compaction = Compaction(self._folder, self._index, self._upkeep)
+        self._rewriting = OneAtATime()
         self._written = 0
         self._full = Backoff(1.0, 60.0, self._files.clock)
         self._told_unreadable = False
@@ -113,12 +116,22 @@ class DiskStore:
         """Whether the last lookup found the index locked, so that nobody knows what is stored."""
         return self._index.unseen
 
-    def open(self, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> OpenSpan | None:
-        """A span's file, checked as far as its head goes; None where it can't be had."""
+    def open(
+        self,
+        namespace: str,
+        span: StoredSpan,
+        tokens: Tokens[int],
+        more: Sequence[StoredSpan] = (),
+    ) -> OpenSpan | None:
+        """A span's file, checked as far as its head goes; None where it can't be had.
+
+        `more` spans are in the same file, the rest of one pack on this path.
+        """
         try:
-            opened = content.opened(self._folder.span(span.file_id), self._files)
-        except FileNotFoundError:  # evicted by another process
-            self._notes.lose(span.file_id)
+            opened = content.opened(self._folder.place(span.file_id, span.pack), self._files)
+        except FileNotFoundError:  # evicted by another process, or in a pack by now
+            if not self._has_moved(span):
+                self._notes.lose(span.file_id, span.pack)
             return None
         except DamagedSpan as error:
             self.damaged(span, error)
@@ -127,16 +140,24 @@ class DiskStore:
             self.unreadable(error)
             return None
         # The index finds, the tokens decide (law 5).
-        if not _is_found(opened.head, namespace, span, tokens):
-            opened.close()
-            self._notes.doubt(span.file_id)
-            return None
+        heads = opened.heads
+        for one in (span, *more):
+            head = heads.get(one.file_id)
+            if head is None or not _is_found(head, namespace, one, tokens):
+                opened.close()
+                self._notes.doubt(one.file_id)
+                return None
         return opened
+
+    def _has_moved(self, span: StoredSpan) -> bool:
+        """Whether a span's bytes lie elsewhere by now."""
+        row = self._index.look(lambda index: index.row(span.file_id), None)
+        return row is not None and row.pack != span.pack
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """A span was seen not to be what was written: it is removed, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
-        self._notes.lose(span.file_id)
+        self._notes.lose(span.file_id, span.pack)
 
     def unreadable(self, error: Exception) -> None:
         """Something could not be read, by no fault of its own: it stays, and is told once."""
@@ -179,7 +200,45 @@ class DiskStore:
         self._upkeep.write_notes()
         kept = self._upkeep.keep_budget()
         self._upkeep.tidy()
-        return kept
+        return not self._rewriting.step(self._wasteful_packs) and kept
+
+    def compact(self, *, rested: float | None = None) -> Iterator[Compacted]:
+        """Make packs of files of one path, a read or write of 8 MB at a time; what was done so far.
+
+        Who goes on later, or not at all, leaves everything whole. With `rested`, only what was not
+        used for so many seconds is packed, and large files only once that pays.
+        """
+        now = int(self._files.now())
+        most = min(MOST_PACK, self.budget // BUDGET_SHARE)
+        before = now if rested is None else int(now - rested)
+        thrift = Thrift(most, before, growing=rested is not None)
+        self._upkeep.write_notes()
+        wasteful = self._compaction.wasteful(every=rested is None)
+        yield from self._packed(chain(wasteful, self._compaction.chains(thrift)))
+
+    def _packed(self, groups: Iterator[list[ChainFile]]) -> Iterator[Compacted]:
+        """Make a pack of each of these; one that can't be made stays as it is."""
+        done = Compacted()
+        for units in groups:
+            if self._full.pause or self.off or not self._index.can_change():
+                return
+            try:
+                for stands in self._compaction.packed(units):
+                    done = done.after(units) if stands else done
+                    yield done
+            except DamagedSource as error:
+                self.damaged(error.span, error.error)
+            except UnknownKind:
+                continue
+            except OSError as error:
+                self._stop_writing(error)
+                return
+
+    def _wasteful_packs(self) -> Iterator[Compacted]:
+        """The steps that write packs anew of which much is dead."""
+        if self._index.look(lambda index: index.totals().dead, 0):
+            every = self._upkeep.forgets_age()
+            yield from self._packed(self._compaction.wasteful(every=every))
 
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
@@ -209,9 +268,9 @@ class DiskStore:
         except OSError as error:
             self._stop_writing(error)
             return False
-        except _NotPublished as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.ENOENT:
-                self._stop_writing(error.__cause__)
+        except NotPublished as error:
+            if error.why.errno != errno.ENOENT:
+                self._stop_writing(error.why)
             return False
         self._full.worked()
         if added:
@@ -245,13 +304,17 @@ class DiskStore:
         return self._upkeep.most
 
     def stats(self) -> dict[str, int]:
-        """Spans, tokens and bytes held, bytes written by this process, and the budget."""
+        """Spans, tokens and bytes held, bytes written by this process, and the budget.
+
+        Some of the bytes are `dead`: parts of packs whose spans are gone.
+        """
         self._upkeep.write_notes()
-        held = self._index.look(lambda index: index.totals(), Totals(0, 0, 0, 0, 0))
+        held = self._index.look(lambda index: index.totals(), Totals(0, 0, 0, 0, 0, 0))
         return {
             "spans": held.spans,
             "tokens": held.tokens,
-            "bytes": held.bytes,
+            "bytes": held.held,
+            "dead": held.dead,
             "written": self._written,
             "budget": self.budget,
         }
@@ -298,7 +361,9 @@ class DiskStore:
         if not self.folder.exists():
             return 0
         if model is not None or days is not None:
+            self.sweep()  # what a killed process left is taken in, and cleared with the rest
             freed = self._upkeep.clear_some(model, days, asked=True)
+            self._reclaim()
         else:
             freed = self._index.run(self._wiped, None, asked=True)
         if freed is None and not self._index.off:
@@ -307,6 +372,13 @@ class DiskStore:
             with suppress(OSError):
                 self._folder.set_aside.unlink()
         return freed or 0
+
+    def _reclaim(self) -> None:
+        """Leave nothing in packs of what was removed from them, or nothing of the pack at all."""
+        for _ in self._packed(self._compaction.wasteful(every=True)):
+            pass
+        for units in self._compaction.wasteful(every=True):
+            self._upkeep.remove(Below(units[0].links[0].file_id), asked=True)
 
     def close(self) -> None:
         """Let go of the index; the next call opens it again."""
@@ -332,7 +404,7 @@ class DiskStore:
 
         False where one stands there or its parent was evicted meanwhile.
         """
-        row = sweep.row_of(span.file_id, span.size, head, self._folder)
+        row = sweep.row_of(span.file_id, head, span.size, self._folder)
         try:
             with index.transaction():
                 _, label, identity = self._notes.of(head.namespace)
@@ -341,7 +413,7 @@ class DiskStore:
                 try:
                     span.publish()
                 except OSError as error:
-                    raise _NotPublished from error
+                    raise NotPublished(error) from None
         except BaseException:
             span.withdraw()
             raise

@@ -7,7 +7,7 @@ often than not (a power cut may lose the index's last rows): it is taken in agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 from ..layers.errors import UnknownKind
 from ..span import DamagedSpan, Head
 from .claims import Claim, looked_at
-from .content import layout_to_text, opened
-from .file_ids import file_ids_in, is_temporary
+from .content import layout_to_text, said_by
+from .damage import DamagedIndex
+from .file_ids import file_ids_in, is_temporary, packs_in
 from .files import Files, is_gone
 from .folder import StoreFolder
 from .index import Index
@@ -34,8 +35,8 @@ class Candidate(NamedTuple):
     label: str
 
 
-def row_of(file_id: str, size: int, head: Head, folder: StoreFolder) -> SpanRow:
-    """The index's row of a file with this head, used just now."""
+def row_of(file_id: str, head: Head, size: int, folder: StoreFolder, pack: str = "") -> SpanRow:
+    """The index's row of a span with this head and so many bytes, used just now."""
     return SpanRow(
         file_id=file_id,
         namespace=head.namespace,
@@ -46,18 +47,24 @@ def row_of(file_id: str, size: int, head: Head, folder: StoreFolder) -> SpanRow:
         tier=folder.rank_of(head.tier),
         bytes=size,
         used_at=int(folder.files.now()),
+        pack=pack,
     )
 
 
-def candidate(folder: StoreFolder, file_id: str) -> Candidate:
-    """A file's head as a row; contents are verified when they are read, as always.
+def candidates(folder: StoreFolder, path: Path, pack: str = "") -> list[Candidate]:
+    """What a file says of its spans as rows; contents are verified when they are read, as always.
 
-    DamagedSpan, OSError or UnknownKind where it has none.
+    DamagedSpan, OSError or UnknownKind where it can't be told.
     """
-    span = opened(folder.span(file_id), folder.files)
-    span.close()
-    row = row_of(file_id, span.size, span.head, folder)
-    return Candidate(row, layout_to_text(span.head.layout), span.head.label)
+    file = said_by(path, folder.files, verified=False)
+    return [
+        Candidate(
+            row_of(file_id, head, file.shares[file_id], folder, pack),
+            layout_to_text(head.layout),
+            head.label,
+        )
+        for file_id, head in file.heads.items()
+    ]
 
 
 def hangs(row: SpanRow, parent: SpanRow | None) -> bool:
@@ -80,15 +87,19 @@ def sweep(
     left to age first, unless `every` says that somebody wants it gone.
     """
     names = folder.names()
-    listed = index.file_ids()
-    rows, file_ids = set(listed), file_ids_in(names)
+    places = index.places()
+    file_ids, packs = file_ids_in(names), packs_in(names)
     # One by one: sorting 100,000 names, or taking sets apart, keeps all other threads out.
     swept = sum(
         _drop_if_gone(index, folder, file_id, witness)
-        for file_id in listed
-        if file_id not in file_ids
+        for file_id, pack in places.items()
+        if (pack not in packs if pack else file_id not in file_ids)
     )
-    orphans = [file_id for file_id in file_ids if file_id not in rows]
+    swept += _orphan_packs(index, folder, packs, every=every)
+    swept += sum(
+        _remove_beside_pack(index, folder, file_id) for file_id in file_ids if places.get(file_id)
+    )
+    orphans = [file_id for file_id in file_ids if file_id not in places]
     swept += _orphans(index, folder, orphans, witness, every=every)
     for name in filter(is_temporary, names):
         swept += _remove_unfinished(folder.spans / name, folder.files)
@@ -96,18 +107,97 @@ def sweep(
 
 
 def _drop_if_gone(index: Index, folder: StoreFolder, file_id: str, witness: Witness) -> int:
-    path = folder.span(file_id)
-    if not is_gone(path):
+    found = index.row(file_id)
+    if found is None or not is_gone(folder.place(file_id, found.pack)):
         return 0
     with index.transaction():
-        if not is_gone(path):
+        found = index.row(file_id)
+        if found is None or not is_gone(folder.place(file_id, found.pack)):
             return 0
+        witness.refute_gone(found)
         for row in index.below(file_id):
             witness.refute(index, row)
         gone = index.drop(file_id)
         for one in gone:
             _removed(folder.span(one), folder.files)
+        for pack in index.packs.drop_all_empty():
+            _removed(folder.pack(pack), folder.files)
     return len(gone)
+
+
+def _remove_beside_pack(index: Index, folder: StoreFolder, file_id: str) -> int:
+    """Remove the file of a span that is in a pack by now: who made that was killed before it did.
+
+    Who is alive still does it, and claims the pack until then.
+    """
+    row = index.row(file_id)
+    if row is None or not row.pack or is_being_made(folder, row.pack):
+        return 0
+    with index.transaction():
+        row = index.row(file_id)
+        if row is None or not row.pack or is_gone(folder.pack(row.pack)):
+            return 0
+        return _removed(folder.span(file_id), folder.files)
+
+
+def is_being_made(folder: StoreFolder, pack: str) -> bool:
+    """Whether who made a pack is still at it: what it holds is removed elsewhere next."""
+    with looked_at(folder.pack(pack)) as claim:
+        return claim is Claim.HELD
+
+
+def _orphan_packs(index: Index, folder: StoreFolder, packs: Iterable[str], *, every: bool) -> int:
+    """Packs that the index does not know: what it lacks of their spans is taken in.
+
+    Mostly it lacks nothing, and the pack goes: who made it was killed before all of it was said.
+    """
+    swept = 0
+    for pack in packs:
+        found: list[Candidate] | None = []
+        if index.packs.get(pack) is None:
+            with suppress(DamagedSpan):
+                found = _told_by_pack(folder, pack)
+            if found is not None and _take_in_pack(index, folder, pack, found, every=every):
+                swept += 1
+    return swept
+
+
+def _told_by_pack(folder: StoreFolder, pack: str) -> list[Candidate] | None:
+    """What a pack says of its spans; None where it is gone or can't be judged now."""
+    try:
+        return candidates(folder, folder.pack(pack), pack)
+    except (OSError, UnknownKind):
+        return None
+
+
+def _take_in_pack(
+    index: Index, folder: StoreFolder, pack: str, found: Sequence[Candidate], *, every: bool
+) -> bool:
+    """Whether a pack is in the index now, or is removed."""
+    path = folder.pack(pack)
+    with index.transaction():
+        # Who makes a pack publishes it and says so in one transaction.
+        if index.packs.get(pack) is not None or is_gone(path):
+            return False
+        rows = [index.row(one.row.file_id) for one in found]
+        if any(row is not None and row.pack == pack for row in rows):
+            raise DamagedIndex(f"it has spans in pack {pack} and not the pack")
+        missing = [one for one, row in zip(found, rows, strict=True) if row is None]
+        if missing and enter_pack(index, pack, missing, path.lstat().st_size):
+            return True
+        if missing or not found:
+            return (every or _is_stale(path, folder.files)) and _removed(path, folder.files)
+        return _removed(path, folder.files)
+
+
+def enter_pack(index: Index, pack: str, found: Sequence[Candidate], size: int) -> bool:
+    """Enter a pack with those of its spans that fit, in a transaction; False where none does."""
+    index.packs.put(pack, size)
+    for row, layout, label in found:
+        parent = index.row(row.parent) if row.parent else None
+        if hangs(row, parent) and (parent is not None or not row.parent):
+            index.add(row, layout, label)
+    return not index.packs.drop_empty([pack])
 
 
 def _orphans(
@@ -124,7 +214,7 @@ def _orphans(
     unjudged: set[str] = set()
     for file_id in file_ids:
         try:
-            found.append(candidate(folder, file_id))
+            found += candidates(folder, folder.span(file_id))
         except DamagedSpan:
             useless.append(file_id)
         except (OSError, UnknownKind):

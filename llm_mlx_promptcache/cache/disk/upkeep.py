@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 from . import sweep
 from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
 from .damage import DamagedIndex
+from .files import is_gone
 from .folder import StoreFolder
 from .index import Index
+from .index_rows import SpanRow
 from .notes import Notes
 from .shared_index import SharedIndex
 from .witness import Witness
@@ -51,11 +52,12 @@ class Upkeep:
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
         self._told_kept = False
+        self._aged = False
 
     @property
     def most(self) -> int:
         """Bytes that all files of the folder may have."""
-        held = self._index.look(lambda index: index.totals().bytes, 0)
+        held = self._index.look(lambda index: index.totals().held, 0)
         return self._budget.most(held, self._space)
 
     def write_notes(self) -> None:
@@ -76,28 +78,37 @@ class Upkeep:
         if (noted.used or noted.opened or noted.models) and self._index.run(write, otherwise=False):
             self._notes.written(noted)
         for file_id in noted.doubted:
-            self._settle(file_id, remove=self._witness.is_damaged(file_id))
-        for file_id in noted.gone:
-            self._settle(file_id, remove=True)
+            self._settle(file_id, None)
+        for file_id, pack in noted.gone.items():
+            self._settle(file_id, pack)
 
-    def _settle(self, file_id: str, *, remove: bool) -> None:
-        """Remove a span and what hangs on it, or let it be found again; first its file is asked."""
+    def _settle(self, file_id: str, lost_in: str | None) -> None:
+        """Remove a span and what hangs on it, or let it be found again; first its file is asked.
 
-        def ask(index: Index) -> str:
+        One that was lost goes unless its bytes lie elsewhere by now; others if they are damaged.
+        """
+
+        def ask(index: Index) -> tuple[str, SpanRow | None]:
             row = index.row(file_id)
             try:
                 if row is not None:
                     self._witness.refute(index, row)
+                    if is_gone(self._folder.place(file_id, row.pack)):
+                        self._witness.refute_gone(row)
             except DamagedIndex as error:
-                return str(error)
-            return ""
+                return str(error), row
+            return "", row
 
-        wrong = self._index.run(ask, None)
-        if wrong is None:  # locked
+        asked = self._index.run(ask, None)
+        if asked is None:  # locked
             return
+        wrong, row = asked
+        lost = row is not None and row.pack == lost_in
         if wrong:
             self._index.put_aside(DamagedIndex(wrong))
-        elif remove and self.remove(Below(file_id, self._witness)) is None:
+        elif (lost or (row is not None and self._witness.is_damaged(row))) and self.remove(
+            Below(file_id, self._witness)
+        ) is None:
             return
         self._notes.settled(file_id)
 
@@ -109,7 +120,7 @@ class Upkeep:
         return held <= most or self.remove(Excess(most), _STEPS) is not None
 
     def _held_and_most(self) -> tuple[int, int]:
-        held = self._index.look(lambda index: index.totals().bytes, 0)
+        held = self._index.look(lambda index: index.totals().held, 0)
         most = min(self._budget.most(held, self._space), held - self._budget.lacking(self._space))
         return held, most
 
@@ -139,6 +150,12 @@ class Upkeep:
         self.sweep()
         if self._max_days is not None:
             self.clear_some(None, self._max_days)
+            self._aged = True
+
+    def forgets_age(self) -> bool:
+        """Whether what was too old was removed, so that no pack is to hold any of it on; once."""
+        aged, self._aged = self._aged, False
+        return aged
 
     def clear_some(
         self, model: str | None, days: float | None, *, asked: bool = False
@@ -172,7 +189,7 @@ class Upkeep:
             with index.transaction():
                 found = removal.step(index)
                 self._witness.refute_pins(found.unpinned)
-                self._unlink(found.file_ids)
+                self._unlink(found)
             index.trim_log()
             return found
 
@@ -210,9 +227,10 @@ class Upkeep:
                 why,
             )
 
-    def _unlink(self, file_ids: Sequence[str]) -> None:
-        for file_id in file_ids:
-            path = self._folder.span(file_id)
+    def _unlink(self, removed: Removed) -> None:
+        # Of what was in a pack a file of its own is left, maybe, by who was killed in packing it.
+        paths = [self._folder.span(file_id) for file_id in removed.file_ids]
+        for path in (*paths, *(self._folder.pack(pack) for pack in removed.packs)):
             try:
                 self._folder.files.unlink(path)
             except OSError as error:

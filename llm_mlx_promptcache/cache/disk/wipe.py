@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .budget import ROWS
-from .file_ids import SUFFIX, file_ids_in, is_temporary
+from .file_ids import PACK_SUFFIX, SUFFIX, file_ids_in, id_of, is_temporary, packs_in
 from .folder import StoreFolder
 from .index import Index
 from .pins import Pins
@@ -17,13 +17,15 @@ def wiped(index: Index, folder: StoreFolder, pins: Pins, upkeep: Upkeep) -> int:
     pins.clear()
     names = folder.names()
     ours = [file_id + SUFFIX for file_id in file_ids_in(names)]
+    ours += [pack + PACK_SUFFIX for pack in packs_in(names)]
     ours += [name for name in names if is_temporary(name)]
     freed = 0
     for start in range(0, len(ours), ROWS):
         # Nobody publishes a file meanwhile; one that was since has a row, and is not of these.
         with index.transaction():
             for name in ours[start : start + ROWS]:
-                if not index.has(name.removesuffix(SUFFIX)):
+                held = index.row(id_of(name))
+                if index.packs.get(id_of(name)) is None and (held is None or held.pack):
                     freed += _removed(folder, name, upkeep)
     upkeep.shrink(index)
     return freed

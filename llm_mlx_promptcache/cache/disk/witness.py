@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
-from .content import layout_to_text, opened, verified_head
+from .content import layout_to_text, said_by
 from .damage import DamagedIndex
-from .file_ids import file_ids_in
+from .file_ids import file_ids_in, packs_in
 
 if TYPE_CHECKING:
-    from ..span import Head
     from .folder import StoreFolder
     from .index import Index
     from .index_rows import SpanRow
     from .pins import Pins
+    from .span_file import FileSays
 
 _ASKED: Final = 8  # files of a model that are asked for its layers
 
@@ -38,25 +38,33 @@ class Witness:
 
         A file that is damaged, gone or not to be read just now says nothing.
         """
-        path = self._folder.span(row.file_id)
+        path = self._folder.place(row.file_id, row.pack)
+        layout = index.namespaces.layout(row.namespace)
         with suppress(OSError, DamagedSpan, UnknownKind):
-            span = opened(path, self._folder.files)
-            span.close()
-            if says(row, span.head, span.size, index.namespaces.layout(row.namespace)):
+            if says(row, said_by(path, self._folder.files, verified=False), layout):
                 return
-            head, size = verified_head(path, self._folder.files)
-            if not says(row, head, size, index.namespaces.layout(row.namespace)):
+            if not says(row, said_by(path, self._folder.files, verified=True), layout):
                 raise DamagedIndex(f"the row of span {row.file_id} is not what its file says")
 
-    def is_damaged(self, file_id: str) -> bool:
+    def is_damaged(self, row: SpanRow) -> bool:
         """Whether a span's bytes, all of them, are seen not to be what was written."""
+        path = self._folder.place(row.file_id, row.pack)
         try:
-            verified_head(self._folder.span(file_id), self._folder.files)
+            said_by(path, self._folder.files, verified=True)
         except DamagedSpan:
             return True
         except (OSError, UnknownKind):
             return False
         return False
+
+    def refute_gone(self, row: SpanRow) -> None:
+        """DamagedIndex where a span is in a whole pack and its row says another file, or none."""
+        for pack in packs_in(self._folder.names()) - {row.pack}:
+            path = self._folder.pack(pack)
+            with suppress(OSError, DamagedSpan, UnknownKind):
+                held = row.file_id in said_by(path, self._folder.files, verified=False).heads
+                if held and row.file_id in said_by(path, self._folder.files, verified=True).heads:
+                    raise DamagedIndex(f"span {row.file_id} is in a pack that its row denies")
 
     def refute_layout(self, index: Index, namespace: str) -> None:
         """DamagedIndex where a model's files hold other layers than the index says of it."""
@@ -67,13 +75,26 @@ class Witness:
         """DamagedIndex where bytes are counted that no file has: for them good spans would go."""
         with index.snapshot():
             index.recount()
-            sizes = index.sizes()
-        for file_id in file_ids_in(self._folder.names()) & sizes.keys():
+            sizes, packs = index.sizes(), {pack.file_id: pack.bytes for pack in index.packs.all()}
+        names = self._folder.names()
+        for file_id in file_ids_in(names) & sizes.keys():
             with suppress(FileNotFoundError):
                 same = self._folder.span(file_id).lstat().st_size == sizes[file_id]
                 row = None if same else index.row(file_id)
                 if row is not None:
                     self.refute(index, row)
+        for pack in packs_in(names) & packs.keys():
+            with suppress(FileNotFoundError):
+                if self._folder.pack(pack).lstat().st_size != packs[pack]:
+                    self._refute_pack(index, pack, packs[pack])
+
+    def _refute_pack(self, index: Index, pack: str, size: int) -> None:
+        """DamagedIndex where a pack's file is whole and has another size than the index says."""
+        with suppress(OSError, DamagedSpan, UnknownKind):
+            told = said_by(self._folder.pack(pack), self._folder.files, verified=True).size
+            known = index.packs.get(pack)
+            if known is not None and known.bytes == size != told:
+                raise DamagedIndex(f"the pack {pack} has {told} bytes and is said to have {size}")
 
     def refute_pins(self, file_ids: Sequence[str]) -> None:
         """DamagedIndex where one of these is pinned, as the list of pins says."""
@@ -81,8 +102,12 @@ class Witness:
             raise DamagedIndex("what is pinned is not what the list of it says")
 
 
-def says(row: SpanRow, head: Head, size: int, layout: str | None) -> bool:
-    """Whether a row and its model's layers are what a file's head and size say."""
+def says(row: SpanRow, file: FileSays, layout: str | None) -> bool:
+    """Whether a row and its model's layers are what a file says."""
+    head = file.heads.get(row.file_id)
+    if head is None:
+        return False
+    size = file.shares[row.file_id]
     told = (head.namespace, head.parent, head.start, head.tokens, head.resumes, size)
     same = told == (row.namespace, row.parent, row.start, row.tokens, row.resumes, row.bytes)
     return same and layout in (None, layout_to_text(head.layout))

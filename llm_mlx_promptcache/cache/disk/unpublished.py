@@ -1,0 +1,108 @@
+"""A new file under a private name, until it is published; without that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from .file_ids import TEMPORARY, new_file_id
+from .span_bytes import MOST_A_CALL
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from .files import Files
+
+
+class NotPublished(Exception):
+    """A file could not get its name: not the index's fault, which loses the row again."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+class UnpublishedFile:
+    """A file that is being written, digested on the way.
+
+    Its writer claims it as long as this is open (`Files.create`), so nobody sweeps it. Its name
+    tells nothing of the content, and is not there before the whole file is.
+    """
+
+    def __init__(self, folder: Path, named: Callable[[Path, str], Path], files: Files) -> None:
+        self.file_id = new_file_id()
+        self.size = 0
+        self._files = files
+        self._temporary = folder / f"{TEMPORARY}{os.getpid()}-{self.file_id}"
+        self._final = named(folder, self.file_id)
+        self._published = False
+        self._process = os.getpid()
+        self._open = ExitStack()
+        self._digest = xxhash.xxh3_128()
+        try:
+            self._file: Any = self._open.enter_context(files.create(self._temporary))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def put(self, block: bytes | memoryview) -> None:
+        """Write what comes next."""
+        self._digest.update(block)
+        self._write(block)
+
+    def put_digest(self) -> None:
+        """Write the digest of all before it: the file is whole then."""
+        self._write(self._digest.digest())
+
+    def sync(self) -> None:
+        """Have all that was written so far reach the disk."""
+        self._files.sync(self._file)
+
+    def publish(self) -> None:
+        """Give the file its name; FileNotFoundError where somebody cleared it meanwhile."""
+        self._files.replace(self._temporary, self._final)
+        self._published = True
+
+    def publish_durably(self) -> None:
+        """Give it its name so that a power cut leaves it there; NotPublished where that fails."""
+        try:
+            self.publish()
+            self._files.sync_folder(self._final.parent)
+        except OSError as error:
+            raise NotPublished(error) from None
+
+    def withdraw(self) -> None:
+        """Take the name back: what was to be said of it elsewhere could not be."""
+        if self._published and self._process == os.getpid():
+            with suppress(OSError):
+                self._files.unlink(self._final)
+
+    def close(self) -> None:
+        """Let go of the file, and of its private name."""
+        if not self._published and self._process == os.getpid():  # a fork has it open as well
+            with suppress(OSError):
+                self._files.unlink(self._temporary)
+        self._open.close()
+
+    def _write(self, block: bytes | memoryview) -> None:
+        rest = memoryview(block)
+        self.size += rest.nbytes
+        while rest.nbytes:  # an unbuffered write may take less, and tells how much
+            rest = rest[self._file.write(rest[:MOST_A_CALL]) :]

@@ -1,0 +1,68 @@
+"""Files of the disk cache that become packs while nobody asks the host anything.
+
+Each step is one read or write of 8 MB at most, and the host is looked at before each: who asks
+meanwhile waits for no more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from ..engine.pool import disk_store, uses_disk
+
+LOOK_SECONDS: Final = 30.0  # between two looks at what can be packed
+REST_SECONDS: Final = 60.0  # for which nobody went on with a conversation
+_LAST_SECONDS: Final = 1.0  # of the process: who stops it waits ten in all
+_log = logging.getLogger(__name__)
+
+
+def _steps() -> Iterator[Any]:
+    """What there is to pack now, step by step."""
+    return disk_store().compact(rested=REST_SECONDS) if uses_disk() else iter(())
+
+
+class IdlePacking:
+    """Packs while `idle` says so; it is asked before each step."""
+
+    def __init__(self, idle: Callable[[], bool]) -> None:
+        self._idle = idle
+        self._steps: Iterator[Any] | None = None
+        self._lived_long = False
+
+    async def run(self, over: asyncio.Event) -> None:
+        """Look for something to pack now and then, until the process is `over`."""
+        while not over.is_set():
+            try:
+                await asyncio.wait_for(over.wait(), LOOK_SECONDS)
+            except TimeoutError:
+                await self.work()
+
+    async def work(self) -> None:
+        """Take steps while the host is idle; what is not finished goes on the next time."""
+        while self._idle():
+            if not await asyncio.to_thread(self._step):
+                return
+
+    def finish(self) -> None:
+        """Go on for a moment at the end of a process that lived long, whatever is finished then."""
+        until = time.monotonic() + _LAST_SECONDS
+        while self._lived_long and time.monotonic() < until and self._step():
+            pass
+        self._steps = None
+
+    def _step(self) -> bool:
+        """One step; False where there is nothing to do."""
+        self._lived_long = True
+        if self._steps is None:
+            self._steps = _steps()
+        try:
+            if next(self._steps, None) is None:
+                self._steps = None
+        except Exception as error:  # the host has more to do than this
+            self._steps = None
+            _log.warning("files of the disk cache could not be packed: %s", error)
+        return self._steps is not None
