@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, RotatingKVCache
 
+from ..cache import device
 from ..models.errors import one_line
 from ..models.facts import ModelFacts
 from ..models.layers import make_layers, vocab_size_of
@@ -118,6 +119,7 @@ def prove(model: nn.Module) -> Verdict:
     try:
         alone = _Alone(model)
     except Exception as error:
+        device.note(error)
         return Verdict(
             BatchForm.ALONE, f"it could not be tried ({one_line(error, 120)})", lasting=False
         )
@@ -193,6 +195,8 @@ def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
                 passed[row] += 1
             steps += 1
     except Exception as error:
+        # Other answers are under way, and what failed may have been their work.
+        device.note(error)
         why = f"its steps in a batch fail ({one_line(error, 120)})"
         # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
         lasting = not isinstance(error, RuntimeError | MemoryError)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..cache import device
 from ..cache.layers.rewinding import can_rewind, marks_of, rewind
 from ..models.errors import one_line
 from ..models.facts import ModelFacts
@@ -84,6 +85,8 @@ def prove(model: nn.Module) -> DraftVerdict:
         singly = _singly(model, copy.deepcopy(layers), tokens)
         return _compared(singly, _drafted(model, layers, tokens))
     except Exception as error:
+        # The answer that asks is under way, and what failed may have been its own work.
+        device.note(error)
         # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
         lasting = not isinstance(error, RuntimeError | MemoryError)
         return DraftVerdict(

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 from collections import defaultdict
 
+import mlx.core as mx
 import pytest
-from failing_device import FailingDevice
+from failing_device import MESSAGE, FailingDevice
 from readers import Reader, steady_clock
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -201,6 +202,9 @@ class Remembering:
     def judge(self, offered, accepted):
         self._accepted.append(accepted)
 
+    def learn(self, behind, texts):
+        """Knows what it needs."""
+
 
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", ["llama", "mamba2"])
@@ -211,6 +215,34 @@ def test_law_1_nor_of_what_a_draft_wrote(whole, session_of, monkeypatch, kind, t
     )
     fail_at_each(whole, session_of, monkeypatch, kind, told, 13)
     assert sum(accepted) > 9
+
+
+@pytest.mark.parametrize("where", ["draft_probe._singly", "batch_probe._together"])
+def test_law_1_what_a_probe_hears_is_everybody_s_failure(session_of, monkeypatch, where):
+    """It is asked in the middle of answers: what failed may have been theirs, not the probe's."""
+    session = session_of("llama")
+    right, garbled = cold(session), []
+    ids = [one.ids for one in right]
+    monkeypatch.setattr(scheduling, "Drafter", lambda prompt, *_: Remembering(ids, prompt, []))
+
+    def fails(*_):
+        """As a device does that was at work for the answers, and tells the probe."""
+        garbled.extend(session.scheduler._batches._all())
+        for batch in garbled:
+            for layer in batch._layers:
+                if layer.keys is not None:
+                    layer.keys = mx.random.normal(layer.keys.shape)
+        raise RuntimeError(MESSAGE)
+
+    for name in ("draft_probe", "batch_probe"):  # what an earlier process found out is not asked
+        monkeypatch.setattr(f"llm_mlx_promptcache.engine.{name}._KIND", f"{name} of this test")
+    monkeypatch.setattr(f"llm_mlx_promptcache.engine.{where}", fails)
+    session.begin()
+    answers = session.all()
+    assert garbled
+    for answer, one in zip(answers, right, strict=True):
+        assert isinstance(answer, RuntimeError) or answer.ids == one.ids
+    session.check(right)
 
 
 @pytest.mark.soak
