@@ -138,11 +138,13 @@ def _tell(count: BatchCount, before: int) -> None:
     """One line of what came of it, and how much of the prompts was prefilled."""
     there = f"; {before} were there already" if before else ""
     failed = f", {count.failed} failed" if count.failed else ""
-    click.echo(
-        f"{count.answered} answered{failed}{there}; of {count.cached + count.prefilled} prompt"
-        f" tokens {count.cached} were cached, {count.prefilled} were prefilled",
-        err=True,
+    tokens = count.cached + count.prefilled
+    reused = (
+        f"; of {tokens} prompt tokens {count.cached} were cached, {count.prefilled} were prefilled"
+        if tokens
+        else ""
     )
+    click.echo(f"{count.answered} answered{failed}{there}{reused}", err=True)
 
 
 def _how_to_go_on(file: IO[bytes], output: Path | None) -> str:
