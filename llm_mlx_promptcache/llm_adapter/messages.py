@@ -18,12 +18,12 @@ def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
     """The whole chain; ValueError where it holds an attachment.
 
     `prompt.system` takes the place of an older system prompt (`llm -c -s NEW`), and is the only
-    one there is where an application passed `messages=`. Fragments are what another question is
-    likely to be asked about.
+    one there is where an application passed `messages=` without any. Fragments are what another
+    question is likely to be asked about.
     """
     chain: Sequence[LlmMessage] = prompt.messages
     made: list[Message] = []
-    if prompt.system:
+    if prompt.system and prompt.system != _said_as_system(chain):
         made.append(Message("system", prompt.system))
         chain = chain[1:] if chain and chain[0].role == "system" else chain
     for message in _once(chain):
@@ -33,6 +33,12 @@ def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
         if made[-1].content.startswith(head):
             made[-1] = replace(made[-1], stable=len(head))
     return tuple(made)
+
+
+def _said_as_system(chain: Iterable[LlmMessage]) -> str:
+    """What all system messages say, as llm-chat-completions-server repeats it beside them."""
+    texts = (_text(message) for message in chain if message.role == "system")
+    return "\n\n".join(filter(None, texts))
 
 
 def _once(chain: Iterable[LlmMessage]) -> Iterator[LlmMessage]:

@@ -127,10 +127,14 @@ class MlxCachedOptions(llm.Options):
             raise ValueError("give a string, or a JSON list of strings, none of them empty")
         return value
 
-    @field_validator("tool_choice")
+    @field_validator("tool_choice", mode="before")
     @classmethod
-    def _choice(cls, value: str | None) -> str | None:
-        if value == "":
+    def _choice(cls, value: Any) -> Any:
+        """A word or a name; servers hand on OpenAI's object, which names a function."""
+        if isinstance(value, Mapping) and value.get("type") == "function":
+            function = value.get("function")
+            value = (isinstance(function, Mapping) and function.get("name")) or ""
+        if value is not None and not (isinstance(value, str) and value):
             raise ValueError("give auto, required, none, or the name of a tool")
         return value
 

@@ -59,6 +59,20 @@ def test_the_system_prompt_comes_first_wherever_it_is_said(scripted):
     assert systems == ["S", "S", "S", "S", "S", "T"]
 
 
+def test_system_messages_that_are_repeated_beside_the_history_stand_once_where_they_were(scripted):
+    """llm-chat-completions-server gives all of them as `system=` too, joined."""
+    early = [llm.system("A"), llm.system("B"), llm.user("One?"), llm.assistant("One.")]
+    late = [*early, llm.user("Two?"), llm.assistant("Two."), llm.system("C")]
+    MlxCached().prompt("Two?", messages=early, system="A\n\nB").text()
+    MlxCached().prompt("Three?", messages=late, system="A\n\nB\n\nC").text()
+    MlxCached().prompt("Three?", messages=late, system="D").text()
+    one, other, new = map(shown, scripted.requests)
+    said = [("system", "A"), ("system", "B"), ("user", "One?"), ("assistant", "One.")]
+    assert one == [*said, ("user", "Two?")]
+    assert other == [*one, ("assistant", "Two."), ("system", "C"), ("user", "Three?")]
+    assert new == [("system", "D"), *other[1:]]
+
+
 def test_a_user_message_said_twice_in_a_row_is_said_once(scripted):
     history = [llm.user("One?"), llm.assistant("One."), llm.user("Two?")]
     MlxCached().prompt("Two?", messages=history).text()

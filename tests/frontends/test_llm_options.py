@@ -86,6 +86,13 @@ def test_stop_is_a_string_or_a_list_of_them(said, taken):
     assert MlxCachedOptions(stop=said).stop == taken
 
 
+def test_tool_choice_may_be_openais_object_as_servers_hand_it_on(scripted):
+    function = {"type": "function", "function": {"name": "alpha"}}
+    MlxCached().prompt("Go.", tools=[alpha], tool_choice=function).text()
+    (request,) = scripted.requests
+    assert (request.tool_choice, request.tool) == ("any", "alpha")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -94,6 +101,9 @@ def test_stop_is_a_string_or_a_list_of_them(said, taken):
         ("stop", ""),
         ("kv_bits", "5"),
         ("tool_choice", ""),
+        ("tool_choice", {"type": "function", "function": {}}),
+        ("tool_choice", {"type": "function", "function": "alpha"}),
+        ("tool_choice", {"type": "allowed_tools"}),
         ("top_p", "2"),
         ("temperature", "nan"),
         ("seed", "x"),
