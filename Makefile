@@ -22,7 +22,7 @@ DURATION_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
-.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages demo bench cog cog-check docs lint format clean
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins demo bench cog cog-check docs lint format clean
 
 # What to run after each change: something of every room, in less than a minute.
 quick: .venv/ready
@@ -56,6 +56,10 @@ compat-test: .venv/ready
 # Agents of other packages (deepagents and more), each installed into an environment of its own.
 agent-packages: .venv/ready
 	SOAK=1 $(RUN)/python -m pytest -rP -m soak tests/frontends/test_agent_packages.py
+
+# Other plugins of llm (toolboxes, fragments, templates, commands, Datasette's), each installed likewise.
+llm-plugins: .venv/ready
+	SOAK=1 $(RUN)/python -m pytest -rP -m soak tests/frontends/test_llm_plugins.py
 
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py

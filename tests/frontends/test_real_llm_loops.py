@@ -3,15 +3,13 @@
 What the models really ran is what they wrote down themselves, beside what our counters say.
 """
 
-import json
 from importlib.metadata import version
 from itertools import pairwise
 
 import pytest
-from click.testing import CliRunner
-from llm.cli import cli
+from driven_llm import ScriptedUser, called, goes_on, tokens_told
 from real_families import Played, every_family
-from scripted_model import RUNS, SPLIT, computed_twice, environment, runs_of, tokens_run
+from scripted_model import SPLIT, computed_twice, tokens_run
 
 # A template that drops reasoning, one that changes nothing, and one with channels.
 RESTARTED = ("Qwen3", "Llama 3.1", "gpt-oss")
@@ -50,55 +48,12 @@ def script(played):
     }
 
 
-class User:
-    """Someone with a model, the functions, and what each command leaves behind."""
-
-    def __init__(self, home, folder, model):
-        self._home, self._folder = home, folder
-        self._home.ours("default", str(model))
-        (folder / "tools.py").write_text(FUNCTIONS)
-        self._tools = ("-T", "llm_version", "--functions", str(folder / "tools.py"))
-        self.runs = []
-
-    def llm(self, *arguments):
-        """What `llm` says in a new process, and what its model ran, which `runs` has at its end."""
-        file = self._folder / f"runs-{len(self.runs)}"
-        variables = {RUNS: str(file), "PYTHONPATH": environment()["PYTHONPATH"]}
-        said, _ = self._home.llm(*arguments, *self._tools, **variables)
-        self.runs.append(runs_of(file))
-        return said
-
-    def logged(self):
-        """What `llm logs` has, oldest first."""
-        wanted = ["logs", "list", "--json", "-n", "0"]
-        done = CliRunner().invoke(cli, wanted, env=self._home.own())
-        assert done.exit_code == 0, done.output
-        entries = json.loads(done.output)
-        return [entry | {"details": json.loads(entry["token_details"])} for entry in entries]
-
-
-def path_of(entry):
-    """The tokens of a prompt and its answer."""
-    return entry["input_tokens"] + entry["output_tokens"]
-
-
-def goes_on(entry, before):
-    """All of the path before was there, and what is new was prefilled."""
-    assert entry["details"]["cached"] == path_of(before)
-    assert entry["details"]["prefilled"] == entry["input_tokens"] - path_of(before)
-
-
-def tokens_told(entries):
-    """How many tokens were run, by what is logged: guesses that were wrong among them."""
-    told = [(one["details"], one["output_tokens"]) for one in entries]
-    return sum(
-        details["prefilled"] + said + details["drafted"] - details["accepted"]
-        for details, said in told
-    )
-
-
-def called(entry):
-    return [(call["name"], call["arguments"]) for call in entry["tool_calls"]]
+def user_of(home, folder, played):
+    """Someone with a model of the family, and the functions with each command."""
+    (folder / "tools.py").write_text(FUNCTIONS)
+    model = played.folder(folder / "model", script(played))
+    tools = ("-T", "llm_version", "--functions", str(folder / "tools.py"))
+    return ScriptedUser(home, folder, model, tools)
 
 
 def a_loop(user, played):
@@ -119,13 +74,13 @@ def a_loop(user, played):
 @pytest.mark.parametrize("family", [one for one in every_family() if one.id not in RESTARTED])
 def test_a_loop_of_tools(family, bare_home, tmp_path):
     played = Played(family)
-    a_loop(User(bare_home, tmp_path, played.folder(tmp_path / "model", script(played))), played)
+    a_loop(user_of(bare_home, tmp_path, played), played)
 
 
 @pytest.mark.parametrize("family", every_family(often=RESTARTED))
 def test_a_loop_of_tools_and_the_next_turn_in_another_process(family, bare_home, tmp_path):
     played = Played(family)
-    user = User(bare_home, tmp_path, played.folder(tmp_path / "model", script(played)))
+    user = user_of(bare_home, tmp_path, played)
     steps = a_loop(user, played)
     assert user.llm("-c", "And then?", "--no-stream") == "Then it is over."
     last = user.logged()[-1]
