@@ -42,10 +42,11 @@ def screens(written):
     yield [line for line in lines if line]
 
 
-def on_a_terminal(command, environment, *, columns=80, typed=""):
+def on_a_terminal(command, environment, *, columns=80, typed="", behind=""):
     """Run a command whose streams are a terminal of this width: its status, and what it wrote.
 
-    Ends of lines are as a pipe has them. What is typed is not echoed.
+    Ends of lines are as a pipe has them. What is typed, once the command has written `behind`, is
+    not echoed.
     """
     leader, follower = pty.openpty()
     mode = termios.tcgetattr(follower)
@@ -56,10 +57,14 @@ def on_a_terminal(command, environment, *, columns=80, typed=""):
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
     with subprocess.Popen(command, env=environment, **streams) as process:
         os.close(follower)
-        os.write(leader, typed.encode())
-        written = b""
+        waiting, written = typed.encode(), b""
         with suppress(OSError):  # what Linux says where the other end is closed
-            while block := os.read(leader, 1 << 16):
+            while True:
+                if waiting and behind.encode() in written:
+                    os.write(leader, waiting)
+                    waiting = b""
+                if not (block := os.read(leader, 1 << 16)):
+                    break
                 written += block
     os.close(leader)
     return process.returncode, written.decode().replace("\r\n", "\n")

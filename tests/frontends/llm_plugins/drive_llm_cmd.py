@@ -18,7 +18,7 @@ def test_commands_that_are_run(played, user_of):
         ("greet them", " again\r", "hello ships again\n"),
     ):
         command = [LLM, "cmd", "-m", "mlx-cached", words]
-        status, shown = on_a_terminal(command, user.environment(), typed=typed)
+        status, shown = on_a_terminal(command, user.environment(), typed=typed, behind="> ")
         user.ran()
         assert status == 0, shown
         assert said in shown

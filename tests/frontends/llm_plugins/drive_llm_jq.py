@@ -15,14 +15,14 @@ def test_programs_that_are_run(played, user_of):
             "The names.": played.words(".ships[].name"),
             "How many.": played.words(".ships | length"),
             "The first.": played.words(".ships[0]"),
-            "Nonsense.": played.words(".ships["),
+            "Nonsense.": played.words('.ships | error("no ship")'),
         }
     )
     assert user.llm("jq", "-m", "mlx-cached", "The names.", stdin=DATA) == '"Ada"\n"Eve"'
     assert user.llm("jq", "-m", "mlx-cached", "How many.", stdin=DATA) == "2"
     assert user.llm("jq", "-m", "mlx-cached", "-o", "The first.", stdin=DATA) == ".ships[0]"
-    assert user.llm("jq", "-m", "mlx-cached", "Nonsense.", stdin=DATA, status=3) == ""
+    assert user.llm("jq", "-m", "mlx-cached", "Nonsense.", stdin=DATA, status=5) == ""
     *programs, error = user.told
     assert programs == [".ships[].name", ".ships | length", ""]
-    assert "error" in error
+    assert "no ship" in error
     user.check_new(answers=4)
