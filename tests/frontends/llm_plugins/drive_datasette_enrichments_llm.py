@@ -1,10 +1,9 @@
 """datasette-enrichments-llm: a prompt for each row of a table, in Datasette's own process."""
 
-import asyncio
 import sqlite3
 from contextlib import closing
 
-from datasette.app import Datasette
+from driven_datasette import worked_off
 
 SYSTEM = (
     "You sort ships by what is told of them: say `sail` or `steam` and nothing else of it. " * 4
@@ -37,21 +36,7 @@ def test_rows_of_a_table(played, datasette_user):
         "output_column": "kind",
     }
 
-    async def enrich():
-        datasette = Datasette([str(path)])
-        datasette.root_enabled = True
-        await datasette.invoke_startup()
-        others = asyncio.all_tasks()
-        done = await datasette.client.post(
-            "/-/enrich/ships/ships/llm", data=form, actor={"id": "root"}
-        )
-        assert done.status_code == 302, done.text
-        await asyncio.gather(*(asyncio.all_tasks() - others))
-        jobs = await datasette.get_database("ships").execute("select * from _enrichment_jobs")
-        datasette.close()
-        return [dict(job) for job in jobs.rows]
-
-    [job] = asyncio.run(enrich())
+    [job] = worked_off(path, "/-/enrich/ships/ships/llm", [form], "_enrichment_jobs")
     user.ran()
     assert (job["status"], job["done_count"], job["error_count"]) == ("finished", 4, 0)
     with closing(sqlite3.connect(path)) as db:

@@ -1,11 +1,10 @@
 """datasette-extract: rows out of a text, held to the schema of a table's columns as they come."""
 
-import asyncio
 import json
 import sqlite3
 from contextlib import closing
 
-from datasette.app import Datasette
+from driven_datasette import worked_off
 
 SHIPS = [{"name": "Ada", "built": 1850}, {"name": 'Ève "2"', "built": 1890}]
 MORE = [{"name": "Una", "built": 1901}]
@@ -22,28 +21,13 @@ def test_rows_out_of_a_text(played, datasette_user):
     path = user.folder / "ships.db"
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("create table ships (name text, built integer)")
+    asked = {"model": "mlx-cached", "use_name": "on", "use_built": "on"}
+    wanted = ("Take those in port.", "Take the Una of 1901.")
     forms = [
-        {"instructions": "Take every ship.", "content": f"{TEXT}Take those in port."},
-        {"instructions": "Take every ship.", "content": f"{TEXT}Take the Una of 1901."},
+        {**asked, "instructions": "Take every ship.", "content": TEXT + words} for words in wanted
     ]
 
-    async def extract():
-        datasette = Datasette([str(path)])
-        datasette.root_enabled = True
-        await datasette.invoke_startup()
-        for form in forms:
-            others = asyncio.all_tasks()
-            asked = {"model": "mlx-cached", "use_name": "on", "use_built": "on", **form}
-            done = await datasette.client.post(
-                "/ships/ships/-/extract", data=asked, actor={"id": "root"}
-            )
-            assert done.status_code == 302, done.text
-            await asyncio.gather(*(asyncio.all_tasks() - others))
-        runs = await datasette.get_database("ships").execute("select * from _datasette_extract")
-        datasette.close()
-        return [dict(run) for run in runs.rows]
-
-    made = asyncio.run(extract())
+    made = worked_off(path, "/ships/ships/-/extract", forms, "_datasette_extract")
     user.ran()
     assert [(one["num_items"], one["error"]) for one in made] == [(2, None), (1, None)]
     with closing(sqlite3.connect(path)) as db:
