@@ -14,8 +14,8 @@ TEXT = "In port lie the Ada of 1850 and the Eve of 1890, both of them in need of
 def test_rows_out_of_a_text(played, datasette_user):
     user = datasette_user(
         {
-            "those in port": json.dumps({"items": SHIPS}, ensure_ascii=False),
-            "the Una of 1901": json.dumps({"items": MORE}),
+            "those in port": played.words(json.dumps({"items": SHIPS}, ensure_ascii=False)),
+            "the Una of 1901": played.words(json.dumps({"items": MORE})),
         }
     )
     path = user.folder / "ships.db"

@@ -68,7 +68,7 @@ def test_a_loop_a_stream_and_a_document(played, user_of):
             "By the lake": played.words("It takes two days."),
             "And then?": played.words("Then it is over."),
             "Now in verse.": played.words("It is over, over and out."),
-            "A ship.": json.dumps(ADA),
+            "A ship.": played.words(json.dumps(ADA)),
             "In a word.": played.words("word " * 60),
         }
     )

@@ -49,11 +49,15 @@ def test_a_template_with_tools(played, user_of):
 
 
 def test_a_template_with_a_schema(played, user_of):
+    other = {**MADE, "count": 1}
     user = user_of(
-        {"Those in port.": json.dumps(MADE), "At sea.": json.dumps({**MADE, "count": 1})}
+        {
+            "Those in port.": played.words(json.dumps(MADE)),
+            "At sea.": played.words(json.dumps(other)),
+        }
     )
     (user.folder / "list.yaml").write_text(LIST)
     ask = ("-m", "mlx-cached", "-t", "fsspec:list.yaml")
     assert json.loads(user.llm(*ask, "Those in port.")) == MADE
-    assert json.loads(user.llm(*ask, "At sea.", "--no-stream")) == {**MADE, "count": 1}
+    assert json.loads(user.llm(*ask, "At sea.", "--no-stream")) == other
     user.check(answers=2)
