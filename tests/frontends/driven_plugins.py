@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from driven_llm import Entry, ScriptedUser, goes_on, tokens_told
+from played_families import THOUGHT
 from real_families import Played
 from scripted_model import computed_twice, tokens_run
 
@@ -22,13 +23,13 @@ class PluginUser(ScriptedUser):
     ) -> list[dict[str, Any]]:
         """What is logged: so many answers, each of which computed only what was new.
 
-        So many of them are `cut`; `told` is what was said on stderr, beside nothing else.
+        So many of them are `cut`; `told` is what stderr had, beside reasoning.
         """
         entries = self.logged()
         assert len(entries) == answers, [entry["response"] for entry in entries]
         assert tokens_told(entries) == tokens_run([run for runs in self.runs for run in runs])
         self.check_new(answers)
-        assert [line for line in self.told if line] == list(told)
+        assert [line for line in self.told if line.replace(THOUGHT, "")] == list(told)
         ends = [entry["response_json"]["finish_reason"] for entry in entries]
         assert ends.count("length") == cut, ends
         for before, after in pairwise(entries):
