@@ -160,8 +160,8 @@ def computed_twice(runs: Sequence[Run]) -> int:
 
 
 def _is_trial(ids: Sequence[int], vocab: int) -> bool:
-    """Whether this is what a model is asked once, to see whether its answers can be drafted."""
-    return list(ids[:2]) == [7919 % vocab, 15838 % vocab]
+    """Whether a model is asked what its layers keep, or once whether answers can be drafted."""
+    return list(ids) == [0] or list(ids[:2]) == [7919 % vocab, 15838 % vocab]
 
 
 def _record(runs: Sequence[Run]) -> None:

@@ -29,7 +29,7 @@ class PluginUser(ScriptedUser):
         assert len(entries) == answers, [entry["response"] for entry in entries]
         assert tokens_told(entries) == tokens_run([run for runs in self.runs for run in runs])
         self.check_new(answers)
-        assert [line for line in self.told if line.replace(THOUGHT, "")] == list(told)
+        assert [line for line in self.told if line.replace(THOUGHT, "").strip()] == list(told)
         ends = [entry["response_json"]["finish_reason"] for entry in entries]
         assert ends.count("length") == cut, ends
         for before, after in pairwise(entries):
