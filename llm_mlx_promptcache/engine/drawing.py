@@ -139,7 +139,9 @@ def most_likely(count: int) -> MostLikely:
         ids = mx.argpartition(-found, kth=max(count - 1, 0))[:count]
         # Of equal ones the first in the vocabulary comes first, as in a sort of them all.
         ids = mx.sort(ids)
-        ids = ids[mx.argsort(-found[ids])]
-        return token[0], found[token[0]], ids, found[ids]
+        chances = found[ids]
+        order = mx.argsort(-chances)
+        chosen = token.reshape(())
+        return chosen, found[chosen], ids[order], chances[order]
 
     return told
