@@ -64,9 +64,10 @@ def test_law_16_pages_and_buffers_are_right_whatever_becomes_of_spans(play, fami
     assert (held(cache)["bytes"], held(cache)["buffers"]) == (0, 0)
 
 
-def test_law_10_of_a_path_that_is_too_large_whole_pages_fit(play):
+@pytest.mark.parametrize("pages", [10, 10.5])
+def test_law_10_of_a_path_that_is_too_large_whole_pages_fit(play, pages):
     play(16)
-    cache = PromptCache(8 * 10 * PAGE)  # eight arrays of ten pages, of 64 rows each
+    cache = PromptCache(int(8 * pages * PAGE))  # eight arrays of so many pages of 64 rows
     assert 560 < cache.insert("m", words(1, 2000), filled(words(1, 2000))) <= 640
     assert 0 < held(cache)["bytes"] <= 8 * 10 * PAGE
     assert cache.check() == []
