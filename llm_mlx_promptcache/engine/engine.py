@@ -286,7 +286,9 @@ class Engine:
             if scheduler is None and self._is_over():
                 raise LoadingEnded
             scheduler = scheduler or self._loaded_now()
-            if not job.gone():
+            if job.gone():
+                job.send(None)
+            else:
                 scheduler.add(job)
         except LoadingEnded:
             job.send(None)

@@ -80,7 +80,7 @@ def goes_on(chat, most):
         [HumanMessage("a"), AIMessage(""), AIMessage("c")],
     ],
 )
-def test_what_peers_take(chat, messages):
+def test_l3_what_peers_take(chat, messages):
     first, second = chat.invoke(messages), chat.invoke(messages)
     assert first.content == second.content
     assert prefilled(second) == 1

@@ -135,7 +135,7 @@ def test_a_forced_call_at_every_length(own_cache, tiny_llama, most):
             chat.invoke([HumanMessage("Go."), whole, *more, HumanMessage("Again.")], max_tokens=1)
 
 
-def test_an_agent_outlives_a_call_that_was_cut(own_cache, tiny_llama):
+def test_l5_an_agent_outlives_a_call_that_was_cut(own_cache, tiny_llama):
     chat = ChatMLXCached(
         model=str(tiny_llama()), max_tokens=20, max_calls=1, tool_policy="call_first"
     )
@@ -155,7 +155,7 @@ def test_an_agent_outlives_a_call_that_was_cut(own_cache, tiny_llama):
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 @pytest.mark.parametrize("schema", [Ship, Ship.model_json_schema()])
 @pytest.mark.parametrize("most", [1, 9, 24])
-def test_include_raw_never_raises_for_what_was_said(own_cache, tiny_llama, method, schema, most):
+def test_l5_include_raw_never_raises_for_what_was_said(own_cache, tiny_llama, method, schema, most):
     chat = ChatMLXCached(model=str(tiny_llama()), max_tokens=most)
     raw = chat.with_structured_output(schema, method=method, include_raw=True)
 

@@ -35,7 +35,7 @@ def examples():
     return [(title, code) for title, text in parts() for code in fenced.findall(text)]
 
 
-def test_it_has_the_sections_of_langchains_partners():
+def test_l12_it_has_the_sections_of_langchains_partners():
     assert [title for title, _ in parts()] == SECTIONS
     without = {title for title, _ in parts()} - {title for title, _ in examples()}
     assert without == {"Setup", "Key init args", "Reasoning output"}

@@ -49,7 +49,7 @@ def ways(chat, messages):
     yield lambda: chat.batch([messages])
 
 
-def test_a_prompt_that_is_too_long_is_a_context_overflow(chat):
+def test_l4_a_prompt_that_is_too_long_is_a_context_overflow(chat):
     for ask in ways(chat, LONG):
         with pytest.raises(ContextOverflowError, match="the model's context holds 1024") as caught:
             ask()
@@ -89,7 +89,7 @@ def test_what_is_no_text_or_no_setting_is_an_invalid_request(chat):
 
 
 @pytest.mark.parametrize("messages", [IMAGE, LONG])
-def test_what_can_not_succeed_is_not_repeated(chat, asked, messages):
+def test_l4_what_can_not_succeed_is_not_repeated(chat, asked, messages):
     again = ModelRetryMiddleware(max_retries=2, initial_delay=0, on_failure="error")
     with pytest.raises(ValueError, match=r"image|context"):
         create_agent(chat, [], middleware=[again]).invoke({"messages": messages})
@@ -114,7 +114,7 @@ def test_what_may_succeed_is_repeated(engine, asked):
     assert len(asked) == 3
 
 
-def test_an_agent_whose_summary_is_too_long_recovers(chat, asked):
+def test_l4_an_agent_whose_summary_is_too_long_recovers(chat, asked):
     history = []
     for n in range(10):
         history += [HumanMessage(f"question {n} " * 6), AIMessage(f"answer {n} " * 6)]

@@ -13,7 +13,7 @@ OWN = [name for name in ChatMLXCached.model_fields if name not in BaseChatModel.
 
 
 @pytest.mark.parametrize("name", ChatMLXCached.model_fields)
-def test_a_field_is_described(name):
+def test_l12_a_field_is_described(name):
     told = ChatMLXCached.model_fields[name].description
     assert told, f"{name} has no description"
     assert told[0].isupper()

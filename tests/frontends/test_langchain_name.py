@@ -11,7 +11,7 @@ import langchain_mlx_cached
 ROOT = Path(__file__).parents[2]
 
 
-def test_both_names_give_the_same_objects():
+def test_l13_both_names_give_the_same_objects():
     assert sorted(langchain_mlx_cached.__all__) == sorted(langchain_adapter.__all__)
     for name in langchain_adapter.__all__:
         assert getattr(langchain_mlx_cached, name) is getattr(langchain_adapter, name), name

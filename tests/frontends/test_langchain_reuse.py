@@ -74,7 +74,7 @@ def test_healthy_turns_say_so_and_warn_of_nothing(chat):
     assert told == []
 
 
-def test_a_system_prompt_with_the_time_in_it_is_warned_of_once(chat):
+def test_l7_a_system_prompt_with_the_time_in_it_is_warned_of_once(chat):
     def stamp(messages, turn):
         messages[0] = SystemMessage(f"It is {turn} o'clock. You keep a lighthouse.")
 
@@ -152,7 +152,7 @@ def test_agents_that_take_turns_lose_it_without_a_warning(chat):
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "stored"])
-def test_a_loss_that_was_meant_does_not_count_as_told(chat, way):
+def test_l7_a_loss_that_was_meant_does_not_count_as_told(chat, way):
     """A summary takes the place of messages, and later the system prompt changes unmeant."""
     messages = [SYSTEM]
     talk(chat, messages, 2)
@@ -184,7 +184,7 @@ def test_thinking_that_goes_is_told_and_no_news(tmp_path, own_cache):
     assert told == []
 
 
-def test_explain_says_beforehand_what_an_answer_says_then(chat):
+def test_l7_explain_says_beforehand_what_an_answer_says_then(chat):
     messages = [SYSTEM, HumanMessage("Is it lit?")]
     before = chat.explain(messages)
     assert (before["state"], before["read"]) == ("new", 0)

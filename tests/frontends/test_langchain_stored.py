@@ -42,7 +42,7 @@ def test_what_is_stored_is_the_name_to_import_and_what_was_set(chat):
 
 
 @pytest.mark.parametrize("lacking", NEEDED)
-def test_each_of_the_two_arguments_is_needed(chat, lacking):
+def test_l10_each_of_the_two_arguments_is_needed(chat, lacking):
     given = {name: value for name, value in NEEDED.items() if name != lacking}
     if lacking == "allowed_objects":
         given[lacking] = "core"  # what loads takes without it, after a warning

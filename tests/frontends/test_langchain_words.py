@@ -18,7 +18,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize("word", PEERS)
-def test_a_peers_word_is_ours(engine, word):
+def test_l6_a_peers_word_is_ours(engine, word):
     name, given, meant = PEERS[word]
     chat = ChatMLXCached(**{word: given})
     assert getattr(chat, name) == meant
@@ -47,7 +47,7 @@ def test_both_words_at_once_are_refused():
         ("kv_bit", "'kv_bits'"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(engine, word, near):
+def test_l6_what_is_not_known_is_refused_by_name(engine, word, near):
     for ask in (
         lambda: ChatMLXCached(**{word: 1}),
         lambda: ChatMLXCached().invoke("Hi.", **{word: 1}),
@@ -93,7 +93,7 @@ def test_a_servers_words_mean_nothing_here(engine):
     assert engine.asked[0] == engine.asked[1]
 
 
-def test_none_is_what_a_setting_is_where_nothing_is_said(engine):
+def test_l8_none_is_what_a_setting_is_where_nothing_is_said(engine):
     unsaid = dict.fromkeys(["temperature", "top_p", "top_k", "min_p", "seed", "stop", "thinking"])
     unsaid |= dict.fromkeys(["repetition_penalty", "presence_penalty", "frequency_penalty"])
     ChatMLXCached().invoke("Hi.")
@@ -102,7 +102,7 @@ def test_none_is_what_a_setting_is_where_nothing_is_said(engine):
     assert engine.asked[0] == engine.asked[1] == engine.asked[2]
 
 
-def test_an_empty_list_of_stops_stops_nothing(engine):
+def test_l8_an_empty_list_of_stops_stops_nothing(engine):
     chat = ChatMLXCached(stop=["x"])
     chat.invoke("Hi.", stop=[])
     chat.invoke("Hi.")
@@ -139,7 +139,7 @@ def test_probabilities_are_asked_for_as_openai_does(engine, given, asked):
         ChatMLXCached(logprobs=False, top_logprobs=3).invoke("Hi.")
 
 
-def test_probabilities_have_the_bytes_of_their_tokens(own_cache, tiny_llama):
+def test_l8_probabilities_have_the_bytes_of_their_tokens(own_cache, tiny_llama):
     chat = ChatMLXCached(model=str(tiny_llama()), max_tokens=12)
     answer = chat.invoke("Hi.", logprobs=True, top_logprobs=2)
     told = answer.response_metadata["logprobs"]["content"]
@@ -159,7 +159,7 @@ def _content(answer):
     return answer.response_metadata["logprobs"]["content"]
 
 
-def test_langchains_cache_is_told_from_ours():
+def test_l1_langchains_cache_is_told_from_ours():
     with pytest.warns(UserWarning, match="use_cache=False"):
         ChatMLXCached(cache=False)
     with warnings.catch_warnings():

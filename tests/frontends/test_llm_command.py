@@ -182,7 +182,7 @@ def test_applications_have_pythons_own_ctrl_c(keyboard):
         ([], ""),
     ],
 )
-def test_an_error_stands_on_a_line_of_its_own(scripted, monkeypatch, said, before, more):
+def test_c10_an_error_stands_on_a_line_of_its_own(scripted, monkeypatch, said, before, more):
     def broken(events):
         yield from events
         raise ValueError("it broke")

@@ -64,7 +64,7 @@ def check_replayed(scripted, response):
 
 @EVERY
 @pytest.mark.parametrize("stream", [True, False])
-def test_half_a_document_is_an_answer_and_marked(scripted, caplog, model, stream):
+def test_c1_half_a_document_is_an_answer_and_marked(scripted, caplog, model, stream):
     scripted.answers = [[TextDelta('{"a"')]]
     scripted.end = {**LENGTH, "cut": "a JSON document"}
     schema = {"type": "object"}
@@ -88,7 +88,7 @@ def test_half_a_document_is_an_answer_and_marked(scripted, caplog, model, stream
         ({"stop": "b"}, {"cut": "a JSON document", "stopped_by": "b"}, "a stop string"),
     ],
 )
-def test_the_line_says_what_cut_it(scripted, caplog, options, end, why):
+def test_c2_the_line_says_what_cut_it(scripted, caplog, options, end, why):
     scripted.end = end
     MlxCached().prompt("Go.", **options).text()
     (line,) = lines(caplog)
@@ -214,7 +214,7 @@ def test_a_forced_call_without_tools_is_refused(scripted, word):
     assert scripted.requests[0].tool == ("look" if word == "look" else "")
 
 
-def test_words_that_no_model_can_read_are_refused_in_a_users_words(scripted):
+def test_c9_words_that_no_model_can_read_are_refused_in_a_users_words(scripted):
     latin_1 = "caf\udce9"  # as Python reads a byte of stdin that is no UTF-8
     with pytest.raises(ValueError, match=r"no UTF-8 \(character 4 of it\).*iconv"):
         MlxCached().prompt(latin_1).text()

@@ -11,7 +11,7 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 NONE = "thinking is asked for, and this model has none"
 
 
-def test_thinking_is_refused_where_the_model_has_none(quick_home):
+def test_c11_thinking_is_refused_where_the_model_has_none(quick_home):
     ask = ("-m", "mlx-cached", "Go.", "-o", "max_tokens", "4")
     _, said = quick_home.llm(*ask, "-o", "thinking", "1", status=1)
     assert said == f"Error: {NONE}; leave it out, or use one that has"

@@ -41,7 +41,7 @@ def test_a_model_is_forgotten_and_its_files_stay(bare_home, tiny_llama):
     assert "'two' is no registered name" in one_line(bare_home.ours("remove", "two", status=1)[1])
 
 
-def test_a_removed_default_is_the_default_no_longer(bare_home, tiny_llama):
+def test_c6_a_removed_default_is_the_default_no_longer(bare_home, tiny_llama):
     folder = tiny_llama()
     bare_home.ours("add", str(folder), "--name", "small")
     bare_home.ours("add", "somebody/other")
@@ -83,7 +83,7 @@ def test_an_llm_whose_default_cannot_be_written_is_one_line(bare_home):
     assert "llm's own default can't be written (Is a directory: " in one_line(told)
 
 
-def test_a_conversation_that_goes_on_with_another_model_says_so_once(bare_home, tiny_llama):
+def test_c5_a_conversation_that_goes_on_with_another_model_says_so_once(bare_home, tiny_llama):
     one, two = str(tiny_llama()), str(tiny_llama(seed=1))
     bare_home.ours("default", one)
 
@@ -196,7 +196,7 @@ DAMAGED = """{
 
 
 @pytest.mark.parametrize("text", [DAMAGED, DAMAGED.replace("\n", ""), '{"models": [{"name": 3}]}'])
-def test_damaged_settings_are_one_line_of_our_own_models_only(bare_home, text):
+def test_c12_damaged_settings_are_one_line_of_our_own_models_only(bare_home, text):
     settings = bare_home.folder / "mlx" / "data" / "settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(text)

@@ -127,7 +127,7 @@ def test_a_model_is_removed_by_each_kind_of_name(world, kind):
     "command", [("download",), ("bench", "-m"), ("warm", "-s", "system.txt", "-m")]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_run_or_fetched_by_each_kind_of_name(world, kind, command, monkeypatch):
+def test_c3_a_model_is_run_or_fetched_by_each_kind_of_name(world, kind, command, monkeypatch):
     (world.folder.parent.parent / "system.txt").write_text("Be brief.")
     name, reference = world.called(kind)
     found = heard(world, monkeypatch, command, name)
@@ -147,7 +147,7 @@ def test_what_is_stored_of_a_model_is_shown_and_cleared_by_each_kind_of_name(wor
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_langchain_takes_each_kind_of_name(world, kind, monkeypatch):
+def test_c3_langchain_takes_each_kind_of_name(world, kind, monkeypatch):
     from langchain_adapter import answering
 
     class Heard(Exception):

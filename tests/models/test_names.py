@@ -125,7 +125,7 @@ def test_a_hub_id_stands_for_itself():
         assert resolve(f"{name}/").reference == name
 
 
-def test_nothing_of_ours_is_ever_looked_for_on_a_hub(monkeypatch):
+def test_c3_nothing_of_ours_is_ever_looked_for_on_a_hub(monkeypatch):
     def asked(*given, **named):
         raise AssertionError("a hub was asked")
 
