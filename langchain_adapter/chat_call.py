@@ -36,7 +36,8 @@ class ChatCall(NamedTuple):
     def seen(self, ends: Sequence[Finished]) -> dict[str, Any]:
         """What the end of a look says of the cache."""
         (end,) = ends
-        return cache_metadata(end, self.builder.messages)
+        drafts = {"undrafted": end.undrafted} if end.undrafted else {}
+        return cache_metadata(end, self.builder.messages) | drafts
 
     async def aevents(self) -> AsyncGenerator[Event, None]:
         """The same for an event loop."""

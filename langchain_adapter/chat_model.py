@@ -266,6 +266,7 @@ class ChatMLXCached(AnsweringChat):
 
         Returns what an answer has under `response_metadata["cache"]`. Where the conversation lost
         what its last turn had, `message` is the index of the one in which it leaves that path.
+        `undrafted` says why this model's answers are not drafted, where they are known not to be.
         """
         call = self._looking(messages, tools, kwargs)
         with closing(call.events()) as events:

@@ -17,6 +17,7 @@ import click
 from ..config import HOME_VARIABLE, data_folder, load_settings
 from ..models.blas_preload import blas_in_use
 from ..models.names import resolve
+from .bench_drafts import DraftedAnswer, compared, draft_prompts, drafts_json, drafts_table
 from .replay import (
     CacheBudget,
     TokenCost,
@@ -31,6 +32,7 @@ from .shown import model_option
 if TYPE_CHECKING:
     from ..chat.messages import Message
     from ..engine.events import Finished
+    from ..engine.request import GenerationRequest
 
 # Of our own making, so that nobody pastes a text of theirs into an issue.
 _RULE = (
@@ -42,6 +44,7 @@ _QUESTIONS = (
     "Who may borrow book 5?",
 )
 _ANSWER = 24
+_DRAFTED_ANSWER = 120
 _PACKAGES = ("llm-mlx-promptcache", "mlx", "mlx-lm", "llm", "langchain-core")
 _COLUMNS = ("step", "prompt", "cached", "prefilled", "cached s", "without s", "ratio", "same")
 
@@ -71,6 +74,7 @@ class BenchResult(NamedTuple):
     prefill: float
     decode: float
     peak_bytes: int
+    drafts: list[DraftedAnswer]
 
 
 @click.command()
@@ -104,6 +108,8 @@ def bench(*, model: str, rules: int, trace: Path | None, block: int | None, as_j
     click.echo(_as_json(result) if as_json else table(result))
     if not all(step.same for step in result.steps):
         raise click.ClickException("an answer differs with the cache: please report this table")
+    if not all(answer.same for answer in result.drafts):
+        raise click.ClickException("an answer differs with drafts: please report this table")
 
 
 def measure(model: str, rules: int) -> BenchResult:
@@ -125,10 +131,11 @@ def measure(model: str, rules: int) -> BenchResult:
         _restart()
         _ask(model, (Message("user", "Say yes."),), use_cache=False)
         steps.append(_step("the same again, from the disk", _both(model, following)))
+        drafts = _drafts(model)
     plain, times = cold.usage, cold.timings
     decode = max(plain.generated - 1, 1) / max(times.decode, 1e-9)
     peak = max(fresh.peak_bytes, cold.peak_bytes)
-    return BenchResult(model, steps, plain.prompt / times.first_token, decode, peak)
+    return BenchResult(model, steps, plain.prompt / times.first_token, decode, peak, drafts)
 
 
 def _replayed(trace: Path, block: int | None, model: str) -> TraceReplay:
@@ -174,6 +181,8 @@ def table(result: BenchResult) -> str:
         "",
         f"Seconds to the first token. {result.model}: prefill {result.prefill:.0f}, decode"
         f" {result.decode:.0f} tokens a second{peak}.",
+        "",
+        drafts_table(result.drafts),
         "",
         machine_line(machine()),
     ]
@@ -246,11 +255,39 @@ def _both(model: str, messages: tuple[Message, ...]) -> tuple[Finished, Finished
 
 
 def _ask(model: str, messages: tuple[Message, ...], *, use_cache: bool) -> Finished:
-    from ..engine.events import Finished
-    from ..engine.pool import engine_for
     from ..engine.request import GenerationRequest
 
-    request = GenerationRequest(messages, max_tokens=_ANSWER, use_cache=use_cache)
+    return _answer(model, GenerationRequest(messages, max_tokens=_ANSWER, use_cache=use_cache))
+
+
+def _drafts(model: str) -> list[DraftedAnswer]:
+    """With the first answer, which is not measured, a model shows whether it may be drafted."""
+    _say("asking with drafts and without")
+    prompts = draft_prompts()
+    for text in list(prompts.values())[:1]:
+        _said(model, text, drafts=True)
+    return [
+        compared(name, _said(model, text, drafts=True), _said(model, text, drafts=False))
+        for name, text in prompts.items()
+    ]
+
+
+def _said(model: str, prompt: str, *, drafts: bool) -> Finished:
+    """An answer from the prompt and itself alone, whatever else was asked here."""
+    from ..chat.messages import Message
+    from ..engine.request import GenerationRequest
+
+    messages = (Message("user", prompt),)
+    return _answer(
+        model,
+        GenerationRequest(messages, max_tokens=_DRAFTED_ANSWER, use_cache=False, drafts=drafts),
+    )
+
+
+def _answer(model: str, request: GenerationRequest) -> Finished:
+    from ..engine.events import Finished
+    from ..engine.pool import engine_for
+
     for event in engine_for(model).generate(request):
         if isinstance(event, Finished):
             return event
@@ -287,7 +324,9 @@ def _restart() -> None:
 
 def _as_json(result: BenchResult) -> str:
     steps = [{**step._asdict(), "ratio": step.ratio} for step in result.steps]
-    return json.dumps({**result._asdict(), "steps": steps, "machine": machine()}, indent=1)
+    drafts = drafts_json(result.drafts)
+    found = {**result._asdict(), "steps": steps, "drafts": drafts, "machine": machine()}
+    return json.dumps(found, indent=1)
 
 
 def _say(text: str) -> None:

@@ -104,6 +104,8 @@ def _lines(
     beside = "" if held is None else f"; the host has {held} in memory"
     stored = f"{now['stored']} of {now['prompt']} prompt tokens are stored"
     yield f"now: {stored}, in spans {spans}{beside}"
+    if now.get("undrafted"):
+        yield f"answers of this model are not drafted: {now['undrafted']}"
     if nearest is None:
         yield "no other stored path begins as this prompt does and goes on otherwise"
         return

@@ -36,7 +36,7 @@ class Measured(NamedTuple):
     accepted: int = 0
 
 
-def looked(prepared: Prepared, lease: Lease, fingerprint: str) -> Finished:
+def looked(prepared: Prepared, lease: Lease, fingerprint: str, undrafted: str = "") -> Finished:
     """What is told of a prompt that nobody answers: what it would reuse."""
     prompt = len(prepared.transcript.ids)
     return Finished(
@@ -51,6 +51,7 @@ def looked(prepared: Prepared, lease: Lease, fingerprint: str) -> Finished:
         namespace=prepared.namespace,
         notes=prepared.notes,
         reuse=reuse_of(prepared, lease),
+        undrafted=undrafted,
     )
 
 

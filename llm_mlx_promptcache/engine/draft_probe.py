@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from ..cache.layers.rewinding import can_rewind, marks_of, rewind
+from ..cache.layers.rewinding import can_rewind, kinds_that_stay, marks_of, rewind
 from ..models.errors import one_line
 from ..models.facts import ModelFacts
 from ..models.layers import make_layers, vocab_size_of
@@ -27,6 +27,7 @@ _KIND = "drafts"
 _TRIAL = 1
 _START = 7  # tokens that are prefilled
 _PASSES = ((4, 2), (6, 6), (5, 1))  # tokens of each pass, and how many of them stay
+_MOST_NAMES = 120  # characters
 # How far logits may be off: times the last bit of the largest, or law 1's bound for float32.
 _TIMES_LAST_BIT, _LEAST = 8.0, 1e-4
 
@@ -56,12 +57,15 @@ class DraftProof:
                 _log.info("this model's answers are not drafted: %s", self._verdict.why)
         return self._verdict.why
 
+    @property
+    def known(self) -> str:
+        """The same as far as it is known: nothing is run for it."""
+        verdict = self._verdict or self._remembered()
+        return verdict.why if verdict is not None else ""
+
     def _remembered(self) -> DraftVerdict | None:
-        known = self._facts.get(self._identity, _KIND)
-        if not isinstance(known, dict) or known.get("trial") != _TRIAL:
-            return None
-        why = known.get("why")
-        if not isinstance(why, str) or (not why and not can_rewind(make_layers(self._model))):
+        why = remembered(self._identity, self._facts)
+        if why is None or (not why and not can_rewind(make_layers(self._model))):
             return None
         return DraftVerdict(why)
 
@@ -72,11 +76,20 @@ class DraftProof:
         return verdict
 
 
+def remembered(identity: str, facts: ModelFacts) -> str | None:
+    """Why a model's answers are not drafted, "" where they are, None where nobody knows yet."""
+    known = facts.get(identity, _KIND)
+    if not isinstance(known, dict) or known.get("trial") != _TRIAL:
+        return None
+    why = known.get("why")
+    return why if isinstance(why, str) else None
+
+
 def prove(model: nn.Module) -> DraftVerdict:
     """Run a few tokens one by one and several a pass: 21 passes at most. Nothing raises."""
     layers = make_layers(model)
-    if not can_rewind(layers):
-        return DraftVerdict("its layers can't go back")
+    if kinds := kinds_that_stay(layers):
+        return DraftVerdict(f"its layers of kind {', '.join(kinds)[:_MOST_NAMES]} can't go back")
     try:
         vocab_size = vocab_size_of(model)
         count = _START + sum(kept for _, kept in _PASSES) + max(wide for wide, _ in _PASSES)

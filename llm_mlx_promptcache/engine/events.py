@@ -134,7 +134,8 @@ class Finished(NamedTuple):
     `half_call` is the call that it ended in (`Answer.half`).
     `begun` is what stood before it where it went on with a message of the prompt.
     `reuse` says what was reused of what the conversation's last answer left, and `asked` is for
-    the record, so that the next turn can be told the same.
+    the record, so that the next turn can be told the same. `undrafted` says to who only looks why
+    no answer of this model is drafted, as far as that is known; "" where they are.
     """
 
     ids: tuple[int, ...]
@@ -161,6 +162,7 @@ class Finished(NamedTuple):
     half_call: InvalidCall | None = None
     reuse: Reuse = Reuse()
     asked: Asked | None = None
+    undrafted: str = ""
 
     def __repr__(self) -> str:
         return f"Finished({len(self.ids)} ids, {self.reason!r}, {self.usage}, {self.why!r})"

@@ -36,8 +36,9 @@ class AnsweredPrompt(NamedTuple):
 class Explained(NamedTuple):
     """The prompt's tokens, what is stored of them now, and the nearest other path if there is one.
 
-    `now` has `prompt` and `stored` (counts of tokens) and `spans` (ids); `nearest` has `at`,
-    `span`, `in`, and the texts `before`, `prompt` and `stored`.
+    `now` has `prompt` and `stored` (counts of tokens), `spans` (ids) and `undrafted` (why this
+    model's answers are not drafted, "" where they are, None where it was not asked yet); `nearest`
+    has `at`, `span`, `in`, and the texts `before`, `prompt` and `stored`.
     """
 
     ids: Tokens[int]
@@ -61,9 +62,17 @@ def explained(asked: AnsweredPrompt, listing: Listing) -> Explained:
         "prompt": len(ids),
         "stored": stored_length(chain, ids),
         "spans": [span.file_id for span in chain],
+        "undrafted": _undrafted(asked.fingerprint),
     }
     parting = listing.nearest(namespace, ids)
     return Explained(ids, now, parting and _nearest(parting, transcript, tokenizer))
+
+
+def _undrafted(fingerprint: str) -> str | None:
+    from ..models.facts import model_facts
+    from .draft_probe import remembered
+
+    return remembered(fingerprint, model_facts())
 
 
 def tokenizer_here(reference: str) -> TemplateTokenizer:

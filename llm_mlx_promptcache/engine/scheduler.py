@@ -114,7 +114,8 @@ class Scheduler:
             sequence = self._intake.sequence(reader)
             if looks:
                 lease = self._kv.look(sequence.prepared, sequence.ids)
-                reader.send(looked(sequence.prepared, lease, self._identity.model))
+                fingerprint = self._identity.model
+                reader.send(looked(sequence.prepared, lease, fingerprint, self._drafts.known))
                 reader.send(None)
                 return
             prepared = sequence.prepared

@@ -32,13 +32,18 @@ def test_the_table_tells_what_was_reused(run, tiny_llama):
     for step in found["steps"]:
         assert step["same"]
         assert step["cached"] + step["prefilled"] == step["prompt"]
+    for answer in found["drafts"]:
+        assert answer["same"]
+        assert 0 < answer["passes"] <= answer["passes_without"] == answer["tokens"]
     assert found["machine"]["versions"]["mlx-lm"]
     assert found["machine"]["blas"] == blas_in_use()
 
 
 def test_the_users_cache_is_left_alone(run, tiny_llama):
     before = sorted(cache_folder().rglob("*"))
-    assert "| next turn |" in run("-m", str(tiny_llama()), "--rules", "2")
+    told = run("-m", str(tiny_llama()), "--rules", "2")
+    assert "| next turn |" in told
+    assert "| prose |" in told
     assert sorted(cache_folder().rglob("*")) == before
 
 

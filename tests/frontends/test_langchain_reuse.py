@@ -21,6 +21,7 @@ from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain, index_of
 from langchain_adapter.reuse import cache_metadata
 from llm_mlx_promptcache.engine import notes
+from llm_mlx_promptcache.engine.draft_probe import DraftProof
 from llm_mlx_promptcache.engine.events import Reuse
 
 pytestmark = pytest.mark.usefixtures("shared_views")
@@ -204,6 +205,13 @@ def test_l7_explain_says_beforehand_what_an_answer_says_then(chat):
         assert healthy == chat.invoke(messages).response_metadata["cache"]
     tools = [{"name": "look", "description": "Look.", "parameters": {"type": "object"}}]
     assert chat.explain(messages, tools=tools)["reason"] == "tools"
+
+
+def test_explain_says_why_nothing_is_drafted(chat, monkeypatch):
+    messages = [SYSTEM, HumanMessage("Is it lit?")]
+    assert "undrafted" not in chat.explain(messages)
+    monkeypatch.setattr(DraftProof, "known", "its layers of kind Odd can't go back")
+    assert chat.explain(messages)["undrafted"] == "its layers of kind Odd can't go back"
 
 
 def test_explain_counts_as_no_use_of_the_cache(chat):

@@ -30,7 +30,13 @@ Mark = Any
 
 def can_rewind(layers: Sequence[Layer]) -> bool:
     """Whether all of them are of classes that go back exactly."""
-    return all(type(one) in (*_CUT, ArraysCache) for one in _flat(layers))
+    return not kinds_that_stay(layers)
+
+
+def kinds_that_stay(layers: Sequence[Layer]) -> list[str]:
+    """The classes of layers that can't go back, by name, each once."""
+    kinds = (type(one) for one in _flat(layers))
+    return sorted({kind.__name__ for kind in kinds if kind not in (*_CUT, ArraysCache)})
 
 
 def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
