@@ -165,7 +165,7 @@ def fail_at_each(whole, session_of, monkeypatch, kind, told, step, **how):
 def test_law_1_nothing_is_kept_of_what_a_failing_command_wrote(
     whole, session_of, monkeypatch, kind, told
 ):
-    fail_at_each(whole, session_of, monkeypatch, kind, told, 31)
+    fail_at_each(whole, session_of, monkeypatch, kind, told, 47)
 
 
 @pytest.mark.parametrize("told", TOLD)
@@ -177,7 +177,7 @@ def test_law_1_nor_where_a_grammar_reads_each_token_first(whole, session_of, mon
         monkeypatch,
         "llama",
         told,
-        5,
+        9,
         alone=[HELD, asked("Yes or no?", "And then?")],
     )
 
@@ -213,7 +213,7 @@ def test_law_1_nor_of_what_a_draft_wrote(whole, session_of, monkeypatch, kind, t
     monkeypatch.setattr(
         scheduling, "Drafter", lambda prompt, *_: Remembering(answers, prompt, accepted)
     )
-    fail_at_each(whole, session_of, monkeypatch, kind, told, 13)
+    fail_at_each(whole, session_of, monkeypatch, kind, told, 23)
     assert sum(accepted) > 9
 
 
