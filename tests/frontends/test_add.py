@@ -1,6 +1,7 @@
 """`llm mlx-cached add`: what can't work is told at once; a GGUF file becomes a model."""
 
 import json
+import shutil
 
 import gguf_files
 import numpy as np
@@ -55,7 +56,8 @@ def test_a_gguf_file_is_named_wherever_a_model_is_wanted(bare_home, gguf_file):
 
 
 def test_c7_what_can_not_work_is_not_added(bare_home, tiny_llama, tmp_path):
-    folder = tiny_llama()
+    # Beside the folders of other tests, some would be named as like it.
+    folder = shutil.copytree(tiny_llama(), tmp_path / "small" / "lamp")
     before = bare_home.told("models")
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": None}))

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from llm.cli import cli
 from real_families import Played, every_family
-from scripted_model import SPLIT, environment
+from scripted_model import SPLIT, environment, scripted_folder
 
 from llm_mlx_promptcache.config import RegisteredModel, Settings, save_settings
 
@@ -140,15 +140,46 @@ FEW = ("Qwen3", "Llama 3.1", "gpt-oss")
 FAMILIES = [one for one in every_family(often=FEW[:1]) if one.id in FEW]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_law_15_llm_is_the_same_with_a_host(family, bare_home, bare_hosted_home, tmp_path):
-    played = Played(family)
-    steps = WITH_TOOLS | OTHERS if family.name == FEW[0] else WITH_TOOLS
-    model = played.folder(tmp_path / "model", script(played))
-    here = Teller(bare_home, tmp_path / "here", model)
-    hosted = Teller(bare_hosted_home, tmp_path / "there", model)
+@pytest.fixture
+def told_the_same(bare_home, bare_hosted_home, tmp_path):
+    """`told_the_same(model, steps)`: two users, one of them with a host, see the same each time."""
+
+    def run(model, steps):
+        here = Teller(bare_home, tmp_path / "here", model)
+        hosted = Teller(bare_hosted_home, tmp_path / "there", model)
+        tell(steps, here, hosted)
+
+    return run
+
+
+def tell(steps, here, hosted):
     for name, arguments in steps.items():
         stdin = STDIN.get(name, "")
         told = hosted.says(arguments, stdin)
         assert told == here.says(arguments, stdin), name
         assert "runs the model itself" not in "".join(told), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_15_llm_is_the_same_with_a_host(family, told_the_same, tmp_path):
+    played = Played(family)
+    told_the_same(played.folder(tmp_path / "model", script(played)), WITH_TOOLS)
+
+
+PLAIN = {
+    "A document.": '{"a": 5}',
+    "A long one.": "word " * 200,
+    "And then?": "Then it is over.",
+    "": "Nothing else.",
+}
+
+
+def test_law_15_what_is_cut_refused_or_lost_is_the_same(told_the_same, tiny_llama, tmp_path):
+    """A tokenizer of few words: here it does not matter, and each command reads one."""
+    told_the_same(scripted_folder(tmp_path / "model", tiny_llama(), None, PLAIN), OTHERS)
+
+
+@pytest.mark.soak
+def test_law_15_it_is_so_with_a_real_tokenizer_too(told_the_same, tmp_path):
+    played = Played(FAMILIES[0].values[0])
+    told_the_same(played.folder(tmp_path / "model", script(played)), OTHERS)
