@@ -1,9 +1,11 @@
 """What drafts save on the real default model's own answers: passes, seconds, and looking for one.
 
 Each answer is asked for with drafts off, with drafts on in a cache that has not heard it, and once
-more in the same cache; the three take turns, and their tokens are compared.
+more in the same cache; the three take turns, and their tokens are compared. Beside them, in the
+same turns, mlx-lm's own `stream_generate` without drafts and with a draft model: by default the
+model itself, which always guesses right, at the price of a pass of its own for each guess.
 
-    python benchmarks/drafts.py [--rounds 3] [--json FILE]
+    python benchmarks/drafts.py [--rounds 3] [--draft-model NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mlx_lm import stream_generate
 
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -93,19 +97,49 @@ def answered(engine: Engine, model: Any, request: GenerationRequest) -> Took:
     raise RuntimeError("the engine ended without an answer")
 
 
-def task(loaded: LoadedModel, model: Any, name: str, rounds: int) -> dict[str, Any]:
-    """The medians of one task: with drafts off, on, and asked again."""
+def peer(loaded: LoadedModel, model: Any, asked: str, draft_model: Any = None) -> Took:
+    """The same of mlx-lm, greedy as ours; passes are the model's, and none of its draft's."""
+    prompt = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], add_generation_prompt=True
+    )
+    ids: list[int] = []
+    first, before = 0.0, 0
+    for told in stream_generate(
+        loaded.model, loaded.tokenizer, prompt, max_tokens=_ANSWER, draft_model=draft_model
+    ):
+        if not first:
+            first, before = time.perf_counter(), model.passes
+        ids.append(told.token)
+    return Took(tuple(ids), model.passes - before, time.perf_counter() - first)
+
+
+def task(
+    loaded: LoadedModel, model: Any, name: str, rounds: int, draft_model: Any = None
+) -> dict[str, Any]:
+    """The medians of one task: with drafts off, on, and asked again; and mlx-lm's, where it can."""
     asked, more = TASKS[name]
     request = GenerationRequest((Message("user", asked),), max_tokens=_ANSWER, **more)
     off = replace(request, drafts=False)
     found: dict[str, list[Took]] = {"off": [], "first": [], "again": []}
+    peers: dict[str, list[Took]] = {}
     for _ in range(rounds):
         for ways in (("off",), ("first", "again")):
             cache = PromptCache("1GB")
             with closing(Engine(lambda _, cache=cache: Scheduler(loaded, _MODEL, cache))) as engine:
                 for way in ways:
                     found[way].append(answered(engine, model, off if way == "off" else request))
+        if draft_model is not None and not more:  # it holds answers to no schema
+            for way, drafting in (("no drafts", None), ("a draft model", draft_model)):
+                peers.setdefault(way, []).append(peer(loaded, model, asked, drafting))
     return {
+        "peers": {
+            way: {
+                "passes": statistics.median(took.passes for took in each),
+                "rate": statistics.median(took.rate for took in each),
+                "same": {took.ids for took in each} == {found["off"][0].ids},
+            }
+            for way, each in peers.items()
+        },
         "tokens": len(found["off"][0].ids),
         "same": len({took.ids for each in found.values() for took in each}) == 1,
         **{
@@ -148,6 +182,7 @@ def report(found: dict[str, Any]) -> str:
         passes = " | ".join(f"{way['passes']:.0f}" for way in (off, first, again))
         same = "yes" if told["same"] else "no"
         lines.append(f"| {name} | {told['tokens']} | {passes} | {rates} | {same} |")
+    lines += ["", *peers_report(found["tasks"])]
     looked = found["looking"]
     lines.append("")
     lines.append(
@@ -158,17 +193,33 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def peers_report(tasks: dict[str, Any]) -> list[str]:
+    """What mlx-lm took for the same answers, in the same turns."""
+    lines = [
+        "| mlx-lm | passes | tokens a second, times those of ours without drafts | same tokens |",
+        "|---|--:|--:|---|",
+    ]
+    for name, told in tasks.items():
+        for way, took in told["peers"].items():
+            rate = took["rate"] / told["off"]["rate"]
+            same = "yes" if took["same"] else "no"
+            lines.append(f"| {name}, {way} | {took['passes']:.0f} | {rate:.2f} | {same} |")
+    return lines
+
+
 def main() -> int:
     """Measure and print; status 1 where a token differs or looking takes too long."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft-model", default=DEFAULT_MODEL, help="for mlx-lm's own mode")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
     loaded = load_model(DEFAULT_MODEL)
     model = counted(loaded.model)
     task(loaded, model, "repeat a list", 1)  # the model shows once that it may be drafted
+    draft_model = load_model(asked.draft_model).model
     found = {
-        "tasks": {name: task(loaded, model, name, asked.rounds) for name in TASKS},
+        "tasks": {name: task(loaded, model, name, asked.rounds, draft_model) for name in TASKS},
         "looking": looking(),
     }
     print(report(found))
