@@ -105,8 +105,9 @@ def test_a_loop_a_stream_and_a_document(played, user_of):
         ]
         rhymed = completions.create(messages=talk, stop=["never", " and out"], **tools)
         assert rhymed.choices[0].message.content == "It is over, over"
-        # The server repeats all of the system messages beside the history: they stand once.
-        assert rhymed.usage.prompt_tokens_details.cached_tokens > asked.usage.prompt_tokens
+        # The server repeats all system messages beside the history: they stand once, where they
+        # were said, so the first prompt is there (but for what opens reasoning, which is dropped).
+        assert rhymed.usage.prompt_tokens_details.cached_tokens >= asked.usage.prompt_tokens - 2
         document = {"type": "json_schema", "json_schema": {"name": "ship", "schema": SHIP}}
         made = completions.create(
             model="mlx-cached",
