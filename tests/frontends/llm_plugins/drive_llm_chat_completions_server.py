@@ -97,7 +97,8 @@ def test_a_loop_a_stream_and_a_document(played, user_of):
         text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
         assert text == "Then it is over."
         usage = chunks[-1].usage
-        assert usage.prompt_tokens_details.cached_tokens > asked.usage.prompt_tokens
+        # What opens reasoning at a prompt's end is dropped later.
+        assert usage.prompt_tokens_details.cached_tokens >= asked.usage.prompt_tokens - 2
         talk += [
             {"role": "assistant", "content": text},
             {"role": "developer", "content": "From now on you rhyme."},
@@ -106,7 +107,7 @@ def test_a_loop_a_stream_and_a_document(played, user_of):
         rhymed = completions.create(messages=talk, stop=["never", " and out"], **tools)
         assert rhymed.choices[0].message.content == "It is over, over"
         # The server repeats all system messages beside the history: they stand once, where they
-        # were said, so the first prompt is there (but for what opens reasoning, which is dropped).
+        # were said.
         assert rhymed.usage.prompt_tokens_details.cached_tokens >= asked.usage.prompt_tokens - 2
         document = {"type": "json_schema", "json_schema": {"name": "ship", "schema": SHIP}}
         made = completions.create(
