@@ -6,7 +6,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 
 def counted(cache: PromptCache) -> dict[str, Any]:
-    """All counters, but for `held`: what other threads of MLX free just now counts in it too."""
+    """All counters, but for what MLX holds: what its other threads free just now counts there."""
     stats = cache.stats()
     for told in ("held", "active", "pool"):
         del stats["memory"][told]
