@@ -400,6 +400,18 @@ def test_p2_a_row_that_lies_of_packs_harms_nobody(worlds, packed, lie, fix):
         assert worlds.get(store, asked) == len(asked)
 
 
+@pytest.mark.parametrize("lie", ["in no pack", "all in no pack", "all in nobody's pack"])
+def test_p2_a_sweep_believes_no_row_that_denies_its_pack(worlds, packed, lie):
+    """Such rows seem to have lost their file, and nothing would be left of the pack."""
+    folder, ids, branch, path = packed
+    sign(folder, *LIES[lie])
+    store = DiskStore(folder, "20MB")
+    store.sweep(every=True)
+    assert path.exists()
+    for asked in (ids, branch):
+        assert worlds.get(store, asked) == len(asked)
+
+
 @pytest.mark.parametrize("call", ["check", "fix", "sweep", "every"])
 @pytest.mark.parametrize("step", ["create", "before the name", "removing"])
 def test_p6_nobody_takes_what_is_being_packed_for_a_leftover(worlds, talk, step, call):

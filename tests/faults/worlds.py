@@ -234,6 +234,9 @@ class _File:
         self._files._step()
         return self._file.write(block)
 
+    def seek(self, at):
+        self._file.seek(at)
+
     def fileno(self):
         return self._file.fileno()
 

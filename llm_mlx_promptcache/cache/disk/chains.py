@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 MOST_PACK: Final = 1 << 30  # bytes
 BUDGET_SHARE: Final = 16  # a pack has at most this part of the budget: it goes as a whole
+CODED_AFTER: Final = 86_400  # seconds for which nobody used what is coded
 LEAST_FILES: Final = 4  # that are packed while a conversation may go on
 _GROWTH: Final = 2  # a file is packed again once what follows has half its bytes
 
@@ -57,11 +58,13 @@ class Thrift(NamedTuple):
     """How eagerly is packed: at most so many bytes, what nobody used since, and how much at once.
 
     `growing`: the conversation may go on, so large files wait until it pays to copy them again.
+    What nobody used since `coded_before` is coded too.
     """
 
     most: int
     used_before: int
     growing: bool
+    coded_before: int = -1
 
 
 def to_pack(links: Iterable[Link], thrift: Thrift) -> Iterator[list[ChainFile]]:
@@ -69,10 +72,12 @@ def to_pack(links: Iterable[Link], thrift: Thrift) -> Iterator[list[ChainFile]]:
     held = [link for link in links if link.length]
     for run in _runs(held):
         for units in _parted(_units(run, held), thrift.most):
-            chosen = _tail(units) if thrift.growing else units
-            least = LEAST_FILES if thrift.growing else 2
-            rested = all(link.used_at <= thrift.used_before for u in chosen for link in u.links)
-            if len(chosen) >= least and rested:
+            used_at = max((link.used_at for unit in units for link in unit.links), default=0)
+            growing = thrift.growing and used_at > thrift.coded_before
+            chosen = _tail(units) if growing else units
+            least = LEAST_FILES if growing else 2
+            rested = used_at <= thrift.used_before
+            if (len(chosen) >= least and rested) or (units and used_at <= thrift.coded_before):
                 yield chosen
 
 

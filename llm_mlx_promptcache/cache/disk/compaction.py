@@ -113,9 +113,10 @@ class Compaction:
                 if links:
                     yield [ChainFile(links)]
 
-    def packed(self, units: Sequence[ChainFile]) -> Iterator[bool]:
+    def packed(self, units: Sequence[ChainFile], coded_before: int) -> Iterator[bool]:
         """Make one pack of these files: False behind each step, True once it stands.
 
+        What nobody used since then is coded, and what is coded already stays so.
         Where they have changed it ends without. DamagedSource for a file that is damaged, OSError
         where the disk can't take it.
         """
@@ -127,7 +128,12 @@ class Compaction:
                     sources.append(self._source(unit, few, stack))
                     yield False
                 _check_path(sources)
-                pack = stack.enter_context(self._unpublished(units, sources, few))
+                rested = all(x.used_at <= coded_before for unit in units for x in unit.links)
+                new = rested and content.can_code(sources)
+                coded = new or any(source.file.coded for source in sources)
+                if len(units) == 1 and not new and not _has_dead(units, sources):
+                    return
+                pack = stack.enter_context(self._unpublished(units, sources, few, coded=coded))
                 for _ in self._written(pack, units, sources):
                     yield False
                 if self._entered(pack, units):
@@ -151,10 +157,17 @@ class Compaction:
         return found
 
     def _unpublished(
-        self, units: Sequence[ChainFile], sources: Sequence[PackSource], few: Few
+        self,
+        units: Sequence[ChainFile],
+        sources: Sequence[PackSource],
+        few: Few,
+        *,
+        coded: bool,
     ) -> UnpublishedPack:
         try:
-            return content.unpublished_pack(self._folder.spans, sources, few, self._folder.files)
+            return content.unpublished_pack(
+                self._folder.spans, sources, few, self._folder.files, coded=coded
+            )
         except DamagedSpan as error:
             raise _blamed(units, sources, error) from None
 
@@ -201,6 +214,11 @@ class Compaction:
                 self._folder.files.unlink(path)
             except OSError as error:
                 self._upkeep.not_removed(error)
+
+
+def _has_dead(units: Sequence[ChainFile], sources: Sequence[PackSource]) -> bool:
+    pairs = zip(units, sources, strict=True)
+    return any(len(unit.links) < len(source.file.heads) for unit, source in pairs)
 
 
 def _namespaces(index: Index) -> list[str]:

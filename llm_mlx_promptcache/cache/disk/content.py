@@ -49,12 +49,19 @@ def source(file: OpenSpan, wanted: list[str]) -> PackSource | None:
 
 
 def unpublished_pack(
-    folder: Path, sources: Sequence[PackSource], few: Few, files: Files
+    folder: Path, sources: Sequence[PackSource], few: Few, files: Files, *, coded: bool
 ) -> UnpublishedPack:
     """A new pack of these, under a private name, before anything is written to it."""
     from .pack_file import UnpublishedPack
 
-    return UnpublishedPack(folder, sources, few, files)
+    return UnpublishedPack(folder, sources, few, files, coded=coded)
+
+
+def can_code(sources: Sequence[PackSource]) -> bool:
+    """Whether there is anything to code in these files that is not coded already."""
+    from . import pack_file
+
+    return pack_file.can_code(sources)
 
 
 def shares_of(size: int, lengths: Sequence[int]) -> list[int]:

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..layers.kinds import KVRows
 from ..span import DamagedSpan, Head, StoredTensor
+from .coding import coded
 from .descriptors import Few
 from .file_ids import pack_path
-from .span_header import DTYPES, Member, TensorShape, header_of, metadata_of
+from .span_header import (
+    BLOCK_BYTES,
+    DTYPES,
+    Member,
+    TensorShape,
+    header_of,
+    metadata_of,
+)
 from .unpublished import UnpublishedFile
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from .span_file import OpenSpan
 
 STEP_BYTES: Final = 8 << 20  # of one read, and of one write
+CODED_TYPE: Final = "BF16"  # measured: no other type's numbers come to much less
+_MOST_SIZE: Final = 99_999_999  # of a block, in as many digits as there may be
 
 
 class PackSource(NamedTuple):
@@ -56,12 +66,46 @@ class _ArrayShape(NamedTuple):
     width: int
 
 
+class _Array(NamedTuple):
+    """One array of a pack: its shape there, its bytes, and those of each block if it is coded."""
+
+    name: str
+    shape: _ArrayShape
+    held: tuple[int, ...]
+    nbytes: int
+    blocks: list[int]
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it lies there in fewer bytes."""
+        return bool(self.blocks)
+
+    @property
+    def listed(self) -> TensorShape:
+        """It as the header lists it."""
+        if self.is_coded:
+            size = sum(self.blocks)
+            return TensorShape(self.name, "U8", (size,), size)
+        return TensorShape(self.name, DTYPES[self.shape.dtype][0], self.held, self.nbytes)
+
+
 class _ByteRun(NamedTuple):
     """Bytes that come next in one of the files, to be copied or to be read for its digest."""
 
     source: PackSource
     nbytes: int
     copied: bool
+
+
+def can_code(sources: Sequence[PackSource]) -> bool:
+    """Whether there is anything to code in these files that is not coded already."""
+    return any(
+        DTYPES[shape.dtype][0] == CODED_TYPE
+        for source in sources
+        if not source.file.coded
+        for shapes in _shapes([source])
+        for shape in shapes
+    )
 
 
 def source_of(file: OpenSpan, wanted: Sequence[str]) -> PackSource | None:
@@ -83,12 +127,19 @@ def can_pack(layout: Layout) -> bool:
 
 
 class UnpublishedPack(UnpublishedFile):
-    """A pack under a private name; it is whole once all steps of `written` are taken."""
+    """A pack under a private name; it is whole once all steps of `written` are taken.
 
-    def __init__(self, folder: Path, sources: Sequence[PackSource], few: Few, files: Files) -> None:
+    If it is to be `coded`, its bfloat16 arrays are.
+    """
+
+    def __init__(
+        self, folder: Path, sources: Sequence[PackSource], few: Few, files: Files, *, coded: bool
+    ) -> None:
         self._sources = sources
         self._few = few
         self._shapes = _shapes(sources)
+        self._coded = coded
+        self._unsynced = 0
         self.members = [member for source in sources for member in source.members]
         super().__init__(folder, pack_path, files)
 
@@ -98,16 +149,45 @@ class UnpublishedPack(UnpublishedFile):
         DamagedSpan where one of its files is, whose `broken` says so.
         """
         head = self._head()
-        self.put(header_of(metadata_of(head, self.file_id, self.members), *self._listed(head)))
+        arrays = self._arrays(len(head.tokens))
+        beginning = self._beginning(head, arrays)
+        if self._coded:
+            self.reserve(len(beginning))
+        else:
+            self.put(beginning)
         self.put(memoryview(head.tokens).cast("B"))
         yield
-        block, at = memoryview(bytearray(STEP_BYTES)), 0
-        for source, nbytes, copied in self._runs():
+        for each in arrays:
+            yield from self._array(each)
+        for source in self._sources:
+            self._few.use(source.file)
+            try:
+                source.file.verify()
+            except DamagedSpan as error:
+                source.file.broken = error
+                raise
+        if self._coded:
+            # Only now it is known where each array lies: so these bytes are digested last.
+            ready = self._beginning(head, arrays)
+            beginning = ready + b" " * (len(beginning) - len(ready))
+            beginning = (len(beginning) - 8).to_bytes(8, "little") + beginning[8:]
+            self.take(beginning)
+        self.put_digest()
+        if self._coded:
+            self.put_first(beginning)
+        self.sync()
+
+    def _array(self, array: _Array) -> Iterator[None]:
+        """Copy one array, coded if it is to be."""
+        most = BLOCK_BYTES if array.is_coded else STEP_BYTES
+        block, at, number = memoryview(bytearray(min(most, array.nbytes))), 0, 0
+        for source, nbytes, copied in self._runs(array.shape):
             left = nbytes
             while left:
-                if at == STEP_BYTES:
+                if at == block.nbytes:
                     yield
-                    at = self._flush(block)
+                    self._flush(array, block, number)
+                    at, number = 0, number + 1
                     yield
                 part = block[at : at + left]
                 self._few.use(source.file)
@@ -117,23 +197,39 @@ class UnpublishedPack(UnpublishedFile):
                 at += part.nbytes if copied else 0
                 if not copied and left:
                     yield
-        self._flush(block[:at])
+        if at:
+            self._flush(array, block[:at], number)
         yield
-        for source in self._sources:
-            self._few.use(source.file)
-            try:
-                source.file.verify()
-            except DamagedSpan as error:
-                source.file.broken = error
-                raise
-        self.put_digest()
-        self.sync()
 
-    def _flush(self, block: memoryview) -> int:
-        """Write a block; where the next one begins. It is synced at once: no wait gets long."""
-        self.put(block)
-        self.sync()
-        return 0
+    def _flush(self, array: _Array, block: memoryview, number: int) -> None:
+        """Write a block. It is synced before much waits for it: no wait gets long."""
+        if array.is_coded:
+            made = coded(block)
+            array.blocks[number] = len(made)
+            self.put(made)
+        else:
+            self.put(block)
+        self._unsynced += block.nbytes
+        if self._unsynced >= STEP_BYTES:
+            self._unsynced = 0
+            self.sync()
+
+    def _arrays(self, count: int) -> list[_Array]:
+        found = []
+        for layer, shapes in enumerate(self._shapes):
+            for index, shape in enumerate(shapes):
+                held = (*shape.lead, count, shape.width)
+                nbytes = math.prod(held) * shape.dtype.size
+                blocks = []
+                if self._coded and DTYPES[shape.dtype][0] == CODED_TYPE:
+                    blocks = [_MOST_SIZE] * -(-nbytes // BLOCK_BYTES)
+                found.append(_Array(f"layer.{layer}.{index}", shape, held, nbytes, blocks))
+        return found
+
+    def _beginning(self, head: Head, arrays: Sequence[_Array]) -> bytes:
+        told = {array.name: [array.held, array.blocks] for array in arrays if array.is_coded}
+        metadata = metadata_of(head, self.file_id, self.members, told)
+        return header_of(metadata, len(head.tokens), [array.listed for array in arrays])
 
     def _head(self) -> Head:
         heads = [head for source in self._sources for head in source.heads]
@@ -142,27 +238,16 @@ class UnpublishedPack(UnpublishedFile):
             tokens.extend(head.tokens)
         return heads[0]._replace(tokens=tokens, resumes=heads[-1].resumes)
 
-    def _listed(self, head: Head) -> tuple[int, list[TensorShape]]:
-        count = len(head.tokens)
-        tensors = []
-        for layer, entries in enumerate(self._shapes):
-            for index, (dtype, lead, width) in enumerate(entries):
-                shape = (*lead, count, width)
-                name, nbytes = f"layer.{layer}.{index}", math.prod(shape) * dtype.size
-                tensors.append(TensorShape(name, DTYPES[dtype][0], shape, nbytes))
-        return count, tensors
-
-    def _runs(self) -> Iterator[_ByteRun]:
-        """All bytes of all files in the order in which they are read: array by array."""
-        for entries in self._shapes:
-            for dtype, lead, width in entries:
-                for _ in range(math.prod(lead)):
-                    for source in self._sources:
-                        row, behind = width * dtype.size, source.first + source.rows
-                        dead = len(source.file.head.tokens) - behind
-                        yield _ByteRun(source, source.first * row, copied=False)
-                        yield _ByteRun(source, source.rows * row, copied=True)
-                        yield _ByteRun(source, dead * row, copied=False)
+    def _runs(self, shape: _ArrayShape) -> Iterator[_ByteRun]:
+        """An array's bytes in all files in the order in which they are read."""
+        row = shape.width * shape.dtype.size
+        for _ in range(math.prod(shape.lead)):
+            for source in self._sources:
+                behind = source.first + source.rows
+                dead = len(source.file.head.tokens) - behind
+                yield _ByteRun(source, source.first * row, copied=False)
+                yield _ByteRun(source, source.rows * row, copied=True)
+                yield _ByteRun(source, dead * row, copied=False)
 
 
 def _shapes(sources: Sequence[PackSource]) -> list[list[_ArrayShape]]:

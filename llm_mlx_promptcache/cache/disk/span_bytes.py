@@ -32,6 +32,7 @@ class SpanBytes:
         self.name = path.name
         self._file = Descriptor(path, files, _opened(path, files))
         self._digest = xxhash.xxh3_128()
+        self._last = b""
         self._read_so_far = 0
         try:
             self.size = self._checked_size()
@@ -57,6 +58,21 @@ class SpanBytes:
             for start in range(0, self.size, _AHEAD):
                 os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
 
+    def read_undigested(self, count: int) -> bytes:
+        """The next bytes; who reads them says when they are digested (`digest`)."""
+        block = bytearray(count)
+        self._fill([memoryview(block)])
+        self._read_so_far += count
+        return bytes(block)
+
+    def digest(self, block: bytes) -> None:
+        """Take these into the digest now."""
+        self._digest.update(block)
+
+    def digest_last(self, block: bytes) -> None:
+        """Take these into the digest behind all that is read."""
+        self._last = block
+
     def read(self, count: int) -> bytes:
         """The next bytes, as many as that."""
         block = bytearray(count)
@@ -73,6 +89,7 @@ class SpanBytes:
 
     def verify(self) -> None:
         """After all was read: DamagedSpan unless it is what was written."""
+        self._digest.update(self._last)
         found = bytearray(DIGEST_BYTES)
         self._fill([memoryview(found)])
         if self._digest.digest() != found or os.read(self._descriptor, 1):

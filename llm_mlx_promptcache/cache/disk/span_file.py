@@ -18,10 +18,12 @@ import mlx.core as mx
 from ..layers.errors import UnknownKind
 from ..layers.pieces import Piece
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
+from .coded_rows import CodedRows
 from .file_ids import PACK_SUFFIX, id_of, span_path
 from .files import Files
 from .span_bytes import DIGEST_BYTES, SpanBytes
 from .span_header import (
+    CODED_FORMAT,
     DTYPES,
     FORMAT,
     MAX_HEADER,
@@ -29,6 +31,7 @@ from .span_header import (
     UNSIGNED,
     Member,
     TensorShape,
+    decoded_entries,
     entries_of,
     head_from,
     header_of,
@@ -111,9 +114,11 @@ class OpenSpan:
         self.name = path.name
         self.broken: DamagedSpan | None = None
         self.members: list[Member] = []
+        self.coded = False
         self._file_id = id_of(path.name)
-        self._format = PACK_FORMAT if path.name.endswith(PACK_SUFFIX) else FORMAT
+        self._is_pack = path.name.endswith(PACK_SUFFIX)
         self._bytes = SpanBytes(path, files)
+        self._rows: SpanBytes | CodedRows = self._bytes
         self.size = self._bytes.size
         try:
             header = self._header()
@@ -166,7 +171,7 @@ class OpenSpan:
     def read_into(self, buffers: Sequence[memoryview]) -> None:
         """Read on into these, which hold what comes next in the file."""
         try:
-            self._bytes.read_into(buffers)
+            self._rows.read_into(buffers)
         except DamagedSpan as error:
             self.broken = error
             raise
@@ -194,16 +199,23 @@ class OpenSpan:
         self._bytes.verify_rest()
 
     def _header(self) -> bytes:
-        length = int.from_bytes(self._bytes.read(8), "little")
+        start = self._bytes.read_undigested(8)
+        length = int.from_bytes(start, "little")
         if not 2 <= length <= min(MAX_HEADER, self.size - 8 - DIGEST_BYTES):
             raise DamagedSpan(f"{self.name} has a header of {length} bytes")
-        return self._bytes.read(length)
+        return start + self._bytes.read_undigested(length)
 
     def _parse(self, text: bytes) -> None:
-        header = json.loads(text)
+        header = json.loads(text[8:])
         metadata = header.pop("__metadata__")
-        layout = layout_from_metadata(metadata, self._file_id, self._format)
-        tensors = entries_of(header, layout, self.size - 8 - len(text))
+        self.coded = metadata["format"] == CODED_FORMAT
+        (self._bytes.digest_last if self.coded else self._bytes.digest)(text)
+        formats = (PACK_FORMAT, CODED_FORMAT) if self._is_pack else (FORMAT,)
+        layout = layout_from_metadata(metadata, self._file_id, formats)
+        tensors = entries_of(header, layout, self.size - len(text))
+        if self.coded:
+            tensors, arrays = decoded_entries(metadata, tensors)
+            self._rows = CodedRows(self._bytes, arrays)
         self._entries = tensors[1:-1]
         self._begins = [0] * len(layout)
         at = tensors[0][0].end if tensors[0][0] is not None else 0
@@ -214,7 +226,7 @@ class OpenSpan:
         tokens = array("I")
         tokens.frombytes(self._bytes.read(self._begins[0]))
         self.head = head_from(metadata, layout, tokens)
-        if self._format == PACK_FORMAT:
+        if self._is_pack:
             self.members = members_from(metadata, self.head)
 
     def _piece(self, layer: int, make: Any) -> Piece | None:

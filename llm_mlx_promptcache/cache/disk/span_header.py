@@ -18,12 +18,16 @@ from ..layers.layout import Layout
 from ..layers.layout_text import layout_from_text, layout_to_text
 from ..span import Head, StoredTensor
 from ..trie import Tokens
+from .coded_rows import ArrayBytes
 from .file_ids import is_file_id
 from .span_bytes import DIGEST_BYTES
 
 FORMAT: Final = "llm-mlx-promptcache/4"
 PACK_FORMAT: Final = "llm-mlx-promptcache/pack/1"
+CODED_FORMAT: Final = "llm-mlx-promptcache/pack/2"  # some of its arrays in fewer bytes
 MOST_SPANS: Final = 1 << 12  # of one pack
+BLOCK_BYTES: Final = 4 << 20  # of rows in a block of a coded array; even, so no number is cut
+_FRAME: Final = 1 << 10  # bytes that a frame of zstd may take beyond what it holds, and more
 MAX_HEADER: Final = 4 << 20
 _MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
@@ -129,7 +133,9 @@ def _names(layout: Layout) -> list[list[str]]:
     return [["tokens"], *layers, ["digest"]]
 
 
-def metadata_of(head: Head, file_id: str, members: Sequence[Member] = ()) -> dict[str, str]:
+def metadata_of(
+    head: Head, file_id: str, members: Sequence[Member] = (), coded: dict[str, Any] | None = None
+) -> dict[str, str]:
     """What a header says of its span, or of a pack's, as safetensors wants it: strings."""
     said = {
         "format": PACK_FORMAT if members else FORMAT,
@@ -142,13 +148,19 @@ def metadata_of(head: Head, file_id: str, members: Sequence[Member] = ()) -> dic
         "resumes": str(int(head.resumes)),
         "label": head.label,
     }
-    return said | {"spans": json.dumps(members)} if members else said
+    if members:
+        said["spans"] = json.dumps(members)
+    if coded:
+        said |= {"format": CODED_FORMAT, "coded": json.dumps(coded)}
+    return said
 
 
-def layout_from_metadata(metadata: dict[str, Any], file_id: str, wanted: str = FORMAT) -> Layout:
-    """The layers of a header of this format and this file; ValueError for any other."""
-    if metadata["format"] != wanted:
-        raise ValueError(f"format {metadata['format']!r:.50}, not {wanted!r}")
+def layout_from_metadata(
+    metadata: dict[str, Any], file_id: str, wanted: Sequence[str] = (FORMAT,)
+) -> Layout:
+    """The layers of a header of these formats and this file; ValueError for any other."""
+    if metadata["format"] not in wanted:
+        raise ValueError(f"format {metadata['format']!r:.50}, not {wanted[0]!r}")
     if metadata["file_id"] != file_id:
         raise ValueError("it was written under another name")
     return layout_from_text(metadata["layout"])
@@ -179,6 +191,58 @@ def members_from(metadata: dict[str, Any], head: Head) -> list[Member]:
     if sum(member.length for member in members) != len(head.tokens):
         raise ValueError("its spans are not its tokens")
     return members
+
+
+def decoded_entries(
+    metadata: dict[str, Any], entries: list[list[StoredTensor | None]]
+) -> tuple[list[list[StoredTensor | None]], list[ArrayBytes]]:
+    """The tensors of a coded pack as they are once they are unpacked, and how they lie there.
+
+    ValueError where that can't be: each block has half of what it comes to as it is.
+    """
+    told = json.loads(metadata["coded"])
+    if not isinstance(told, dict):
+        raise ValueError("it does not say how its arrays are coded")
+    known: list[list[StoredTensor | None]] = [entries[0]]
+    arrays: list[ArrayBytes] = []
+    at = entries[0][0].end if entries[0][0] is not None else 0
+    for layer, row in enumerate(entries[1:-1]):
+        made: list[StoredTensor | None] = []
+        for index, entry in enumerate(row):
+            if entry is None:
+                raise ValueError("a pack lacks an array")
+            count = entry.end - entry.begin
+            code = told.pop(f"layer.{layer}.{index}", None)
+            array = ArrayBytes(count) if code is None else _coded(code, entry)
+            dtype, shape = (entry.dtype, entry.shape) if code is None else _told_of(code)
+            arrays.append(array)
+            made.append(StoredTensor(dtype, shape, at, at + array.nbytes))
+            at += array.nbytes
+        known.append(made)
+    if told:
+        raise ValueError("it says of arrays that are not there how they are coded")
+    return [*known, entries[-1]], arrays
+
+
+def _told_of(code: Any) -> tuple[mx.Dtype, tuple[int, ...]]:
+    return mx.bfloat16, tuple(code[0])
+
+
+def _coded(code: Any, entry: StoredTensor) -> ArrayBytes:
+    shape, blocks = code
+    nbytes = 2
+    for size in shape:
+        if type(size) is not int or size <= 0:
+            raise ValueError("a coded array has a size that is none")
+        nbytes *= size
+    wholes = range(0, nbytes, BLOCK_BYTES)
+    halves = [min(BLOCK_BYTES, nbytes - at) // 2 for at in wholes[: len(blocks) + 1]]
+    sound = entry.dtype == mx.uint8 and len(shape) <= _MOST_AXES and len(blocks) == len(wholes)
+    for size, half in zip(blocks, halves, strict=False):
+        sound = sound and type(size) is int and half < size <= 2 * half + _FRAME
+    if not sound or sum(blocks) != entry.end - entry.begin:
+        raise ValueError("a coded array is not what its blocks come to")
+    return ArrayBytes(nbytes, blocks)
 
 
 def heads_of(head: Head, members: Sequence[Member]) -> dict[str, Head]:

@@ -23,7 +23,7 @@ from ..worth import TIERS
 from . import content, sweep
 from .backoff import Backoff
 from .budget import Below
-from .chains import BUDGET_SHARE, MOST_PACK, ChainFile, Thrift
+from .chains import BUDGET_SHARE, CODED_AFTER, MOST_PACK, ChainFile, Thrift
 from .checkup import Checkup
 from .compaction import Compacted, Compaction, DamagedSource, OneAtATime
 from .files import Files
@@ -211,7 +211,7 @@ class DiskStore:
         now = int(self._files.now())
         most = min(MOST_PACK, self.budget // BUDGET_SHARE)
         before = now if rested is None else int(now - rested)
-        thrift = Thrift(most, before, growing=rested is not None)
+        thrift = Thrift(most, before, rested is not None, now - CODED_AFTER)
         self._upkeep.write_notes()
         wasteful = self._compaction.wasteful(every=rested is None)
         yield from self._packed(chain(wasteful, self._compaction.chains(thrift)))
@@ -223,7 +223,8 @@ class DiskStore:
             if self._full.pause or self.off or not self._index.can_change():
                 return
             try:
-                for stands in self._compaction.packed(units):
+                coded_before = int(self._files.now()) - CODED_AFTER
+                for stands in self._compaction.packed(units, coded_before):
                     done = done.after(units) if stands else done
                     yield done
             except DamagedSource as error:

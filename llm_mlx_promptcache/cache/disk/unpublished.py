@@ -67,6 +67,20 @@ class UnpublishedFile:
         self._digest.update(block)
         self._write(block)
 
+    def reserve(self, count: int) -> None:
+        """Leave so many bytes to be written later (`put_first`)."""
+        self._write(bytes(count))
+
+    def put_first(self, block: bytes) -> None:
+        """Write the beginning of the file, which was left for it; nothing else follows."""
+        self._file.seek(0)
+        self._write(block)
+        self.size -= len(block)
+
+    def take(self, block: bytes) -> None:
+        """Take into the digest what is written elsewhere."""
+        self._digest.update(block)
+
     def put_digest(self) -> None:
         """Write the digest of all before it: the file is whole then."""
         self._write(self._digest.digest())

@@ -1,0 +1,115 @@
+"""A pack whose arrays are coded, read as if they were not: block by block, by several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ..span import DamagedSpan
+
+if TYPE_CHECKING:
+    from .span_bytes import SpanBytes
+
+_THREADS: Final = 4
+_MOST_AT_ONCE: Final = 8  # blocks that are read and not unpacked yet
+
+
+class ArrayBytes(NamedTuple):
+    """One array as it lies in a file: its bytes, and of its blocks those that they take there."""
+
+    nbytes: int
+    blocks: Sequence[int] = ()  # none where it lies as it is
+
+
+class CodedRows:
+    """The arrays of a pack in their order, as the bytes that they come to.
+
+    DamagedSpan where a block is not what was coded.
+    """
+
+    def __init__(self, source: SpanBytes, arrays: Sequence[ArrayBytes]) -> None:
+        self._source = source
+        self._blocks = _blocks(arrays)
+        self._held = memoryview(b"")  # of a block that was asked for in part
+        self._plain = 0  # bytes that come next as they are
+
+    def read_into(self, buffers: Sequence[memoryview]) -> None:
+        """Fill these with what comes next; they are full when this returns."""
+        wanted = deque(b if b.ndim == 1 and b.itemsize == 1 else b.cast("B") for b in buffers)
+        with ThreadPoolExecutor(_THREADS, "unpacking") as pool:
+            under_way: deque[Future[None]] = deque()
+            try:
+                self._fill(wanted, pool, under_way)
+            finally:
+                while under_way:
+                    self._done(under_way.popleft())
+
+    def _fill(
+        self, wanted: deque[memoryview], pool: ThreadPoolExecutor, under_way: deque[Future[None]]
+    ) -> None:
+        from .coding import decoded_into
+
+        left = sum(buffer.nbytes for buffer in wanted)
+        while left:
+            if self._held.nbytes or self._plain:
+                left -= self._read_some(wanted, left)
+                continue
+            nbytes, size = next(self._blocks)
+            if not size:
+                self._plain = nbytes
+                continue
+            block = self._source.read(size)
+            whole = left >= nbytes
+            targets = _taken(wanted, nbytes) if whole else [memoryview(bytearray(nbytes))]
+            left -= nbytes if whole else 0
+            under_way.append(pool.submit(decoded_into, block, targets))
+            if not whole or len(under_way) > _MOST_AT_ONCE:
+                self._done(under_way.popleft() if whole else under_way.pop())
+            if not whole:
+                self._held = targets[0]
+
+    def _read_some(self, wanted: deque[memoryview], left: int) -> int:
+        """Fill from a block that is held, or with what lies there as it is; how many bytes."""
+        if self._held.nbytes:
+            count = min(left, self._held.nbytes)
+            for target in _taken(wanted, count):
+                target[:] = self._held[: target.nbytes]
+                self._held = self._held[target.nbytes :]
+            return count
+        count = min(left, self._plain)
+        self._plain -= count
+        self._source.read_into(_taken(wanted, count))
+        return count
+
+    def _done(self, task: Future[None]) -> None:
+        from .coding import BadBlock
+
+        try:
+            task.result()
+        except BadBlock as error:
+            raise DamagedSpan(f"{self._source.name}: {error}") from None
+
+
+def _blocks(arrays: Sequence[ArrayBytes]) -> Iterator[tuple[int, int]]:
+    """The bytes that each block comes to, and those that it takes; 0 where it lies as it is."""
+    from .span_header import BLOCK_BYTES
+
+    for array in arrays:
+        if not array.blocks:
+            yield array.nbytes, 0
+        for number, size in enumerate(array.blocks):
+            yield min(BLOCK_BYTES, array.nbytes - number * BLOCK_BYTES), size
+
+
+def _taken(wanted: deque[memoryview], count: int) -> list[memoryview]:
+    """The first so many bytes of these, which are theirs no longer."""
+    found = []
+    while count:
+        first = wanted.popleft()
+        found.append(first[:count])
+        if first.nbytes > count:
+            wanted.appendleft(first[count:])
+        count -= found[-1].nbytes
+    return found

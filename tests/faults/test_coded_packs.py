@@ -1,0 +1,290 @@
+"""Bfloat16 rows in fewer bytes: bit for bit the same, or a miss, whatever a file says (P1, P2)."""
+
+import errno
+import json
+import random
+import shutil
+import signal
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import xxhash
+import zstandard
+from mlx_lm.models.cache import KVCache
+from test_packs import in_fork, killing
+
+from llm_mlx_promptcache.cache.disk import coding, pack_file, span_header
+from llm_mlx_promptcache.cache.disk.chains import CODED_AFTER
+from llm_mlx_promptcache.cache.disk.files import Files
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+
+TOKENS = list(range(120))
+TURN = 20
+
+
+class Later(Files):
+    """What is stored now has rested."""
+
+    def now(self):
+        return time.time() + CODED_AFTER + 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """So that an array has several, the last one shorter."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pack_file, span_header):
+            patch.setattr(module, "BLOCK_BYTES", 3000)
+        yield
+
+
+def layers_of(dtype=mx.bfloat16):
+    mx.random.seed(3)
+    made = []
+    for _ in range(2):
+        layer = KVCache()
+        shape = (1, 2, len(TOKENS), 16)
+        layer.update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
+        made.append(layer)
+    return made
+
+
+def stored(folder, dtype=mx.bfloat16):
+    """A conversation, a file for each turn; its bytes."""
+    store = DiskStore(folder, "20MB")
+    cache = PromptCache("1GB", store)
+    for end in range(TURN, len(TOKENS) + 1, TURN):
+        cache.insert("m", TOKENS[:end], layers_of(dtype))
+    cache.flush()
+    store._index.run(lambda index: index.shrink(), None)
+    store.close()
+    return sum(path.stat().st_size for path in (folder / "spans").iterdir())
+
+
+def got(folder, end=120, dtype=mx.bfloat16):
+    """How many tokens are found; an error where a bit is another."""
+    lease = PromptCache("1GB", DiskStore(folder, "20MB")).fetch("m", [*TOKENS[:end], 999])
+    for found, whole in zip(lease.layers or (), layers_of(dtype), strict=False):
+        for one, other in ((found.keys, whole.keys), (found.values, whole.values)):
+            pair = [a[..., : lease.cached, :].view(mx.uint8) for a in (one, other)]
+            assert mx.array_equal(*pair), "a wrong bit"
+    return lease.cached
+
+
+def coded(folder, files=None):
+    *_, done = DiskStore(folder, "20MB", files=files or Later()).compact()
+    return done.packs
+
+
+@pytest.fixture
+def packed(tmp_path):
+    folder = tmp_path / "cache"
+    before = stored(folder)
+    assert coded(folder) == 1
+    (path,) = (folder / "spans").iterdir()
+    return folder, path, before
+
+
+def test_rows_come_back_bit_for_bit_wherever_a_path_leaves_them(packed):
+    folder, _, _ = packed
+    for end in (120, 119, 100, 33, 20, 7):
+        assert got(folder, end) == end
+    assert DiskStore(folder).check() == []
+
+
+def test_every_pattern_of_bits_comes_back(tmp_path):
+    block = np.arange(1 << 16, dtype=np.uint16).tobytes()
+    found = bytearray(len(block))
+    coding.decoded_into(coding.coded(block), [memoryview(found)[:6], memoryview(found)[6:]])
+    assert found == block
+
+
+def test_what_models_hold_takes_less(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((64, 4096), dtype=np.float32) * rng.lognormal(size=(64, 1))
+    half = (rows.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    assert len(coding.coded(half.tobytes())) < 0.72 * half.nbytes
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_what_does_not_pay_stays_as_it_is(tmp_path, dtype):
+    stored(tmp_path / "cache", dtype)
+    assert coded(tmp_path / "cache") == 1
+    (path,) = (tmp_path / "cache" / "spans").iterdir()
+    assert b"pack/1" in path.read_bytes()[:4096]
+    assert got(tmp_path / "cache", dtype=dtype) == len(TOKENS)
+    assert [
+        done for done in DiskStore(tmp_path / "cache", files=Later()).compact() if done.packs
+    ] == []
+
+
+def test_what_was_just_written_is_packed_and_not_coded(tmp_path):
+    stored(tmp_path / "cache")
+    assert coded(tmp_path / "cache", Files()) == 1
+    (path,) = (tmp_path / "cache" / "spans").iterdir()
+    assert b"pack/1" in path.read_bytes()[:4096]
+    assert coded(tmp_path / "cache") == 1  # once it has rested
+    (path,) = (tmp_path / "cache" / "spans").iterdir()
+    assert b"pack/2" in path.read_bytes()[:4096]
+    assert got(tmp_path / "cache") == len(TOKENS)
+
+
+def test_what_is_dead_leaves_a_coded_pack_too(packed):
+    folder, path, _ = packed
+    store = DiskStore(folder, "20MB")
+    spans = sorted(store.listing().spans, key=lambda span: span.start)
+
+    def drop(index):
+        with index.transaction():
+            index.drop(spans[3].file_id)
+
+    store._index.run(drop, None)
+    while not store.tend():
+        pass
+    assert not path.exists()
+    assert store.stats()["dead"] == 0
+    assert store.check() == []
+    assert got(folder) == 60
+
+
+def test_p1_a_flipped_bit_anywhere_in_a_coded_pack_is_a_miss(packed):
+    folder, path, _ = packed
+    content = path.read_bytes()
+    for at in random.Random(6).sample(range(len(content)), 40):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        assert got(folder) == 0
+
+
+def forged(content, change, rows=lambda data: data):
+    """A coded pack with another header or other rows, and a digest that fits."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    told = json.loads(header["__metadata__"]["coded"])
+    told = change(told, header) or told
+    header["__metadata__"]["coded"] = json.dumps(told)
+    text = json.dumps(header).encode()
+    start = len(text).to_bytes(8, "little") + text
+    data = rows(content[8 + length : -16])
+    return start + data + xxhash.xxh3_128_digest(data + start)
+
+
+def code(change):
+    """A change of how the first array is said to be coded."""
+    return lambda told, _: change(told["layer.0.0"])
+
+
+def bomb(told, header):
+    told["layer.0.0"] = [[1, 2, 1 << 40, 16], told["layer.0.0"][1]]
+
+
+FORGERIES = {
+    "more rows than there are": bomb,
+    "more rows than anything": code(lambda c: c.__setitem__(0, [1 << 62, 1 << 62])),
+    "rows below nothing": code(lambda c: c.__setitem__(0, [1, 2, -120, 16])),
+    "rows that are none": code(lambda c: c.__setitem__(0, "many")),
+    "rows that are true": code(lambda c: c.__setitem__(0, [True, 2, 120, 16])),
+    "no rows": code(lambda c: c.__setitem__(0, [0])),
+    "no blocks": code(lambda c: c[1].clear()),
+    "blocks without end": code(lambda c: c[1].extend([1501] * 100_000)),
+    "a block that is none": code(lambda c: c[1].__setitem__(0, "x")),
+    "a block of nothing": code(lambda c: c[1].__setitem__(0, 0)),
+    "blocks of other sizes": code(
+        lambda c: c.__setitem__(1, [*c[1][:-2], c[1][-2] + 9, c[1][-1] - 9])
+    ),
+    "a number": lambda told, _: 7,
+    "a list": lambda told, _: [1],
+    "an array that is not there": lambda told, _: told.update({"layer.9.9": told["layer.0.0"]}),
+    "an array less": lambda told, _: told.pop("layer.0.0") and None,
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_p2_a_forged_coded_pack_is_a_miss(worlds, packed, what):
+    folder, path, _ = packed
+    path.write_bytes(forged(path.read_bytes(), FORGERIES[what]))
+    with worlds.watched():
+        assert got(folder) == 0
+    store = DiskStore(folder, "20MB", files=Later())
+    [*store.compact()]
+    store.check(fix=True)
+    assert store.check() == []
+
+
+def frames(make):
+    """The first array's first frame replaced by another one of the same length, or by its start."""
+
+    def change(data):
+        start = 4 * len(TOKENS) + 1500
+        frame = make()
+        return data[:start] + frame + data[start + len(frame) :]
+
+    return change
+
+
+BOMBS = {
+    "a frame of a terabyte": lambda: b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little"),
+    "a frame without a size": lambda: zstandard.ZstdCompressor(write_content_size=False).compress(
+        bytes(1500)
+    ),
+    "a frame of more": lambda: zstandard.ZstdCompressor().compress(bytes(1 << 26))[:1000],
+    "no frame": lambda: bytes(100),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_p2_a_frame_that_is_no_frame_of_ours_is_a_miss(worlds, packed, what):
+    folder, path, _ = packed
+    path.write_bytes(forged(path.read_bytes(), lambda *_: None, frames(BOMBS[what])))
+    before = mx.get_peak_memory()
+    with worlds.watched():
+        assert got(folder) == 0
+    assert mx.get_peak_memory() - before < 64 << 20
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"x" * 100, bytes(5000)])
+def test_p2_a_block_that_is_none_is_refused(rubbish):
+    with pytest.raises(coding.BadBlock):
+        coding.decoded_into(rubbish, [memoryview(bytearray(3000))])
+
+
+def test_p3_a_kill_at_any_call_of_coding_leaves_whole_spans(worlds, tmp_path):
+    folder = tmp_path / "cache"
+    stored(folder)
+    for at in range(1, 90):
+        copy = tmp_path / str(at)
+        shutil.copytree(folder, copy)
+        files = killing(worlds, at)
+        files.now = Later().now
+        status = in_fork(lambda: coded(copy, files))  # noqa: B023
+        assert got(copy) == len(TOKENS)
+        store = DiskStore(copy, "20MB")
+        store.sweep()
+        assert store.check() == []
+        assert got(copy) == len(TOKENS)
+        store.close()
+        shutil.rmtree(copy)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    else:
+        pytest.fail("more calls than were counted on")
+
+
+def test_p4_the_nth_call_of_coding_fails_for_every_n(worlds, tmp_path, caplog):
+    folder = tmp_path / "cache"
+    stored(folder)
+    for at in range(1, 90):
+        copy = tmp_path / str(at)
+        shutil.copytree(folder, copy)
+        files = worlds.Failing(errno.ENOSPC, at)
+        files.now = Later().now
+        [*DiskStore(copy, "20MB", files=files).compact()]
+        assert got(copy) == len(TOKENS)
+        shutil.rmtree(copy)
+        if files.calls < at:
+            break
+    else:
+        pytest.fail("more calls than were counted on")
