@@ -197,9 +197,10 @@ class UnpublishedPack(UnpublishedFile):
                 at += part.nbytes if copied else 0
                 if not copied and left:
                     yield
+        yield
         if at:
             self._flush(array, block[:at], number)
-        yield
+            yield
 
     def _flush(self, array: _Array, block: memoryview, number: int) -> None:
         """Write a block. It is synced before much waits for it: no wait gets long."""
