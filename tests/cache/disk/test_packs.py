@@ -1,6 +1,7 @@
 """Packs: several spans of a path in one file, each of them still itself."""
 
 import os
+import time
 from array import array
 
 import pytest
@@ -218,8 +219,9 @@ def test_a_fork_takes_no_part_in_its_parents_compaction(store):
 def test_what_was_used_just_now_and_few_files_are_left_alone(store):
     ids = worlds.turns(store, 3)
     assert [*store.compact(rested=60)] == []
-    store._files.now = lambda: 1e10
+    later = time.time() + 120
+    store._files.now = lambda: later
     assert [*store.compact(rested=60)] == []
     worlds.put(store, [*ids, 1, 2, 3])
-    store._files.now = lambda: 2e10
+    store._files.now = lambda: later + 120
     assert [*store.compact(rested=60)][-1].packs == 1
