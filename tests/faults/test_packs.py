@@ -404,7 +404,7 @@ def test_p2_a_row_that_lies_of_packs_harms_nobody(worlds, packed, lie, fix):
 def test_p2_a_sweep_believes_no_row_that_denies_its_pack(worlds, packed, lie):
     """Such rows seem to have lost their file, and nothing would be left of the pack."""
     folder, ids, branch, path = packed
-    sign(folder, *LIES[lie])
+    sign(folder, LIES[lie][0])
     store = DiskStore(folder, "20MB")
     store.sweep(every=True)
     assert path.exists()
