@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import forks
 import pytest
 
 LISTED = Path(__file__).with_name("slow_tests.txt")
@@ -65,7 +66,8 @@ class Recorder:
 
 
 def _spent():
-    return sum(os.times()[:4])
+    forked = forks.of_session.spent() if forks.of_session is not None else 0.0
+    return sum(os.times()[:4]) + forked
 
 
 def mark_slow(items):

@@ -106,6 +106,11 @@ class Forks:
         stub.chmod(0o700)
         return server, held
 
+    def spent(self):
+        """Seconds of processor time of all forks that have ended: they are no children of ours."""
+        files = self._folder.glob("*/spent")
+        return sum(float(line) for file in files for line in file.read_text().split())
+
     def close(self):
         """End the servers; a fork that still runs is not their own."""
         for server, held in self._servers.values():
@@ -131,6 +136,7 @@ def _serve(program, address, life):
     _import_all(_MODULES[program])
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a thread would be lost"
     gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address)
     listener.listen(64)
@@ -141,19 +147,10 @@ def _serve(program, address, life):
         if os.fork() == 0:
             listener.close()
             os.close(life)
+            os.chdir(Path(address).parent)
             return _keep(client, _llm if program == "llm" else _python)
         client.close()
-        while _has_ended():
-            pass
     return None
-
-
-def _has_ended():
-    """Whether a child has, which is then no more; what it cost is this process's."""
-    try:
-        return os.waitpid(-1, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return False
 
 
 def _import_all(modules):
@@ -168,6 +165,7 @@ def _import_all(modules):
 
 def _keep(client, run):
     """Run a client's command in a process of its own, pass signals on, and tell how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, *_ = socket.recv_fds(client, 4, 3)
     size = int.from_bytes(head, "big")
     asked = b""
@@ -187,7 +185,10 @@ def _keep(client, run):
             os.kill(child, told[0] if told else signal.SIGKILL)
         if not told:
             os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, status, used = os.wait4(child, 0)
+    status = os.waitstatus_to_exitcode(status)
+    with open("spent", "a") as file:  # noqa: PTH123
+        file.write(f"{used.ru_utime + used.ru_stime}\n")
     with contextlib.suppress(BrokenPipeError):
         client.sendall(status.to_bytes(4, "big", signed=True))
     os._exit(0)
