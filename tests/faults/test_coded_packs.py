@@ -288,3 +288,11 @@ def test_p4_the_nth_call_of_coding_fails_for_every_n(worlds, tmp_path, caplog):
             break
     else:
         pytest.fail("more calls than were counted on")
+
+
+@pytest.mark.parametrize("held", [1 << 26, 1499, 0])
+def test_p2_a_frame_is_refused_by_what_it_says_before_it_is_unpacked(held, monkeypatch):
+    frame = zstandard.ZstdCompressor().compress(bytes(held))
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", None)
+    with pytest.raises(coding.BadBlock, match=f"says that it holds {held} bytes, not 1500"):
+        coding.decoded_into(bytes(1500) + frame, [memoryview(bytearray(3000))])
