@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from inspect import isroutine
@@ -113,7 +114,8 @@ def _is_class(schema: object) -> bool:
     """Whether a schema can be read from a class: list[X] is one too, for `isinstance`."""
     if not isinstance(schema, type) or get_origin(schema) is not None or schema is BaseModel:
         return False
-    return schema.__module__ not in ("builtins", "typing") and not issubclass(schema, Enum)
+    plain = getattr(builtins, schema.__name__, None) is schema or schema.__module__ == "typing"
+    return not plain and not issubclass(schema, Enum)
 
 
 def _named(schema: object) -> str:

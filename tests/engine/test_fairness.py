@@ -40,6 +40,9 @@ class Played:
     def clock(self):
         return self.now
 
+    def parameters(self):
+        return {}
+
     def make_cache(self):
         return [KVCache()]
 

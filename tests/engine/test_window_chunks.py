@@ -32,9 +32,10 @@ def scheduler_of_kind(loaded_kind):
         model = Counting(loaded.model)
         loaded = dataclasses.replace(loaded, model=model)
         assert loaded.vocab_size  # counted before its first pass
-        model.passes = 0
         more = {"planner": planner_of(CHUNK), "clock": steady_clock()}
-        return Scheduler(loaded, Identity(name, name), cache, **more), model
+        scheduler = Scheduler(loaded, Identity(name, name), cache, **more)
+        model.passes = 0  # what its layers take was asked of shapes
+        return scheduler, model
 
     return make
 

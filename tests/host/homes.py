@@ -1,8 +1,9 @@
 """A home in which hosts are stand-ins, each started as a host is."""
 
+import os
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -33,6 +34,21 @@ class Home:
 
 def command(*kinds):
     return [sys.executable, "-P", str(STAND_IN), *(kinds or ("current",))]
+
+
+def children():
+    """Processes that this one has begun and not waited for, ended or not."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            return {os.waitpid(-1, os.WNOHANG)[0]}
+        except ChildProcessError:
+            return set()
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            _, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            found |= {stat.parent.name} if int(parent) == os.getpid() else set()
+    return found
 
 
 def reapers():

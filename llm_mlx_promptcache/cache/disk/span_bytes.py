@@ -61,7 +61,8 @@ class SpanBytes:
     def read_undigested(self, count: int) -> bytes:
         """The next bytes; who reads them says when they are digested (`digest`)."""
         block = bytearray(count)
-        self._fill([memoryview(block)])
+        for call in _calls([memoryview(block)]):
+            self._fill(call)
         self._read_so_far += count
         return bytes(block)
 
