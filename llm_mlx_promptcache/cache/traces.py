@@ -13,6 +13,7 @@ import secrets
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
 from .memory.simulation import TracedPath
@@ -92,6 +93,7 @@ def read_trace(file: IO[bytes], name: str) -> list[TracedRequest]:
     """The requests of a trace; ValueError names the line and what is wrong with it."""
     found: list[TracedRequest] = []
     number = blocks = size = 0
+    behind: dict[int, int | None] = {}
     while data := file.readline(MOST_LINE + 1):
         number, size = number + 1, size + len(data)
         if len(data) > MOST_LINE or size > MOST_BYTES:
@@ -103,6 +105,7 @@ def read_trace(file: IO[bytes], name: str) -> list[TracedRequest]:
             continue
         try:
             found.append(_request(data))
+            _check_chain(found[-1].hash_ids, behind)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}, line {number}: {error}") from None
         blocks += len(found[-1].hash_ids)
@@ -129,6 +132,13 @@ def block_size(requests: Iterable[TracedRequest]) -> int | None:
         return None
     power = 1 << (least - 1).bit_length()
     return power if power <= most else least
+
+
+def _check_chain(ids: Sequence[int], behind: dict[int, int | None]) -> None:
+    """Refuse ids that are no prefix's: equal ones must have all that stands before them alike."""
+    for before, id in pairwise((None, *ids)):
+        if id is not None and behind.setdefault(id, before) != before:
+            _refuse(f"block {id} stands behind two others; an id tells all tokens up to its end")
 
 
 def _request(data: bytes) -> TracedRequest:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from typing import Any
 
@@ -52,6 +53,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ValueError as error:  # all errors that a user can act on are some
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read has left; click knows what to do
+                raise
             raise click.ClickException(str(error)) from error
 
 

@@ -41,11 +41,8 @@ def add(
     converted at once.
     """
     reference, given = _reference(model, adapter)
-    made = RegisteredModel(
-        name=composed(given if name is None else name),
-        reference=reference,
-        aliases=tuple(map(composed, aliases)),
-    )
+    called, *others = map(_checked_name, (given if name is None else name, *aliases))
+    made = RegisteredModel(name=called, reference=reference, aliases=tuple(others))
     _check_names(load_settings(), made)
     told = _checked(reference)
 
@@ -94,16 +91,21 @@ def _last_part(reference: str) -> str:
     return "embedded" if base == DEFAULT_MODEL else Path(base).name
 
 
+def _checked_name(name: str) -> str:
+    """The name in composed letters; ValueError where it can't be one."""
+    name = composed(name)
+    if not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"{name!r} is no name; give one without spaces around it")
+    if name == DEFAULT_MODEL:
+        raise ValueError(f"{name!r} is the embedded model; give another name")
+    return name
+
+
 def _check_names(settings: Settings, made: RegisteredModel) -> None:
-    """ValueError where a name can't be one, or llm, or a model of ours, has it already."""
+    """ValueError where llm, or a model of ours, has a name already."""
     taken = {f"{MODEL_ID}/{model.name}" for model in settings.models}
     for known in llm.get_models_with_aliases():
         taken.update((known.model.model_id, *known.aliases))
-    for name in (made.name, *made.aliases):
-        if not name or name != name.strip() or not name.isprintable():
-            raise ValueError(f"{name!r} is no name; give one without spaces around it")
-        if name == DEFAULT_MODEL:
-            raise ValueError(f"{name!r} is the embedded model; give another name")
     _check_free((f"{MODEL_ID}/{made.name}", *made.aliases), taken)
 
 

@@ -8,7 +8,9 @@ All that touches llm's logs is here.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,11 +105,18 @@ def _path() -> Path:
     return path
 
 
-def _logs() -> sqlite_utils.Database:
-    """The log of llm; ValueError where there is none."""
+@contextmanager
+def _logs() -> Iterator[sqlite_utils.Database]:
+    """The log of llm; ValueError where there is none, or none that can be read."""
     if not _path().exists():
         raise ValueError("llm has logged nothing yet; ask something first (llm logs on)")
-    return sqlite_utils.Database(_path())
+    try:
+        with sqlite_utils.Database(_path()) as database:
+            yield database
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"llm's log {_path()} can't be read ({error}); move it away, or mend it"
+        ) from error
 
 
 def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedAnswer:

@@ -94,6 +94,8 @@ def test_public_traces_with_less_in_them_are_read():
         ({"hash_ids": [1], "tiers": "su"}, "tiers is no text"),
         ({"hash_ids": [1], "tiers": "x"}, "tiers is no text"),
         ({"hash_ids": [1], "tiers": ["s"]}, "tiers is no text"),
+        ({"hash_ids": [1, 1]}, "block 1 stands behind two others"),
+        ({"hash_ids": [2, 1]}, "block 1 stands behind two others"),
         ('{"hash_ids": [1], "timestamp": Infinity}', "timestamp is no whole number"),
     ],
 )

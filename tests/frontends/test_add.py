@@ -71,6 +71,8 @@ def test_c7_what_can_not_work_is_not_added(bare_home, tiny_llama, tmp_path):
         (f"{folder}x", f"; did you mean '{folder}'"),
     ):
         assert words in one_line(bare_home.ours("add", str(given), status=1)[1])
+    for arguments in (("/",), ("owner/x", "--name", ""), ("owner/x", "-a", " x")):
+        assert " is no name" in one_line(bare_home.ours("add", *arguments, status=1)[1])
     assert bare_home.told("models") == before
     assert folder.is_dir()
 

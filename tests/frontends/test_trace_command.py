@@ -2,8 +2,11 @@
 
 import io
 import json
+import subprocess
 from contextlib import closing
+from pathlib import Path
 
+import forks
 import pytest
 import sqlite_utils
 from click.testing import CliRunner
@@ -128,6 +131,33 @@ def test_a_model_that_is_gone_leaves_nothing_to_tell(asked, tmp_path, monkeypatc
 def test_who_never_asked_is_told(bare_home):
     (line,) = bare_home.ours("trace", status=1)[1].splitlines()
     assert line.startswith("Error: llm has logged nothing yet")
+
+
+def test_a_log_that_is_damaged_is_one_line(bare_home):
+    bare_home.ours("models")  # the folders are there
+    log = Path(bare_home.environment()["LLM_USER_PATH"]) / "logs.db"
+    log.parent.mkdir(exist_ok=True)
+    log.write_bytes(b"no log" * 100)
+    for command in ("trace", "explain"):
+        (line,) = bare_home.ours(command, status=1)[1].splitlines()
+        assert line.startswith("Error: llm's log ")
+        assert "file is not a database" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_where_nothing_can_be_written_is_one_line(bare_home):
+    environment = bare_home.environment()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [forks.llm(), "mlx-cached", "path"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_a_trace_is_replayed_at_this_machines_limits(asked, tmp_path):
