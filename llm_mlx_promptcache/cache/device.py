@@ -45,18 +45,18 @@ def work() -> Iterator[None]:
         raise
 
 
-def note(error: BaseException) -> None:
-    """Something went wrong that may be the device's: RuntimeError is what MLX raises then."""
-    if isinstance(error, RuntimeError | MemoryError):
-        _failures.add()
+def note(error: BaseException) -> bool:
+    """Whether what went wrong may be the device's, which counts as a failure then.
+
+    RuntimeError is what MLX raises; shapes and types, which are a model's own, raise others.
+    """
+    if not isinstance(error, RuntimeError | MemoryError):
+        return False
+    _failures.add()
+    return True
 
 
 def settle() -> None:
     """Wait for all that this thread gave the device; RuntimeError where some of it failed."""
     with work():
         mx.synchronize()
-
-
-def give_back() -> None:
-    """Let the system have what MLX keeps of freed memory: somebody asked for it to be gone."""
-    mx.clear_cache()

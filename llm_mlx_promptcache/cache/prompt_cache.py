@@ -404,7 +404,7 @@ class PromptCache:
         on it; what is under way is in use. Memory of MLX goes back to the system.
         """
         gone = self._forgetter.forget(model, days)
-        device.give_back()
+        device_memory.trim_pool()
         return gone
 
 

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from ..cache import device
 from ..cache.forgetting import Moment
+from ..cache.layers.device_memory import trim_pool
 from ..cache.trie import common_prefix
 from ..chat.transcript import Transcript
 from .chunks import Beside
@@ -104,7 +105,7 @@ class WorkAhead:
     def _done(self) -> None:
         self._under_way = None
         self._answered.pop()
-        device.give_back()
+        trim_pool()
 
     def _stop(self) -> None:
         self.begun = False

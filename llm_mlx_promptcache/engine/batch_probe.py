@@ -195,11 +195,9 @@ def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
                 passed[row] += 1
             steps += 1
     except Exception as error:
-        # Other answers are under way, and what failed may have been their work.
-        device.note(error)
         why = f"its steps in a batch fail ({one_line(error, 120)})"
-        # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
-        lasting = not isinstance(error, RuntimeError | MemoryError)
+        # Other answers are under way, and what failed may have been their work.
+        lasting = not device.note(error)
         return Verdict(BatchForm.ALONE, why, lasting=lasting), steps
     return Verdict(form), steps
 

@@ -99,9 +99,7 @@ def prove(model: nn.Module) -> DraftVerdict:
         return _compared(singly, _drafted(model, layers, tokens))
     except Exception as error:
         # The answer that asks is under way, and what failed may have been its own work.
-        device.note(error)
-        # Shapes and types are the model's; memory and the GPU tell by RuntimeError.
-        lasting = not isinstance(error, RuntimeError | MemoryError)
+        lasting = not device.note(error)
         return DraftVerdict(
             f"its passes over several tokens fail ({one_line(error, 120)})", lasting
         )

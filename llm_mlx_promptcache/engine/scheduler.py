@@ -175,7 +175,8 @@ class Scheduler:
         finally:
             if last:
                 self.rest()
-            trim_pool()
+            else:
+                trim_pool()
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""

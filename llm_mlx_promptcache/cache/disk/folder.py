@@ -53,10 +53,6 @@ class StoreFolder:
         """The names of what lies among the spans."""
         return self.files.names(self.spans)
 
-    def tier_of(self, rank: int) -> str:
-        """The tier that a row names by its rank; one beyond ours is the least persistent."""
-        return self.tiers[rank] if rank < len(self.tiers) else self.tiers[0]
-
     def rank_of(self, tier: str) -> int:
         """A tier's rank; one that is not ours is taken for the least persistent."""
         return self.tiers.index(tier) if tier in self.tiers else 0

@@ -14,7 +14,6 @@ from .file_ids import TEMPORARY, new_file_id
 from .span_bytes import MOST_A_CALL
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from .files import Files
@@ -54,12 +53,7 @@ class UnpublishedFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def put(self, block: bytes | memoryview) -> None:
