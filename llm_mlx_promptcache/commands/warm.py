@@ -95,7 +95,7 @@ def _run(events: Iterator[Event]) -> Finished:
 
 def _check_kept(request: GenerationRequest) -> None:
     """ValueError where nothing would be left of it once this command has ended."""
-    from ..engine.pool import DISK_SWITCH, uses_disk
+    from ..engine.pool import DISK_SWITCH, disk_store, uses_disk
 
     if not request.use_cache:
         raise ValueError(
@@ -105,6 +105,10 @@ def _check_kept(request: GenerationRequest) -> None:
         raise ValueError("nothing would be kept on the disk: llm's logs are off; llm logs on")
     if not uses_disk():
         raise ValueError(f"nothing would be kept on the disk: {DISK_SWITCH} is 0; unset it")
+    if not disk_store().budget:
+        raise ValueError(
+            "nothing would be kept on the disk: its limit is 0; llm mlx-cached settings --disk auto"
+        )
 
 
 def _request(named: NamedModel, system: str, tools: Sequence[str]) -> GenerationRequest:
