@@ -1,10 +1,10 @@
-"""The fast BLAS that MLX's CPU wheel for Linux is to compute with, since it links a slow one.
+"""The fast BLAS for MLX's CPU wheel on Linux, which links a slow one.
 
-An OpenBLAS of the system comes first, then the wheel of the extra `blas`. Nothing is looked for
-but there: no current folder, no variable of the environment. This file imports no MLX.
+An OpenBLAS of the system comes first, then the wheel of the extra `blas`. No other place is
+searched: no current folder, no environment variable. This file imports no MLX.
 
-`python -m llm_mlx_promptcache.models.blas FOLDER` prints what any other program over MLX is to be
-started with (`env $(...) program`); FOLDER gets links to libraries where they are needed.
+`python -m llm_mlx_promptcache.models.blas FOLDER` prints the variables to start any other program
+over MLX with (`env $(...) program`); FOLDER gets links to libraries where they are needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 SWITCH = "LLM_MLX_CACHED_BLAS"
 
-# With threads before those without, where a system has both.
+# Threaded builds first, where a system has both.
 _SYSTEM = (
     "usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",  # Debian, Ubuntu
     "usr/lib/*-linux-gnu/libopenblas.so.0",
@@ -31,11 +31,11 @@ _SYSTEM = (
 )
 _LOADER_CACHE = "etc/ld.so.cache"
 _LOADER_PATH = re.compile(rb"(/[!-9;-~]{1,512}/libopenblasp?\.so\.0)\0")
-_MOST_BYTES = 8 << 20  # of the loader's cache; a full desktop's is 200 KB
+_MOST_BYTES = 8 << 20  # of the loader's cache, which has 200 KB on a full desktop
 
 _WHEEL = "ngsolve-openblas"
 _FORTRAN = re.compile(r"libgfortran-[0-9a-f]+\.so\.(\d+)\b.*", re.ASCII)
-# Where a user said how many threads OpenBLAS may have.
+# Variables by which a user limits OpenBLAS's threads.
 _THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 _NAMES = re.compile(r"openblas|mkl_rt|blis|libblas")
 
@@ -44,7 +44,7 @@ _NAMES = re.compile(r"openblas|mkl_rt|blis|libblas")
 class Blas:
     """A BLAS, and the libraries that its folder must have beside it, by the names it asks for.
 
-    `threads` is how many it is to have where the user says nothing; None leaves that to it.
+    `threads` is the number of threads it gets unless the user chose one; None leaves that to it.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Blas:
         return folder / self.path.name
 
     def threads_in(self, base: Mapping[str, str]) -> int | None:
-        """How many threads a process with these variables must be told to have."""
+        """The number of threads to give a process with these variables; None leaves it alone."""
         return None if any(name in base for name in _THREADS) else self.threads
 
 
@@ -83,9 +83,9 @@ def find(root: Path = Path("/"), packages: Sequence[str] | None = None) -> Blas 
 
 
 def environment(blas: Blas | None, folder: Path, base: Mapping[str, str]) -> dict[str, str]:
-    """What a child process needs beside `base` to compute with this BLAS from its start.
+    """The variables that make a child process with `base` compute with this BLAS from its start.
 
-    Empty where `base` has another one already, or says no; links that are needed go to `folder`.
+    Empty if `base` already has another one, or says no; links that are needed go to `folder`.
     ValueError for a path that LD_PRELOAD can't hold.
     """
     theirs = base.get("LD_PRELOAD", "")
@@ -113,7 +113,7 @@ def _of_the_system(root: Path) -> Iterator[Path]:
 
 
 def _is_for_this_processor(path: Path) -> bool:
-    """Whether a library is made for what this Python runs on: 64 bits, byte order, processor."""
+    """True if a library is made for this Python's processor: 64 bits, byte order, machine."""
     try:
         ours, its = (_elf_kind(file) for file in (Path("/proc/self/exe"), path))
     except OSError:
@@ -145,7 +145,7 @@ def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | N
 
 
 def _files_of(package: str, folders: Sequence[str]) -> list[Path]:
-    """The shared libraries of an installed package, which is not imported."""
+    """The shared libraries of an installed package; the package is not imported."""
     from importlib.metadata import Distribution
 
     for found in Distribution.discover(name=package, path=list(folders)):

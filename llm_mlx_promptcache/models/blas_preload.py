@@ -1,7 +1,7 @@
-"""The fast BLAS loaded right before MLX is, whoever imports it; imports no MLX itself.
+"""The fast BLAS loaded right before MLX, whoever imports it; imports no MLX itself.
 
-What MLX calls by name (`cblas_sgemm` and others) is bound once, when its library is loaded: to
-what the process has loaded for all by then, else to the slow BLAS in its own wheel.
+MLX's calls by name (`cblas_sgemm` and others) are bound once, when its library is loaded: to a
+library that the process has loaded globally by then, else to the slow BLAS in its own wheel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 def preload() -> None:
     """Load the fast BLAS for all libraries that this process loads from now on.
 
-    Nothing where MLX is loaded already, where the process has a BLAS for all (LD_PRELOAD), where
-    LLM_MLX_CACHED_BLAS is 0, or where there is none to be found.
+    Does nothing if MLX is loaded already, if the process has a global BLAS (LD_PRELOAD), if
+    LLM_MLX_CACHED_BLAS is 0, or if no BLAS is found.
     """
     from .blas import SWITCH, find
 
@@ -47,9 +47,9 @@ def preload() -> None:
 
 
 def blas_in_use() -> str | None:
-    """The BLAS that this process has for all libraries, MLX's among them, by its own words.
+    """The global BLAS of this process, MLX's too, as it describes itself.
 
-    None where it has none, so that MLX uses the one that it links.
+    None if there is none, so that MLX uses the one that it links.
     """
     import ctypes
 
@@ -65,7 +65,7 @@ def blas_in_use() -> str | None:
 
 
 def _for_all() -> ctypes.CDLL:
-    """What every library of this process is given the symbols of."""
+    """The symbols that every library of this process sees."""
     import ctypes
 
     return ctypes.CDLL(None)

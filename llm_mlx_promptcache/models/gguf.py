@@ -36,11 +36,11 @@ _IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ROPE = "rope_freqs"  # what Llama 3.1 divides the frequencies of its positions by
+_ROPE = "rope_freqs"  # Llama 3.1's divisors for the frequencies of its positions
 
 
 class Architecture(NamedTuple):
-    """What GGUF calls a kind of model, as mlx-lm has it; `permuted`: GGUF keeps rows otherwise."""
+    """mlx-lm's terms for one of GGUF's architectures; `permuted`: GGUF orders rows differently."""
 
     class_name: str
     permuted: bool
@@ -58,10 +58,10 @@ ARCHITECTURES = {
 
 
 def convert(source: Path, folder: Path, *, quantized: bool) -> None:
-    """Write a model folder from a GGUF file: packed as it is and float16, or all float32.
+    """Write a model folder from a GGUF file: packed as it is with float16, or all float32.
 
-    ValueError, one line, where the file holds what can't be converted. `folder` is made, its files
-    are 0600.
+    ValueError, one line, if the file holds anything that can't be converted. `folder` is made, its
+    files are 0600.
     """
     check_convertible(source)
     try:
@@ -69,7 +69,7 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
     except ValueError as error:
         raise ValueError(f"{source.name} can't be converted: {one_line(error)}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        # What MLX and the tokenizer raise where metadata or tensors are missing, or of other kinds.
+        # Raised by MLX and the tokenizer if metadata or tensors are missing or of other kinds.
         reason = f"{type(error).__name__} {one_line(error)}"
         raise ValueError(f"{source.name} can't be converted: {reason}") from error
     folder.mkdir(mode=0o700)
@@ -82,7 +82,7 @@ def convert(source: Path, folder: Path, *, quantized: bool) -> None:
 def check_convertible(source: Path) -> GGUFHeader:
     """The header of a GGUF file that can be converted, by all that it says; ValueError, one line.
 
-    MLX is given no file before: its reader ends the process where some things are wrong.
+    MLX is not given the file before this check: its reader ends the process on some errors.
     """
     try:
         header = read_header(source)
@@ -168,7 +168,7 @@ def _config(metadata: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def _llama3_scaling(factors: mx.array, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling whose factors these are, as Llama 3.1 and later have it; ValueError for others.
+    """The scaling that has these factors, as in Llama 3.1 and later; ValueError for others.
 
     https://arxiv.org/abs/2407.21783, and `rope_scaling` in the configs of these models.
     """
@@ -199,7 +199,7 @@ def _weights(
             kind = mx.float16 if quantized else mx.float32
             weights[f"{_renamed(base)}.bias"] = tensors[name].astype(kind)
         if part != "weight":
-            continue  # scales and biases come along with their weight
+            continue  # handled together with their weight
         for kept, array in _parts(tensors, base, quantized=quantized).items():
             heads = _heads(base, config)
             weights[f"{_renamed(base)}.{kept}"] = _unpermuted(array, heads) if heads else array
@@ -221,13 +221,13 @@ def _parts(tensors: Mapping[str, mx.array], base: str, *, quantized: bool) -> di
 
 
 def _bits(tensors: Mapping[str, mx.array], base: str) -> int:
-    """Bits of one packed weight: the embedding of a Q4_1 file has 8 of them."""
+    """Bits of one packed weight; in a Q4_1 file the embedding has 8."""
     packed, groups = tensors[f"{base}.weight"].shape[-1], tensors[f"{base}.scales"].shape[-1]
     return int(packed * 32 // (groups * GROUP_SIZE))
 
 
 def _quantization(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
-    """The config's entry, with the weights named that have other bits than most."""
+    """The config's entry, naming the weights whose bits differ from most."""
     quantisation: dict[str, Any] = {"group_size": GROUP_SIZE, "bits": BITS}
     for name in tensors:
         base = name.removesuffix(".scales")
@@ -237,7 +237,7 @@ def _quantization(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
 
 
 def _renamed(base: str) -> str:
-    """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`; ValueError where it is unknown."""
+    """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`; ValueError if it is unknown."""
     match base.split("."):
         case [top] if top in _TOP:
             return _TOP[top]
@@ -247,7 +247,7 @@ def _renamed(base: str) -> str:
 
 
 def _heads(base: str, config: Mapping[str, Any]) -> int:
-    """How many heads the rows of this tensor are permuted by; 0 where they are not."""
+    """The number of heads that permute the rows of this tensor; 0 if they are in order."""
     if not ARCHITECTURES[config["model_type"]].permuted:
         return 0
     if base.endswith(".attn_q"):
@@ -256,7 +256,7 @@ def _heads(base: str, config: Mapping[str, Any]) -> int:
 
 
 def _unpermuted(array: mx.array, heads: int) -> mx.array:
-    """GGUF interleaves the two halves of each head's rows for its RoPE; mlx-lm doesn't."""
+    """Undo GGUF's interleaving of the two halves of each head's rows, made for its RoPE."""
     rows, *rest = array.shape
     halves = array.reshape(heads, rows // heads // 2, 2, *rest)
     return mx.contiguous(halves.swapaxes(1, 2)).reshape(rows, *rest)
@@ -281,7 +281,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """To the disk itself, so that a power cut can't leave a renamed folder with empty files."""
+    """Flush a file to the disk: a power cut must not leave a renamed folder with empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

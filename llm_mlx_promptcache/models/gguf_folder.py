@@ -1,4 +1,4 @@
-"""A GGUF file of the user's, converted once to a folder of our own."""
+"""A user's GGUF file, converted once to a folder of our own."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 
 
 def converted_folder(file: Path, report: Report = unreported) -> Path:
-    """The folder with what a GGUF file holds as mlx-lm loads it, made where it is not there.
+    """The folder of a GGUF file converted for mlx-lm, made if it is not there.
 
-    ModelLoadError, one line, where it can't be converted or kept, or is more than fits in memory.
-    One file, whatever it is called, is converted once.
+    ModelLoadError, one line, if it can't be converted or stored, or is more than fits in memory.
+    One file, whatever its name, is converted once.
     """
     variant = native_variant()
     try:
@@ -58,7 +58,7 @@ def _advised(reason: str) -> str:
 
 
 def _place(file: Path, variant: str, report: Report) -> Path:
-    """Where a file's conversion is kept: named after what the file holds."""
+    """The folder of a file's conversion, named after the file's content."""
     digest, done, total = hashlib.blake2b(digest_size=8), 0, file.stat().st_size
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):
@@ -67,7 +67,7 @@ def _place(file: Path, variant: str, report: Report) -> Path:
             report(f"Reading {file.name}", done, total)
     folder, end = data_folder() / "models", f"{digest.hexdigest()}-{variant}"
     if known := sorted(folder.glob(f"*-{end}")):
-        return known[0]  # whatever the file was called then
+        return known[0]  # whatever the file's name was then
     name = _UNSAFE.sub("-", file.stem)[:80].strip(".-") or "model"
     return folder / f"{name}-{end}"
 

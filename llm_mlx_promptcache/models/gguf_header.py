@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself, read before MLX is given the file; imports no MLX.
+"""The header of a GGUF file, read before MLX is given the file; imports no MLX.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: what
-it says of lengths is held against its size, and no more than a model's header has is read.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is untrusted: the
+lengths it states are checked against its size, and no more than a model's header has is read.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _TEXT, _ARRAY = 8, 9
 
 
 class Packing(NamedTuple):
-    """How a kind of tensor is stored: so many values in so many bytes."""
+    """The packing of a kind of tensor: the values of a block, and the bits they take."""
 
     name: str
     values: int
     bytes: int
 
 
-# Those that MLX reads; https://github.com/antirez/gguf-tools has what it takes for that.
+# Those that MLX reads, through https://github.com/antirez/gguf-tools.
 PACKINGS = {
     0: Packing("F32", 1, 4),
     1: Packing("F16", 1, 2),
@@ -61,7 +61,7 @@ class GGUFTensor(NamedTuple):
 
     @property
     def values(self) -> int:
-        """How many numbers it holds."""
+        """The number of values in it."""
         count = 1
         for size in self.dimensions:
             count *= size
@@ -76,7 +76,7 @@ class GGUFHeader(NamedTuple):
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """What a GGUF file says of itself; ValueError where it is none, or is cut, or can't be read.
+    """Read the header of a GGUF file; ValueError if it is none, is cut, or can't be read.
 
     Each tensor is of a kind that MLX reads, and lies inside the file.
     """
@@ -88,14 +88,14 @@ def read_header(path: Path) -> GGUFHeader:
 
 
 class _HeaderReader:
-    """A file read from its start, with the count of what was read of it."""
+    """A file read from its start, counting the bytes that were read."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size = file, size
         self._items = 0
 
     def header(self) -> GGUFHeader:
-        """All of the header; ValueError."""
+        """The whole header; ValueError."""
         if self._bytes(4) != _MAGIC:
             raise ValueError("it is no GGUF file")
         version = self._number("<I")
@@ -111,7 +111,7 @@ class _HeaderReader:
         return GGUFHeader(found, self._tensors(tensors, alignment))
 
     def _tensors(self, count: int, alignment: int) -> tuple[GGUFTensor, ...]:
-        """The tensors, each of which lies whole in the file behind the header."""
+        """The tensors, each of which lies wholly in the file behind the header."""
         told = [self._tensor() for _ in range(count)]
         start = -(-self._file.tell() // alignment) * alignment
         for tensor, offset in told:
@@ -139,7 +139,7 @@ class _HeaderReader:
         return self._number(_SCALARS[kind])
 
     def _array(self) -> int:
-        """The length of an array, which is passed over."""
+        """The length of an array; its values are skipped."""
         kind, length = self._number("<I"), self._number("<Q")
         if kind in _SCALARS:
             self._skip(length * struct.calcsize(_SCALARS[kind]))

@@ -24,7 +24,7 @@ _WORDS = (
 
 
 class _Splitting(NamedTuple):
-    """How a kind of tokenizer cuts text: by its regex, or by GPT-2's with digits one by one."""
+    """A kind of tokenizer's way to cut text: by its regex, or GPT-2's with digits one by one."""
 
     regex: str = ""
     composed: bool = False  # Unicode's NFC first
@@ -40,7 +40,7 @@ _UNNAMED = "smollm"  # of files from before they had names
 
 
 def check_tokenizer(values: Mapping[str, Any]) -> None:
-    """ValueError where a header's tokenizer is none of those that are known."""
+    """ValueError if a header's tokenizer is not among the known ones."""
     kind, words = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
     if kind not in (None, "gpt2"):
         raise ValueError(f"its tokenizer is of the kind {kind!r}, and only 'gpt2' is converted")
@@ -71,7 +71,7 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's ids of special tokens: what an answer begins and ends with, and padding."""
+    """The config's ids of special tokens: the start and ends of an answer, and padding."""
     found = {name: _id(metadata, name) for name in ("bos", "eos", "eot", "padding")}
     if found["eos"] is None:
         raise KeyError("tokenizer.ggml.eos_token_id")
@@ -85,7 +85,7 @@ def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_config(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers is told of the tokenizer."""
+    """The tokenizer's settings for transformers (tokenizer_config.json)."""
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     names = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
     ids = {short: _id(metadata, name) for name, short in names.items()}
@@ -112,7 +112,7 @@ def _cutters(words: _Splitting) -> list[Any]:
 
 
 def _id(metadata: Mapping[str, Any], name: str) -> int | None:
-    """The id of a special token; None where the file names none. IndexError for no token's."""
+    """The id of a special token; None if the file names none. IndexError if no token has it."""
     found = metadata.get(f"tokenizer.ggml.{name}_token_id")
     if found is None:
         return None

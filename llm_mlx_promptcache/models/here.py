@@ -1,7 +1,7 @@
-"""Models on this machine, told from folders alone: for who only looks, and loads none.
+"""Models on this machine, found from folders alone, for callers that load none.
 
-Importing this file imports no MLX, no transformers and no client of the hub; only the folder of
-the embedded model depends on the device. How the hub's cache lies in its folder:
+Importing this file imports no MLX, no transformers and no client of the hub; only the folder of the
+embedded model depends on the device. The layout of the hub's cache:
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
@@ -33,7 +33,7 @@ class HubModel(NamedTuple):
 
 
 def folder_here(reference: str) -> Path | None:
-    """The folder of a model that need not be fetched, as far as its folder tells; else None."""
+    """The folder of a model that need not be fetched, as far as its files tell; else None."""
     reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
         from .default_model import default_folder
@@ -46,13 +46,13 @@ def folder_here(reference: str) -> Path | None:
 
 
 def models_in_cache() -> list[HubModel]:
-    """The language models that lie in the hub's cache, if there is one."""
+    """The language models in the hub's cache, if there is one."""
     found = ((name, hub_folder(name)) for name in names_in_cache())
     return sorted(HubModel(name, folder) for name, folder in found if folder is not None)
 
 
 def names_in_cache() -> Iterator[str]:
-    """The ids of whatever lies in the hub's cache as a model; of its folders' names alone."""
+    """The ids of everything in the hub's cache that is named as a model; no file is opened."""
     with suppress(OSError):
         for folder in islice(_hub_cache().iterdir(), _MOST_NAMES):
             kind, *parts = folder.name.split("--")
@@ -61,7 +61,7 @@ def names_in_cache() -> Iterator[str]:
 
 
 def hub_folder(reference: str) -> Path | None:
-    """The folder of a hub model as it was fetched; None where it is not here, or not whole."""
+    """The folder of a fetched hub model; None if it is not here, or incomplete."""
     held = _hub_cache() / f"models--{reference.replace('/', '--')}"
     try:
         commit = read_plain(held / "refs" / "main", 41).decode("ascii").strip()
@@ -73,7 +73,7 @@ def hub_folder(reference: str) -> Path | None:
 
 
 def _hub_cache() -> Path:
-    """Where the hub's client keeps what it fetches: as it reads the environment."""
+    """The folder in which the hub's client stores what it fetches, by the same variables."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = _expanded(os.environ.get("HF_HOME", str(Path(caches) / "huggingface")))
     older = os.environ.get("HUGGINGFACE_HUB_CACHE", str(Path(home) / "hub"))

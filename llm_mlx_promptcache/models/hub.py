@@ -1,4 +1,4 @@
-"""The hub's client: a model fetched, with progress of ours."""
+"""The hub's client: fetches a model, with progress of ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE = 10.0  # seconds for what a hub says of a model
 
 
 def fetch(reference: str, patterns: Sequence[str], report: Report) -> Path:
-    """Fetch a hub model's files; raises whatever the hub's client does."""
+    """Fetch a hub model's files; raises whatever the hub's client raises."""
     stage = _STAGE.format(reference.rpartition("/")[2])
     report(stage, 0, 0)
     bar = _bar_class(stage, report)
@@ -27,7 +27,7 @@ def fetch(reference: str, patterns: Sequence[str], report: Report) -> Path:
 
 
 class HubListing(NamedTuple):
-    """What a hub says of a model: its files with their sizes in bytes, and its config."""
+    """The hub's description of a model: its files with their sizes in bytes, and its config."""
 
     files: dict[str, int]
     config: dict[str, Any]
@@ -39,12 +39,12 @@ class HubListing(NamedTuple):
 
     @property
     def packed(self) -> bool:
-        """Whether its weights are quantised."""
+        """True if its weights are quantised."""
         return bool(self.config.get("quantization_config") or self.config.get("quantization"))
 
     @property
     def has_template(self) -> bool:
-        """Whether it has a chat template; True too where a hub does not tell."""
+        """True if it has a chat template, or if the hub does not tell."""
         told = self.config.get("tokenizer_config")
         if any(name.startswith("chat_template.") for name in self.files) or told is None:
             return True
@@ -56,7 +56,7 @@ class NotOnHub(ValueError):
 
 
 def listing(reference: str) -> HubListing:
-    """What the hub says of a model; NotOnHub, and OSError where it can't be asked."""
+    """Ask the hub for a model's files and config; NotOnHub, and OSError if it can't be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -74,17 +74,17 @@ def listing(reference: str) -> HubListing:
 
 
 def first_line(error: Exception) -> str:
-    """The first sentence of what the hub's client says, which can be a page long."""
+    """The first sentence of the hub client's error, which can be a page long."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return one_line(lines[0] if lines else type(error).__name__, limit=120)
 
 
 def _bar_class(stage: str, report: Report) -> Any:
-    """A class of bars that report what the client would draw itself."""
+    """A class of progress bars that report to us instead of drawing."""
     furthest = (0, 0)
 
     class Bar(tqdm):  # type: ignore[misc]
-        """Draws nothing; bytes are told, and files are not."""
+        """Draws nothing; reports bytes, and no files."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options | {"file": io.StringIO(), "disable": False})

@@ -1,4 +1,4 @@
-"""A loaded model's identities, told once its files are known to be those that were loaded."""
+"""A loaded model's identities, given once its files are known to be those that were loaded."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Identified(NamedTuple):
 
 
 def identify(loaded: LoadedModel, folder: Path, step: Step = unasked) -> Identified:
-    """What a model is; digests of its large files are remembered in `folder`.
+    """Identify a model; digests of its large files are kept in `folder`.
 
-    Called once all of it is read. Where its files are not those of the list that was made before,
-    nobody can say what was loaded: it answers, and nothing of it is kept. `step` is called before
-    each piece of a file that is read for it.
+    Called once all of it is read. If its files differ from those listed before, nobody can say what
+    was loaded: it answers, and nothing of it is cached. `step` is called before each piece of a
+    file that is read for it.
     """
     known = _known(folder / _DIGESTS)
     before = dict(known)
@@ -51,13 +51,13 @@ def identify(loaded: LoadedModel, folder: Path, step: Step = unasked) -> Identif
     except OSError as error:
         return _unknown(loaded, f"a model's files can't all be read ({one_line(error)})")
     if known != before:
-        with suppress(OSError):  # the next process reads the files again, and that is all
+        with suppress(OSError):  # the next process reads the files again
             write_private_file(folder / _DIGESTS, _written(known))
     return Identified(model, rows_identity(model, describe(loaded)))
 
 
 def _unknown(loaded: LoadedModel, why: str) -> Identified:
-    """A model that shares nothing with any other, itself as it is loaded next included."""
+    """An identity that shares nothing with any other, not even with the same model loaded again."""
     why = f"{why}, so nothing of it is cached; load it again"
     here = weakref.ref(loaded)
     _log.warning("%s: %s", loaded.folder, why, extra={"holds": lambda: here() is not None})
@@ -66,7 +66,7 @@ def _unknown(loaded: LoadedModel, why: str) -> Identified:
 
 
 def _known(path: Path) -> dict[str, str]:
-    """The digests that were remembered, the newest last; none where the file is damaged."""
+    """The stored digests, the newest last; none if the file is damaged."""
     with suppress(OSError, ValueError, RecursionError):
         digests = json.loads(read_plain(path, _MOST_BYTES))
         if isinstance(digests, dict):

@@ -18,7 +18,7 @@ class KVSettings(NamedTuple):
 
 
 def check_kv(kv: KVSettings) -> None:
-    """ValueError where a value is none that MLX knows."""
+    """Check the settings; ValueError if MLX does not know a value."""
     for name, value, allowed in (
         ("bits", kv.bits, (2, 3, 4, 6, 8)),
         ("group_size", kv.group_size, (None, 32, 64, 128)),

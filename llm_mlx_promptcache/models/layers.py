@@ -1,4 +1,4 @@
-"""The layers in which a model keeps what it has read."""
+"""The layers in which a model keeps the tokens it has read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_layers(model: nn.Module) -> list[Any]:
 
 
 def vocab_size_of(model: nn.Module) -> int:
-    """How many columns the model's logits have; asked of its shapes, nothing is computed."""
+    """The number of columns of the model's logits, from shapes alone: nothing is computed."""
     logits: mx.array = model(mx.array([[0]]))
     return int(logits.shape[-1])
 

@@ -1,7 +1,7 @@
 """A model from the hub, a folder, or the embedded default.
 
-All that touches the moving parts of mlx-lm, transformers and huggingface_hub for loading is here.
-Code that comes with a model is never run.
+All use of the moving parts of mlx-lm, transformers and huggingface_hub for loading is here. Code
+that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .references import adapter_of, divided, folder_of, is_hub_id
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
-# Of what transformers and mlx-lm read whole; the largest known tokenizer has 35 MB.
+# Of files that transformers and mlx-lm read whole; the largest known tokenizer has 35 MB.
 _LARGEST_TEXT = 512 << 20
-# Bytes of weights that are read in one go.
+# Bytes of weights that are read at once.
 PART = 64 << 20
 # Layers are built one by one before their weights are looked at; the deepest known have 126.
 _MOST_LAYERS = 4096
@@ -45,10 +45,10 @@ _LONGEST_CONTEXT = 1 << 30
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run; `context_length` in tokens, None where the model doesn't say.
+    """A model ready to run; `context_length` in tokens, None if the model doesn't say.
 
-    `adapter` is the folder of what was trained on top of it, if anything. `files` is what all of
-    it was read from, listed before the first of them was opened.
+    `adapter` is the folder of the adapter trained on top of it, if any. `files` are those that all
+    of it was read from, listed before the first of them was opened.
     """
 
     model: Any
@@ -61,7 +61,7 @@ class LoadedModel:
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many columns the model's logits have; asked of it once."""
+        """The number of columns of the model's logits, asked of it once."""
         return vocab_size_of(self.model)
 
     def fitting(self, kv: KVSettings) -> KVSettings:
@@ -79,8 +79,8 @@ def load_model(reference: str, report: Report = unreported, step: Step = unasked
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
     With "@FOLDER" behind it, an adapter that mlx-lm trained (LoRA, DoRA) goes on top.
-    ModelLoadError, in one line, where there is no such model or it is damaged. `step` is called
-    before each part of the work: at most `PART` bytes of weights, or one array that has more.
+    ModelLoadError, in one line, if there is no such model or it is damaged. `step` is called before
+    each part of the work: at most `PART` bytes of weights, or one larger array.
     """
     _hush()
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
@@ -100,7 +100,7 @@ def load_model(reference: str, report: Report = unreported, step: Step = unasked
 
 
 def model_folder(reference: str, report: Report = unreported) -> Path:
-    """The folder of a model, fetched first where it is named but not here; ModelLoadError."""
+    """The folder of a model, fetched first if it is not here; ModelLoadError."""
     reference, _ = divided(reference)
     if reference == DEFAULT_MODEL:
         return ensure_default_model(data_folder(), report=report)
@@ -115,14 +115,14 @@ def model_folder(reference: str, report: Report = unreported) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder alone; ModelLoadError where it is damaged."""
+    """The tokenizer in a model's folder, without the model; ModelLoadError if it is damaged."""
     _hush()
     _listed(folder)
     return _load_tokenizer(folder)
 
 
 def no_template(folder: Path) -> ModelLoadError:
-    """That every prompt would be refused, and what to do about it."""
+    """The error for a base model, every prompt of which would be refused, with a remedy."""
     own = one_line(str(folder / "chat_template.jinja"))
     return ModelLoadError(
         f"the model in {folder} has no chat template: it is a base model, made to go on with text"
@@ -132,10 +132,10 @@ def no_template(folder: Path) -> ModelLoadError:
 
 
 def describe(loaded: LoadedModel) -> dict[str, Any]:
-    """What besides the folder's files decides the rows that a model computes, for their identity.
+    """Everything besides the folder's files that decides a model's rows, for their identity.
 
     A CPU's rows differ from a GPU's, another mlx may mend a kernel, and another mlx-lm may run the
-    same weights otherwise.
+    same weights differently.
     """
     try:
         layout: Any = layout_to_json(layout_of(make_layers(loaded.model)))
@@ -167,7 +167,7 @@ def _from_hub(reference: str, report: Report) -> Path:
 
 
 def _fetch_error(error: Exception) -> type[ModelLoadError]:
-    """Whether the hub has no such model for this user, or could not be asked now."""
+    """The error's class: the hub has no such model for this user, or can't be asked now."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     refused = (HFValidationError, RepositoryNotFoundError)
@@ -175,7 +175,7 @@ def _fetch_error(error: Exception) -> type[ModelLoadError]:
 
 
 def _listed(*folders: Path | None) -> Manifest:
-    """The files that a model will be read from; ModelLoadError where one must not be opened."""
+    """The files that a model will be read from; ModelLoadError if one must not be opened."""
     given = [folder for folder in folders if folder is not None]
     try:
         files = Manifest.of(given)
@@ -194,7 +194,7 @@ def _listed(*folders: Path | None) -> Manifest:
 
 
 def check_files(folder: Path) -> None:
-    """ModelLoadError where a file that every model needs is missing or can't be read."""
+    """Check that the files every model needs are there and can be read; ModelLoadError."""
     config = read_config(folder)
     if not isinstance(config.get("model_type"), str):
         raise damaged(folder, "config.json has no model_type")
@@ -207,12 +207,12 @@ def check_files(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json; ModelLoadError where it has none that can be read."""
+    """A model's config.json; ModelLoadError if it has none that can be read."""
     return read_json(folder, "config.json")
 
 
 def _too_deep(config: dict[str, Any]) -> str:
-    """The entry of a config, or of one inside it, by which a model would be built for ever."""
+    """The entry of a config, or of one inside it, that asks for endlessly many layers."""
     inner = [value for value in config.values() if isinstance(value, dict)]
     for part in (config, *inner):
         for key, value in part.items():
@@ -244,7 +244,7 @@ def _load_weights(folder: Path, step: Step) -> tuple[Any, dict[str, Any]]:
 
 
 def _parts(parameters: dict[str, Any]) -> Iterator[list[mx.array]]:
-    """The arrays of a model, so many at a time that nobody who wants to leave waits for long."""
+    """The arrays of a model in parts, so small that a caller who leaves does not wait long."""
     part: list[mx.array] = []
     for _, array in tree_flatten(parameters):
         if part and sum(one.nbytes for one in part) + array.nbytes > PART:
@@ -255,7 +255,7 @@ def _parts(parameters: dict[str, Any]) -> Iterator[list[mx.array]]:
 
 
 def _without_nulls(folder: Path) -> dict[str, Any]:
-    """What stands in for entries of the config that are null, where mlx-lm wants a table."""
+    """Empty tables for entries of the config that are null where mlx-lm wants a table."""
     given = read_json(folder, "config.json")
     return {key: {} for key in ("text_config",) if key in given and given[key] is None}
 
@@ -281,7 +281,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
         from .tokenizer import wrapped_tokenizer
 
-        # With what generation_config.json says of the ends of answers.
+        # Includes the ends of answers that generation_config.json names.
         return wrapped_tokenizer(folder, load_config(folder).get("eos_token_id"))
     except Exception as error:
         raise damaged(folder, f"its tokenizer can't be loaded: {_reason(error)}") from error
@@ -294,7 +294,7 @@ def _reason(error: Exception) -> str:
 
 
 def _context_length(config: dict[str, Any], tokenizer: Any) -> int | None:
-    """Tokens that the model's context holds: from its config, else from its tokenizer."""
+    """The tokens that the model's context holds: from its config, else from its tokenizer."""
     inner = config.get("text_config")
     configs = [config, inner if isinstance(inner, dict) else {}]
     lengths = [each.get(key) for each in configs for key in _CONTEXT_KEYS]

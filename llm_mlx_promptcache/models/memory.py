@@ -1,4 +1,4 @@
-"""How much memory models, the cache and requests may take on this machine."""
+"""The memory that models, the cache and requests may take on this machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from ..cache.layers.device_memory import DeviceMemory
 
 _GB: Final = 1_000_000_000
-# What the system, the cache and other programs need is left alone.
+# Left to the system, the cache and other programs.
 _WEIGHTS_SHARE: Final = 0.7
-# What the cache holds without a word of the user's, and its part of what models leave.
+# The cache's default limit, and its part of the memory that models leave.
 CACHE_MOST: Final = 4 * _GB
 _CACHE_PART: Final = 4
-# A GPU's working set is advice: so small a part of it is let in however little models leave.
+# A GPU's working set is advice: this small part of it is allowed however little models leave.
 _LEAST_PART: Final = 16
-# Beside weights, rows and what a pass needs are kept resident, no more: Macs that wired all that
+# Beside weights, rows and a pass's memory are kept resident, no more: Macs that wired all that
 # they could froze.
 _WIRED_BESIDE: Final = 4 * _GB
 _SYSTEM_SHARE: Final = 0.35
@@ -24,7 +24,7 @@ _SYSTEM_MOST: Final = 8 * _GB
 
 
 class Shares(NamedTuple):
-    """What models leave of this machine's memory, in bytes: of the cache, and of requests."""
+    """The memory that models leave on this machine, in bytes: for the cache, and for requests."""
 
     left: int
     cache: int
@@ -32,9 +32,9 @@ class Shares(NamedTuple):
 
 
 def shares(memory: DeviceMemory, beside: int, cache: int | None = None) -> Shares:
-    """What is left beside so many bytes, shared out; `cache` is what the user gives the cache.
+    """Divide the memory left beside so many bytes; `cache` is the user's limit for the cache.
 
-    A user's word counts for the cache. Requests have the rest, half of it at least.
+    The user's limit is kept. Requests get the rest, at least half of what is left.
     """
     usable = memory.working_set if memory.gpu else memory.machine - _system(memory)
     left = max(0, usable - beside)
@@ -51,13 +51,13 @@ def budget() -> int:
 
 
 def wired_limit(memory: DeviceMemory, weights: int) -> int:
-    """Bytes to keep resident for models of so many bytes, and what stays the system's own."""
+    """Bytes to keep resident for models of so many bytes, leaving the system its share."""
     most = min(memory.machine - _system(memory), memory.working_set)
     return max(0, min(weights + _WIRED_BESIDE, most))
 
 
 def weights_of(folder: Path) -> int:
-    """Bytes of the weights in a model's folder, which are about what it takes in memory."""
+    """Bytes of the weights in a model's folder, about as many as it takes in memory."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

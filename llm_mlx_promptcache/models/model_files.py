@@ -1,4 +1,4 @@
-"""The files of a model's folder: JSON, read with suspicion, and weights that are not there.
+"""The files of a model's folder: JSON, read with suspicion, and missing weights.
 
 Importing this file imports no MLX.
 """
@@ -13,7 +13,7 @@ from ..cache.manifest import read_plain
 from ..config import data_folder
 from .errors import ModelLoadError, one_line
 
-# Of a file that is read whole before anything else is known of it.
+# Of a file that is read whole before anything is known of its content.
 _LARGEST_JSON = 64 << 20
 
 
@@ -51,13 +51,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def damaged(folder: Path, why: str) -> ModelLoadError:
-    """That the model in a folder can't be used, and what to do."""
+    """The error for a model in a folder that can't be used, with a remedy."""
     return ModelLoadError(
         f"the model in {folder} can't be used: {why}; {_remedy(folder)}, or use another model"
     )
 
 
 def _remedy(folder: Path) -> str:
-    """What mends a folder: one of the hub's cache, or of ours, is made again once it is gone."""
+    """The remedy for a folder: in the hub's cache or ours, remove it and it is made again."""
     ours = folder.parent.name == "snapshots" or data_folder() in folder.parents
     return "remove that folder and fetch it again" if ours else "fetch or convert it again"

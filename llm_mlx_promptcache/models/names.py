@@ -1,4 +1,4 @@
-"""What a user calls a model -> which one it is: one function for all commands and front ends.
+"""Names that users give models -> models: one function for all commands and front ends.
 
 Importing this file imports no MLX, no huggingface_hub and no llm.
 """
@@ -31,8 +31,8 @@ _LARGEST_ALIASES = 1 << 20  # bytes of llm's file
 class NamedModel(NamedTuple):
     """A model that a user named: `reference` is "default", a folder's whole path or a hub id.
 
-    With "@ADAPTER_FOLDER" behind it or not. `model_id` is what llm calls it, "" where it has no
-    such model, and `registered` what the user registered, if it is that.
+    With "@ADAPTER_FOLDER" behind it or not. `model_id` is llm's name for it, "" if llm has no such
+    model; `registered` is the user's registration, if it is one.
     """
 
     reference: str
@@ -41,11 +41,11 @@ class NamedModel(NamedTuple):
 
 
 def resolve(name: str, settings: Settings | None = None) -> NamedModel:
-    """The model that `name` stands for; ModelLoadError, in one line, where it stands for none.
+    """The model that `name` stands for; ModelLoadError, in one line, if it stands for none.
 
-    What it can be, the first that fits: "default" (the embedded model); a path that begins with
-    "/", "~", "./" or "../"; "mlx-cached" or a registered name, with "mlx-cached/" or without; an
-    alias, ours or one of llm's; a folder that is here; a hub id. Nothing is fetched.
+    The first of these that fits: "default" (the embedded model); a path that begins with "/", "~",
+    "./" or "../"; "mlx-cached" or a registered name, with "mlx-cached/" or without; an alias, ours
+    or one of llm's; a folder that is here; a hub id. Nothing is fetched.
     """
     if name == DEFAULT_MODEL:
         return NamedModel(DEFAULT_MODEL)
@@ -69,14 +69,14 @@ def resolve(name: str, settings: Settings | None = None) -> NamedModel:
 
 
 def default_reference(settings: Settings) -> str:
-    """What `llm -m mlx-cached` runs."""
+    """The reference of the model that `llm -m mlx-cached` runs."""
     said = settings.default_model
     model = None if said == DEFAULT_MODEL else settings.model(said)
     return said if model is None else model.reference
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
-    """Those of `known` that somebody who wrote `name` may have meant, the likeliest first."""
+    """Names in `known` that a user who wrote `name` may have meant, the likeliest first."""
     by_form: dict[str, str] = {}
     for one in known:
         by_form.setdefault(one.casefold(), one)
@@ -87,13 +87,13 @@ def near(name: str, known: Iterable[str]) -> list[str]:
 
 
 def or_near(names: Iterable[str]) -> str:
-    """A question after names that are near, to stand behind an error; "" where there are none."""
+    """A question with near names, to append to an error; "" if there are none."""
     told = [repr(cut(name)) for name in names]
     return f"; did you mean {' or '.join(told)}?" if told else ""
 
 
 def llm_aliases() -> dict[str, str]:
-    """What `llm aliases set` wrote: names and the ids of the models that they stand for."""
+    """Names set by `llm aliases set`, and the ids of the models that they stand for."""
     # As llm.user_dir does, which makes the folder; llm itself is slow to import.
     own = os.environ.get("LLM_USER_PATH")
     folder = Path(own) if own else Path(click.get_app_dir("io.datasette.llm"))
@@ -130,7 +130,7 @@ def _with_adapter(model: NamedModel, adapter: str) -> NamedModel:
 
 
 def _unknown(name: str, settings: Settings) -> ModelLoadError:
-    """What is wrong with a name that is no model's, and which are near."""
+    """The error for a name that is no model's, with names that are near."""
     told = repr(cut(name))
     if is_file(name):
         return _no_folder(name)
@@ -148,7 +148,7 @@ def _unknown(name: str, settings: Settings) -> ModelLoadError:
 
 
 def _no_folder(name: str) -> ModelLoadError:
-    """That a path leads to no folder, and what is beside it."""
+    """The error for a path without a model's folder, with what is beside it."""
     if is_file(name):
         return ModelLoadError(
             f"{cut(name)!r} is a file, and a model is a folder with config.json, weights and"
@@ -170,7 +170,7 @@ def _instead(file: str) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is a file's path."""
+    """True if a name is a file's path."""
     try:
         return Path(name).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a conversation takes of memory, asked of a model's shapes before anything is computed."""
+"""The memory that a conversation takes, from a model's shapes before anything is computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK: Final = 2048
 
 
 class Needs(NamedTuple):
-    """Bytes of the layers of one conversation: some a token, some a token of a window, some fixed.
+    """Bytes of the layers of one conversation: some per token, some per window token, some fixed.
 
     `windows` are (rows at most, bytes a row); `bits` are those of one value of the rows.
     """
@@ -32,7 +32,7 @@ class Needs(NamedTuple):
     bits: int = 16
 
     def at(self, tokens: int, kv: KVSettings | None = None) -> int:
-        """Bytes that layers hold of so many tokens, with quantised keys and values if said."""
+        """Bytes that layers hold of so many tokens, with quantised keys and values if given."""
         rows = -(-tokens // _STEP) * _STEP
         grown = rows * self.row
         if kv is not None and tokens > kv.start:
@@ -40,7 +40,7 @@ class Needs(NamedTuple):
         return self.fixed + int(grown + sum(min(rows, most) * row for most, row in self.windows))
 
     def fitting(self, nbytes: float, kv: KVSettings | None = None) -> int:
-        """How many tokens fit into so many bytes, at most what an index of rows can say."""
+        """The number of tokens that fit into so many bytes, at most the range of a row's index."""
         low, high = 0, 1 << 31
         while low < high:
             middle = (low + high + 1) // 2
@@ -49,13 +49,13 @@ class Needs(NamedTuple):
 
 
 def needs_of(model: nn.Module) -> Needs | None:
-    """What this model's layers take; None where one has a class whose growth nobody knows."""
+    """The needs of this model's layers; None if one has a class of unknown growth."""
     layers = make_layers(model)
     try:
         layout = layout_of(layers)
     except NotCached:
         return None
-    model(mx.array([[0]]), cache=layers)  # shapes alone tell; nothing is computed
+    model(mx.array([[0]]), cache=layers)  # lazy: only shapes are computed
     found = Needs()
     for kind, layer in zip(layout, layers, strict=True):
         found = _with(found, kind, layer)

@@ -1,4 +1,4 @@
-"""A model's folder of our own making: whole or not there at all, made by one process at a time."""
+"""A model folder of our own making: complete or absent, made by one process at a time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LOOK: Final = 0.5  # seconds between looks for another process that makes a fol
 
 @contextmanager
 def being_made(folder: Path, report: Report, waiting: str) -> Iterator[Path | None]:
-    """A place for work; what is at `folder.name` in it when all went well becomes `folder`.
+    """Yield a folder to work in; `folder.name` inside it becomes `folder` if all went well.
 
-    None where `folder` is there meanwhile. Other processes that make one are waited for, which is
-    reported as `waiting`, and what dead ones left is removed. OSError where it can't be kept.
+    None if `folder` appeared meanwhile. Other processes that make one are waited for, reported as
+    `waiting`, and leftovers of dead ones are removed. OSError if it can't be stored.
     """
     make_private_folder(folder.parent)
     with _lock(folder.parent, report, waiting) as alone:
@@ -46,14 +46,14 @@ def _place(made: Path, folder: Path) -> None:
     try:
         made.rename(folder)
     except OSError:
-        # Where locks don't work, another process may have been faster; its folder is as good.
+        # Without locks another process may have been faster; its folder is as good.
         if not folder.is_dir():
             raise
 
 
 @contextmanager
 def _lock(models: Path, report: Report, waiting: str) -> Iterator[bool]:
-    """Hold the folder's lock, which ends with the process; False where locks don't work there."""
+    """Hold the folder's lock, which ends with the process; False if locks don't work there."""
     lock = FileLock(models / ".lock", mode=0o600)
     try:
         yield _locked(lock, report, waiting)

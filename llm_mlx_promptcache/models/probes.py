@@ -1,6 +1,6 @@
-"""What a model's template has no place for, found by asking it a few small conversations.
+"""Features that a model's template lacks, found by rendering a few small conversations.
 
-form = find_prompt_form(apply)      # once a template; `PromptForm.to_json` is what is kept
+form = find_prompt_form(apply)      # once a template; `PromptForm.to_json` is stored
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Apply(Protocol):
 
 
 def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
-    """The mends that a template needs; none where no mend helps, which requests then tell.
+    """The mends that a template needs; a feature that no mend helps gets none, and requests say so.
 
     `example` is a call as the template shows calls, if it does (`PromptForm`).
     """
@@ -81,8 +81,8 @@ def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
                 return PromptForm(mends, example)  # nor does the next one end
             except Exception:
                 if messages == (_ASK,) and not arguments:
-                    return UNMENDED  # what shows no user's words is asked no more
-                continue  # requests of this kind are looked at one by one
+                    return UNMENDED  # a template that shows no user's words is probed no more
+                continue  # such requests are checked one by one
             if needed:
                 kept = mends.get(feature, ())
                 mends[feature] = (*kept, *(mend for mend in Mend if mend in needed))
@@ -90,9 +90,9 @@ def find_prompt_form(apply: Apply, example: str = "") -> PromptForm:
 
 
 def find_generic_tools(apply: Apply, form: PromptForm) -> tuple[Mend, ...]:
-    """The mends that tell tools in the generic prompt and not in the template's own.
+    """The mends that state tools in the generic prompt and not in the template's own.
 
-    For templates that tell tools and not how to call them; `form` is what the probes found.
+    For templates that state tools but not how to call them; `form` is the probes' result.
     """
     shown = _RenderedOnce(apply)
     for mend in (Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER):

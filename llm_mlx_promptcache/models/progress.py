@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-# Told a stage, and how many bytes of how many are done; 0 of 0 where nobody knows.
+# Called with a stage, the bytes done and the total; 0 and 0 if unknown.
 Report = Callable[[str, int, int], None]
-# Called between the pieces of long work; what it raises ends the work.
+# Called between the pieces of long work; an exception it raises ends the work.
 Step = Callable[[], None]
 
 _WIDTH = 16  # of a bar
 
 
 def unreported(stage: str, done: int, total: int) -> None:
-    """The report of who wants none."""
+    """Report nothing."""
 
 
 def unasked() -> None:
-    """The step of work that nobody ends."""
+    """Let the work go on: the step of work that nobody ends."""
 
 
 class ProgressLine:
-    """Tells a stage and how far it is; stdout is never touched, and no line stays behind."""
+    """Shows a stage and its progress on stderr, never on stdout; no line stays behind."""
 
     def __init__(self) -> None:
         self._on_terminal = sys.stderr.isatty()
@@ -41,7 +41,7 @@ class ProgressLine:
         self.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show `stage` and its share of `total` (bytes; 0 where it isn't known)."""
+        """Show `stage` and its share of `total` (bytes; 0 if unknown)."""
         if self._on_terminal:
             self._live = self._live or _live()
             self._live.update(_shown(stage, done, total), refresh=True)
@@ -57,7 +57,7 @@ class ProgressLine:
 
 
 def _live() -> Live:
-    """A started display of rich's, which is imported for who sees it; no thread draws it."""
+    """A started display of rich, imported only when it is shown; no thread draws it."""
     from rich.console import Console
     from rich.live import Live
 

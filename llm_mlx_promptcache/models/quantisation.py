@@ -1,4 +1,4 @@
-"""Keys and values in fewer bits, where a model runs over them."""
+"""Keys and values in fewer bits, for models that run over them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .errors import one_line
 from .kv_settings import KVSettings
 from .layers import arrays_of, make_layers
 
-# MLX knows 128 too, which saves little and loses more.
+# MLX allows 128 too, which saves little and loses more.
 _GROUP_SIZES = (64, 32)
 
 
 def quantise(layers: list[Any], kv: KVSettings) -> None:
     """Quantise the layers of full attention in place; windows and states are small and stay.
 
-    ValueError where no layer can be quantised.
+    ValueError if no layer can be quantised.
     """
     groups = Groups({KVCache: len(layers)})
     for index, layer in enumerate(layers):
@@ -41,7 +41,7 @@ def quantise(layers: list[Any], kv: KVSettings) -> None:
 
 
 def check_quantised(model: nn.Module, kv: KVSettings) -> None:
-    """ValueError where the model can't run over keys and values quantised like this."""
+    """Check that the model runs over keys and values quantised like this; ValueError."""
     layers = make_layers(model)
     quantise(layers, kv)
     try:
@@ -54,7 +54,7 @@ def check_quantised(model: nn.Module, kv: KVSettings) -> None:
 
 
 def fitting(model: nn.Module, kv: KVSettings) -> KVSettings:
-    """The settings with a group size that the model can run with; ValueError where none can.
+    """The settings with a group size that the model can run with; ValueError if there is none.
 
     Heads whose size is no multiple of 64 (Phi-3's 96) go in groups of 32.
     """
@@ -75,5 +75,5 @@ def fitting(model: nn.Module, kv: KVSettings) -> KVSettings:
 
 
 def is_quantised(layers: Sequence[Any]) -> bool:
-    """Whether keys and values are kept in fewer bits."""
+    """True if keys and values are kept in fewer bits."""
     return any(type(layer) is QuantizedKVCache for layer in layers)

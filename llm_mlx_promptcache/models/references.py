@@ -1,6 +1,6 @@
-"""What a model is referred to by: "default", a folder or a hub id, with "@ADAPTER_FOLDER" or not.
+"""References to a model: "default", a folder or a hub id, with "@ADAPTER_FOLDER" or not.
 
-What users call models is `names.py`'s. Importing this file imports no MLX.
+The names that users give models are in `names.py`. Importing this file imports no MLX.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def folder_of(text: str) -> Path | None:
-    """The whole path of the folder that a text names; None where no such folder is here."""
+    """The absolute path of the folder that a text names; None if there is no such folder."""
     try:
         folder = Path(text).expanduser()
         return folder.resolve() if text and folder.is_dir() else None
@@ -27,12 +27,12 @@ def folder_of(text: str) -> Path | None:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a hub may have a model of this name; it has none of ours."""
+    """True if a hub may have a model of this name; it has none of ours."""
     return _HUB_ID.fullmatch(text) is not None and not text.startswith(f"{MODEL_ID}/")
 
 
 def divided(reference: str) -> tuple[str, str]:
-    """A model's reference and its adapter's folder, which may be empty."""
+    """The model's reference and its adapter's folder, which may be empty."""
     if folder_of(reference) is not None:
         return reference, ""
     model, _, adapter = reference.partition("@")
@@ -40,7 +40,7 @@ def divided(reference: str) -> tuple[str, str]:
 
 
 def adapter_of(reference: str) -> Path | None:
-    """The folder of the adapter that a reference names; ModelLoadError where it is none."""
+    """The folder of the adapter that a reference names; ModelLoadError if it is none."""
     _, adapter = divided(reference)
     if not adapter:
         return None
@@ -54,7 +54,7 @@ def adapter_of(reference: str) -> Path | None:
 
 
 def spelled(reference: str) -> str:
-    """The one spelling of a reference: folders that are here by their whole paths."""
+    """The one spelling of a reference: folders that are here by their absolute paths."""
     model, adapter = divided(reference)
     whole = model if model == DEFAULT_MODEL else _whole(model)
     return f"{whole}@{_whole(adapter)}" if adapter else whole

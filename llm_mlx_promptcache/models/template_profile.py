@@ -1,7 +1,7 @@
-"""What is learned of a chat template once: its form of calls, its marks, what it has no place for.
+"""A chat template's profile, learned once: its form of calls, its marks, what it lacks.
 
 profile = learn_profile(apply, "enable_thinking")     # some forty renderings
-TemplateProfile.from_json(profile.to_json())          # what is remembered of it, and checked
+TemplateProfile.from_json(profile.to_json())          # as stored, and checked
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .probes import find_generic_tools, find_prompt_form
 
 @dataclass(frozen=True)
 class TemplateProfile:
-    """What a template's renderings tell; nothing of a vocabulary, which is the tokenizer's to know.
+    """The facts in a template's renderings; the vocabulary is left to the tokenizer.
 
-    `form` and `reasoning` are None where none is shown; `unread`: calls are shown, in a way that
-    can't be read. `marks` are those by which forms by hand are known, of those that the template
-    shows beside tools. `generic` puts the generic prompt for tools in the place of its own.
+    `form` and `reasoning` are None if none is shown; `unread`: calls are shown, in a way that can't
+    be read. `marks` are those that identify forms by hand, if the template shows them beside tools.
+    `generic` puts the generic prompt for tools in the place of its own.
     """
 
     form: Form | None = None
@@ -43,14 +43,14 @@ class TemplateProfile:
     generic: tuple[Mend, ...] = ()
 
     def call_form(self, vocabulary: Container[str]) -> Form:
-        """How a model with these tokens writes calls: as learned, by hand, or the generic way."""
+        """The form of calls for a model with these tokens: learned, by hand, or the generic one."""
         form = hand_form(self.form, vocabulary, self.marks)
         moved = GENERIC_TOOLS.intersection(self.prompt.start([Feature.TOOLS]))
         told = self.unread or (moved and not self.prompt.example)
         return GENERIC if form.channels is None and told else form
 
     def prompt_for(self, form: Form) -> PromptForm:
-        """What has no place, where calls are written in `form`: of the generic one it must tell."""
+        """The mends where calls are written in `form`: a generic form is told in the prompt."""
         if form.native or not self.generic:
             return self.prompt
         return PromptForm({**self.prompt.mends, Feature.TOOLS: self.generic})
@@ -65,7 +65,7 @@ class TemplateProfile:
 
     @classmethod
     def from_json(cls, data: object) -> TemplateProfile | None:
-        """What `to_json` gave; None for anything else."""
+        """Read the output of `to_json`; None for anything else."""
         if not isinstance(data, dict) or set(data) != {"shown", "prompt", "generic"}:
             return None
         prompt = PromptForm.from_json(data["prompt"])
@@ -88,7 +88,7 @@ class TemplateProfile:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What of a profile stands in renderings, as plain dataclasses."""
+    """The part of a profile that is learned from renderings, as plain dataclasses."""
 
     form: Form | None
     unread: bool
@@ -97,9 +97,9 @@ class _Learned:
 
 
 def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
-    """What `apply(messages, tools=..., add_generation_prompt=...)` shows.
+    """Learn from the renderings of `apply(messages, tools=..., add_generation_prompt=...)`.
 
-    `switch` is what the template calls the wish for reasoning.
+    `switch` is the template's name for the argument that turns reasoning on.
     """
     probe = Probe(apply)
     form, unread = None, False
@@ -116,7 +116,7 @@ def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
 
 
 def _is_whole(form: Form) -> bool:
-    """Whether a form that was remembered has what reader and grammar take for granted."""
+    """True if a stored form has all that reader and grammar rely on."""
     holes = [piece for piece in form.call if isinstance(piece, Hole)]
     tagged = form.layout in (Layout.TAGS, Layout.INLINE)
     once = holes.count(Hole.NAME) == holes.count(Hole.ARGUMENTS) == 1
@@ -126,9 +126,9 @@ def _is_whole(form: Form) -> bool:
 
 @cache
 def learner() -> str:
-    """The version of what learns, as a digest of its sources: another one asks templates again.
+    """The version of the learning code, as a digest of its sources: a change learns anew.
 
-    A number that is to be raised by hand would be forgotten.
+    A number to be raised by hand would be forgotten.
     """
     told = blake2b(digest_size=8)
     for folder in (Path(forms.__file__).parent, Path(__file__).parent):

@@ -1,4 +1,4 @@
-"""What a thread owes MLX before it ends."""
+"""Cleanup that a thread owes MLX before it ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def leave_thread() -> None:
     A thread that ends with streams of its own makes the process abort at its exit, more often
     than not (ml-explore/mlx#3395).
     """
-    with suppress(RuntimeError):  # a failure that nobody waits for any more
+    with suppress(RuntimeError):  # nobody waits for its result any more
         mx.synchronize()
     mx.clear_streams()

@@ -1,7 +1,7 @@
-"""The bytes that each token of a tokenizer stands for, where it stands for the same ones anywhere.
+"""The bytes of each token of a tokenizer, if they are the same in every place.
 
-That is so for byte-level, SPM and tekken tokenizers. What a fast tokenizer's decoder does is read
-from its own description, never from its name.
+So they are for byte-level, SPM and tekken tokenizers. The work of a fast tokenizer's decoder is
+read from its own description, never from its name.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_PLAIN_DECODE = "transformers."  # where a tokenizer's own `decode` may come from
+_PLAIN_DECODE = "transformers."  # modules whose `decode` is known
 
 
 class Rules(NamedTuple):
-    """What a decoder does to a token: byte-level, or replacements, byte tokens and a trim.
+    """A decoder's rules for tokens: byte-level, or replacements, byte tokens and a trim.
 
-    `trims`: one such character at the start of a text is left out.
+    `trims`: one such character at the start of a text is dropped.
     """
 
     byte_level: bool = False
@@ -29,9 +29,9 @@ class Rules(NamedTuple):
 
 
 class TokenBytes:
-    """Bytes of each id, looked up when they are first asked for.
+    """Bytes of each id, looked up on first use.
 
-    An id that is no token's (a hole, or one of the columns that pad a model's logits) has none.
+    An id without a token (a hole, or one of the columns that pad a model's logits) has none.
     """
 
     def __init__(self, tokenizer: Any, rules: Rules) -> None:
@@ -65,11 +65,11 @@ class TokenBytes:
         return text.encode("utf-8", "replace")
 
     def name(self, token: int) -> bytes:
-        """The name of an added token, as it is where its bytes would be no text; else nothing."""
+        """The name of an added token, if its bytes would be no text; else nothing."""
         return self._added.get(token, "").encode("utf-8", "replace")
 
     def _in_vocabulary(self, token: int, text: str) -> bool:
-        """Whether a token that was added again was the vocabulary's own before, under that name."""
+        """True if a token that was added again had this name in the vocabulary before."""
         return bool(self._tokenizer.backend_tokenizer.model.token_to_id(text) == token)
 
     def _text(self, token: int) -> str:
@@ -80,7 +80,7 @@ class TokenBytes:
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes | None:
-    """A tokenizer's table; None where a token's text depends on its neighbours, or may."""
+    """A tokenizer's table; None if a token's text may depend on its neighbours."""
     rules = _rules_of(tokenizer)
     return TokenBytes(tokenizer, rules) if rules is not None else None
 
@@ -107,7 +107,7 @@ def _steps(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _read(steps: list[dict[str, Any]]) -> Rules | None:
-    """The rules that a decoder's steps come to; None for what is more than these can say."""
+    """The rules that a decoder's steps amount to; None for anything beyond these."""
     rules, fused = Rules(), False
     for step in steps:
         match step:

@@ -1,6 +1,6 @@
-"""A model's tokenizer as mlx-lm wraps it, but for the text of its ids, which is `detokenizer.py`'s.
+"""A model's tokenizer as mlx-lm wraps it, except for the text of its ids (`detokenizer.py`).
 
-mlx-lm's own detokenizers read the whole vocabulary when they are made, and fail where it has holes.
+mlx-lm's own detokenizers read the whole vocabulary when they are made, and fail if it has holes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OWN_FILES_ONLY = {"trust_remote_code": False, "local_files_only": True}
 
 
 class _StreamedText:
-    """mlx-lm's interface of a detokenizer over ours, for what generates with mlx-lm itself."""
+    """mlx-lm's interface of a detokenizer over ours, for generation with mlx-lm itself."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._decoder = TextDecoder(tokenizer)
@@ -45,7 +45,7 @@ class _StreamedText:
 
     @property
     def last_segment(self) -> str:
-        """What came since this was last asked."""
+        """The text since the last call."""
         shown, self._shown = self._shown, len(self.text)
         return self.text[shown:]
 
@@ -53,14 +53,14 @@ class _StreamedText:
 def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> Any:
     """The tokenizer in a model's folder, with the marks that mlx-lm finds for its calls.
 
-    `ends`: ids that end an answer. Raises whatever transformers does for files that it can't read.
+    `ends`: ids that end an answer. Raises whatever transformers raises for files it can't read.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN_FILES_ONLY)
     settings = {**(_tokenizer_defaults(folder) or {}), **tokenizer.init_kwargs}
     options: dict[str, Any] = {}
     if named := settings.get("chat_template_type"):
         module = _module("chat_templates", named)
-        # A template in the folder takes the place of one that its kind of model comes with.
+        # A template in the folder replaces the one built in for its kind of model.
         if "chat_template_type" in tokenizer.init_kwargs or tokenizer.chat_template is None:
             options["chat_template"] = module.apply_chat_template
         options["response_format"] = getattr(module, "RESPONSE_FORMAT", None)
@@ -76,7 +76,7 @@ def wrapped_tokenizer(folder: Path, ends: int | Iterable[int] | None = None) -> 
 
 
 def _module(package: str, name: Any) -> Any:
-    """A module of mlx-lm that a tokenizer's settings name; ValueError where it has none of it."""
+    """A module of mlx-lm that a tokenizer's settings name; ValueError if there is none."""
     known = Path(tokenizer_utils.__file__).parent / package / f"{name}.py"
     if not (isinstance(name, str) and name.isidentifier() and known.is_file()):
         raise ValueError(f"tokenizer_config.json asks for mlx_lm.{package}.{name}, which is not")

@@ -1,4 +1,4 @@
-"""Whether a model can work here, as far as that can be known before its weights are loaded."""
+"""Checks whether a model can work here, as far as possible before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEEDS = "a model's folder has config.json, model*.safetensors and tokenizer.jso
 
 
 def check_folder(folder: Path) -> list[str]:
-    """What a user should know of a model in a folder; ModelLoadError where it can't work."""
+    """Warnings for the user about a model in a folder; ModelLoadError if it can't work."""
     if not (folder / "config.json").exists():
         raise ModelLoadError(f"{_called(folder)} holds no model: {_instead(folder)}")
     if not next(folder.glob("model*.safetensors"), None) and (other := _other_weights(folder)):
@@ -37,7 +37,7 @@ def check_folder(folder: Path) -> list[str]:
     _check_kind(folder, config)
     for path in sorted(folder.glob("model*.safetensors")):
         _check_whole(path)
-    # Its own class says it: some have a template in no file.
+    # Ask its own class: some have a template in no file.
     if not load_tokenizer(folder).has_chat_template:
         raise no_template(folder)
     packed = "quantization" in config or "quantization_config" in config
@@ -45,9 +45,9 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def check_hub(reference: str) -> list[str]:
-    """The same of a hub's model: of the files that are here, or of the hub's list of them.
+    """Warnings about a hub's model, from files that are here or from the hub's list of them.
 
-    Nothing is fetched. Where the hub can't be asked, that is what is told.
+    Nothing is fetched. If the hub can't be asked, the warning says so.
     """
     if (folder := folder_here(reference)) is not None:
         return check_folder(folder)
@@ -90,7 +90,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _check_kind(folder: Path, config: dict[str, Any]) -> None:
-    """ModelLoadError where mlx-lm has no such kind of model, or it comes with code of its own."""
+    """ModelLoadError if mlx-lm has no such kind of model, or it comes with code of its own."""
     from mlx_lm.utils import _get_classes
 
     if config.get("model_file") is not None:
@@ -107,7 +107,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_whole(path: Path) -> None:
-    """ModelLoadError where a file of weights is cut, or only stands for one."""
+    """ModelLoadError if a file of weights is cut, or is only a pointer to one."""
     what = f"{cut(path.name)} in {_called(path.parent)}"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -129,7 +129,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _end_of(header: bytes) -> int:
-    """Where the last tensor ends, as a header says; -1 where it says nothing that can be used."""
+    """The end of the last tensor, as a header says; -1 if its entries can't be used."""
     try:
         tensors: Any = json.loads(header)
         ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
@@ -139,7 +139,7 @@ def _end_of(header: bytes) -> int:
 
 
 def _instead(folder: Path) -> str:
-    """What is in a folder without a config, and what to give in its place."""
+    """The content of a folder without a config, and what to give in its place."""
     inside = sorted(islice(folder.iterdir(), 1000))
     files = [path.name for path in inside if path.suffix == ".gguf"]
     if files:
@@ -163,7 +163,7 @@ def _other_weights(folder: Path) -> str:
 
 
 def _too_large(model: str, size: int, *, packed: bool) -> list[str]:
-    """That a model takes more memory than there is for it, and what makes it smaller."""
+    """A warning if a model takes more memory than there is for it, with a way to shrink it."""
     room = budget()
     if size <= room:
         return []

@@ -1,4 +1,4 @@
-"""A tokenizer's tokens by their text, looked up one at a time: few of its many are asked for."""
+"""A tokenizer's tokens by their text, looked up one at a time: only few are ever needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Vocabulary:
-    """Which texts are tokens of a tokenizer, and their ids."""
+    """The texts that are tokens of a tokenizer, with their ids."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -18,7 +18,7 @@ class Vocabulary:
         return isinstance(text, str) and self.get(text) is not None
 
     def get(self, text: str) -> int | None:
-        """The id of the token `text`; None where there is no such token."""
+        """The id of the token `text`; None if there is none."""
         if self._look_up is None:
             return self._all.get(text)
         token: int | None = self._look_up(text)

@@ -27,7 +27,7 @@ def state(tokens):
 
 
 def held(layers):
-    """What layers hold, as plain values, without the unused ends of their buffers."""
+    """The content of layers as plain values, without the unused ends of their buffers."""
     if layers is None:
         return None
     return [

@@ -1,4 +1,4 @@
-"""Layers of every kind, filled without a model: what they hold follows from the tokens alone."""
+"""Layers of every kind, filled without a model: their content follows from the tokens alone."""
 
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
@@ -43,7 +43,7 @@ def _state(tokens, slot, before):
 
 
 def same(layers, others):
-    """Whether two lists of layers hold the same, but for the unused ends of their buffers."""
+    """True if two lists of layers hold the same, without the unused ends of their buffers."""
     pairs = zip(layers, others, strict=True)
     return all(_same(layer, other) for layer, other in pairs)
 

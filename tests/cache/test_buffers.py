@@ -102,7 +102,7 @@ def test_a_budget_that_shrinks_evicts_and_holds(play):
 
 
 def turn(cache, path, sample):
-    """A turn on a long conversation: its rows move into layers, grow and come home."""
+    """A turn on a long conversation: its rows move into layers, grow and are returned."""
     lease = cache.fetch("m", [*path, 1], headroom=300, rows=Rows.GIVE)
     assert lease.cached == len(path)
     layers = lease.layers

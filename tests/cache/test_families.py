@@ -42,7 +42,7 @@ def trial(name):
 
 @pytest.fixture
 def cache(store):
-    """What is stored is never changed, and never more than it says."""
+    """A cache whose stored spans never change, and are never larger than they report."""
     made = PromptCache("100MB", store)
     pooled = mx.set_cache_limit(0)  # a buffer that MLX uses again may be twice what is asked for
     mx.clear_cache()

@@ -1,4 +1,4 @@
-"""P8: what was forgotten is nowhere: not in memory, on its way to the disk, or in what returns."""
+"""P8: forgotten spans are nowhere: not in memory, not on their way to the disk, not in leases."""
 
 import random
 import time
@@ -29,7 +29,7 @@ def filled(store):
 
 
 def there(cache, store):
-    """Of which namespaces something is in memory, and of which on the disk."""
+    """The namespaces with spans in memory, and those with spans on the disk."""
     in_memory = {str(node.model) for node in cache._tree.nodes()}
     return in_memory, {span.namespace for span in store.listing().spans}
 
@@ -67,7 +67,7 @@ def test_p8_memory_goes_back_to_the_system(tmp_path):
 
 
 class Slow(DiskStore):
-    """A disk that takes until somebody wants what it writes no more, or `done` says so."""
+    """A slow disk, whose write ends once nobody wants its span any more, or `done` is set."""
 
     cache = None
     done = False

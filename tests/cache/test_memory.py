@@ -31,7 +31,7 @@ BUDGET = 50_000_000
 
 @pytest.fixture(autouse=True, scope="module")
 def no_rubbish():
-    """What other tests left is none of these tests' matter, nor looked at before each of them."""
+    """Keep other tests' garbage out of these tests, and unscanned before each of them."""
     gc.collect()
     gc.freeze()
     yield
@@ -48,7 +48,7 @@ def no_collector(no_rubbish):
 
 @pytest.fixture
 def exact():
-    """MLX without its pool of freed buffers, out of which it may give larger ones than asked."""
+    """MLX without its pool of freed buffers, which may return larger ones than asked for."""
     before = mx.set_cache_limit(0)
     mx.clear_cache()
     yield
@@ -68,7 +68,7 @@ def filled(tokens, family="rows"):
 
 
 class Held:
-    """What MLX holds beyond what it held when this was made."""
+    """The bytes that MLX holds beyond those at the start."""
 
     def __init__(self):
         self._before = mx.get_active_memory()

@@ -1,4 +1,4 @@
-"""What leaves memory while other spans are still on their way to the disk gets there as well.
+"""Spans that leave memory while others are still on their way to the disk get there as well.
 
 The store's writes are held back until everything has been inserted and evicted, so each order in
 which a slow disk can come to them is played, and nothing here waits for a time.
@@ -18,7 +18,7 @@ FORK = random.Random(6).choices(range(1000), k=300)
 
 
 class Held(DiskStore):
-    """A store that writes nothing before it is let go."""
+    """A store that writes nothing before it is released."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -50,7 +50,7 @@ def keep(cache, family, path, *ends):
 
 
 def all_found(held, cache, family, paths):
-    """After all is written: each path is found whole by who has nothing in memory."""
+    """Check, after all is written, that a cache with empty memory finds each path whole."""
     held.go.set()
     cache.flush()
     cache.trim_to(memory_bytes=0)

@@ -1,4 +1,4 @@
-"""What is written when: behind the caller's back, each span once, short ends with what follows."""
+"""Times of writes: behind the caller's back, each span once, short ends with the next span."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ IDS = random.Random(3).choices(range(100), k=200)
 
 
 class Slow(DiskStore):
-    """A store whose writes wait until they are let go."""
+    """A store whose writes wait until they are released."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""Law 16: what is told as a reason is true, each held against the fact that it states."""
+"""Law 16: each reason given is true, held against the fact that it states."""
 
 import gc
 import random
@@ -15,7 +15,7 @@ IDS = random.Random(11).choices(range(1000), k=100)
 
 
 def reasons(cache, family, ids):
-    """Why a prompt would not reuse more, and why it does not; the two agree."""
+    """The reason why a prompt would not reuse more, and the reason when it does not; both agree."""
     said = cache.explain(family, ids)
     lease = cache.fetch(family, ids)
     assert said == lease.why

@@ -1,4 +1,4 @@
-"""What was said behind a prompt is found again, on the disk too, by who may see it; cheaply."""
+"""Text behind an earlier prompt is found again, on the disk too, by its own namespace; cheaply."""
 
 import sqlite3
 from array import array
@@ -25,7 +25,7 @@ def insert(cache, namespace, *paths):
 
 @pytest.fixture(params=["memory", "disk"])
 def said_of(request, tmp_path):
-    """`said_of(paths, ids, namespace, most)`: what is known behind these, as a list."""
+    """`said_of(paths, ids, namespace, most)`: the ids known behind these, as a list."""
 
     def behind(paths, ids, namespace="ours", most=MOST):
         cache = PromptCache("100MB", DiskStore(tmp_path))
@@ -102,7 +102,7 @@ def test_what_was_cleared_is_not_found(tmp_path):
 
 
 def test_who_looks_leaves_no_trace(tmp_path):
-    """Neither hits nor uses are counted, and what is pinned stays so."""
+    """No hit or use is counted, and pins stay as they are."""
     cache = insert(PromptCache("100MB", DiskStore(tmp_path)), "ours", PROMPT, [*PROMPT, *FIRST])
     cache.pin("ours", [*PROMPT, *FIRST])
     cache.flush()
@@ -126,7 +126,7 @@ def rows(folder):
 
 
 def test_nobody_is_waited_for(tmp_path):
-    """Where the index is locked nothing is known, and the next lookup tries as ever."""
+    """If the index is locked nothing is found, and the next lookup tries as ever."""
     cache = insert(PromptCache("100MB", DiskStore(tmp_path)), "ours", PROMPT, [*PROMPT, *FIRST])
     cache.flush()
     store = DiskStore(tmp_path)
@@ -140,7 +140,7 @@ def test_nobody_is_waited_for(tmp_path):
 
 
 class Taken:
-    """A lock that another thread has; who would wait for it is found out."""
+    """A lock that another thread has; a caller that would wait for it is found out."""
 
     def acquire(self, blocking=True, timeout=-1):
         assert not blocking

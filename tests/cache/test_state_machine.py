@@ -61,7 +61,7 @@ def read(layers):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """What is stored is a set of prefixes; what is fetched must be one of them."""
+    """A set of prefixes is stored; every fetch must be one of them."""
 
     leases = Bundle("leases")
 

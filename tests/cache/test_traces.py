@@ -1,4 +1,4 @@
-"""Traces: which prompts begin alike can be read off them, and nothing else."""
+"""Traces: they show which prompts begin alike, and nothing else."""
 
 import io
 import json

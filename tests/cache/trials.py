@@ -1,4 +1,4 @@
-"""How a family is held to law 1: warm runs beside cold ones, on paths kept as an engine would.
+"""The trial of a family by law 1: warm runs beside cold ones, on paths kept as an engine would.
 
 Used by test_families.py and by benchmarks/matrix.py.
 """
@@ -57,7 +57,7 @@ class Trial:
         return logits
 
     def anywhere(self) -> bool:
-        """Whether paths of this model can be resumed at every token."""
+        """True if paths of this model can be resumed at every token."""
         return cut_anywhere(layout_of(self.layers()))
 
     def keep(
@@ -121,7 +121,7 @@ class Trial:
 def points_hold(
     trial: Trial, cache: PromptCache, points: Sequence[int] = POINTS, count: int = 8
 ) -> None:
-    """At each point a prompt leaves the kept path; what is resumed answers as a cold run does."""
+    """At each point a prompt leaves the kept path; the resumed one answers as a cold run does."""
     for point in points:
         prompt = [*PATH[:point], *_other(point)]
         lease = cache.fetch(NAMESPACE, prompt, headroom=count)
@@ -146,12 +146,12 @@ def stored(cache: PromptCache) -> list[tuple[mx.array, bytes]]:
 
 
 def unchanged(before: Sequence[tuple[mx.array, bytes]]) -> bool:
-    """Whether the arrays still hold these bytes (law 9)."""
+    """True if the arrays still hold these bytes (law 9)."""
     return all(np.array(array).tobytes() == held for array, held in before)
 
 
 def excess(cache: PromptCache) -> float:
-    """How many times their `nbytes` the spans keep alive: all of it is dropped to see."""
+    """The bytes kept alive by the spans, as a multiple of their `nbytes`: all are dropped to see."""
     said = cache.stats()["memory"]["bytes"]
     arrays = len(stored(cache))
     gc.disable()  # what others left to the collector must not be counted

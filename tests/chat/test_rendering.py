@@ -254,7 +254,7 @@ def test_no_replay_where_the_template_shows_another_thing(chat, template):
 
 @pytest.mark.parametrize("template", ["twice", "echo", "suspicious", "no_turn_end"])
 def test_text_behind_an_answer_is_the_template_s(chat, template):
-    """Its words are there, so its tokens are; what the template adds behind them follows."""
+    """Its words are there, so its tokens are; the template's additions behind them follow."""
     tokenizer = chat(template)
     system = Message("system", "You know each capital.")
     messages = [system, ASK, tokenizer.answer(SAID), AGAIN]

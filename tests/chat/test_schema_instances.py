@@ -193,7 +193,7 @@ def _random(random_, depth):
 
 
 def _builds(schema, definitions, depth):
-    """Whether an instance of so few levels can be put together: the naive way."""
+    """True if an instance of so few levels can be put together: the naive way."""
     if depth == 0:
         return False
     if "$ref" in schema:

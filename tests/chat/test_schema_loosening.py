@@ -1,4 +1,4 @@
-"""No tool's schema refuses a request: what no grammar holds is left out, named, and checked."""
+"""No tool's schema refuses a request: rules no grammar can hold are dropped, named, and checked."""
 
 import json
 import random
@@ -21,7 +21,7 @@ CAPS = Caps()
 
 
 def takes(schema, value):
-    """Whether a grammar of `schema` takes `value` as a whole document."""
+    """True if a grammar of `schema` takes `value` as a whole document."""
     text = f"%llguidance {{}}\nstart: {json_rule(schema)}\n"
     return verdict(text, json.dumps(value, ensure_ascii=False)) == "whole"
 

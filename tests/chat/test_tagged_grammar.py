@@ -1,4 +1,4 @@
-"""Forced calls between marks: what templates write is taken, and what is taken is read back."""
+"""Forced calls between marks: templates' own calls are taken, and calls taken are read back."""
 
 import random
 from dataclasses import replace
@@ -49,7 +49,7 @@ def written(template, form, calls, tools):
 
 
 def read(text, form, grammar, tools):
-    """What the front end sees of a forced answer."""
+    """The calls that the front end sees of a forced answer."""
     parser = AnswerParser(form, tools, grammar=grammar)
     parser.feed(text)
     answer = parser.finish(whole=True)[1]

@@ -224,7 +224,7 @@ def test_a_bound_that_a_probe_meets_ends_the_whole_rendering():
 
 
 def shown(work):
-    """What a template gives, or its refusal in words that don't depend on whose code it is."""
+    """A template's result, or its refusal in words that don't depend on whose code it is."""
     try:
         return work()
     except Exception as error:

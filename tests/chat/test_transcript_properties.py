@@ -1,4 +1,4 @@
-"""What holds for every conversation: prefixes, whole renderings, and paths that continue."""
+"""Promises kept in every conversation: prefixes, whole renderings, and paths that continue."""
 
 from array import array
 

@@ -63,7 +63,7 @@ def child():
 
 @pytest.fixture
 def finished(child):
-    """What a child printed that must end well."""
+    """Run a child that must end well; returns its output and errors."""
 
     def run(*arguments, **options):
         process = child(*arguments, **options)

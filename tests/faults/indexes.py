@@ -14,7 +14,7 @@ def spans(folder):
 def used(worlds, folder):
     """Look everything up and store something: nothing may raise, and the disk must be there then.
 
-    Returns what `check` said before, and how much is found afterwards.
+    Returns the findings of `check` before, and the number of tokens found afterwards.
     """
     store = DiskStore(folder)
     said = store.check()
@@ -40,7 +40,7 @@ def sql(folder, *statements):
 
 
 def found_at_last(worlds, store, path):
-    """How much of a path is found once what a lookup did not wait for is done."""
+    """The tokens of a path that are found once the work a lookup did not wait for is done."""
     found = store.lookup(worlds.NAMESPACE, path).end
     if not found and store._index._mending is not None:
         store._index._mending.join()

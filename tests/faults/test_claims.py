@@ -1,4 +1,4 @@
-"""Who writes claims what it writes; what the system can't do is nobody's damage (P3, P4, P6)."""
+"""Writers claim their files; an operation the system refuses is no damage (P3, P4, P6)."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def names(store):
 
 
 class Waiting(Files):
-    """Who writes waits at one of its steps until it is let go."""
+    """A writer that waits at one of its steps until it is released."""
 
     def __init__(self, step):
         self.step, self.there, self.go = step, threading.Event(), threading.Event()

@@ -26,7 +26,7 @@ TURN = 20
 
 
 class Later(Files):
-    """What is stored now has rested."""
+    """A clock by which everything stored now has rested."""
 
     def now(self):
         return time.time() + CODED_AFTER + 60
@@ -65,7 +65,7 @@ def stored(folder, dtype=mx.bfloat16):
 
 
 def got(folder, end=120, dtype=mx.bfloat16):
-    """How many tokens are found; an error where a bit is another."""
+    """The number of tokens found; an error if one bit differs."""
     lease = PromptCache("1GB", DiskStore(folder, "20MB")).fetch("m", [*TOKENS[:end], 999])
     for found, whole in zip(lease.layers or (), layers_of(dtype), strict=False):
         for one, other in ((found.keys, whole.keys), (found.values, whole.values)):

@@ -28,12 +28,12 @@ class Home:
         }
 
     def start(self, *arguments):
-        """`llm` in a new interpreter, for what becomes of that."""
+        """`llm` in a new interpreter, for tests of its exit."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         return subprocess.Popen([forks.LLM, *arguments], env=self.environment, **pipes)
 
     def llm(self, *arguments):
-        """The same in a fork, for what it says and stores."""
+        """`llm` in a fork, for tests of its output and the store."""
         given = {"env": self.environment, "stdin": subprocess.DEVNULL, "timeout": 120}
         done = subprocess.run([forks.llm(), *arguments], **given, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ class Home:
         return done.output.strip()
 
     def logged(self):
-        """What llm has in its log of the last answer, read in this process, which is faster."""
+        """The last answer's entry in llm's log, read in this process, which is faster."""
         arguments = ["logs", "list", "--json", "-n", "1"]
         done = CliRunner().invoke(llm_command, arguments, env=self.environment)
         assert done.exit_code == 0, done.output

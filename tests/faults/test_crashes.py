@@ -72,7 +72,7 @@ def test_p3_a_kill_at_an_exact_call_leaves_whole_spans(worlds, child, tmp_path, 
 
 
 class Recorded(Files):
-    """What reached the disk's buffers, in order: files' blocks, names and removals."""
+    """Everything that reached the disk's buffers, in order: files' blocks, names and removals."""
 
     def __init__(self):
         self.steps = []

@@ -123,7 +123,7 @@ def test_p4_a_file_where_the_folder_should_be_is_one_warning(worlds, tmp_path, i
 
 
 class Elsewhere(Files):
-    """A disk that the system says is another machine's."""
+    """A disk that the system reports as another machine's."""
 
     def file_system(self, folder):
         return "nfs4"
@@ -194,9 +194,9 @@ def test_p4_the_nth_call_fails_for_every_n(worlds, tmp_path, ids, error, sticky,
 
 
 def as_nobody(action):
-    """What an action comes to in a child of another user: root ignores modes, that proves nothing.
+    """The status of an action in a child of another user: as root, modes prove nothing.
 
-    The child must not run MLX, whose threads stayed behind.
+    The child must not run MLX: it has none of its threads.
     """
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""What stands where an index's files should, or is named in them: replaced, not touched (P7)."""
+"""Anything in the place of an index's files, or named in them: replaced, not touched (P7)."""
 
 import os
 import struct

@@ -66,7 +66,7 @@ class Played(Files):
 
 @pytest.fixture
 def tries(monkeypatch):
-    """How long each connection, change and first query of a look would have waited, in order."""
+    """The waits that each connection, change and first query of a look would have had, in order."""
     made = []
     init, begin, snapshot = Index.__init__, Index.transaction, Index.snapshot
 
@@ -90,7 +90,7 @@ def tries(monkeypatch):
 
 @pytest.fixture
 def short_waits(monkeypatch):
-    """All waits but those of lookups are hardly any."""
+    """Near-zero waits, except in lookups."""
     monkeypatch.setattr(shared_index, "WRITE_SECONDS", 0.05)
     monkeypatch.setattr(shared_index, "COMMAND_SECONDS", 0.05)
     monkeypatch.setattr(writer, "FLUSH_SECONDS", 0.1)

@@ -191,7 +191,7 @@ def layout_told(folder, layout):
 
 
 def lived_with(worlds, store):
-    """All that is done with a store, in one life; what is found is right, or `get` says so."""
+    """Do all that is done with a store, in one life; every result is right, or `get` raises."""
     paths = worlds.paths(3, PATHS)
     for path in paths:
         worlds.get(store, path)
@@ -319,7 +319,7 @@ def test_p4_a_budget_is_kept_whatever_rows_say_and_pins_stay(worlds, folder, lie
 
 @pytest.mark.parametrize("damage", [False, True])
 def test_p4_what_is_said_to_hang_on_a_damaged_span_is_asked_first(worlds, folder, damage):
-    """Where it truly hangs there it goes as well, and nothing else does."""
+    """A span that truly hangs there is removed with it, and nothing else is."""
     paths = worlds.paths(3, PATHS)
     stranger = [4, *MORE]
     store = DiskStore(folder, "1GB")

@@ -1,4 +1,4 @@
-"""Packs: whatever happens to who makes them, each span is whole in one file or the other (P3)."""
+"""Packs: whatever happens to their maker, each span is whole in one file or the other (P3)."""
 
 import errno
 import json
@@ -153,7 +153,7 @@ def test_p4_the_nth_call_of_a_compaction_fails_for_every_n(
 
 
 class Synced(Files):
-    """What reached the disk's buffers, in order, what was synced, and the index at each removal."""
+    """The blocks that reached the disk, in order, with syncs, and the index at each removal."""
 
     def __init__(self, folder):
         self.steps, self._folder = [], folder

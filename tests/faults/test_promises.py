@@ -11,7 +11,7 @@ NAMED = re.compile(r"`(test_\w+)`(\*?)")
 
 
 def written():
-    """Every test function, and whether it is marked as part of the soak alone."""
+    """Every test function, with True if it is marked as part of the soak alone."""
     found = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Several processes, threads and forks on one folder: no luck is needed to be right (P5, P6)."""
+"""Several processes, threads and forks on one folder are correct without coordinating (P5, P6)."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ SPANS = 14_000  # bytes: a handful of spans, so that everybody evicts all the ti
 
 
 def ended_well(processes, timeout=120):
-    """What children printed; an error, or anything on stderr, is a failure."""
+    """The numbers that children printed; an error, or anything on stderr, is a failure."""
     said = []
     for process in processes:
         out, error = process.communicate(timeout=timeout)

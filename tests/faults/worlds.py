@@ -55,7 +55,7 @@ def layers_for(ids):
 
 
 def right(layers, ids):
-    """Whether layers hold what they should after these tokens."""
+    """True if layers hold these tokens' rows."""
     values = rows(ids)
     for number, layer in enumerate(layers):
         block = np.stack([values + number, values * 2 + number], axis=-1)
@@ -73,7 +73,7 @@ def paths(seed, count=10, length=40):
 
 
 def draft(ids):
-    """A path as one span, ready to be stored by who may run no MLX."""
+    """A path as one span, ready to be stored by a process that may run no MLX."""
     layers = layers_for(ids)
     pieces = [
         (layer.keys[..., : len(ids), :], layer.values[..., : len(ids), :]) for layer in layers
@@ -90,7 +90,7 @@ def put(store, ids):
 
 
 def get(store, ids):
-    """How many tokens a fresh cache finds of a path; an error where they are wrong."""
+    """The number of a path's tokens that a fresh cache finds; an error if they are wrong."""
     lease = PromptCache("1GB", store).fetch(NAMESPACE, [*ids, 5])
     assert lease.layers is None or right(lease.layers, ids[: lease.cached]), "a wrong byte"
     return lease.cached
@@ -105,7 +105,7 @@ def turns(store, count=8, seed=7, length=12):
 
 
 def compacted(store):
-    """Take all steps of making packs; how many packs were made."""
+    """Take all steps of making packs; returns the number of packs made."""
     *_, done = Compacted(), *store.compact()
     return done.packs
 
@@ -147,7 +147,7 @@ def clear(folder, seed, steps):
 
 @contextlib.contextmanager
 def watched(seconds=60):
-    """Fails what hangs: no test waits for longer, and none is asked to be fast."""
+    """Fail a test that hangs: none waits longer than this, and none is asked to be fast."""
 
     def hangs(*_):
         raise AssertionError(f"nothing came back in {seconds} seconds")

@@ -1,4 +1,4 @@
-"""Which BLAS MLX computes with: what is found, and what real processes are bound to."""
+"""The BLAS that MLX computes with: the one that is found, and the one real processes bind."""
 
 import os
 import platform

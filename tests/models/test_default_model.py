@@ -24,7 +24,7 @@ F32 = "models/smollm2-135m-instruct-f32"
 
 
 def permuted(array, heads):
-    """Rows as GGUF keeps those of queries and keys."""
+    """Rows in GGUF's order for queries and keys."""
     rows, columns = array.shape
     return array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, -1)
 

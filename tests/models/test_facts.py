@@ -1,4 +1,4 @@
-"""What is remembered of models: across processes, apart by model and version, never trusted."""
+"""Facts about models: shared across processes, apart by model and version, never trusted."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""GGUF files converted: the same logits and ids as the model that they were made from, or words."""
+"""GGUF files converted: the logits and ids of the model that they were made from, or an error."""
 
 import importlib
 import json
@@ -102,7 +102,7 @@ def test_the_converted_model_is_the_one_it_was_made_from(
 
 
 def llama3_factors(factor=32.0, base=500_000.0, width=16):
-    """As llama.cpp's converter writes them."""
+    """Factors as llama.cpp's converter writes them."""
     made = []
     for at in range(0, width, 2):
         wave = 2 * np.pi * base ** (at / width)
@@ -232,7 +232,7 @@ def test_a_file_is_converted_once_by_what_it_holds(tmp_path, tokenizer, monkeypa
 
 
 class Room(NamedTuple):
-    """What `shutil.disk_usage` says, as far as it is asked."""
+    """The part of `shutil.disk_usage`'s result that is read."""
 
     free: int
 

@@ -24,7 +24,7 @@ SCRIPT = (
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as its client asks for one model."""
+    """The parts of a hub that its client asks for one model."""
 
     files: ClassVar = {}
     told: ClassVar = {}  # what the hub says beside them
@@ -114,7 +114,7 @@ CHECK = (
 
 @pytest.fixture
 def check_at(tmp_path, monkeypatch):
-    """`check_at(hub)`: a process that says what it finds of names, and has fetched nothing yet."""
+    """`check_at(hub)`: a process that reports names' checks, and has fetched nothing yet."""
     started = []
 
     def start(hub):

@@ -1,4 +1,4 @@
-"""Loading: what is whole runs, and what is damaged is named in one line."""
+"""Loading: a whole model runs, and damage is named in one line."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_a_folder_is_loaded_with_all_that_an_engine_needs(folder):
 
 
 class Left(BaseException):
-    """Somebody waits no longer."""
+    """Nobody waits for the model any longer."""
 
 
 def test_c8_weights_are_read_in_parts_and_between_them_the_work_can_end(folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""What models, the cache and requests may take: of four Macs, and of a machine without a GPU."""
+"""Memory that models, the cache and requests may take: four Macs, and a machine without a GPU."""
 
 import families
 import mlx.core as mx

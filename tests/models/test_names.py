@@ -1,4 +1,4 @@
-"""What users call models: one function, the first meaning that fits, near names where none does."""
+"""Users' names for models: one function, the first meaning that fits, near names if none does."""
 
 import json
 import unicodedata
@@ -17,7 +17,7 @@ from llm_mlx_promptcache.models.references import is_hub_id, shown
 
 @pytest.fixture(autouse=True)
 def user(tmp_path, monkeypatch):
-    """A user in a folder of their own, who has registered nothing."""
+    """A user in a folder of their own, without registered models."""
     for variable, folder in (("HOME", "home"), ("LLM_USER_PATH", "llm")):
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / folder))

@@ -1,4 +1,4 @@
-"""What is learned of a template is remembered as plain data, and nothing else is taken for it."""
+"""A template's profile is stored as plain data, and nothing else is read as one."""
 
 import json
 import random
@@ -22,7 +22,7 @@ SAMPLE = 24
 
 
 class Counted:
-    """A template as the product renders it, and how often it was."""
+    """A template as the product renders it, and a count of its renderings."""
 
     def __init__(self, template):
         self.template, self.count = ChatTemplate(template.source, template.name), 0

@@ -1,4 +1,4 @@
-"""What is said of a model before its weights are loaded: that it can't work, and what to do."""
+"""Checks of a model before its weights are loaded: it can't work, and what to do."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What leaves a shared folder: small transactions, linear in what they remove, worst first."""
+"""Evictions from a shared folder: small transactions, linear in the rows removed, worst first."""
 
 import random
 from array import array
@@ -59,7 +59,7 @@ def removed(index, removal):
 
 
 def work_of(index, removal):
-    """How many thousand instructions SQLite's machine took for each row that went."""
+    """Thousands of instructions of SQLite's machine for each row that was removed."""
     taken = []
     index.db.set_progress_handler(lambda: taken.append(None), 1000)
     try:
@@ -120,7 +120,7 @@ def test_what_is_younger_or_pinned_keeps_what_it_hangs_on(index):
 
 
 def least_worthy(index, pinned=0):
-    """The leaf that goes next, by looking at every row."""
+    """The leaf to be evicted next, found by looking at every row."""
     tick = index.totals().tick
     query = """SELECT tier, hits > 0, count, bytes, last_use, file_id FROM spans
         WHERE children = 0 AND pinned = ?"""

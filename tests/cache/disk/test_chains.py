@@ -1,4 +1,4 @@
-"""Which files become a pack: runs of one path, never across a pin or a fork that is in use."""
+"""Files that become a pack: runs of one path, never across a pin or a fork that is in use."""
 
 from llm_mlx_promptcache.cache.disk.chains import LEAST_FILES, Link, Thrift, to_pack
 

@@ -1,4 +1,4 @@
-"""What is stored, as a tree: paths, and where a prompt parts from the nearest of them."""
+"""The store as a tree: paths, and the place where a prompt parts from the nearest of them."""
 
 import random
 from array import array

@@ -1,4 +1,4 @@
-"""All of a path comes back from the disk: any number of spans, with few descriptors and no luck."""
+"""A whole path restored from the disk: any number of spans, with few descriptors."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ def stored(folder, family, turns):
 
 @pytest.fixture
 def few_descriptors():
-    """So many descriptors are left to this process."""
+    """Leave so many descriptors to this process."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def leave(count):

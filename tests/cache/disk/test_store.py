@@ -1,4 +1,4 @@
-"""DiskStore: what is on the disk is whole, private, and never a wrong byte."""
+"""DiskStore: files are whole and private, and never give a wrong byte."""
 
 import os
 import stat
@@ -67,7 +67,7 @@ def lookup(store, tokens):
 
 
 def opened(store, found, tokens):
-    """Whether a span that was found can be opened."""
+    """True if a span that was found can be opened."""
     file = store.open("name", found, array("I", tokens))
     if file is not None:
         file.close()

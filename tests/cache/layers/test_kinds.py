@@ -43,7 +43,7 @@ class Sums:
 
 
 class Forgetful(Sums):
-    """Its state does not hold all that it is."""
+    """A layer whose state does not hold everything about it."""
 
     @property
     def state(self):
@@ -128,7 +128,7 @@ def test_a_batch_of_sequences_is_not_cached():
 
 
 class Counter(Sums):
-    """What the plugin below brings a kind for."""
+    """The layer that the plugin below brings a kind for."""
 
     state = property(lambda self: (self.sums,))
 

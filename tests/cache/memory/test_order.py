@@ -14,7 +14,7 @@ from llm_mlx_promptcache.cache.worth import TIERS, density, worth
 
 
 def drained(order):
-    """The items in the order in which they go, until nothing may go."""
+    """The items in the order of their eviction, until none may leave."""
     gone = []
     while (victim := order.pop()) is not None:
         gone.append(victim.item)
@@ -46,7 +46,7 @@ def grow(order, seed, steps=300):
 
 
 class EvictionLaws:
-    """What the cache relies on, whatever the policy: subclasses name one."""
+    """Laws that the cache relies on, whatever the policy: subclasses name one."""
 
     policy: str
 
@@ -172,7 +172,7 @@ class EvictionLaws:
 
 
 class RecencyLaws(EvictionLaws):
-    """For policies under which use makes safer."""
+    """Laws of policies under which use makes safer."""
 
     def test_what_was_used_last_goes_last(self):
         order = self.order()

@@ -10,7 +10,7 @@ from llm_mlx_promptcache.cache.worth import TIERS, density, worth
 
 
 class Model:
-    """The default, slowly: all entries that may go are compared with each other."""
+    """The default policy, slowly: all entries that may be evicted are compared with each other."""
 
     def __init__(self, order):
         self.order, self.entries = order, []

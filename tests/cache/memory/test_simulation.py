@@ -1,4 +1,4 @@
-"""A trace played through an order, beside a cache that is written down as plainly as can be."""
+"""A trace played through an order, beside a cache that is written as plainly as possible."""
 
 import random
 
@@ -24,7 +24,7 @@ def some_trace(chance):
 
 
 def plain_lru(trace, capacity, own):
-    """Hits of a cache that evicts the leaf that was used longest ago, looked for among all."""
+    """Hits of a cache that evicts the least recently used leaf, searched among all."""
     used, parents, hits = {}, {}, 0
 
     def evict(spared):
@@ -60,7 +60,7 @@ def test_lru_finds_what_a_plain_one_finds(own):
 
 
 class NewestFirst(Policy):
-    """What was used last is evicted first."""
+    """Evicts the most recently used first."""
 
     def rank(self, entry):
         return -entry.last_used
