@@ -1,6 +1,6 @@
 """Generated text -> text, reasoning and calls of tools, piece by piece and at the end.
 
-What was cut is never a call: `Answer.cut` tells, as an error that the front end can raise.
+A cut call is never a call: `Answer.cut` holds an error that the front end can raise.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .hand_forms import GENERIC, grammar_form
 from .part_parser import PartParser
 from .scanning import Marks
 
-# A mark behind one of these is quoted, and closes nothing.
+# A mark behind one of these is quoted and closes nothing.
 _QUOTES = ("`", '"', "'")
 
 
 class _Mode(Enum):
-    """What the text that comes next is, as far as is known."""
+    """The kind of text that comes next, as far as is known."""
 
     TEXT = auto()
     REASONING = auto()
@@ -46,10 +46,10 @@ class _Mode(Enum):
 
 
 class AnswerParser(PartParser):
-    """Takes an answer's text as it comes, hands out its parts, and has the whole at the end.
+    """Takes an answer's text as it comes, emits its parts, and returns the whole at the end.
 
-    Where a grammar makes calls sure to fit their schemas, their arguments are handed out as they
-    come; else a call is held until it is whole, since it may turn out to be none.
+    Arguments that a grammar holds to their schemas are emitted as they come; otherwise a call is
+    held back until it is complete, since it may turn out to be none.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AnswerParser(PartParser):
         self._form = grammar_form(form) if form and self._held else form
         self._own = form
         self._tools, self._thinking = tools, thinking
-        # Of a form without marks a grammar's calls have none either.
+        # In a form without marks a grammar's calls have none either.
         bare = grammar is None or grammar.kind == "tools"
         bare = bare or (self._form is not None and is_bare(self._form))
         self._bare = bare_openings(self._form, tools) if self._form and bare else ()
@@ -78,7 +78,7 @@ class AnswerParser(PartParser):
         self._mode = _Mode.TEXT
         if thinking is not None and thinking.opened:
             self._mode = _Mode.REASONING
-        # Where a call stands, and what its text is if it is none.
+        # The mode that a call was found in, and that of its text if it turns out to be none.
         self._outside = self._mode
         self._spaces = ""  # shown only when something of the same kind follows
         self._after_mark = self._mode is _Mode.REASONING
@@ -90,7 +90,7 @@ class AnswerParser(PartParser):
 
     @property
     def reasons(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
+        """True if the next text is reasoning, as far as is known."""
         return self._mode is _Mode.REASONING
 
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
@@ -105,7 +105,7 @@ class AnswerParser(PartParser):
         called = bool(self._calls) or self._mode is _Mode.CALL
         cut = None if whole or kind == "tools" else cut_short(kind, called=called)
         if not whole and self._held and self._mode is _Mode.TEXT:
-            # The beginning of a mark is not what the answer says.
+            # The beginning of a mark is no part of the answer's text.
             self._waiting = self._waiting[: len(self._waiting) - self._marked()]
         while not self.full and (self._waiting or self._mode is _Mode.CALL):
             if self._mode is _Mode.CALL:
@@ -118,7 +118,7 @@ class AnswerParser(PartParser):
             elif not self._step(parts, last=True):
                 break
         if self._sure and any(call.id in self._told for call in self._invalid):
-            # Its name has been handed out already, so who streams must know.
+            # Its name has been emitted already, so the stream's reader must be told.
             cut = CutShort("a call that can't be read")
         if not whole and self._held:
             cut = cut or cut_short(kind, called=bool(self._calls))
@@ -129,19 +129,19 @@ class AnswerParser(PartParser):
         return parts, Answer(text, reasoning, calls, cut, invalid, streamed, half)
 
     def _half_of(self, reader: CallReader, run: Run) -> InvalidCall | None:
-        """The call that was cut; None where only closing marks of a whole one are missing."""
+        """The call that was cut; None if only closing marks of a complete one are missing."""
         name, id = reader.half_name, self._told_last()
         if run.calls and not (name or id):
             return None
         return half_call(name, run.half, id or new_call_id())
 
     def _told_last(self) -> str:
-        """The id of the call that was handed out and is not whole; "" where there is none."""
+        """The id of the call that was emitted and is incomplete; "" if there is none."""
         done = {call.id for call in self._calls} | {call.id for call in self._invalid}
         return next((id for id in self._told if id not in done), "")
 
     def _told_apart(self) -> tuple[str, str, str]:
-        """Text and reasoning, and the text as it was streamed if that is another one.
+        """Text, reasoning, and the text as it was streamed if that differs.
 
         Some models close a reasoning that neither they nor the prompt have opened.
         """
@@ -155,7 +155,7 @@ class AnswerParser(PartParser):
         return after.lstrip(), before.strip(), text
 
     def _step(self, parts: list[Part], *, last: bool = False) -> bool:
-        """Take what can be taken of what waits; False when more text is needed first."""
+        """Parse as much of the waiting text as possible; False when more text is needed first."""
         if self._mode is _Mode.CALL:
             return self._feed_call(parts)
         if self._opens_bare(last=last):
@@ -176,18 +176,18 @@ class AnswerParser(PartParser):
         return self._form.openings if self._form else ()
 
     def _wakers(self) -> tuple[str, ...]:
-        """The marks with which a grammar that waits for reasoning's end begins all the same."""
+        """The marks that start a grammar even while it waits for the end of reasoning."""
         if self._form is None or self._grammar is None or not self._held:
             return ()
         special, own = dict(self._form.special), self._grammar.opening
         return tuple(mark for mark in self._openings() if mark in special or mark == own)
 
     def _marked(self) -> int:
-        """How many of the last characters that wait may be the beginning of a call."""
+        """The number of last waiting characters that may be the beginning of a call."""
         return Marks(self._openings()).overlap(self._waiting)
 
     def _marks(self) -> list[str]:
-        """The marks that mean something here."""
+        """The marks that have a meaning at this point."""
         thinking = self._thinking
         kind = None if self._grammar is None else self._grammar.kind
         if self._mode is _Mode.REASONING:
@@ -205,7 +205,7 @@ class AnswerParser(PartParser):
         return [*marks, *(m for m in self._openings() if not either or self._opens(m))]
 
     def _opens(self, mark: str) -> bool:
-        """Whether what waits is, or may become, a `mark` with no text before it."""
+        """True if the waiting text is, or may become, a `mark` with no text before it."""
         lead = self._waiting.lstrip()
         return not self._texts and (lead.startswith(mark) or mark.startswith(lead))
 
@@ -220,7 +220,7 @@ class AnswerParser(PartParser):
 
     def _enter_call(self, mark: str) -> None:
         self._outside = self._mode
-        # No grammar holds what has no marks, or stands in reasoning without being its end.
+        # No grammar holds calls without marks, or calls in reasoning that do not end it.
         held = self._outside is _Mode.TEXT or mark in self._wakers()
         free = not mark or not held
         form = (self._own if free else self._form) or GENERIC
@@ -253,7 +253,7 @@ class AnswerParser(PartParser):
         return run
 
     def _leave_call(self, parts: list[Part], run: Run) -> None:
-        """Take the calls that were read; the text of what was none is text after all."""
+        """Take the calls that were read; text that was no call is text after all."""
         assert self._reader is not None
         reader, mark, self._reader = self._reader, self._mark, None
         self._mode = self._outside
@@ -294,7 +294,7 @@ class AnswerParser(PartParser):
                 parts.append(CallArguments(piece.id, piece.text))
 
     def _say(self, parts: list[Part], text: str) -> None:
-        """Show text or reasoning; white space beside a mark belongs to the mark."""
+        """Emit text or reasoning; white space beside a mark belongs to the mark."""
         if self._after_mark:
             text = text.lstrip()
         if not text:
@@ -321,21 +321,21 @@ class AnswerParser(PartParser):
             parts.append(TextDelta(text))
 
     def _opens_bare(self, *, last: bool) -> bool:
-        """Whether what waits begins a call that has no marks, or was written without them."""
+        """True if the waiting text begins a call without marks, by its form or by omission."""
         return self._nothing_said() and self._lead_in(last=last) is True
 
     def _may_be_bare(self, *, last: bool) -> bool:
         return not last and self._nothing_said() and self._lead_in(last=last) is None
 
     def _lead_in(self, *, last: bool) -> bool | None:
-        """Whether a call without marks begins; None where more text is needed to tell."""
+        """True if a call without marks begins; None if more text is needed to tell."""
         lead = "".join(self._waiting[:512].split())
         if any(lead.startswith(one) for one in self._bare):
             return True
         return None if any(one.startswith(lead) for one in self._bare) else False
 
     def _all_calls(self, run: Run) -> bool:
-        """Whether JSON without marks is calls alone: each names a tool, or has arguments."""
+        """True if JSON without marks is calls alone: each names a tool, or has arguments."""
         names = parameters_of(self._tools)
         return bool(run.calls) and all(
             isinstance(call, ToolCall) or call.name in names or call.arguments for call in run.calls

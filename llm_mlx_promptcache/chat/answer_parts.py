@@ -43,12 +43,12 @@ class CallArguments(NamedTuple):
         return f"CallArguments({self.id!r}, {len(self.text)} characters)"
 
 
-# A call that can't be made is told where it stands, as a whole.
+# A call that can't be made is emitted in its place, as a whole.
 Part = TextDelta | ReasoningDelta | CallName | CallArguments | InvalidCall
 
 
 class CutShort(ValueError):
-    """The answer ended inside what only counts as a whole: a call, or a document."""
+    """The answer ended inside a call or a document, which only count when complete."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -59,13 +59,13 @@ class CutShort(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer is, once it has ended; `calls` holds whole ones only.
+    """An answer that has ended; `calls` holds complete ones only.
 
-    `cut` is set where the answer ended inside a call or a document; `invalid` holds calls of no
-    tool there is, and those whose arguments can't be read, with their text. `streamed` is the text
-    as it was handed out piece by piece, where that is another one: reasoning that nothing opened
-    is known as such only when it is closed. `half` is the call that the answer ended in, with the
-    text that came of it; its id is the one that was handed out, if it was.
+    `cut` is set if the answer ended inside a call or a document; `invalid` holds calls of unknown
+    tools, and those whose arguments can't be read, with their text. `streamed` is the text as it
+    was emitted piece by piece, if that differs: reasoning that nothing opened is known as such only
+    when it is closed. `half` is the call that the answer ended in, with its text so far and the id
+    that was emitted for it, if one was.
     """
 
     text: str = field(repr=False)
@@ -77,21 +77,21 @@ class Answer:
     half: InvalidCall | None = None
 
     def whole(self) -> Answer:
-        """The answer itself; raises `cut` where there is one."""
+        """The answer itself; raises `cut` if it is set."""
         if self.cut is not None:
             raise self.cut
         return self
 
 
 def half_call(name: str, text: str, id: str) -> InvalidCall:
-    """The call that an answer ended in."""
+    """The incomplete call that an answer ended in."""
     return InvalidCall(name, text, str(CutShort("this call")), id)
 
 
 def cut_short(kind: str | None, *, called: bool) -> CutShort | None:
-    """What is not whole where an answer ended early; `kind` of its grammar, None without one.
+    """The error of an answer that ended early; `kind` of its grammar, None without one.
 
-    Whole calls count, whatever was to follow them.
+    Complete calls count, whatever was to follow them.
     """
     if kind is None or (called and kind in ("tools", "tools_or_schema")):
         return None

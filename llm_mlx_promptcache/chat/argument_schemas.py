@@ -1,7 +1,7 @@
-"""What a tool's schema says of its arguments: which there are, of which types, and which must be.
+"""The arguments in a tool's schema: their names, their types, and the required ones.
 
-A schema is untrusted: only what is needed is looked at, references stay inside it, and the work
-is bounded. What can't be told is allowed.
+A schema is untrusted: only the needed parts are read, references stay inside it, and the work is
+bounded. Anything that can't be told is allowed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST = 256
 _WIDEST = 64
 _ALL = frozenset(["string", "integer", "number", "boolean", "null", "array", "object"])
 _EITHER = ("anyOf", "oneOf")
-# Under this key a schema that was taken out of another one carries the whole.
+# The key under which a schema taken out of another one carries the whole.
 _ROOT = "\x00root"
 
 
@@ -43,7 +43,7 @@ def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, 
 
 
 def property_schema(schema: Any, key: str) -> Any:
-    """The schema of the value under `key`; `{}` where anything may stand there."""
+    """The schema of the value under `key`; `{}` if any value may stand there."""
     schemas = []
     for one in branches_of(schema):
         properties = one.get("properties")
@@ -53,7 +53,7 @@ def property_schema(schema: Any, key: str) -> Any:
 
 
 def item_schema(schema: Any) -> Any:
-    """The schema of a list's items; `{}` where they may be anything, or each is another thing."""
+    """The schema of a list's items; `{}` if they may be anything, or if each has its own."""
     schemas = []
     for one in branches_of(schema):
         if "prefixItems" in one:
@@ -64,12 +64,12 @@ def item_schema(schema: Any) -> Any:
 
 
 def kinds_of(schema: Any) -> frozenset[str]:
-    """The JSON types that `schema` takes; all of them where it says nothing."""
+    """The JSON types that `schema` takes; all of them if it names none."""
     return _kinds(schema, schema, _DEEPEST, [_MOST]) or _ALL
 
 
 def choices_of(schema: Any) -> list[Any]:
-    """The values that are all, or some, of what `schema` takes."""
+    """Values that `schema` takes: all of them, or some."""
     choices: list[Any] = []
     for one in branches_of(schema):
         values = one.get("enum")
@@ -88,7 +88,7 @@ def required_of(schema: Any) -> list[str]:
 
 
 def kind_of(value: Any, kinds: frozenset[str] = _ALL) -> str:
-    """The JSON type of a value; a whole number is an integer where that is asked for."""
+    """The JSON type of a value; a whole number is an integer if the schema asks for one."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -125,7 +125,7 @@ def _inner(one: Mapping[str, Any], schema: Any, *, either: bool) -> Iterator[Any
 
 
 def _kinds(schema: Any, root: Any, depth: int, left: list[int]) -> frozenset[str]:
-    """The types that all parts of a schema allow; `left` is how many parts may yet be looked at."""
+    """The types that all parts of a schema allow; `left` is the number of parts to read yet."""
     left[0] -= 1
     if not isinstance(schema, Mapping) or depth < 0 or left[0] < 0:
         return _ALL

@@ -1,7 +1,7 @@
-"""Arguments as their tool's schema wants them: what a model wrote -> values of the right types.
+"""Arguments as their tool's schema wants them: a model's text -> values of the right types.
 
-Text is untrusted: the work is bounded, and what JSON can't tell again (endless numbers, two values
-under one key) is no value.
+Text is untrusted: the work is bounded, and values that JSON can't write back (endless numbers, two
+values under one key) are refused.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = [
 
 _DEEPEST = 16
 _LONGEST_LITERAL = 1 << 20
-# Python writes no longer number down, unless it is told to.
+# Just below Python's own limit of 4,300 digits.
 _MOST_BITS = 14_000
 _CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False}
 _STRING = frozenset(["string"])
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """What `text` between marks says: a string, or a literal where the schema takes its type.
+    """The value of `text` between marks: a string, or a literal if the schema takes its type.
 
-    Text that is no value of any type that is asked stays the text, for the tool to refuse.
+    Text that is no value of any wanted type stays text, for the tool to refuse.
     """
     kinds = kinds_of(schema)
     if text in choices_of(schema):
@@ -58,13 +58,13 @@ def value_of(text: str, schema: Any) -> Any:
     except ValueError:
         return text
     if isinstance(value, str):
-        # Quotes that nobody asked for are part of a text.
+        # Unasked quotes are part of a text.
         return text if "string" in kinds else value
     return value if kind_of(value, kinds) in kinds else text
 
 
 def fitted(value: Any, schema: Any, depth: int = _DEEPEST) -> Any:
-    """A value with the types that the schema asks for, where nothing of it is lost by that."""
+    """A value with the types that the schema asks for, if the conversion loses nothing."""
     kinds = kinds_of(schema)
     if isinstance(value, str):
         return value if "string" in kinds else value_of(value, schema)
@@ -82,7 +82,7 @@ def fitted(value: Any, schema: Any, depth: int = _DEEPEST) -> Any:
 
 
 def fitted_object(value: Mapping[str, Any], schema: Any, depth: int = _DEEPEST) -> dict[str, Any]:
-    """An object's values fitted; null for what may be left out, and can't be null, is left out."""
+    """An object's values fitted; null is dropped for optional arguments that can't be null."""
     made: dict[str, Any] = {}
     required = required_of(schema)
     for key, one in value.items():
@@ -94,9 +94,9 @@ def fitted_object(value: Mapping[str, Any], schema: Any, depth: int = _DEEPEST) 
 
 
 def unfit(value: Any, schema: Any, where: str = "", depth: int = _DEEPEST) -> str:
-    """Why a value is not of the types that its schema asks for, or lacks a part; "" where it fits.
+    """The reason why a value lacks a part or has a wrong type for its schema; "" if it fits.
 
-    Tells types and names of arguments, and nothing of the values.
+    Names types and arguments, and no values.
     """
     kinds = kinds_of(schema)
     kind = kind_of(value, kinds)
@@ -127,12 +127,12 @@ def _is_choice(value: Any, schema: Any) -> bool:
 
 
 def _only_whole(schema: Any) -> bool:
-    """Whether a number must be an integer: where others may stand too, it stays as written."""
+    """True if a number must be an integer: if others are allowed too, it stays as written."""
     return kind_of(0.5) not in kinds_of(schema)
 
 
 def literal(text: str) -> Any:
-    """The value of a JSON or Python literal; ValueError where `text` is none, or too long."""
+    """The value of a JSON or Python literal; ValueError if `text` is none, or too long."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     try:
@@ -148,7 +148,7 @@ def literal(text: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """The value of JSON text, line ends inside strings taken; ValueError where it is none."""
+    """The value of JSON text, line ends inside strings allowed; ValueError if it is none."""
     try:
         return _loaded(text)
     except RecursionError:
@@ -174,7 +174,7 @@ class _PythonNames(ast.NodeTransformer):
 
 
 def _plain(value: Any) -> Any:
-    """A Python literal as JSON has it; ValueError for what JSON has no form for."""
+    """A Python literal as JSON data; ValueError for values that JSON has no form for."""
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError("a key is no text")
@@ -213,7 +213,7 @@ def _float(text: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; ValueError where it has one key with two values: either could be meant."""
+    """An object; ValueError if one key has two values, since either could be meant."""
     made = dict(pairs)
     if len(made) < len(pairs) and any(value != made[key] for key, value in pairs):
         raise ValueError("a key has two values")

@@ -1,4 +1,4 @@
-"""What an answer was asked with, as digests: with them a later prompt tells what changed since."""
+"""An answer's prompt, as digests: with them a later prompt tells what changed since."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MOST_TOKENS = 2**31
 class Asked:
     """The prompt of an answer, as digests; no text and no token of it.
 
-    `messages` has ENTRY characters for each message, `tools` stands for the tools ("": none), and
-    `rows` for where the path was kept. The path is prompt and answer, but for the last token, which
-    never ran: `length` tokens whose digest is `path`. Its first `shared` are what any later prompt
-    was to begin with, and `shared_path` their digest. `thought` is what the answer's entry is
-    without its thinking; "" where prompt and answer had none. `told`: that the conversation lost
-    what was computed for it, its user was told.
+    `messages` has ENTRY characters for each message, `tools` is the digest of the tools ("": none),
+    and `rows` that of the namespace that holds the path. The path is prompt and answer without the
+    last token, which never ran: `length` tokens whose digest is `path`. Its first `shared` tokens
+    were expected in any later prompt; `shared_path` is their digest. `thought` is the answer's
+    entry without its thinking; "" if prompt and answer had none. `told`: the user was told that the
+    conversation lost its computed rows.
     """
 
     messages: str = field(repr=False)
@@ -62,7 +62,7 @@ class Asked:
 
     @classmethod
     def from_json(cls, obj: object) -> Asked | None:
-        """What `to_json` gave; None, never an error, for anything foreign or damaged."""
+        """Read the output of `to_json`; None, never an error, for anything foreign or damaged."""
         if not isinstance(obj, Mapping):
             return None
         texts = ("messages", "tools", "rows", "shared_path", "path", "thought")
@@ -89,7 +89,7 @@ def short_digest(text: str) -> str:
 
 
 def path_digests(ids: array[int], positions: Iterable[int]) -> dict[int, str]:
-    """Digests of the first so many ids, for each position that there is; one pass over them."""
+    """Digests of the first so many ids, for each position in range; one pass over them."""
     found: dict[int, str] = {}
     running, before = blake2b(digest_size=9), 0
     for position in sorted(set(positions)):

@@ -1,6 +1,6 @@
-"""Calls that have no marks around them, as JSON Schema: one grammar with a document beside them.
+"""Calls without marks around them, as JSON Schema: one grammar with a document beside them.
 
-A lexer that knows a call's beginning as one literal takes the `{` of a document for it. As two
+A lexer that knows a call's beginning as one literal mistakes the `{` of a document for it. As two
 branches of one schema both are JSON, read key by key.
 """
 
@@ -27,7 +27,7 @@ class Alternative(NamedTuple):
 
 
 def is_bare(form: Form) -> bool:
-    """Whether a call of `form` begins as a JSON document may, and is nothing but JSON."""
+    """True if a call of `form` begins as a JSON document may, and is nothing but JSON."""
     return _skeleton(form) is not None
 
 
@@ -49,7 +49,7 @@ def either_schema(
 
 
 def _skeleton(form: Form) -> Any:
-    """A call as JSON, with names for what differs; None where it is something else."""
+    """A call as JSON, with names in its variable places; None if it is something else."""
     if form.layout not in (Layout.OBJECT, Layout.KEYED) or form.keys.encoded:
         return None
     holes = {Hole.NAME: _NAME, Hole.ARGUMENTS: json.dumps(_ARGUMENTS)}
@@ -63,7 +63,7 @@ def _skeleton(form: Form) -> Any:
 
 
 def _call(skeleton: Any, name: str, arguments: Any) -> dict[str, Any]:
-    """The schema of what `skeleton` is with this name and these arguments in their places."""
+    """The schema of `skeleton` with this name and these arguments in their places."""
     if isinstance(skeleton, list):
         return {"type": "array", "items": _call(skeleton[0], name, arguments)}
     if isinstance(skeleton, dict):
@@ -80,7 +80,7 @@ def _call(skeleton: Any, name: str, arguments: Any) -> dict[str, Any]:
 
 
 def _moved(schema: Any, prefix: str, definitions: dict[str, Any]) -> Any:
-    """A schema whose definitions stand in `definitions`, under names of their own."""
+    """A schema whose definitions are moved to `definitions`, under names of their own."""
     if isinstance(schema, list):
         return [_moved(one, prefix, definitions) for one in schema]
     if not isinstance(schema, Mapping):

@@ -1,4 +1,4 @@
-"""Calls out of what was read of them: each with an id of its own, or the reason why it is none."""
+"""Calls from their parsed parts: each with an id of its own, or the reason why it is invalid."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .generated import InvalidCall, ToolCall
 
 _NAME_KEYS = ("name", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-BEGINNING = 1024  # characters of what can't be read in which its name is looked for
+BEGINNING = 1024  # characters of unreadable text that are searched for its name
 
 
 class CallBuilder:
-    """Builds the calls of one answer; `ids` are those that it gave so far.
+    """Builds the calls of one answer; `ids` are those given so far.
 
     `parameters` are the tools' schemas by their names. `held`: a grammar holds the arguments to
     them. `known` are ids that no call may have.
@@ -47,30 +47,30 @@ class CallBuilder:
         self.ids: set[str] = set()
 
     def named_in(self, beginning: str) -> str:
-        """The name in the beginning of an object; "" where there is none."""
+        """The name in the beginning of an object; "" if there is none."""
         return named_in(beginning, self._name_keys)
 
     def own_id(self, name: str, own: str) -> str:
-        """The id of a call that writes `own` of it; "" where it writes none."""
+        """The id of a call that writes `own` as its id; "" if it writes none."""
         if not self._form.id or not own:
             return ""
         holes = {Hole.NAME: name, Hole.COUNT: own, Hole.ID: own}
         return "".join(p if isinstance(p, str) else holes.get(p, "") for p in self._form.id)
 
     def unreadable(self, text: str, why: str) -> InvalidCall | None:
-        """What `text` is where it can't be read; None where its beginning names no tool."""
+        """The invalid call for `text` that can't be read; None if its beginning names no tool."""
         name = self.named_in(text[:BEGINNING])
         return InvalidCall(name, text, why, new_call_id()) if name in self.parameters else None
 
     def half(self, text: str) -> str:
-        """The name of the tool that half a call names; "" where it got no further."""
+        """The name of the tool in an incomplete call; "" if it got no further."""
         name = self.named_in(text[:BEGINNING])
         if name in self.parameters:
             return name
         return next((name for name in self.names if name in text[:BEGINNING]), "")
 
     def from_text(self, text: str) -> ToolCall | InvalidCall | None:
-        """The call that a JSON object is; None where it names nothing."""
+        """The call in a JSON object; None if it names no tool."""
         read = object_of(text)
         if read is None and (filled := with_arguments(text, self._argument_keys)) != text:
             read = object_of(filled)
@@ -103,7 +103,7 @@ class CallBuilder:
     def call(
         self, name: str, arguments: dict[str, Any] | None, own: str, text: str
     ) -> ToolCall | InvalidCall:
-        """The call, or why it is none: each with an id that no other call of the answer has."""
+        """The call, valid or invalid, with an id that no other call of the answer has."""
         id = self.free_id(own)
         self.ids.add(id)
         name = name.encode("utf-8", "replace").decode()  # JSON can name half a surrogate pair
@@ -117,7 +117,7 @@ class CallBuilder:
         if arguments is None:
             return InvalidCall(name, text, "its arguments can't be read", id)
         if not self._held:
-            # What a grammar holds fits, and was handed out as it came.
+            # Arguments held by a grammar fit, and were emitted as they came.
             schema = self.parameters[name]
             arguments = fitted_object(arguments, schema)
             if reason := unfit(arguments, schema):

@@ -1,4 +1,4 @@
-"""What a template shows of tools that it has no place for, and a model's marks of reasoning."""
+"""Text for tools that a template has no place for, and a model's marks of reasoning."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def thinking_of(
     prompt: str,
     encode: Callable[[str], Sequence[int]],
 ) -> Thinking | None:
-    """The model's marks of reasoning as ids; None where it has none.
+    """The model's marks of reasoning as ids; None if it has none.
 
-    `opened` where `prompt`, or the end of one, ends inside them; no `start_ids` where it ends
-    behind a block that the template closed at once, since it asks the model not to think. Text
-    decides: where a mark is no single token, its ids depend on what stands beside it.
+    `opened` if `prompt`, or the end of one, ends inside them; no `start_ids` if it ends behind a
+    block that the template closed at once to ask for no thinking. Text decides: if a mark is no
+    single token, its ids depend on its neighbours.
     """
     if marks is None:
         return None
@@ -53,8 +53,8 @@ def thinking_of(
 def tool_prompt(tools: Sequence[Mapping[str, Any]], example: str = "") -> str:
     """The system text for models whose template shows no tools; the same for any order of them.
 
-    It says nothing of what this request wants called, so that all requests share it. `example` is
-    how the model writes a call; without it the generic form is told.
+    It does not name the tool that this request wants, so that all requests share it. `example` is a
+    call in the model's own form; without it the generic form is described.
     """
     listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in canonical_tools(tools))
     if example:
@@ -63,7 +63,7 @@ def tool_prompt(tools: Sequence[Mapping[str, Any]], example: str = "") -> str:
 
 
 def call_example(form: Form) -> str:
-    """A call as a form with its arguments in one object writes it; "" for other forms."""
+    """A call in a form whose arguments are one object; "" for other forms."""
     if not form.as_json or form.keys.encoded:
         return ""
     call = "".join(piece if isinstance(piece, str) else _SHOWN[piece] for piece in form.call)
@@ -73,7 +73,7 @@ def call_example(form: Form) -> str:
 def plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A template's messages without calls and results: these become text as the prompt says.
 
-    Results stand in a user's turn, together with what else the user says there.
+    Results go into a user's turn, together with the user's other text there.
     """
     made: list[dict[str, Any]] = []
     in_results = False
@@ -92,7 +92,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def with_instructions(
     messages: Sequence[Mapping[str, Any]], text: str, role: Literal["system", "user"]
 ) -> list[dict[str, Any]]:
-    """Messages that tell `text` first of all: behind the system's own words, or the user's."""
+    """Messages with `text` in front: behind the system's own words, or before the user's."""
     made = [dict(message) for message in messages]
     if role == "user" and made and made[0].get("role") == "system":
         text = f"{made.pop(0).get('content') or ''}\n\n{text}"
@@ -124,7 +124,7 @@ def _call_text(function: Mapping[str, Any]) -> str:
 
 
 def _last_marks(marks: Reasoning, prompt: str) -> tuple[int, int]:
-    """Where both marks stand last at the very end of the prompt, or -1."""
+    """The last places of both marks at the very end of the prompt, or -1."""
     tail = prompt[-len(marks.start) - len(marks.end) - _BESIDE :]
     begun, ended = tail.rfind(marks.start) if marks.start else -1, tail.rfind(marks.end)
     last = marks.start if begun > ended else marks.end
@@ -134,7 +134,7 @@ def _last_marks(marks: Reasoning, prompt: str) -> tuple[int, int]:
     return (-1, -1) if other else (begun, ended)
 
 
-# At most so many characters of white space, or of a first word, stand between marks and behind.
+# The most characters of white space, or of a first word, between marks and behind them.
 _BESIDE = 24
 _SHOWN = {
     Hole.NAME: "<function-name>",

@@ -1,4 +1,4 @@
-"""Calls that are JSON objects: what they hold, as Python values."""
+"""Calls that are JSON objects: their parts as Python values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def new_call_id() -> str:
 
 
 def with_arguments(text: str, keys: Sequence[str]) -> str:
-    """`text` with `{}` where a template writes nothing behind one of `keys`: no arguments."""
+    """`text` with `{}` added if a template writes nothing behind one of `keys`: no arguments."""
     return _no_value(tuple(keys)).sub(r"\1{}", text)
 
 
 def named_in(text: str, keys: Sequence[str]) -> str:
-    """The name that an object that can't be read has under one of `keys`; empty where none."""
+    """The name under one of `keys` in an unreadable object; empty if there is none."""
     found = _named(tuple(keys)).search(text)
     return found[1] if found is not None else ""
 
@@ -41,7 +41,7 @@ def _named(keys: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def object_of(text: str) -> dict[str, Any] | None:
-    """The object that `text` is, as JSON or as Python writes it."""
+    """The object that `text` holds, as JSON or as Python writes it."""
     try:
         found = json_value(text)
     except ValueError:
@@ -53,7 +53,7 @@ def object_of(text: str) -> dict[str, Any] | None:
 
 
 def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Arguments that are one JSON object, or nothing; None where they can't be read."""
+    """Arguments that are one JSON object, or nothing; None if they can't be read."""
     found = as_arguments(text)
     try:
         check_json("a call's arguments", found or {})
@@ -72,7 +72,7 @@ def as_arguments(value: Any) -> dict[str, Any] | None:
 
 
 def value_at(value: Any, keys: Sequence[str]) -> Any:
-    """What stands under a path of keys; None where there is nothing."""
+    """The value under a path of keys; None if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -1,4 +1,4 @@
-"""Where one call stands in a rendered text: its name, arguments and id, and the pieces between."""
+"""One call's place in a rendered text: its name, arguments and id, and the pieces between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BRACES = 12
 
 
 class Unit(NamedTuple):
-    """Where a call stands in a text: from its first hole to its last, and the pieces between."""
+    """A call's place in a text, from its first hole to its last, and the pieces between."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Unit(NamedTuple):
 def find_call(
     text: str, call: Call, given: Input, whole: str | None = None, start: int = 0
 ) -> Unit | None:
-    """The call in `text`; objects may reach into `whole`, of which `text` is the beginning."""
+    """The call in `text`; objects may reach into `whole`, which begins with `text`."""
     value = text.find(call.arguments["alpha_key"], start)
     if value < 0:
         return None
@@ -41,7 +41,7 @@ def find_call(
 
 
 def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
-    """The call where its arguments are JSON: the largest object that is the call, or a header."""
+    """The call whose arguments are JSON: the largest object that is the call, or a header."""
     arguments: tuple[int, int] | None = None
     best: Unit | None = None
     at = value
@@ -93,7 +93,7 @@ def _object_unit(
 
 
 def _keys(shown: Mapping[str, Any], call: Call) -> Keys | None:
-    """Where an object has name and arguments, themselves or one level deeper."""
+    """The places of name and arguments in an object, at its top or one level deeper."""
     for path, inner in [((), shown), *(((k,), v) for k, v in shown.items())]:
         if not isinstance(inner, Mapping):
             continue
@@ -116,7 +116,7 @@ def _is_text_of(text: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def in_tags(text: str, call: Call, value: int, start: int) -> Unit | None:
-    """The call where each argument stands by itself, in the order that was given."""
+    """The call whose arguments each stand by themselves, in the given order."""
     key = text.rfind("alpha_key", start, value)
     name = text.rfind(call.name, start, max(key, start))
     last = text.find(call.arguments["beta_key"], value)
@@ -129,7 +129,7 @@ def in_tags(text: str, call: Call, value: int, start: int) -> Unit | None:
 
 
 def _with_id(text: str, unit: Unit, call: Call, given: Input, start: int) -> Unit:
-    """The unit with the call's id as a hole, where it is shown beside the name."""
+    """The unit with the call's id as a hole, if it is shown beside the name."""
     if given.named_ids or (unit.layout in (Layout.OBJECT, Layout.KEYED) and not unit.keys.id):
         return unit
     before = text.rfind(call.id, start, unit.start)

@@ -50,9 +50,9 @@ def parser_of(
     most: int | None = None,
     continued: bool = False,
 ) -> AnswerParser | ChannelParser:
-    """The parser for an answer of at most `most` calls, as its model writes it.
+    """The parser for an answer of at most `most` calls in its model's form.
 
-    `continued`: the prompt ends inside of the answer's text.
+    `continued`: the prompt ends inside the answer's text.
     """
     if form is not None and form.channels is not None:
         return ChannelParser(form.channels, tools, grammar, most, continued=continued)
@@ -62,7 +62,7 @@ def parser_of(
 class ChannelParser(PartParser):
     """Takes an answer's text as it comes, as `AnswerParser` does; the prompt opened a header.
 
-    `continued`: the prompt ends inside of a message's text.
+    `continued`: the prompt ends inside a message's text.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ChannelParser(PartParser):
 
     @property
     def reasons(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
+        """True if the next text is reasoning, as far as is known."""
         return self._section is _Section.REASONING
 
     def finish(self, *, whole: bool) -> tuple[list[Part], Answer]:
@@ -119,7 +119,7 @@ class ChannelParser(PartParser):
         return named.removeprefix(self._channels.recipient.removeprefix("to="))
 
     def _step(self, parts: list[Part]) -> bool:
-        """Take what can be taken of what waits; False when more text is needed first."""
+        """Parse as much of the waiting text as possible; False when more text is needed first."""
         if self._section is _Section.HEADER:
             return self._step_header()
         channels = self._channels
@@ -133,7 +133,7 @@ class ChannelParser(PartParser):
             return False
         if self._section is _Section.CALL:
             if _in_string(self._body):
-                # Spelled out, and no token; or else the call is broken, which its end will tell.
+                # Spelled out, not a token; or the call is broken, which its end will show.
                 start = len(self._body)
                 self._inside = self._inside or (start, start + len(mark))
                 self._body += mark
@@ -149,7 +149,7 @@ class ChannelParser(PartParser):
         if not found:
             if self._may_be_header():
                 return False
-            # Words without a header are what the model has to say.
+            # Words without a header are the answer.
             self._section = _Section.TEXT
             return True
         self._waiting = rest
@@ -165,7 +165,7 @@ class ChannelParser(PartParser):
         return True
 
     def _names_recipient(self) -> bool:
-        """Whether a header is open that makes its message a call."""
+        """True if a header is open that makes its message a call."""
         return self._section is _Section.HEADER and bool(_RECIPIENT.search(self._waiting))
 
     def _may_be_header(self) -> bool:
@@ -185,7 +185,7 @@ class ChannelParser(PartParser):
         parts.append(ReasoningDelta(text) if thinks else TextDelta(text))
 
     def _close_call(self, parts: list[Part]) -> str:
-        """End the call; what stands behind it, where a mark inside of a string was its end."""
+        """End the call; returns the text behind it if a mark inside a string was its end."""
         behind = ""
         if self._inside is not None and read_object(self._body, {}) is None:
             start, end = self._inside
@@ -213,5 +213,5 @@ class ChannelParser(PartParser):
 
 
 def _in_string(text: str) -> bool:
-    """Whether JSON that is still coming ends inside of a string."""
+    """True if JSON that is still coming ends inside a string."""
     return _ESCAPED.sub("", text).count('"') % 2 == 1

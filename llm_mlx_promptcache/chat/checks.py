@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 
 _DEEPEST = 64
-# Each object inside an object of a schema is two levels of JSON.
+# An object inside a schema's object is two levels of JSON.
 DEEPEST_SCHEMA = 160
 
 
 def check_text(field: str, value: object) -> None:
-    """ValueError where `value` is no text that every encoding takes."""
+    """ValueError if `value` is no text that every encoding takes."""
     if not isinstance(value, str):
         raise ValueError(f"{field} is a {type(value).__name__}; give a str")
     try:
@@ -24,7 +24,7 @@ def check_text(field: str, value: object) -> None:
 
 
 def check_json(field: str, value: object, depth: int = 0, *, deepest: int = _DEEPEST) -> None:
-    """ValueError where JSON has no form for `value`, or for something in it."""
+    """ValueError if JSON has no form for `value`, or for something in it."""
     if depth > deepest:
         raise ValueError(f"{field} is nested more than {deepest} deep; flatten it")
     if isinstance(value, str):

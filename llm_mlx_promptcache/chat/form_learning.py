@@ -1,9 +1,9 @@
 """A model's form of calls, learned from its own chat template by rendering it and comparing.
 
-The template is rendered with a call, with two, with other values and with words beside them.
-Where the words that were put in stand, and what stands the same round them, is the form; it is
-proved by reading back what the template writes of odd values. The idea is llama.cpp's (its
-"autoparser"); no template's name or text is looked at.
+The template is rendered with a call, with two, with other values and with words beside them. The
+places of the words put in, and the constant text around them, are the form; it is proved by reading
+back odd values as the template writes them. The idea is llama.cpp's (its "autoparser"); no
+template's name or text is looked at.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Apply = Callable[..., str]
 # Kimi's: the only place of a result's tool is its id.
 _NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
-_NOT_SHOWN = 2  # how much a reason tells: more than that calls are refused
+_NOT_SHOWN = 2  # rank of a reason; a refusal has less, a form that can't be read more
 # The dicts to try, the plainest first.
 _INPUTS = (
     *(Input(arguments, content) for content in ContentAs for arguments in ArgumentsAs),
@@ -60,13 +60,13 @@ _INPUTS = (
 def learn_form(apply: Apply) -> Form:
     """The form in which `apply(messages, tools=..., add_generation_prompt=...)` shows calls.
 
-    NoForm tells why there is none. At most some 30 renderings are made.
+    NoForm gives the reason if there is none. At most some 30 renderings are made.
     """
     return learned_form(Probe(apply))
 
 
 def learned_form(probe: Probe) -> Form:
-    """The same over a probe that others use too."""
+    """Learn the form with a probe that others use too; NoForm if there is none."""
     reasons = {"calls are refused": 0}
     for one in _INPUTS:
         given = replace(one, parts=probe.parts)
@@ -100,7 +100,7 @@ def _learned(probe: Probe, given: Input, one: str) -> Form:
 
 
 def _two(probe: Probe, given: Input) -> tuple[str, Unit, Unit] | None:
-    """Two calls in one answer, where the template shows both."""
+    """Two calls in one answer, if the template shows both."""
     calls = [Call(NAMES[0], ARGUMENTS[0], ID), Call(NAMES[1], ARGUMENTS[1], OTHER_ID)]
     try:
         text = probe.calls(given, calls)
@@ -117,7 +117,7 @@ def _two(probe: Probe, given: Input) -> tuple[str, Unit, Unit] | None:
 def _framed(
     probe: Probe, given: Input, one: str, unit: Unit, two: tuple[str, Unit, Unit] | None
 ) -> Form:
-    """What stands round a call, between two, and round all of them."""
+    """The form with the text around a call, between two, and around all of them."""
     before, after = one[: unit.start], one[unit.end :]
     start, end = _start(probe, given, one, unit), _end(probe, after, given)
     head, foot, between = start, end, ""
@@ -129,13 +129,13 @@ def _framed(
         between = middle[len(foot) : len(middle) - len(head)]
         start = start.removesuffix(head)
         ends = [end, _end(probe, text[second.end :], given)]
-        # Some close all calls behind the first one only where others follow.
+        # Some close all calls behind the first one only if others follow.
         end = max((one[len(foot) :] for one in ends if one.startswith(foot)), key=len, default="")
     else:
         start, end = "", ""
     prompt = probe.prompt()
     if not (start + head).strip() and between and prompt and prompt.endswith(between):
-        # The prompt has written the first call's mark, which a second one shows.
+        # The prompt has written the first call's mark; a second call shows it.
         head, between = between, ""
     pieces, id = _counted(unit, two, head, given, before)
     head = pieces[0] if isinstance(pieces[0], str) else ""
@@ -156,7 +156,7 @@ def _framed(
 def _counted(
     unit: Unit, two: tuple[str, Unit, Unit] | None, head: str, given: Input, before: str
 ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """The pieces with the head, and how an id is written; a number that counts is a hole."""
+    """The pieces with the head, and those of an id; a number that counts is a hole."""
     pieces = unit.pieces
     if given.named_ids:
         # The id was `functions.NAME:0`: so the count stands right behind the name.
@@ -178,10 +178,10 @@ def _counted(
 
 
 def _start(probe: Probe, given: Input, one: str, unit: Unit) -> str:
-    """What stands before the first call and belongs to it.
+    """The text before the first call that belongs to it.
 
-    That is what stands there both behind other words and without them; where the template shows no
-    words beside calls, what a plain answer does not begin with.
+    That is the text before it both behind other words and without them; if the template shows no
+    words beside calls, the text that a plain answer does not begin with.
     """
     lead = one[: unit.start]
     starts = []
@@ -205,7 +205,7 @@ def _start(probe: Probe, given: Input, one: str, unit: Unit) -> str:
 
 
 def _words(probe: Probe, given: Input) -> str:
-    """The mark in front of an answer's words, where the prompt does not write it."""
+    """The mark in front of an answer's words, if the prompt does not write it."""
     prompt, beside = probe.prompt(), probe.beside(given)
     plain = probe.plain()
     for text in (beside, plain):
@@ -218,7 +218,7 @@ def _words(probe: Probe, given: Input) -> str:
 
 
 def _apart(lead: str, probe: Probe) -> bool:
-    """Whether a mark in front of words is not the end of a thought."""
+    """True if a mark in front of words is not the end of a thought."""
     if lead.lstrip().startswith(("</", "[/")):
         return False
     text = probe.thought(dict.fromkeys(FIELDS, THOUGHT)) or ""
@@ -227,7 +227,7 @@ def _apart(lead: str, probe: Probe) -> bool:
 
 
 def _end(probe: Probe, after: str, given: Input) -> str:
-    """What stands behind the last call and does not end the turn."""
+    """The text behind the last call that does not end the turn."""
     plain = probe.plain()
     if plain is None:
         return "" if given.follow else after
@@ -236,7 +236,7 @@ def _end(probe: Probe, after: str, given: Input) -> str:
         return after.partition(tail.strip())[0] if tail.strip() in after else ""
     if tail and after.endswith(tail):
         return after[: len(after) - len(tail)]
-    # A turn that ends with a call may end with another mark, of which nothing is known; but what
+    # A turn that ends with a call may end with another, unknown mark; but a mark that
     # ends an answer or begins the next turn is no call's.
     turns = [*marks_in(tail)[:1], *marks_in(probe.prompt() or "")]
     starts = [at for mark in turns if mark[0] == "<" and (at := after.find(mark)) >= 0]
@@ -244,7 +244,7 @@ def _end(probe: Probe, after: str, given: Input) -> str:
 
 
 def _proved(form: Form, probe: Probe) -> Form:
-    """The form itself, once it has read back what the template writes; NoForm where it can't."""
+    """The form itself, once it has read back the template's text; NoForm if it can't."""
     for calls in PROOF if form.parallel else [calls[:1] for calls in PROOF]:
         try:
             text = probe.calls(form.input, calls)

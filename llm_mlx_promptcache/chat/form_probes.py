@@ -1,4 +1,4 @@
-"""What a template is asked so that its form of calls shows, and what it answers, remembered."""
+"""Probes of a template that make its form of calls show, and its answers, remembered."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Refused(ValueError):
 
 
 class Probe:
-    """Renders what `apply` makes of conversations: the text behind the user's words.
+    """Renders conversations with `apply`: the text behind the user's words.
 
     Nothing is rendered twice, and after a rendering without end nothing at all.
     """
@@ -106,7 +106,7 @@ class Probe:
         return text.partition(_RESULT)[0]
 
     def beside(self, given: Input) -> str | None:
-        """A call with words beside it; None where the template refuses that."""
+        """A call with words beside it; None if the template refuses that."""
         try:
             return self.calls(given, [Call(NAMES[0], ARGUMENTS[0], ID)], ANSWER)
         except Refused:
@@ -122,12 +122,12 @@ class Probe:
         return self._shown([answer, {"role": "user", "content": _LATER}], prompt=True)
 
     def prompt(self) -> str | None:
-        """What asks for an answer."""
+        """The prompt for an answer."""
         return self._shown([], prompt=True)
 
     @cached_property
     def parts(self) -> bool:
-        """Whether the template reads content as a list of parts, and no text."""
+        """True if the template reads content as a list of parts, and no text."""
         ask = {"role": "user", "content": ASK}
         plain = self._once([ask], {}, prompt=True)
         if isinstance(plain, str) and ASK in plain:
@@ -137,7 +137,7 @@ class Probe:
         return isinstance(parted, str) and ASK in parted and not _PRINTED.search(parted)
 
     def whole_prompt(self) -> str:
-        """All that the template shows of tools and a question; empty where it refuses them."""
+        """Everything the template shows of tools and a question; empty if it refuses them."""
         text = self._whole([], {}, prompt=True)
         return "" if isinstance(text, Refused) else text
 
@@ -146,7 +146,7 @@ class Probe:
         return self._shown([{"role": "assistant", "content": ANSWER, **words}], prompt=False)
 
     def switched(self, arguments: Mapping[str, Any]) -> str | None:
-        """What asks for an answer, with an argument of the template's own."""
+        """The prompt for an answer, with an argument of the template's own."""
         return self._shown([], prompt=True, arguments=arguments)
 
     def _shown(
@@ -179,7 +179,7 @@ class Probe:
     def _whole(
         self, messages: list[dict[str, Any]], arguments: Mapping[str, Any], *, prompt: bool
     ) -> str | Refused:
-        """What the template makes, asked once for each conversation."""
+        """The template's text, rendered once for each conversation."""
         asked = [{"role": "user", "content": ASK}, *messages]
         if self.parts:
             asked = [_in_parts(message) for message in asked]

@@ -1,7 +1,7 @@
 """Calls out of text, as a `Form` writes them and as models bend it: marks left out, other spaces.
 
-`CallReader` takes one run of calls as it comes. It is one coroutine over the text, so how the
-text was cut into pieces changes nothing; each step takes text or ends, so it always ends.
+`CallReader` takes one run of calls as it comes. It is one coroutine over the text, so the cuts
+between pieces change nothing; each step takes text or ends, so it always ends.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class CallPiece(NamedTuple):
 
 @dataclass
 class Run:
-    """What a run of calls was: the calls in order, how much text they took, whether one was cut.
+    """A run of calls: the calls in order, the length of their text, and True if one was cut.
 
-    `half` is the text of the one that was.
+    `half` is the text of the one that was cut.
     """
 
     calls: list[ToolCall | InvalidCall] = field(default_factory=list)
@@ -54,9 +54,9 @@ class Run:
 
 
 class CallReader:
-    """Reads one run of calls from where it begins; `run` is set once it has ended.
+    """Reads one run of calls from its beginning; `run` is set once it has ended.
 
-    `sure`: a grammar wrote the calls, so they are exactly in form and are handed out as they come.
+    `sure`: a grammar wrote the calls, so they are exactly in form and are emitted as they come.
     After `most` calls the run has ended, whatever follows. `known` are ids that no call may have.
     """
 
@@ -74,7 +74,7 @@ class CallReader:
         self._longest = max(map(len, self._parameters), default=0)
         self._source = TextSource()
         holes = [piece for piece in form.call if isinstance(piece, Hole)]
-        # An id behind the arguments comes too late for who is told of them as they come.
+        # An id behind the arguments comes too late for a stream of them.
         self._sure = sure and form.as_json and holes[-1:] == [Hole.ARGUMENTS]
         self._builder = CallBuilder(form, self._parameters, held=self._sure, known=known)
         self._steps = self._read()
@@ -84,19 +84,19 @@ class CallReader:
         self.run: Run | None = None
 
     def feed(self, text: str) -> list[CallStart | CallPiece]:
-        """Take more text; what became known of calls that are sure."""
+        """Take more text; returns new events of calls that are sure."""
         self._source.add(text)
         self._advance()
         return self.told()
 
     def told(self) -> list[CallStart | CallPiece]:
-        """What became known since it was asked last."""
+        """The events since the last call."""
         self._tell()
         events, self._events = self._events, []
         return events
 
     def finish(self, *, whole: bool) -> Run:
-        """No more text comes; `whole`: the model itself ended it."""
+        """End the text; `whole`: the model itself ended it."""
         self._source.close(whole=whole)
         self._advance()
         assert self.run is not None
@@ -115,7 +115,7 @@ class CallReader:
 
     @property
     def half_name(self) -> str:
-        """The name of the tool that the half call names; "" where it got no further."""
+        """The name of the tool in the incomplete call; "" if it got no further."""
         assert self.run is not None
         return self._builder.half(self.run.half)
 
@@ -158,11 +158,11 @@ class CallReader:
         return self._most is not None and calls >= self._most
 
     def _was_cut(self) -> bool:
-        """Whether the text ended where a call was being read."""
+        """True if the text ended while a call was being read."""
         return self._source.cut and self._source.hungry
 
     def _calls(self, run: Run) -> Steps[list[ToolCall | InvalidCall] | None]:
-        """The calls at the place, or None where none stands there."""
+        """The calls at the place, or None if there is none."""
         source, form = self._source, self._form
         start = source.at
         source.hungry = False
@@ -185,7 +185,7 @@ class CallReader:
         return None if one is None else [one]
 
     def _lead(self) -> Steps[tuple[int, bool]]:
-        """How many marks of a beginning were taken, and whether the last of them was."""
+        """The number of opening marks taken; True if the last one taken is the form's last."""
         marks, count, last = self._form.lead_marks, 0, not self._form.lead_marks
         taken = True
         while taken and count < 4 * len(marks):
@@ -198,7 +198,7 @@ class CallReader:
         return count, last
 
     def _separated(self, run: Run) -> Steps[bool]:
-        """Whether a call may follow one without marks of its own: only inside a section."""
+        """True if a call may follow another without marks of its own: only inside a section."""
         form = self._form
         objects = form.layout in (Layout.OBJECT, Layout.KEYED)
         if form.layout is Layout.INLINE or not marks_in(
@@ -210,7 +210,7 @@ class CallReader:
         return False
 
     def _tail(self) -> Steps[bool]:
-        """Take what closes calls; whether anything did, or nothing has to."""
+        """Take the marks that close calls; True if there was one, or none is needed."""
         marks, closed = self._form.tail_marks, not self._form.tail_marks
         if self._sure and self._form.end.lstrip().startswith("]"):
             marks = ("]", *marks)
@@ -226,7 +226,7 @@ class CallReader:
         return closed
 
     def _pieces(self, start: int, *, exact: bool) -> Steps[ToolCall | InvalidCall | None]:
-        """One call of the layouts that are no object; None where no name stands there."""
+        """One call of the layouts that are no object; None if no name stands there."""
         source, form = self._source, self._form
         name, own, arguments = "", "", None
         for index, piece in enumerate(form.call):
@@ -254,7 +254,7 @@ class CallReader:
         return self._builder.call(name, arguments, self._builder.own_id(name, own), text)
 
     def _name(self) -> Steps[str | None]:
-        """The tool's name at the place; one that no tool has where none of them stands there."""
+        """The tool's name at the place, or the unknown name that stands there."""
         source = self._source
         yield from source.space()
         yield from source.need(self._longest + 1)
@@ -297,14 +297,14 @@ class CallReader:
         return (yield from TagArguments(source, tags, schema, ends).read())
 
     def _closes(self) -> Steps[bool]:
-        """Whether what closes a call stands at the place, or nothing more."""
+        """True if a closing mark of a call stands at the place, or the text ends there."""
         for mark in self._form.tail_marks:
             if (yield from self._source.stands(mark)):
                 return True
         return self._source.at == len(self._source.text) and not self._source.cut
 
     def _objects(self) -> Steps[list[ToolCall | InvalidCall] | None]:
-        """Calls as JSON, one object or a list of them; None where it is something else."""
+        """Calls as JSON, one object or a list of them; None if it is something else."""
         source = self._source
         self._open_list = yield from source.take("[")
         calls: list[ToolCall | InvalidCall] = []
@@ -320,7 +320,7 @@ class CallReader:
             elif not source.cut:
                 one = self._broken(start)
             elif self._named_at(start) in self._parameters:
-                source.hungry = True  # it needs no mark to be a call that was begun
+                source.hungry = True  # a call that was begun needs no mark
             if one is None:
                 if not calls:
                     return None
@@ -339,7 +339,7 @@ class CallReader:
         return self._builder.named_in(self._source.text[start : start + BEGINNING])
 
     def _broken(self, start: int) -> InvalidCall | None:
-        """An object that never closes: a call that can't be read, where it names a tool."""
+        """An object that never closes: an invalid call, if it names a tool."""
         source = self._source
         ends = [at for m in self._form.tail_marks if (at := source.text.find(m, start)) >= 0]
         end = min(ends, default=len(source.text))
@@ -349,7 +349,7 @@ class CallReader:
         return call
 
     def _sure_call(self) -> Steps[list[ToolCall | InvalidCall] | None]:
-        """One call that is exactly in form, handed out as it comes."""
+        """One call that is exactly in form, emitted as it comes."""
         source, form = self._source, self._form
         start, name, own = source.at, "", ""
         lead = form.between if self._builder.ids else form.start
@@ -384,7 +384,7 @@ class CallReader:
         return [self._builder.call(name, object_of(text), begun, source.text[start : source.at])]
 
     def _tell(self) -> None:
-        """Hand out what has come of the arguments that are being read."""
+        """Emit the new part of the arguments that are being read."""
         followed = self._source.followed
         if self._open and followed > self._told:
             self._events.append(CallPiece(self._open, self._source.text[self._told : followed]))

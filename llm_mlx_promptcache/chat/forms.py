@@ -1,4 +1,4 @@
-r"""How a model writes calls of tools and its reasoning, as plain data.
+r"""A model's form of calls and reasoning, as plain data.
 
 Learned from the model's own template (`form_learning.py`) or written by hand for few families
 (`hand_forms.py`). Reader, grammar and prompt work from this one structure:
@@ -6,7 +6,7 @@ Learned from the model's own template (`form_learning.py`) or written by hand fo
     start  call  between  call  end
 
 where a call is literals with holes: `<tool_call>\n{"name": "` NAME `", "arguments": ` ARGUMENTS
-`}\n</tool_call>`. Marks are text here; which of them are single tokens is the engine's to look up.
+`}\n</tool_call>`. Marks are text here; the engine looks up which of them are single tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 class Hole(Enum):
-    """What stands between the literals of a call; COUNT grows by one from call to call."""
+    """A variable part between the literals of a call; COUNT grows by one from call to call."""
 
     NAME = "name"
     ARGUMENTS = "arguments"
@@ -31,7 +31,7 @@ Piece = str | Hole
 
 
 class Layout(Enum):
-    """How a call holds its name and arguments.
+    """The arrangement of a call's name and arguments.
 
     OBJECT: one JSON object with both under keys. KEYED: `{"name": {arguments}}`. HEADER: the name
     among literals, then the arguments as one JSON object. TAGS: each argument between marks of its
@@ -46,7 +46,7 @@ class Layout(Enum):
 
 
 class Strings(Enum):
-    """How the characters of a string are written between its marks."""
+    """The spelling of a string's characters between its marks."""
 
     RAW = "raw"
     JSON = "json"
@@ -55,7 +55,7 @@ class Strings(Enum):
 
 
 class Literals(Enum):
-    """How lists and objects are written: `["a", true]` or `['a', True]`."""
+    """The spelling of lists and objects: `["a", true]` or `['a', True]`."""
 
     JSON = "json"
     PYTHON = "python"
@@ -63,7 +63,7 @@ class Literals(Enum):
 
 @dataclass(frozen=True)
 class Keys:
-    """Where an object of layout OBJECT has a call's parts: paths of keys; `id` may be empty.
+    """The places of a call's parts in an object of layout OBJECT: paths of keys; `id` may be empty.
 
     `encoded`: the arguments stand in it as a string of JSON.
     """
@@ -76,11 +76,11 @@ class Keys:
 
 @dataclass(frozen=True)
 class Tags:
-    """What stands around the arguments of TAGS and INLINE: `opening` KEY `middle` VALUE `closing`.
+    """The marks around the arguments of TAGS and INLINE: `opening` KEY `middle` VALUE `closing`.
 
-    Strings have a middle and a closing of their own where those differ (quotes are part of them).
-    `closing` may repeat the key, which stands there as KEY. `wrap` stands round odd strings.
-    `values` is how what is nested is written.
+    Strings have a middle and a closing of their own if those differ (quotes are part of them).
+    `closing` may repeat the key, which stands there as KEY. `wrap` stands around odd strings.
+    `values` is the spelling of nested values.
     """
 
     opening: str
@@ -95,7 +95,7 @@ class Tags:
 
     @property
     def parted(self) -> bool:
-        """Whether marks part key from value and argument from argument."""
+        """True if marks separate key from value and argument from argument."""
         marks = (self.opening, self.middle, self.closing, self.string_middle, self.string_closing)
         return all(mark.strip() for mark in marks)
 
@@ -106,7 +106,7 @@ KEY = "\x00"
 
 @dataclass(frozen=True)
 class Reasoning:
-    """The marks around a model's reasoning; `start` is empty where only its end is ever written."""
+    """The marks around a model's reasoning; `start` is empty if only its end is ever written."""
 
     start: str
     end: str
@@ -117,7 +117,7 @@ class Channels:
     """Messages with headers in one answer (harmony): `start` role `channel` NAME `message` text.
 
     A header that holds `recipient` and a tool's name makes its message a call; `reasoning` names
-    the channels that hold reasoning; what stands in any other channel is text.
+    the channels of reasoning; any other channel holds text.
     """
 
     start: str
@@ -131,14 +131,14 @@ class Channels:
 
 
 class ArgumentsAs(Enum):
-    """How a template wants a call's arguments."""
+    """The form in which a template wants a call's arguments."""
 
     OBJECT = "object"
     TEXT = "text"
 
 
 class ContentAs(Enum):
-    """What a template wants as the content of an answer that is only calls."""
+    """The content that a template wants for an answer that is only calls."""
 
     EMPTY = "empty"
     NONE = "none"
@@ -149,7 +149,7 @@ class ContentAs(Enum):
 class Input:
     """The dicts from which a template shows calls.
 
-    `follow`: only where a message follows them. `parts`: content is a list of parts.
+    `follow`: only if a message follows them. `parts`: content is a list of parts.
     """
 
     arguments: ArgumentsAs = ArgumentsAs.OBJECT
@@ -163,11 +163,11 @@ class Input:
 class Form:
     """One way of writing calls.
 
-    `id` says how a call's own id is written: empty where the text has none, else pieces (Kimi's
-    `functions.` NAME `:` COUNT). `optional` are marks that may stand before a call that has none
-    of its own (Llama's python_tag). `parallel` is False where a template shows one call only.
-    `special` are the marks that are single tokens, with their ids, once the engine has looked.
-    `words` is a mark that stands in front of an answer's words, and is none of them.
+    `id` is the form of a call's own id: empty if the text has none, else pieces (Kimi's
+    `functions.` NAME `:` COUNT). `optional` are marks that may precede a call that has none of its
+    own (Llama's python_tag). `parallel` is False if a template shows one call only. `special` are
+    the marks that are single tokens, with their ids, once the engine has looked. `words` is a mark
+    in front of an answer's words, and no part of them.
     """
 
     layout: Layout
@@ -200,7 +200,7 @@ class Form:
 
     @cached_property
     def lead(self) -> str:
-        """All that stands before the first call's name, or before the object that holds it."""
+        """Everything before the first call's name, or before the object that holds it."""
         lead = self.start + self.head
         if self.layout in (Layout.OBJECT, Layout.KEYED):
             lead = lead.partition("{")[0].rstrip().removesuffix("[")
@@ -221,7 +221,7 @@ class Form:
 
     @cached_property
     def openings(self) -> tuple[str, ...]:
-        """What begins calls wherever it stands in an answer; none where calls have no marks.
+        """The marks that begin calls anywhere in an answer; none if calls have no marks.
 
         Models leave marks out, so each one that no prose has may open a call.
         """
@@ -232,7 +232,7 @@ class Form:
 
     @property
     def as_json(self) -> bool:
-        """Whether all arguments are one JSON object."""
+        """True if all arguments are one JSON object."""
         return self.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
 
     @property
@@ -250,7 +250,7 @@ class Form:
 
 
 class NoForm(ValueError):
-    """Why no form of calls could be learned from a template."""
+    """No form of calls could be learned from a template; the message has the reason."""
 
 
 class UnreadForm(NoForm):
@@ -258,9 +258,9 @@ class UnreadForm(NoForm):
 
 
 def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """How an answer begins, without its spaces, that is calls with no marks around them.
+    """The beginnings, without spaces, of answers that are calls without marks around them.
 
-    So models write that have none, and others that leave theirs out.
+    Models write these whose form has none, and others that leave theirs out.
     """
     openings = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
     openings += ["{'name':", "[{'name':"]
@@ -299,7 +299,7 @@ def marks_in(literal: str) -> tuple[str, ...]:
 
 
 def _mark_end(literal: str, at: int) -> int:
-    """Where the mark that begins at `at` ends."""
+    """The end of the mark that begins at `at`."""
     opener = literal[at]
     if opener in _PAIRS:
         close = literal.find(_PAIRS[opener], at)
@@ -317,7 +317,7 @@ def _mark_end(literal: str, at: int) -> int:
 
 
 def is_mark(text: str) -> bool:
-    """Whether `text` tells a call wherever it stands: no word, and more than brackets."""
+    """True if `text` marks a call anywhere: no word, and more than brackets."""
     return len(text.strip(_BRACKETS)) > 1 and not text[0].isalnum() and text[0] not in _BRACKETS[2:]
 
 

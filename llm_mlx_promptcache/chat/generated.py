@@ -1,4 +1,4 @@
-"""What an answer was before it became text: its exact tokens, and how its prompt was rendered."""
+"""An answer before it became text: its exact tokens, and how its prompt was rendered."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call that an answer makes; `id` is what its result names."""
+    """One call that an answer makes; its result refers to it by `id`."""
 
     name: str
-    # What a model asks of a tool is the conversation's text.
+    # Arguments are the conversation's text.
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     id: str = field(default="", repr=False)
 
     def canonical(self) -> str:
-        """Name and arguments in one form, whatever their keys' order; the id is no one's words."""
+        """Name and arguments in one form, whatever their keys' order; the id is left out."""
         return canonical_json([self.name, self.arguments])
 
 
 @dataclass(frozen=True)
 class InvalidCall:
-    """A call that can't be made: of no tool there is, or with arguments that can't be read.
+    """A call that can't be made: of an unknown tool, or with arguments that can't be read.
 
-    `text` is what the model wrote, `error` why it is none, `id` what a result can name. Of a call
-    of no tool `arguments` are what it would have been called with, where they can be read.
+    `text` is the model's text, `error` the reason, `id` the id that a result can refer to. For an
+    unknown tool `arguments` are those it would have been called with, if they can be read.
     """
 
     name: str
@@ -61,15 +61,15 @@ class InvalidCall:
 
 @dataclass(frozen=True)
 class Generated:
-    """What an answer was before it became text, so that it can be replayed token by token.
+    """An answer before it became text, so that it can be replayed token by token.
 
-    `ids` holds every generated token, the stop token included where there was one;
-    `fingerprint` names tokenizer, template and model; `digest` is of all that was shown of it;
-    `rendered` is what later prompts of the conversation are rendered with (`Transcript.rendered`),
-    `asked` what its own prompt was, where anything of it was kept.
+    `ids` holds every generated token, the stop token included if there was one; `fingerprint` names
+    tokenizer, template and model; `digest` is of all that was shown of it; `rendered` is needed to
+    render later prompts of the conversation (`Transcript.rendered`), `asked` describes its own
+    prompt, if anything of it was kept.
     """
 
-    # Tokens are text to whoever has the tokenizer, so no repr shows them.
+    # Tokens are text to anyone with the tokenizer, so no repr shows them.
     ids: tuple[int, ...] = field(repr=False)
     fingerprint: str
     digest: str = field(repr=False)
@@ -98,7 +98,7 @@ class Generated:
         reasoning: str = "",
         tool_calls: Sequence[ToolCall] = (),
     ) -> bool:
-        """True where these parts are still what was shown, and the same model made them."""
+        """True if these parts are still those that were shown, and the same model made them."""
         if self.fingerprint != fingerprint:
             return False
         return self.digest == _digest(content, reasoning, tool_calls)
@@ -116,7 +116,7 @@ class Generated:
 
     @classmethod
     def from_json(cls, obj: object) -> Generated | None:
-        """What `to_json` gave; None, never an error, for anything foreign or damaged."""
+        """Read the output of `to_json`; None, never an error, for anything foreign or damaged."""
         if not isinstance(obj, Mapping):
             return None
         version, fingerprint, digest = obj.get("v"), obj.get("fp"), obj.get("digest")
@@ -126,7 +126,7 @@ class Generated:
             return None
         ids = _unpack(obj.get("ids"))
         rendered = _read_rendered(obj.get("rendered"))
-        # Without ids (a stop string parted a token) it still says how the prompt was rendered.
+        # Without ids (a stop string split a token) it still tells how the prompt was rendered.
         if ids is None:
             return None
         return cls(tuple(ids), fingerprint, digest, rendered, Asked.from_json(obj.get("asked")))
@@ -145,7 +145,7 @@ def _plain(value: object) -> object:
 
 
 def _digest(content: str, reasoning: str, tool_calls: Sequence[ToolCall]) -> str:
-    """Of the text alone where there is nothing else, as records of version 1 always were."""
+    """The digest of the text alone if there is nothing else, as in records of version 1."""
     shown = blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16)
     if not reasoning and not tool_calls:
         return shown.hexdigest()
@@ -158,7 +158,7 @@ def _is_name(value: object) -> TypeGuard[str]:
 
 
 def _read_rendered(value: object) -> Mapping[str, Any]:
-    """A damaged one costs reuse, never the record: without it the defaults apply."""
+    """The rendering's data; a damaged one costs reuse, never the record: the defaults apply."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return _NOTHING
     try:
@@ -169,7 +169,7 @@ def _read_rendered(value: object) -> Mapping[str, Any]:
 
 
 def _unpack(packed: object) -> array[int] | None:
-    """The ids in `packed`; None where it is no such thing or would unpack to too much."""
+    """The ids in `packed`; None if it has another form or would unpack to too much."""
     if not isinstance(packed, str):
         return None
     unzip = zlib.decompressobj()

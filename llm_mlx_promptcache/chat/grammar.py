@@ -1,6 +1,6 @@
-"""What an answer may be, as llguidance's grammars: plain text, checked before any token is made.
+"""The texts that an answer may be, as llguidance's grammars: checked before any token is made.
 
-A schema that llguidance can't hold is loosened; what is left out is named beside the grammar.
+A schema that llguidance can't hold is loosened; the dropped parts are named beside the grammar.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GrammarError(ValueError):
 
 
 class Unheld(NamedTuple):
-    """What the grammar does not hold: of the tool with this name, or of the document ("")."""
+    """A rule that the grammar does not hold: the named tool's, or the document's ("")."""
 
     tool: str
     what: LeftOut
@@ -60,11 +60,11 @@ class Unheld(NamedTuple):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer may be; `text` is llguidance's, made for one `Form` where there are tools.
+    """The texts that an answer may be; `text` is llguidance's, for one `Form` if there are tools.
 
-    Grammars with schemas are not the conversation's text, but no repr needs them either. What of
-    the schemas is not held (`unheld`) is to be checked in the answer. `opening` is the mark that
-    begins a call wherever it comes, also in reasoning that has no end.
+    Grammars with schemas are not the conversation's text, but no repr needs them either. Rules of
+    the schemas that are not held (`unheld`) are to be checked in the answer. `opening` is the mark
+    that begins a call anywhere, also in reasoning that has no end.
     """
 
     kind: Kind
@@ -77,17 +77,17 @@ class Grammar:
 
     @property
     def has_calls(self) -> bool:
-        """Whether an answer may be calls, each sure to be well-formed."""
+        """True if an answer may be calls, each sure to be well-formed."""
         return self.kind.startswith("tools")
 
     @property
     def holds_arguments(self) -> bool:
-        """Whether all that the tools' schemas ask of the calls is sure too."""
+        """True if calls are also sure to fit everything in their tools' schemas."""
         return self.has_calls and not any(one.tool for one in self.unheld)
 
 
 def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
-    """What users are told of what a grammar does not hold: tools with the same faults in a line."""
+    """Lines for users on rules that a grammar does not hold; tools with equal faults share one."""
     by_tool: dict[str, list[str]] = {}
     for tool, what in grammar.unheld if grammar is not None else ():
         by_tool.setdefault(tool, []).append(str(what))
@@ -118,9 +118,9 @@ def schema_grammar(
     field: str = "schema",
     form: Form | None = None,
 ) -> Grammar:
-    """A JSON document of `schema` as far as one can be held to it.
+    """A JSON document of `schema`, as far as a grammar can hold it.
 
-    All else that `form` brings is reasoning in channels.
+    `form` adds reasoning, if the model's answers have channels.
     """
     frame = _frame(form)
     held, unheld = _document(schema, caps, field)
@@ -165,7 +165,7 @@ def tool_grammar(
     """Calls of `tools`, at most `calls`, as `form` writes them; no tool's schema is refused.
 
     `choice` is a tool's name (that one is called), True (any is called) or None: calls, or a
-    document of `schema`. Calls or text have no grammar: it would mask what models say.
+    document of `schema`. Calls or text have no grammar: it would mask the model's own words.
     """
     if choice is None and schema is None:
         raise GrammarError("tool_choice and schema are both left out; text has no grammar")
@@ -176,7 +176,7 @@ def tool_grammar(
     try:
         given = json.dumps(tools)
     except (TypeError, ValueError, RecursionError):
-        # No JSON: what it is, and where, is told by who looks at each value.
+        # Not JSON: the check of each value names it and its place.
         _chosen(tools, grammar_form(form), choice=choice)
         raise
     document = json.dumps(schema) if choice is None else None
@@ -192,13 +192,13 @@ def _tool_grammar(
     calls: int,
     caps: Caps,
 ) -> Grammar:
-    """The grammar of as many schemas as can be held together: found out once for a set of tools."""
+    """The grammar of as many schemas as can be held together, found once for a set of tools."""
     schema = None if document is None else json.loads(document)
     functions = _chosen(json.loads(tools), form, choice=choice)
     for budget in BUDGETS:
         some = within(functions, budget)
         made = _calls_grammar(some.functions, schema, form, calls, caps)
-        # Refused for its size alone: what else is odd was left out of each schema.
+        # Refused for its size alone: other faults were removed from each schema.
         if not refusal(made.text):
             break
     together = tuple(Unheld(name, _TOGETHER) for name in some.unheld)
@@ -253,7 +253,7 @@ def _grammar(
 
 
 class _Frame(NamedTuple):
-    """What stands before a call or a document (`final`) where answers have channels."""
+    """The rules before a call or a document (`final`) if answers have channels."""
 
     thoughts: str = ""
     final: str = ""
@@ -261,7 +261,7 @@ class _Frame(NamedTuple):
 
 
 def _frame(form: Form | None) -> _Frame:
-    """Messages of reasoning first, as many as the model likes, then the header of the last one."""
+    """Messages of reasoning, any number of them, then the header of the last message."""
     if form is None or form.channels is None:
         return _Frame()
     channels = form.channels
@@ -269,7 +269,7 @@ def _frame(form: Form | None) -> _Frame:
     end = literal(channels.ends[0] + channels.start + channels.role, form)
     channel, message = (literal(mark, form) for mark in (channels.channel, channels.message))
     header = f"{channel} {quoted(channels.final)}"
-    # As calls tell that JSON follows, documents may.
+    # A header may announce JSON, as it does for calls.
     told = literal(str(form.call[form.call.index(Hole.NAME) + 1]), form)
     rules = (
         f"thought: {channel} ({names}) {message} THOUGHT {end}",
@@ -307,7 +307,7 @@ def _chosen(
 
 
 def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> ArgumentRules:
-    """The rule of a tool's arguments, with those that it needs."""
+    """The rule of a tool's arguments, with the rules it needs."""
     if form.layout is Layout.TAGS:
         return tagged_arguments(rule, given, held, form, caps)
     return ArgumentRules((f"{rule}: {json_rule(held.schema)}",), held.left_out)
@@ -347,9 +347,9 @@ _NUMBERS = {Hole.COUNT: "/[0-9]{1,3}/", Hole.ID: "/[a-zA-Z0-9]{9}/"}
 
 
 def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], tuple[Unheld, ...]]:
-    """What a grammar can hold of `schema`, and what it does not hold.
+    """The part of `schema` that a grammar can hold, and the rules it can't.
 
-    GrammarError where nothing satisfies the schema, or nothing of it can be held.
+    GrammarError if nothing satisfies the schema, or nothing of it can be held.
     """
     _check_schema(schema, field)
     _check_ends(schema, field)
@@ -363,7 +363,7 @@ def _document(schema: Any, caps: Caps, field: str) -> tuple[Mapping[str, Any], t
 
 
 def check_tools_end(tools: Sequence[Mapping[str, Any]]) -> None:
-    """GrammarError where a tool's arguments would have to go on without an end, called or not."""
+    """GrammarError if a tool's arguments would have to go on without end, called or not."""
     for tool in tools:
         function = tool["function"]
         if isinstance(parameters := function.get("parameters"), Mapping):
@@ -390,7 +390,7 @@ def _check_schema(schema: Any, field: str) -> None:
 
 
 def _check(text: str, field: str, advice: str) -> None:
-    """GrammarError where llguidance refuses `text`, or nothing at all would satisfy it."""
+    """GrammarError if llguidance refuses `text`, or if nothing would satisfy it."""
     reason = refusal(text)
     if reason == UNSATISFIABLE:
         raise GrammarError(f"{field} can't be satisfied by any text; {advice}")

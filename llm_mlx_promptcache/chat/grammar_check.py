@@ -1,6 +1,6 @@
-"""Whether llguidance can hold an answer to a grammar, asked before any token is made.
+"""Checks that llguidance can hold an answer to a grammar, before any token is made.
 
-llguidance is imported where it is needed, so that who only lists models does not load it.
+llguidance is imported on use, so that commands which only list models do not load it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["UNSATISFIABLE", "json_rule", "refusal"]
 
 UNSATISFIABLE = "no text satisfies it"
 _REASON_LIMIT = 200
-# A token by its id; the tokenizer that checks has one token a byte, whatever the model has.
+# A token by its id; the checking tokenizer has one token a byte, whatever the model has.
 _TOKEN = re.compile(r"<\[\d+\]>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
-# As json.dumps writes: what models saw most, and forced tokens where there is no choice. Escapes
+# As json.dumps writes: best known to models, and tokens without a choice are forced. Escapes
 # without \u: half a surrogate pair would be valid JSON that no text can hold.
 _JSON_OPTIONS = {
     "whitespace_flexible": False,
@@ -34,7 +34,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
 
 
 def refusal(text: str) -> str:
-    """Why llguidance refuses a grammar, in one line; `UNSATISFIABLE`, or "" where it takes it."""
+    """The reason why llguidance refuses a grammar, in one line; `UNSATISFIABLE`, or "" for none."""
     from llguidance import LLMatcher
 
     matcher = LLMatcher(_bytes_tokenizer(), _TOKEN.sub("<[0]>", text), log_level=0)
@@ -46,7 +46,7 @@ def refusal(text: str) -> str:
 
 
 def short(reason: str) -> str:
-    """The reason in one line, without the place in our own text and what it shows of it."""
+    """The reason in one line, without its place in our text or a quote of it."""
     reason = " ".join(reason.partition("\n   1 |")[0].split())
     reason = _PLACE.sub("", reason)
     return reason[:_REASON_LIMIT] + ("..." if len(reason) > _REASON_LIMIT else "")
@@ -54,7 +54,7 @@ def short(reason: str) -> str:
 
 @cache
 def _bytes_tokenizer() -> Any:
-    """One token a byte: enough to tell whether a grammar is one."""
+    """A tokenizer with one token a byte: enough to check a grammar."""
     from llguidance import LLTokenizer
 
     return LLTokenizer("byte")

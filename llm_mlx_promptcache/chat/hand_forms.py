@@ -1,7 +1,6 @@
 """Forms that no rendering shows: the generic one, and those of few families.
 
-They are chosen by marks that stand in a model's vocabulary or in what its template renders, never
-by a name.
+They are chosen by marks in a model's vocabulary or in its template's renderings, never by a name.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ _HARMONY = Form(
     ),
     parallel=False,
 )
-# The first whose marks all stand in the vocabulary, or in what the template renders of tools.
+# The first whose marks are all in the vocabulary, or all in the template's rendering of tools.
 _BY_MARKS: tuple[tuple[tuple[str, ...], Form], ...] = (
     (("<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"), _KIMI),
     (("<|tool_call_start|>", "<|tool_call_end|>"), _PYTHONIC),
@@ -82,7 +81,7 @@ _CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>")
 
 
 def shown_marks(rendered: str) -> tuple[str, ...]:
-    """The marks of forms by hand that stand in what a template shows of tools, each once."""
+    """The marks of forms by hand in a template's rendering of tools, each once."""
     known = dict.fromkeys(mark for marks, _ in _BY_MARKS for mark in marks)
     return tuple(mark for mark in known if mark in rendered)
 
@@ -90,7 +89,7 @@ def shown_marks(rendered: str) -> tuple[str, ...]:
 def hand_form(
     learned: Form | None, vocabulary: Container[str], shown: Collection[str] = ()
 ) -> Form:
-    """The form to use: what was learned, mended by hand where models write more than is shown.
+    """The form to use: the learned one, mended by hand for models that write more than is shown.
 
     `shown` are the marks that the template shows beside tools; without all of these, the generic
     form.
@@ -108,7 +107,7 @@ def hand_form(
 
 
 def grammar_form(form: Form) -> Form:
-    """The form that a grammar can hold the model to: this one, or else the generic one."""
+    """The form for a grammar: this one if a grammar can hold it, else the generic one."""
     if form.as_json and not form.keys.encoded:
         return form
     tags = form.tags

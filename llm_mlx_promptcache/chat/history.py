@@ -1,4 +1,4 @@
-"""What a prompt goes on from: what its last answer was asked with, and what changed since."""
+"""The history of a prompt: how its last answer was asked for, and what has changed since."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ChangeReason = Literal[
     "model",
 ]
 _LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
-# What makes it the prompt of somebody else, who takes part in the same conversation.
+# Changes that make it another participant's prompt in the same conversation.
 _ANOTHERS = ("system", "tools", "arguments")
 
 
 class Change(NamedTuple):
-    """What is not as it was for an answer, and in which message; None where only tokens tell."""
+    """The change since an answer, and the message it is in; None if only tokens show it."""
 
     reason: ChangeReason
     message: int | None = None
 
 
 class History(NamedTuple):
-    """What the last answer left that a prompt may go on from, and what has changed since.
+    """The last answer that a prompt may go on from, and what has changed since.
 
-    `latest` is None where no answer says what it was asked with; it is the one of message `at`.
+    `latest` is None if no answer has a record of its prompt; it is the one of message `at`.
     `wanted` tokens of the prompt its turn had computed, or would have but for the `change`.
     `messages` and `tools` are the prompt's own digests; `told` as in `Asked`.
     """
@@ -52,7 +52,7 @@ class History(NamedTuple):
 
 
 class _Recorded(NamedTuple):
-    """An earlier answer: the message that it is, its record, and what that says of its prompt."""
+    """An earlier answer: the message's index, its record, and the record of its prompt."""
 
     at: int
     generated: Generated
@@ -65,7 +65,7 @@ def history_of(
     transcript: Transcript,
     fingerprint: str,
 ) -> History:
-    """What these messages go on from, where the model `fingerprint` reads them so."""
+    """The history of these messages, read by the model `fingerprint`."""
     mine = History(digest_of_messages(messages), _digest_of_tools(tools))
     answers = list(_answers(messages))
     if not answers:
@@ -88,7 +88,7 @@ def history_of(
 
 
 def entry_of(message: Message) -> str:
-    """What stands for a message in `Asked.messages`: all that a template may show of it."""
+    """A message's entry in `Asked.messages`: a digest of all that a template may show of it."""
     calls = [[call.canonical(), call.id] for call in message.tool_calls]
     names = [message.name, message.tool_call_id, message.is_error]
     texts = [message.content.strip(), message.reasoning.strip()]
@@ -97,7 +97,7 @@ def entry_of(message: Message) -> str:
 
 
 def digest_of_messages(messages: Sequence[Message]) -> str:
-    """What stands for messages in `Asked.messages`: an entry for each, and one for what is over."""
+    """The entries of `messages` in `Asked.messages`: one for each, one for all over the limit."""
     made = "".join(map(entry_of, messages[:MOST_MESSAGES]))
     if len(messages) <= MOST_MESSAGES:
         return made
@@ -117,7 +117,7 @@ def _answers(messages: Sequence[Message]) -> Iterable[_Recorded]:
 
 
 def _going_on(answers: Sequence[_Recorded], transcript: Transcript) -> list[_Recorded]:
-    """Those whose whole path the prompt begins with."""
+    """The answers whose whole path the prompt begins with."""
     digests = path_digests(transcript.ids, (answer.asked.length for answer in answers))
     return [one for one in answers if digests.get(one.asked.length) == one.asked.path]
 
@@ -129,7 +129,7 @@ def _change(
     own: Sequence[_Recorded],
     transcript: Transcript,
 ) -> Change:
-    """Why the prompt does not begin with what the last answer's turn had, and where it parts."""
+    """The reason why the prompt does not begin with the last turn's path, and where it differs."""
     was, now = last.asked.entries, entries(mine.messages)[: last.at]
     at = _first_difference(was, now)
     if at is not None and any(entry[0] in "sd" for entry in (*was[at : at + 1], *now[at : at + 1])):
@@ -142,7 +142,7 @@ def _change(
         return _changed_answer(messages[last.at], last.at)
     if (rewritten := _rewritten(own, transcript)) is not None:
         return rewritten
-    # Even the first answer's prompt begins otherwise, and all messages are what they were.
+    # Even the first answer's prompt begins differently, and no message has changed.
     same = last.generated.rendered.get("arguments") == transcript.rendered.get("arguments")
     return Change("rewritten" if same else "arguments")
 
@@ -157,7 +157,7 @@ def _changed_message(
     messages: Sequence[Message], was: Sequence[str], now: Sequence[str], at: int
 ) -> Change:
     if at >= MOST_MESSAGES:
-        return Change("edited")  # one of those that are digested as one
+        return Change("edited")  # among those that share one digest
     more = len(now) - len(was)
     if more < 0 and was[at - more :] == now[at:]:
         return Change("removed", at)
@@ -167,17 +167,17 @@ def _changed_message(
 
 
 def _changed_answer(message: Message, at: int) -> Change:
-    """Whether a message is another one now, or only lacks its thinking."""
+    """The change of an answer: edited, or without its thinking."""
     asked = message.generated.asked if message.generated is not None else None
     thoughtless = asked is not None and not message.reasoning and asked.thought == entry_of(message)
     return Change("thinking" if thoughtless else "edited", at)
 
 
 def _rewritten(own: Sequence[_Recorded], transcript: Transcript) -> Change | None:
-    """Which message the template writes otherwise, now that more has been said; None for none.
+    """The message that the template now writes differently, since more was said; None for none.
 
-    Where the prompt of an answer ended is the last place that still is what it was, and the answer
-    after it has changed: by its thinking, most of all, or by what stood between (tools).
+    The end of an answer's prompt is the last place that is unchanged, and the answer behind it has
+    changed: mostly by its thinking, or by text in between (tools).
     """
     digests = path_digests(transcript.ids, (one.asked.shared for one in own))
     for one in reversed(own):
@@ -188,7 +188,7 @@ def _rewritten(own: Sequence[_Recorded], transcript: Transcript) -> Change | Non
 
 
 def _is_anothers(change: Change, mine: History, last: _Recorded) -> bool:
-    """Whether an answer came from another prompt: an agent's, or a branch beside this one."""
+    """True if an answer came from another prompt: an agent's, or a branch beside this one."""
     if change.reason != "inserted":
         return change.reason in _ANOTHERS
     assert change.message is not None

@@ -31,9 +31,9 @@ class InlineArguments:
         self._unquoted = not own
 
     def read(self) -> Steps[dict[str, Any] | None]:
-        """The arguments; None where they never end, or are none."""
+        """The arguments; None if they never end, or are none."""
         source = self._source
-        # The bracket may have been taken for a part of the head.
+        # The bracket may have been taken as part of the head.
         opened = source.text[source.at - 1 : source.at]
         closer = _PAIRS.get(opened, "")
         if opened not in ("(", "{"):
@@ -76,7 +76,7 @@ class InlineArguments:
         return (yield from source.match(_KEY, 256))
 
     def _value(self, closer: str, schema: Any, depth: int) -> Steps[Any]:
-        """One value; ValueError where it has no end, or is nested too deep."""
+        """One value; ValueError if it has no end, or is nested too deep."""
         source = self._source
         if depth > _DEEPEST:
             raise ValueError("nested too deep")
@@ -137,7 +137,7 @@ class InlineArguments:
         return _decoded(source.text[start:plain], quote, self._tags.strings)
 
     def _in_quotes(self, closer: str) -> Steps[str | None]:
-        """A string as Python quotes it, whose form has no quotes; None where it is none.
+        """A string in Python's quotes, in a form without quotes; None if it is none.
 
         Templates that write no quotes tell models to write a list of calls, and these do quote.
         """
@@ -156,7 +156,7 @@ class InlineArguments:
         return len(quote) == 1
 
     def _goes_on(self, closer: str, depth: int) -> Steps[bool]:
-        """Whether a key, the closing bracket or the end stands at the place."""
+        """True if a key, the closing bracket or the end stands at the place."""
         source, start = self._source, self._source.at
         try:
             if (yield from source.take(closer)):
@@ -177,12 +177,12 @@ class InlineArguments:
             source.at = start
 
     def _closes(self) -> Steps[bool]:
-        """Whether what stands behind a closing bracket may stand behind a call."""
+        """True if the text behind a closing bracket may stand behind a call."""
         yield from self._source.space()
         return (yield from self._source.peek()) not in "\"'"
 
     def _raw(self, closer: str) -> Steps[str]:
-        """A string without quotes, to the next known key or the bracket that closes all."""
+        """A string without quotes, up to the next known key or the last closing bracket."""
         source, start = self._source, self._source.at
         keys = self._schema.get("properties")
         known = list(keys) if isinstance(keys, Mapping) else []
@@ -201,7 +201,7 @@ class InlineArguments:
             yield
 
     def _bare(self, closer: str, depth: int) -> Steps[str]:
-        """A value without quotes, to where the arguments go on."""
+        """A value without quotes, up to where the arguments go on."""
         source, start = self._source, self._source.at
         for _ in range(_MOST):
             yield from source.match(_BARE, 4096)
@@ -223,7 +223,7 @@ def _escaped(text: str, start: int, at: int) -> bool:
 
 
 def _decoded(text: str, quote: str, strings: Strings) -> str:
-    """What stands between quotes, with escapes read where the form has them, or must."""
+    """The text between quotes, with escapes read if the form has them, or must have."""
     if len(quote) > 1 or "\\" not in text:
         return text
     if strings is Strings.RAW and f"\\{quote}" not in text:

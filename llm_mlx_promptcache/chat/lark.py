@@ -1,4 +1,4 @@
-"""Text as the grammar engine's own language (a kind of Lark) writes it."""
+"""Text in the grammar engine's own language (a kind of Lark)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def literal(text: str, form: Form) -> str:
 
 
 def parts_of(text: str, form: Form) -> list[str]:
-    """Text cut at the model's special tokens, which are parts of their own."""
+    """Text split at the model's special tokens, which are parts of their own."""
     if not form.special:
         return [text] if text else []
     longest_first = sorted((mark for mark, _ in form.special), key=len, reverse=True)
@@ -31,7 +31,7 @@ def parts_of(text: str, form: Form) -> list[str]:
 
 def quoted(text: str) -> str:
     """A literal of exactly this text."""
-    # What Lark's lexer refuses inside a string it takes as an escape.
+    # Characters that Lark's lexer refuses inside a string, unless escaped.
     return _CONTROLS.sub(
         lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False)
     )

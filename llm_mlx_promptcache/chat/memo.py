@@ -1,7 +1,7 @@
-"""What earlier renderings of growing conversations found out, kept as digests.
+"""Findings of earlier renderings of growing conversations, kept as digests.
 
-A conversation is rendered anew for each answer, and all but its last turns were rendered
-before: what was found about text that is the same to the character still holds. No text is kept.
+A conversation is rendered anew for each answer, and all but its last turns were rendered before:
+findings about text that is the same to the character still hold. No text is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _SIZE = 16
 
 
 class Memo:
-    """The latest findings for one tokenizer: a key, the place in the text, what was found."""
+    """The latest findings for one tokenizer: a key, the place in the text, the finding."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[Hashable, tuple[int, bytes, Any]] = OrderedDict()
 
     def get(self, key: Hashable, prefixes: Prefixes) -> tuple[int, Any] | None:
-        """Place and finding, if the text up to that place is what it was."""
+        """Place and finding, if the text up to that place is unchanged."""
         held = self._found.get(key)
         if held is None or prefixes.digest(held[0]) != held[1]:
             return None
@@ -39,7 +39,7 @@ class Memo:
 
 
 class Prefixes:
-    """Digests of a text's beginnings; cheap where they are asked for in rising order."""
+    """Digests of a text's beginnings; cheap if asked for in rising order."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -47,7 +47,7 @@ class Prefixes:
         self._hash = blake2b(digest_size=_SIZE)
 
     def digest(self, at: int) -> bytes:
-        """The digest of the first `at` characters; of nothing else where there are fewer."""
+        """The digest of the first `at` characters; empty if there are fewer."""
         if at > len(self._text):
             return b""
         if at < self._at:

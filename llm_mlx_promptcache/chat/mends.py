@@ -1,7 +1,7 @@
-"""Ways to say the same otherwise, for what a template has no place for.
+"""Other ways to say the same, for templates that lack a feature.
 
-Tools in the system prompt, a system prompt in the first user message, calls as text. Which of them
-a conversation needs is `prompt.py`'s to find.
+Tools in the system prompt, a system prompt in the first user message, calls as text. `prompt.py`
+finds which of them a conversation needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SYSTEM_ROLES = ("system", "developer")
 
 
 class Mend(Enum):
-    """A way to say the same otherwise; the value is what it is remembered by."""
+    """Another way to say the same; it is stored by its value."""
 
     PARTS = "parts"
     SYSTEM_IN_USER = "system-in-user"
@@ -36,7 +36,7 @@ class Mend(Enum):
 
 # The template's own prompt for tools is replaced.
 GENERIC_TOOLS = frozenset([Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER])
-# What the user is told of a mend; the others move nothing.
+# The user's notice of a mend; the others move nothing.
 _TOLD = {
     Mend.SYSTEM_IN_USER: "has no place for a system prompt: it stands in the first user message",
     Mend.TOOLS_IN_SYSTEM: "has no place for tools: they stand in the system prompt",
@@ -54,7 +54,7 @@ _TOLD = {
 
 
 def told(mends: frozenset[Mend]) -> tuple[str, ...]:
-    """One line for the user about each thing that was moved."""
+    """One line for the user about each part that was moved."""
     lines = dict.fromkeys(said for mend, said in _TOLD.items() if mend in mends)
     return tuple(f"this model's chat template {said}" for said in lines)
 
@@ -62,9 +62,9 @@ def told(mends: frozenset[Mend]) -> tuple[str, ...]:
 def mended(
     messages: Dicts, arguments: Mapping[str, Any], mends: frozenset[Mend], example: str = ""
 ) -> tuple[Dicts, Mapping[str, Any]]:
-    """What the template is given: messages and arguments with all of `mends`.
+    """The template's input: messages and arguments with all of `mends`.
 
-    `example` is how calls are written (`PromptForm`).
+    `example` is a call in the form used (`PromptForm`).
     """
     if not mends:
         return messages, arguments
@@ -82,7 +82,7 @@ def mended(
 
 
 def asked_again(messages: Dicts) -> Dicts:
-    """An empty question behind an answer that stands last (`Mend.ASKED_AGAIN`)."""
+    """The messages, with an empty question behind an answer that is last (`Mend.ASKED_AGAIN`)."""
     answered = bool(messages) and messages[-1]["role"] == "assistant"
     return [*messages, {"role": "user", "content": ""}] if answered else messages
 
@@ -103,7 +103,7 @@ def _in_parts(messages: Dicts) -> Dicts:
 
 
 def _system_in_user(messages: Dicts) -> Dicts:
-    """What the system says in front, before the first user message's own words."""
+    """The leading system text, moved before the first user message's own words."""
     roles = [message["role"] for message in messages]
     count = next((at for at, role in enumerate(roles) if role not in SYSTEM_ROLES), len(roles))
     said = _joined(message.get("content") for message in messages[:count])
@@ -117,7 +117,7 @@ def _system_in_user(messages: Dicts) -> Dicts:
 
 
 def _later_in_user(messages: Dicts) -> Dicts:
-    """System messages behind the first in the user message that follows, or as one."""
+    """Later system messages, moved into the user message that follows, or made one."""
     made: Dicts = []
     waiting: list[str] = []
     for message in messages:
@@ -135,7 +135,7 @@ def _later_in_user(messages: Dicts) -> Dicts:
 
 
 def _calls_alone(messages: Dicts) -> Dicts:
-    """Calls with no text beside them have no content at all, which some templates look for."""
+    """Calls with no text beside them, without any content, which some templates look for."""
     return [
         {**message, "content": None}
         if message.get("tool_calls") and not (message.get("content") or "").strip()
@@ -186,7 +186,7 @@ def _one_of_a_role(messages: Dicts) -> Dicts:
 
 
 def _nothing_empty(messages: Dicts) -> Dicts:
-    """Messages that say nothing are left out, but for results and the only one."""
+    """The messages without empty ones, except results and an only message."""
     kept = [
         message
         for message in messages

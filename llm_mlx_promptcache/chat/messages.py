@@ -1,4 +1,4 @@
-"""One neutral form of messages, and what is wrong with a conversation that can't be answered."""
+"""One neutral form of messages, and checks of conversations that can't be answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Generated", "Message", "Role", "ToolCall", "check_messages"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 _ROLES: tuple[str, ...] = get_args(Role)
-# Which role may carry what; everybody may carry text and metadata.
+# The parts that each role may carry; all may carry text and metadata.
 _BELONGS = {
     "reasoning": ("assistant",),
     "tool_calls": ("assistant",),
@@ -27,12 +27,12 @@ _BELONGS = {
 class Message:
     """One message of a conversation.
 
-    An answer may hold `reasoning` and `tool_calls`, and `generated` where it is one of ours. A
-    tool's result (role "tool") names its tool and the id of the call, and may be an error.
-    `images` are declared but refused until models with vision run. `metadata` is the
-    application's own: no template reads it. The first `stable` characters of a user's text are
-    likely to come back with another rest (a document before a question). The last `unmade` of the
-    calls could not be made (they were unreadable, say); they are answered like others.
+    An answer may hold `reasoning` and `tool_calls`, and `generated` if it is one of ours. A tool's
+    result (role "tool") names its tool and the id of the call, and may be an error. `images` are
+    declared but refused until models with vision run. `metadata` is the application's own: no
+    template reads it. The first `stable` characters of a user's text are likely to come back with
+    another rest (a document before a question). The last `unmade` of the calls could not be made
+    (unreadable ones, say); they are answered like others.
     """
 
     role: Role
@@ -50,8 +50,8 @@ class Message:
     unmade: int = 0
 
     def unchanged(self, fingerprint: str) -> bool:
-        """True where this is what our model generated, with every visible part as it was."""
-        # What could not be made was shown as such, not as a call.
+        """True if this is our model's answer, with every visible part unchanged."""
+        # Calls that could not be made were shown as such.
         made = self.tool_calls[: len(self.tool_calls) - self.unmade]
         return (
             self.role == "assistant"
@@ -84,11 +84,11 @@ class Message:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """ValueError that names index and field where a conversation can't be answered.
+    """ValueError that names index and field if a conversation can't be answered.
 
-    Refused: a list that is empty; a result without its call; parts in a role that has no such
-    part; images. Taken: two messages of one role in a row, answers in front or at the end, calls
-    that got no result, a system prompt alone, messages that say nothing.
+    Refused: a list that is empty; a result without its call; parts in a role that has no such part;
+    images. Accepted: two messages of one role in a row, answers in front or at the end, calls that
+    got no result, a system prompt alone, empty messages.
     """
     if not messages:
         raise ValueError("messages is empty; give at least one message")
@@ -98,7 +98,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def check_continued(messages: Sequence[Message]) -> None:
-    """ValueError where the last message is no answer that could go on where it stands."""
+    """ValueError if the last message is no answer that could go on from its end."""
     last = len(messages) - 1
     if last < 0 or messages[last].role != "assistant":
         said = f"messages[{last}].role is {messages[last].role!r}" if messages else "there is none"
@@ -168,7 +168,7 @@ def _check_results(messages: Sequence[Message]) -> None:
 
 
 def results(messages: Sequence[Message]) -> Iterator[tuple[int, ToolCall | None]]:
-    """For each tool result, by its index, the call that it answers; None where there is none."""
+    """For each tool result, by its index, the call that it answers; None if there is none."""
     open_calls: list[ToolCall] = []
     by_id: dict[str, ToolCall] = {}
     for index, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""An answer's text as it comes, taken step by step, up to as many calls as there may be."""
+"""An answer's text as it comes, taken step by step, up to a limit of calls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .generated import InvalidCall, ToolCall
 
 
 class PartParser(ABC):
-    """Takes an answer's text piece by piece, hands out its parts, and has the whole at the end.
+    """Takes an answer's text piece by piece, emits its parts, and returns the whole at the end.
 
-    After `most` calls the answer is over (`full`): `spare` characters behind them are not the
-    answer's.
+    After `most` calls the answer is over (`full`): `spare` characters behind them are not part of
+    it.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -24,16 +24,16 @@ class PartParser(ABC):
     @property
     @abstractmethod
     def reasons(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
+        """True if the next text is reasoning, as far as is known."""
 
     @property
     def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
+        """True if the answer has as many calls as are allowed."""
         return self._most is not None and len(self._calls) + len(self._invalid) >= self._most
 
     @property
     def spare(self) -> int:
-        """How many of the last characters stand behind the last call that there may be."""
+        """The number of last characters that stand behind the last allowed call."""
         return len(self._waiting) if self.full and self._waiting.strip() else 0
 
     def feed(self, text: str) -> list[Part]:
@@ -54,4 +54,4 @@ class PartParser(ABC):
 
     @abstractmethod
     def _step(self, parts: list[Part]) -> bool:
-        """Take what can be taken of what waits; False when more text is needed first."""
+        """Parse as much of the waiting text as possible; False when more text is needed first."""

@@ -1,6 +1,6 @@
 """Frozen dataclasses as plain JSON data, and back, each piece checked against its annotation.
 
-What is remembered on a disk is untrusted: only data that the class itself would hold makes one.
+Data from a disk is untrusted: only data that the class itself would hold makes one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MEMBER = "is"  # tells a member of an enum from a text
 
 
 def to_plain(value: Any) -> Any:
-    """JSON data of a value; a dataclass's fields that have their defaults are left out."""
+    """JSON data of a value; a dataclass's fields with their default values are left out."""
     if isinstance(value, Enum):
         return {_MEMBER: value.value}
     if is_dataclass(value):
@@ -31,7 +31,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], data: object) -> T:
-    """The value of class `kind` that `to_plain` gave as `data`; ValueError for anything else."""
+    """Read the output of `to_plain` for class `kind`; ValueError for anything else."""
     made: T = _made(kind, data)
     return made
 

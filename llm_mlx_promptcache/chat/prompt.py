@@ -1,7 +1,7 @@
-"""Where the prompt is put together: what a template has no place for is moved, in a fixed order.
+"""The prompt put together: parts that a template has no place for are moved, in a fixed order.
 
-Which mends (`mends.py`) a template needs is found by probes when a model is loaded
-(`models/probes.py`); each request is looked at anew, and gets more of them one at a time.
+The mends (`mends.py`) that a template needs are found by probes when a model is loaded
+(`models/probes.py`); each request is checked anew, and gets more of them one at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .template_work import TooMuchWork
 
 Apply = Callable[[Dicts, Mapping[str, Any]], str]
 
-# So many mends are added to those that the probes found; more would not be the same conversation.
+# The most mends added to those that the probes found; more would change the conversation.
 _MOST_ADDED = 3
-# So often a conversation is rendered before it is refused; real templates show it within 50 times.
+# Renderings of a conversation before it is refused; real templates need at most 50.
 _MOST_TRIED = 256
 
 
 class Feature(Enum):
-    """What of a conversation templates may have no place for."""
+    """A part of a conversation that a template may have no place for."""
 
     WORDS = "words"
     SYSTEM = "system"
@@ -40,17 +40,18 @@ class Feature(Enum):
 
 @dataclass(frozen=True)
 class PromptForm:
-    """The mends that a template needs, by what a conversation has; without any, none.
+    """The mends that a template needs for each feature of a conversation; without any, none.
 
-    `example` is a call as the template itself shows calls: tools that it has no place for are told
-    with this form, and calls stay calls. Without it the prompt tells the generic form.
+    `example` is a call as the template itself shows calls: tools that it has no place for are
+    described with this form, and calls stay calls. Without it the prompt describes the generic
+    form.
     """
 
     mends: Mapping[Feature, tuple[Mend, ...]]
     example: str = ""
 
     def start(self, features: Sequence[Feature]) -> frozenset[Mend]:
-        """What a conversation with `features` begins with."""
+        """The mends that a conversation with `features` begins with."""
         return frozenset(mend for one in features for mend in self.mends.get(one, ()))
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class PromptForm:
 
     @classmethod
     def from_json(cls, data: object) -> PromptForm | None:
-        """What `to_json` gave; None for anything else."""
+        """Read the output of `to_json`; None for anything else."""
         if not isinstance(data, dict):
             return None
         mends, example = {**data}, data.get(_EXAMPLE, "")
@@ -85,15 +86,15 @@ class Fit(NamedTuple):
 
 
 class WordsLostError(Exception):
-    """However the conversation is put, the template leaves out what was said."""
+    """The template leaves out some words, in every form that the conversation was put in."""
 
 
 class _EnoughTried(TooMuchWork):
-    """A conversation was put in as many ways as any is."""
+    """A conversation was put in as many forms as are allowed."""
 
 
 class _Tries:
-    """A template's renderings of one conversation, so many and no more; its first refusal."""
+    """A template's renderings of one conversation, up to a limit; its first refusal."""
 
     def __init__(self, apply: Apply) -> None:
         self._apply = apply
@@ -116,9 +117,10 @@ class _Tries:
 def fit(
     messages: Sequence[Message], arguments: Mapping[str, Any], apply: Apply, form: PromptForm
 ) -> Fit:
-    """The first way to put the conversation in which the template shows every word.
+    """The first form of the conversation in which the template shows every word.
 
-    WordsLostError names what no way shows; what the template raises where no way renders.
+    WordsLostError names the part that no form shows; raises the template's error if no form
+    renders.
     """
     features = features_of(messages, tools=bool(arguments.get("tools")))
     refusal: Exception | None = None
@@ -168,7 +170,7 @@ def _tried(
 
 
 def _prints_parts(messages: Sequence[Message], text: str) -> bool:
-    """Whether parts stand there as Python or JSON writes them; some conversations say so much."""
+    """True if parts are printed as Python or JSON data; some conversations contain such text."""
     return any(
         text.count(written) > sum(message.content.count(written) for message in messages)
         for written in ("'type': 'text'", '"type": "text"', '"type":"text"')
@@ -176,7 +178,7 @@ def _prints_parts(messages: Sequence[Message], text: str) -> bool:
 
 
 def features_of(messages: Sequence[Message], *, tools: bool) -> tuple[Feature, ...]:
-    """What a conversation has that templates may have no place for."""
+    """The features of a conversation that templates may have no place for."""
     roles = [message.role for message in messages]
     leading = next((at for at, role in enumerate(roles) if role not in SYSTEM_ROLES), len(roles))
     called = [message for message in messages if message.tool_calls]
@@ -194,10 +196,10 @@ def features_of(messages: Sequence[Message], *, tools: bool) -> tuple[Feature, .
 def _ladder(
     start: frozenset[Mend], features: Sequence[Feature], *, as_text: bool
 ) -> Iterator[frozenset[Mend]]:
-    """What the probes found, and then more of what may help, as few as possible.
+    """The mends that the probes found, then more that may help, as few as possible.
 
-    `as_text`: where the prompt tells the tools, it tells the generic form, of which no template
-    knows.
+    `as_text`: a prompt that describes the tools describes the generic form, unknown to the
+    template.
     """
     more = [m for m, one in _HELPS.items() if one in features and m not in start]
     for size in range(_MOST_ADDED + 1):
@@ -214,7 +216,7 @@ def _ladder(
 def _distinct(
     ladder: Iterator[frozenset[Mend]], given: Callable[[frozenset[Mend]], str]
 ) -> Iterator[frozenset[Mend]]:
-    """Those that give the template something that none before gave it."""
+    """The forms that give the template an input none before gave it."""
     first = next(ladder)
     yield first  # most often the last too, so nothing is compared before
     seen = {given(first)}
@@ -226,7 +228,7 @@ def _distinct(
 
 
 def _named(lost: Lost) -> str:
-    """Why a conversation is refused: where and what, without its text."""
+    """The refusal of a conversation: place and part, without its text."""
     where = "tools" if lost.at < 0 else f"messages[{lost.at}] (role {lost.role!r})"
     return (
         f"the model's chat template leaves out {lost.what} of {where}, however it is put; leave it"
@@ -234,14 +236,14 @@ def _named(lost: Lost) -> str:
     )
 
 
-# In the order in which they are tried, with what must be there for them to help.
+# In the order in which they are tried, with the feature that each helps.
 _HELPS = {
     Mend.PARTS: Feature.WORDS,
     Mend.SYSTEM_IN_USER: Feature.SYSTEM,
     Mend.CALLS_ALONE: Feature.CALLS,
     Mend.TEXT_BESIDE: Feature.BESIDE,
     Mend.ANSWERS_APART: Feature.CALLS,
-    Mend.CALLS_AS_TEXT: Feature.CALLS,  # gives up how the model writes them
+    Mend.CALLS_AS_TEXT: Feature.CALLS,  # gives up the model's own form
     Mend.TOOLS_IN_SYSTEM: Feature.TOOLS,
     Mend.TOOLS_IN_USER: Feature.TOOLS,
     Mend.LATER_IN_USER: Feature.LATER,

@@ -1,7 +1,7 @@
-"""The marks round a model's reasoning, learned from its template, or listed for those that hide it.
+"""The marks around a model's reasoning, learned from its template, or listed if it hides them.
 
-A template shows them where an answer has a field of reasoning, or where thinking is switched on
-and off. What no rendering shows is looked for among the known marks of the vocabulary.
+A template shows them if an answer has a field of reasoning, or if thinking is switched on and off.
+Marks that no rendering shows are looked for among the known marks of the vocabulary.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LONGEST_OPENER = 60
 def learn_reasoning(
     apply: Callable[..., str], vocabulary: Container[str] = (), switch: str = "enable_thinking"
 ) -> Reasoning | None:
-    """The marks of reasoning; None where neither template nor vocabulary has any."""
+    """The marks of reasoning; None if neither template nor vocabulary has any."""
     return shown_reasoning(Probe(apply), switch) or listed_reasoning(vocabulary)
 
 
 def shown_reasoning(probe: Probe, switch: str) -> Reasoning | None:
-    """The marks that the template shows; `switch` is its word for the wish for reasoning."""
+    """The marks that the template shows; `switch` is its argument that turns reasoning on."""
     for field in FIELDS:
         found = _from_field(probe, field)
         if found is not None:
@@ -51,12 +51,12 @@ def shown_reasoning(probe: Probe, switch: str) -> Reasoning | None:
 
 
 def listed_reasoning(vocabulary: Container[str]) -> Reasoning | None:
-    """The known marks that a vocabulary has; None where it has none of them."""
+    """The known marks that a vocabulary has; None if it has none of them."""
     return next((r for r in _LISTED if _known(r.start + r.end, vocabulary)), None)
 
 
 def _known(marks: str, vocabulary: Container[str]) -> bool:
-    """Whether all marks in brackets are tokens."""
+    """True if all marks in brackets are tokens."""
     return all(mark in vocabulary for mark in marks_in(marks) if mark[0] in "<[")
 
 
@@ -81,7 +81,7 @@ def _from_field(probe: Probe, field: str) -> Reasoning | None:
 
 
 def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
-    """A prompt that declines thinking closes a block at once; one that wants it may open one."""
+    """The marks of a switch: off, the prompt closes a block at once; on, it may open one."""
     on, off = (probe.switched({switch: value}) for value in (True, False))
     if on is None or off is None or on == off:
         return None
@@ -95,7 +95,7 @@ def _from_switch(probe: Probe, switch: str) -> Reasoning | None:
 
 
 def _from_prompt(probe: Probe) -> Reasoning | None:
-    """Known marks that a prompt ends with, that it names to the model, or that are cut out."""
+    """Known marks that a prompt ends with, or names to the model, or that are cut out."""
     prompt = (probe.prompt() or "").rstrip()
     opened = next((marks for marks in _LISTED if prompt.endswith(marks.start)), None)
     if opened is not None:
@@ -111,13 +111,13 @@ def _from_prompt(probe: Probe) -> Reasoning | None:
 
 
 def _is_cut_out(probe: Probe, marks: Reasoning) -> bool:
-    """Whether reasoning that stands in an answer's text is left out of later prompts."""
+    """True if reasoning in an answer's text is left out of later prompts."""
     text = probe.earlier(f"{marks.start}\n{THOUGHT}\n{marks.end}\n\n{ANSWER}")
     return text is not None and ANSWER in text and THOUGHT not in text
 
 
 def _prompt_opener(probe: Probe) -> str:
-    """The words that a prompt has behind the head of an answer; empty where there are none."""
+    """The words that a prompt has behind the head of an answer; empty if there are none."""
     prompt, plain = probe.prompt() or "", probe.plain() or ""
     shared = common_start(prompt, plain.partition(ANSWER)[0])
     words = prompt[len(shared) :].strip()
@@ -126,7 +126,7 @@ def _prompt_opener(probe: Probe) -> str:
 
 
 def _opener(end: str) -> str:
-    """`<x>` for `</x>`: the mark that a closing one belongs to; empty where that can't be told."""
+    """`<x>` for `</x>`: the opening mark of a closing one; empty if that can't be told."""
     return end[0] + end[2:] if end[:2] in ("</", "[/") else ""
 
 

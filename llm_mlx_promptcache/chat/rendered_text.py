@@ -1,6 +1,7 @@
-"""The text of a conversation, and how other renderings of the same template relate to it.
+"""The text of a conversation, and its relation to other renderings of the same template.
 
-Everything is found by rendering: a place is where two renderings part, never a string looked for.
+Everything is found by rendering: a place is where two renderings differ, never a string that is
+searched for.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _REASON_LIMIT = 200
 
 
 class ChatTokenizer(Protocol):
-    """What this room needs of a tokenizer and its chat template."""
+    """A tokenizer and its chat template, as far as this room needs them."""
 
     stop_ids: frozenset[int]
 
     @property
     def prompt_form(self) -> PromptForm:
-        """What the template has no place for."""
+        """The mends for parts that the template has no place for."""
 
     def apply(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **arguments: Any
@@ -46,14 +47,14 @@ class ChatTokenizer(Protocol):
 
 
 class Clock:
-    """`strftime_now` for templates, at one moment; knows whether it was asked."""
+    """`strftime_now` for templates, at one moment; records whether it was called."""
 
     def __init__(self, moment: datetime) -> None:
         self.moment = moment
         self.asked = False
 
     def __call__(self, form: str) -> str:
-        """The moment, in the form that the template wants."""
+        """The moment, in the template's format."""
         self.asked = True
         return self.moment.strftime(form)
 
@@ -89,7 +90,7 @@ class RenderedText:
             self.keys[-1] += b"continued"  # its last turn has no end yet
 
     def _fitted(self, messages: Sequence[Message]) -> Fit:
-        """The conversation as the template shows it; TemplateError where it does not."""
+        """The conversation as the template shows it; TemplateError if it does not."""
         form = self.tokenizer.prompt_form
         try:
             return fit(messages, self._arguments, self._prompt, form)
@@ -102,7 +103,7 @@ class RenderedText:
             raise TemplateError(_refusal(error, messages)) from None
 
     def _ask_again(self) -> None:
-        """See to it that a template which begins no answer behind an answer begins one."""
+        """Make a template that begins no answer behind an answer begin one."""
         if self._messages[-1]["role"] != "assistant":
             return
         if self.text != self.probe(self._messages, prompt=False):
@@ -117,7 +118,7 @@ class RenderedText:
             self.text = text
 
     def _begun(self, messages: Sequence[Message]) -> str:
-        """The text up to where the last answer goes on; TemplateError where that can't be told."""
+        """The text up to where the last answer goes on; TemplateError if that can't be told."""
         text = self._whole(self._messages)
         if text is None:
             raise TemplateError(
@@ -134,7 +135,7 @@ class RenderedText:
         return self._heads[key]
 
     def end_of(self, index: int, before: int) -> int:
-        """Where turn `index` ends, that begins behind `before`; 0 where that can't be told."""
+        """The end of turn `index`, which begins behind `before`; 0 if that can't be told."""
         known = self.memo.get(self.keys[index], self.prefixes)
         if known is not None:
             return known[0]
@@ -147,7 +148,7 @@ class RenderedText:
         return end
 
     def end_where_followed(self, index: int) -> int:
-        """Where turn `index` and what begins the next one end; 0 where that can't be told."""
+        """The end of turn `index` and of the next turn's opening; 0 if that can't be told."""
         following = self._messages[index + 1 : index + 2]
         if not following:
             return 0
@@ -161,7 +162,7 @@ class RenderedText:
         return end
 
     def shared_system(self, count: int) -> int:
-        """How many characters don't depend on what follows the first `count` turns."""
+        """The number of characters that don't depend on the text behind the first `count` turns."""
         head = self._messages[:count]
         texts = [
             self.probe([*head, {"role": "user", "content": content}], prompt=True)
@@ -172,7 +173,7 @@ class RenderedText:
         return self._common(texts[0][: common_prefix(texts[0], texts[1])])
 
     def shared_later(self) -> int:
-        """How many characters stay when the answer and another question have followed."""
+        """The number of characters that stay when the answer and another question have followed."""
         said = {"role": "assistant", "content": self.sentinel}
         answered = [*self._messages, said]
         if self._continued:
@@ -182,18 +183,18 @@ class RenderedText:
         return self._common(self.probe(answered, prompt=False) if later is None else later)
 
     def prompt_end(self, index: int) -> int | None:
-        """Where the prompt for the answer at `index` ends; None if it isn't in this text."""
+        """The end of the prompt for the answer at `index`; None if it isn't in this text."""
         prompt = self.head(index, prompt=True)
         return len(prompt) if prompt is not None and self.text.startswith(prompt) else None
 
     def with_turn(self, index: int, changes: Mapping[str, Any], upto: int | None = None) -> str:
-        """The text with parts of turn `index` changed; empty where the template refuses it."""
+        """The text with parts of turn `index` changed; empty if the template refuses it."""
         changed = list(self._messages[:upto])
         changed[index] = {**changed[index], **changes}
         return (self._whole(changed) if upto is None else self.probe(changed, prompt=False)) or ""
 
     def extent(self, index: int, keys: Sequence[str]) -> tuple[int, int] | None:
-        """Where a part of turn `index` stands; None where it is not shown as it is.
+        """The extent of a part of turn `index`; None if it is not shown as it is.
 
         `keys` are the names that templates may know the part by.
         """
@@ -206,12 +207,12 @@ class RenderedText:
         # A second sentinel would be in `after`, so it is refused here too.
         if not (self.text.startswith(before) and self.text.endswith(after)):
             return None
-        # Templates trim; what else they do to an answer (thinking dropped) is theirs to decide.
+        # Templates trim; their other changes to an answer (thinking dropped) are theirs to decide.
         unchanged = self.text[start:end].strip() == self._messages[index][keys[0]].strip()
         return (start, end) if unchanged else None
 
     def probe(self, messages: list[dict[str, Any]], *, prompt: bool) -> str | None:
-        """A rendering that no one asked for, so a template may refuse it: None."""
+        """A rendering for our own use, so a template may refuse it: None."""
         try:
             return self._apply(messages, prompt=prompt)
         except TooMuchWork:
@@ -220,7 +221,7 @@ class RenderedText:
             return None
 
     def _whole(self, messages: list[dict[str, Any]]) -> str | None:
-        """The text of all turns, to where the answer begins or goes on; None where it is none."""
+        """The text of all turns, up to where the answer begins or goes on; None if it has none."""
         if not self._continued:
             return self.probe(messages, prompt=True)
         last, mark = messages[-1], f"{self.sentinel}end"
@@ -254,7 +255,7 @@ def _chain(messages: Sequence[dict[str, Any]], arguments: Mapping[str, Any]) -> 
 
 
 def common_prefix(a: str, b: str) -> int:
-    """How many characters `a` and `b` share from their starts, by halving."""
+    """The number of characters that `a` and `b` share at their starts, by halving."""
     low, high = 0, min(len(a), len(b))
     if a.startswith(b) or b.startswith(a):
         return high
@@ -268,12 +269,12 @@ def common_prefix(a: str, b: str) -> int:
 
 
 def common_suffix(a: str, b: str) -> int:
-    """How many characters `a` and `b` share at their ends."""
+    """The number of characters that `a` and `b` share at their ends."""
     return common_prefix(a[::-1], b[::-1])
 
 
 def _sentinel(text: str) -> str:
-    """A word that stands nowhere in the conversation, and that no filter changes."""
+    """A word that is nowhere in the conversation, and that no filter changes."""
     number = 0
     while (word := f"answer{number}x") in text:
         number += 1

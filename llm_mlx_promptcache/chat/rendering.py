@@ -1,7 +1,8 @@
 """Messages -> token ids and boundaries, with generated answers replayed token by token.
 
-Everything is found by rendering the model's own template (`rendered_text.py`, `replay.py`). What a
-probe can't find out is left out; only the template's refusal of the real conversation is an error.
+Everything is found by rendering the model's own template (`rendered_text.py`, `replay.py`).
+Anything a probe can't find is left out; only the template's refusal of the real conversation is an
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["TemplateError", "render", "render_continued"]
 
 _PERSISTENCE: dict[Tier, int] = {"system": 0, "user": 1, "assistant": 2}
 _NOW, _ARGUMENTS = "now", "arguments"
-# Not the template's: what is rendered, and how tokenizers render it.
+# Not the template's own: arguments of rendering, and those of tokenizers.
 _RESERVED = frozenset(
     [
         "messages",
@@ -56,10 +57,10 @@ def render(
     template_arguments: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> Transcript:
-    """The ids that `messages` ask an answer with; TemplateError where the template refuses.
+    """The ids of the prompt for `messages`; TemplateError if the template refuses.
 
-    `tools` are in OpenAI's form. Date and template arguments are those of the conversation's
-    latest record of ours where it has them; arguments given here go before recorded ones.
+    `tools` are in OpenAI's form. Date and template arguments are those of the conversation's latest
+    record of ours if it has them; arguments given here override recorded ones.
     """
     given = _given(messages, fingerprint, tools, template_arguments or {})
     return _transcript(messages, tokenizer, fingerprint, given.at(now), continued=False)
@@ -74,20 +75,20 @@ def render_continued(
     template_arguments: Mapping[str, Any] | None = None,
     now: datetime | None = None,
 ) -> Transcript:
-    """The same for an answer that goes on where the last message, an assistant's, ends."""
+    """The ids of a prompt that goes on with the last message, an assistant's, from its end."""
     given = _given(messages, fingerprint, tools, template_arguments or {})
     return _transcript(messages, tokenizer, fingerprint, given.at(now), continued=True)
 
 
 class _Given(NamedTuple):
-    """What a template is given beside messages: arguments, tools, and the moment."""
+    """The template's input beside messages: arguments, tools, and the moment."""
 
     arguments: Mapping[str, Any]
     tools: Sequence[Mapping[str, Any]]
     moment: datetime | None
 
     def at(self, now: datetime | None) -> _Given:
-        """The same, at this moment where no record says another one."""
+        """The same input, at this moment unless a record has another one."""
         return self._replace(moment=self.moment or now)
 
 
@@ -131,7 +132,7 @@ def _transcript(
 
 
 def _begun(rendering: RenderedText, ends: list[int]) -> int:
-    """How many of the last tokens are the beginning of the answer; 0 where one is not its alone."""
+    """The number of last tokens that begin the answer; 0 if one of them is not its alone."""
     start = rendering.prompt_end(len(rendering.turns) - 1)
     if start is None or start not in ends:
         return 0
@@ -139,7 +140,7 @@ def _begun(rendering: RenderedText, ends: list[int]) -> int:
 
 
 def _recorded(messages: Sequence[Message], fingerprint: str) -> Mapping[str, Any]:
-    """What the latest answer of the same model was rendered with, edited since or not."""
+    """The latest rendering record of the same model's answers, edited since or not."""
     for message in reversed(messages):
         generated: Generated | None = message.generated
         if generated is not None and generated.fingerprint == fingerprint and generated.rendered:
@@ -201,7 +202,7 @@ def _tokenize(
 def _encode_after(
     before: Replay | None, text: str, until: int, tokenizer: ChatTokenizer
 ) -> tuple[list[int], list[int]]:
-    """Encode the text from a replay's end to `until`; ends are characters of the whole text."""
+    """Encode the text from a replay's end to `until`; ends count characters of the whole text."""
     start = 0 if before is None else before.end
     if before is not None and before.stop < start:
         # Behind its stop token, as in the whole text: tokenizers treat the start of a text
@@ -222,7 +223,7 @@ class _Mark(NamedTuple):
 
 
 def _boundaries(marks: Iterable[_Mark], ends: list[int]) -> tuple[Boundary, ...]:
-    """Boundaries in order; where two fall together, the more persistent tier stands."""
+    """Boundaries in order; of two at one place the more persistent tier stays."""
     tiers: dict[int, Tier] = {}
     for character, tier, _ in marks:
         position = bisect_right(ends, character)
@@ -241,8 +242,8 @@ def _message_ends(
 ) -> tuple[int, ...]:
     """For each message the number of tokens up to its end.
 
-    Some templates write an answer that nothing follows in another way, so an end that is found
-    beside that is not where an answer of ours ends in this text.
+    Some templates write the last answer differently when nothing follows it, so an end found
+    without a following message is not where an answer of ours ends in this text.
     """
     found = [0] * len(messages)
     for character, _, turns in marks:
@@ -281,7 +282,7 @@ def _marks(
         tier: Tier = "assistant" if roles[index] == "assistant" else "user"
         yield _Mark(end, tier, range(index, index + 1))
         before = max(before, end)
-    # Before what the prompt for an answer adds that no later prompt will show (thinking).
+    # Before text that only the prompt for an answer has, and no later prompt (thinking).
     yield _Mark(rendering.shared_later(), "user")
 
 

@@ -1,4 +1,4 @@
-"""Where the generated ids of an earlier answer stand in the text that a template renders now."""
+"""The places of earlier answers' generated ids in the text that a template renders now."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SPACE = re.compile(r"\s*")
 
 
 class Replay(NamedTuple):
-    """Characters [start, end) of the rendering that `ids` take the place of.
+    """Characters [start, end) of the rendering, which `ids` replace.
 
-    `stop` is where the text of the stop token starts; `end` where the answer has none.
+    `stop` is the start of the stop token's text; `end` if the answer has none.
     """
 
     start: int
@@ -39,11 +39,11 @@ class _GeneratedText(NamedTuple):
 def find_replays(
     rendering: RenderedText, messages: Sequence[Message], fingerprint: str
 ) -> dict[int, Replay]:
-    """For each turn that is replayed, by its index: where, and with which ids."""
+    """The replays by turn: their places and ids."""
     found: dict[int, Replay] = {}
     end = 0
     for index, turn in enumerate(rendering.turns):
-        # Of answers that were made one, nobody knows where each stands.
+        # Answers that were merged have no known places of their own.
         message = messages[turn.sources[0]]
         if len(turn.sources) > 1 or not message.unchanged(fingerprint):
             continue
@@ -55,7 +55,7 @@ def find_replays(
 
 
 def _known(rendering: RenderedText, index: int, message: Message, before: int) -> Replay | None:
-    """`_find`, or what it found in an earlier rendering of the same text."""
+    """The result of `_find`, or its result in an earlier rendering of the same text."""
     generated = message.generated
     assert generated is not None
     memo, prefixes = rendering.memo, rendering.prefixes
@@ -70,7 +70,7 @@ def _known(rendering: RenderedText, index: int, message: Message, before: int) -
         return None
     replay = _find(rendering, index, message)
     if replay is None:
-        # A later text in which the answer is shown otherwise is looked at again.
+        # A later text that shows the answer differently is searched again.
         memo.put(missed, prefixes, rendering.end_of(index, before))
         return None
     memo.put(found, prefixes, replay.end, (replay.start, replay.stop, len(replay.ids)))
@@ -78,7 +78,7 @@ def _known(rendering: RenderedText, index: int, message: Message, before: int) -
 
 
 def _find(rendering: RenderedText, index: int, message: Message) -> Replay | None:
-    """How to replay an unchanged answer; None where the template shows it in another way."""
+    """The replay of an unchanged answer; None if the template shows it differently."""
     start = rendering.prompt_end(index)
     if start is None:
         return None
@@ -101,7 +101,7 @@ def _answer(rendering: RenderedText, message: Message) -> _GeneratedText:
 
 
 def _literal_end(text: str, start: int, said: str) -> int | None:
-    """Where the generated text ends that stands at `start`, word for word; templates trim it."""
+    """The end of the generated text at `start`, word for word; templates trim it."""
     if text.startswith(said, start):
         return start + len(said)
     said = said.strip()
@@ -117,14 +117,14 @@ def _closed(text: str, start: int, end: int, answer: _GeneratedText) -> Replay |
         if answer.stop_text and text.startswith(answer.stop_text, stop):
             ids = answer.ids + answer.stop
             return Replay(start, stop, stop + len(answer.stop_text), ids)
-    # The template ends answers in its own way (another of the stop tokens): so be it.
+    # The template ends answers in its own way, with another stop token.
     return Replay(start, end, end, answer.ids) if answer.ids else None
 
 
 def _replay_text(
     rendering: RenderedText, index: int, message: Message, start: int, answer: _GeneratedText
 ) -> Replay | None:
-    """An answer of words: what the template shows may differ from what was generated in spaces."""
+    """The replay of an answer of words, which the template may show with other spaces."""
     end = start
     for keys in _texts(message):
         extent = rendering.extent(index, keys)
@@ -139,7 +139,7 @@ def _replay_text(
 def _replay_calls(
     rendering: RenderedText, index: int, message: Message, start: int, answer: _GeneratedText
 ) -> Replay | None:
-    """Calls are shown in other words than they were made in (spaces, order of keys), or not."""
+    """The replay of calls, which may be shown with other spaces or another order of keys."""
     text = rendering.text
     changes, sentinels = _other_arguments(rendering, index)
     other = rendering.with_turn(index, changes)
@@ -187,7 +187,7 @@ def _texts(message: Message) -> list[Sequence[str]]:
 
 
 def _own_tail(rendering: RenderedText, index: int, changes: Mapping[str, Any], tail: str) -> int:
-    """How much of `tail`, the text behind the last argument, belongs to the answer's own turn."""
+    """The length of `tail`, the text behind the last argument, that is the answer's own turn's."""
     alone = rendering.head(index + 1, prompt=False)
     if alone is None:
         return 0
@@ -197,14 +197,14 @@ def _own_tail(rendering: RenderedText, index: int, changes: Mapping[str, Any], t
 
 
 def _covered(tail: str, said: str) -> int:
-    """How much of `tail` the generated text ends with: the calls' closing, not the turn's."""
+    """The length of `tail` that the generated text ends with: closing marks of calls, no turn's."""
     said = _squash(said)
     lengths = range(len(tail), -1, -1)
     return next(length for length in lengths if said.endswith(_squash(tail[:length])))
 
 
 def _adds_text(rendering: RenderedText, index: int, start: int, said: str) -> bool:
-    """True where the template puts text before any answer here that was not generated."""
+    """True if the template puts text before any answer here that was not generated."""
     changes = {"content": rendering.sentinel, "tool_calls": []}
     plain = rendering.with_turn(index, changes, upto=index + 1)
     lead = common_prefix(plain[start:], rendering.text[start:])
@@ -217,10 +217,10 @@ def _behind_space(text: str, at: int) -> int:
 
 
 def _squash(text: str) -> str:
-    """The visible ASCII of `text`, which is what markup is made of.
+    """The visible ASCII of `text`, which markup is made of.
 
-    Tokens decoded one by one, as answers are shown, give other text than all at once where
-    bytes are no text, and at white space. What an answer says is compared by its parts.
+    Tokens decoded one by one, as answers are shown, give other text than all at once if bytes are
+    no text, and at white space. The words of an answer are compared by its parts.
     """
     return "".join(character for character in text if "!" <= character <= "~")
 

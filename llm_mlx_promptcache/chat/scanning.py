@@ -12,7 +12,7 @@ class Marks:
         self._marks = [mark for mark in marks if mark]
 
     def split(self, text: str) -> tuple[str, str | None, str]:
-        """Text before the first mark, the mark, and what follows; or None, and what must wait."""
+        """Text before the first mark, the mark, and the rest; or None, and the text that waits."""
         matches = [(at, -len(mark), mark) for mark in self._marks if (at := text.find(mark)) >= 0]
         if matches:
             at, _, mark = min(matches)
@@ -21,7 +21,7 @@ class Marks:
         return text[: len(text) - kept], None, text[len(text) - kept :]
 
     def overlap(self, text: str) -> int:
-        """How many of the last characters of `text` may be the beginning of a mark."""
+        """The number of last characters of `text` that may be the beginning of a mark."""
         longest = max((len(mark) for mark in self._marks), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(mark.startswith(text[-size:]) for mark in self._marks):

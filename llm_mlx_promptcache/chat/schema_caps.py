@@ -1,7 +1,7 @@
-"""JSON Schemas closed to keys that they never named and, for small models, with ends.
+"""JSON Schemas closed to keys that they never named and, for small models, with limits.
 
-Every document of the capped schema is one of the schema that was given. Without a cap a string is
-as long as the model wants it: the answer's own limit of tokens is what ends it.
+Every document of the capped schema fits the schema that was given. Without a cap a string is as
+long as the model wants it: the answer's own limit of tokens ends it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# llguidance refuses others, and to JSON Schema a format is a remark.
-# A tuple: what is looked up in it comes from the application, and may be anything.
+# llguidance refuses others, and in JSON Schema a format is only a remark.
+# A tuple: it is searched for the application's values, which may be unhashable.
 _FORMATS = (
     *("date-time", "time", "date", "duration", "email"),
     *("hostname", "ipv4", "ipv6", "uuid", "uri"),
@@ -24,7 +24,7 @@ _BRANCHES = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const", "not", "if")
 _REMARKS = frozenset(
     ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"]
 ).union(["$comment", "$schema", "$id", "$defs", "definitions"])
-# llguidance reads bounds of integers as floats and fails at the last ones of 64 bits.
+# llguidance reads limits of integers as floats and fails at the last ones of 64 bits.
 _LARGEST = 9 * 10**18
 # Values that a schema says nothing about: containers as deep as this, then scalars.
 _ANY_DEPTH = 4
@@ -34,10 +34,10 @@ _PATTERN = 4096
 
 @dataclass(frozen=True)
 class Caps:
-    """What a schema gets where it sets no limit: characters of a string, items of a list.
+    """Limits for a schema that sets none: characters of a string, items of a list.
 
-    None leaves them open. With a cap on strings integers and values of no type get ends too;
-    strings with a pattern may have `_PATTERN` characters at least, since that may need more.
+    None leaves them open. With a cap on strings, integers and values of no type get limits too;
+    strings with a pattern may have at least `_PATTERN` characters, since that may need more.
     """
 
     string: int | None = None
@@ -49,7 +49,7 @@ class Caps:
                 raise ValueError(f"the cap {name} is {value}; give 1 or more, or None")
 
     def longest(self, schema: Mapping[str, Any]) -> int | None:
-        """The characters that a string of `schema` may have where it sets no limit."""
+        """The characters that a string of `schema` may have if it sets no limit."""
         if self.string is None:
             return None
         odd = "pattern" in schema or "format" in schema
@@ -103,7 +103,7 @@ def _merged_definitions(schema: Mapping[str, Any]) -> set[str]:
         if isinstance(one, Mapping):
             together = [key for key in (*_LISTS, "$ref", "properties") if key in one]
             if len(together) > 1 or "allOf" in one:
-                # A property may have such a name: what stands there then is no list.
+                # A property may have such a name: its value is no list.
                 lists = (one.get(key) for key in _LISTS)
                 branches = [inner for each in lists if isinstance(each, list) for inner in each]
                 found.update(_reference_of(inner) for inner in (one, *branches))
@@ -157,7 +157,7 @@ def _close_list(schema: dict[str, Any], caps: Caps) -> None:
 
 
 def _close_object(schema: dict[str, Any], caps: Caps) -> None:
-    """Declared properties are all there are, where the schema does not ask for others."""
+    """Close an object to undeclared properties, unless the schema asks for others."""
     declared = schema.get("properties")
     others = schema.get("additionalProperties")
     required = schema.get("required", ())
@@ -172,7 +172,7 @@ def _close_object(schema: dict[str, Any], caps: Caps) -> None:
     elif caps.string is None:
         return
     elif others is None or isinstance(others, Mapping):
-        # There is no cap on keys but by their pattern.
+        # Keys can only be capped by their pattern.
         value = _reference(_ANY_DEPTH - 1) if others is None else others
         schema["patternProperties"] = {_key_pattern(caps): value}
         schema["additionalProperties"] = False

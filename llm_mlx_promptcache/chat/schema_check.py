@@ -1,8 +1,8 @@
-"""Whether a document fits its schema, asked after the answer: what no grammar could hold.
+"""Checks that a document fits its schema, after the answer: the rules that no grammar could hold.
 
-Schema and document both come from others: nothing is fetched, steps are counted, and patterns run
-with a limit of time. What can't be looked into within these bounds is not called a misfit.
-jsonschema is imported where it is needed.
+Schema and document are untrusted: nothing is fetched, steps are counted, and patterns run with a
+time limit. Anything that can't be checked within these limits is not called a misfit. jsonschema is
+imported on use.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LONGEST_TEXT = 100_000
 _PATTERN_TIME = 0.02
 _SLOW_PATTERNS = 4
 _LARGEST = 1 << 20
-# Of a quotient; what has more is not called a misfit.
+# Of a quotient; one with more is not called a misfit.
 _DIGITS = Context(prec=400)
 
 
 def misfits(document: Any, schema: Mapping[str, Any]) -> tuple[LeftOut, ...]:
-    """What of `schema` a document breaks, by the schema's own places; empty where it fits.
+    """The parts of `schema` that a document breaks, by the schema's places; empty if it fits.
 
     Names no value of the document: that is the conversation's text.
     """
@@ -62,7 +62,7 @@ def _modern(text: str) -> Modern:
 
 
 class _TooMuchError(Exception):
-    """More work than a check may be."""
+    """The check needs more work than is allowed."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class _Budget:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One keyword's check, and those within it."""
+        """Count one keyword's check, and those within it."""
         self.steps -= 1
         if self.steps < 0 or self.depth == _DEEPEST:
             raise _TooMuchError
@@ -85,7 +85,7 @@ class _Budget:
             self.depth -= 1
 
     def matches(self, pattern: str, text: str) -> bool | None:
-        """Whether a pattern is found in a text; None where that can't be told in bounded work."""
+        """True if a pattern is found in a text; None if that can't be told in bounded work."""
         import regex
 
         if pattern not in self.patterns:
@@ -107,7 +107,7 @@ Keyword = Callable[[Any, Any, Any, Mapping[str, Any]], Iterator[Any] | None]
 
 
 def _validator(schema: Mapping[str, Any], budget: _Budget) -> Any:
-    """The validator of jsonschema with our keywords: counted, and with patterns in bounds."""
+    """The validator of jsonschema with our keywords: counted, and with limits for patterns."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
     from referencing import Registry
@@ -175,7 +175,7 @@ def _additional_properties(budget: _Budget) -> Keyword:
         patterns = schema.get("patternProperties", {})
         for name, value in instance.items() if isinstance(instance, Mapping) else ():
             declared = name in schema.get("properties", {})
-            # Where it can't be told whether a pattern has the name, it may.
+            # If a pattern can't be tried, the name may match it.
             if declared or any(budget.matches(one, name) is not False for one in patterns):
                 continue
             if inner is False:
@@ -194,7 +194,7 @@ def _unique_items(_: Any, unique: Any, instance: Any, __: Mapping[str, Any]) -> 
 
 
 def _multiple_of(_: Any, step: Any, instance: Any, __: Mapping[str, Any]) -> Iterator[Any]:
-    """As the decimals that were written: to Python's floats 0.3 is no multiple of 0.1."""
+    """Check `multipleOf` in decimals as written: to floats 0.3 is no multiple of 0.1."""
     if isinstance(instance, bool) or not isinstance(instance, (int, float)):
         return
     with suppress(ArithmeticError, ValueError):
@@ -213,7 +213,7 @@ def _number_alike(value: Any) -> Any:
 
 
 def _place(given: Modern, path: list[Any]) -> LeftOut:
-    """Where in the given schema an error is from: definitions stand where they were."""
+    """The place of an error in the given schema, with definitions back where they were."""
     pointer, node = "", given.schema
     for at, step in enumerate(path):
         # References are no steps of jsonschema's paths.

@@ -1,7 +1,7 @@
-"""What the conditions of a schema declare of the object itself: if, then, else and the like.
+"""Properties that a schema's conditions declare of the object itself: if, then, else and the like.
 
 No grammar holds a condition, and an object is closed to keys that nobody named (`schema_caps.py`):
-so what only a condition names is found here, to stand beside the others.
+so properties that only a condition names are found here, to stand beside the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_NAMES = 20_000
 
 
 class Named(NamedTuple):
-    """A property, and its schema with its place; None where it has only a name."""
+    """A property, and its schema with its place; None if it has only a name."""
 
     name: str
     schema: Any = None
@@ -37,7 +37,7 @@ class Conditions:
         self._parts, self._names = _MOST_PARTS, _MOST_NAMES
 
     def named(self, node: Mapping[str, Any], pointer: str) -> Iterator[Named]:
-        """Each property of each condition, the same one as often as it is declared."""
+        """Each property of each condition, as often as it is declared."""
         for one in self._named(node, pointer):
             if self._names <= 0:
                 return
@@ -54,13 +54,13 @@ class Conditions:
                 yield from map(Named, names)
             tested = self._resolve(part.get("if"))
             if isinstance(tested, Mapping):
-                # What is asked of a property there holds only where the condition does.
+                # A property's rules there hold only if the condition does.
                 yield from map(Named, [*tested.get("properties", {}), *tested.get("required", ())])
 
     def _within(
         self, node: Mapping[str, Any], pointer: str, depth: int, seen: set[int]
     ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The schema's conditions, and what stands inside of them; first what it says itself."""
+        """The schema itself, its conditions, and the schemas inside them."""
         own = node if depth else {key: node.get(key, {}) for key in ("if", "dependentRequired")}
         yield pointer, own
         for key in (*_WHOLE, *(_INSIDE if depth else ())) if depth < _DEEPEST else ():

@@ -1,8 +1,8 @@
 """JSON Schemas as people and programs write them -> one well-formed dialect, 2020-12's.
 
-Draft 4 to 2019-09, OpenAPI's, Gemini's and Python's words become today's; references are resolved
-inside the schema and nowhere else, so nothing is ever fetched. What has no meaning is left out and
-named. Schemas come from anybody: depth and size are bounded.
+Words of draft 4 to 2019-09, OpenAPI, Gemini and Python become today's; references are resolved
+inside the schema and nowhere else, so nothing is ever fetched. Parts without a meaning are dropped
+and named. Schemas are untrusted: depth and size are bounded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COUNTS = (
 
 
 class LeftOut(NamedTuple):
-    """What no grammar holds of a schema: a JSON pointer into what was given, and a keyword."""
+    """A part of a schema that no grammar holds: its JSON pointer, and a keyword."""
 
     pointer: str
     keyword: str
@@ -46,8 +46,8 @@ class LeftOut(NamedTuple):
 class Modern:
     """A schema of dialect 2020-12, its references all to `$defs` of its root.
 
-    `places` has the pointer of each definition in what was given; `left_out` names what had no
-    meaning, `nodes` is how many schemas there are.
+    `places` has the pointer of each definition in the given schema; `left_out` names the parts
+    without a meaning, `nodes` is the number of schemas.
     """
 
     schema: dict[str, Any]
@@ -60,7 +60,7 @@ def modern(schema: Mapping[str, Any]) -> Modern:
     """`schema` in today's dialect; never an error, whatever it holds."""
     work = _Translation(References(schema))
     root = work.schema(schema, "", 0)
-    # What a definition refers to may be a definition in its turn.
+    # A definition may refer to further definitions.
     while work.waiting:
         pointer, target = work.waiting.pop()
         work.definitions[work.names[pointer]] = work.schema(target, pointer, 0)

@@ -1,8 +1,8 @@
-"""Which places of a schema have an instance that ends, by a fixpoint over all of them.
+"""Places of a schema that have a finite instance, by a fixpoint over all of them.
 
-A value ends once all that it must hold does: nothing does at first, and places are looked at again
-as long as one more is found. What could hold values without an end, and no others, is endless: a
-grammar of it would have a model write for ever.
+A value is finite once all that it must hold is: nothing is at first, and places are checked again
+as long as one more is found. A place that could only hold values without end is endless: a grammar
+of it would have a model write for ever.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _KEPT = 64
 
 
 def endless_place(schema: Mapping[str, Any], *, is_arguments: bool = False) -> str | None:
-    """The JSON pointer of what can't end in a schema that has no instance for it; None otherwise.
+    """The JSON pointer of an endless part in a schema that has no finite instance; else None.
 
-    Arguments are an object, whatever else the schema takes. What nothing at all satisfies, endless
-    or not, is told elsewhere.
+    Arguments are an object, whatever else the schema takes. Schemas that nothing satisfies, endless
+    or not, are reported elsewhere.
     """
     text = json.dumps(schema)
     # Nothing holds itself without a reference.
@@ -60,7 +60,7 @@ def _endless_place(text: str, *, is_arguments: bool) -> str | None:
 
 
 def endless_definitions(given: Mapping[str, Any], pointers: Mapping[str, str]) -> set[str]:
-    """Those of a schema's `$defs` that have no instance that ends."""
+    """The `$defs` of a schema that have no finite instance."""
     nodes = _Subschemas(Modern({"$defs": given}, pointers))
     ending = nodes.settled(0)
     if ending is None:
@@ -69,14 +69,14 @@ def endless_definitions(given: Mapping[str, Any], pointers: Mapping[str, str]) -
 
 
 class _Subschema(NamedTuple):
-    """One schema: where it stands, and by its keywords the numbers of those inside."""
+    """One schema: its place, and by its keywords the numbers of those inside."""
 
     schema: Any
     pointer: str
     inner: dict[tuple[str, Any], int]
 
     def rank(self, part: tuple[str, Any]) -> int:
-        """How sure what stands there must be: the least for what is asked for by name."""
+        """The order in which stuck parts are blamed: properties required by name first."""
         key, name = part
         if key == "properties":
             return 0 if name in self.schema.get("required", ()) else 2
@@ -87,7 +87,7 @@ Kinds = Callable[[int], int]
 
 
 class _Subschemas:
-    """All schemas of one, by number, the root's 0, and whose kinds depend on whose."""
+    """All schemas inside one, by number, the root's 0, and their dependencies."""
 
     def __init__(self, given: Modern) -> None:
         self._parts: list[_Subschema] = []
@@ -110,19 +110,19 @@ class _Subschemas:
         return number
 
     def _refer(self, place: _Subschema) -> None:
-        """A reference is what it means; one that means nothing is anything."""
+        """Follow a reference to its target; one without a target is anything."""
         if isinstance(place.schema, Mapping) and "$ref" in place.schema:
             name = str(place.schema["$ref"]).rpartition("/")[2]
             if name in self.definitions:
                 place.inner["$ref", None] = self.definitions[name]
 
     def settled(self, first: int) -> list[int] | None:
-        """The kinds of instances of each place, as bits: with 0 first of those that end.
+        """The kinds of instances of each place, as bits: of finite ones if `first` is 0.
 
-        With all first, of those too that do not. None where that takes too much work.
+        With all bits in `first`, of endless ones too. None if that takes too much work.
         """
         kinds, work = [first] * len(self._parts), 0
-        # What is inside comes behind its schema, so is looked at before it.
+        # Inner schemas have higher numbers, so they are settled first.
         waiting = set(range(len(self._parts)))
         while waiting:
             for number in sorted(waiting, reverse=True):
@@ -137,7 +137,7 @@ class _Subschemas:
         return kinds
 
     def culprit(self, ending: list[int], endless: list[int]) -> str:
-        """Where the first thing stands that must hold what it is part of."""
+        """The place of the first part that must hold a value it is itself part of."""
         number, seen = 0, [0]
         while True:
             place = self._parts[number]
@@ -151,7 +151,7 @@ class _Subschemas:
 
 
 def _parts(schema: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The schemas directly inside one: keyword, name or index where there are several, schema."""
+    """The schemas directly inside one: keyword, name or index if there are several, schema."""
     if not isinstance(schema, Mapping):
         return
     for key in _MAPS:
@@ -164,7 +164,7 @@ def _parts(schema: Any) -> Iterator[tuple[str, Any, Any]]:
 def _kinds_of(place: _Subschema, kinds: Kinds) -> int:
     """The kinds of instances of a schema, given those of the schemas inside it.
 
-    What is not looked at (conditions, names, lengths) takes anything: more may end than does.
+    Keywords that are not read (conditions, names, lengths) take anything: more may end than does.
     """
     schema, inner = place.schema, place.inner
     if not isinstance(schema, Mapping):
@@ -192,7 +192,7 @@ def _kinds_of(place: _Subschema, kinds: Kinds) -> int:
 
 
 def _has_object(place: _Subschema, kinds: Kinds) -> bool:
-    """Whether there is an object with all that is required, and as much as there must be."""
+    """True if there is an object with all that is required, and enough properties."""
     schema, inner = place.schema, place.inner
     patterned = any(key == "patternProperties" for key, _ in inner)
     others = (
@@ -213,7 +213,7 @@ def _has_object(place: _Subschema, kinds: Kinds) -> bool:
 
 
 def _has_array(place: _Subschema, kinds: Kinds) -> bool:
-    """Whether there is an array with as many items as there must be, and what it must contain."""
+    """True if there is an array with enough items, and with those it must contain."""
     schema, inner = place.schema, place.inner
     least = schema.get("minItems", 0)
     prefix = len(schema.get("prefixItems", ()))

@@ -1,9 +1,9 @@
-"""Schemas as a grammar can hold them: whatever can't be held is left out, and named.
+"""Schemas as a grammar can hold them: parts that can't be held are dropped, and named.
 
-A tool's schema is seldom the user's to change, so it never refuses a request. What the grammar
-engine refuses is found by trying parts of it, in bounded work; what is left out is only checked
-in the answer (`schema_check.py`). A loosened schema takes every document of the one that was
-given, but for what has no end (`schema_caps.py`).
+A tool's schema is seldom the user's to change, so it never refuses a request. Parts that the
+grammar engine refuses are found by trying, in bounded work; dropped parts are only checked in the
+answer (`schema_check.py`). A loosened schema takes every document of the given one, except endless
+ones (`schema_caps.py`).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _TOGETHER = {
 
 @dataclass(frozen=True)
 class Loosened:
-    """A schema that a grammar holds, and what of the given one it does not.
+    """A schema that a grammar holds, and the rules of the given one that it does not.
 
-    `refused` says why nothing satisfies the schema, or nothing of it could be held; "" otherwise.
+    `refused` is the reason why nothing satisfies the schema, or nothing of it could be held; or "".
     """
 
     schema: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Loosened:
 
 
 def loosened(schema: Mapping[str, Any], caps: Caps) -> Loosened:
-    """`schema` as a grammar can hold it; never an error, whatever it says."""
+    """`schema` as a grammar can hold it; never an error, whatever it holds."""
     return _loosened(json.dumps(schema), caps, arguments=False)
 
 
@@ -111,7 +111,7 @@ def _once(left_out: list[LeftOut]) -> tuple[LeftOut, ...]:
 
 
 def _as_arguments(plain: dict[str, Any], left_out: list[LeftOut]) -> dict[str, Any]:
-    """Arguments are an object, and a tool that declares none has none."""
+    """The schema of arguments as an object; a tool that declares none has none."""
     kinds = plain.get("type", "object")
     if "object" not in ([kinds] if isinstance(kinds, str) else kinds):
         left_out.append(LeftOut("", "type"))
@@ -143,13 +143,13 @@ class _Trial:
         self._left = min(_MOST_TRIALS, 20 + _MOST_TRIED // max(size, 1))
         self._plain, self._made = plain, made
         self._wanted: Mapping[str, Any] = made.get("$defs", {})
-        # What has not been looked at yet may be anything.
+        # A part that was not tried yet may be anything.
         self._definitions: dict[str, Any] = {
             name: {} if name in self._pointers else one for name, one in self._wanted.items()
         }
 
     def held(self) -> dict[str, Any]:
-        """The schema without what is refused; of one that takes too much work, its type alone."""
+        """The schema without its refused parts; of one that takes too much work, its type alone."""
         known = len(self._left_out)
         plain = self._plain.get("$defs", {})
         for name in used_definitions(self._made, self._wanted):
@@ -181,7 +181,7 @@ class _Trial:
         return _refusal_of(whole)
 
     def _mended(self, node: Any, plain: Any, pointer: str) -> Any:
-        """The schema, its parts mended first, then without as few keywords as will do."""
+        """The schema, its parts mended first, then without as few keywords as possible."""
         if not self._refusal(node):
             return node
         if not isinstance(node, Mapping):
@@ -224,7 +224,7 @@ class _Trial:
         required: Any,
         pointer: str,
     ) -> dict[str, Any]:
-        """Declared properties, looked at in halves: mostly a single one is odd."""
+        """Declared properties, tried in halves: mostly a single one is odd."""
         names = list(declared)
         wanted = [name for name in required if name in declared]
         part = {"type": "object", key: dict(declared)}
@@ -274,7 +274,7 @@ def _without(made: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _with_any_of(made: Mapping[str, Any]) -> dict[str, Any]:
-    """`oneOf` as `anyOf`: that no other branch holds too, only a check can tell."""
+    """`oneOf` as `anyOf`: only a check can tell that no second branch holds."""
     rest = {key: value for key, value in made.items() if key != "oneOf"}
     if "anyOf" not in rest:
         return {**rest, "anyOf": made["oneOf"]}
@@ -282,7 +282,7 @@ def _with_any_of(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def used_definitions(root: Any, definitions: Mapping[str, Any]) -> list[str]:
-    """The definitions that `root` uses, those that others refer to before these."""
+    """The definitions that `root` uses, each before those that refer to it."""
     done: dict[str, None] = {}
     seen: set[str] = set()
     waiting: list[tuple[str, bool]] = [(name, False) for name in _references(root)]

@@ -1,4 +1,4 @@
-"""What references in a JSON Schema mean: places inside that schema, and nothing anywhere else."""
+"""Targets of references in a JSON Schema: places inside that schema, and nothing anywhere else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Target(NamedTuple):
 
 
 class References:
-    """Finds what references mean; the schema is walked once, in bounded work."""
+    """Finds the targets of references; the schema is walked once, in bounded work."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
@@ -56,7 +56,7 @@ class References:
                 self._anchors.setdefault(name.removeprefix("#"), []).append(schema)
 
     def target(self, reference: str, source: Mapping[str, Any]) -> Target | None:
-        """What `reference`, which stands in `source`, means; None for what is not in the schema."""
+        """The target of `reference` in `source`; None if it is not in the schema."""
         base, _, fragment = reference.partition("#")
         fragment = unquote(fragment)
         scopes = self._scopes(source)
@@ -69,12 +69,12 @@ class References:
             return self._at(scopes[0] if base else self._root)
         if fragment[:1] != "/":
             return self._at(next(iter(self._anchors.get(fragment, [])), None))
-        # The root's first; some write definitions beside the reference that means them.
+        # The root's first; some put definitions beside the reference to them.
         found = (under(scope, fragment) for scope in scopes)
         return self._at(next((one for one in found if one is not None), None), fragment)
 
     def _relative(self, base: str) -> str:
-        """A whole address as the schema's own names have it, which stand relative to the root's."""
+        """An absolute address as the schema's own names have it, relative to the root's."""
         root = next((str(self._root[key]) for key in ("$id", "id") if self._root.get(key)), "")
         folder = root.rpartition("/")[0]
         return base.removeprefix(f"{folder}/") if folder else base
@@ -89,7 +89,7 @@ class References:
             source = self._around.get(id(source))
 
     def _defined(self, name: str) -> Target | None:
-        """A bare name is a definition's."""
+        """The definition with this bare name."""
         found = (under(self._root, f"/{key}/{escaped(name)}") for key in _DEFINITIONS)
         return self._at(next((one for one in found if one is not None), None), name)
 
@@ -103,7 +103,7 @@ class References:
 
 
 def under(schema: Any, pointer: str) -> Any:
-    """What stands at a JSON pointer; None where nothing that could be a schema does."""
+    """The schema at a JSON pointer; None if nothing there could be a schema."""
     found = schema
     for token in pointer[1:].split("/"):
         token = token.replace("~1", "/").replace("~0", "~")

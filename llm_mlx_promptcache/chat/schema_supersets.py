@@ -1,8 +1,8 @@
-"""What a schema asks that no grammar can hold -> the nearest that one can.
+"""Rules of a schema that no grammar can hold -> the nearest that one can.
 
-Each step takes every document that the schema takes, and maybe more; what is lost is named. The
-grammar engine counts no items, compares none and looks at no value twice, so these are known from
-the start; whatever else it refuses is found by trying (`schema_loosening.py`).
+Each step takes every document that the schema takes, and maybe more; the loss is named. The grammar
+engine counts no items, compares none and looks at no value twice, so these are known from the
+start; its other refusals are found by trying (`schema_loosening.py`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}")
 
 
 def superset(given: Modern, left_out: list[LeftOut]) -> dict[str, Any]:
-    """The schema without what is known to have no grammar; what is lost goes into `left_out`."""
+    """The schema without parts known to have no grammar; their places go into `left_out`."""
     work = _Superset(given, left_out)
     made: dict[str, Any] = work.schema(given.schema, "")
     definitions = given.schema.get("$defs", {})
     endless = endless_definitions(definitions, given.pointers)
     if definitions:
         made["$defs"] = {
-            # What only ever contains itself has no document.
+            # A schema that only ever contains itself has no document.
             name: False if name in endless else work.schema(one, given.pointers[name])
             for name, one in definitions.items()
         }
@@ -52,7 +52,7 @@ def superset(given: Modern, left_out: list[LeftOut]) -> dict[str, Any]:
 
 
 def pattern_size(pattern: str) -> int:
-    """About how large a pattern is once its counts are written out."""
+    """The approximate size of a pattern once its counts are written out."""
     total, stack, last = 0, [], 0
     at = 0
     while at < len(pattern):
@@ -81,7 +81,7 @@ def pattern_size(pattern: str) -> int:
 
 
 def holds_pattern(pattern: str) -> bool:
-    """Whether a pattern is small enough to be looked at by any engine."""
+    """True if a pattern is small enough for any engine."""
     deep = pattern.count("(") <= 200
     return len(pattern) <= _LONGEST_PATTERN and deep and pattern_size(pattern) <= _MOST_WRITTEN_OUT
 
@@ -143,7 +143,7 @@ class _Superset:
             self._leave(pointer, "patternProperties")
 
     def _names(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
-        """`propertyNames` as properties or patterns, where they say the same."""
+        """`propertyNames` as properties or patterns, if those say the same."""
         if node.get("unevaluatedProperties") is False and not set(node).intersection(_APPLICATORS):
             made.setdefault("additionalProperties", False)
         elif node.get("unevaluatedProperties", True) not in (True, {}):
@@ -209,7 +209,7 @@ class _Superset:
         self._leave(pointer, "not")
 
     def _named_later(self, node: Mapping[str, Any], made: dict[str, Any], pointer: str) -> None:
-        """What only conditions declare, which are checked later, beside what is declared."""
+        """Properties that only conditions declare, beside the others; they are checked later."""
         declared = made.get("properties")
         if not declared or {"additionalProperties", "patternProperties"} & set(made):
             return
@@ -223,7 +223,7 @@ class _Superset:
             made["properties"] = {**declared, **added}
 
     def _resolved(self, node: Any) -> Any:
-        """The schema itself, or what its reference means, a few steps far."""
+        """The schema itself, or the target of its reference, a few steps far."""
         for _ in range(8):
             if not isinstance(node, Mapping) or "$ref" not in node:
                 return node
@@ -232,7 +232,7 @@ class _Superset:
 
 
 def _either(shapes: list[Any]) -> Any:
-    """One schema for a value that has to fit one of these, or nothing at all."""
+    """One schema for a value that has to fit one of these; with none, anything."""
     return {"anyOf": shapes} if len(shapes) > 1 else shapes[0] if shapes else {}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _KINDS = ("string", "integer", "number", "boolean", "array", "object", "null")
-# What languages, databases and other schemas call them.
+# Their names in languages, databases and other schemas.
 _NAMES = {
     **{kind: kind for kind in _KINDS},
     **dict.fromkeys(["str", "text", "char", "varchar", "password", "file", "binary"], "string"),
@@ -20,7 +20,7 @@ _NAMES = {
     **dict.fromkeys(["dict", "map", "mapping", "record", "struct"], "object"),
     **dict.fromkeys(["none", "nil", "nonetype"], "null"),
 }
-# What is said of a value of one kind alone; and what says itself which kinds there are.
+# Keywords for values of one kind alone; and keywords that decide the kinds themselves.
 _OF_KIND = (
     ("object", ("properties", "required", "additionalProperties", "patternProperties")),
     ("array", ("items", "prefixItems", "minItems", "maxItems")),
@@ -32,7 +32,7 @@ _ANY = frozenset(["any", "unknown", "mixed", "type_unspecified", "*", ""])
 
 
 def kinds_of_type(given: Any) -> tuple[list[str], bool]:
-    """The JSON types that a `type` names, none for any; and whether it has words that mean none."""
+    """The JSON types that a `type` names, none for any; and True if it has words that mean none."""
     listed = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
     # In a list a bare None is often what "null" was in YAML.
     words = ["null" if one is None else one for one in listed]
@@ -47,19 +47,19 @@ def kinds_of_type(given: Any) -> tuple[list[str], bool]:
             unknown = True
         elif kind not in known:
             known.append(kind)
-    # A word that is not understood may mean anything.
+    # An unknown word may mean anything.
     return ([], True) if unknown else (known, False)
 
 
 def meant_types(schema: Mapping[str, Any]) -> list[str]:
-    """The types that a schema means and does not say: by the letter any other would do too."""
+    """The types that a schema means but does not name: to the letter any other would do too."""
     if any(key in schema for key in _SAY_KINDS):
         return []
     return [kind for kind, words in _OF_KIND if any(word in schema for word in words)]
 
 
 def truth(given: Any) -> bool | None:
-    """Yes or no, also as a word; None for whatever is neither."""
+    """Yes or no, also as a word; None for anything else."""
     if isinstance(given, bool):
         return given
     if isinstance(given, str):
@@ -68,7 +68,7 @@ def truth(given: Any) -> bool | None:
 
 
 def limit(given: Any) -> int | float | None:
-    """A number, also as text; None for what is none."""
+    """A number, also as text; None for anything else."""
     if isinstance(given, str):
         try:
             given = int(given) if len(given) < 40 else float(given)
@@ -83,7 +83,7 @@ def limit(given: Any) -> int | float | None:
 
 
 def count(given: Any) -> int | None:
-    """A whole number of zero or more, also as text or 2.0; None for what is none."""
+    """A whole number of zero or more, also as text or 2.0; None for anything else."""
     number = limit(given)
     if number is None or number < 0 or number != int(number):
         return None
@@ -91,7 +91,7 @@ def count(given: Any) -> int | None:
 
 
 def is_of(value: Any, kinds: str | list[str] | None) -> bool:
-    """Whether a value is of one of these JSON types; no types are all of them."""
+    """True if a value is of one of these JSON types; None stands for all of them."""
     if kinds is None:
         return True
     listed = [kinds] if isinstance(kinds, str) else kinds

@@ -1,8 +1,8 @@
-"""Which words of a conversation a rendering lacks: told by marks in their place, and by the words.
+"""Words of a conversation that a rendering lacks, found by marks in their place and by the words.
 
-A second rendering has a mark where each thing was said; marks must stand in order. Then the words
-themselves are looked for, since a template may cut or change what it shows. Templates trim, escape
-and drop earlier reasoning: that is theirs.
+A second rendering has a mark in place of each text; marks must stand in order. Then the words
+themselves are looked for, since a template may cut or change them. Templates trim, escape and drop
+earlier reasoning: that is their choice.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .template_work import TooMuchWork
 Tools = Sequence[Mapping[str, Any]]
 _SYSTEM = ("system", "developer")
 _WORD = re.compile(r"\w+")
-# A text so long is not found where it was not meant.
+# A text this long is not found by accident.
 _CERTAIN = 16
 
 
 class Lost(NamedTuple):
-    """What a rendering lacks: of which message (-1: of the tools), its role, and which part."""
+    """The part that a rendering lacks: its message (-1: the tools), the role, and its name."""
 
     at: int
     role: str
@@ -32,7 +32,7 @@ class Lost(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One thing that was said: the marks that stand for it, and the words that must be there.
+    """One text of the conversation: its marks, and the words that must be there.
 
     Parts stand in their `order`; those of order 0 may stand anywhere.
     """
@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 def lost_words(
     turns: Sequence[Turn], text: str, tools: Tools, shown: Callable[..., str]
 ) -> Lost | None:
-    """The first thing that `text` lacks, or shows in another order; None where it has all.
+    """The first part that `text` lacks, or shows in another order; None if it has all.
 
     `shown` renders other messages and tools in the same way.
     """
@@ -56,7 +56,7 @@ def lost_words(
     leading = True
     for order, turn in enumerate(turns, 1):
         leading = leading and turn.message["role"] in _SYSTEM
-        # What the system says in front stands where the template has a place for it.
+        # Leading system text stands where the template has a place for it.
         message, of_turn = _marked(turn, 0 if leading else order, marks)
         messages.append(message)
         parts += of_turn
@@ -77,7 +77,7 @@ def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[L
     marked = said if other is None else set(_out_of_order([(p, p.marks) for p in parts], other))
     for number, part in enumerate(parts):
         if number in marked:
-            # Some templates read what is said, and show no mark in its place.
+            # Some templates read the text, and show no mark in its place.
             certain = any(len(word) >= _CERTAIN for word in part.words)
             if other is None:
                 shown = _all(part.words, text)
@@ -86,7 +86,7 @@ def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[L
                 shown = certain and read and number not in said
             if not shown:
                 yield part.where
-        # How an answer is shown is the template's: reasoning that is over is dropped.
+        # The template decides how to show an answer: old reasoning is dropped.
         elif part.where.role != "assistant" and not _all(part.words, text):
             yield part.where
 
@@ -110,7 +110,7 @@ def _all(words: Sequence[str], text: str) -> bool:
 
 
 def _shows(text: str, said: str) -> bool:
-    """Whether `text` has what was said: as it is, escaped, or its words in their order."""
+    """True if `text` has these words: as they are, escaped, or one by one in their order."""
     said = said.strip()
     if any(escaped(said) in text for escaped in _ESCAPES):
         return True
@@ -133,7 +133,7 @@ _ESCAPES: tuple[Callable[[str], str], ...] = (
 
 
 class _MarkSource:
-    """Words that stand nowhere in the conversation, and that no filter changes."""
+    """Words that are nowhere in the conversation, and that no filter changes."""
 
     def __init__(self, head: str) -> None:
         self._head = head
@@ -153,7 +153,7 @@ def _head(turns: Sequence[Turn], text: str) -> str:
 
 
 def _marked(turn: Turn, order: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Part]]:
-    """A turn with marks in the place of what it says, and what it says."""
+    """A turn with marks in place of its texts, and these texts."""
     message, parts = dict(turn.message), []
     index, role = turn.sources[0], message["role"]
     if (said := message["content"]).strip():
@@ -174,7 +174,7 @@ def _marked(turn: Turn, order: int, marks: _MarkSource) -> tuple[dict[str, Any],
 def _marked_call(
     function: Mapping[str, Any], marks: _MarkSource
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """A call with other arguments, or another name where it has none; marks and words."""
+    """A call with other arguments, or another name if it has none; marks and words."""
     name, given = function["name"], function["arguments"]
     arguments = given if isinstance(given, Mapping) else _object(given)
     if not arguments:

@@ -1,4 +1,4 @@
-"""The marks round each argument of a call, learned by rendering other values."""
+"""The marks around each argument of a call, learned by rendering other values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .text_edges import common_end, common_start, from_edge, to_edge
 
 
 def with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> Form:
-    """The marks round each argument; strings and other values may have their own."""
+    """Learn the marks around each argument; strings and other values may have their own."""
     call = Call(NAMES[0], ARGUMENTS[0], ID)
     strings = _marks(one, unit, call)
     numbers = Call(NAMES[0], NUMBERS, ID)
@@ -40,7 +40,7 @@ def with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> F
     quote = tags.string_middle.removeprefix(tags.middle)
     inline = not tags.closing.strip()
     if not inline and quote and tags.string_closing == quote + tags.closing:
-        # Quotes inside marks are how strings are written, not what parts them.
+        # Quotes inside marks belong to the spelling of strings, not to the marks.
         tags = replace(tags, string_middle=tags.middle, string_closing=tags.closing)
     wrap, values = _wrap(probe, given, tags), _literals(probe, given)
     tags = replace(tags, strings=encoding, wrap=wrap, values=values)
@@ -70,7 +70,7 @@ class _PairMarks(NamedTuple):
 
 
 def _marks(text: str, unit: Unit, call: Call) -> _PairMarks:
-    """What stands round two arguments: each literal is found twice."""
+    """The marks around two arguments: each literal is found twice."""
     one, two = call.arguments["alpha_key"], call.arguments["beta_key"]
     first_key = unit.arguments[0]
     first = text.find(one, first_key + len("alpha_key"))
@@ -92,7 +92,7 @@ def _marks(text: str, unit: Unit, call: Call) -> _PairMarks:
 
 
 def _encoding(probe: Probe, given: Input) -> Strings:
-    """How the characters of a string are written."""
+    """The spelling of a string's characters."""
     try:
         text = probe.calls(given, [Call(NAMES[0], {"alpha_key": ODD}, ID)])
     except Refused:
@@ -109,7 +109,7 @@ def _encoding(probe: Probe, given: Input) -> Strings:
 
 
 def _literals(probe: Probe, given: Input) -> Literals:
-    """Whether a list stands there as Python's repr has it."""
+    """The spelling of lists: as Python's repr has them, or JSON."""
     try:
         text = probe.calls(given, [Call(NAMES[0], {"alpha_key": LIST}, ID)])
     except Refused:
@@ -118,7 +118,7 @@ def _literals(probe: Probe, given: Input) -> Literals:
 
 
 def _wrap(probe: Probe, given: Input, tags: Tags) -> tuple[str, str]:
-    """What an odd string has round it that a plain one has not (XML's CDATA), or nothing."""
+    """The wrapping of an odd string that a plain one has not (XML's CDATA), or nothing."""
     try:
         text = probe.calls(given, [Call(NAMES[0], {"alpha_key": ODD}, ID)])
     except Refused:

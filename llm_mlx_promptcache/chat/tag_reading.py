@@ -1,4 +1,4 @@
-"""Arguments that stand between marks of their own: `<parameter=key>` value `</parameter>`."""
+"""Arguments between marks of their own: `<parameter=key>` value `</parameter>`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TagArguments:
         self._split = key_end(tags)
 
     def read(self) -> Steps[dict[str, Any] | None]:
-        """The arguments; None where one has no end."""
+        """The arguments; None if one has no end."""
         found: dict[str, Any] = {}
         for _ in range(_MOST):
             yield from self._source.take(self._tags.between.strip() or "\0")
@@ -49,7 +49,7 @@ class TagArguments:
         source, tags = self._source, self._tags
         schema = property_schema(self._schema, key)
         middles = [(tags.string_middle, tags.string_closing), (tags.middle, tags.closing)]
-        # Where strings have marks of their own, the marks say what the value is.
+        # If strings have marks of their own, the marks decide the type.
         told = middles[0] != middles[1]
         is_string: bool | None = None
         for middle, mark in middles:
@@ -120,7 +120,7 @@ class TagArguments:
 
 
 def _literal_or(text: str, schema: Any) -> Any:
-    """A value that is marked as no string; the schema decides where it is no literal."""
+    """A value marked as no string; the schema decides if it is no literal."""
     try:
         return literal(text.strip())
     except ValueError:
@@ -146,7 +146,7 @@ def _trimmed(text: str) -> str:
 
 
 def key_end(tags: Tags) -> str:
-    """What ends a key: what its middles have in common."""
+    """The end of a key: the mark that its middles have in common."""
     a, b = tags.middle.strip(), tags.string_middle.strip()
     size = next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))

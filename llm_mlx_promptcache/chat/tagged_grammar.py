@@ -1,8 +1,8 @@
 """Rules for arguments between marks of their own: `<parameter=key>` value `</parameter>`.
 
-Each argument stands there once, in any order, and the required ones always. Strings are what stands
-before their closing mark; what else a value may be is JSON, held to its schema. A schema says more
-than such rules hold, so what is left out is named, to be checked in the answer.
+Each argument stands there once, in any order, and the required ones always. A string is all text
+before its closing mark; any other value is JSON, held to its schema. A schema has more rules than
+these can hold; the rest is named, to be checked in the answer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .schema_loosening import Loosened, used_definitions
 from .schema_references import escaped
 from .tag_reading import key_end
 
-# The engine counts in so many bits which arguments were said.
+# The engine's bits that record which arguments were written.
 _MOST_COUNTED = 64
 _LONGEST_KEY = 64
 _DEEPEST = 8
-# What a text that stands there as it is may break, and nobody sees before it is whole.
+# Rules that a plain text may break, unseen until it is complete.
 _OF_TEXT = (
     *("pattern", "minLength", "maxLength", "enum", "const", "not", "minimum", "maximum"),
     *("exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items", "prefixItems", "minItems"),
@@ -36,7 +36,7 @@ _LENGTHS = ("minLength", "maxLength")
 # JSON's words as Python writes them: templates write these beside lists and objects in JSON.
 _PYTHON_WORDS = {"boolean": ("True", "False"), "null": ("None",)}
 _PYTHON_NESTED = {"array": "python_list", "object": "python_dict"}
-# Rules of which those of any tool may speak.
+# Rules that any tool's rules may refer to.
 PYTHON_RULES = r"""
 python_value: PYTHON_STRING | PYTHON_NUMBER | "True" | "False" | "None" | python_list | python_dict
 python_list: "[" (python_value (", " python_value)*)? "]"
@@ -48,7 +48,7 @@ PYTHON_STRING: /'([^'\\\x00-\x1f]|\\['"\\nrt])*'/ | /"([^"\\\x00-\x1f]|\\['"\\nr
 
 
 class ArgumentRules(NamedTuple):
-    """The rules of a tool's arguments, and what of its schema they don't hold."""
+    """The rules of a tool's arguments, and the parts of its schema that they don't hold."""
 
     rules: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
@@ -57,7 +57,7 @@ class ArgumentRules(NamedTuple):
 def tagged_arguments(
     name: str, parameters: Any, held: Loosened, form: Form, caps: Caps
 ) -> ArgumentRules:
-    """The rule `name` of arguments as `parameters` has them, and those that it needs."""
+    """The rule `name` for the arguments of `parameters`, and the rules it needs."""
     declared = _Declared(held.schema)
     made = _Pairs(name, form, caps, held.schema.get("$defs", {}))
     given = parameters if isinstance(parameters, Mapping) else {}
@@ -70,7 +70,7 @@ def tagged_arguments(
 
 
 class _Declared:
-    """What an object's schema says of its keys, gathered from the parts that it is made of."""
+    """An object's declared keys, gathered from the parts of its schema."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.properties: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class _Declared:
             self.left_out.append(LeftOut("", "patternProperties"))
         for one in (_referred(schema, self._definitions), *schema.get("allOf", ())):
             self._gather(one, depth - 1)
-        # Of keys that one branch or another tells, any may stand there.
+        # Keys that only some branches declare are all allowed.
         required = dict(self.required)
         for one in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
             self._gather(one, depth - 1)
@@ -117,7 +117,7 @@ class _Pairs:
         self._uncounted: list[str] = []
         self.rules: list[str] = []
         self.left_out: list[LeftOut] = []
-        # Where strings have marks of their own, these say what a value is.
+        # If strings have marks of their own, these decide a value's type.
         self._told = (self._tags.string_middle, self._tags.string_closing) != (
             self._tags.middle,
             self._tags.closing,
@@ -125,7 +125,7 @@ class _Pairs:
         self._plain = self._told or self._tags.strings in (Strings.RAW, Strings.HTML)
 
     def add(self, key: str, schema: Any, given: Any, *, required: bool) -> None:
-        """The pair of a declared key; `given` is its schema as readers of answers see it."""
+        """Add the pair of a declared key; `given` is its schema as readers of answers see it."""
         pointer = f"/properties/{escaped(key)}"
         if not self._readable(key):
             self.left_out.append(LeftOut(pointer, "its name"))
@@ -137,7 +137,7 @@ class _Pairs:
         (self._wanted if required else self._optional).append(rule)
 
     def add_others(self, schema: Any, declared: Sequence[str]) -> None:
-        """The pair of any other key; none where a key stands in its closing mark too."""
+        """Add the pair of any other key; none if a key is part of its closing mark too."""
         tags = self._tags
         behind = {tags.middle[:1], tags.string_middle[:1]}
         if KEY in tags.closing + tags.string_closing or not all(map(_parts_keys, behind)):
@@ -154,7 +154,7 @@ class _Pairs:
         self._uncounted.append(rule)
 
     def sequence(self) -> Iterator[str]:
-        """The rules of all arguments: each counted one once, in any order, the wanted ones all."""
+        """The rules of all arguments: each once, in any order, the required ones always."""
         counted = [*self._wanted, *self._optional]
         wanted = min(len(self._wanted), _MOST_COUNTED)
         if len(self._wanted) > wanted:
@@ -175,7 +175,7 @@ class _Pairs:
             yield "\n  | ".join([end, *taken, *(f"{before}{pair} {rest}::_" for pair in free)])
 
     def _readable(self, key: str) -> bool:
-        """Whether a reader takes exactly this key out of its marks."""
+        """True if a reader takes exactly this key out of its marks."""
         if any(mark in key for mark, _ in self._form.special):
             return False
         end = key_end(self._tags)
@@ -186,7 +186,7 @@ class _Pairs:
         return literal(text, self._form)
 
     def _values(self, rule: str, key: str, schema: Any, given: Any, pointer: str) -> list[str]:
-        """Each way to write a value: what parts it from its key, the value, and its end."""
+        """Each way to write a value: the mark before it, the value, and its end."""
         tags, kinds = self._tags, kinds_of(given)
         schema = schema if isinstance(schema, Mapping) else {}
         choices = self._choices(schema, kinds)
@@ -206,12 +206,12 @@ class _Pairs:
         return ways
 
     def _is_json(self, kinds: frozenset[str], choices: list[Any] | None) -> bool:
-        """Whether a value may stand there as JSON."""
+        """True if a value may stand there as JSON."""
         if not self._plain:
             return True
         if choices is not None:
             return any(not isinstance(one, str) for one in choices)
-        # Any JSON is a text as well, where no mark tells what it is.
+        # Without such marks any JSON is a text as well.
         return kinds != {"string"} and (self._told or "string" not in kinds)
 
     def _text(
@@ -222,7 +222,7 @@ class _Pairs:
         text_only = kinds_of(given) == {"string"}
         least, most = (direct.get(word) if text_only else None for word in _LENGTHS)
         if self._tags.strings is Strings.HTML:
-            least = None  # what is escaped is longer than what it says
+            least = None  # an escape is longer than its character
         most = self._caps.string if most is None else most
         bounds = f"{least or 0},{'' if most is None else most}"
         held = _LENGTHS if direct.get("type") == "string" else ()
@@ -242,14 +242,14 @@ class _Pairs:
             )
             return f"{rule}_text {self._literal(closing[len(mark) :])}"
         before = "" if before in special else before
-        # Spelled in other tokens the mark would end the value for who reads its text.
+        # Spelled in other tokens the mark would end the value for readers of the text.
         never = f"~/(?s:.*){regex_of(closing.strip())}(?s:.*)/"
         terminal = f"TEXT_{rule.upper()}"
         self.rules.append(f"{terminal}: /{characters}{regex_of(before)}/ & {never}")
         return f"{terminal} {self._literal(closing[len(before) :])}"
 
     def _chosen(self, texts: Sequence[str], closing: str) -> str:
-        """One of a few texts; "" where one can't be told from what ends it."""
+        """One of a few texts; "" if one can't be told from its closing mark."""
         written = dict.fromkeys(texts)
         if self._tags.strings is Strings.HTML:
             pairs = [(html.escape(text, quote), None) for text in texts for quote in (True, False)]
@@ -282,14 +282,14 @@ class _Pairs:
         return f"({' | '.join([*ways, *nested])})"
 
     def _without_text(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The schema of values that are no strings, where these have other marks."""
+        """The schema of values that are no strings, if these have other marks."""
         kinds = schema.get("type")
         if not self._plain or not isinstance(kinds, (list, tuple)):
             return schema
         return {**schema, "type": [kind for kind in kinds if kind != "string"]}
 
     def _choices(self, schema: Any, kinds: frozenset[str], depth: int = _DEEPEST) -> Any:
-        """The few values that `schema` takes, as a list; None where there are many."""
+        """The few values that `schema` takes, as a list; None if there are many."""
         node = self._resolved(schema)
         if "const" in node or "enum" in node:
             values = [node["const"]] if "const" in node else list(node["enum"])
@@ -310,11 +310,11 @@ class _Pairs:
 
 
 def _referred(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """The definition that a schema refers to; None where it refers to none."""
+    """The definition that a schema refers to; None if it refers to none."""
     named = schema.get("$ref") if isinstance(schema, Mapping) else None
     return definitions.get(named.rpartition("/")[2]) if isinstance(named, str) else None
 
 
 def _parts_keys(behind: str) -> bool:
-    """Whether no key goes on with this character."""
+    """True if no key goes on with this character."""
     return bool(behind) and not behind.isalnum() and behind not in "_.-"

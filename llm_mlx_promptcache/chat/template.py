@@ -36,9 +36,9 @@ class ChatTemplate:
         strftime_now: Callable[[str], str] | None = None,
         **arguments: Any,
     ) -> str:
-        """The text of `messages`; TooMuchWork, with the template's name, where it has no end.
+        """The text of `messages`; TooMuchWork, with the template's name, if it has no end.
 
-        `strftime_now` takes the place of today's date. What the template raises is raised.
+        `strftime_now` replaces today's date. Raises whatever the template raises.
         """
         if not messages:
             raise ValueError("a chat template needs at least one message")
@@ -82,12 +82,12 @@ class ChatTemplate:
 
 
 def most_work(size: int, messages: int, tools: int = 0) -> int:
-    """The bound for an input of so many letters and entries, and so many messages and tools."""
+    """The limit for an input of so many letters and entries, and so many messages and tools."""
     return LEAST + A_LETTER * size + A_PAIR * messages**2 + size * tools // ADDED
 
 
 def _line(template: jinja2.Template, trace: TracebackType | None) -> int:
-    """The line of a template in which its work ended; 0 where that can't be told."""
+    """The line of a template in which its work ended; 0 if that can't be told."""
     found = 0
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":

@@ -1,8 +1,8 @@
-"""Jinja for templates that nobody vouches for: sandboxed, and bounded in work and memory.
+"""Jinja for untrusted templates: sandboxed, and bounded in work and memory.
 
 Every block that is entered, every text that is made and every value that is walked through is
-counted (`template_work`), so a loop ends by a count and not by a clock. Nothing else differs from
-what transformers makes of a template.
+counted (`template_work`), so a loop ends by a count and not by a clock. Otherwise templates render
+as in transformers.
 """
 
 from __future__ import annotations
@@ -98,20 +98,20 @@ class _Code(CodeGenerator):
 
 
 def _steps(node: jinja2.nodes.Node) -> int:
-    """How many nodes run when this one does, those of blocks inside it apart."""
+    """The number of nodes that run with this one, without those of blocks inside it."""
     inner = node.iter_child_nodes(exclude=_BODIES)
     return 1 + sum(map(_steps, inner))
 
 
 def _is_plain(node: jinja2.nodes.Expr) -> bool:
-    """Whether comparing with it costs no more than the template is long."""
+    """True if comparing with it costs no more than the template is long."""
     if isinstance(node, jinja2.nodes.List | jinja2.nodes.Tuple):
         return all(isinstance(item, jinja2.nodes.Const) for item in node.items)
     return isinstance(node, jinja2.nodes.Const)
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks what a model is trained on and shows nothing."""
+    """`{% generation %}`, which marks text that a model is trained on and shows nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
@@ -207,11 +207,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         }
 
     def spend(self, units: int) -> None:
-        """Count so much work; TooMuchWork where there is none left."""
+        """Count so much work; TooMuchWork if there is none left."""
         self.work.spend(units)
 
     def buffered(self) -> list[str]:
-        """Where a macro or a block collects its text."""
+        """The list in which a macro or a block collects its text."""
         return _Buffer(self)
 
     def shown(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -220,16 +220,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return values
 
     def result(self, value: Any) -> Any:
-        """What a slice gave, counted."""
+        """The result of a slice, counted."""
         return self.work.result(value)
 
     def compared(self, value: Any) -> Any:
-        """A value that is about to be compared, or looked for."""
+        """A value that is about to be compared, or searched for."""
         self.work.spend(compared(self.work, value))
         return value
 
     def sought(self, value: Any) -> Any:
-        """A value in which something is about to be looked for."""
+        """A value in which something is about to be searched for."""
         self.work.spend(sought(self.work, value))
         return value
 
@@ -265,7 +265,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def wrap_str_format(self, value: Any) -> Any:
-        """`str.format` with counted widths; None for what is none."""
+        """`str.format` with counted widths; None for anything else."""
         plain = super().wrap_str_format(value)
         if plain is None:
             return None
@@ -283,7 +283,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         made = super()._parse(source, name, filename)
         for loop in made.find_all(jinja2.nodes.For):
             if loop.test is not None:
-                # What a loop's own test turns down never comes to its body.
+                # Items that a loop's own test rejects never come to its body.
                 always = jinja2.nodes.Const(True)  # noqa: FBT003 - Jinja's signature
                 step = jinja2.nodes.Filter(always, _STEP, [], [], None, None)
                 loop.test = jinja2.nodes.And(step, loop.test).set_lineno(loop.lineno)

@@ -1,4 +1,4 @@
-"""Jinja's filters, tests and functions, with what each may cost counted before it runs."""
+"""Jinja's filters, tests and functions, with the cost of each counted before it runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PIECE: Final = 16
 
 Meter = Callable[[], Work]
 
-# What they give is as long as what they take, or nothing is made before it is asked for.
+# Their results are as long as their inputs, or lazy.
 _LAZY: Final = frozenset(
     {"attr", "default", "d", "first", "last", "length", "count", "items", "map", "select"}
     | {"reject", "selectattr", "rejectattr", "safe", "random"}
 )
 _CHOOSE: Final = frozenset({"map", "select", "reject", "selectattr", "rejectattr"})
 _LISTS: Final = frozenset({"list", "batch", "slice", "reverse"})
-# They sort, compare, or add up all that they are given.
+# They sort, compare, or add up all their items.
 _GATHER: Final = frozenset({"join", "sum", "sort", "unique", "groupby", "min", "max", "dictsort"})
 # Their patterns go over a text again and again.
 _SLOW: Final = frozenset({"urlize", "wordwrap", "striptags", "pprint", "xmlattr"})
@@ -31,7 +31,7 @@ _COMPARE: Final = frozenset(
 
 
 def measured(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that counts its work first; `meter` gives the work of the rendering at hand."""
+    """A filter that counts its work first; `meter` returns the work of the current rendering."""
     # Jinja hands some filters its own state before the value.
     own = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -41,7 +41,7 @@ def measured(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[
         if name in _GATHER and len(args) > own and isinstance(args[own], Iterator):
             args = (*args[:own], list(args[own]), *args[own + 1 :])
         elif name in _CHOOSE and len(args) > own and args[own] and hasattr(args[own], "__iter__"):
-            # What is turned down never comes out, so it is counted on its way in.
+            # Rejected items never come out, so all are counted on their way in.
             args = (*args[:own], work.counted(args[own]), *args[own + 1 :])
         if len(args) > own:
             _charge(work, name, args[own], args[own + 1 :], kwargs)
@@ -51,7 +51,7 @@ def measured(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[
 
 
 def measured_test(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A test that counts what it compares; tests that look at a kind alone stay as they are."""
+    """A test that counts its comparisons; tests that look at a type alone stay as they are."""
     if name not in _COMPARE:
         return function
 
@@ -66,14 +66,14 @@ def measured_test(meter: Meter, name: str, function: Callable[..., Any]) -> Call
 
 
 def compared(work: Work, value: Any) -> int:
-    """What comparing with a value may cost."""
+    """The most that comparing with a value may cost."""
     if isinstance(value, str):
         return 1 + (len(value) >> 3)
     return work.weigh(value)
 
 
 def sought(work: Work, value: Any) -> int:
-    """What looking for something in a value may cost: in a dict next to nothing."""
+    """The most that searching in a value may cost: in a dict next to nothing."""
     return 1 if isinstance(value, dict) else compared(work, value)
 
 
@@ -102,7 +102,7 @@ def _beyond(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> int:
-    """What a filter makes beyond its value and its arguments."""
+    """The size of a filter's result beyond its value and its arguments."""
     given = (*args, *kwargs.values())
     widths, texts, count = _widths(given), _texts(given), _count(value)
     match name:
@@ -142,7 +142,7 @@ def _beyond(
 
 
 def _separators(given: tuple[Any, ...]) -> Iterator[Any]:
-    """The texts of each pair of separators among what a filter is given."""
+    """The texts of each pair of separators among a filter's arguments."""
     return (one for pair in given if isinstance(pair, tuple | list) for one in pair)
 
 

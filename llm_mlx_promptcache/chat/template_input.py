@@ -1,7 +1,7 @@
-"""What a chat template is given: messages as dicts, in the form that this template takes.
+"""A chat template's input: messages as dicts, in the form that this template takes.
 
-Templates agree on the dicts that `Message.to_template` makes, but for a few things on which
-they refuse each other's form. The plainest form that renders is taken.
+Templates agree on the dicts that `Message.to_template` makes, except for a few details on which
+they refuse each other's form. The plainest form that renders is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Turn:
 def turns_of(
     messages: Sequence[Message], apply: Callable[[list[dict[str, Any]]], str]
 ) -> tuple[list[Turn], str]:
-    """The turns in the first form that `apply` renders, and their text; raises what it raises."""
+    """The turns in the first form that `apply` renders, and their text; raises its errors."""
     plain = _plain(messages)
     switches = [switch for switch, applies in _SWITCHES.items() if applies(plain)]
     refusal: Exception | None = None
@@ -55,7 +55,7 @@ def turns_of(
 def _improved(
     plain: list[Turn], turns: list[Turn], text: str, apply: Callable[[list[dict[str, Any]]], str]
 ) -> tuple[list[Turn], str]:
-    """What renders may still be read wrongly: hidden instructions, Python in place of JSON."""
+    """A better form than one that renders but hides instructions, or shows Python for JSON."""
     for switch, better in ((_developer_as_system, _shows_more), (_arguments_as_text, _less_python)):
         if not _SWITCHES[switch](plain) or not better(turns, text, None):
             continue
@@ -72,13 +72,13 @@ def _improved(
 
 
 def _shows_more(turns: list[Turn], text: str, other: str | None) -> bool:
-    """Developers' instructions that `text` lacks, and `other` (None: perhaps) has."""
+    """True if `text` lacks developers' instructions that `other` (None: perhaps) has."""
     said = [t.message["content"].strip() for t in turns if t.message["role"] == "developer"]
     return any(one not in text and (other is None or one in other) for one in said)
 
 
 def _less_python(turns: list[Turn], text: str, other: str | None) -> bool:
-    """Arguments that `text` shows as Python writes a dict, and `other` (None: perhaps) not."""
+    """True if `text` shows arguments as Python's dicts, and `other` (None: perhaps) does not."""
     keys = (next(iter(call["function"]["arguments"]), None) for call in _calls(turns))
     shown = {f"{{{key!r}:" for key in keys if key is not None}
     return any(text.count(one) > (other.count(one) if other else 0) for one in shown)
@@ -94,7 +94,7 @@ def _plain(messages: Sequence[Message]) -> list[Turn]:
         made = message.to_template()
         for call, shown in zip(message.tool_calls, made.get("tool_calls", ()), strict=False):
             number += 1
-            # Nine letters and digits, which is what Mistral's templates ask for.
+            # Nine letters and digits, as Mistral's templates require.
             ids[id(call)] = shown["id"] = call.id or f"call{number:05d}"
         answered = called.get(index)
         if answered is not None:
@@ -145,7 +145,7 @@ def _developer_as_system(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's own form of arguments, which some templates copy as it stands."""
+    """The message with arguments in OpenAI's form, text, which some templates copy as it stands."""
     if not message.get("tool_calls"):
         return message
     calls = [
@@ -187,7 +187,7 @@ def _calls(turns: Sequence[Turn]) -> Iterator[dict[str, Any]]:
 
 
 def _subsets(switches: list[Callable[..., Any]]) -> Iterator[tuple[Callable[..., Any], ...]]:
-    """None of them first, then as few as possible."""
+    """All subsets: none of them first, then as few as possible."""
     for size in range(len(switches) + 1):
         yield from combinations(switches, size)
 

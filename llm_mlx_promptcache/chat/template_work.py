@@ -1,4 +1,4 @@
-"""What rendering a chat template may cost: work is counted before it is done, in letters."""
+"""The work of rendering a chat template, counted in letters before it is done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
 from typing import Any, Final
 
 NODE: Final = 64  # a list's entry, or one step of a template, in letters
-# What a rendering may take. Of 786 real templates the dearest needs 340 for each pair of messages
+# A rendering's limits. Of 786 real templates the dearest needs 340 for each pair of messages
 # (it looks through all of them at each), and 3 % of the rest.
 LEAST: Final = 16_000_000
 A_LETTER: Final = 60  # of the input, each
@@ -45,25 +45,25 @@ class TemplateError(ValueError):
 
 
 class TooMuchWork(TemplateError):
-    """A chat template asked for more work than any honest one does."""
+    """A chat template needs more work than any honest one does."""
 
 
 class Work:
-    """What is left of one rendering's work."""
+    """The work that is left to one rendering."""
 
     def __init__(self, most: int) -> None:
         self.left = most
 
     def spend(self, units: int) -> None:
-        """Count work that is about to be done; TooMuchWork where there is none left."""
+        """Count work that is about to be done; TooMuchWork if there is none left."""
         self.left -= units
         if self.left < 0:
             raise TooMuchWork
 
     def weigh(self, value: Any) -> int:
-        """The letters and entries of a value, its whole tree; TooMuchWork where it has no end.
+        """The letters and entries of a value, its whole tree; TooMuchWork if it has no end.
 
-        What is counted while it is taken (iterators) or shown by its name alone weighs nothing.
+        Values counted while they are taken (iterators) or shown by their name alone weigh nothing.
         """
         kind = type(value)
         if kind is str:
@@ -99,7 +99,7 @@ class Work:
         return _Counted(self, iter(items))
 
     def result(self, value: Any) -> Any:
-        """A value that a call gave: counted, or to be counted as its items are taken."""
+        """The result of a call: counted, or to be counted as its items are taken."""
         if isinstance(value, str | bytes):
             self.spend(len(value))
         elif isinstance(value, list | tuple | dict):
@@ -112,7 +112,7 @@ class Work:
         return value
 
     def operate(self, sign: str, left: Any, right: Any) -> None:
-        """Count what `left sign right` makes."""
+        """Count the result of `left sign right`."""
         if sign == "%" and isinstance(left, str | bytes):
             name = "%(" if isinstance(left, str) else b"%("
             named = left.count(name) if isinstance(right, dict) else 0  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ class Work:
         return len(text) + spelled_widths(text) + stars
 
     def call_method(self, name: str, on: Any, args: Iterable[Any]) -> None:
-        """Count what a method of a built-in value makes, before it is called."""
+        """Count the result of a built-in value's method, before it is called."""
         args = tuple(args)
         if isinstance(on, dict) and name in _SHALLOW:
             self.spend(NODE + sum(self.weigh(arg) for arg in args))
@@ -153,7 +153,7 @@ class Work:
         self.spend(weight)
 
     def _of_text(self, name: str, on: Any, args: tuple[Any, ...]) -> int:
-        """What a method of a text makes beyond the text and its arguments."""
+        """The size of a text method's result beyond the text and its arguments."""
         if name in _PIECES:
             sep = args[0] if args and isinstance(args[0], str | bytes) and args[0] else None
             pieces = NODE * int(on.count(sep) if sep is not None else len(on) // 2)
@@ -174,8 +174,8 @@ class Work:
 class _Counted(Iterator[Any]):
     """Items that are counted as they are taken.
 
-    No generator: templates put iterators into iterators, and of generators in generators Python
-    frees all at once, each on top of the last one's stack.
+    Not a generator: templates put iterators into iterators, and Python frees nested generators all
+    at once, each on top of the last one's stack.
     """
 
     __slots__ = ("_items", "_work")
@@ -190,7 +190,7 @@ class _Counted(Iterator[Any]):
         return item
 
 
-# What a template does wrong with one is told in the words that Python has for Jinja's own.
+# Errors of misuse read as for Jinja's own generators.
 _Counted.__name__ = _Counted.__qualname__ = "generator"
 
 
@@ -231,5 +231,5 @@ def _bits(value: Any) -> int:
 
 
 def by_rank(count: int) -> int:
-    """The factor of a sort of so many."""
+    """The factor for sorting so many items."""
     return 2 + int(math.log2(count + 1))

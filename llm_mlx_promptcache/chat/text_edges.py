@@ -1,4 +1,4 @@
-"""What two texts share at their ends, cut where marks begin and end and never inside one."""
+"""The text that two texts share at their ends, cut between marks and never inside one."""
 
 from __future__ import annotations
 

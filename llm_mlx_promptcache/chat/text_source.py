@@ -15,9 +15,9 @@ _STRING_END = {'"': re.compile(r'[\\"]'), "'": re.compile(r"[\\']")}
 
 
 class TextSource:
-    """The text so far and a place in it. Its steps wait (yield) only where text is missing.
+    """The text so far and a place in it. Its steps wait (yield) only if text is missing.
 
-    `hungry`: what is being read at the place is begun, so an end there cuts it.
+    `hungry`: the item at the place has begun, so an end of the text there cuts it.
     """
 
     def __init__(self) -> None:
@@ -29,15 +29,15 @@ class TextSource:
         self.followed = 0
 
     def add(self, text: str) -> None:
-        """Append what came."""
+        """Append new text."""
         self.text += text
 
     def close(self, *, whole: bool) -> None:
-        """No more comes; `whole`: it ended by itself."""
+        """End the text; `whole`: it ended by itself."""
         self.closed, self.cut = True, not whole
 
     def need(self, size: int) -> Steps[bool]:
-        """Wait until `size` characters stand behind the place; False where there are fewer."""
+        """Wait until `size` characters stand behind the place; False if there are fewer."""
         while len(self.text) - self.at < size:
             if self.closed:
                 return False
@@ -45,7 +45,7 @@ class TextSource:
         return True
 
     def peek(self) -> Steps[str]:
-        """The character at the place; a line end where there is none (which opens nothing)."""
+        """The character at the place; a line end if there is none (which opens nothing)."""
         return self.text[self.at] if (yield from self.need(1)) else "\n"
 
     def space(self) -> Steps[None]:
@@ -75,14 +75,14 @@ class TextSource:
         return False
 
     def stands(self, mark: str) -> Steps[bool]:
-        """Whether `mark` stands at the place, behind white space."""
+        """True if `mark` stands at the place, behind white space."""
         start = self.at
         stands = yield from self.take(mark)
         self.at = start
         return stands
 
     def find(self, mark: str, start: int) -> Steps[int]:
-        """Where `mark` stands from `start` on, or -1 where it never comes."""
+        """The place of `mark` from `start` on, or -1 if it never comes."""
         while True:
             at = self.text.find(mark, start)
             if at >= 0:
@@ -93,7 +93,7 @@ class TextSource:
             yield
 
     def match(self, pattern: re.Pattern[str], longest: int) -> Steps[str]:
-        """Pass what `pattern` matches at the place, of up to `longest` characters."""
+        """Pass and return the match of `pattern` at the place, of up to `longest` characters."""
         while True:
             matched = pattern.match(self.text, self.at, self.at + longest)
             end = self.at if matched is None else matched.end()
@@ -105,7 +105,7 @@ class TextSource:
         return text
 
     def quoted(self) -> Steps[str]:
-        """Pass the rest of a JSON string, up to its quote; what it says."""
+        """Pass the rest of a JSON string, up to its quote; returns its value."""
         start = at = self.at
         while (end := _quote_end(self.text, at)) < 0 and not self.closed:
             yield
@@ -117,23 +117,23 @@ class TextSource:
             return text
 
     def string(self) -> Steps[str]:
-        """Pass a JSON string, its quotes too; what it says."""
+        """Pass a JSON string, its quotes too; returns its value."""
         self.at += 1
         text = yield from self.quoted()
         self.at = min(self.at + 1, len(self.text))
         return text
 
     def value(self) -> Steps[str | None]:
-        """Pass a JSON object or list; its text, or None where it never ends.
+        """Pass a JSON object or list; returns its text, or None if it never ends.
 
-        Strings in single quotes, as Python writes them, are passed too. Meanwhile `followed` is
-        how far the text is known to be the value's.
+        Strings in single quotes, as Python writes them, are passed too. Meanwhile `followed` is the
+        end of the text known to be the value's.
         """
         start, depth, at, quote = self.at, 0, self.at, ""
         while True:
             sign = (_STRING_END[quote] if quote else _STRUCTURE).search(self.text, at)
             if sign is not None and sign[0] == "\\" and sign.end() == len(self.text):
-                at, sign = sign.start(), None  # what it escapes has not come yet
+                at, sign = sign.start(), None  # the escaped character has not come yet
             elif sign is None:
                 at = len(self.text)
             if sign is None:
@@ -155,12 +155,12 @@ class TextSource:
 
 
 def _quote_end(text: str, at: int) -> int:
-    """Behind the quote that ends the JSON string whose inside `at` is in; -1 where none does."""
+    """The place behind the quote that ends the JSON string around `at`; -1 if there is none."""
     while (sign := _STRING_END['"'].search(text, at)) is not None and sign[0] == "\\":
         at = sign.end() + 1
     return -1 if sign is None else sign.end()
 
 
 def _opens(text: str, at: int) -> bool:
-    """Whether the single quote at `at` begins a string: not one that stands in a word."""
+    """True if the single quote at `at` begins a string: not one inside a word."""
     return text[max(0, at - 64) : at].rstrip()[-1:] in ("{", "[", ",", ":", "(")

@@ -1,4 +1,4 @@
-"""Tools in one canonical order: whoever lists them otherwise gets the same prompt."""
+"""Tools in one canonical order: any order of listing gives the same prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from .checks import DEEPEST_SCHEMA, check_json, check_text
 
-# What readers expect first; other keys follow by the alphabet.
+# The order readers expect; other keys follow alphabetically.
 _ORDER = (
     "type",
     "function",
@@ -32,7 +32,7 @@ _NAMED = frozenset(["properties", "$defs", "definitions", "patternProperties"])
 def canonical_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tools in OpenAI's form, sorted by name and with keys in a fixed order.
 
-    ValueError names what is missing. The order of a tool's properties stays as it is declared.
+    ValueError names the missing part. A tool's properties keep their declared order.
     """
     found: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):

@@ -1,7 +1,7 @@
-"""Many tools at once: what of their schemas one grammar holds together, the small ones first.
+"""Many tools at once: the schemas that one grammar holds together, the small ones first.
 
-What the grammar engine builds grows with all schemas, in time and memory, and has a limit; whoever
-connects a few servers has hundreds of tools.
+The grammar engine's work grows with all schemas, in time and memory, and has a limit; a few
+connected servers have hundreds of tools.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def within(functions: Sequence[Mapping[str, Any]], budget: int) -> ToolSet:
 
 
 def _parts(schema: Any, most: int) -> int:
-    """How many objects and listed values a schema has; not counted further than past `most`."""
+    """The number of objects and listed values in a schema; counted no further than past `most`."""
     count, waiting = 0, [schema]
     while waiting and count <= most:
         one = waiting.pop()

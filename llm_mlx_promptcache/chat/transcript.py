@@ -22,12 +22,12 @@ class Boundary(NamedTuple):
 class Transcript(NamedTuple):
     """A conversation as the model reads it; `replayed` counts the answers kept by their ids.
 
-    `rendered` is what the answer's record must keep (`Generated.of(..., rendered=)`), so that
-    the next turn is rendered with the same date and template arguments. `mends` says what the
-    template has no place for, and where it stands instead. The last `begun` ids are those of an
-    answer that goes on where the prompt ends. `ends` has for each message the number of tokens up
-    to its end; that of the message before where nothing shows it. The first `stays` ids stand in
-    later prompts too.
+    `rendered` must be kept in the answer's record (`Generated.of(..., rendered=)`), so that the
+    next turn is rendered with the same date and template arguments. `mends` names the parts that
+    the template has no place for, and their new places. The last `begun` ids are those of an answer
+    that goes on where the prompt ends. `ends` has for each message the number of tokens up to its
+    end; that of the message before if nothing shows it. The first `stays` ids stand in later
+    prompts too.
     """
 
     ids: array[int]
@@ -40,7 +40,7 @@ class Transcript(NamedTuple):
     stays: int = 0
 
     def message_at(self, position: int) -> int:
-        """The index of the message that token `position` belongs to; the last one's behind it."""
+        """The index of the message that holds token `position`; the last one's behind it."""
         before = (0, *self.ends)
         for index, end in enumerate(self.ends):
             # Of messages whose ends are unknown the first one begins where the last known one ends.
@@ -49,5 +49,5 @@ class Transcript(NamedTuple):
         return max(0, len(self.ends) - 1)
 
     def __repr__(self) -> str:
-        # Tokens are text to whoever has the tokenizer, so they are not shown.
+        # Tokens are text to anyone with the tokenizer, so they are not shown.
         return f"Transcript({len(self.ids)} ids, {self.boundaries}, replayed={self.replayed})"

@@ -151,7 +151,7 @@ def unchanged(before: Sequence[tuple[mx.array, bytes]]) -> bool:
 
 
 def excess(cache: PromptCache) -> float:
-    """The bytes kept alive by the spans, as a multiple of their `nbytes`: all are dropped to see."""
+    """The bytes kept alive by the spans, in multiples of their `nbytes`: all are dropped to see."""
     said = cache.stats()["memory"]["bytes"]
     arrays = len(stored(cache))
     gc.disable()  # what others left to the collector must not be counted

@@ -6,7 +6,7 @@ BYTES = LLTokenizer("byte")
 
 
 def verdict(rules, text):
-    """ "whole" if `rules` take `text` as an answer, "begun" if as the start of one, else "no"."""
+    """The word "whole" if `rules` take `text`, "begun" if they take it as a start, else "no"."""
     matcher = LLMatcher(BYTES, rules, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     tokens = BYTES.tokenize_str(text)
