@@ -1,0 +1,58 @@
+"""Group: a rank's place among those that run one model together, and how long they wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+_MOST_RANKS: Final = 64
+
+Split = Literal["tensor", "pipeline"]
+Backend = Literal["ring", "jaccl"]
+Address = tuple[str, int]
+
+
+class GroupEnded(RuntimeError):
+    """The group of ranks has ended, in words; nothing of it goes on, and nothing restarts here."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One rank's place among those that run a model together; ValueError where there is none.
+
+    `split` is how the model is cut: each layer, or the layers among the ranks. `backend` is MLX's.
+    """
+
+    rank: int
+    size: int
+    split: Split = "tensor"
+    backend: Backend = "ring"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.size <= _MOST_RANKS:
+            raise ValueError(f"size is {self.size}; give 2 to {_MOST_RANKS} ranks")
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank is {self.rank}; give 0 to {self.size - 1}")
+        if self.split not in ("tensor", "pipeline"):
+            raise ValueError(f"split is {self.split!r}; use tensor or pipeline")
+        if self.backend not in ("ring", "jaccl"):
+            raise ValueError(f"backend is {self.backend!r}; use ring or jaccl")
+
+    @property
+    def shard(self) -> str:
+        """The part of the model that is here, which is part of what its rows belong to."""
+        return f"{self.split} {self.rank + 1}/{self.size}"
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long ranks wait, in seconds, by `clock`; a step that loads the model may take longer."""
+
+    meeting: float = 60.0
+    beat: float = 0.5
+    silence: float = 10.0
+    step: float = 120.0
+    loading: float = 1800.0
+    clock: Callable[[], float] = time.monotonic

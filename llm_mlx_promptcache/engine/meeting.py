@@ -1,0 +1,181 @@
+"""How the ranks of a group find each other: all of them connect to rank 0, and prove the secret."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..models.errors import one_line
+from .group import Address, Deadlines, Group, GroupEnded
+from .rank_links import FrameKind, LinkError, RankLink, admit, introduce
+
+PROTOCOL: Final = 1
+
+# Of one who connects, stranger or not: others wait meanwhile.
+_PROOF_SECONDS: Final = 5.0
+_LONGEST_NAME: Final = 100
+_PAUSE: Final = 0.1  # between two tries to reach rank 0, in seconds
+_BACKLOG: Final = 128
+
+
+@dataclass(frozen=True)
+class Oneself:
+    """What a rank brings to a meeting: its place, the secret, what people call its host."""
+
+    group: Group
+    secret: bytes
+    name: str
+
+    def told(self) -> dict[str, Any]:
+        """What it says of itself, once the secret is proven."""
+        group = self.group
+        return {
+            "protocol": PROTOCOL,
+            "rank": group.rank,
+            "size": group.size,
+            "split": group.split,
+            "backend": group.backend,
+            "name": self.name[:_LONGEST_NAME],
+        }
+
+
+def listen(address: Address) -> socket.socket:
+    """A socket that rank 0 meets the others at; port 0 takes a free one."""
+    return socket.create_server(address, backlog=_BACKLOG)
+
+
+def gathered(oneself: Oneself, sock: socket.socket, deadlines: Deadlines) -> list[RankLink]:
+    """Rank 0: a link to each of the others; GroupEnded where they don't come in time.
+
+    Who does not know the secret is turned away, and waited past.
+    """
+    links: dict[int, RankLink] = {}
+    turned_away = ""
+    until = deadlines.clock() + deadlines.meeting
+    try:
+        while len(links) < oneself.group.size - 1:
+            left = until - deadlines.clock()
+            if left <= 0:
+                raise GroupEnded(_missing(oneself.group, links, deadlines) + turned_away)
+            sock.settimeout(left)
+            try:
+                other, _ = sock.accept()
+            except TimeoutError:
+                continue
+            try:
+                link = _admitted(oneself, other, links, left)
+            except LinkError as error:
+                other.close()
+                turned_away = f"; somebody connected who {error}"
+                continue
+            links[link.peer] = link
+        for link in links.values():
+            link.send(FrameKind.SHARE, {"name": oneself.name[:_LONGEST_NAME]})
+    except (GroupEnded, LinkError, OSError) as error:
+        why = error if isinstance(error, GroupEnded) else f"the ranks could not meet: {error}"
+        for link in links.values():
+            with suppress(LinkError):
+                link.send(FrameKind.END, {"why": str(why)})
+            link.close()
+        raise GroupEnded(str(why)) from error
+    return list(links.values())
+
+
+def joined(oneself: Oneself, address: Address, deadlines: Deadlines) -> RankLink:
+    """Another rank: its link to rank 0, which need not listen yet; GroupEnded."""
+    until = deadlines.clock() + deadlines.meeting
+    sock = _connected(address, until, deadlines)
+    try:
+        introduce(sock, oneself.secret, max(0.1, until - deadlines.clock()))
+        _nodelay(sock)
+        link = RankLink(sock, 0, address[0])
+        link.send(FrameKind.SHARE, oneself.told())
+        kind, data = _next(link, max(0.1, until - deadlines.clock()))
+    except LinkError as error:
+        sock.close()
+        raise GroupEnded(f"rank 0 at {address[0]}:{address[1]} {error}") from error
+    if kind is not FrameKind.SHARE or not isinstance(data.get("name"), str):
+        sock.close()
+        raise GroupEnded(one_line(str(data.get("why") or "rank 0 said what is no word of ours")))
+    link.name = _name(data)
+    return link
+
+
+def _admitted(
+    oneself: Oneself, sock: socket.socket, links: Mapping[int, RankLink], left: float
+) -> RankLink:
+    """Who has connected, if it is one of the group; LinkError for strangers."""
+    seconds = min(_PROOF_SECONDS, left)
+    admit(sock, oneself.secret, seconds)
+    _nodelay(sock)
+    link = RankLink(sock, 0, "a rank")
+    _, told = _next(link, seconds)
+    why = _unfit(oneself, told, links)
+    if why:
+        with suppress(LinkError):
+            link.send(FrameKind.END, {"why": why})
+        sock.close()
+        raise GroupEnded(why)
+    link.peer, link.name = told["rank"], _name(told)
+    return link
+
+
+def _unfit(oneself: Oneself, told: Mapping[str, Any], links: Mapping[int, RankLink]) -> str:
+    """Why one who knows the secret is no rank of this group all the same; "" where it is."""
+    mine, rank = oneself.told(), told.get("rank")
+    name = _name(told)
+    for fact in ("protocol", "size", "split", "backend"):
+        if told.get(fact) != mine[fact]:
+            other = one_line(str(told.get(fact)), 40)
+            return f"{name} came with {fact} {other}, and rank 0 has {mine[fact]}"
+    if type(rank) is not int or not 0 < rank < oneself.group.size:
+        most = oneself.group.size - 1
+        return f"{name} came as rank {one_line(str(rank), 40)}; others are 1 to {most}"
+    if rank in links:
+        return f"{name} and {links[rank].name} both came as rank {rank}"
+    return ""
+
+
+def _missing(group: Group, links: Mapping[int, RankLink], deadlines: Deadlines) -> str:
+    missing = [rank for rank in range(1, group.size) if rank not in links]
+    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+    return f"{ranks} did not come within {deadlines.meeting:g} seconds"
+
+
+def _connected(address: Address, until: float, deadlines: Deadlines) -> socket.socket:
+    while True:
+        left = until - deadlines.clock()
+        try:
+            return socket.create_connection(address, timeout=max(left, 0.1))
+        except OSError as error:
+            if left <= _PAUSE:
+                raise GroupEnded(
+                    f"rank 0 was not reached at {address[0]}:{address[1]} within"
+                    f" {deadlines.meeting:g} seconds ({one_line(error, 80)})"
+                ) from error
+            time.sleep(_PAUSE)
+
+
+def _next(link: RankLink, seconds: float) -> tuple[FrameKind, dict[str, Any]]:
+    """The first frame of a link; LinkError where none comes in time."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        select.select([link.sock], [], [], left)
+        for kind, data in link.received():
+            return kind, data
+    raise LinkError("said too little in time")
+
+
+def _nodelay(sock: socket.socket) -> None:
+    """Words are small, and each is waited for."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _name(told: Mapping[str, Any]) -> str:
+    name = told.get("name")
+    return one_line(name, _LONGEST_NAME) if isinstance(name, str) else "a rank"
