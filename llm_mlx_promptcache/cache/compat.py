@@ -1,7 +1,7 @@
 """mlx-lm's own interface over our core: `LRUPromptCache`, `PromptTrie` and `CacheOrder`.
 
-Signatures and results are those of mlx-lm 0.32.2, for code that was written against it, such as
-its server: `mlx_lm.server.LRUPromptCache = compat.LRUPromptCache`. Each class says what differs.
+Signatures and results are those of mlx-lm 0.32.2, for code that was written against it, such as its
+server: `mlx_lm.server.LRUPromptCache = compat.LRUPromptCache`. Each class lists its differences.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CacheOrder:
         self._tier_of[key] = cache_type
 
     def check(self, cache_type: str) -> None:
-        """ValueError for a tier that is none."""
+        """Check a tier's name; ValueError if it is unknown."""
         if cache_type not in self._lrus:
             known = ", ".join(self._ordering)
             raise ValueError(f"cache_type is {cache_type!r}; it is one of {known}")
@@ -81,7 +81,7 @@ class CacheOrder:
             del self._lrus[tier][key]
 
     def pop(self) -> tuple[Any, Any]:
-        """Take out the next to go, as (model, tokens); IndexError where there is none."""
+        """Take out the next to be evicted, as (model, tokens); IndexError if there is none."""
         lrus = [self._lrus[tier] for tier in self._ordering]
         for lru, above in pairwise(lrus):
             if lru and len(lru) >= len(above):
@@ -100,16 +100,16 @@ class _LeastPersistentFirst(CacheOrder):
     """Evicts the least recently used of the least persistent tier, however many there are of it."""
 
     def of(self, tier: str) -> list[tuple[Any, Any]]:
-        """What is in a tier, as (model, tokens)."""
+        """The entries of a tier, as (model, tokens)."""
         return list(self._lrus[tier].values())
 
     def touch(self, model: Hashable, tokens: Any) -> None:
-        """It was used: the newest of its tier."""
+        """Mark it as used: the newest of its tier."""
         key = _key(model, tokens)
         self._lrus[self._tier_of[key]].move_to_end(key)
 
     def pop(self, spare: object = None) -> tuple[Any, Any]:
-        """As `CacheOrder.pop`; the path `spare` only where there is no other."""
+        """Take out the next, as `CacheOrder.pop`; the path `spare` only if there is no other."""
         oldest = [item for lru in self._lrus.values() for item in islice(lru.values(), 2)]
         if not oldest:
             raise IndexError("pop from an empty CacheOrder")
@@ -121,17 +121,17 @@ class _LeastPersistentFirst(CacheOrder):
 class LRUPromptCache:
     """mlx-lm's `LRUPromptCache` over `PromptCache`: rows that paths share are stored once.
 
-    What differs from mlx-lm's, for callers who may rely on it:
+    Differences from mlx-lm's, for callers who may rely on it:
 
     - `rest` is never empty, so the model always has a token to run, except for an empty prompt.
-    - What is inserted is copied and stays the caller's. Bytes are those of the tokens, each
-      counted once, in the most persistent tier that needs it; buffers' unused ends are not counted.
-    - Layers that do not hold what they should, or that nobody can keep faithfully, are not kept;
-      the log says why. Of layers that hold fewer tokens than the path has, so many are kept.
-    - A path that goes on from others takes the place of those of its tier and of less persistent
-      ones; where layers can't be cut, the nearest of them stays, since it alone can resume there.
+    - Inserted layers are copied and stay the caller's. Bytes are those of the tokens, each
+    counted once, in the most persistent tier that needs it; buffers' unused ends are not counted.
+    - Layers that do not hold what they should, or that can't be kept faithfully, are not kept;
+    the log says why. Layers that hold fewer tokens than the path are kept for that many.
+    - A path that extends others replaces those of its tier and of less persistent ones; if layers
+    can't be cut, the nearest of them stays, since it alone can resume there.
     - The least recently inserted or fetched of the least persistent tier is evicted first, never
-      the one that has just come. One larger than `max_bytes` is cut to what fits, or refused.
+    the newest. One larger than `max_bytes` is cut to fit, or refused.
 
     Calls are safe from any thread. For pins, a store on disk and figures use `PromptCache`.
     """
@@ -140,7 +140,7 @@ class LRUPromptCache:
         self.max_size = max_size
         self.max_bytes = max_bytes
         self._lock = threading.RLock()
-        # All that a path needs is pinned there and nothing else stays: paths go, not spans.
+        # Spans that a path needs are pinned there and no others stay: paths are evicted, not spans.
         self._cache = PromptCache(_UNBOUNDED)
         self._told: set[str] = set()
         self._forget_all()
@@ -158,14 +158,14 @@ class LRUPromptCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored."""
+        """Bytes of all stored paths."""
         with self._lock:
             return self._cache._tree.nbytes
 
     def fetch_nearest_cache(
         self, model: Hashable, tokens: list[int]
     ) -> tuple[list[Any] | None, list[int]]:
-        """Layers for the longest stored prefix, the caller's own to write to, and what is left."""
+        """Layers for the longest stored prefix, the caller's own to write to, and the rest."""
         with self._lock:
             ids = self._as_ids(tokens)
             found = {n: self._paths.walk(n, ids) for n in self._namespaces.get(model, {}).values()}
@@ -187,7 +187,7 @@ class LRUPromptCache:
         *,
         cache_type: str = "assistant",
     ) -> None:
-        """Keep what layers hold for a path, under a tier; an empty path is nothing to keep."""
+        """Keep the layers' content for a path, under a tier; an empty path keeps nothing."""
         self._order.check(cache_type)
         with self._lock:
             ids = self._as_ids(tokens)
@@ -201,13 +201,13 @@ class LRUPromptCache:
                 self._sweep()
 
     def trim_to(self, *, n_sequences: int | None = None, n_bytes: int | None = None) -> None:
-        """Drop paths until there are no more of them, and of their bytes, than this."""
+        """Drop paths until their number and bytes are within these limits."""
         most = _UNBOUNDED if n_sequences is None else max(0, n_sequences)
         with self._lock:
             self._shrink(most, _UNBOUNDED if n_bytes is None else max(0, n_bytes))
 
     def stats_by_type(self) -> dict[str, dict[str, int]]:
-        """Paths and bytes of each tier; what several need counts for the most persistent."""
+        """Paths and bytes of each tier; tokens that several need count for the most persistent."""
         with self._lock:
             seen: set[Any] = set()
             result = {}
@@ -225,7 +225,7 @@ class LRUPromptCache:
             self._forget_all()
 
     def check(self) -> list[str]:
-        """What is wrong with what is in memory, a line each."""
+        """Everything that is wrong in memory, a line each."""
         with self._lock:
             return self._cache.check()
 
@@ -247,7 +247,7 @@ class LRUPromptCache:
         self._shrink(self.max_size, self.max_bytes, node)
 
     def _fitting(self, layout: Layout, ids: Tokens[int], layers: list[Any]) -> Tokens[int]:
-        """As many of the tokens as may be kept at all; ValueError where it is none."""
+        """The tokens that may be kept, from the first on; ValueError if there are none."""
         at = layouts.position_of(layout, layers)
         at = len(ids) if at is None else at
         ids = ids[:at]
@@ -280,11 +280,11 @@ class LRUPromptCache:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Drop all that no path needs."""
+        """Drop everything that no path needs."""
         self._cache.trim_to(memory_bytes=0)
 
     def _touch(self, name: str, match: Match[str]) -> None:
-        """What a fetch went along was used, and one of those that hold where it ended."""
+        """Mark the paths along a fetch as used, and one of those that hold its end."""
         used = [node for node in match.nodes if node.has_value and node.end <= match.length]
         node = match.nodes[-1]
         while not node.has_value:
@@ -295,7 +295,7 @@ class LRUPromptCache:
     def _spans(self, name: str, path: Tokens[int]) -> list[Any]:
         return list(self._cache._tree.walk(name, path).nodes)
 
-    # Words of mlx-lm's callers.
+    # Terms of mlx-lm's callers.
 
     def _as_ids(self, tokens: Iterable[int]) -> Tokens[int]:
         """Tokens as ours; the server's ids of images, which are negative, get one of their own."""

@@ -1,8 +1,8 @@
-"""Whether the device has done what it was given, and how often it has not.
+"""Waits for the device to finish its work, and a count of its failures.
 
-MLX marks arrays as evaluated before a GPU has finished them. A command that fails is told once, to
-whoever waits next, in whatever thread; what it should have written is read as garbage from then
-on. So a failure speaks of all that was under way, and only a wait behind it proves work done.
+MLX marks arrays as evaluated before a GPU has finished them. A command that fails is reported once,
+to whoever waits next, in any thread; its output is read as garbage from then on. So a failure
+concerns all work under way, and only a wait behind it proves work done.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import mlx.core as mx
 
 
 class _Failures:
-    """How many of this process's works have failed."""
+    """A count of this process's failed works."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,13 +31,13 @@ _failures = _Failures()
 
 
 def failures() -> int:
-    """How often work has failed so far: what was begun at another count is nobody's."""
+    """The number of failures so far: work begun at another count is lost."""
     return _failures.count
 
 
 @contextmanager
 def work() -> Iterator[None]:
-    """What runs on the device: whatever goes wrong in it counts as a failure, and is raised."""
+    """Run work on the device: any error in it counts as a failure, and is raised."""
     try:
         yield
     except BaseException:
@@ -46,9 +46,9 @@ def work() -> Iterator[None]:
 
 
 def note(error: BaseException) -> bool:
-    """Whether what went wrong may be the device's, which counts as a failure then.
+    """True if an error may be the device's, which then counts as a failure.
 
-    RuntimeError is what MLX raises; shapes and types, which are a model's own, raise others.
+    MLX raises RuntimeError; shapes and types, a model's own fault, raise others.
     """
     if not isinstance(error, RuntimeError | MemoryError):
         return False
@@ -57,6 +57,6 @@ def note(error: BaseException) -> bool:
 
 
 def settle() -> None:
-    """Wait for all that this thread gave the device; RuntimeError where some of it failed."""
+    """Wait for all of this thread's work on the device; RuntimeError if some of it failed."""
     with work():
         mx.synchronize()

@@ -1,4 +1,4 @@
-"""Why a prompt hit the cache as far as it did and no further, and how often prompts do."""
+"""Reasons why a prompt hit the cache as far as it did and no further, and counts of them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _TEXT: dict[Reason, str] = {
 
 
 class Why(NamedTuple):
-    """Why not more was reused, and from which token on.
+    """The reason why no more was reused, and the token from which on.
 
-    Where paths part, `wanted` is the prompt's next id and `stored` are those that are kept there.
+    If paths part, `wanted` is the prompt's next id and `stored` are those that are kept there.
     """
 
     reason: Reason
@@ -56,13 +56,13 @@ class Why(NamedTuple):
     stored: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        # Ids are text to who has the tokenizer, so they are in no message (law 12).
+        # Ids are text to anyone with the tokenizer, so they are in no message (law 12).
         return _TEXT[self.reason].format(position=self.position, detail=self.detail)
 
 
 @dataclass
 class Counters:
-    """What fetches found: each is a hit, whole or in part, or a miss.
+    """Counts of fetches: each is a hit, whole or in part, or a miss.
 
     `tokens_ahead` were prefilled before anybody asked, and are none of these.
     """
@@ -75,7 +75,7 @@ class Counters:
     misses_by_reason: dict[str, int] = field(default_factory=dict)
 
     def count(self, tokens: int, cached: int, why: Why) -> None:
-        """One fetch of `tokens` tokens, `cached` of them found."""
+        """Count one fetch of `tokens` tokens, `cached` of them found."""
         self.tokens_reused += cached
         self.tokens_prefilled += tokens - cached
         if cached:

@@ -1,7 +1,7 @@
-"""What a cache was told to forget, so that what was begun before is not kept behind it.
+"""Namespaces that were forgotten, so that work begun before does not bring them back.
 
-A request that is under way holds in its layers what it began with. Were these inserted at its end,
-all that was just removed would be there again.
+A running request holds in its layers the state it began with. Were these inserted at its end,
+everything just removed would be there again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from .store import Store
 
 
 class Moment(NamedTuple):
-    """When layers were made: how often the device had failed, and how often was forgotten, by then.
+    """The moment when layers were made, as counts of device failures and of forgettings.
 
-    Layers of before a failure are nobody's; those of before something was forgotten bring none of
-    it back.
+    Layers from before a failure are lost; those from before a forgetting bring none of it back.
     """
 
     failures: int
@@ -27,14 +26,14 @@ class Moment(NamedTuple):
 
 
 class Forgotten(NamedTuple):
-    """The bytes that were freed, in memory and of the store."""
+    """The bytes that were freed, in memory and in the store."""
 
     memory: int
     disk: int
 
 
 class Forgetting:
-    """Which namespaces were forgotten when; not locked, the owner is."""
+    """The times at which namespaces were forgotten; not locked, the owner is."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -43,13 +42,13 @@ class Forgetting:
         self._under_way: list[frozenset[str] | None] = []
 
     def begins(self, namespaces: Iterable[str] | None) -> frozenset[str] | None:
-        """These, or all, are forgotten from now on, until it `ended`."""
+        """Begin to forget these, or all, until it has `ended`."""
         names = None if namespaces is None else frozenset(namespaces)
         self._under_way.append(names)
         return names
 
     def ended(self, names: frozenset[str] | None) -> None:
-        """All of it is gone; what begins now may be kept."""
+        """End it: all of it is gone, and work that begins now may be kept."""
         self._under_way.remove(names)
         self.count += 1
         if names is None:
@@ -59,14 +58,14 @@ class Forgetting:
             self._of |= dict.fromkeys(names, self.count)
 
     def bars(self, namespace: str, since: int) -> bool:
-        """Whether what was begun at this count must not be kept in a namespace."""
+        """True if work begun at this count must not be kept in a namespace."""
         if any(names is None or namespace in names for names in self._under_way):
             return True
         return since < max(self._every, self._of.get(namespace, 0))
 
 
 class Forgetter:
-    """What `forget` does with a cache's parts; one at a time, under the cache's lock in steps."""
+    """Runs `forget` on a cache's parts; one at a time, under the cache's lock in steps."""
 
     def __init__(self, lock: threading.RLock, memory: Memory, store: Store, writer: Writer) -> None:
         self.forgetting = Forgetting()
@@ -77,7 +76,7 @@ class Forgetter:
         self._one_forgets = threading.Lock()
 
     def forget(self, model: str | None, days: float | None) -> Forgotten:
-        """Forget all of a model, or all; with `days`, what was not used for so long."""
+        """Forget all of a model, or all; with `days`, spans unused for that long."""
         with self._one_forgets:
             return self._all(model) if days is None else self._old(model, days)
 
@@ -94,7 +93,7 @@ class Forgetter:
                 self.forgetting.ended(names)
 
     def _old(self, model: str | None, days: float) -> Forgotten:
-        self._writer.count_uses()  # the store hears of what memory gave
+        self._writer.count_uses()  # the store hears of uses in memory
         self._writer.wait()
         disk = self._store.clear(model=model, days=days)
         with self._lock:

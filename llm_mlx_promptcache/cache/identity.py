@@ -1,7 +1,7 @@
-"""Two identities of a model: what its ids mean, and what must be equal before rows are shared.
+"""Two identities of a model: one for the meaning of its ids, one for sharing its rows.
 
-Content only: no path, alias, clock, or size that depends on free memory, so that a copied or
-moved model still hits, and other weights under the same name never do.
+Content only: no path, alias, clock, or size that depends on free memory, so that a copied or moved
+model still hits, and other weights under the same name never do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Identity(NamedTuple):
-    """`model` says what weights, tokenizer and template are, `rows` also what computes with them.
-
-    Exact ids of an answer are replayed where `model` is the same: a new mlx or mlx-lm, or another
-    device, changes no token's meaning. Rows are shared only where `rows` is.
-    """
+    """`model` stands for weights, tokenizer and template, `rows` also for software and device."""
 
     model: str
     rows: str
@@ -39,11 +35,11 @@ class Identity(NamedTuple):
 def fingerprint(
     files: Manifest, known: MutableMapping[str, str], step: Callable[[], None] = lambda: None
 ) -> str:
-    """A hex digest of what the files of a model and adapter hold: `Identity.model`.
+    """A hex digest of the content of a model's and adapter's files: `Identity.model`.
 
-    `known` remembers the digests of large files by their stamps, for the caller to keep from
-    process to process. FilesChanged where a file is not the one that was listed. `step` is called
-    before each `BLOCK` bytes are read.
+    `known` maps stamps of large files to their digests, for the caller to keep from process to
+    process. FilesChanged if a file is not the one that was listed. `step` is called before each
+    `BLOCK` bytes are read.
     """
     folders: list[list[list[str]]] = [[] for _ in files.folders]
     for entry in files.plain():
@@ -53,7 +49,7 @@ def fingerprint(
 
 
 def rows_identity(model: str, settings: Mapping[str, Any]) -> str:
-    """`Identity.rows`: a model under what decides how its rows come out, and how they are kept."""
+    """`Identity.rows`: a model with all that decides how its rows are computed and kept."""
     content = json.dumps([FORMAT, model, settings], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -61,7 +57,7 @@ def rows_identity(model: str, settings: Mapping[str, Any]) -> str:
 def namespace_of(identity: str, cache_salt: str = "", settings: Sequence[int] | None = None) -> str:
     """The namespace of a model's rows, an application's own salt, and settings of keys and values.
 
-    Other salts never meet, nor do other settings.
+    Different salts or settings never share rows.
     """
     if not cache_salt and settings is None:
         return identity
@@ -88,7 +84,7 @@ def _file_digest(
 
 def _digest(path: Path, stamp: Stamp, step: Callable[[], None]) -> str:
     """The digest of a file that bears this stamp, before and after it was read."""
-    # Never waiting for a pipe's writer: what is there may not be what was listed.
+    # Never waits for a pipe's writer: the file may have been replaced since it was listed.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

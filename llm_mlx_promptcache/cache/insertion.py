@@ -1,4 +1,4 @@
-"""What is kept of a path, and what becomes of rows when layers leave the cache or come back."""
+"""The part of a path to keep, and the rows' way when layers leave the cache or come back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Rows(Enum):
-    """What becomes of rows between the cache and a request's layers.
+    """The way of rows between the cache and a request's layers.
 
     A fetch copies or gives; an insert copies, keeps out, or has the layers returned.
     """
@@ -21,7 +21,7 @@ class Rows(Enum):
 
 
 def check_rows(rows: Rows, *meant: Rows) -> None:
-    """ValueError for what these rows can't become here."""
+    """Check that these rows fit the call; ValueError."""
     if rows not in meant:
         named = " or ".join(f"Rows.{one.name}" for one in meant)
         raise ValueError(f"rows is {rows!r}; it is {named} here")
@@ -37,7 +37,7 @@ class PathEnd(NamedTuple):
 
 @dataclass(frozen=True)
 class Insertion:
-    """What is kept of one path: of `layers` that have seen `at` tokens, at least all of it.
+    """The part of a path to keep: of `layers` that have seen `at` tokens, at least all of it.
 
     The store gets it only with `on_disk`.
     """

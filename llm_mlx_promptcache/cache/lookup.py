@@ -1,4 +1,4 @@
-"""Lookup: a prompt in memory, on its way to the store and in the store; and why no further."""
+"""A lookup of a prompt in memory, on its way to the store and in the store, with reasons."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .span import NOTHING, Query, StoredPath
 from .store import Store
 from .trie import Tokens
 
-_MOST_ATTEMPTS: Final = 16  # of one fetch to read from the store what turns out to be damaged
+_MOST_ATTEMPTS: Final = 16  # of one fetch to read from the store, each ended by damage
 
 
 class Walk(NamedTuple):
-    """What is looked up, and the spans in memory along it: they share its first `length` tokens."""
+    """A query, and the spans in memory along it: they share its first `length` tokens."""
 
     query: Query
     nodes: list[SpanNode]
@@ -32,7 +32,7 @@ class Walk(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """How far a prompt got, with layers where that is not nowhere, and what it was kept from."""
+    """The result of a lookup, with layers if anything was found, and with the obstacles met."""
 
     plan: Plan
     layers: list[Any] | None
@@ -56,13 +56,13 @@ class Lookup:
         self.bandwidth = Bandwidth()
 
     def layout(self, namespace: str) -> Layout | None:
-        """The kinds of layer of a namespace, where anything of it is kept."""
+        """The kinds of layer of a namespace, if anything of it is kept."""
         known = self._known.get(namespace)
-        # What the store says is asked for each time: it may have been wrong.
+        # The store is asked each time: it may have been wrong.
         return known if known is not None else self._store.layout(namespace)
 
     def walk(self, namespace: str, ids: Tokens[int]) -> Walk | None:
-        """The spans along a prompt, but for its last token (law 2); None where nothing is known."""
+        """The spans along all but a prompt's last token (law 2); None for an unknown namespace."""
         layout = self.layout(namespace)
         if layout is None:
             return None
@@ -70,9 +70,9 @@ class Lookup:
         return Walk(Query(namespace, layout, ids[:-1]), nodes, length)
 
     def plan(self, walk: Walk, stored: StoredPath | None = None) -> Plan:
-        """How far memory and store get; what is `stored` is looked up where it is not said."""
+        """A plan for memory and store; the store is asked only if `stored` is not given."""
         query = walk.query
-        # What has left memory for the disk is found on its way there: nobody waits for it.
+        # Spans that left memory for the disk are found on their way there: nobody waits for them.
         parts = parts_of(walk.nodes, walk.length)
         parts += self._writer.parts(query.namespace, query.ids, walk.length)
         length = parts[-1].end if parts else 0
@@ -85,8 +85,8 @@ class Lookup:
     def find(self, walk: Walk, length: int, rows: Rows, prefill_speed: float | None) -> Hit:
         """The layers for as much of a prompt as is kept, with room for `length` tokens in all.
 
-        What turns out not to be what was written is removed, so each attempt has less before it;
-        where the fault is not a file's, the store is left out of the next one.
+        Damaged spans are removed, so each attempt has fewer before it; if the fault is not a
+        file's, the next one leaves the store out.
         """
         unreadable = slow = False
         stored: StoredPath | None = None
@@ -112,7 +112,7 @@ class Lookup:
             stored = None if removed and attempts < _MOST_ATTEMPTS else NOTHING
 
     def look(self, walk: Walk) -> Hit:
-        """How far a prompt would get; nothing is read."""
+        """The reach of a prompt; nothing is read."""
         plan = self.plan(walk)
         if plan.restore is None:
             return Hit(plan, None)
@@ -120,7 +120,7 @@ class Lookup:
         return Hit(plan, None, unreadable=plan.restore.state is not Reading.WHOLE)
 
     def _layers(self, walk: Walk, plan: Plan, length: int, rows: Rows) -> list[Any] | None:
-        """The layers that a plan comes to; None where a file was not what it seemed."""
+        """The layers of a plan; None if a file turned out to be another."""
         layout, restore = walk.query.layout, plan.restore
         headroom = length - plan.resume_at
         moving: list[int] = []
@@ -151,7 +151,7 @@ class Lookup:
                 restore.close()
 
     def end(self, namespace: str, ids: Tokens[int]) -> SpanNode:
-        """The span that ends after `ids`, split out when needed; ValueError where none can."""
+        """The span that ends after `ids`, split out when needed; ValueError if there is none."""
         layout = self.layout(namespace)
         nodes, length = self._tree.walk(namespace, ids)
         held = layouts.resumable(layout, parts_of(nodes, length), length) if layout else 0
@@ -163,7 +163,7 @@ class Lookup:
         return node if node.end == length else self._tree.split(layout, node, length)
 
     def explain(self, namespace: str, ids: Tokens[int]) -> Why:
-        """Why a prompt would get no further, told with what other namespaces hold."""
+        """The reason why a prompt would get no further, with regard to other namespaces."""
         walk = self.walk(namespace, ids)
         why = self.why(namespace, ids, MISS if walk is None else self.look(walk))
         if why.reason != "cold":
@@ -173,7 +173,7 @@ class Lookup:
         return Why("namespace", longest) if longest else why
 
     def why(self, namespace: str, ids: Tokens[int], hit: Hit = MISS) -> Why:
-        """Why a prompt got no further than that."""
+        """The reason why a prompt got no further than `hit`."""
         count, matched = hit.plan.resume_at, hit.plan.matched
         if count == len(ids) - 1:
             return Why("whole")
@@ -183,7 +183,7 @@ class Lookup:
             return Why("slow", count)
         if self._store.unseen:
             return Why("locked", count)
-        # What waits and was looked at is no reason: layers can't resume in it.
+        # Waiting spans that were tried are no reason: layers can't resume in them.
         if self._writer.holds(namespace, ids[:-1], max(count, matched)):
             return Why("writing", count)
         if count < matched:
@@ -195,7 +195,7 @@ class Lookup:
         return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
 
     def _is_lent(self, namespace: str, ids: Tokens[int], count: int) -> bool:
-        """Whether rows after token `count` have moved out; nothing but a lease takes them."""
+        """True if rows after token `count` have moved out; nothing but a lease takes them."""
         layout = self._known.get(namespace, ())  # none where memory holds nothing
         nodes = [node for node in self._tree.walk(namespace, ids).nodes if node.end > count]
         pairs = [pair for node in nodes for pair in zip(layout, node.value.pieces, strict=True)]

@@ -1,7 +1,7 @@
-"""Manifest: a model's files as they were at one moment, by what every change of them changes.
+"""A manifest of a model's files at one moment, by stamps that every change of them changes.
 
-Names and stamps only; what the files hold is `identity.py`'s to digest. A folder is untrusted: a
-pipe, a device or a file without end in it is told apart before anybody opens it.
+Names and stamps only; contents are digested by `identity.py`. A folder is untrusted: a pipe, a
+device or a file without end in it is recognised before anything opens it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-# What weights, configs, tokenizers and templates are read from.
+# Files from which weights, configs, tokenizers and templates are read.
 _CONTENT = (
     "*.safetensors",
     "*.json",
@@ -25,7 +25,7 @@ _CONTENT = (
     "merges.txt",
     "vocab.txt",
 )
-# Of these, what libraries read whole into memory: not weights, and not JSON that is no model's.
+# Those that libraries read whole into memory: not weights, and not JSON that is no model's.
 _READ_WHOLE = (
     *("*.jinja", "*.model", "*.tiktoken", "tokenizer.model.*", "merges.txt", "vocab.txt"),
     *("*config.json", "*.index.json", "tokenizer*.json", "special_tokens_map.json"),
@@ -50,22 +50,22 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """The stamp of what was looked at."""
+        """The stamp of a stat result."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mode, status.st_ctime_ns)
 
     @property
     def plain(self) -> bool:
-        """Whether it is a regular file."""
+        """True if it is a regular file."""
         return stat.S_ISREG(self.mode)
 
     @property
     def endless(self) -> bool:
-        """Whether to open it may wait, or to read it never end: a pipe, a socket, a device."""
+        """True if opening it may wait, or reading it never end: a pipe, a socket, a device."""
         return not (self.plain or stat.S_ISDIR(self.mode))
 
 
 class ListedFile(NamedTuple):
-    """A name in one of the folders: `own` is its stamp, a link's too, `read` that of what is read.
+    """A name in one of the folders: `own` is its stamp, a link's too, `read` that of its target.
 
     `read` is None for a link to nothing.
     """
@@ -77,18 +77,18 @@ class ListedFile(NamedTuple):
 
     @property
     def read_whole(self) -> bool:
-        """Whether what loads the model takes all of this file into memory at once."""
+        """True if loading the model takes all of this file into memory at once."""
         return any(fnmatchcase(self.path.name, pattern) for pattern in _READ_WHOLE)
 
 
 class FilesChanged(Exception):
-    """A model's files are not what they were; the message names the first of them."""
+    """A model's files have changed; the message names the first of them."""
 
 
 class Manifest(NamedTuple):
-    """The folders of a model and an adapter, and all in them that a model is read from.
+    """The folders of a model and an adapter, and all files in them that a model is read from.
 
-    `young` is what was still being written: a later change of it may not show.
+    `young` is a file that was still being written: a later change of it may not show.
     """
 
     folders: tuple[Path, ...]
@@ -97,9 +97,9 @@ class Manifest(NamedTuple):
 
     @classmethod
     def of(cls, folders: Iterable[Path]) -> Manifest:
-        """The files as they are now; OSError where a folder can't be listed.
+        """The files as they are now; OSError if a folder can't be listed.
 
-        Waits for the file system's clock, a tick at most, where one has changed just now.
+        Waits for the file system's clock, a tick at most, if a file has changed just now.
         """
         folders = tuple(folders)
         entries = tuple(_entries(folders))
@@ -120,7 +120,7 @@ class Manifest(NamedTuple):
         return next(found, None)
 
     def check(self) -> None:
-        """FilesChanged where anything is not as it was; OSError where that can't be told."""
+        """FilesChanged if anything has changed; OSError if that can't be told."""
         now = tuple(_entries(self.folders))
         before, after = set(self.entries), set(now)
         others = [entry for entry in (*now, *self.entries) if entry not in before & after]
@@ -132,7 +132,7 @@ class Manifest(NamedTuple):
 
 
 def read_plain(path: Path, most: int) -> bytes:
-    """What a regular file of at most so many bytes holds; ValueError for anything else."""
+    """The content of a regular file of at most so many bytes; ValueError for anything else."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -145,21 +145,21 @@ def read_plain(path: Path, most: int) -> bytes:
 
 
 def _youngest(entries: Iterable[ListedFile]) -> tuple[Path | None, float]:
-    """What changed last, and the seconds until another change of it would show."""
+    """The newest change, and the seconds until another change of it would show."""
     now = time.time_ns()
     youngest, most = None, 0
     for entry in entries:
         for stamp in (entry.own, entry.read or entry.own):
             tick = _TICK if stamp.changed % _SECOND else _SECOND + _TICK
             left = stamp.changed + tick - now
-            # A time far ahead is another clock's: what changes today bears another one.
+            # A time far ahead is another clock's: a change today has another one.
             if most < left <= tick:
                 youngest, most = entry.path, left
     return youngest, most / 1e9
 
 
 def _entries(folders: tuple[Path, ...]) -> Iterator[ListedFile]:
-    """The folders themselves too: their stamps change with every name that comes or goes."""
+    """The names in the folders, and the folders themselves: their stamps show added names."""
     count = 0
     for number, folder in enumerate(folders):
         for path in _content(folder):

@@ -1,7 +1,7 @@
-"""From memory to the store: which spans are written, and as what.
+"""From memory to the store: the choice of spans to write, and their drafts.
 
-Arrays belong to the engine's thread, so drafts are made there, as bytes of the host that share
-the arrays' memory. Hashing and writing them is the writer's work (`writer.py`), while the model
+Arrays belong to the engine's thread, so drafts are made there, as bytes of the host that share the
+arrays' memory. Hashing and writing them is the writer's work (`writer.py`), while the model
 decodes.
 """
 
@@ -24,22 +24,22 @@ from .span import Draft, StoredPath
 from .store import Store
 from .trie import Tokens, common_prefix
 
-# A file of its own costs as much at every later read of its path as the rows of about this many do
+# A file of its own costs as much at every later read of its path as rows of about this many tokens
 # (measured by `python benchmarks/disk.py`, kept in docs/disk.md): shorter ends of paths wait in
-# memory, for what comes after them. At the end of a process all of it is written.
+# memory, for the next span. At the end of a process all of them are written.
 SHORT = 16
-_MOST_DRAFTED: Final = 64 << 20  # bytes that are made ready behind one wait for the device
+_MOST_DRAFTED: Final = 64 << 20  # bytes that are prepared before one wait for the device
 
 
 class Saved(NamedTuple):
-    """How many spans the writer was given, and whether some are left that it has no room for."""
+    """The number of spans given to the writer; True if some are left that it has no room for."""
 
     spans: int
     left: bool
 
 
 class Persistence:
-    """What a cache has the writer write; not locked, the owner is."""
+    """Chooses the spans that the writer writes for a cache; not locked, the owner is."""
 
     def __init__(
         self, store: Store, tree: SpanTree, writer: Writer, proof: Proof, known: dict[str, Layout]
@@ -51,9 +51,9 @@ class Persistence:
         self._known = known
 
     def flush(self, *, short: bool) -> Saved:
-        """Give the writer what it can take of all that is not saved yet."""
+        """Give the writer as many unsaved spans as it can take."""
         waiting, self._tree.unsaved = self._tree.unsaved, {}
-        # What waits already is not looked at after each answer: a host has thousands of them.
+        # Spans that wait already are not checked after each answer: a host has thousands of them.
         asked = {node: None for node in waiting if short or not node.value.waits}
         try:
             # Ends first: what they hang on is written with them.
@@ -70,16 +70,16 @@ class Persistence:
         return saved
 
     def leave(self, node: SpanNode) -> None:
-        """What is evicted from memory is written first, where the store has not got it yet."""
+        """Write a span that is evicted from memory first, if the store has not got it yet."""
         if node in self._tree.unsaved:
             if not self._writer.has_room:
                 self._writer.tell_lost()
             self.save([node])
 
     def save(self, nodes: Sequence[SpanNode], *, short: bool = True) -> Saved:
-        """Have the writer write what the store lacks of these paths.
+        """Have the writer write the spans of these paths that the store lacks.
 
-        Where too much is waiting, a path stays unsaved: no answer waits for a slow disk.
+        If too much is waiting, a path stays unsaved: no answer waits for a slow disk.
         """
         drafts: list[Draft] = []
         fresh: list[SpanNode] = []
@@ -109,7 +109,7 @@ class Persistence:
             return drafts_of(self._store, layout, self._tree.tiers, node, coming, short=short)
 
     def _write(self, drafts: list[Draft]) -> int:
-        """Hand drafts to the writer, once the device has done all that they are made of."""
+        """Hand drafts to the writer, once the device has finished all that they are made of."""
         count = len(drafts)
         if drafts:
             self._proof.settle()
@@ -128,9 +128,9 @@ def drafts_of(
     *,
     short: bool = True,
 ) -> list[Draft]:
-    """What the store lacks of the path to `node`, but for a `short` end if that is not wanted.
+    """Drafts of the spans to `node` that the store lacks, without a `short` end if not wanted.
 
-    Before these it is given what is `coming`, which was listed before anything else is looked at.
+    `coming` are the drafts that the store gets before these; they were listed before it is asked.
     """
     ids, namespace, chain = node.path(), str(node.model), chain_of(node)
     cut = layouts.cut_anywhere(layout)
@@ -171,17 +171,17 @@ def drafts_of(
 
 
 class _Ahead(NamedTuple):
-    """Up to which token a path will be stored, and where it can be resumed then."""
+    """The token up to which a path will be stored, and where it can be resumed then."""
 
     end: int
     resumable: set[int]
 
 
 def _ahead(found: StoredPath, coming: Sequence[Draft], namespace: str, ids: Tokens[int]) -> _Ahead:
-    """What a store that has `found` this holds of a path once it has taken what is `coming`.
+    """The extent of a path in a store that has `found` this, once it has taken what is `coming`.
 
-    A span that begins elsewhere than where the store's path ends would be refused, so what earlier
-    drafts of any path add to this one is followed draft by draft.
+    A span that begins elsewhere than at the end of the store's path would be refused, so the gains
+    from earlier drafts of any path are followed draft by draft.
     """
     end = found.end
     resumable = {span.end for span in (*found.spans, *found.checkpoints) if span.resumes}
@@ -189,7 +189,7 @@ def _ahead(found: StoredPath, coming: Sequence[Draft], namespace: str, ids: Toke
         last = len(draft.path) - 1
         first = min(draft.start, last)
         if draft.namespace != namespace or first >= len(ids) or draft.path[first] != ids[first]:
-            continue  # which is so of most, and soon seen
+            continue  # so it is for most of them, which is soon seen
         shared = common_prefix(draft.path, ids)
         if draft.start == end:
             end = max(end, shared)
@@ -199,7 +199,7 @@ def _ahead(found: StoredPath, coming: Sequence[Draft], namespace: str, ids: Toke
 
 
 def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) -> bool:
-    """Whether what waits is too short for a file of its own and can be part of the next one."""
+    """True if the waiting spans are too short for a file of their own and can join the next one."""
     moved_out = any(piece is None for piece in following.value.pieces)
     return _is_short(layout, waiting[-1].end - waiting[0].start) and not moved_out
 

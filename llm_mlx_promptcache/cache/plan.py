@@ -1,4 +1,4 @@
-"""How far a prompt gets with what memory and the store hold along it, before anything is read."""
+"""Plans for a prompt from the spans in memory and the store along it, before anything is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .layers.layout import PathPart
 from .span import Query, StoredPath
 from .store import Store
 
-_MOST_LOOKS: Final = 3  # at a path whose files are just becoming others
+_MOST_LOOKS: Final = 3  # at a path whose files are being packed just now
 
 
 class Plan(NamedTuple):
     """Parts of a path and where it resumes; up to `matched` the path is known.
 
-    Memory alone holds it up to `in_memory`. A path that is `stitched` has a checkpoint put into
-    the parts before it.
+    Memory alone holds it up to `in_memory`. A `stitched` path has a checkpoint put into the parts
+    before it.
     """
 
     parts: list[PathPart]
@@ -30,14 +30,14 @@ class Plan(NamedTuple):
 
     @property
     def from_disk(self) -> int:
-        """How many tokens before `resume_at` memory does not hold."""
+        """The number of tokens before `resume_at` that memory does not hold."""
         return 0 if self.restore is None else max(0, self.resume_at - self.in_memory)
 
 
 def make_plan(
     store: Store, query: Query, held: list[PathPart], reached: int, stored: StoredPath
 ) -> Plan:
-    """A plan out of the parts `held` in memory, which resume at `reached`, and what is `stored`."""
+    """A plan from the parts `held` in memory, which resume at `reached`, and the `stored` path."""
     layout = query.layout
     length = held[-1].end if held else 0
     if stored.end <= reached:
@@ -55,7 +55,7 @@ def make_plan(
         if outline is not None:
             beyond = outline_from(layout, outlined, checkpoint.end, outline)
             candidates.append((layouts.resumable(layout, beyond, end), checkpoint))
-    # The one from which a path gets furthest; of those the last, behind which least is joined.
+    # The one from which a path gets furthest; of these the last, which leaves least to join.
     candidates.sort(key=lambda candidate: (candidate[0], candidate[1].end), reverse=True)
     for further, checkpoint in candidates:
         extra = read_checkpoint(store, query, checkpoint)
@@ -73,9 +73,9 @@ def make_plan(
 def _opened(
     store: Store, query: Query, reached: int, stored: StoredPath
 ) -> tuple[Restore, StoredPath]:
-    """The files beyond token `reached`, and what they hold.
+    """The files beyond token `reached`, and the spans in them.
 
-    Where one is gone since the path was looked up, its bytes may be in a pack by now.
+    If one is gone since the path was looked up, its bytes may be in a pack by now.
     """
     for _ in range(_MOST_LOOKS):
         restore = Restore(store, query)

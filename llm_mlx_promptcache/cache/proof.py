@@ -1,4 +1,4 @@
-"""Proof: no change to spans stands before the device has done what they are made of.
+"""Proof that the device has finished its work before a change to spans stands.
 
 docs/design.md, "A device that fails".
 """
@@ -21,9 +21,10 @@ class Proof:
 
     @contextmanager
     def of(self, since: int) -> Iterator[None]:
-        """A change that began when the device had failed `since` times.
+        """Run a change that began when the device had failed `since` times.
 
-        Where it fails again, spans hold what they held before, or nothing, and RuntimeError.
+        If it fails again, spans return to their former content, or to nothing, and RuntimeError is
+        raised.
         """
         self._since = since
         try:
@@ -36,7 +37,7 @@ class Proof:
             raise
 
     def settle(self) -> None:
-        """Wait for the device; RuntimeError where it has failed since the change began."""
+        """Wait for the device; RuntimeError if it has failed since the change began."""
         device.settle()
         if device.failures() != self._since:
             raise RuntimeError("the device failed meanwhile, so nothing of this is kept")

@@ -10,7 +10,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_size(size: int | str, name: str) -> int:
-    """Bytes of `size`; ValueError that names the argument where it is no size."""
+    """Bytes of `size`; ValueError that names the argument if it is no size."""
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) and len(size) <= _LONGEST else None

@@ -1,4 +1,4 @@
-"""A span between memory and a store: what is found along a path, and what is to be written."""
+"""A span between memory and a store: as found along a path, and as a draft to be written."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
 
 class DamagedSpan(ValueError):
-    """A stored span that is not what was written: taken as a miss, and deleted."""
+    """A stored span that is not as it was written: treated as a miss, and deleted."""
 
 
 class StoredSpan(NamedTuple):
     """A span on a path: the path follows its tokens from `start` to `end`.
 
-    One without tokens is a checkpoint: it holds only what it takes to resume there.
-    `resumes`: all that a path needs to resume at the span's last token is stored. `parent` is
-    the span that it hangs on, "" at a path's start. Its bytes are in a file of its own, or with
-    others in a `pack`.
+    One without tokens is a checkpoint: it holds only the layers' state there. `resumes`: everything
+    a path needs to resume at the span's last token is stored. `parent` is the span that it hangs
+    on, "" at a path's start. Its bytes are in a file of its own, or with others in a `pack`.
     """
 
     file_id: str
@@ -35,14 +34,14 @@ class StoredSpan(NamedTuple):
 
 
 class StoredPath(NamedTuple):
-    """What is stored along a path: spans without gaps, and checkpoints inside or between them."""
+    """The stored part of a path: spans without gaps, and checkpoints inside or between them."""
 
     spans: list[StoredSpan]
     checkpoints: list[StoredSpan]
 
     @property
     def end(self) -> int:
-        """Up to which token the path is stored."""
+        """The token up to which the path is stored."""
         return self.spans[-1].end if self.spans else 0
 
 
@@ -50,7 +49,7 @@ NOTHING = StoredPath([], [])
 
 
 class Query(NamedTuple):
-    """What is looked up: the beginning of a path, in a namespace of these layers."""
+    """A query: the beginning of a path, in a namespace of these layers."""
 
     namespace: str
     layout: Layout
@@ -58,9 +57,9 @@ class Query(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Where a stored span stands on its path, and its tokens: none of them in a checkpoint.
+    """A stored span's place on its path, and its tokens: none of them in a checkpoint.
 
-    `label` is what people call the model, "" where nobody said.
+    `label` is the user's name for the model, "" if none was given.
     """
 
     namespace: str
@@ -74,7 +73,7 @@ class Head(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """Where one array lies in a stored span's data: its bytes are [begin, end)."""
+    """The place of one array in a stored span's data: its bytes are [begin, end)."""
 
     dtype: Dtype
     shape: tuple[int, ...]
@@ -83,7 +82,7 @@ class StoredTensor(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One array as bytes of the host: no MLX is needed to write it, so any thread may."""
+    """One array as bytes of the host: writing it needs no MLX, so any thread may."""
 
     name: str
     dtype: str
@@ -94,8 +93,8 @@ class Tensor(NamedTuple):
 class Draft(NamedTuple):
     """A span to be stored: the whole path to its end, and its content.
 
-    `pieces` are the arrays that the tensors share their memory with, for who needs them before
-    they are stored; none of a checkpoint.
+    `pieces` are the arrays that the tensors share their memory with, for use before they are
+    stored; none of a checkpoint.
     """
 
     namespace: str
@@ -114,7 +113,7 @@ class Draft(NamedTuple):
 
 
 def path_digest(namespace: object, ids: Tokens[int]) -> bytes:
-    """A path's hash, by which it is known where no file has it; the tokens are not in it."""
+    """A path's hash, its id before it has a file; the tokens can't be read from it."""
     digest = xxhash.xxh3_128(str(namespace).encode())
     digest.update(memoryview(ids).cast("B") if len(ids) else b"")
     return digest.digest()

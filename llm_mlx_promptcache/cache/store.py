@@ -1,4 +1,4 @@
-"""What PromptCache asks of a store, and NullStore, which keeps nothing."""
+"""The interface of a store, as PromptCache uses it, and NullStore, which keeps nothing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 class SpanReader(Protocol):
     """A stored span while it is read: the head at once, layers in their order, then the digest.
 
-    What is read is not to be believed before `verify` has passed. DamagedSpan where it is not what
-    was written, OSError where the system can't read it just now.
+    The content is not to be trusted before `verify` has passed. DamagedSpan if it is not as it was
+    written, OSError if the system can't read it just now.
     """
 
-    broken: DamagedSpan | None  # what was seen to be wrong with it
+    broken: DamagedSpan | None  # the damage that was seen
 
     @property
     def name(self) -> str:
-        """What an error calls it."""
+        """Its name in errors."""
 
     @property
     def size(self) -> int:
@@ -34,51 +34,51 @@ class SpanReader(Protocol):
 
     @property
     def head(self) -> Head:
-        """Where the span stands on its path, and its tokens."""
+        """The span's place on its path, and its tokens."""
 
     def outline(self) -> list[Piece | None]:
-        """Pieces as far as one can plan with them: not read, they have nothing but a shape."""
+        """Pieces to plan with: not read, they have nothing but a shape."""
 
     def entries(self, layer: int) -> list[StoredTensor | None]:
-        """What is stored of each array of a layer."""
+        """The stored arrays of a layer."""
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
-        """Where the bytes of the layers [first, last) lie in the data."""
+        """The place of the bytes of layers [first, last) in the data."""
 
     def read_ahead(self) -> None:
-        """Have all of it got ready, where somebody can."""
+        """Have all of it read in advance, if the system can."""
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Read on into these, which hold what comes next in the data."""
+        """Read on into these buffers, which are next in the data."""
 
     def pieces(self, first: int, last: int, data: MxArray) -> list[Piece | None]:
         """The pieces of layers [first, last) out of the bytes of their extent."""
 
     def verify(self) -> None:
-        """After all was read: DamagedSpan unless it is what was written."""
+        """Check after all was read: DamagedSpan unless it is as it was written."""
 
     def pause(self) -> None:
-        """Let go of what the system gives few of, until the next read."""
+        """Release scarce resources of the system until the next read."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
 
 
 class Store(Protocol):
-    """Where spans outlive the process."""
+    """A place where spans outlive the process."""
 
     def layout(self, namespace: str) -> Layout | None:
-        """The kinds of layer that a namespace's spans hold, where it has any."""
+        """The kinds of layer in a namespace's spans, if it has any."""
 
     def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
-        """What is stored along `tokens`, from the path's start."""
+        """The stored part of `tokens`, from the path's start."""
 
     def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
-        """At most `most` tokens that stood behind these last, where that is known at once."""
+        """At most `most` tokens that stood behind these last, if that is known at once."""
 
     @property
     def unseen(self) -> bool:
-        """Whether the last lookup could not see what is stored, and did not wait until it could."""
+        """True if the last lookup could not see the stored spans, and did not wait for that."""
 
     def open(
         self,
@@ -87,19 +87,19 @@ class Store(Protocol):
         tokens: Tokens[int],
         more: Sequence[StoredSpan] = (),
     ) -> SpanReader | None:
-        """A span to be read, checked as far as its head goes; None where it can't be had.
+        """A span to be read, checked as far as its head goes; None if it is not available.
 
         `more` of the path is in the same file.
         """
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """A span was seen not to be what was written: it is deleted, with all that hangs on it."""
+        """Delete a span that was found damaged, with all that hangs on it."""
 
     def unreadable(self, error: Exception) -> None:
-        """Something could not be read, by no fault of its own: it stays, and is told once."""
+        """Report once that something could not be read, by no fault of its own: it stays."""
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
-        """A fetch went on from these."""
+        """Note that a fetch went on from these."""
 
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
@@ -112,23 +112,23 @@ class Store(Protocol):
         """End such a pause."""
 
     def tend(self) -> bool:
-        """Do what lookups left to do, and keep to the budget; False if there is more of it."""
+        """Finish the work that lookups left, and keep to the budget; False if more is left."""
 
     def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
-        """Keep what is stored along a path from being evicted, or no longer; whether any is."""
+        """Keep the spans along a path from being evicted, or no longer; True if there are any."""
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
-        """What people call the model of a namespace, and which model that is."""
+        """Record the user's name for the model of a namespace, and the model's identity."""
 
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
 
     def clear(self, *, model: str | None = None, days: float | None = None) -> int:
-        """Remove what is stored, of one model or unused for days if said; returns bytes freed."""
+        """Remove stored spans, of one model or unused for days if given; returns bytes freed."""
 
 
 class NullStore:
-    """Stores nothing: the off switch."""
+    """A store that stores nothing: the off switch."""
 
     def layout(self, namespace: str) -> Layout | None:
         """Nothing is known of any namespace."""

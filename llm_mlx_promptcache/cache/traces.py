@@ -29,9 +29,9 @@ _LETTERS: Final = {tier: letter for letter, tier in _TIERS.items()}
 
 
 class TracedRequest(NamedTuple):
-    """A prompt of a trace: when it came (ms), its tokens and its answer's, its blocks.
+    """A prompt of a trace: its time (ms), its tokens and its answer's, its blocks.
 
-    `tiers` has a tier for each block, or nothing where nobody knows.
+    `tiers` has a tier for each block, or nothing if they are unknown.
     """
 
     timestamp: int
@@ -46,7 +46,7 @@ class TracedRequest(NamedTuple):
         return TracedPath(self.hash_ids, self.tiers or ["assistant"] * len(self.hash_ids))
 
     def line(self) -> str:
-        """The line of a trace that says it."""
+        """The request as a line of a trace."""
         found: dict[str, Any] = {**self._asdict(), "hash_ids": list(self.hash_ids)}
         if self.tiers:
             found["tiers"] = "".join(_LETTERS[tier] for tier in self.tiers)
@@ -58,8 +58,8 @@ class TracedRequest(NamedTuple):
 class BlockHashes:
     """Ids for the blocks of prompts, keyed with a salt that nobody else has and nothing keeps.
 
-    Within one of these equal beginnings have equal ids; beside that they are noise. Those of
-    another one have none in common with them, so traces can be put together.
+    Within one object equal beginnings have equal ids; otherwise they are noise. Different objects
+    have no ids in common, so traces can be put together.
     """
 
     def __init__(self, block: int = BLOCK) -> None:
@@ -79,7 +79,7 @@ class BlockHashes:
     def tiers(self, boundaries: Iterable[tuple[int, str]], length: int) -> list[str]:
         """The tier of each block: of its first token, by the boundary that ends it.
 
-        What stands behind the last boundary is of the tier before it.
+        Text behind the last boundary is of the tier before it.
         """
         found: list[str] = []
         tier = "user"
@@ -117,10 +117,10 @@ def read_trace(file: IO[bytes], name: str) -> list[TracedRequest]:
 
 
 def block_size(requests: Iterable[TracedRequest]) -> int | None:
-    """Tokens of a block, as lengths and blocks tell; None where they tell nothing, or disagree.
+    """Tokens of a block, from lengths and blocks; None if they tell nothing, or disagree.
 
-    `n` blocks hold `length` tokens where a block has length / n or more, and fewer than length /
-    (n - 1). Of the sizes that fit all requests it is the power of two, or else the least.
+    `n` blocks hold `length` tokens if a block has length / n or more, and fewer than length / (n -
+    1). Of the sizes that fit all requests it is the power of two, or else the least.
     """
     least, most = 1, _MOST_NUMBER
     for request in requests:
@@ -135,7 +135,7 @@ def block_size(requests: Iterable[TracedRequest]) -> int | None:
 
 
 def _check_chain(ids: Sequence[int], behind: dict[int, int | None]) -> None:
-    """Refuse ids that are no prefix's: equal ones must have all that stands before them alike."""
+    """Refuse ids that are no prefix's: equal ones must have equal ids before them."""
     for before, id in pairwise((None, *ids)):
         if id is not None and behind.setdefault(id, before) != before:
             _refuse(f"block {id} stands behind two others; an id tells all tokens up to its end")
@@ -161,7 +161,7 @@ def _request(data: bytes) -> TracedRequest:
 
 
 def _number(found: Mapping[str, Any], name: str) -> int:
-    """A whole number; 0 where there is none: some public traces have no lengths."""
+    """A whole number; 0 if there is none: some public traces have no lengths."""
     value = found.get(name, 0)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -1,7 +1,7 @@
 """PromptTrie: a compressed radix tree over token ids, one node a span; no MLX here.
 
-The words of mlx-lm's `PromptTrie` (add, get, pop, pop_prefixes, search) with four moves that
-spans need (walk, split, extend, prune). Tokens are kept four bytes each and compared as arrays.
+The terms of mlx-lm's `PromptTrie` (add, get, pop, pop_prefixes, search) with four moves for spans
+(walk, split, extend, prune). Tokens are kept four bytes each and compared as arrays.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Tokens = array  # array("I"), four bytes a token
 
 _ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "<absent>"})()
 
-# How much of a list is converted before it is known whether anything stored starts like it.
+# Tokens of a list converted before it is known whether anything stored starts like it.
 _HEAD = 1024
 
 
 def as_tokens(tokens: Iterable[int], name: str = "tokens") -> Tokens[int]:
-    """Token ids as `array("I")`; ValueError naming the argument where one is no id."""
+    """Token ids as `array("I")`; ValueError naming the argument if one is no id."""
     if isinstance(tokens, array) and tokens.typecode == "I":
         return tokens
     if hasattr(tokens, "tolist"):
@@ -38,7 +38,7 @@ def as_tokens(tokens: Iterable[int], name: str = "tokens") -> Tokens[int]:
 
 
 def common_prefix(a: Tokens[int], b: Tokens[int], a_from: int = 0, b_from: int = 0) -> int:
-    """How many tokens `a[a_from:]` and `b[b_from:]` share from their starts."""
+    """The number of tokens that `a[a_from:]` and `b[b_from:]` share from their starts."""
     limit = min(len(a) - a_from, len(b) - b_from)
     same, step = 0, 16
     # Growing slices are compared whole, in C; a Python loop over tokens would be 50 times slower.
@@ -64,7 +64,7 @@ def _first_difference(
 
 
 class Node(Generic[V]):
-    """One span: the tokens [start, end) of a path, and what its owner keeps for them."""
+    """One span: the tokens [start, end) of a path, and its owner's value for them."""
 
     __slots__ = ("__weakref__", "children", "model", "parent", "start", "tokens", "value")
 
@@ -83,7 +83,7 @@ class Node(Generic[V]):
 
     @property
     def has_value(self) -> bool:
-        """Whether `value` was set."""
+        """True if `value` was set."""
         return self.value is not _ABSENT
 
     def path(self) -> Tokens[int]:
@@ -104,7 +104,7 @@ class Node(Generic[V]):
 
 
 class Match(NamedTuple, Generic[V]):
-    """Nodes that share tokens with a path, from the root's child on, and how many they share."""
+    """Nodes that share tokens with a path, from the root's child on, and the number shared."""
 
     nodes: list[Node[V]]
     length: int
@@ -115,7 +115,7 @@ class SearchResult(Generic[V]):
     """mlx-lm's `PromptTrieResult`: paths with a value that are near the tokens searched for.
 
     `exact` is the caller's own list. `longer` is looked up when it is read, which must be before
-    the trie changes: it is as long as what is stored, and most callers need not know it.
+    the trie changes: it is as long as the stored path, and most callers need not know it.
     """
 
     model: Hashable
@@ -126,7 +126,7 @@ class SearchResult(Generic[V]):
 
     @property
     def longer(self) -> list[int] | None:
-        """The shortest path with a value that goes on where all tokens found end, or None."""
+        """The shortest path with a value that goes on behind all the tokens, or None."""
         nearest = _nearest_value(self._below) if self._below is not None else None
         return nearest.path().tolist() if nearest is not None else None
 
@@ -142,7 +142,7 @@ class PromptTrie(Generic[V]):
     def walk(self, model: Hashable, tokens: Iterable[int]) -> Match[V]:
         """The nodes along `tokens`; the last may be shared in part only. Changes nothing.
 
-        Of a list no more is looked at than a small multiple of what is found.
+        Reads no more of a list than a small multiple of the tokens found.
         """
         for ids in _growing(tokens):
             match = self._walk(model, ids)
@@ -188,8 +188,8 @@ class PromptTrie(Generic[V]):
     def prune(self, node: Node[V]) -> None:
         """Remove a leaf, and its root with the last one.
 
-        Its value is removed with it, whoever still holds the node: values know their nodes, and
-        a cycle would keep what they hold until the collector comes.
+        Its value is removed with it, whoever still holds the node: values know their nodes, and a
+        cycle would stay in memory until the collector comes.
         """
         parent = node.parent
         if node.children or parent is None:
@@ -238,11 +238,11 @@ class PromptTrie(Generic[V]):
         return node if length == len(ids) else self.extend(node, ids[length:])
 
     def get(self, model: Hashable, tokens: Iterable[int]) -> V:
-        """The value of a path; KeyError where it has none."""
+        """The value of a path; KeyError if it has none."""
         return self._exact(model, tokens).value
 
     def pop(self, model: Hashable, tokens: Iterable[int]) -> V:
-        """Take a path's value out; KeyError where it has none."""
+        """Take a path's value out; KeyError if it has none."""
         return self._take(self._exact(model, tokens))
 
     def pop_prefixes(self, model: Hashable, tokens: Iterable[int]) -> list[tuple[int, V]]:

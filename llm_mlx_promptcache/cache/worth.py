@@ -1,7 +1,6 @@
-"""What a span is worth to keep: the one comparison (law 11) that memory and disk both evict by.
+"""The worth of keeping a span: the one comparison (law 11) by which memory and disk evict.
 
-A pure function of stored fields. What was measured, against what, and why this one stayed:
-docs/eviction.md.
+A pure function of stored fields. Measurements and alternatives: docs/eviction.md.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def density(tokens: int, nbytes: int) -> int:
 
 
 def worth(age: int, tier: int, density_bucket: int, *, returned: bool, bias: float) -> float:
-    """The comparison: what keeping a span is worth; the least is evicted.
+    """The worth of keeping a span; the least is evicted.
 
     A chance to come back that falls with `age` (ticks since it was used), as in hyperbolic caching
     (Blankstein et al., ATC'17), times the work saved a byte (GreedyDual-Size, Cao and Irani '97).

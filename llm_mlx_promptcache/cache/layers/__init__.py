@@ -1,1 +1,1 @@
-"""What a model's layers hold: the kinds of layer, spans cut out of them, put together again."""
+"""The content of a model's layers: kinds of layer, spans cut out of them and put together."""

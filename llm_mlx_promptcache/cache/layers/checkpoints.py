@@ -1,4 +1,4 @@
-"""Checkpoints: what it takes to resume at a token whose rows are stored already.
+"""Checkpoints: the layers' state at a token whose rows are stored already.
 
 A path that is split, or resumed, inside a stored span leaves state and windows there. They are
 stored beside the span, as a span without tokens, so that no file has to be rewritten.
@@ -15,7 +15,7 @@ from .pieces import Piece, View
 
 
 def checkpoint_at(layout: Layout, parts: Sequence[PathPart], at: int) -> list[Piece | None] | None:
-    """All but rows that it takes to resume at `at`; None where these parts don't hold it."""
+    """Everything except rows needed to resume at `at`; None if these parts don't hold it."""
     found: list[Piece | None] = []
     for index, kind in enumerate(layout):
         if kind.anywhere:
@@ -29,7 +29,7 @@ def checkpoint_at(layout: Layout, parts: Sequence[PathPart], at: int) -> list[Pi
 
 
 def resumes(layout: Layout, parts: Sequence[PathPart], at: int) -> bool:
-    """Whether all layers that can't be cut could resume at `at`, given the rows of the others.
+    """True if all layers that can't be cut could resume at `at`, given the rows of the others.
 
     Rows may be away with a lease while their span is written.
     """
@@ -48,9 +48,9 @@ def resumed_at(
     at: int,
     extra: Sequence[Piece | None],
 ) -> list[PathPart]:
-    """Parts of a path up to `at`, with what a checkpoint there holds.
+    """Parts of a path up to `at`, with the content of a checkpoint there.
 
-    `starts` tells where the span of each part starts, which may be before the part.
+    `starts` are the starts of the parts' spans, which may be before the part.
     """
     pairs = [(part, start) for part, start in zip(parts, starts, strict=True) if part.start < at]
     cut = [(part._replace(end=min(part.end, at)), start) for part, start in pairs]
@@ -62,7 +62,7 @@ def resumed_at(
 
 
 class _Shape(NamedTuple):
-    """All that is needed of an array to plan with it."""
+    """An array's shape: all that planning needs of it."""
 
     shape: tuple[int, ...]
 
@@ -72,8 +72,8 @@ def outline_from(
 ) -> list[PathPart]:
     """Parts to plan with beyond `at`, before which a path holds all rows and this checkpoint.
 
-    A window that reaches back over that token takes there what the checkpoint holds. Where a span
-    goes on over that token, nothing beyond it is looked at: a file's pieces are read only once.
+    A window that reaches back over that token takes the checkpoint's rows there. If a span goes on
+    over that token, nothing beyond it is used: a file's pieces are read only once.
     """
     first = parts[0].pieces
     pairs = enumerate(zip(layout, extra, strict=True))
@@ -98,7 +98,7 @@ def _all_rows(kind: LayerKind, piece: Piece | None, count: int) -> Piece | None:
 
 
 class _Stitch:
-    """The pieces of all parts, made layer by layer when they are asked for."""
+    """The pieces of all parts, made layer by layer on demand."""
 
     def __init__(
         self, layout: Layout, parts: list[tuple[PathPart, int]], extra: Sequence[Piece | None]
@@ -121,7 +121,7 @@ class _Stitch:
         kind = self._layout[layer]
         made = [_left(kind, part, start, part.pieces[layer]) for part, start in self._parts]
         rest, end = self._extra[layer], self._parts[-1][0].end
-        # A window may reach back over several parts: each gets what lies on it.
+        # A window may reach back over several parts: each gets its own rows.
         for number in range(len(made) - 1, -1, -1):
             start = self._parts[number][0].start
             if rest is None:
@@ -167,7 +167,7 @@ def _ends_only(kind: LayerKind, piece: Piece | None) -> Piece | None:
 
 
 def _merged(kind: LayerKind, base: Piece | None, over: Piece | None) -> Piece | None:
-    """What both hold of a layer; where both hold it, `over`."""
+    """The content of both for a layer; if both have it, `over`."""
     if over is None or base is None or not isinstance(kind, ListOf):
         return base if over is None else over
     triples = zip(kind.parts, kind.parted(base), kind.parted(over), strict=True)

@@ -1,9 +1,9 @@
-"""The memory of the device: what there is of it, what MLX holds, and the pool of freed buffers.
+"""The memory of the device: its size, MLX's use of it, and the pool of freed buffers.
 
-MLX is asked for memory here and nowhere else, so a test that stands in for `mx` here plays any
-machine. MLX keeps freed buffers for arrays of nearly their size, on Metal up to 1.5 times the
-working set, and gives none back by itself: rows that are copied into longer buffers, or out of
-them, leave a second conversation there.
+MLX is asked for memory here and nowhere else, so a test that replaces `mx` here plays any machine.
+MLX keeps freed buffers for arrays of nearly their size, on Metal up to 1.5 times the working set,
+and gives none back by itself: rows that are copied into longer buffers, or out of them, leave a
+second conversation there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
 
-# What may stay in the pool between two copies of rows, whose buffers nothing fits into again.
+# The pool's limit between two copies of rows, whose buffers nothing fits into again.
 POOL_OF_COPIES: Final = 8 << 20
-# And between two steps of answers: what a step of 32 answers uses anew each time fits into it.
+# And between two steps of answers: it has room for the new buffers of a step of 32 answers.
 POOL_OF_STEPS: Final = 128 << 20
 # While the model runs: a chunk's layers use each other's buffers, so small ones are not bounded.
 _LEAST_POOL: Final = 256 << 20
@@ -24,10 +24,10 @@ _POOL_SHARE: Final = 32  # of the working set, its part
 
 
 class DeviceMemory(NamedTuple):
-    """What a machine says of the memory that models run in, in bytes.
+    """A machine's memory for models, in bytes.
 
-    `working_set` is what its GPU works with well (of a CPU: all). Each array takes whole pages of
-    `page` bytes, and no more than `buffers` arrays can exist; None where nothing says how many.
+    `working_set` is the size its GPU works with well (of a CPU: all). Each array takes whole pages
+    of `page` bytes, and no more than `buffers` arrays can exist; None if the limit is unknown.
     """
 
     machine: int
@@ -38,7 +38,7 @@ class DeviceMemory(NamedTuple):
 
 
 def device_memory() -> DeviceMemory:
-    """What this machine says of it."""
+    """The memory of this machine."""
     if mx.default_device().type == mx.DeviceType.cpu:
         machine = _physical()
         return DeviceMemory(machine, machine)
@@ -56,7 +56,7 @@ def device_memory() -> DeviceMemory:
 
 
 def active() -> int:
-    """Bytes that MLX holds in this process, for whatever; without the pool."""
+    """Bytes that MLX holds in this process, for any use; without the pool."""
     return mx.get_active_memory()
 
 
@@ -66,13 +66,13 @@ def pooled() -> int:
 
 
 def trim_pool(most: int = 0) -> None:
-    """Let the system have freed buffers where they come to more than `most` bytes."""
+    """Return freed buffers to the system if they come to more than `most` bytes."""
     if mx.get_cache_memory() > most:
         mx.clear_cache()
 
 
 def bound_pool() -> None:
-    """Have MLX keep no more freed buffers than prefill has a use for, whatever it is doing."""
+    """Limit MLX's freed buffers to the size that prefill has a use for."""
     most = max(_LEAST_POOL, device_memory().working_set // _POOL_SHARE)
     before = mx.set_cache_limit(most)
     if before < most:  # somebody wants less, or a CPU's pool is smaller
@@ -80,7 +80,7 @@ def bound_pool() -> None:
 
 
 def wire(limit: int) -> int:
-    """Have so many bytes kept resident; returns how many were before (Apple's GPUs only)."""
+    """Keep so many bytes resident; returns the previous number (Apple's GPUs only)."""
     return mx.set_wired_limit(limit)
 
 

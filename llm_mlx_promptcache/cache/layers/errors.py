@@ -1,7 +1,7 @@
-"""What is wrong with a description of layers; importing this imports no MLX."""
+"""Errors in a description of layers; importing this imports no MLX."""
 
 from __future__ import annotations
 
 
 class UnknownKind(ValueError):
-    """A layout with a kind that nobody brings: a plugin's that is not installed, or no kind."""
+    """A layout with a kind that nobody registers: of a missing plugin, or no kind at all."""

@@ -1,8 +1,8 @@
-"""The kinds of layer: what a span keeps of one layer, and where a path of spans can resume.
+"""The kinds of layer: a span's piece of one layer, and the places where a path can resume.
 
 Each kind is a small value; equal kinds are cut, split and joined alike. The shapes of mlx-lm's
-cache objects are known here and in `rewinding.py`, and nowhere else. Its classes are imported by
-who makes a layer: who only reads what is stored of layers is done before mlx-lm would be there.
+cache objects are known here and in `rewinding.py`, and nowhere else. Its classes are imported when
+a layer is made: reading stored layers does not need mlx-lm.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import mlx.core as mx
 
 from .pieces import Piece, View, copied, joined, owned, rows_in, rows_of, runs, used
 
-Layer = Any  # one of mlx-lm's cache objects; mlx-lm has no common type for them
+Layer = Any  # one of mlx-lm's cache objects, which have no common type
 
 
 class LayerKind(Protocol):
-    """How one kind of layer is kept. Implementations are frozen dataclasses of plain settings."""
+    """One kind of layer. Implementations are frozen dataclasses of plain settings."""
 
     name: ClassVar[str]
     anywhere: ClassVar[bool]  # whether a path can resume at any token that is held
 
     @property
     def arity(self) -> int:
-        """How many arrays a piece has."""
+        """The number of arrays in a piece."""
 
     def position(self, layer: Layer) -> int | None:
-        """How many tokens the layer has seen; None where it does not count."""
+        """The number of tokens the layer has seen; None if it does not count them."""
 
     def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
-        """What a span [start, end) keeps of a layer that has seen `at` tokens, if it is there."""
+        """The piece of a span [start, end), if the layer, after `at` tokens, still has it."""
 
     def missing(self, piece: Piece | None, length: int) -> bool:
-        """Whether a span of `length` tokens could hold more of this layer than the piece does."""
+        """True if a span of `length` tokens could hold more of this layer than the piece does."""
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
         """The piece of a span of `length` tokens, cut after `at` of them; no memory is shared."""
 
     def thinned(self, piece: Piece) -> Piece | None:
-        """What stays of a piece when nobody is to resume at its span's end any more."""
+        """The part of a piece to keep once its span's end is no place to resume any more."""
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
         """The longest prefix, at most `limit`, at which the layer can resume."""
@@ -49,7 +49,7 @@ class LayerKind(Protocol):
     def join(self, views: list[View], count: int, headroom: int) -> Layer:
         """A new layer at token `count`, with room for `headroom` more; 0 < count.
 
-        The list of views may be emptied on the way, to let go of what nobody else holds.
+        The list of views may be emptied on the way, to free rows that nobody else holds.
         """
 
 
@@ -63,7 +63,7 @@ class KVRows:
     arity: ClassVar[int] = 2
 
     def position(self, layer: Layer) -> int | None:
-        """How many tokens the layer has seen."""
+        """The number of tokens the layer has seen."""
         return int(layer.offset)
 
     def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
@@ -73,7 +73,7 @@ class KVRows:
         return tuple(copied(a[..., start:end, :]) for a in self.arrays(layer))
 
     def missing(self, piece: Piece | None, length: int) -> bool:
-        """Rows are there or not."""
+        """True if there are no rows at all."""
         return piece is None
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
@@ -81,11 +81,11 @@ class KVRows:
         return rows_of(piece, 0, at), rows_of(piece, at, length)
 
     def thinned(self, piece: Piece) -> Piece | None:
-        """Rows serve all that comes after them."""
+        """The piece itself: rows serve all tokens after them."""
         return piece
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
-        """As far as the views hold rows without a gap."""
+        """The end of the rows that the views hold without a gap."""
         held = 0
         for view in views:
             if view.piece is None or view.start > held:
@@ -174,7 +174,7 @@ class Window:
     arity: ClassVar[int] = 2
 
     def position(self, layer: Layer) -> int | None:
-        """How many tokens the layer has seen."""
+        """The number of tokens the layer has seen."""
         return int(layer.offset)
 
     def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
@@ -187,17 +187,17 @@ class Window:
         return rows_of(arrays, first - oldest, end - oldest)
 
     def missing(self, piece: Piece | None, length: int) -> bool:
-        """Whether the last rows that matter are not all there."""
+        """True if the last rows that matter are not all there."""
         return piece is None or rows_in(piece) < min(length, self.size)
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
-        """Each side keeps its last rows, as far as the piece had them."""
+        """The last rows of each side, as far as the piece had them."""
         held = rows_in(piece)
         border = max(0, held - (length - at))
         return rows_of(piece, 0, border), rows_of(piece, border, held)
 
     def thinned(self, piece: Piece) -> Piece | None:
-        """Rows are never held twice along a path, so thinning would gain little."""
+        """The piece itself: rows are never held twice along a path, thinning would gain little."""
         return piece
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
@@ -264,7 +264,7 @@ class Chunked(Window):
 
 @dataclass(frozen=True)
 class State:
-    """What can't be cut: `ArraysCache` with `arity` arrays, kept whole where it was taken."""
+    """A state that can't be cut: `ArraysCache` of `arity` arrays, kept whole where it was taken."""
 
     arity: int
 
@@ -272,7 +272,7 @@ class State:
     anywhere: ClassVar[bool] = False
 
     def position(self, layer: Layer) -> int | None:
-        """Recurrent state does not count tokens; its place is kept with the checkpoint."""
+        """None: recurrent state does not count tokens; its place is kept with the checkpoint."""
         return None
 
     def cut(self, layer: Layer, at: int, start: int, end: int) -> Piece | None:
@@ -282,15 +282,15 @@ class State:
         return owned(layer.cache)
 
     def missing(self, piece: Piece | None, length: int) -> bool:
-        """State is there or not."""
+        """True if there is no state."""
         return piece is None
 
     def split(self, piece: Piece, length: int, at: int) -> tuple[Piece | None, Piece | None]:
-        """State stays at the end."""
+        """Nothing, and the state, which stays at the end."""
         return None, piece
 
     def thinned(self, piece: Piece) -> Piece | None:
-        """State serves nothing but resuming where it was taken."""
+        """Nothing: state only serves to resume where it was taken."""
         return None
 
     def resumable(self, views: Sequence[View], limit: int) -> int:
@@ -323,7 +323,7 @@ class ListOf:
         return sum(part.arity for part in self.parts)
 
     def position(self, layer: Layer) -> int | None:
-        """What the parts that count agree on; -1 where they don't."""
+        """The count on which the parts agree; -1 if they don't."""
         pairs = zip(self.parts, layer.caches, strict=True)
         counts = {part.position(sub) for part, sub in pairs} - {None}
         return counts.pop() if len(counts) == 1 else -1 if counts else None
@@ -334,7 +334,7 @@ class ListOf:
         return self.flat([part.cut(sub, at, start, end) for part, sub in pairs])
 
     def missing(self, piece: Piece | None, length: int) -> bool:
-        """Whether any part could hold more."""
+        """True if any part could hold more."""
         pairs = zip(self.parts, self.parted(piece), strict=True)
         return any(part.missing(sub, length) for part, sub in pairs)
 
@@ -347,7 +347,7 @@ class ListOf:
         return self.flat([h[0] for h in halves]), self.flat([h[1] for h in halves])
 
     def thinned(self, piece: Piece) -> Piece | None:
-        """What stays of each part."""
+        """The kept part of each piece."""
         pairs = zip(self.parts, self.parted(piece), strict=True)
         return self.flat([None if sub is None else part.thinned(sub) for part, sub in pairs])
 
@@ -376,7 +376,7 @@ class ListOf:
         return [[view._replace(piece=subs[i]) for view, subs in rows] for i in indices]
 
     def parted(self, piece: Piece | None) -> list[Piece | None]:
-        """The parts' pieces; None where nothing is held of one."""
+        """The parts' pieces; None for a part without one."""
         found: list[Piece | None] = []
         start = 0
         for part in self.parts:
@@ -386,7 +386,7 @@ class ListOf:
         return found
 
     def flat(self, pieces: Sequence[Piece | None]) -> Piece | None:
-        """The parts' pieces in a row; None where nothing is held of any."""
+        """The parts' pieces in a row; None if there are none."""
         if all(piece is None for piece in pieces):
             return None
         pairs = zip(self.parts, pieces, strict=True)

@@ -1,7 +1,7 @@
 """A model's layers as a whole: their layout, and spans cut from them, split and joined again.
 
-What a single layer keeps is its kind's business (`layer_kinds.py`); here all layers of a model
-are taken together, verified and evaluated.
+The content of a single layer is its kind's business (`kinds.py`); here all layers of a model are
+taken together, verified and evaluated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _SIMPLE}
 
 
 def _makers() -> dict[type, Callable[[Layer], LayerKind]]:
-    """By the class of a layer, what makes its kind: mlx-lm's classes, and those of plugins."""
+    """The makers of kinds, by the class of a layer: for mlx-lm's classes and those of plugins."""
     if not _KIND_OF:
         _KIND_OF.update(_makers_of_mlx_lm())
     return _KIND_OF
@@ -76,7 +76,7 @@ def _makers_of_mlx_lm() -> dict[type, Callable[[Layer], LayerKind]]:
 
 
 class NotCached(ValueError):
-    """A model has layers that can't be represented faithfully; the message says which and why."""
+    """A model has layers that can't be kept faithfully; the message names them and says why."""
 
 
 class PathPart(NamedTuple):
@@ -89,7 +89,7 @@ class PathPart(NamedTuple):
 
 
 def kind_of(layer: Layer) -> LayerKind:
-    """The kind of one layer, by its very class (a subclass may behave otherwise); or NotCached."""
+    """The kind of one layer, by its exact class (a subclass may behave differently); NotCached."""
     make = _makers().get(type(layer))
     if make is None:
         load_layer_kinds()
@@ -104,9 +104,9 @@ def kind_of(layer: Layer) -> LayerKind:
 def register_layer_kind(
     layer_class: type, kind_class: type[Any], make: Callable[[Any], LayerKind]
 ) -> None:
-    """Teach the cache a class of layers: `make` gives the kind, a `kind_class`, of one of them.
+    """Teach the cache a class of layers: `make` returns the kind, a `kind_class`, of one of them.
 
-    ValueError where the class or the kind's name is taken: what is stored must keep its meaning.
+    ValueError if the class or the kind's name is taken: stored spans must keep their meaning.
     """
     makers = _makers()
     if makers.get(layer_class, make) is not make:
@@ -120,12 +120,12 @@ def register_layer_kind(
 
 @cache
 def load_layer_kinds() -> None:
-    """Ask the installed plugins for their kinds, once; one that fails is told of and left out."""
+    """Ask the installed plugins for their kinds, once; one that fails is reported and left out."""
     call_plugins(register_layer_kind)
 
 
 def layout_of(layers: Sequence[Layer]) -> Layout:
-    """The kind of each layer; NotCached where one has none."""
+    """The kind of each layer; NotCached if one has none."""
     if not layers:
         raise NotCached("a model without layers has nothing to keep")
     return tuple(kind_of(layer) for layer in layers)
@@ -151,12 +151,12 @@ def kind_class(name: str) -> type[Any] | None:
 
 
 def cut_anywhere(layout: Layout) -> bool:
-    """Whether a path can resume at every token, so that no checkpoints are needed."""
+    """True if a path can resume at every token, so that no checkpoints are needed."""
     return all(kind.anywhere for kind in layout)
 
 
 class Cuts(Enum):
-    """Where a path can be cut so that it resumes there, of layers that have gone on since."""
+    """The places where a path can be cut to resume there, once its layers have gone on."""
 
     ANYWHERE = auto()
     IN_CHUNKS = auto()  # at each token of the chunk that they have just seen
@@ -164,10 +164,10 @@ class Cuts(Enum):
 
 
 def cuts_of(layout: Layout) -> Cuts:
-    """Where such layers can be cut.
+    """The places where such layers can be cut.
 
     Behind a chunk mlx-lm's windows hold its rows, and the window before it. Past the wrap they
-    don't with `keep`; and what holds several layers may do otherwise.
+    don't with `keep`; and a list of layers may do otherwise.
     """
     if cut_anywhere(layout):
         return Cuts.ANYWHERE
@@ -181,9 +181,9 @@ def _is_window(kind: LayerKind) -> TypeGuard[Window]:
 
 
 def position_of(layout: Layout, layers: Sequence[Layer]) -> int | None:
-    """How many tokens the layers have seen; None where none of them counts.
+    """The number of tokens the layers have seen; None if none of them counts.
 
-    ValueError where they are not of this layout, or disagree.
+    ValueError if they are not of this layout, or disagree.
     """
     found = layout_of(layers)
     if found != layout:
@@ -218,11 +218,11 @@ def collect(
 ) -> None:
     """Complete the pieces of spans in place from layers that have seen `at` tokens.
 
-    What is collected will own its memory, once it is made (`begin`). A split leaves holes in
-    windows, and state exists only where it was taken (DESIGN, "What a layer keeps"), so spans that
-    stand already are completed by what passes them. With `emptying` the layers, a list, are given
-    up one by one, so that little of them is held twice: then all is made, and so are the pieces of
-    other spans that were collected from these layers before, which are given for it.
+    Collected pieces own their memory, once it is made (`begin`). A split leaves holes in windows,
+    and state exists only where it was taken (DESIGN, "What a layer keeps"), so existing spans are
+    completed by layers that pass them. With `emptying` the layers, a list, are given up one by one,
+    so that little of them is held twice: then all is made, and so are the pieces of other spans
+    collected from these layers before, which are given for it.
     """
     groups = Groups(Counter(layout))
     for index, kind in enumerate(layout):
@@ -267,7 +267,7 @@ def split(
 
 
 def begin(pieces: Iterable[Piece | None]) -> None:
-    """Have the device make what is not made yet of these pieces; nothing is waited for."""
+    """Have the device make these pieces, where they are not made yet; waits for nothing."""
     arrays = [a for piece in pieces if piece is not None for a in piece if a is not None]
     mx.async_eval(arrays)  # type: ignore[no-untyped-call]
 
@@ -297,8 +297,8 @@ def join(
 ) -> list[Layer]:
     """New layers that hold the first `count` tokens of a path, verified, with room for more.
 
-    Rows of the parts that are `moving`, by index, leave their pieces (a list) for the layers:
-    group by group, so that only one of them is held twice at a time.
+    Rows of the parts that are `moving`, by index, leave their pieces (a list) for the layers: group
+    by group, so that only one group is held twice at a time.
     """
     layers = []
     groups = Groups(Counter(layout))
@@ -324,7 +324,7 @@ def nbytes(pieces: Iterable[Piece | None], page: int = 1) -> int:
 
 
 def arrays(pieces: Iterable[Piece | None]) -> int:
-    """How many arrays a span has; each is a buffer of the device."""
+    """The number of arrays in a span; each is a buffer of the device."""
     return sum(1 for _ in _sizes(pieces))
 
 

@@ -1,7 +1,7 @@
 """A layout as text, in files and in the index, and back: read like anything untrusted.
 
-A text says which kinds of layer there are and how many. It may not make anybody allocate, loop or
-recurse beyond what the largest model needs, nor name code (law 6).
+A text lists kinds of layer and their counts. It must not make anybody allocate, loop or recurse
+beyond the largest model's needs, nor name code (law 6).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _list(value: Any, length: int | None = None) -> list[Any]:
 
 
 def _is_setting(value: Any, declared: Any) -> bool:
-    """Whether a value is a plain and bounded one of the type that a field declares."""
+    """True if a value is a plain and bounded one of the type that a field declares."""
     if type(value) is not _TYPES.get(declared, type(value)):
         return False
     if isinstance(value, int):  # a bool among them

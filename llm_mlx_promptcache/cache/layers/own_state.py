@@ -1,4 +1,4 @@
-"""A model's own class of layers: kept whole at checkpoints where its `state` is all there is."""
+"""A model's own class of layers, kept whole at checkpoints if its `state` describes it fully."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _seen: dict[str, type[Any]] = {}
 
 
 class NoRoundTrip(ValueError):
-    """A layer that its `state` does not describe wholly; the message says why."""
+    """A layer that its `state` does not describe fully; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OwnState(State):
     name: ClassVar[str] = "own_state"
 
     def position(self, layer: Layer) -> int | None:
-        """How many tokens the layer has seen, where it counts them."""
+        """The number of tokens the layer has seen, if it counts them."""
         offset = getattr(layer, "offset", None)
         return offset if isinstance(offset, int) else None
 
@@ -59,7 +59,7 @@ class OwnState(State):
 
 
 def own_state(layer: Layer) -> OwnState:
-    """The kind of a layer whose class nobody knows; NoRoundTrip where its state is not all."""
+    """The kind of a layer of an unknown class; NoRoundTrip if its state is not all of it."""
     cls = type(layer)
     if cls.__module__ == "mlx_lm.models.cache":
         raise NoRoundTrip("it is not made for one sequence")
@@ -88,7 +88,7 @@ def _made(cls: type[Any], state: Any) -> Layer:
 
 
 def _lost(layer: Layer, twin: Layer) -> list[str]:
-    """Attributes that a twin made from the state alone has not, or has otherwise."""
+    """Attributes that a twin made from the state alone lacks, or that differ."""
     if not hasattr(layer, "__dict__"):
         return ["its slots"]
     theirs = vars(twin)

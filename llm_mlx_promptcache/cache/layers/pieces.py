@@ -1,6 +1,6 @@
-"""Pieces: the arrays that a span keeps of one layer, cut out, looked at and put together.
+"""Pieces: a span's arrays of one layer, cut out, viewed and put together.
 
-What is kept is a copy of its own size, so that no span keeps a larger buffer alive.
+A kept array is a copy of its own size, so that no span keeps a larger buffer alive.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Dtype = mx.Dtype
 Piece = tuple[mx.array | None, ...]
 
 _GROUPS = 16
-_LEAST = 1 << 20  # bytes; to have fewer of them twice is not worth a wait
+_LEAST = 1 << 20  # bytes; holding fewer than this twice is not worth a wait
 
 
 class View(NamedTuple):
-    """One layer's piece where a path uses it.
+    """One layer's piece as a path uses it.
 
     The path follows the span over [start, end); the span itself, and so its piece, ends at
-    `span_end`. The piece is None where the span does not hold this layer.
+    `span_end`. The piece is None if the span does not hold this layer.
     """
 
     start: int
@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 def rows_of(piece: Piece, first: int, last: int) -> Piece | None:
-    """Rows [first, last) of each array, in memory of their own; None where there are none."""
+    """Rows [first, last) of each array, in memory of their own; None if there are none."""
     if last <= first:
         return None
     return tuple(a if a is None else copied(a[..., first:last, :]) for a in piece)
@@ -49,8 +49,8 @@ def owned(arrays: Iterable[mx.array | None]) -> Piece | None:
 def copied(values: mx.array) -> mx.array:
     """A copy in memory of its own size.
 
-    `mx.contiguous` is none where the rows lie together (one head, one token): it keeps up to
-    16 KiB of the larger array alive, which for short spans is more than what they say they hold.
+    `mx.contiguous` copies nothing if the rows lie together (one head, one token): it keeps up to 16
+    KiB of the larger array alive, which for short spans is more than they report.
     """
     flat = values.reshape(-1) if values.ndim == 0 else values
     axis = max(flat.ndim - 2, 0)
@@ -59,7 +59,7 @@ def copied(values: mx.array) -> mx.array:
 
 
 def rows_in(piece: Piece) -> int:
-    """How many rows a piece has."""
+    """The number of rows in a piece."""
     return next(int(a.shape[-2]) for a in piece if a is not None)
 
 
@@ -104,9 +104,9 @@ def joined(parts: list[list[mx.array]], headroom: int) -> list[mx.array]:
 class Groups:
     """Arrays of a model's layers, made in groups of a sixteenth of all their bytes.
 
-    A wait for each array would be dozens before a first token, and one for all would have
-    everything twice: what arrays are made from is let go of with their group. `same` tells how
-    many layers the model has that are like this one.
+    A wait for each array would be dozens before a first token, and one for all would hold
+    everything twice: the sources of arrays are freed with their group. `same` is the number of the
+    model's layers that are like this one.
     """
 
     def __init__(self, same: Mapping[Any, int]) -> None:
@@ -116,7 +116,7 @@ class Groups:
         self._bytes = 0
 
     def add(self, kind: Any, arrays: Sequence[mx.array]) -> None:
-        """The arrays of the next layer, of this kind."""
+        """Add the arrays of the next layer, of this kind."""
         self._sizes.setdefault(kind, sum(a.nbytes for a in arrays))
         whole = sum(self._same[each] * size for each, size in self._sizes.items())
         for values in arrays:
@@ -126,15 +126,15 @@ class Groups:
                 self.finish()
 
     def finish(self) -> None:
-        """Wait for those that are left."""
+        """Wait for the arrays that are left."""
         if self._waiting:
             mx.eval(self._waiting)
-            trim_pool(POOL_OF_COPIES)  # what they were made from is freed now, and fits nothing
+            trim_pool(POOL_OF_COPIES)  # freed sources, unfit for other arrays
         self._waiting, self._bytes = [], 0
 
 
 def arrays_of(layer: Any) -> list[mx.array]:
-    """All arrays of one layer's state, where it has one."""
+    """All arrays of one layer's state, if it has one."""
     arrays, waiting = [], [getattr(layer, "state", None)]
     while waiting:
         one = waiting.pop()

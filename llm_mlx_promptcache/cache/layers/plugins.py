@@ -43,7 +43,7 @@ def call_plugins(register: Register) -> None:
     for implementation in plugin_manager().hook.register_layer_kinds.get_hookimpls():
         try:
             implementation.function(*(register for _ in implementation.argnames))
-        except Exception as error:  # foreign code: a kind that is missing is a miss, no more
+        except Exception as error:  # foreign code: a missing kind is only a miss
             name = implementation.plugin_name
             _log.warning(
                 "the layer kinds of plugin %s are left out: %s",
@@ -54,5 +54,5 @@ def call_plugins(register: Register) -> None:
 
 
 def _holds() -> bool:
-    """What is loaded once a process holds as long."""
+    """True for the life of the process: plugins are loaded once."""
     return True

@@ -1,7 +1,7 @@
-"""Layers that go back by some tokens: a draft was run, and not all of it was right.
+"""Layers that go back by some tokens, after a draft that was only partly right.
 
-Rows are cut off. States can't be: they are put back as they stood before the pass, by reference,
-and who asked runs again what of it was right.
+Rows are cut off. States can't be: they are put back as they were before the pass, by reference, and
+the caller runs its right tokens again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .kinds import Layer
 _ROWS = (KVCache, QuantizedKVCache, ChunkedKVCache)
 _CUT = (*_ROWS, ConcatenateKVCache, RotatingKVCache)
 
-# What a layer was before a pass; none for rows, which are cut.
+# A layer before a pass; none for rows, which are cut.
 Mark = Any
 
 
 def can_rewind(layers: Sequence[Layer]) -> bool:
-    """Whether all of them are of classes that go back exactly."""
+    """True if all of them are of classes that go back exactly."""
     return not kinds_that_stay(layers)
 
 
@@ -40,7 +40,7 @@ def kinds_that_stay(layers: Sequence[Layer]) -> list[str]:
 
 
 def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
-    """What `rewind` needs of the layers before a pass, of which `least` tokens stay (0 or 1)."""
+    """The marks for `rewind` of the layers before a pass, of which `least` tokens stay (0 or 1)."""
     flat = _flat(layers)
     if least and all(type(one) in _CUT for one in flat):
         return None
@@ -48,9 +48,9 @@ def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
 
 
 def rewind(layers: Sequence[Layer], marks: list[Mark] | None, fed: int, kept: int) -> int:
-    """Go back behind a pass of `fed` tokens, so that `kept` of them stay, as many as marked for.
+    """Go back behind a pass of `fed` tokens so that `kept` stay, no fewer than were marked for.
 
-    Returns how many of these must be run again: none, or all of them where there are marks.
+    Returns the number of these that must be run again: none, or all of them if there are marks.
     """
     if fed == kept:
         return 0
@@ -93,7 +93,7 @@ def _cut(layer: Layer, count: int) -> None:
     """Take the last rows off."""
     layer.offset -= count
     if type(layer) in _ROWS:
-        return  # what stands behind the offset is written over
+        return  # rows behind the offset are overwritten
     # mlx-lm's own `trim` moves a window's offset and leaves the rows, and so it does here.
     layer.keys = layer.keys[..., :-count, :]
     layer.values = layer.values[..., :-count, :]

@@ -1,1 +1,1 @@
-"""Spans in memory: the tree that finds them, the order in which they go, and who holds them."""
+"""Spans in memory: the tree that finds them, the order of eviction, and their leases."""

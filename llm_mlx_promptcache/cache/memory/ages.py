@@ -1,4 +1,4 @@
-"""Ages: when spans in memory were last used; the order itself counts requests, it has no clock."""
+"""Ages: the times of spans' last use; the order itself counts requests, it has no clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
-_NEAR: Final = 5.0  # seconds that nobody needs told apart; a long life has fewer moments than that
+_NEAR: Final = 5.0  # seconds, the finest difference; a long life has fewer moments than that
 _MOST: Final = 4096  # moments that are kept
 
 
 class Ages:
-    """At which tick of an order it was what time, in Unix seconds as the disk has them."""
+    """The times of an order's ticks, in Unix seconds as on the disk."""
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock or time.time
@@ -21,7 +21,7 @@ class Ages:
         self._ticks: list[int] = []
 
     def note(self, tick: int) -> None:
-        """A request began with this tick. A clock that was set back makes nothing older."""
+        """Note the time of a request's tick. A clock that was set back makes nothing older."""
         now = self._clock()
         if self._times and now - self._times[-1] < self._near:
             self._ticks[-1] = tick
@@ -29,7 +29,7 @@ class Ages:
         self._times.append(now)
         self._ticks.append(tick)
         if len(self._times) == _MOST:
-            # Two become one: what was used at the later counts as used at the earlier.
+            # Two become one: a use at the later counts as one at the earlier.
             self._times, self._ticks = self._times[::2], self._ticks[1::2]
             self._near *= 2
 
@@ -39,6 +39,6 @@ class Ages:
         return self._ticks[at - 1] if at else 0
 
     def seconds_since(self, tick: int) -> float:
-        """How long ago a tick was, at most."""
+        """The seconds since a tick, at most."""
         at = bisect_left(self._ticks, tick)
         return max(0.0, self._clock() - self._times[at]) if at < len(self._times) else 0.0

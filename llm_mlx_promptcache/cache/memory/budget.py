@@ -1,4 +1,4 @@
-"""How much may be in memory: what of a path fits, and which spans leave for it (law 10)."""
+"""The budget of memory: the part of a path that fits, and the spans evicted for it (law 10)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .thinning import strip, strippable, thin
 
 
 class MemoryBudget:
-    """Spans within limits; each that goes is told to `leaving` first. Not locked, the owner is."""
+    """Spans within limits; each span to be evicted is passed to `leaving` first. Not locked."""
 
     def __init__(self, tree: SpanTree, limits: Limits, leaving: Callable[[SpanNode], None]) -> None:
         self._tree = tree
@@ -24,27 +24,27 @@ class MemoryBudget:
         self.limits = limits
 
     def keep(self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion) -> int:
-        """Put into memory what fits of a path; returns for how many of its tokens that is."""
+        """Put the part of a path that fits into memory; returns the number of its tokens."""
         ids = ids[: self._fitting(namespace, layout, ids, insertion)]
         if not len(ids):
             return 0
         node = self._tree.add(namespace, layout, ids, insertion)
         if not layouts.cut_anywhere(layout):
             thin(self._tree, layout, node)
-        held = self._tree.hold(node)  # what has just come is not what is evicted
+        held = self._tree.hold(node)  # the newest path is not evicted
         self.evict(self.limits)
         self._tree.release(held)
         self.evict(self.limits)
         return len(ids)
 
     def evict(self, limits: Limits) -> None:
-        """Take spans out until no more than this is left; what is pinned or leased stays."""
+        """Evict spans until these limits are kept; pinned and leased spans stay."""
         self._tree.evict(limits, self._leaving)
 
     def _fitting(
         self, namespace: str, layout: Layout, ids: Tokens[int], insertion: Insertion
     ) -> int:
-        """How many of the tokens can be kept within the whole budget."""
+        """The number of tokens that can be kept within the whole budget."""
         most, size = self.limits.nbytes, self._tree.size
         cut = partial(layouts.cut, layout, insertion.layers, insertion.at)
         nodes, length = self._tree.walk(namespace, ids)

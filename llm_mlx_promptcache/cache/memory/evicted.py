@@ -1,4 +1,4 @@
-"""Which paths' continuations have been evicted, to tell why a prompt missed."""
+"""Evicted continuations of paths, to tell why a prompt missed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _MOST: Final = 65_536  # branches that are remembered
 
 
 class EvictedBranches:
-    """Where evicted spans began, as digests: no token of theirs is kept."""
+    """The beginnings of evicted spans, as digests: no token of theirs is kept."""
 
     def __init__(self) -> None:
         self._digests: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, namespace: Any, before: Tokens[int], first: int) -> None:
-        """A span is gone that began with the id `first` behind the path `before`."""
+        """Remember that a span is gone that began with the id `first` behind the path `before`."""
         self._digests[_digest(namespace, before, first)] = None
         if len(self._digests) > _MOST:
             self._digests.popitem(last=False)
 
     def remove(self, namespace: Any, before: Tokens[int], first: int) -> None:
-        """It came back."""
+        """Forget a span that came back."""
         self._digests.pop(_digest(namespace, before, first), None)
 
     def has(self, namespace: Any, before: Tokens[int], first: int) -> bool:
-        """Whether such a span is remembered."""
+        """True if such a span is remembered."""
         return _digest(namespace, before, first) in self._digests
 
     def clear(self) -> None:

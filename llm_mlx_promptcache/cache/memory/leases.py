@@ -17,9 +17,9 @@ from .spans import SpanNode
 class Lease(NamedTuple):
     """Layers for one request, its own to write to (None on a miss); they cover `cached` tokens.
 
-    Stored tokens agree with the prompt's up to `matched`: more than `cached` where the layers
-    can't resume there, so that a checkpoint left there would serve the next prompt. `from_disk`
-    of the covered tokens were not in memory.
+    Stored tokens agree with the prompt's up to `matched`: more than `cached` if the layers can't
+    resume there, so that a checkpoint left there would serve the next prompt. `from_disk` of the
+    covered tokens were not in memory.
     """
 
     layers: list[Any] | None
@@ -36,7 +36,7 @@ class _Loan(NamedTuple):
 
 
 class Loans:
-    """What is out, found by a lease's first layer: a lease ends when that layer dies."""
+    """The leased layers, found by a lease's first layer: a lease ends when that layer dies."""
 
     def __init__(self) -> None:
         self._loans: weakref.WeakKeyDictionary[Any, _Loan] = weakref.WeakKeyDictionary()
@@ -55,7 +55,7 @@ class Loans:
     def lend(
         self, namespace: str, prefix: Tokens[int], layers: list[Any], held: Entry[SpanNode] | None
     ) -> None:
-        """Remember which tokens the layers cover, and which span is held for them."""
+        """Remember the tokens that the layers cover, and the span that is held for them."""
         watched = [weakref.ref(a) for a in layers if type(a).__weakrefoffset__]
         self._loans[layers[0]] = _Loan(namespace, prefix, watched)
         if held is not None:
@@ -64,12 +64,12 @@ class Loans:
             weakref.finalize(layers[0], self._ended.append, number).atexit = False
 
     def ended(self) -> Iterator[Entry[SpanNode]]:
-        """The holds of leases that ended since this was last asked."""
+        """The holds of leases that ended since the last call."""
         while self._ended:
             yield self._held.pop(self._ended.popleft())
 
     def check(self, namespace: str, ids: Tokens[int], layers: Sequence[Any]) -> None:
-        """ValueError where leased layers come back under tokens that they don't cover."""
+        """ValueError if leased layers come back under tokens that they don't cover."""
         loan = self._loans.get(layers[0])
         if loan is None:
             return

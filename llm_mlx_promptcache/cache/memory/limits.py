@@ -1,4 +1,4 @@
-"""Limits: how many bytes, spans and buffers of the device may be in memory."""
+"""Limits of memory: bytes, spans and buffers of the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..sizes import parse_size
 
 
 class Limits(NamedTuple):
-    """The most bytes and, where they are not None, spans and buffers that may be in memory."""
+    """The most bytes and, if not None, spans and buffers that may be in memory."""
 
     nbytes: int
     spans: int | None = None
@@ -16,7 +16,7 @@ class Limits(NamedTuple):
 
     @classmethod
     def checked(cls, memory_bytes: int | str, spans: int | None) -> Limits:
-        """Limits as a user writes them; ValueError for what is none."""
+        """Limits as a user writes them; ValueError for invalid ones."""
         nbytes = parse_size(memory_bytes, "memory_bytes")
         number = isinstance(spans, int) and not isinstance(spans, bool) and spans >= 0
         if spans is not None and not number:
@@ -24,6 +24,6 @@ class Limits(NamedTuple):
         return cls(nbytes, spans)
 
     def passed(self, held: Limits) -> bool:
-        """Whether this is more than may be there."""
+        """True if this is more than the limits."""
         pairs = zip(held, self, strict=True)
         return any(most is not None and (number or 0) > most for number, most in pairs)

@@ -1,4 +1,4 @@
-"""What is in memory, to look at: paths, and the spans along them."""
+"""The content of memory, to look at: paths, and the spans along them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MemorySpan(NamedTuple):
 
 
 class MemoryPath(NamedTuple):
-    """A path in memory, to the end of one that nothing hangs on; `spans` are along it, in order."""
+    """A path in memory to a leaf; `spans` are along it, in order."""
 
     namespace: str
     tokens: Tokens[int]
@@ -32,7 +32,7 @@ class MemoryPath(NamedTuple):
 
 
 class HeldModel(NamedTuple):
-    """What memory holds of a model, by what people call it ("" where nobody said)."""
+    """The spans in memory of a model, by the user's name for it ("" if none was given)."""
 
     model: str
     namespaces: tuple[str, ...]
@@ -42,7 +42,7 @@ class HeldModel(NamedTuple):
 
 
 def paths(tree: SpanTree, ages: Ages) -> list[MemoryPath]:
-    """All that is in memory; a span that several paths share is on each of them."""
+    """All paths in memory; a span that several paths share is on each of them."""
     found = []
     for node in tree.nodes():
         if not node.children:
@@ -52,7 +52,7 @@ def paths(tree: SpanTree, ages: Ages) -> list[MemoryPath]:
 
 
 def models(tree: SpanTree, names: Mapping[str, str]) -> list[HeldModel]:
-    """What is held of each model; the largest first."""
+    """The spans of each model; the largest first."""
     held: dict[str, list[int]] = {}
     of: dict[str, set[str]] = {}
     for node in tree.nodes():

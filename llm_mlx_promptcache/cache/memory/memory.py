@@ -1,4 +1,4 @@
-"""Memory: the spans that a cache holds in memory, and what is known of them beside."""
+"""Memory: the spans that a cache holds in memory, with their namespaces, leases and ages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .span_tree import SpanTree
 
 
 class Memory(NamedTuple):
-    """A cache's spans, their namespaces, what of them is lent, and when they were used.
+    """A cache's spans, their namespaces, leases and times of use.
 
     Not locked, the owner is.
     """
@@ -23,11 +23,11 @@ class Memory(NamedTuple):
 
     @classmethod
     def of(cls, tree: SpanTree) -> Memory:
-        """What belongs to a tree that is new."""
+        """The memory of a tree that is new."""
         return cls(tree, MemoryNamespaces(tree), Loans(), Ages())
 
     def begin(self) -> None:
-        """A new request: leases that ended since the last one let go of their spans."""
+        """Begin a new request: release the spans of leases that ended since the last one."""
         self.ages.note(self.tree.advance())
         for entry in self.loans.ended():
             self.tree.release(entry)

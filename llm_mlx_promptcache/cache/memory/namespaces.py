@@ -1,4 +1,4 @@
-"""What memory knows of namespaces: their layouts, their models, and what goes with them."""
+"""Namespaces in memory: their layouts, their models, and the spans dropped with them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class MemoryNamespaces:
     def __init__(self, tree: SpanTree) -> None:
         self._tree = tree
         self.layouts: dict[str, Layout] = {}
-        self.names: dict[str, str] = {}  # what people call their models
+        self.names: dict[str, str] = {}  # users' names for their models
 
     def of_model(self, model: str | None) -> set[str] | None:
-        """The namespaces of a model, by its name or by how they start; None for all."""
+        """The namespaces of a model, by its name or by their beginning; None for all."""
         if model is None:
             return None
         known = {*self.names, *self.layouts}
@@ -32,7 +32,7 @@ class MemoryNamespaces:
         }
 
     def drop(self, names: Collection[str] | None) -> int:
-        """Take all of these namespaces, or of all, out of memory; returns the bytes freed."""
+        """Drop all spans of these namespaces, or of all, from memory; returns the bytes freed."""
         freed = self._tree.nbytes
         if names is None:
             self._tree.clear()
@@ -45,9 +45,9 @@ class MemoryNamespaces:
         return freed - self._tree.nbytes
 
     def drop_unused(self, names: Collection[str] | None, last: int) -> int:
-        """Take out what was used at tick `last` and never since; returns the bytes freed.
+        """Drop spans used at tick `last` or before and never since; returns the bytes freed.
 
-        What is pinned or leased stays, and what something younger hangs on.
+        Pinned and leased spans stay, and those that a younger one hangs on.
         """
         return self._tree.drop(
             lambda node: (

@@ -1,4 +1,4 @@
-"""Which spans of a namespace were used last: kept as they come and go, so that nobody looks at all.
+"""The order of last use of a namespace's spans, kept as they come and go, without a search.
 
 Not locked, the owner is.
 """
@@ -21,21 +21,21 @@ class RecentSpans:
         return sum(map(len, self._of.values()))
 
     def note(self, nodes: Iterable[SpanNode]) -> None:
-        """These are used now, or new; of one path the deepest last."""
+        """Note that these are used now, or new; of one path the deepest last."""
         for node in nodes:
             held = self._of.setdefault(node.model, OrderedDict())
             held[node] = None
             held.move_to_end(node)
 
     def remove(self, node: SpanNode) -> None:
-        """A span has left."""
+        """Remove a span that has left."""
         held = self._of[node.model]
         del held[node]
         if not held:
             del self._of[node.model]
 
     def newest(self, namespace: str) -> Iterator[SpanNode]:
-        """The spans of a namespace, the last used first, until who asks has enough."""
+        """The spans of a namespace, the last used first; a lazy iterator."""
         return reversed(self._of.get(namespace, {}))
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
-"""What was said before in a namespace, as token ids: answers are drafted from it.
+"""Earlier text in a namespace, as token ids: answers are drafted from it.
 
-However many spans there are, only some are looked at.
+However many spans there are, only some are read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_CHILDREN: Final = 16  # of one span, the newest
 
 
 class Said(NamedTuple):
-    """What stands `behind` a path, as it went on last; `texts` of other spans, the newest first."""
+    """The tokens `behind` a path, as it went on last; `texts` of other spans, the newest first."""
 
     behind: Tokens[int]
     texts: tuple[Tokens[int], ...]
@@ -45,7 +45,7 @@ def said_behind(tree: SpanTree, namespace: str, ids: Tokens[int], most: int) -> 
 def said_elsewhere(
     tree: SpanTree, namespace: str, ids: Tokens[int], most: int
 ) -> tuple[Tokens[int], ...]:
-    """At most `most` tokens of spans that are not on this path, those that were used last."""
+    """At most `most` tokens of spans that are not on this path, the most recently used ones."""
     on_path = set(map(id, tree.walk(namespace, ids).nodes))
     others = (node for node in tree.newest(namespace) if id(node) not in on_path)
     texts: list[Tokens[int]] = []

@@ -21,7 +21,7 @@ class TracedPath(NamedTuple):
 
 
 class OwnPath(Enum):
-    """What becomes of a prompt's own path while it runs."""
+    """The treatment of a prompt's own path while it runs."""
 
     HELD = "it stays, as a lease holds it"
     LOOSE = "it may be evicted with it, as only who knows the future would"
@@ -58,7 +58,7 @@ def hit_ratio(
 
 
 def most_hits(trace: Sequence[TracedPath]) -> float:
-    """The same of a cache without a limit."""
+    """The hit ratio of a cache without a limit."""
     seen: set[int] = set()
     hits = 0
     for request in trace:

@@ -1,7 +1,7 @@
-"""SpanTree: the spans in memory, one radix tree a namespace, and the order in which they go.
+"""SpanTree: the spans in memory, one radix tree a namespace, and the order of their eviction.
 
-Trie and order change together here and nowhere else, so that each span stands in exactly one
-place in each and the bytes of all spans are the order's count (law 3). Not locked, the owner is.
+Trie and order change together here and nowhere else, so that each span has exactly one place in
+each and the bytes of all spans are the order's count (law 3). Not locked, the owner is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SpanTree:
         self._gone = EvictedBranches()
         self._saving = saving
         self.unsaved: dict[SpanNode, None] = {}  # parents before their children
-        # What spans held before the device was given work on their pieces, until that is proven.
+        # Content of spans before the device got work on their pieces, until that is proven.
         self._unproven: dict[SpanNode, list[Piece | None]] = {}
         self.page = device_memory.device_memory().page
         self.buffers = 0  # the arrays of all spans
@@ -67,11 +67,11 @@ class SpanTree:
         return self._order.tiers
 
     def advance(self) -> int:
-        """A new request begins; returns its tick."""
+        """Begin a new request; returns its tick."""
         return self._order.advance()
 
     def check_tier(self, tier: str) -> None:
-        """ValueError for a tier that is none."""
+        """Check a tier's name; ValueError if it is unknown."""
         self._order.rank(tier)
 
     def walk(self, namespace: str, ids: Tokens[int]) -> Match[Span]:
@@ -79,7 +79,7 @@ class SpanTree:
         return self._trie.walk(namespace, ids)
 
     def present(self, namespace: str, ids: Tokens[int]) -> int:
-        """How many of these tokens, from the first on, have rows here that are not lent."""
+        """The number of these tokens, from the first on, that have rows here that are not lent."""
         nodes, length = self._trie.walk(namespace, ids)
         lent = (node.start for node in nodes if is_moved_out(node))
         return min(next(lent, length), length)
@@ -95,13 +95,13 @@ class SpanTree:
     # Fetching.
 
     def use(self, nodes: Sequence[SpanNode], reached: int) -> None:
-        """A fetch resumed at `reached`: spans before it came back, the others were just near."""
+        """Note that a fetch resumed at `reached`: spans before it came back, others were near."""
         self._order.use(node.value.entry for node in nodes if node.end <= reached)
         self._order.touch(node.value.entry for node in nodes if node.end > reached)
         self._recent.note(nodes)
 
     def exclusive(self, nodes: Sequence[SpanNode], reached: int) -> list[int]:
-        """Which of a path's spans, by index, nobody needs but who goes on from `reached`."""
+        """The spans of a path, by index, that only a request resuming at `reached` needs."""
         alone = []
         for index in range(len(nodes) - 1, -1, -1):
             node = nodes[index]
@@ -113,7 +113,7 @@ class SpanTree:
         return alone
 
     def resized(self, nodes: Iterable[SpanNode]) -> None:
-        """Their pieces have changed."""
+        """Update the sizes of spans whose pieces have changed."""
         for node in nodes:
             size = self.size(node.value.pieces)
             self._order.resize(node.value.entry, size, len(node.tokens))
@@ -130,7 +130,7 @@ class SpanTree:
         return node.value.entry
 
     def release(self, entry: Entry[SpanNode]) -> None:
-        """Undo one `hold`, unless the span went otherwise."""
+        """Undo one `hold`, unless the span is gone already."""
         if entry in self._order and entry.holds:
             self._order.release(entry)
 
@@ -143,9 +143,9 @@ class SpanTree:
         ids: Tokens[int],
         insertion: Insertion,
     ) -> SpanNode:
-        """The span at the end of `ids`, made when missing; all that are passed get what they lack.
+        """The span at the end of `ids`, made when missing; all spans passed are completed.
 
-        Rows that are kept out stay so, but for those that the store still has to get.
+        Rows that are kept out stay so, except those that the store still has to get.
         """
         tier, on_disk = insertion.tier, insertion.on_disk
         keep_out = insertion.rows is Rows.KEEP_OUT
@@ -192,7 +192,7 @@ class SpanTree:
         return node
 
     def _must_end(self, node: SpanNode, layout: Layout, tier: str) -> bool:
-        """Whether a path that ends inside a span needs an end of its own there."""
+        """True if a path that ends inside a span needs an end of its own there."""
         dearer = self._order.rank(tier) > node.value.entry.tier
         return dearer or not layouts.cut_anywhere(layout)
 
@@ -240,18 +240,18 @@ class SpanTree:
     # Proving.
 
     def begin(self) -> bool:
-        """Have the device write what spans hold and it may not have written; False for nothing."""
+        """Have the device write the spans' unwritten content; False if there is none."""
         if self._unproven:
             with device.work():
                 layouts.begin(piece for node in self._unproven for piece in node.value.pieces)
         return bool(self._unproven)
 
     def proved(self) -> None:
-        """The device has done all that it was given."""
+        """Accept the changes: the device has finished all its work."""
         self._unproven.clear()
 
     def withdraw(self) -> None:
-        """It has not: spans hold again what they held before, or nothing, and those go."""
+        """Undo the changes: spans return to their former content; those without any are removed."""
         unproven, self._unproven = self._unproven, {}
         there = [node for node in unproven if node.value.entry in self._order]
         for node in there:
@@ -263,7 +263,7 @@ class SpanTree:
             self.drop_moved_out(node)
 
     def lose(self, layout: Layout, nodes: Iterable[SpanNode]) -> None:
-        """Rows that were to move out of these spans went nowhere: of what is left none is whole."""
+        """Drop the remaining rows of spans whose other rows moved out and were lost."""
         for node in nodes:
             pairs = list(zip(layout, node.value.pieces, strict=True))
             if any(kind.anywhere and piece is None for kind, piece in pairs):
@@ -272,7 +272,7 @@ class SpanTree:
     # Leaving.
 
     def evict(self, limits: Limits, leaving: Callable[[SpanNode], None]) -> None:
-        """Take spans out, each told to `leaving` first, until no more than this is left."""
+        """Evict spans, each passed to `leaving` first, until the limits are kept."""
         while limits.passed(Limits(self.nbytes, len(self), self.buffers)):
             entry = self._order.pop()
             if entry is None:
@@ -286,12 +286,12 @@ class SpanTree:
                 self._forget(node)
 
     def discard(self, node: SpanNode) -> None:
-        """Take a leaf out that its owner wants no more."""
+        """Take out a leaf that its owner no longer wants."""
         self._order.remove(node.value.entry)
         self._forget(node)
 
     def discard_path(self, namespace: str, ids: Tokens[int]) -> int:
-        """Take out what only this path needs, up from its end; returns the bytes freed."""
+        """Take out the spans that only this path needs, end first; returns the bytes freed."""
         before = self.nbytes
         nodes, length = self._trie.walk(namespace, ids)
         for node in reversed([node for node in nodes if node.end <= length]):
@@ -303,7 +303,7 @@ class SpanTree:
     def drop(self, meant: Callable[[SpanNode], bool]) -> int:
         """Take out the spans that are meant, the ends of paths first; returns the bytes freed.
 
-        A span stays while one that is not meant hangs on it.
+        A span stays if one that is not meant hangs on it.
         """
         before = self.nbytes
         for node in reversed(list(self._trie.nodes())):
@@ -328,14 +328,14 @@ class SpanTree:
             node = parent
 
     def next_ids(self, namespace: str, ids: Tokens[int]) -> tuple[int, ...]:
-        """The ids with which stored paths go on from where `ids` leaves them."""
+        """The ids with which stored paths go on where `ids` leaves them."""
         nodes, length = self._trie.walk(namespace, ids)
         if nodes and length < nodes[-1].end:
             return (nodes[-1].tokens[length - nodes[-1].start],)
         return tuple(nodes[-1].children) if nodes else ()
 
     def was_evicted(self, namespace: str, ids: Tokens[int], at: int) -> bool:
-        """Whether a span that went on like `ids` from token `at` has been evicted."""
+        """True if a span that went on like `ids` from token `at` has been evicted."""
         return at < len(ids) and self._gone.has(namespace, ids[:at], ids[at])
 
     def clear(self) -> None:
@@ -364,7 +364,7 @@ class SpanTree:
         return {tier: Held(*amounts) for tier, amounts in sums.items()}
 
     def check(self) -> Iterator[str]:
-        """What is wrong, a line each (law 3)."""
+        """Everything that is wrong, a line each (law 3)."""
         total = count = buffers = 0
         for node in self._trie.nodes():
             entry = node.value.entry

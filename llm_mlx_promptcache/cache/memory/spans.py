@@ -1,4 +1,4 @@
-"""A span in memory, a node of the trie: what it holds of each layer, its place in the order."""
+"""A span in memory, a node of the trie: its pieces of each layer, its place in the order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SpanNode = Node["Span"]
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """What is kept at a node: a piece a layer, its place in the order, pins, and its file.
+    """A node's value: a piece for each layer, its place in the order, pins, and its file.
 
-    `waits`: it is unsaved, too short for a file, and left for what comes after it. `buffers` are
-    the arrays of its pieces.
+    `waits`: it is unsaved, too short for a file, and left for the next span. `buffers` are the
+    arrays of its pieces.
     """
 
     pieces: list[Piece | None]
@@ -45,5 +45,5 @@ def parts_of(nodes: Sequence[SpanNode], length: int) -> list[PathPart]:
 
 
 def is_moved_out(node: SpanNode) -> bool:
-    """Whether a span's rows have moved into a lease."""
+    """True if a span's rows have moved into a lease."""
     return all(piece is None for piece in node.value.pieces)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a path in memory are given up, and what that frees."""
+"""The thinning of a path's checkpoints in memory, and the bytes that frees."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def thin(tree: SpanTree, layout: Layout, node: SpanNode) -> None:
 
 
 def strip(tree: SpanTree, layout: Layout, nodes: Iterable[SpanNode]) -> None:
-    """Give up the checkpoints of these spans, but of pinned ones."""
+    """Give up the checkpoints of these spans, except of pinned ones."""
     stripped = [node for node in nodes if _is_checkpoint(layout, node)]
     for node in stripped:
         node.value.pieces = layouts.thinned(layout, node.value.pieces)
