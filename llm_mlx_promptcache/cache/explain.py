@@ -16,6 +16,7 @@ Reason = Literal[
     "locked",
     "writing",
     "slow",
+    "ranks",
     "namespace",
     "layers",
     "changed",
@@ -36,6 +37,7 @@ _TEXT: dict[Reason, str] = {
     " {position}",
     "writing": "what was stored after token {position} is still on its way to the disk",
     "slow": "the disk is so slow that what it holds after token {position} is computed sooner",
+    "ranks": "another rank holds less: all of them can go on from token {position}",
     "namespace": "another namespace holds the first {position} tokens; this one does not",
     "layers": "{detail}",
     "changed": "{detail}",
@@ -84,3 +86,13 @@ class Counters:
             self.misses += 1
             found = self.misses_by_reason
             found[why.reason] = found.get(why.reason, 0) + 1
+
+    def uncount(self, tokens: int, cached: int, why: Why) -> None:
+        """A fetch that was counted, and came to nothing."""
+        self.tokens_reused -= cached
+        self.tokens_prefilled -= tokens - cached
+        if cached:
+            self.hits -= 1
+        else:
+            self.misses -= 1
+            self.misses_by_reason[why.reason] -= 1

@@ -31,6 +31,21 @@ class Walk(NamedTuple):
     length: int
 
 
+class Wanted(NamedTuple):
+    """A prompt, and how many of its tokens may come from what is kept at most."""
+
+    namespace: str
+    ids: Tokens[int]
+    most: int
+
+
+class Reach(NamedTuple):
+    """Where a prompt could resume, and up to where it is known."""
+
+    place: int
+    matched: int
+
+
 class Hit(NamedTuple):
     """The result of a lookup, with layers if anything was found, and with the obstacles met."""
 
@@ -193,6 +208,17 @@ class Lookup:
         if not count:
             return Why("cold")
         return Why("diverged", count, wanted=ids[count], stored=self._tree.next_ids(namespace, ids))
+
+    def why_no_further(self, wanted: Wanted, hit: Hit) -> Why:
+        """`why`, of a prompt that might get no further than `most`: whose doing it was."""
+        namespace, ids, most = wanted
+        if hit.plan.resume_at < most or most == len(ids) - 1:
+            return self.why(namespace, ids[: most + 1], hit)
+        walk = self.walk(namespace, ids)
+        alone = MISS if walk is None else self.look(walk)
+        if alone.plan.resume_at > most:
+            return Why("ranks", most)
+        return self.why(namespace, ids, alone)
 
     def _is_lent(self, namespace: str, ids: Tokens[int], count: int) -> bool:
         """True if rows after token `count` have moved out; nothing but a lease takes them."""

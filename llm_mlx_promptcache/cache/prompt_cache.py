@@ -19,7 +19,7 @@ from .forgetting import Forgetter, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
 from .layers import device_memory
 from .layers import layout as layouts
-from .lookup import MISS, Lookup, Walk
+from .lookup import MISS, Lookup, Reach, Walk, Wanted
 from .memory import listing
 from .memory.budget import MemoryBudget
 from .memory.leases import Lease
@@ -76,6 +76,7 @@ class PromptCache:
         *,
         rows: Rows = Rows.COPY,
         prefill_speed: float | None = None,
+        most: int | None = None,
     ) -> Lease:
         """The longest stored prefix of `tokens`, never all of them, as layers ready to run.
 
@@ -83,6 +84,7 @@ class PromptCache:
         With `Rows.GIVE`, rows that nobody else needs move into them instead of being copied; an
         `insert` returns them, and who drops the layers without it loses what no store holds.
         With `prefill_speed`, in tokens a second, what the disk would give later is left to prefill.
+        With `most`, it is no longer than that, however much is stored: another rank holds less.
         Nothing here waits for other processes or for the writer: 20 ms for each look at an index
         that is locked, and then no look at it for a while. Threads of this process take turns.
         """
@@ -90,7 +92,8 @@ class PromptCache:
         check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
             self._memory.begin()
-            walk, lease = self._lease(namespace, ids, len(ids) + headroom, rows, prefill_speed)
+            asked = Wanted(namespace, ids, _most(ids, most))
+            walk, lease = self._lease(asked, len(ids) + headroom, rows, prefill_speed)
             if walk is not None:
                 self._tree.use(walk.nodes, lease.cached)
             if lease.layers is not None:
@@ -99,6 +102,25 @@ class PromptCache:
                 self._writer.note_use(namespace, ids[:in_memory])
             self._counters.count(len(ids), lease.cached, lease.why)
             return lease
+
+    def take_back(self, namespace: str, tokens: Iterable[int], lease: Lease) -> None:
+        """Return a lease that nobody has used, as if its `fetch` had never been."""
+        ids = _checked(tokens)
+        with self._lock:
+            self._counters.uncount(len(ids), lease.cached, lease.why)
+        if lease.layers is not None:
+            self.insert(namespace, ids[: lease.cached], lease.layers, rows=Rows.RETURN)
+
+    def reach(self, namespace: str, tokens: Iterable[int], most: int) -> Reach:
+        """Where a prompt could resume, at token `most` at the latest, and how far it is known.
+
+        No hit, no miss, no use, and nothing is read: several ranks find the place that all have.
+        """
+        ids = _checked(tokens)
+        with self._lock:
+            walk = self._lookup.walk(namespace, ids[: _most(ids, most) + 1])
+            plan = MISS.plan if walk is None else self._lookup.look(walk).plan
+            return Reach(plan.resume_at, plan.matched)
 
     def look(self, namespace: str, tokens: Iterable[int]) -> Lease:
         """What a `fetch` would cover, as a lease without layers; no hit, no miss and no use."""
@@ -136,7 +158,9 @@ class PromptCache:
             texts = said_elsewhere(self._tree, namespace, ids, most)
         return Said(behind or self._store.said_behind(namespace, ids, most), texts)
 
-    def fetch_ahead(self, namespace: str, tokens: Iterable[int]) -> Lease:
+    def fetch_ahead(
+        self, namespace: str, tokens: Iterable[int], *, most: int | None = None
+    ) -> Lease:
         """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.
 
         Who goes on from there tells how far with `count_ahead`.
@@ -144,7 +168,9 @@ class PromptCache:
         ids = _checked(tokens)
         with self._lock:
             self._memory.begin()
-            return self._lease(namespace, ids, len(ids), Rows.COPY, None)[1]
+            return self._lease(Wanted(namespace, ids, _most(ids, most)), len(ids), Rows.COPY, None)[
+                1
+            ]
 
     def count_ahead(self, tokens: int) -> None:
         """So many tokens were prefilled that nobody had asked for."""
@@ -152,15 +178,16 @@ class PromptCache:
             self._counters.tokens_ahead += tokens
 
     def _lease(
-        self, namespace: str, ids: Tokens[int], length: int, rows: Rows, speed: float | None
+        self, wanted: Wanted, length: int, rows: Rows, speed: float | None
     ) -> tuple[Walk | None, Lease]:
         """What is held of a prompt, with room for `length` tokens, and where it was found."""
+        namespace, ids, most = wanted
         self._writer.note_lookup()
-        walk = self._lookup.walk(namespace, ids)
+        walk = self._lookup.walk(namespace, ids[: most + 1])
         if walk is None:
             return None, Lease(None, 0, self._lookup.why(namespace, ids))
         hit = self._lookup.find(walk, length, rows, speed)
-        plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
+        plan, why = hit.plan, self._lookup.why_no_further(wanted, hit)
         if hit.layers is not None:
             whole = [node for node in walk.nodes if node.end <= plan.resume_at]
             held = self._tree.hold(whole[-1]) if whole else None
@@ -412,6 +439,11 @@ def _most_buffers() -> int | None:
     """How many arrays the spans in memory may have: half of those that can exist at all."""
     most = device_memory.device_memory().buffers
     return None if most is None else most // 2
+
+
+def _most(ids: Tokens[int], most: int | None) -> int:
+    """How many of a prompt's tokens may come from what is kept: never all of them (law 2)."""
+    return len(ids) - 1 if most is None else max(0, min(most, len(ids) - 1))
 
 
 def _checked(tokens: Iterable[int]) -> Tokens[int]:
