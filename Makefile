@@ -22,7 +22,7 @@ DURATION_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
-.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins demo bench cog cog-check docs lint format clean
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean
 
 # What to run after each change: something of every room, in less than a minute.
 quick: .venv/ready
@@ -61,6 +61,11 @@ agent-packages: .venv/ready
 llm-plugins: .venv/ready
 	SOAK=1 $(RUN)/python -m pytest -rP -m soak tests/frontends/test_llm_plugins.py
 
+# What holds on every device, on MLX's default one: a Mac's GPU.
+device-test: .venv/ready
+	$(PYTEST) -n 0 -v tests/engine/test_any_device.py
+	$(RUN)/llm mlx-cached bench
+
 demo: .venv/ready
 	$(RUN)/python benchmarks/demo.py
 
@@ -77,6 +82,7 @@ lint: .venv/ready cog-check
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
 
 # Writes those parts and the picture of the rooms anew.
 cog: .venv/ready

@@ -3,7 +3,7 @@
 A warm `llm -c` with 2,000 tokens of history is timed from the process's start to the first byte,
 with the host and without it, beside an `llm` model that answers "ok" at once and beside the same
 turn in an engine that is loaded, in turns. Then what the socket adds to one answer, eight `llm` at
-once against eight in a row, and what an idle host costs. Linux only: it reads /proc.
+once against eight in a row, and what an idle host costs.
 
     python benchmarks/host.py [--rounds 10] [--json FILE]
 """
@@ -274,14 +274,23 @@ def idle(home: Home) -> dict[str, float]:
     before = _processor_seconds(pid)
     time.sleep(IDLE_SECONDS)
     used = _processor_seconds(pid) - before
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    resident = pages * os.sysconf("SC_PAGE_SIZE")
+    resident = int(_told_by_ps(pid, "rss")) * 1024
     return {"processor_ms": used / IDLE_SECONDS * 1e3, "resident_mb": resident / 1e6}
 
 
 def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of processor time, by ticks of 10 ms; macOS has no /proc, and its ps tells hundredths."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    *hours, minutes, seconds = _told_by_ps(pid, "time").replace("-", ":").split(":")
+    return sum(float(h) * 3600 for h in hours) + int(minutes) * 60 + float(seconds)
+
+
+def _told_by_ps(pid: int, what: str) -> str:
+    command = ["ps", "-o", f"{what}=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def text(words: int, start: int = 0) -> str:

@@ -154,6 +154,8 @@ def create_private(path: Path | str) -> int:
 
 def write_private_file(path: Path, text: str) -> None:
     """Replace the file `path` by `text`, whole or not at all, mode 0600 from the first byte."""
+    from .cache.disk.files import to_disk
+
     make_private_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = create_private(temporary)
@@ -161,7 +163,7 @@ def write_private_file(path: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -174,6 +176,9 @@ def load_settings() -> Settings:
         return Settings.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return Settings()
+    except NotADirectoryError as error:
+        file = next(above for above in path.parents if above.exists())
+        raise ValueError(f"{file} is no folder; set {HOME_VARIABLE} to one") from error
     except (OSError, ValueError) as error:
         reason = _told(error) if isinstance(error, ValidationError) else str(error)
         raise ValueError(

@@ -83,6 +83,8 @@ def clean(request, wheel, tmp_path_factory):
         run(python, "-m", "pip", "install", "--quiet", "-c", limits, *wanted)
 
     add(wheel)
+    if os.environ.get("MLX_ON_CPU"):  # as CI has it on Macs
+        run(python, ROOT / "tests" / "mlx_on_cpu.py")
     return python, add
 
 

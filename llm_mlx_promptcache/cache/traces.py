@@ -16,6 +16,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import IO, Any, Final, NamedTuple, NoReturn
 
+from .json_lines import json_object
 from .memory.simulation import TracedPath
 
 BLOCK: Final = 16  # tokens; short prompts are most of what people ask
@@ -90,7 +91,7 @@ class BlockHashes:
 
 
 def read_trace(file: IO[bytes], name: str) -> list[TracedRequest]:
-    """The requests of a trace; ValueError names the line and what is wrong with it."""
+    """The requests of a trace as its lines stand; ValueError names the line and what is wrong."""
     found: list[TracedRequest] = []
     number = blocks = size = 0
     behind: dict[int, int | None] = {}
@@ -106,7 +107,7 @@ def read_trace(file: IO[bytes], name: str) -> list[TracedRequest]:
         try:
             found.append(_request(data))
             _check_chain(found[-1].hash_ids, behind)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from None
         blocks += len(found[-1].hash_ids)
         if blocks > MOST_BLOCKS:
@@ -142,12 +143,7 @@ def _check_chain(ids: Sequence[int], behind: dict[int, int | None]) -> None:
 
 
 def _request(data: bytes) -> TracedRequest:
-    try:
-        found = json.loads(data)
-    except json.JSONDecodeError as error:
-        _refuse(f"it is no JSON object ({error.msg})")
-    if not isinstance(found, dict):
-        _refuse("it is no JSON object")
+    found = json_object(data)
     ids = found.get("hash_ids")
     if not isinstance(ids, list) or not all(_is_number(id) for id in ids):
         _refuse("hash_ids is no list of whole numbers")

@@ -98,6 +98,11 @@ def _checked_name(name: str) -> str:
         raise ValueError(f"{name!r} is no name; give one without spaces around it")
     if name == DEFAULT_MODEL:
         raise ValueError(f"{name!r} is the embedded model; give another name")
+    if any(part in ("", ".", "..", "~") for part in name.split("/")) or name.startswith("~"):
+        raise ValueError(f"{name!r} is a path and no name; give one such as small or team/small")
+    if name.startswith(f"{MODEL_ID}/"):
+        plain = name.removeprefix(f"{MODEL_ID}/")
+        raise ValueError(f"{name!r} begins with what llm puts before names; give {plain!r}")
     return name
 
 

@@ -17,7 +17,7 @@ from ..models.names import NamedModel, resolve
 from .batch_lines import BatchDefaults, BatchLine, in_asking_order, read_lines
 from .batch_progress import BatchBar, told_once
 from .batch_results import ResultOrder, Results, ResultsFile, ShownResults
-from .shown import model_option
+from .shown import counted, model_option, were
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,11 +136,12 @@ def _results(
 
 def _tell(count: BatchCount, before: int) -> None:
     """One line of what came of it, and how much of the prompts was prefilled."""
-    there = f"; {before} were there already" if before else ""
+    there = f"; {before} {were(before)} there already" if before else ""
     failed = f", {count.failed} failed" if count.failed else ""
     tokens = count.cached + count.prefilled
     reused = (
-        f"; of {tokens} prompt tokens {count.cached} were cached, {count.prefilled} were prefilled"
+        f"; of {counted(tokens, 'prompt token')} {count.cached} {were(count.cached)} cached,"
+        f" {count.prefilled} {were(count.prefilled)} prefilled"
         if tokens
         else ""
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import IO, Any, Final, NoReturn
 
+from ..cache.json_lines import json_object
 from .shown import printable
 
 MOST_LINE: Final = 16 << 20  # bytes; a longer one is no prompt for any model here
@@ -100,17 +101,9 @@ def _line(number: int, data: bytes, shared: BatchDefaults) -> BatchLine:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        told = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or too deep"
-        raise ValueError(f"it is no JSON object ({told})") from None
-    if not isinstance(found, dict):
-        _refuse('it is no JSON object; a line is {"prompt": "..."}')
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and infinity are no JSON
+        return json_object(data)
+    except ValueError as error:
+        raise ValueError(f'{error}; a line is {{"prompt": "..."}}') from None
 
 
 def _refuse(what: str) -> NoReturn:

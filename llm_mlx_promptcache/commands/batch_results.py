@@ -17,6 +17,7 @@ from typing import IO, Any, Final, NamedTuple, Protocol
 
 import click
 
+from ..cache.disk.files import to_disk
 from ..config import create_private
 from .batch_lines import BatchLine
 
@@ -189,7 +190,7 @@ class ResultsFile:
                 for place in places:
                     file.write(os.pread(self._descriptor, place.size, place.start))
                 file.flush()
-                os.fsync(descriptor)
+                to_disk(descriptor)
             temporary.replace(self._path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from ..config import (
 from ..engine.pool import DISK_SWITCH, MEMORY, disk_store
 from .ages import parse_age
 from .host import seen_by_host
-from .shown import json_option, show_json, show_line, show_table
+from .shown import counted, json_option, show_json, show_line, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,21 +64,25 @@ def stats(*, as_json: bool) -> None:
             }
         )
         return
-    show_line(
-        f"{held['spans']} spans, {held['tokens']} tokens, {format_size(held['bytes'])}"
-        f" of at most {format_size(held['budget'])} in {cache_folder()}"
-    )
+    show_line(f"{_held(held)} in {cache_folder()}")
     if memory is not None and (found := memory.get("memory")):
-        show_line(
-            f"{found['spans']} spans, {found['tokens']} tokens, {format_size(found['bytes'])}"
-            f" of at most {format_size(found['budget'])} in the memory of process {memory['pid']}"
-        )
+        show_line(f"{_held(found)} in the memory of process {memory['pid']}")
         active, pool = format_size(found["active"]), format_size(found["pool"])
         show_line(f"MLX holds {active} there, weights included, and {pool} of freed buffers")
     if models:
         show_table(
             ("model", "spans", "size", "in memory", "of the size"), [m.row() for m in models]
         )
+
+
+def _held(found: Mapping[str, Any]) -> str:
+    """How much a tier of the cache holds, and may."""
+    from ..cache.sizes import format_size
+
+    return (
+        f"{counted(found['spans'], 'span')}, {counted(found['tokens'], 'token')},"
+        f" {format_size(found['bytes'])} of at most {format_size(found['budget'])}"
+    )
 
 
 class _ModelStats(NamedTuple):
@@ -161,7 +165,7 @@ def compact(*, as_json: bool) -> None:
     if as_json:
         show_json(done._asdict())
     elif done.packs:
-        click.echo(f"{done.files} files became {done.packs}")
+        click.echo(f"{counted(done.files, 'file')} became {done.packs}")
     else:
         click.echo("nothing to pack")
 

@@ -15,7 +15,7 @@ from ..host.errors import HostStopped
 from ..host.place import HostUnavailable, host_place
 from .ages import parse_age
 from .cache import WRITABLE
-from .shown import json_option, label_of, show_json
+from .shown import counted, json_option, show_json, stored_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,20 +93,11 @@ def _tell(freed: int, memory: int, *, as_json: bool) -> None:
 
 def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
     """What the cache calls a model of this name, or how a namespace starts; ValueError."""
-    from ..cache.disk.listing import ID_LENGTH
-
     inside = memory.get("models", [])
     labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
-    for name in (label_of(model), model):
-        if name in labels:
-            return name
     namespaces = {span.namespace for span in store.listing().spans}
     namespaces |= {name for one in inside for name in one["namespaces"]}
-    if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
-        return model
-    raise ValueError(
-        f"nothing is stored of {model!r}; llm mlx-cached stats lists the models that have something"
-    )
+    return stored_name(model, labels, namespaces)
 
 
 def _pinned(store: DiskStore, memory: Mapping[str, Any], named: str | None) -> list[str]:
@@ -128,7 +119,7 @@ def _ask_first(pinned: list[str]) -> None:
     if not pinned:
         return
     ids = ", ".join(pinned[:_SHOWN]) + (", ..." if len(pinned) > _SHOWN else "")
-    what = f"{len(pinned)} pinned span{'s' * (len(pinned) != 1)} ({ids})"
+    what = f"{counted(len(pinned), 'pinned span')} ({ids})"
     if not sys.stdin.isatty():
         raise click.ClickException(
             f"nothing was cleared: {what} would go too; give --yes to clear all, or unpin first"

@@ -10,7 +10,7 @@ import click
 from ..config import load_settings
 from ..engine.pool import disk_store
 from .host import seen_by_host
-from .shown import json_option, quoted, show_json, show_line
+from .shown import counted, json_option, quoted, show_json, show_line, were
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,20 +90,22 @@ def _lines(
     yield f"{answer.id} of {answer.model}"
     if answer.prompt is not None and answer.cached is not None:
         why = f": {answer.why}" if answer.why else ""
+        new = answer.prompt - answer.cached
         yield (
-            f"then: {answer.cached} of {answer.prompt} prompt tokens were cached,"
-            f" {answer.prompt - answer.cached} were prefilled{why}"
+            f"then: {answer.cached} of {counted(answer.prompt, 'prompt token')}"
+            f" {were(answer.cached)} cached, {new} {were(new)} prefilled{why}"
         )
     if answer.prompt not in (None, now["prompt"]):
         yield (
-            f"its prompt is {now['prompt']} tokens when rendered again: the model's template, or"
-            " what llm does not log (a system prompt of a later turn), is not as it was"
+            f"its prompt is {counted(now['prompt'], 'token')} when rendered again: the model's"
+            " template, or what llm does not log (a system prompt of a later turn), is not as it"
+            " was"
         )
     spans = ", ".join(file_id[:ID_LENGTH] for file_id in now["spans"]) or "none"
     held = now["in_memory"]
     beside = "" if held is None else f"; the host has {held} in memory"
-    stored = f"{now['stored']} of {now['prompt']} prompt tokens are stored"
-    yield f"now: {stored}, in spans {spans}{beside}"
+    stored = f"{now['stored']} of {counted(now['prompt'], 'prompt token')}"
+    yield f"now: {stored} {'is' if now['stored'] == 1 else 'are'} stored, in spans {spans}{beside}"
     if now.get("undrafted"):
         yield f"answers of this model are not drafted: {now['undrafted']}"
     if nearest is None:

@@ -117,11 +117,12 @@ def download(*, model: str, as_json: bool) -> None:
     reference = resolve(model).reference
     with ProgressLine() as line:
         folder = model_folder(reference, line)
+    if not (size := weights_of(folder)):
+        raise ValueError(f"no model files are in {folder}: it has no model*.safetensors")
     if as_json:
-        size = weights_of(folder)
         show_json({"reference": reference, "folder": str(folder), "bytes": size})
     else:
-        click.echo(f"{reference} is here, {format_size(weights_of(folder))}: {folder}")
+        click.echo(f"{reference} is here, {format_size(size)}: {folder}")
 
 
 def _meant(settings: Settings, name: str) -> RegisteredModel:

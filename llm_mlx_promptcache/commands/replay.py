@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from ..cache.memory.order import CacheOrder
 from ..cache.memory.simulation import TracedPath, hit_ratio, most_hits
 from ..cache.sizes import format_size
 from ..cache.traces import block_size, read_trace
+from .shown import counted
 
 _ORDERS = {"ours": "default", "lru": "lru"}  # of CacheOrder, by what they are called here
 
@@ -56,9 +58,12 @@ class TokenCost(NamedTuple):
 
 
 def trace_paths(trace: Path, block: int | None) -> tuple[list[TracedPath], int]:
-    """The prompts of a trace, and the tokens of its blocks; ValueError where nobody tells them."""
+    """The prompts of a trace, as they came, and the tokens of its blocks; ValueError.
+
+    Lines of the same time stay as they stand: some traces tell none.
+    """
     with trace.open("rb") as file:
-        requests = read_trace(file, str(trace))
+        requests = sorted(read_trace(file, str(trace)), key=attrgetter("timestamp"))
     block = block or block_size(requests)
     if block is None:
         raise ValueError(f"{trace} does not tell how many tokens a block has; say it with --block")
@@ -96,9 +101,10 @@ def replay_table(done: TraceReplay) -> str:
         )
     lines += [
         "",
-        f"The part of {done.blocks:,} blocks of {done.block} tokens that was there when asked for:"
-        f" {done.requests:,} prompts, {done.distinct:,} different blocks. Of {done.model} a token"
-        f" takes {format_size(done.per_token)} here.",
+        f"The part of {counted(done.blocks, 'block', ',')} of {counted(done.block, 'token')} that"
+        f" was there when asked for: {counted(done.requests, 'prompt', ',')},"
+        f" {counted(done.distinct, 'different block', ',')}. Of {done.model} a token takes"
+        f" {format_size(done.per_token)} here.",
     ]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import click
@@ -128,6 +128,33 @@ def label_of(model: str) -> str:
         return resolve(model).reference
     except ModelLoadError:
         return model
+
+
+def stored_name(model: str, labels: Collection[str], namespaces: Iterable[str]) -> str:
+    """What the cache calls a model of this name, or how a namespace starts; ValueError.
+
+    `labels` are the models that have something there, `namespaces` theirs.
+    """
+    from ..cache.disk.listing import ID_LENGTH
+
+    for name in (label_of(model), model):
+        if name in labels:
+            return name
+    if len(model) >= ID_LENGTH and any(name.startswith(model) for name in namespaces):
+        return model
+    raise ValueError(
+        f"nothing is stored of {model!r}; llm mlx-cached stats lists the models that have something"
+    )
+
+
+def counted(count: int, noun: str, form: str = "") -> str:
+    """A number of things, in a form of numbers: "1 span", "2 spans"."""
+    return f"{count:{form}} {noun}{'s' * (count != 1)}"
+
+
+def were(count: int) -> str:
+    """The verb behind a number."""
+    return "was" if count == 1 else "were"
 
 
 def quoted(text: str, limit: int = 60) -> str:

@@ -10,7 +10,7 @@ import click
 from ..engine.pool import disk_store
 from ..host.shown_span import ShownSpan
 from .host import seen_by_host
-from .shown import TreeLine, json_option, label_of, quoted, show_json, show_tree
+from .shown import TreeLine, counted, json_option, quoted, show_json, show_tree, stored_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +31,7 @@ def tree(*, model: str | None, text: bool, as_json: bool) -> None:
     """
     told = seen_by_host({"ask": "tree", "text": text})
     rows = _shown(disk_store().listing(), told)
-    wanted = None if model is None else label_of(model)
-    roots: dict[str, str] = {}
-    for row in rows:
-        if wanted is None or wanted in (row.model, row.namespace):
-            roots[row.namespace] = row.model
+    roots = _roots(rows, model)
     words = _Words(wanted=text, told=told)
     if as_json:
         show_json([_plain(row, words) for row in rows if row.namespace in roots])
@@ -44,7 +40,7 @@ def tree(*, model: str | None, text: bool, as_json: bool) -> None:
         there = [row for row in rows if row.namespace == namespace]
         show_tree(f"{name or 'unnamed'} ({namespace[:8]})", _lines(there, words))
     if not roots:
-        click.echo("nothing is stored" if wanted is None else f"nothing is stored of {wanted}")
+        click.echo("nothing is stored")
 
 
 @click.command()
@@ -77,7 +73,7 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
             _tell_pinned(told["id"], len(ids), pinned=pinned, as_json=as_json)
             return
     if len(found) != 1:
-        what = f"{len(found)} spans begin with" if found else "no span has"
+        what = f"{counted(len(found), 'span')} begin with" if found else "no span has"
         raise click.ClickException(f"{what} the id {name!r}; llm mlx-cached tree shows the ids")
     (span,) = found
     path = listing.path(span)
@@ -94,7 +90,7 @@ def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> N
         show_json({"id": file_id, "pinned": pinned, "tokens": tokens})
     else:
         state = "pinned" if pinned else "not pinned"
-        click.echo(f"{file_id[:ID_LENGTH]} is {state}: {tokens} tokens")
+        click.echo(f"{file_id[:ID_LENGTH]} is {state}: {counted(tokens, 'token')}")
 
 
 def _shown(listing: Listing, told: Mapping[str, Any] | None) -> list[ShownSpan]:
@@ -102,6 +98,20 @@ def _shown(listing: Listing, told: Mapping[str, Any] | None) -> list[ShownSpan]:
     held, alone = (told or {}).get("held", {}), (told or {}).get("alone", [])
     stored = [ShownSpan.stored(span, held.get(span.file_id, 0)) for span in listing.spans]
     return stored + [ShownSpan(**one) for one in alone]
+
+
+def _roots(rows: Sequence[ShownSpan], model: str | None) -> dict[str, str]:
+    """The namespaces with their models, of a model or of all; ValueError where it has none."""
+    found = {row.namespace: row.model for row in rows}
+    if model is None:
+        return found
+    wanted = stored_name(model, found.values(), found)
+    named = wanted in found.values()
+    return {
+        namespace: name
+        for namespace, name in found.items()
+        if (name == wanted if named else namespace.startswith(wanted))
+    }
 
 
 class _Words:
@@ -147,8 +157,8 @@ def _parts(row: ShownSpan, mark: str) -> list[str]:
     from ..cache.sizes import format_size
 
     place = f"{row.start}-{row.end}" if row.end > row.start else f"checkpoint at {row.start}"
-    uses = f"{row.hits} hit" + "s" * (row.hits != 1)
-    parts = [mark + row.id[:ID_LENGTH], place, row.tier, format_size(row.bytes), uses]
+    parts = [mark + row.id[:ID_LENGTH], place, row.tier, format_size(row.bytes)]
+    parts.append(counted(row.hits, "hit"))
     return parts + ["pinned"] * row.pinned + [_where(row)] * (row.in_memory > 0)
 
 

@@ -13,6 +13,7 @@ import click
 from ..cache.traces import BLOCK, BlockHashes, TracedRequest
 from ..config import load_settings
 from ..models.progress import ProgressLine
+from .shown import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,10 +59,10 @@ def trace(*, output: IO[str], block: int) -> None:
             click.echo(request.line(), file=output)
             count += 1
             if sys.stderr.isatty() and not output.isatty():
-                line(f"{count} prompts rendered", 0, 0)
+                line(f"{counted(count, 'prompt')} rendered", 0, 0)
     for why, left_out in export.left_out.items():
         click.echo(f"{left_out} left out: {why}", err=True)
-    click.echo(f"{count} prompts. {_LACKS}", err=True)
+    click.echo(f"{counted(count, 'prompt')}. {_LACKS}", err=True)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import click
 from ..config import load_settings
 from ..models.names import NamedModel, resolve
 from .host import seen_by_host
-from .shown import json_option, model_option, show_json
+from .shown import counted, json_option, model_option, show_json, were
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,7 +64,8 @@ def warm(
         return
     ids = ", ".join(pinned.values())
     state = f"; pinned: {ids}" if pinned else "; it was pinned already" if keep else ""
-    click.echo(f"{usage.cached} tokens were cached, {usage.prefilled} were prefilled{state}")
+    cached = f"{counted(usage.cached, 'token')} {were(usage.cached)} cached"
+    click.echo(f"{cached}, {usage.prefilled} {were(usage.prefilled)} prefilled{state}")
 
 
 def _have_written() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..config import APP, create_private, data_folder, keep_seconds, load_settings
+from ..models.paths import real_path
 from .environment import that_matters
 from .place import HostUnavailable
 
@@ -162,7 +163,7 @@ def _environment(salt: bytes) -> dict[str, str]:
     folders = {"data folder": data_folder(), "hub folder": hub}
     token = _hub_token(Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"))
     found = {name: os.fsencode(value) for name, value in that_matters(os.environ).items()}
-    found |= {name: os.fsencode(os.path.realpath(path)) for name, path in folders.items()}
+    found |= {name: os.fsencode(real_path(path)) for name, path in folders.items()}
     if token:
         found["hub token"] = token
     return {

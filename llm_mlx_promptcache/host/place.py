@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..config import cache_folder, data_folder, make_private_folder
+from ..models.paths import real_path
 
 # sun_path with the zero behind it: 104 bytes on macOS and the BSDs, 108 on Linux.
 MAX_PATH: Final = 107 if sys.platform == "linux" else 103
@@ -133,7 +134,7 @@ def connected(path: Path, until: float) -> socket.socket | None:
 
 def peer_uid(sock: socket.socket) -> int:
     """The user at the other end of a Unix socket; OSError where the system does not tell."""
-    if sys.platform == "linux":
+    if hasattr(socket, "SO_PEERCRED"):
         found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return int(_UCRED.unpack(found)[1])
     found = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED)
@@ -143,7 +144,7 @@ def peer_uid(sock: socket.socket) -> int:
 def peer_pid(sock: socket.socket) -> int:
     """The process at the other end of a Unix socket (for a client, who listens), or 0."""
     with suppress(OSError):
-        if sys.platform == "linux":
+        if hasattr(socket, "SO_PEERCRED"):
             found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             return int(_UCRED.unpack(found)[0])
         return int(sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID))
@@ -152,12 +153,11 @@ def peer_pid(sock: socket.socket) -> int:
 
 def _folder() -> Path:
     """The cache's own folder where a socket can lie in it, else a short one."""
-    # Not `resolve`, to which links that go round are an error.
-    cache = os.path.realpath(cache_folder())
-    usual = Path(cache) / "host"
+    cache = real_path(cache_folder())
+    usual = cache / "host"
     if _fits(usual) and not _is_remote(usual):
         return usual
-    both = os.fsencode(os.path.realpath(data_folder())) + b"\0" + os.fsencode(cache)
+    both = os.fsencode(real_path(data_folder())) + b"\0" + os.fsencode(cache)
     home = sha256(both).hexdigest()[:8]
     for base in _short_bases():
         folder = base / f"{_NAME}-{os.geteuid()}-{home}"

@@ -11,10 +11,11 @@ def told_cut(event: Finished, request: GenerationRequest) -> str:
     if not event.cut and event.reason != "length":
         return ""
     count = event.usage.generated
+    tokens = "1 token" if count == 1 else f"{count} tokens"
     inside = f" inside {event.cut}" if event.cut else ""
     if not inside and event.reasoning and not event.text:
         inside = " inside its reasoning"
-    return f"the answer was cut{inside} after {count} tokens ({_reason(event, request)})"
+    return f"the answer was cut{inside} after {tokens} ({_reason(event, request)})"
 
 
 def _reason(event: Finished, request: GenerationRequest) -> str:

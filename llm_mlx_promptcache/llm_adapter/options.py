@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import llm
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from ..engine.request import DEFAULT_MAX_TOKENS, Sampling
 
 _KV_BITS = (0, 2, 3, 4, 6, 8)
+# How a JSON list of strings begins. A stop string may begin with a bracket too: "[END]".
+_LIST = re.compile(r"\s*\[\s*\"")
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"it is {value}, and has to be a finite number")
+    return value
+
+
+_Number = Annotated[float, AfterValidator(_finite)]
 
 
 class MlxCachedOptions(llm.Options):
@@ -22,10 +34,10 @@ class MlxCachedOptions(llm.Options):
     only over those, and what an earlier turn said holds on only where this one is silent.
     """
 
-    temperature: float | None = Field(
+    temperature: _Number | None = Field(
         None, ge=0, le=100, description="Sampling temperature; 0, the default, is greedy."
     )
-    top_p: float | None = Field(
+    top_p: _Number | None = Field(
         None,
         ge=0,
         le=1,
@@ -34,7 +46,7 @@ class MlxCachedOptions(llm.Options):
     top_k: int | None = Field(
         None, ge=0, description="Keep this many of the most likely tokens; 0: all."
     )
-    min_p: float | None = Field(
+    min_p: _Number | None = Field(
         None,
         ge=0,
         le=1,
@@ -43,25 +55,25 @@ class MlxCachedOptions(llm.Options):
     min_tokens_to_keep: int | None = Field(
         None, ge=1, description="How many tokens min_p leaves at least; default: 1."
     )
-    xtc_probability: float | None = Field(
+    xtc_probability: _Number | None = Field(
         None,
         ge=0,
         le=1,
         description="Probability of dropping all likely tokens but the least likely one (XTC).",
     )
-    xtc_threshold: float | None = Field(
+    xtc_threshold: _Number | None = Field(
         None,
         ge=0,
         le=1,
         description="Probability from which a token is likely in the sense of XTC; default: 0.1.",
     )
-    repetition_penalty: float | None = Field(
+    repetition_penalty: _Number | None = Field(
         None, gt=0, le=100, description="Divides the logits of recent tokens; 1: off."
     )
-    presence_penalty: float | None = Field(
+    presence_penalty: _Number | None = Field(
         None, ge=-100, le=100, description="Subtracted from the logits of recent tokens."
     )
-    frequency_penalty: float | None = Field(
+    frequency_penalty: _Number | None = Field(
         None,
         ge=-100,
         le=100,
@@ -115,11 +127,7 @@ class MlxCachedOptions(llm.Options):
     def _stops(cls, value: Any) -> Any:
         """Every option comes as a string from llm: one stop string, or a JSON list of them."""
         if isinstance(value, str):
-            found: Any = None
-            if value.lstrip().startswith("["):
-                with suppress(ValueError):
-                    found = json.loads(value)
-            value = found if isinstance(found, list) else [value]
+            value = _listed(value)
         # Checked here: of an error inside a list llm's command can't tell where it is.
         if value is not None and not (
             isinstance(value, list) and all(isinstance(item, str) and item for item in value)
@@ -156,6 +164,21 @@ class MlxCachedOptions(llm.Options):
         """How tokens are chosen: what was said, over the engine's own defaults."""
         said = {name: getattr(self, name) for name in _SAMPLING}
         return Sampling(**{name: value for name, value in said.items() if value is not None})
+
+
+def _listed(value: str) -> list[Any]:
+    """A JSON list as one, or one string; ValueError where it begins as a list and is none."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        if _LIST.match(value) is None:
+            return [value]
+        told = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
+        raise ValueError(
+            f"it begins as a JSON list and is none ({told}); give a string, or a JSON list of"
+            " strings"
+        ) from None
+    return found if isinstance(found, list) else [value]
 
 
 _SAMPLING = (

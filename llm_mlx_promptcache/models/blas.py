@@ -141,7 +141,14 @@ def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | N
             libraries[f"libgfortran.so.{fortran[1]}"] = path
     if not paths or not _is_for_this_processor(paths[0]):
         return None
-    return Blas(paths[0], libraries, max(1, len(os.sched_getaffinity(0)) // 2))
+    return Blas(paths[0], libraries, max(1, _processors() // 2))
+
+
+def _processors() -> int:
+    """How many processors this process may use, or the machine has where nobody tells that."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _files_of(package: str, folders: Sequence[str]) -> list[Path]:

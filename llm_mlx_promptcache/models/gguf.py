@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..cache.disk.files import to_disk
 from ..config import create_private
 from .errors import one_line
 from .gguf_header import GGUFHeader, read_header
@@ -277,13 +278,13 @@ def _write_text(path: Path, text: str) -> None:
     with os.fdopen(create_private(path), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
 
 
 def _sync(path: Path) -> None:
     """Flush a file to the disk: a power cut must not leave a renamed folder with empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        to_disk(descriptor)
     finally:
         os.close(descriptor)

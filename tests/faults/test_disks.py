@@ -5,9 +5,9 @@ import os
 import resource
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from worlds import full_file
 
 from llm_mlx_promptcache.cache.disk.files import Files, file_system_in, is_remote
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -28,11 +28,11 @@ def unfinished(store):
 
 
 class FullDisk(Files):
-    """Writes go to /dev/full; the name is made as always."""
+    """Writes fail as on a full disk; the name is made as always."""
 
     def create(self, path):
         super().create(path).close()
-        return Path("/dev/full").open("wb", buffering=0)
+        return full_file()
 
 
 def test_p4_dev_full_is_one_warning_and_leaves_nothing(worlds, tmp_path, ids, caplog):

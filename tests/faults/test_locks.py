@@ -8,9 +8,9 @@ import sqlite3
 import subprocess
 import sys
 from array import array
-from pathlib import Path
 
 import pytest
+from worlds import full_file
 
 from llm_mlx_promptcache.cache.disk import repair, shared_index, upkeep, writer
 from llm_mlx_promptcache.cache.disk.budget import ROWS
@@ -200,7 +200,7 @@ def test_p4_a_flush_waits_once_tells_what_is_not_written_and_writes_it_later(
         cache.insert("m", path, worlds.layers_for(path))
         cache.flush()
     assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert "not in the disk cache yet, and lost if this process ends now: 1 spans" in caplog.text
+    assert "not in the disk cache yet, and lost if this process ends now: 1 span;" in caplog.text
     waits = []
     inner = writer.threading.Condition.wait_for
     monkeypatch.setattr(
@@ -306,7 +306,7 @@ class Filling(Files):
         if not self.full:
             return file
         file.close()
-        return Path("/dev/full").open("wb", buffering=0)
+        return full_file()
 
 
 def test_p4_a_disk_that_was_full_is_tried_again_and_told_once_each_time(worlds, tmp_path, caplog):

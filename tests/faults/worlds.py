@@ -4,6 +4,8 @@ Imported by the tests, and run as a child: python worlds.py WHAT FOLDER SEED ...
 """
 
 import contextlib
+import errno
+import io
 import os
 import random
 import resource
@@ -175,11 +177,23 @@ def fetch_each(folder, seed):
     """Look a path up in each of the folder's stores, in a process that may hardly grow."""
     ids = paths(int(seed))[0]
     get(DiskStore(folder / "none", "20MB"), ids)  # all that a lookup needs is loaded
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + (64 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    held = Path("/proc/self/statm")
+    if held.exists():  # macOS keeps nobody to such a limit
+        limit = int(held.read_text().split()[0]) * resource.getpagesize() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     stores = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     return [get(DiskStore(store, "20MB"), ids) for store in stores]
+
+
+def full_file():
+    """A file on a disk that is full: Linux has one, elsewhere it is played."""
+    full = Path("/dev/full")
+    return full.open("wb", buffering=0) if full.exists() else _Full(os.devnull, "wb")
+
+
+class _Full(io.FileIO):
+    def write(self, block):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Failing(Files):

@@ -73,6 +73,12 @@ def test_c7_what_can_not_work_is_not_added(bare_home, tiny_llama, tmp_path):
         assert words in one_line(bare_home.ours("add", str(given), status=1)[1])
     for arguments in (("/",), ("owner/x", "--name", ""), ("owner/x", "-a", " x")):
         assert " is no name" in one_line(bare_home.ours("add", *arguments, status=1)[1])
+    for name in ("../x", "/x", "x/", "a//b", "./x", "a/../b", "~", "~/x", "~somebody"):
+        for option in ("--name", "-a"):
+            told = bare_home.ours("add", "owner/x", option, name, status=1)[1]
+            assert f"{name!r} is a path and no name" in one_line(told)
+    told = bare_home.ours("add", "owner/x", "--name", "mlx-cached/x", status=1)[1]
+    assert "give 'x'" in one_line(told)
     assert bare_home.told("models") == before
     assert folder.is_dir()
 

@@ -70,6 +70,7 @@ def test_a_digest_is_of_all_that_is_asked_and_of_whom():
         (b'{"prompt": "\xff"}', "not UTF-8"),
         (b'{"prompt": "a", "options": {"seed": NaN}}', "it is no JSON object"),
         (b"[" * 100_000, "too deep"),
+        (b'{"prompt": "a", "id": ' + b"9" * 5000 + b"}", "a number in it has too many digits"),
         ({}, "prompt is missing or empty"),
         ({"prompt": " "}, "prompt is missing or empty"),
         ({"prompt": 3}, "prompt is no text"),

@@ -1,11 +1,13 @@
 """llm's options -> the engine's request; what shaped a prompt holds on in its conversation."""
 
+import re
+
 import llm
 import pytest
 from llm.cli import load_conversation
 
 from llm_mlx_promptcache.llm_adapter.models import MlxCached
-from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions
+from llm_mlx_promptcache.llm_adapter.options import MlxCachedOptions, checked_options
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 
@@ -77,6 +79,8 @@ def test_an_option_of_ones_own_default_is_not_overruled_by_another_option():
     [
         ("x", ["x"]),
         ("[END]", ["[END]"]),
+        ("[", ["["]),
+        ("['a']", ["['a']"]),
         ('["a", "b"]', ["a", "b"]),
         ("5", ["5"]),
         (["a"], ["a"]),
@@ -118,6 +122,20 @@ def test_a_bad_value_is_an_error_of_that_option(name, value):
         MlxCachedOptions(**{name: value})
     # llm's own command prints it so, and fails on errors that are inside a list.
     assert render_errors(caught.value.errors()).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("stop", '["a"', "it begins as a JSON list and is none (Expecting ',' delimiter)"),
+        ("stop", '[ "a", b]', "it begins as a JSON list and is none (Expecting value)"),
+        ("temperature", "nan", "it is nan, and has to be a finite number"),
+        ("presence_penalty", "-inf", "it is -inf, and has to be a finite number"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said_in_words(name, value, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        checked_options({name: value})
 
 
 def test_what_shaped_a_prompt_holds_on_until_it_is_said_otherwise(scripted, logged):

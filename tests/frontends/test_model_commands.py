@@ -225,9 +225,21 @@ def test_a_home_that_nobody_has_is_one_line(bare_home):
         assert re.match("Error: LLM_MLX_CACHED_HOME is ", told.splitlines()[-1])
 
 
+def test_a_home_that_is_no_folder_is_one_line(bare_home):
+    variables = {"LLM_MLX_CACHED_HOME": "/dev/null"}
+    wanted = "Error: /dev/null is no folder; set LLM_MLX_CACHED_HOME to one"
+    for command in (("mlx-cached", "stats"), ("-m", "mlx-cached", "Hello")):
+        assert one_line(bare_home.llm(*command, status=1, **variables)[1]) == wanted
+
+
 def test_a_model_that_is_nowhere_cannot_be_downloaded(bare_home):
     told = bare_home.ours("download", "nowhere", status=1)[1]
     assert "no folder that is here and no hub id" in one_line(told)
+
+
+def test_download_of_a_folder_without_weights_is_one_line(bare_home, tmp_path):
+    told = bare_home.ours("download", str(tmp_path), status=1)[1]
+    assert f"no model files are in {tmp_path}" in one_line(told)
 
 
 def test_download_of_what_is_here_fetches_nothing(bare_home, tiny_llama):

@@ -4,12 +4,14 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import terminals
 from rich.cells import cell_len
 
-from llm_mlx_promptcache.commands.shown import TreeLine, quoted, show_table, show_tree
+from llm_mlx_promptcache.commands import shown
+from llm_mlx_promptcache.commands.shown import TreeLine, counted, quoted, show_table, show_tree
 from llm_mlx_promptcache.commands.wrapping import wrapped
 
 
@@ -178,3 +180,13 @@ def test_c15_what_ps_shows_fits_on_a_terminal(columns):
     told += ["model", "weights", "cache", "state"]
     for word in [*told, *words_of(" ".join(one["model"] for one in HOST["models"]))]:
         assert any(word in line for line in lines), word
+
+
+def test_a_number_and_its_noun_agree_in_all_commands():
+    assert [counted(count, "span") for count in (0, 1, 2)] == ["0 spans", "1 span", "2 spans"]
+    assert counted(1234, "block", ",") == "1,234 blocks"
+    # A number with a form of its own is a constant, or a speed: it is never one.
+    nouns = "spans|tokens|files|prompts|blocks|models|hits|were"
+    for path in Path(shown.__file__).parent.glob("*.py"):
+        numbered = rf'\{{[^{{}}:\n]+\}}(?:"\n *f")? (?:\w+ )?(?:{nouns})\b'
+        assert re.findall(numbered, path.read_text()) == [], path

@@ -75,7 +75,12 @@ def test_the_tree_of_one_model(asked, tiny_llama):
     assert others
     assert len(asked.told("tree")) == len(first) + len(others)
     assert {span["id"] for span in others}.isdisjoint(span["id"] for span in first)
-    assert asked.ours("tree", "--model", "nobody")[0] == "nothing is stored of nobody"
+    namespace = others[0]["namespace"]
+    assert asked.told("tree", "--model", namespace[:8]) == others
+    for name in ("nobody", namespace[:7], ""):
+        for form in ((), ("--json",)):
+            (line,) = asked.ours("tree", "--model", name, *form, status=1)[1].splitlines()
+            assert line.startswith(f"Error: nothing is stored of {name!r}; ")
 
 
 def test_a_pinned_path_stays_over_any_budget_until_it_is_unpinned(asked):

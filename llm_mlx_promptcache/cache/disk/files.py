@@ -54,13 +54,13 @@ class Files:
 
     def sync(self, file: IO[bytes]) -> None:
         """Have all that was written to a file reach the disk."""
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
 
     def sync_folder(self, folder: Path) -> None:
         """Have the names in a folder reach the disk."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            to_disk(descriptor)
         finally:
             os.close(descriptor)
 
@@ -98,6 +98,19 @@ class Files:
                 return _file_system_on_macos(folder)
             return file_system_in(_MOUNTS.read_text(errors="replace"), folder.stat().st_dev)
         return ""
+
+
+def to_disk(descriptor: int) -> None:
+    """Have what was written reach the disk itself, past the drive's own memory on macOS too.
+
+    There fsync promises only that the drive has it (`man 2 fsync`), and F_FULLFSYNC the rest.
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
 
 
 def make_own_folder(folder: Path, *, through_link: bool = False) -> None:

@@ -21,6 +21,7 @@ from .damage import is_damage
 from .files import is_remote, make_own_folder, same_file
 from .folder import StoreFolder
 from .index import Index
+from .marks import mark_as_cache
 from .pins import Pins
 
 T = TypeVar("T")
@@ -301,6 +302,7 @@ class SharedIndex:
                 if not self._mend(None, wait):
                     raise sqlite3.OperationalError("its index is being made: locked") from None
                 self._index = Index(self._folder.index, wait)
+            mark_as_cache(self._folder.path)
         self._index.wait_for_locks(wait)
         self._index.look_at_schema()
         return self._index

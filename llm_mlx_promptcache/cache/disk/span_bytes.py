@@ -54,7 +54,7 @@ class SpanBytes:
 
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and hasattr(os, "POSIX_FADV_WILLNEED"):
             for start in range(0, self.size, _AHEAD):
                 os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
 

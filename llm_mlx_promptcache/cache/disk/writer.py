@@ -321,9 +321,10 @@ class Writer:
         if not self._told:
             self._told = True
             _log.warning(
-                "not in the disk cache yet, and lost if this process ends now: %d spans; another"
+                "not in the disk cache yet, and lost if this process ends now: %d span%s; another"
                 " process holds the index locked (is one stopped?)",
                 left,
+                "s" * (left != 1),
             )
 
 

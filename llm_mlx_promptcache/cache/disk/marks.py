@@ -1,0 +1,52 @@
+"""What tells other programs that a folder holds a cache, so that no backup has it.
+
+CACHEDIR.TAG (https://bford.info/cachedir/), which tar, borg, restic and others know, and on macOS
+the attribute that Time Machine heeds and `tmutil addexclusion` sets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_TAG: Final = "CACHEDIR.TAG"
+_TEXT: Final = b"""Signature: 8a477f597d28d172789f06886806bc55
+# This file is a cache directory tag created by llm-mlx-promptcache.
+# For information about cache directory tags, see https://bford.info/cachedir/
+"""
+_ATTRIBUTE: Final = b"com.apple.metadata:com_apple_backup_excludeItem"
+_EXCLUDED_BY: Final = "com.apple.backupd"
+_NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
+
+
+def mark_as_cache(folder: Path) -> None:
+    """Mark a folder that is there; where that is not possible it stays as it is."""
+    with suppress(OSError):
+        _tag(folder / _TAG)
+    if sys.platform == "darwin":
+        with suppress(OSError, AttributeError):
+            _exclude_on_macos(folder)
+
+
+def _tag(path: Path) -> None:
+    """Write the tag where none is, or where one was begun; what else is there stays."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS
+    with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            file.write(_TEXT)
+
+
+def _exclude_on_macos(folder: Path) -> None:
+    import plistlib
+
+    # Python has os.setxattr on Linux alone. Position and options are 0.
+    value = plistlib.dumps(_EXCLUDED_BY, fmt=plistlib.FMT_BINARY)
+    size = ctypes.c_size_t(len(value))
+    path = os.fsencode(folder)
+    ctypes.CDLL(None).setxattr(path, _ATTRIBUTE, value, size, ctypes.c_uint32(0), ctypes.c_int(0))
