@@ -46,6 +46,7 @@ TENSORS = {
     "disk/restore.py",
     "disk/span_file.py",
     "disk/span_header.py",
+    "disk/streams.py",
     "layers/device_memory.py",
     "layers/kinds.py",
     "layers/layout.py",

@@ -6,7 +6,7 @@ from mlx_lm.models.cache import KVCache
 from readers import Reader, planner_of, request, together
 from waits import Counted, first_token, to_the_end
 
-from llm_mlx_promptcache.cache.disk import restore
+from llm_mlx_promptcache.cache.disk import streams
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers import pieces
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -25,7 +25,7 @@ LAYERS = 28
 def counted(monkeypatch):
     # Tiny rows, in as many groups as those of the largest model.
     monkeypatch.setattr(pieces, "_LEAST", 0)
-    monkeypatch.setattr(restore, "_LEAST", 0)
+    monkeypatch.setattr(streams, "_LEAST", 0)
     return Counted(monkeypatch)
 
 

@@ -31,7 +31,7 @@ def kept_store(worlds, tmp_path_factory):
     store = DiskStore(made)
     for path in worlds.paths(3, worlds.PATHS):
         worlds.put(store, path)
-    store._index.run(lambda index: index.shrink(), None)
+    store._index.run(lambda index: index.log.shrink(), None)
     store.close()
     return made
 

@@ -59,7 +59,7 @@ def stored(folder, dtype=mx.bfloat16):
     for end in range(TURN, len(TOKENS) + 1, TURN):
         cache.insert("m", TOKENS[:end], layers_of(dtype))
     cache.flush()
-    store._index.run(lambda index: index.shrink(), None)
+    store._index.run(lambda index: index.log.shrink(), None)
     store.close()
     return sum(path.stat().st_size for path in (folder / "spans").iterdir())
 

@@ -10,6 +10,7 @@ import pytest
 from llm_mlx_promptcache.cache.disk import index as index_module
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.index import Index
+from llm_mlx_promptcache.cache.disk.index_log import IndexLog
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 NO_END = ["children = -1", "children = 5", "pinned = 2"]
@@ -114,7 +115,7 @@ def test_p4_a_new_index_gets_its_name_with_all_that_is_in_its_log(worlds, tmp_pa
     store = filled(worlds, tmp_path)
     store.close()
     (tmp_path / "index.sqlite").unlink()
-    monkeypatch.setattr(Index, "empty_log", lambda index: "the disk is full")
+    monkeypatch.setattr(IndexLog, "empty", lambda log: "the disk is full")
     assert DiskStore(tmp_path).stats()["spans"] == 0
     assert not (tmp_path / "index.sqlite").exists()
     monkeypatch.undo()

@@ -29,7 +29,7 @@ def pinned_store(worlds, kept_store, tmp_path_factory):
     made = shutil.copytree(kept_store, tmp_path_factory.mktemp("pinned") / "cache")
     store = DiskStore(made)
     store.pin(worlds.NAMESPACE, array("I", worlds.paths(3, PATHS)[1]), pinned=True)
-    store._index.run(lambda index: index.shrink(), None)
+    store._index.run(lambda index: index.log.shrink(), None)
     store.close()
     return made
 

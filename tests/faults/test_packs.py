@@ -34,7 +34,7 @@ def talk(worlds, tmp_path):
     ids = worlds.turns(store, 5)
     branch = [*ids[:30], *range(1001, 1012)]
     worlds.put(store, branch)
-    store._index.run(lambda index: index.shrink(), None)
+    store._index.run(lambda index: index.log.shrink(), None)
     store.close()
     return tmp_path / "cache", [ids, branch]
 
@@ -268,7 +268,7 @@ def packed(worlds, talk):
     folder, (ids, branch) = talk
     store = DiskStore(folder, "20MB")
     assert worlds.compacted(store) == 1
-    store._index.run(lambda index: index.shrink(), None)
+    store._index.run(lambda index: index.log.shrink(), None)
     store.close()
     (path,) = (folder / "spans").glob("*" + PACK_SUFFIX)
     return folder, ids, branch, path

@@ -7,9 +7,7 @@ the one or in the other, and nothing else changes: what hangs on a span hangs on
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
@@ -63,29 +61,6 @@ class DamagedSource(Exception):
 
 class _Changed(Exception):
     """What was to be packed is not there any more as it was planned."""
-
-
-class OneAtATime:
-    """Long work that is done a step at a time, by one thread of the process that began it."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._steps: Iterator[Compacted] | None = None
-
-    def step(self, begin: Callable[[], Iterator[Compacted]]) -> bool:
-        """Take the next step of what was begun, or begin; False where nothing is left to do."""
-        if self._process != os.getpid():  # what the parent does there is the parent's
-            self.__init__()  # type: ignore[misc]
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            self._steps = self._steps or begin()
-            if next(self._steps, None) is None:
-                self._steps = None
-            return self._steps is not None
-        finally:
-            self._lock.release()
 
 
 class Compaction:

@@ -12,6 +12,22 @@ class DamagedIndex(sqlite3.DatabaseError):
     """An index that holds what we never wrote: it is made anew from the spans' files."""
 
 
+class OtherVersion(DamagedIndex):
+    """A whole index, of a version of ours that is older or newer than what is read here."""
+
+    def __init__(self, found: int, ours: int) -> None:
+        super().__init__(f"it has version {found}, not {ours}")
+        self.age = "an older" if found < ours else "a newer"
+        self.found = found
+
+
+def said_of_index(error: Exception) -> str:
+    """What is so of an index that can't be used: behind "the index" in a line for the user."""
+    if isinstance(error, OtherVersion):
+        return f"is that of {error.age} version of llm-mlx-promptcache (format {error.found})"
+    return f"was damaged ({error})"
+
+
 # What the system can't do just now says nothing about a file (SQLite's primary codes).
 _SYSTEM: Final = {
     sqlite3.SQLITE_PERM,

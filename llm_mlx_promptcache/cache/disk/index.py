@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..trie import Tokens, common_prefix
 from ..worth import density
 from .damage import DamagedIndex
 from .files import same_file
+from .index_log import IndexLog
 from .index_rows import (
     SELECT_COUNTED,
     SELECT_ROWS,
@@ -38,8 +38,6 @@ from .namespaces import Namespaces
 from .packs import Packs
 
 _BUSY_SECONDS = 5.0
-_POLL_SECONDS = 0.01
-_LONG_LOG = 4 << 20
 # Another process may have evicted the parent since it was looked up.
 _INSERT = """
 INSERT OR IGNORE INTO spans (file_id, namespace, parent, start, first, tokens, count, resumes, tier,
@@ -87,6 +85,7 @@ class Index:
         self.db = connect(path, wait)
         self.namespaces = Namespaces(self.db)
         self.packs = Packs(self.db)
+        self.log = IndexLog(self.db, path)
         try:
             self._prepare(new=new)
             # Else one that was set aside would be used on and on, with the log of the new one.
@@ -105,23 +104,15 @@ class Index:
                 create(self.db)
         self._cookie = -1
         self.look_at_schema()
-        self.db.execute("PRAGMA journal_mode=WAL")
-        # SQLite would checkpoint its log inside somebody's insert, and wait for the disk there.
-        self.db.execute("PRAGMA wal_autocheckpoint=0")
-        # One that became long is cut when it begins anew, or it would be long for ever.
-        self.db.execute(f"PRAGMA journal_size_limit={_LONG_LOG}")
+        self.log.begin()
 
     def look_at_schema(self) -> None:
         """DamagedIndex unless the schema is ours; it is read where anybody changed it."""
-        self.db.size = sum(_size(name) for name in (self.path, self._log))
+        self.db.size = self.log.index_bytes
         cookie = schema_cookie(self.db)
         if cookie != self._cookie:
             verify(self.db)
             self._cookie = cookie
-
-    @property
-    def _log(self) -> Path:
-        return self.path.with_name(self.path.name + "-wal")
 
     def close(self) -> None:
         """Let go of the file."""
@@ -347,37 +338,6 @@ class Index:
         self.db.execute("DELETE FROM packs")
         self.db.execute("DELETE FROM namespaces")
 
-    @property
-    def log_is_long(self) -> bool:
-        """Whether it is time for a checkpoint of the log."""
-        return _size(self._log) > _LONG_LOG
-
-    def trim_log(self) -> None:
-        """Checkpoint the log where it has become long. Not in a transaction."""
-        if self.log_is_long:
-            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    def shrink(self) -> str:
-        """Leave no token in free pages or the log: they are conversation. Not in a transaction.
-
-        Says why something may be left there, or "": another process held the log for too long.
-        """
-        try:
-            self.db.execute("VACUUM")
-        except sqlite3.OperationalError as error:
-            return str(error)
-        return self.empty_log()
-
-    def empty_log(self) -> str:
-        """Checkpoint and empty the log; "", or what is in the way. Not in a transaction."""
-        # Beside another's checkpoint SQLite gives up at once, without waiting.
-        until = time.monotonic() + _BUSY_SECONDS
-        while self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            if time.monotonic() > until:
-                return "database is locked"
-            time.sleep(_POLL_SECONDS)
-        return ""
-
     def check(self) -> Iterator[str]:
         """What is wrong with the index itself, a line each."""
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
@@ -416,10 +376,3 @@ def _values(row: SpanRow) -> dict[str, object]:
         "density_bucket": density(len(row.tokens), row.bytes),
         "digest": digest_of(row),
     }
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from .damage import DamagedIndex
+from .damage import DamagedIndex, OtherVersion
 from .index_rows import MOST_TOKENS
 
 VERSION: Final = 5
+_MOST_VERSION: Final = 1 << 10  # more is no number that we ever give
 BESIDE: Final = ("-wal", "-shm", "-journal")
 _SCHEMA = """
 CREATE TABLE namespaces (
@@ -208,9 +209,16 @@ def verify(db: Connection) -> None:
     db.load_schema()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version != VERSION:
-        raise DamagedIndex(f"it has version {version}, not {VERSION}")
+        raise _of_version(version)
     if _schema_of(db) != _ours():
         raise DamagedIndex("its tables are not ours")
+
+
+def _of_version(version: int) -> DamagedIndex:
+    """What an index of this version is, which is not ours."""
+    if 0 < version <= _MOST_VERSION:
+        return OtherVersion(version, VERSION)
+    return DamagedIndex(f"it has version {version}, not {VERSION}")
 
 
 def _schema_of(db: sqlite3.Connection) -> Counter[Any]:

@@ -18,6 +18,7 @@ from typing import Final
 
 from ..layers.errors import UnknownKind
 from ..span import DamagedSpan
+from .damage import said_of_index
 from .file_ids import file_ids_in, packs_in
 from .files import locked
 from .folder import StoreFolder
@@ -99,9 +100,9 @@ class Mending(threading.Thread):
         folder = self._folder.path
         if self._why is not None:
             _log.warning(
-                "the index in %s was damaged (%s) and is made anew from %d files",
+                "the index in %s %s and is made anew from %d files",
                 folder,
-                self._why,
+                said_of_index(self._why),
                 taken,
             )
         elif taken:
@@ -131,7 +132,7 @@ def _build(folder: StoreFolder, pins: Pins) -> int:
     index = Index(private, new=True)
     try:
         taken = _fill(index, folder, pins)
-        if why := index.empty_log():
+        if why := index.log.empty():
             raise sqlite3.OperationalError(f"its log is not in it yet: {why}")
     finally:
         index.close()

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from . import repair
 from .backoff import Backoff
-from .damage import is_damage
+from .damage import is_damage, said_of_index
 from .files import is_remote, make_own_folder, same_file
 from .folder import StoreFolder
 from .index import Index
@@ -252,7 +252,7 @@ class SharedIndex:
         if len(self._damage) >= _MENDS:
             raise OSError(f"its index is damaged again and again: {why}")
         self._damage.append(now)
-        self.mended.append(f"the index was damaged and is made anew: {why}")
+        self.mended.append(f"the index {said_of_index(why)} and is made anew")
 
     def close(self) -> None:
         """Let go of the file; the next action opens it again."""

@@ -12,7 +12,6 @@ import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,17 +20,15 @@ from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
 from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import content, sweep
-from .backoff import Backoff
-from .budget import Below
-from .chains import BUDGET_SHARE, CODED_AFTER, MOST_PACK, ChainFile, Thrift
 from .checkup import Checkup
-from .compaction import Compacted, Compaction, DamagedSource, OneAtATime
+from .faults import Faults
 from .files import Files
 from .folder import StoreFolder
 from .index import Index
 from .index_rows import MOST_LABEL, Totals
 from .listing import Listing
 from .notes import Notes, Opened
+from .packing import Packing
 from .pins import Pins
 from .said import said_behind
 from .shared_index import SharedIndex
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..layers.layout import Layout
+    from .compaction import Compacted
     from .span_file import OpenSpan, UnpublishedSpan
 
 T = TypeVar("T")
@@ -77,11 +75,9 @@ class DiskStore:
             self._folder, self._index, self._notes, self._witness, max_bytes, max_days
         )
         self._checkup = Checkup(self._folder, self._index, self._pins, self._witness, self._upkeep)
-        self._compaction = Compaction(self._folder, self._index, self._upkeep)
-        self._rewriting = OneAtATime()
+        self._faults = Faults(self._folder, self._notes)
+        self._packing = Packing(self._folder, self._index, self._upkeep, self._faults)
         self._written = 0
-        self._full = Backoff(1.0, 60.0, self._files.clock)
-        self._told_unreadable = False
 
     @property
     def spans_folder(self) -> Path:
@@ -156,18 +152,11 @@ class DiskStore:
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
         """A span was seen not to be what was written: it is removed, with all that hangs on it."""
-        _log.warning("a stored span is left out: %s", error)
-        self._notes.lose(span.file_id, span.pack)
+        self._faults.damaged(span, error)
 
     def unreadable(self, error: Exception) -> None:
         """Something could not be read, by no fault of its own: it stays, and is told once."""
-        if not self._told_unreadable:
-            self._told_unreadable = True
-            _log.warning(
-                "what is stored in %s can't be read just now, and nothing is lost: %s",
-                self.folder,
-                error or type(error).__name__,
-            )
+        self._faults.unreadable(error)
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """A fetch went on from these."""
@@ -200,7 +189,7 @@ class DiskStore:
         self._upkeep.write_notes()
         kept = self._upkeep.keep_budget()
         self._upkeep.tidy()
-        return not self._rewriting.step(self._wasteful_packs) and kept
+        return not self._packing.rewrite_wasteful() and kept
 
     def compact(self, *, rested: float | None = None) -> Iterator[Compacted]:
         """Make packs of files of one path, a read or write of 8 MB at a time; what was done so far.
@@ -208,42 +197,11 @@ class DiskStore:
         Who goes on later, or not at all, leaves everything whole. With `rested`, only what was not
         used for so many seconds is packed, and large files only once that pays.
         """
-        now = int(self._files.now())
-        most = min(MOST_PACK, self.budget // BUDGET_SHARE)
-        before = now if rested is None else int(now - rested)
-        thrift = Thrift(most, before, rested is not None, now - CODED_AFTER)
-        self._upkeep.write_notes()
-        wasteful = self._compaction.wasteful(every=rested is None)
-        yield from self._packed(chain(wasteful, self._compaction.chains(thrift)))
-
-    def _packed(self, groups: Iterator[list[ChainFile]]) -> Iterator[Compacted]:
-        """Make a pack of each of these; one that can't be made stays as it is."""
-        done = Compacted()
-        for units in groups:
-            if self._full.pause or self.off or not self._index.can_change():
-                return
-            try:
-                coded_before = int(self._files.now()) - CODED_AFTER
-                for stands in self._compaction.packed(units, coded_before):
-                    done = done.after(units) if stands else done
-                    yield done
-            except DamagedSource as error:
-                self.damaged(error.span, error.error)
-            except UnknownKind:
-                continue
-            except OSError as error:
-                self._stop_writing(error)
-                return
-
-    def _wasteful_packs(self) -> Iterator[Compacted]:
-        """The steps that write packs anew of which much is dead."""
-        if self._index.look(lambda index: index.totals().dead, 0):
-            every = self._upkeep.forgets_age()
-            yield from self._packed(self._compaction.wasteful(every=every))
+        return self._packing.steps(rested)
 
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
-        if self._full.pause or not self._index.can_change():
+        if self._faults.pause or not self._index.can_change():
             return False
         self._upkeep.write_notes()
         parent = self._index.run(lambda index: self._parent(index, draft), None)
@@ -267,13 +225,13 @@ class DiskStore:
         except FileNotFoundError:  # cleared by another process in the meantime
             return False
         except OSError as error:
-            self._stop_writing(error)
+            self._faults.unwritable(error)
             return False
         except NotPublished as error:
             if error.why.errno != errno.ENOENT:
-                self._stop_writing(error.why)
+                self._faults.unwritable(error.why)
             return False
-        self._full.worked()
+        self._faults.written()
         if added:
             self._written += span.size
             self._upkeep.keep_budget()
@@ -364,7 +322,7 @@ class DiskStore:
         if model is not None or days is not None:
             self.sweep()  # what a killed process left is taken in, and cleared with the rest
             freed = self._upkeep.clear_some(model, days, asked=True)
-            self._reclaim()
+            self._packing.reclaim()
         else:
             freed = self._index.run(self._wiped, None, asked=True)
         if freed is None and not self._index.off:
@@ -373,13 +331,6 @@ class DiskStore:
             with suppress(OSError):
                 self._folder.set_aside.unlink()
         return freed or 0
-
-    def _reclaim(self) -> None:
-        """Leave nothing in packs of what was removed from them, or nothing of the pack at all."""
-        for _ in self._packed(self._compaction.wasteful(every=True)):
-            pass
-        for units in self._compaction.wasteful(every=True):
-            self._upkeep.remove(Below(units[0].links[0].file_id), asked=True)
 
     def close(self) -> None:
         """Let go of the index; the next call opens it again."""
@@ -422,15 +373,6 @@ class DiskStore:
 
     def _wiped(self, index: Index) -> int:
         return wiped(index, self._folder, self._pins, self._upkeep)
-
-    def _stop_writing(self, error: OSError) -> None:
-        if self._full.failed():
-            _log.warning(
-                "nothing is written to the disk cache in %s for now: %s",
-                self.folder,
-                error,
-                extra={"holds": lambda: self._full.active},
-            )
 
 
 def _is_found(head: Head, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> bool:

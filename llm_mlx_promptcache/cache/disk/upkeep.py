@@ -134,8 +134,8 @@ class Upkeep:
 
     def tidy(self) -> None:
         """Now and then: sweep, and drop what is too old."""
-        if self._index.look(lambda index: index.log_is_long, otherwise=False):
-            self._index.run(lambda index: index.trim_log(), None)
+        if self._index.look(lambda index: index.log.is_long, otherwise=False):
+            self._index.run(lambda index: index.log.trim(), None)
         now = int(self._folder.files.now())
         swept = self._index.look(lambda index: index.totals().swept, now)
         if 0 <= now - swept < _SWEEP_SECONDS:
@@ -190,7 +190,7 @@ class Upkeep:
                 found = removal.step(index)
                 self._witness.refute_pins(found.unpinned)
                 self._unlink(found)
-            index.trim_log()
+            index.log.trim()
             return found
 
         freed = taken = 0
@@ -220,7 +220,7 @@ class Upkeep:
 
     def shrink(self, index: Index) -> None:
         """Leave no token in the index's free pages or log, or say why some may be there."""
-        if why := index.shrink():
+        if why := index.log.shrink():
             _log.warning(
                 "tokens may be left in the index's log in %s (%s); clear again when that is over",
                 self._folder.path,

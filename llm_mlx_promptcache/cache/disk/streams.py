@@ -1,0 +1,202 @@
+"""Files of a path read in step, some layers at a time, in pieces or to where they belong.
+
+So beside the layers that are being built only a small part of the files is in memory, and the
+system reads the rest of them ahead meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from ..layers.kinds import Layer
+from ..layers.layout import PathPart
+from ..layers.pieces import Piece
+from ..span import DamagedSpan, StoredTensor
+from ..store import SpanReader
+from .descriptors import Few
+from .span_file import empty
+
+_GROUPS = 16  # a path is read in so many rounds; the bytes of one of them are held twice
+_IN_PLACE = 5  # rounds where nothing is held twice: memory is got ready one round ahead
+_LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
+
+
+class _Stream:
+    """Several files, read in step, so many layers at a time."""
+
+    def __init__(self, spans: Sequence[SpanReader], few: Few, rounds: int) -> None:
+        self.spans = spans
+        self._few = few
+        self.layers = len(spans[0].head.layout)
+        whole = sum(span.extent(0, self.layers)[1] - span.extent(0, 0)[1] for span in spans)
+        self._round = max(whole // rounds, _LEAST)
+        for span in spans:
+            if few.holds(span):
+                span.read_ahead()
+
+    def rounds(self) -> Iterator[range]:
+        """The layers of each round."""
+        first = 0
+        while first < self.layers:
+            last = first + 1
+            while last < self.layers and self._bytes(first, last + 1) <= self._round:
+                last += 1
+            yield range(first, last)
+            first = last
+
+    def read_into(self, span: SpanReader, buffers: list[memoryview]) -> None:
+        """Read on in one of the files."""
+        self._few.use(span)
+        span.read_into(buffers)
+
+    def _bytes(self, first: int, last: int) -> int:
+        extents = [span.extent(first, last) for span in self.spans]
+        return sum(end - begin for begin, end in extents)
+
+
+class InPieces(_Stream):
+    """Files whose pieces are asked for once each, layer by layer."""
+
+    def __init__(self, spans: Sequence[SpanReader], few: Few) -> None:
+        super().__init__(spans, few, _GROUPS)
+        # A list: a generator would hold this object, and this one the generator.
+        self._coming = iter(list(self.rounds()))
+        self._now = range(0)
+        self._pieces: list[list[Piece | None]] = []
+
+    def piece(self, number: int, layer: int) -> Piece | None:
+        """One file's piece of a layer."""
+        while layer not in self._now:
+            self._read(next(self._coming))
+        pieces, index = self._pieces[number], layer - self._now.start
+        piece, pieces[index] = pieces[index], None
+        return piece
+
+    def of(self, number: int) -> Sequence[Piece | None]:
+        """One file's pieces, as they come."""
+        return _Pieces(self, number)
+
+    def _read(self, now: range) -> None:
+        self._pieces.clear()
+        extents = [span.extent(now.start, now.stop) for span in self.spans]
+        buffers = empty([end - begin for begin, end in extents])
+        for span, (begin, end), buffer in zip(self.spans, extents, buffers, strict=True):
+            self.read_into(span, [memoryview(cast("Any", buffer))[: end - begin]])
+            self._pieces.append(span.pieces(now.start, now.stop, buffer))
+        self._now = now
+
+
+class _Buffers(NamedTuple):
+    """One array of a layer that is being filled: `lead` runs of rows of `width` bytes."""
+
+    data: mx.array
+    memory: memoryview
+    lead: int
+    stride: int
+    width: int
+
+
+class InPlace(_Stream):
+    """Files whose rows are read straight to where they belong in the layers, and nowhere else."""
+
+    def __init__(
+        self,
+        spans: Sequence[SpanReader],
+        few: Few,
+        parts: Sequence[PathPart],
+        count: int,
+        headroom: int,
+    ) -> None:
+        super().__init__(spans, few, _IN_PLACE)
+        self._parts = parts
+        self._count = count
+        self._headroom = headroom
+
+    def layers_read(self) -> Iterator[Layer]:
+        """The layers, in their order."""
+        rounds = list(self.rounds())
+        coming = self._prepared(rounds[0])
+        for number, now in enumerate(rounds):
+            prepared = coming
+            mx.eval([made.data for arrays in prepared for made in arrays])
+            if number + 1 < len(rounds):
+                coming = self._prepared(rounds[number + 1])
+                # Their memory is got ready on MLX's thread while this one reads.
+                mx.async_eval(  # type: ignore[no-untyped-call]
+                    [made.data for arrays in coming for made in arrays]
+                )
+            prepared = [[_mapped(made) for made in arrays] for arrays in prepared]
+            for span, part in zip(self.spans, self._parts, strict=True):
+                self._read(span, part, now, prepared)
+            for layer in now:
+                arrays = prepared[layer - now.start]
+                yield self._layer(self.spans[0].head.layout[layer], arrays)
+                arrays.clear()
+
+    def _prepared(self, now: range) -> list[list[_Buffers]]:
+        first = self.spans[0]
+        return [
+            [self._buffers(kind_of, entry) for entry in first.entries(layer) if entry is not None]
+            for layer in now
+            for kind_of in [first.head.layout[layer]]
+        ]
+
+    def _buffers(self, kind: Any, entry: StoredTensor) -> _Buffers:
+        lead, width = math.prod(entry.shape[:-2]), entry.shape[-1] * entry.dtype.size
+        rows = self._count + self._headroom * kind.grows
+        shape = (*entry.shape[:-2], rows, entry.shape[-1])
+        data = mx.zeros(shape, entry.dtype)
+        return _Buffers(data, memoryview(b""), lead, rows * width, width)
+
+    def _read(
+        self, span: SpanReader, part: PathPart, now: range, prepared: list[list[_Buffers]]
+    ) -> None:
+        """One file's rows of some layers; what the path leaves out is read for the digest."""
+        used = min(part.end, self._count) - part.start
+        held = part.span_end - part.start
+        slices: list[memoryview] = []
+        for layer, arrays in zip(now, prepared, strict=True):
+            for made, entry in zip(arrays, span.entries(layer), strict=True):
+                lead, width = made.data.shape[:-2], made.data.shape[-1]
+                expected = ((*lead, held, width), made.data.dtype)
+                if entry is None or (entry.shape, entry.dtype) != expected:
+                    span.broken = DamagedSpan(f"{span.name} has rows of another shape")
+                    raise span.broken
+                left = (held - used) * made.width
+                memory, taken = made.memory, used * made.width
+                for start in range(part.start * made.width, len(memory), made.stride):
+                    slices.append(memory[start : start + taken])
+                    if left:
+                        # Not one buffer for all: each is still to be digested.
+                        slices.append(memoryview(bytearray(left)))
+        self.read_into(span, slices)
+
+    def _layer(self, kind: Any, arrays: list[_Buffers]) -> Layer:
+        layer = kind.empty()
+        kind.fill(layer, [made.data for made in arrays], self._count)
+        return layer
+
+
+def _mapped(made: _Buffers) -> _Buffers:
+    return made._replace(memory=memoryview(cast("Any", made.data)).cast("B"))
+
+
+class _Pieces(Sequence[Piece | None]):
+    """One file's pieces, as they come."""
+
+    def __init__(self, stream: InPieces, number: int) -> None:
+        self._stream = stream
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._stream.layers
+
+    def __getitem__(self, layer: int) -> Piece | None:  # type: ignore[override]
+        return self._stream.piece(self._number, layer)
+
+    def __iter__(self) -> Iterator[Piece | None]:
+        return (self[layer] for layer in range(len(self)))
