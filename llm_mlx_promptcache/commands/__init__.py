@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -29,6 +30,8 @@ _WHERE = {
     "unpin": "spans",
     "check": "cache",
     "compact": "cache",
+    "export": "exchange",
+    "import": "exchange",
     "clear": "clear",
     "path": "cache",
     "settings": "cache",
@@ -46,7 +49,7 @@ class _Commands(click.Group):
         if cmd_name not in _WHERE:
             return None
         module = import_module(f".{_WHERE[cmd_name]}", __name__)
-        found: click.Command = getattr(module, cmd_name)
+        found: click.Command = getattr(module, cmd_name + "_" * iskeyword(cmd_name))
         return found
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -44,7 +44,7 @@ def warm(
     if not text and not tools:
         raise ValueError("the system prompt is empty; give a file with text, or tools (-T NAME)")
     named = resolve(model, load_settings())
-    request = replace(_request(named, text, tools), warm=True, pin=keep)
+    request = replace(request_of(named, text, tools), warm=True, pin=keep)
     _check_kept(request)
     store = disk_store()
     before = _pinned(store)
@@ -112,7 +112,7 @@ def _check_kept(request: GenerationRequest) -> None:
         )
 
 
-def _request(named: NamedModel, system: str, tools: Sequence[str]) -> GenerationRequest:
+def request_of(named: NamedModel, system: str, tools: Sequence[str]) -> GenerationRequest:
     """What warms the beginning that every prompt of `llm -m NAME -s SYSTEM -T TOOL` shares."""
     import llm
 

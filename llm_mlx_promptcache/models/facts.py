@@ -93,10 +93,16 @@ def model_facts() -> ModelFacts:
 
 def environment() -> str:
     """Everything besides the model that decides a fact: mlx, mlx-lm, the default device's name."""
+    found = environment_parts()
+    return f"mlx {found['mlx']}, mlx-lm {found['mlx-lm']}, {found['device']}"
+
+
+def environment_parts() -> dict[str, str]:
+    """The same part by part, by what each is called."""
     device = mx.default_device()
     name = mx.device_info(device).get("device_name", "")
     kind = "cpu" if device.type == mx.DeviceType.cpu else "gpu"
-    return f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}, {kind} {name}"
+    return {"mlx": version("mlx"), "mlx-lm": version("mlx-lm"), "device": f"{kind} {name}"}
 
 
 def _written(facts: dict[_Key, Any]) -> str:

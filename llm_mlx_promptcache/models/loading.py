@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,19 @@ class LoadedModel:
         return {}
 
 
-def load_model(reference: str, report: Report = unreported, step: Step = unasked) -> LoadedModel:
+class Weights(Enum):
+    """What becomes of a model's weights when it is loaded."""
+
+    READ = auto()
+    LEFT = auto()  # for who asks for shapes, prompts and identities: an eval would read them
+
+
+def load_model(
+    reference: str,
+    report: Report = unreported,
+    step: Step = unasked,
+    weights: Weights = Weights.READ,
+) -> LoadedModel:
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
     With "@FOLDER" behind it, an adapter that mlx-lm trained (LoRA, DoRA) goes on top.
@@ -92,9 +105,9 @@ def load_model(reference: str, report: Report = unreported, step: Step = unasked
     if not tokenizer.has_chat_template:
         raise no_template(folder)
     step()
-    model, config = _load_weights(folder, step)
+    model, config = _load_weights(folder, step, weights)
     if adapter is not None:
-        model = _adapted(model, adapter)
+        model = _adapted(model, adapter, weights)
     context = _context_length(config, tokenizer)
     return LoadedModel(model, tokenizer, config, folder, context, adapter, files)
 
@@ -221,7 +234,7 @@ def _too_deep(config: dict[str, Any]) -> str:
     return ""
 
 
-def _load_weights(folder: Path, step: Step) -> tuple[Any, dict[str, Any]]:
+def _load_weights(folder: Path, step: Step, weights: Weights) -> tuple[Any, dict[str, Any]]:
     try:
         from mlx_lm.utils import load_model as load
 
@@ -232,6 +245,8 @@ def _load_weights(folder: Path, step: Step) -> tuple[Any, dict[str, Any]]:
             model_config=_without_nulls(folder),
             trust_remote_code=False,
         )
+        if weights is Weights.LEFT:
+            return model, config
         # What is wrong with a file must show here, and not in the middle of an answer.
         for part in _parts(model.parameters()):
             mx.eval(part)
@@ -260,13 +275,14 @@ def _without_nulls(folder: Path) -> dict[str, Any]:
     return {key: {} for key in ("text_config",) if key in given and given[key] is None}
 
 
-def _adapted(model: Any, adapter: Path) -> Any:
+def _adapted(model: Any, adapter: Path, weights: Weights) -> Any:
     try:
         from mlx_lm.tuner.utils import load_adapters
 
         model = load_adapters(model, str(adapter))
         model.eval()  # no dropout
-        mx.eval(model.state)
+        if weights is Weights.READ:
+            mx.eval(model.state)
     except Exception as error:
         raise damaged(
             adapter, f"this adapter can't be put on the model: {_reason(error)}"

@@ -8,6 +8,7 @@ from array import array
 import pytest
 
 from llm_mlx_promptcache.cache.disk import index as index_module
+from llm_mlx_promptcache.cache.disk import index_log
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.index import Index
 from llm_mlx_promptcache.cache.disk.index_log import IndexLog
@@ -58,7 +59,7 @@ def test_p8_a_model_is_cleared_though_the_index_says_that_nothing_can_go(worlds,
 
 
 def test_p5_the_log_is_moved_home_where_nothing_is_evicted(worlds, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "_LONG_LOG", 100_000)
+    monkeypatch.setattr(index_log, "_LONG", 100_000)
     store, log = DiskStore(tmp_path, "1GB"), tmp_path / "index.sqlite-wal"
     for at in range(30):
         worlds.put(store, list(range(at, at + 40)))

@@ -106,7 +106,7 @@ def test_p8_no_token_is_left_though_others_read_and_write_meanwhile(child, world
 
 
 def test_p8_clear_says_so_where_a_reader_holds_the_log(worlds, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.index._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("llm_mlx_promptcache.cache.disk.index_log._BUSY_SECONDS", 0.2)
     monkeypatch.setattr("llm_mlx_promptcache.cache.disk.shared_index.COMMAND_SECONDS", 0.2)
     store = DiskStore(tmp_path)
     worlds.put(store, NEEDLE)
@@ -146,7 +146,7 @@ def test_p8_clear_tells_why_tokens_may_be_left(worlds, tmp_path, caplog, monkeyp
         return real.execute(query, *more)
 
     index = store._index._open(1.0)
-    monkeypatch.setattr(index, "db", Through(index.db, execute))
+    monkeypatch.setattr(index.log, "_db", Through(index.db, execute))
     assert store.clear() > 0
     (record,) = caplog.records
     assert "(database or disk is full)" in record.getMessage()
@@ -165,7 +165,7 @@ def test_p8_clear_waits_for_anothers_checkpoint(worlds, tmp_path, monkeypatch):
         return real.execute(query, *more)
 
     index = store._index._open(1.0)
-    monkeypatch.setattr(index, "db", Through(index.db, execute))
+    monkeypatch.setattr(index.log, "_db", Through(index.db, execute))
     store.clear()
     assert len(refused) == 2
     assert holding_the_needle(tmp_path) == []

@@ -24,14 +24,16 @@ from .span_header import (
     Member,
     TensorShape,
     header_of,
+    metadata_about,
     metadata_of,
 )
-from .unpublished import UnpublishedFile
+from .unpublished import ExportTarget, UnpublishedFile
 
 if TYPE_CHECKING:
     from ..layers.layout import Layout
     from ..layers.pieces import Dtype
     from .files import Files
+    from .held_span import HeldSpan
     from .span_file import OpenSpan
 
 STEP_BYTES: Final = 8 << 20  # of one read, and of one write
@@ -42,7 +44,7 @@ _MOST_SIZE: Final = 99_999_999  # of a block, in as many digits as there may be
 class PackSource(NamedTuple):
     """A file to copy from: of its spans those that are wanted, which follow each other there."""
 
-    file: OpenSpan
+    file: OpenSpan | HeldSpan
     members: list[Member]
     first: int  # row of theirs
 
@@ -133,7 +135,14 @@ class UnpublishedPack(UnpublishedFile):
     """
 
     def __init__(
-        self, folder: Path, sources: Sequence[PackSource], few: Few, files: Files, *, coded: bool
+        self,
+        folder: Path,
+        sources: Sequence[PackSource],
+        few: Few,
+        files: Files,
+        *,
+        coded: bool,
+        target: ExportTarget | None = None,
     ) -> None:
         self._sources = sources
         self._few = few
@@ -141,7 +150,8 @@ class UnpublishedPack(UnpublishedFile):
         self._coded = coded
         self._unsynced = 0
         self.members = [member for source in sources for member in source.members]
-        super().__init__(folder, pack_path, files)
+        self._about = metadata_about(target.about) if target is not None else {}
+        super().__init__(folder, pack_path if target is None else target.named, files)
 
     def written(self) -> Iterator[None]:
         """Write it, with a pause behind each read or write of at most `STEP_BYTES`.
@@ -229,7 +239,7 @@ class UnpublishedPack(UnpublishedFile):
 
     def _beginning(self, head: Head, arrays: Sequence[_Array]) -> bytes:
         told = {array.name: [array.held, array.blocks] for array in arrays if array.is_coded}
-        metadata = metadata_of(head, self.file_id, self.members, told)
+        metadata = metadata_of(head, self.file_id, self.members, told) | self._about
         return header_of(metadata, len(head.tokens), [array.listed for array in arrays])
 
     def _head(self) -> Head:
@@ -267,7 +277,7 @@ def _shapes(sources: Sequence[PackSource]) -> list[list[_ArrayShape]]:
     return found
 
 
-def _shape(file: OpenSpan, entry: StoredTensor | None) -> _ArrayShape:
+def _shape(file: OpenSpan | HeldSpan, entry: StoredTensor | None) -> _ArrayShape:
     rows = len(file.head.tokens)
     if entry is None or len(entry.shape) < 2 or entry.shape[-2] != rows:
         file.broken = DamagedSpan(f"{file.name} does not hold a row for each of its tokens")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .upkeep import Upkeep
 
 
-class Packing:
+class Packer:
     """A folder's files, packed a read or write of 8 MB at a time.
 
     Who goes on later with the steps, or not at all, leaves everything whole. Nothing is written

@@ -204,20 +204,20 @@ def _opened(store: Store, query: Query, span: StoredSpan, *more: StoredSpan) -> 
     layout = query.layout
     pairs = zip(layout, opened.outline(), strict=False)
     length = len(opened.head.tokens)
-    if opened.head.layout == layout and all(_fits(kind, piece, length) for kind, piece in pairs):
+    if opened.head.layout == layout and all(fits(kind, piece, length) for kind, piece in pairs):
         return opened
     opened.close()
     store.damaged(span, DamagedSpan(f"{opened.name} does not hold what its model keeps"))
     return None
 
 
-def _fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
+def fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
     """Whether a piece has the shape that its kind gives a span of so many tokens."""
     if piece is None or not isinstance(kind, KVRows | Window | ListOf):
         return True
     if isinstance(kind, ListOf):
         pairs = zip(kind.parts, kind.parted(piece), strict=True)
-        return all(_fits(part, sub, length) for part, sub in pairs)
+        return all(fits(part, sub, length) for part, sub in pairs)
     if not all(array is not None and len(array.shape) >= 2 for array in piece):
         return False
     held = {array.shape[-2] for array in piece if array is not None}

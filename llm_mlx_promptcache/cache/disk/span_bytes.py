@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,13 @@ _BLOCK: Final = 4 << 20
 _AHEAD: Final = 1 << 20  # bytes; of more at once Linux reads only as much as a device takes at once
 
 
+class Origin(Enum):
+    """Where a file comes from, and so whose it must be."""
+
+    FOLDER = auto()  # a store's own: its owner's alone
+    ELSEWHERE = auto()  # anybody's, given by the user
+
+
 class SpanBytes:
     """A span's file from its first byte to its digest.
 
@@ -28,8 +36,9 @@ class SpanBytes:
     memory, a device that fails) is an OSError and says nothing about the file.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Path, files: Files, origin: Origin = Origin.FOLDER) -> None:
         self.name = path.name
+        self._origin = origin
         self._file = Descriptor(path, files, _opened(path, files))
         self._digest = xxhash.xxh3_128()
         self._last = b""
@@ -122,9 +131,10 @@ class SpanBytes:
 
     def _checked_size(self) -> int:
         status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        ours = self._origin is Origin.FOLDER
+        if not stat.S_ISREG(status.st_mode) or (ours and status.st_uid != os.geteuid()):
             raise DamagedSpan(f"{self.name} is not a regular file of this user")
-        if status.st_mode & 0o077:
+        if ours and status.st_mode & 0o077:
             raise DamagedSpan(f"{self.name} can be read or written by other users")
         if status.st_size <= 8 + DIGEST_BYTES:
             raise DamagedSpan(f"{self.name} has {status.st_size} bytes")

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from ..layers.errors import UnknownKind
+from ..layers.layout import Layout
 from ..layers.pieces import Piece
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
 from .coded_rows import CodedRows
 from .file_ids import PACK_SUFFIX, id_of, span_path
 from .files import Files
-from .span_bytes import DIGEST_BYTES, SpanBytes
+from .span_bytes import DIGEST_BYTES, Origin, SpanBytes
 from .span_header import (
     CODED_FORMAT,
     DTYPES,
@@ -38,10 +39,11 @@ from .span_header import (
     heads_of,
     layout_from_metadata,
     members_from,
+    metadata_about,
     metadata_of,
     shares_of,
 )
-from .unpublished import UnpublishedFile
+from .unpublished import ExportTarget, UnpublishedFile
 
 
 def host_tensors(*spans: Sequence[Piece | None]) -> list[list[Tensor]]:
@@ -65,8 +67,16 @@ def host_tensors(*spans: Sequence[Piece | None]) -> list[list[Tensor]]:
 class UnpublishedSpan(UnpublishedFile):
     """A span's file under a private name, whole, until `publish`."""
 
-    def __init__(self, folder: Path, head: Head, tensors: Sequence[Tensor], files: Files) -> None:
-        super().__init__(folder, span_path, files)
+    def __init__(
+        self,
+        folder: Path,
+        head: Head,
+        tensors: Sequence[Tensor],
+        files: Files,
+        target: ExportTarget | None = None,
+    ) -> None:
+        self._about = metadata_about(target.about) if target is not None else {}
+        super().__init__(folder, span_path if target is None else target.named, files)
         try:
             self._write_body(head, tensors)
         except BaseException:
@@ -76,7 +86,8 @@ class UnpublishedSpan(UnpublishedFile):
     def _write_body(self, head: Head, tensors: Sequence[Tensor]) -> None:
         tokens = memoryview(head.tokens).cast("B")
         shapes = [TensorShape(t.name, t.dtype, t.shape, t.raw.nbytes) for t in tensors]
-        self.put(header_of(metadata_of(head, self.file_id), len(head.tokens), shapes))
+        said = metadata_of(head, self.file_id) | self._about
+        self.put(header_of(said, len(head.tokens), shapes))
         for block in (tokens, *(tensor.raw for tensor in tensors)):
             self.put(block)
         self.put_digest()
@@ -110,14 +121,14 @@ class OpenSpan:
     it is whole and of layers that nobody here knows.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Path, files: Files, origin: Origin = Origin.FOLDER) -> None:
         self.name = path.name
         self.broken: DamagedSpan | None = None
         self.members: list[Member] = []
         self.coded = False
         self._file_id = id_of(path.name)
         self._is_pack = path.name.endswith(PACK_SUFFIX)
-        self._bytes = SpanBytes(path, files)
+        self._bytes = SpanBytes(path, files, origin)
         self._rows: SpanBytes | CodedRows = self._bytes
         self.size = self._bytes.size
         try:
@@ -210,8 +221,7 @@ class OpenSpan:
         metadata = header.pop("__metadata__")
         self.coded = metadata["format"] == CODED_FORMAT
         (self._bytes.digest_last if self.coded else self._bytes.digest)(text)
-        formats = (PACK_FORMAT, CODED_FORMAT) if self._is_pack else (FORMAT,)
-        layout = layout_from_metadata(metadata, self._file_id, formats)
+        layout = self._layout(metadata)
         tensors = entries_of(header, layout, self.size - len(text))
         if self.coded:
             tensors, arrays = decoded_entries(metadata, tensors)
@@ -228,6 +238,11 @@ class OpenSpan:
         self.head = head_from(metadata, layout, tokens)
         if self._is_pack:
             self.members = members_from(metadata, self.head)
+
+    def _layout(self, metadata: dict[str, Any]) -> Layout:
+        """The layers that a header says, if it is that of this file; ValueError."""
+        formats = (PACK_FORMAT, CODED_FORMAT) if self._is_pack else (FORMAT,)
+        return layout_from_metadata(metadata, self._file_id, formats)
 
     def _piece(self, layer: int, make: Any) -> Piece | None:
         entries = self._entries[layer]

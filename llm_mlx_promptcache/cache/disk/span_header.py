@@ -7,7 +7,7 @@ those of one span of all their tokens, and its header says where each of them en
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -32,6 +32,7 @@ MAX_HEADER: Final = 4 << 20
 _MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
 _MOST_START = 1 << 31
+_MOST_ABOUT = 32  # things that an exported file says it is of
 # safetensors' names; the letter is the memoryview format of the same width that carries the bits.
 DTYPES: dict[mx.Dtype, tuple[str, str]] = {
     mx.float32: ("F32", "I"),
@@ -153,6 +154,19 @@ def metadata_of(
     if coded:
         said |= {"format": CODED_FORMAT, "coded": json.dumps(coded)}
     return said
+
+
+def metadata_about(about: Mapping[str, str]) -> dict[str, str]:
+    """What a header of an exported file says besides: what it is of."""
+    return {"about": json.dumps(about)}
+
+
+def about_from(metadata: dict[str, Any]) -> dict[str, str]:
+    """What an exported file is of; ValueError where its header does not say so."""
+    found = json.loads(metadata["about"])
+    if not isinstance(found, dict) or not 0 < len(found) <= _MOST_ABOUT:
+        raise ValueError("it does not say what it is of")
+    return {name: _word(found, name) for name in found if len(name) <= _MOST_WORD}
 
 
 def layout_from_metadata(

@@ -28,7 +28,7 @@ from .index import Index
 from .index_rows import MOST_LABEL, Totals
 from .listing import Listing
 from .notes import Notes, Opened
-from .packing import Packing
+from .packing import Packer
 from .pins import Pins
 from .said import said_behind
 from .shared_index import SharedIndex
@@ -76,7 +76,7 @@ class DiskStore:
         )
         self._checkup = Checkup(self._folder, self._index, self._pins, self._witness, self._upkeep)
         self._faults = Faults(self._folder, self._notes)
-        self._packing = Packing(self._folder, self._index, self._upkeep, self._faults)
+        self._packer = Packer(self._folder, self._index, self._upkeep, self._faults)
         self._written = 0
 
     @property
@@ -189,7 +189,7 @@ class DiskStore:
         self._upkeep.write_notes()
         kept = self._upkeep.keep_budget()
         self._upkeep.tidy()
-        return not self._packing.rewrite_wasteful() and kept
+        return not self._packer.rewrite_wasteful() and kept
 
     def compact(self, *, rested: float | None = None) -> Iterator[Compacted]:
         """Make packs of files of one path, a read or write of 8 MB at a time; what was done so far.
@@ -197,7 +197,7 @@ class DiskStore:
         Who goes on later, or not at all, leaves everything whole. With `rested`, only what was not
         used for so many seconds is packed, and large files only once that pays.
         """
-        return self._packing.steps(rested)
+        return self._packer.steps(rested)
 
     def save(self, draft: Draft) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
@@ -322,7 +322,7 @@ class DiskStore:
         if model is not None or days is not None:
             self.sweep()  # what a killed process left is taken in, and cleared with the rest
             freed = self._upkeep.clear_some(model, days, asked=True)
-            self._packing.reclaim()
+            self._packer.reclaim()
         else:
             freed = self._index.run(self._wiped, None, asked=True)
         if freed is None and not self._index.off:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
@@ -25,6 +25,17 @@ class NotPublished(Exception):
     def __init__(self, why: OSError) -> None:
         super().__init__(str(why))
         self.why = why
+
+
+class ExportTarget(NamedTuple):
+    """A path of the user's that a file is written for, and what it says it is of."""
+
+    path: Path
+    about: Mapping[str, str]
+
+    def named(self, _folder: Path, _file_id: str) -> Path:
+        """That path, whatever the file's id."""
+        return self.path
 
 
 class UnpublishedFile:

@@ -1,0 +1,55 @@
+"""A span in memory, read as its file would be: what is packed need not be written first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from ..span import DamagedSpan, Head, StoredTensor, Tensor
+from .span_header import BY_NAME
+
+
+class HeldSpan:
+    """A span's arrays as bytes of the host, given once each, in the order of a file.
+
+    It is what it is: `verify` has nothing to find.
+    """
+
+    def __init__(self, file_id: str, head: Head, tensors: Sequence[Tensor]) -> None:
+        self.name = "a span in memory"
+        self.broken: DamagedSpan | None = None
+        self.coded = False
+        self.head = head
+        self.heads = {file_id: head}
+        self._left = deque(tensor.raw for tensor in tensors)
+        self._entries = {tensor.name: _entry(tensor) for tensor in tensors}
+
+    def entries(self, layer: int) -> list[StoredTensor | None]:
+        """What there is of each array of a layer."""
+        arity = self.head.layout[layer].arity
+        return [self._entries.get(f"layer.{layer}.{index}") for index in range(arity)]
+
+    def read_into(self, buffers: Sequence[memoryview]) -> None:
+        """Fill these with what comes next."""
+        for buffer in buffers:
+            rest = buffer
+            while rest.nbytes:
+                first = self._left.popleft()
+                count = min(first.nbytes, rest.nbytes)
+                rest[:count] = first[:count]
+                rest = rest[count:]
+                if first.nbytes > count:
+                    self._left.appendleft(first[count:])
+
+    def verify(self) -> None:
+        """There is nothing to find."""
+
+    def pause(self) -> None:
+        """There is no descriptor to let go of."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def _entry(tensor: Tensor) -> StoredTensor:
+    return StoredTensor(BY_NAME[tensor.dtype], tensor.shape, 0, tensor.raw.nbytes)

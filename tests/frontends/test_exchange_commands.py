@@ -1,0 +1,172 @@
+"""A prefix that was computed in one home is used in another, through a file, or refused."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+LIMIT = ("-o", "max_tokens", "4")
+SYSTEM = "the answer of the system and the capital of the user"
+ASKED = ("-m", "mlx-cached", "-s", SYSTEM, *LIMIT)
+
+
+@pytest.fixture(scope="module")
+def warmed_once(new_home, tiny_llama, tmp_path_factory):
+    """A home with a model, a system prompt that was computed, and its file."""
+    home = new_home()
+    home.ours("default", str(tiny_llama()))
+    file = tmp_path_factory.mktemp("prompts") / "system.txt"
+    file.write_text(SYSTEM)
+    home.llm("mlx-cached", "warm", "-s", str(file))
+    return home, file
+
+
+@pytest.fixture
+def warmed(warmed_once, tmp_path):
+    home, file = warmed_once
+    return home.copied_to(tmp_path / "sender"), str(file)
+
+
+@pytest.fixture
+def other(new_home, tiny_llama):
+    """Another home, with a model of the same files."""
+    home = new_home()
+    home.ours("default", str(tiny_llama()))
+    return home
+
+
+@pytest.fixture
+def sent(warmed, tmp_path):
+    """A file of that system prompt."""
+    home, system = warmed
+    home.ours("export", str(tmp_path / "sent"), "-s", system)
+    return tmp_path / "sent"
+
+
+def model_of(home):
+    return home.ours("default")[0]
+
+
+def test_an_imported_prefix_is_not_prefilled(warmed, other, tmp_path):
+    home, system = warmed
+    (span,) = home.told("tree")
+    file = tmp_path / "sent.safetensors"
+    out, _ = home.llm("mlx-cached", "export", str(file), "-s", system)
+    assert out.startswith(f"{span['end']} tokens are in {file}: ")
+    out, _ = other.llm("mlx-cached", "import", str(file), "-m", model_of(other))
+    (taken,) = other.told("tree")
+    assert out.startswith(f"{span['end']} tokens of ")
+    assert out.endswith(f"to the span {taken['id'][:8]}")
+    assert (taken["end"], taken["tier"], taken["bytes"] > 0) == (span["end"], span["tier"], True)
+    assert taken["model"] == model_of(other)
+    assert other.ours("check")[0] == "all is well"
+    other.llm(*ASKED, "Hello")
+    home.llm(*ASKED, "Hello")
+    here, there = other.last(), home.last()
+    assert here["response"] == there["response"]
+    assert here["details"]["cached"] == span["end"]
+    new = here["input_tokens"] - span["end"]
+    assert here["details"]["prefilled"] / new == 1.00
+    out, _ = other.llm("mlx-cached", "import", str(file), "-m", model_of(other))
+    assert out.startswith(f"all {span['end']} tokens were stored already")
+
+
+def test_a_span_and_an_answer_are_exported_by_their_ids(warmed, other, tmp_path):
+    home, _ = warmed
+    home.llm(*ASKED, "Hello capital")
+    answer = home.last()
+    spans = home.told("tree")
+    last = max(spans, key=lambda span: span["end"])
+    told = home.told("export", str(tmp_path / "a"), "--span", last["id"][:8])
+    assert (told["tokens"], told["of"]) == (last["end"], last["end"])
+    told = home.told("export", str(tmp_path / "b"), "--response", answer["id"])
+    assert told["tokens"] == told["of"] == answer["input_tokens"]
+    found = other.told("import", str(tmp_path / "b"), "-m", model_of(other))
+    assert (found["tokens"], found["known"]) == (answer["input_tokens"], 0)
+    found = other.told("import", str(tmp_path / "a"), "-m", model_of(other))
+    assert (found["tokens"], found["known"]) == (last["end"], answer["input_tokens"])
+    # Only what was not there yet came beside it.
+    assert other.told("stats")["tokens"] == last["end"]
+    other.llm(*ASKED, "Hello capital")
+    assert other.last()["details"]["prefilled"] == 1
+
+
+def test_law_12_the_file_is_its_owners_alone_and_tells_no_text(warmed, tmp_path):
+    home, system = warmed
+    file = tmp_path / "sent.safetensors"
+    home.llm("mlx-cached", "export", str(file), "-s", system)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp")] == []
+    with safe_open(file, "numpy") as opened:  # a valid safetensors file
+        told = json.dumps(opened.metadata())
+        assert len(opened.get_tensor("tokens")) == home.told("tree")[0]["end"]
+    for secret in (SYSTEM, str(Path.home()), str(home.folder), model_of(home)):
+        assert secret not in told
+    (span,) = home.told("tree")
+    assert span["namespace"] not in told
+    (line,) = home.ours("export", str(file), "-s", system, status=1)[1].splitlines()
+    assert "is there already" in line
+
+
+def refused(home, *arguments):
+    (line,) = home.ours("import", *arguments, status=1)[1].splitlines()
+    assert home.told("tree") == []
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_other_model_files_are_refused_and_said(sent, new_home, tiny_llama):
+    home = new_home()
+    home.ours("default", str(tiny_llama(seed=5)))
+    line = refused(home, str(sent), "-m", model_of(home))
+    assert "can't be used here: model files is '" in line
+    assert "mlx" not in line.partition("here:")[2]
+
+
+def test_a_model_that_is_not_said_or_not_here_is_refused(sent, other):
+    assert "does not say of which model it is; give it with -m" in refused(other, str(sent))
+    assert "org/none" in refused(other, str(sent), "-m", "org/none")
+
+
+def test_nothing_is_exported_of_what_is_not_there(warmed, other, tmp_path):
+    home, system = warmed
+    file = str(tmp_path / "none")
+    (line,) = other.ours("export", file, "-s", system, status=1)[1].splitlines()
+    assert line.startswith("Error: nothing of these ")
+    (line,) = home.ours("export", file, "--span", "abcdefabcdef", status=1)[1].splitlines()
+    assert "tree shows the ids" in line
+    home.ours("export", file, status=2)
+    home.ours("export", file, "--span", "12345678", "-s", system, status=2)
+    assert not Path(file).exists()
+
+
+def test_what_has_a_salt_leaves_and_comes_with_its_salt(bare_home, other, tiny_llama, tmp_path):
+    bare_home.ours("default", str(tiny_llama()))
+    bare_home.llm(*ASKED, "Hello", "-o", "cache_salt", "of mine")
+    last = max(bare_home.told("tree"), key=lambda span: span["end"])
+    file = str(tmp_path / "salted")
+    for salt in ((), ("--cache-salt", "of others")):
+        arguments = ("export", file, "--span", last["id"], *salt)
+        assert "--cache-salt" in bare_home.ours(*arguments, status=1)[1]
+    bare_home.ours("export", file, "--span", last["id"], "--cache-salt", "of mine")
+    assert b"of mine" not in Path(file).read_bytes()
+    other.ours("import", file, "-m", model_of(other), "--cache-salt", "of theirs")
+    other.llm(*ASKED, "Hello")
+    assert other.last()["details"]["cached"] == 0
+    other.llm(*ASKED, "Hello", "-o", "cache_salt", "of theirs")
+    assert other.last()["details"]["prefilled"] == 1
+
+
+def test_a_host_writes_first_what_it_has_in_memory(bare_hosted_home, other, tiny_llama, tmp_path):
+    home = bare_hosted_home
+    home.ours("default", str(tiny_llama()))
+    home.llm(*ASKED, "Hello")
+    file = str(tmp_path / "sent")
+    answer = home.last()
+    told = home.told("export", file, "--response", answer["id"])
+    assert told["tokens"] == answer["input_tokens"]
+    other.ours("import", file, "-m", model_of(other))
+    other.llm(*ASKED, "Hello")
+    assert other.last()["details"]["prefilled"] == 1
