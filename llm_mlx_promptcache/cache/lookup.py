@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Where a prompt could resume, and up to where it is known."""
+    """The token where a prompt could resume, and the end of its known part."""
 
     place: int
     matched: int

@@ -1,7 +1,7 @@
 """PromptCache: prefixes of prompts in memory and in a store, shared, found by their tokens.
 
-One radix tree a namespace; each of its spans keeps what the model's layers hold for its own
-tokens and for no others, so a prefix that many conversations share is kept once.
+One radix tree a namespace; each of its spans keeps the layers' content for its own tokens and for
+no others, so a prefix that many conversations share is kept once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .worth import TIERS
 
 
 class PromptCache:
-    """Keeps what models computed for prefixes of prompts, and hands it to who needs it again.
+    """Keeps the layers that models computed for prefixes of prompts, to be fetched again.
 
     `memory_bytes` limits the spans in memory, `spans` their number if given; `disk` is a `Store`,
     or None for none. `tiers` run from least to most persistent. Calls are safe from any thread.
@@ -82,11 +82,12 @@ class PromptCache:
 
         The layers have room for the rest of the prompt and `headroom` tokens more before they grow.
         With `Rows.GIVE`, rows that nobody else needs move into them instead of being copied; an
-        `insert` returns them, and who drops the layers without it loses what no store holds.
-        With `prefill_speed`, in tokens a second, what the disk would give later is left to prefill.
-        With `most`, it is no longer than that, however much is stored: another rank holds less.
-        Nothing here waits for other processes or for the writer: 20 ms for each look at an index
-        that is locked, and then no look at it for a while. Threads of this process take turns.
+        `insert` returns them, and dropping the layers without it loses rows that no store holds.
+        With `prefill_speed`, in tokens a second, spans that the disk would deliver later are left
+        to prefill. With `most`, it is no longer than that, however much is stored: another rank
+        holds less. Nothing here waits for other processes or for the writer: 20 ms for each look at
+        an index that is locked, and then no look at it for a while. Threads of this process take
+        turns.
         """
         ids = _checked(tokens)
         check_rows(rows, Rows.COPY, Rows.GIVE)
@@ -112,7 +113,7 @@ class PromptCache:
             self.insert(namespace, ids[: lease.cached], lease.layers, rows=Rows.RETURN)
 
     def reach(self, namespace: str, tokens: Iterable[int], most: int) -> Reach:
-        """Where a prompt could resume, at token `most` at the latest, and how far it is known.
+        """The token at which a prompt could resume, at most `most`, and the end of the known part.
 
         No hit, no miss, no use, and nothing is read: several ranks find the place that all have.
         """
@@ -123,7 +124,7 @@ class PromptCache:
             return Reach(plan.resume_at, plan.matched)
 
     def look(self, namespace: str, tokens: Iterable[int]) -> Lease:
-        """What a `fetch` would cover, as a lease without layers; no hit, no miss and no use."""
+        """The reach of a `fetch`, as a lease without layers; no hit, no miss and no use."""
         ids = _checked(tokens)
         with self._lock:
             walk = self._lookup.walk(namespace, ids)
@@ -132,7 +133,7 @@ class PromptCache:
             return Lease(None, plan.resume_at, why, plan.matched, plan.from_disk)
 
     def holds(self, namespace: str, tokens: Iterable[int]) -> bool:
-        """Whether all of this path is in memory, or lent from there."""
+        """True if all of this path is in memory, or lent from there."""
         ids = as_tokens(tokens)
         with self._lock:
             return self._tree.walk(namespace, ids).length == len(ids)
@@ -144,7 +145,7 @@ class PromptCache:
             return said_behind(self._tree, namespace, ids, most)
 
     def said(self, namespace: str, tokens: Iterable[int], most: int) -> Said:
-        """What stands behind these tokens, in memory or the store, and in memory elsewhere.
+        """The token ids behind these tokens, in memory or the store, and of other spans in memory.
 
         At most `most` token ids of each, to draft answers from: no hit, and no use of anything.
         Nothing of a namespace that is being forgotten.
@@ -161,9 +162,9 @@ class PromptCache:
     def fetch_ahead(
         self, namespace: str, tokens: Iterable[int], *, most: int | None = None
     ) -> Lease:
-        """`fetch`, for work that nobody has asked for: neither a hit nor a use of what it finds.
+        """Fetch for work that nobody has asked for: neither a hit nor a use of what it finds.
 
-        Who goes on from there tells how far with `count_ahead`.
+        A caller that goes on from there reports how far with `count_ahead`.
         """
         ids = _checked(tokens)
         with self._lock:
@@ -173,14 +174,14 @@ class PromptCache:
             ]
 
     def count_ahead(self, tokens: int) -> None:
-        """So many tokens were prefilled that nobody had asked for."""
+        """Count so many tokens as prefilled before anybody asked for them."""
         with self._lock:
             self._counters.tokens_ahead += tokens
 
     def _lease(
         self, wanted: Wanted, length: int, rows: Rows, speed: float | None
     ) -> tuple[Walk | None, Lease]:
-        """What is held of a prompt, with room for `length` tokens, and where it was found."""
+        """The lease of a prompt, with room for `length` tokens, and the walk that found it."""
         namespace, ids, most = wanted
         self._writer.note_lookup()
         walk = self._lookup.walk(namespace, ids[: most + 1])
@@ -204,13 +205,13 @@ class PromptCache:
         rows: Rows = Rows.COPY,
         on_disk: bool = True,
     ) -> int:
-        """Keep what `layers` hold for `tokens`; returns for how many, at most what they cover.
+        """Keep the content of `layers` for `tokens`; returns for how many, at most what they cover.
 
-        Only what is not stored yet is copied, and the layers stay the caller's. With `Rows.RETURN`
-        their list is emptied, one by one, so that a long conversation is never held twice; with
-        `Rows.KEEP_OUT` rows that a fetch gave them stay there until they are returned.
+        Only tokens that are not stored yet are copied, and the layers stay the caller's. With
+        `Rows.RETURN` their list is emptied, one by one, so that a long conversation is never held
+        twice; with `Rows.KEEP_OUT` rows that a fetch gave them stay there until they are returned.
         Without `on_disk` the store never gets it, unless another conversation has the same prefix.
-        Where the device failed nothing of it is kept: RuntimeError. Nothing is kept either, and 0
+        If the device failed nothing of it is kept: RuntimeError. Nothing is kept either, and 0
         returned, while the namespace is being forgotten.
         """
         ids = _checked(tokens)
@@ -228,10 +229,10 @@ class PromptCache:
         since: Moment,
         on_disk: bool = True,
     ) -> None:
-        """`insert` at several ends of one path, each with its tier, the last one last.
+        """Insert at several ends of one path, each with its tier, the last one last.
 
-        The device is waited for once. `since` is when these layers were made (`moment`): where the
-        device has failed since they are nobody's, and RuntimeError; where their namespace was
+        The device is waited for once. `since` is the `moment` when these layers were made: if the
+        device has failed since they are lost, and RuntimeError is raised; if their namespace was
         forgotten meanwhile, nothing of them is kept.
         """
         ids = _checked(tokens)
@@ -264,7 +265,7 @@ class PromptCache:
         return kept
 
     def pin(self, namespace: str, tokens: Iterable[int]) -> None:
-        """Keep a stored prefix whatever happens; ValueError where it is not all in memory."""
+        """Keep a stored prefix whatever happens; ValueError if it is not all in memory."""
         ids = _checked(tokens)
         with self._lock, self._proof.of(device.failures()):
             node = self._lookup.end(namespace, ids)
@@ -277,7 +278,7 @@ class PromptCache:
         self._store.pin(namespace, ids, pinned=True)
 
     def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
-        """Undo `pin`; ValueError where nothing is pinned that ends there."""
+        """Undo `pin`; ValueError if nothing is pinned that ends there."""
         ids = _checked(tokens)
         stored = self._store.pin(namespace, ids, pinned=False)
         with self._lock:
@@ -290,7 +291,7 @@ class PromptCache:
                 raise ValueError(f"nothing is pinned that ends after these {len(ids)} tokens")
 
     def trim_to(self, *, memory_bytes: int | str | None = None, spans: int | None = None) -> None:
-        """Evict until no more is in memory than this; what is pinned or leased stays."""
+        """Evict until memory is within these limits; pinned and leased spans stay."""
         most = self._budget.limits.nbytes if memory_bytes is None else memory_bytes
         limits = Limits.checked(most, spans)
         with self._lock, self._proof.of(device.failures()):
@@ -298,7 +299,7 @@ class PromptCache:
             self._budget.evict(limits)
 
     def resize(self, memory_bytes: int | str) -> None:
-        """Hold no more than this from now on; what is over it is evicted."""
+        """Hold no more than this from now on; spans over it are evicted."""
         nbytes = Limits.checked(memory_bytes, None).nbytes
         with self._lock, self._proof.of(device.failures()):
             self._memory.begin()
@@ -306,19 +307,19 @@ class PromptCache:
             self._budget.evict(self._budget.limits)
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
-        """Forget, in memory, what only this path needs; returns the bytes freed."""
+        """Forget, in memory, the spans that only this path needs; returns the bytes freed."""
         ids = _checked(tokens)
         with self._lock:
             self._memory.begin()
             return self._tree.discard_path(namespace, ids)
 
     def flush(self, *, wait: bool = True, short: bool = True) -> int:
-        """Write what the store does not have yet; returns how many spans that are.
+        """Write the spans that the store does not have yet; returns their number.
 
         Without `wait` they are written behind the caller's back. Without `short`, ends of paths
-        that are not worth a file of their own stay in memory, for what will come after them.
-        A lock that another process keeps is waited for once; what it keeps from being written is
-        told, and stays in memory.
+        that are not worth a file of their own stay in memory, for the next span. A lock that
+        another process keeps is waited for once; spans it keeps from being written are reported,
+        and stay in memory.
         """
         written, left = self._hand_over(short=short)
         while wait and not self._writer.wait() and left:
@@ -327,30 +328,30 @@ class PromptCache:
         return written
 
     def _hand_over(self, *, short: bool) -> Saved:
-        """Give the writer what it can take."""
+        """Give the writer as many spans as it can take."""
         with self._lock, self._proof.of(device.failures()):
             self._memory.begin()
             return self._persistence.flush(short=short)
 
     @property
     def saves(self) -> bool:
-        """Whether there is a store to write to."""
+        """True if there is a store to write to."""
         return self._saving
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
-        """What people call the model of a namespace, for who looks at the store.
+        """Record the user's name for the model of a namespace, for listings of the store.
 
         With the model's `identity`, which is the same under each of its salts and settings, the
-        store knows which namespaces nobody opens any more: those go first.
+        store knows the namespaces that nobody opens any more: those are evicted first.
         """
         with self._lock:
             self._memory.namespaces.names[namespace] = name
         self._store.label(namespace, name, identity)
 
     def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
-        """Why a prompt would reuse what it would; for who may see all namespaces.
+        """The reason why a prompt would reuse no more; for callers who may see all namespaces.
 
-        A lease never tells one namespace what another one holds.
+        A lease never tells one namespace about another.
         """
         ids = _checked(tokens)
         with self._lock:
@@ -360,10 +361,9 @@ class PromptCache:
         """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
 
         Of memory `bytes` are counted, span by span and in whole pages of the device, in so many
-        `buffers`. `active` is what MLX holds in this process, `pool` what it keeps of freed
-        buffers, and `held` is `active` but for leases (`leased`) and what the caller knows to be
-        `elsewhere`, weights above all. What is `waiting` to be written is held as well, some of
-        it by spans that are counted.
+        `buffers`. `active` are MLX's bytes in this process, `pool` its freed buffers, and `held` is
+        `active` without leases (`leased`) and what the caller knows to be `elsewhere`, weights
+        above all. Bytes `waiting` to be written are held as well, some of them by counted spans.
         """
         stored = self._store.stats()
         with self._lock:
@@ -396,17 +396,17 @@ class PromptCache:
             return listing.paths(self._tree, self._memory.ages)
 
     def models(self) -> list[listing.HeldModel]:
-        """What memory holds of each model; the largest first."""
+        """The spans in memory of each model; the largest first."""
         with self._lock:
             return listing.models(self._tree, self._memory.namespaces.names)
 
     def in_memory(self, namespace: str, tokens: Iterable[int]) -> int:
-        """How many of these tokens, from the first on, are in memory."""
+        """The number of these tokens, from the first on, that are in memory."""
         with self._lock:
             return self._tree.present(namespace, _checked(tokens))
 
     def check(self) -> list[str]:
-        """What is wrong with what is in memory, a line each (law 3)."""
+        """Faults in memory, a line each (law 3)."""
         with self._lock:
             self._memory.begin()
             return list(self._tree.check())
@@ -425,10 +425,10 @@ class PromptCache:
     def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
         """Forget, in memory and in the store, all that is not younger, pinned or not.
 
-        `model` is what people call it (`label`), or how its namespaces start. Nothing of it is on
-        its way to the store behind this, and what requests hold that are under way is not kept.
-        With `days`, what was not used for so long, unless it is pinned or something younger hangs
-        on it; what is under way is in use. Memory of MLX goes back to the system.
+        `model` is its label (`label`), or the beginning of its namespaces. Nothing of it is on its
+        way to the store behind this, and layers of running requests are not kept. With `days`,
+        spans unused for so long, unless pinned or below something younger; running requests are in
+        use. Memory of MLX goes back to the system.
         """
         gone = self._forgetter.forget(model, days)
         device_memory.trim_pool()
@@ -436,13 +436,13 @@ class PromptCache:
 
 
 def _most_buffers() -> int | None:
-    """How many arrays the spans in memory may have: half of those that can exist at all."""
+    """The most arrays that spans in memory may have: half of those that can exist at all."""
     most = device_memory.device_memory().buffers
     return None if most is None else most // 2
 
 
 def _most(ids: Tokens[int], most: int | None) -> int:
-    """How many of a prompt's tokens may come from what is kept: never all of them (law 2)."""
+    """The number of a prompt's tokens that may come from the cache: never all of them (law 2)."""
     return len(ids) - 1 if most is None else max(0, min(most, len(ids) - 1))
 
 

@@ -1,1 +1,1 @@
-"""Spans on the disk: files, the index beside them, and what keeps both right."""
+"""Spans on the disk: files, the index beside them, and the code that keeps both right."""

@@ -1,4 +1,4 @@
-"""When to try again what has just failed: pauses that grow, and nobody waits for their end."""
+"""Pauses between retries after failures: they grow, and nobody waits for their end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Backoff:
 
     @property
     def active(self) -> bool:
-        """Whether nothing has worked since the last failure."""
+        """True if nothing has worked since the last failure."""
         return self._length > 0
 
     @property
     def pause(self) -> float:
-        """Seconds until the next try; none where there is no reason to wait."""
+        """Seconds until the next try; 0 if there is no reason to wait."""
         return max(0.0, self._until - self._clock()) if self.active else 0.0
 
     def failed(self) -> bool:
-        """Begin the next pause; whether it is the first since something worked."""
+        """Begin the next pause; True if it is the first since something worked."""
         first, self.pressed = not self.active, False
         self._length = self._first if first else min(self._length * self.FACTOR, self._most)
         self._until = self._clock() + self._length

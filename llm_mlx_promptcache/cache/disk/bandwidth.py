@@ -1,4 +1,4 @@
-"""How fast this process reads what is stored, and whether computing it again would be faster."""
+"""The speed at which this process reads stored spans, compared with that of prefill."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Bandwidth:
         self._rate: float | None = None
 
     def measured(self, nbytes: int, seconds: float) -> None:
-        """A restore of so many bytes took so long."""
+        """Note that a restore of so many bytes took so long."""
         if nbytes < _LEAST_BYTES:
             return
         rate = min(max(nbytes / max(seconds, 1e-9), _SLOWEST), _FASTEST)
         self._rate = rate if self._rate is None else self._rate ** (1 - _WEIGHT) * rate**_WEIGHT
 
     def is_slower(self, nbytes: int, tokens: int, prefill_speed: float | None) -> bool:
-        """Whether reading takes longer than prefilling `tokens` at so many a second.
+        """True if reading takes longer than prefilling `tokens` at so many a second.
 
-        Who is told so measures nothing, so the estimate rises each time: a disk that was slow once
-        is tried again.
+        A caller that gets True measures nothing, so the estimate rises each time: a disk that was
+        slow once is tried again.
         """
         if prefill_speed is None or self._rate is None or not tokens:
             return False

@@ -1,6 +1,6 @@
-"""What is evicted from a shared folder, in which order: in steps of few rows, a transaction each.
+"""Evictions from a shared folder, in order: in steps of few rows, a transaction each.
 
-A step takes leaves from ordered indexes, so it costs what it removes, whatever is stored and
+A step takes leaves from ordered indexes, so it costs as much as it removes, whatever is stored and
 however deep it hangs; between two steps every process reads and writes.
 """
 
@@ -55,9 +55,9 @@ _ANY_AGE: Final = 1 << 62
 
 
 class Removed(NamedTuple):
-    """What one step took out of the index; their files are removed next. `done`: nothing is left.
+    """The rows that one step removed; their files are removed next. `done`: nothing is left.
 
-    `unpinned`: those of them that were removed since nobody has pinned them. `packs`: those that
+    `unpinned`: those of them that were removed because nobody has pinned them. `packs`: those that
     have no span left, and are removed as well.
     """
 
@@ -76,7 +76,7 @@ class Removal(Protocol):
 
 
 class Excess:
-    """What a folder holds beyond `most` bytes: first what nobody opens any more, then by worth."""
+    """The bytes of a folder beyond `most`: first spans nobody opens any more, then by worth."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -102,9 +102,9 @@ class Excess:
 
 
 class _Taken:
-    """Rows that were taken out, and the bytes that are free once their files are removed.
+    """Rows that were removed, and the bytes that are free once their files are removed.
 
-    What leaves a pack frees nothing before the last of the pack's spans does.
+    A span in a pack frees nothing before the last of the pack's spans is removed.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class _Taken:
         self.nbytes = 0
 
     def add(self, index: Index, file_id: str, nbytes: int, pack: str) -> None:
-        """A row was removed that had so many bytes of its own, or of a pack."""
+        """Add a removed row that had so many bytes of its own, or of a pack."""
         self.file_ids.append(file_id)
         whole = index.packs.get(pack) if pack else None
         if whole is None:
@@ -124,7 +124,7 @@ class _Taken:
 
 
 class Chosen:
-    """All of some namespaces; or what was not used since, unless it is pinned.
+    """All spans of some namespaces; or those unused since a time, unless pinned.
 
     A span stays while something younger or pinned hangs on it.
     """
@@ -138,7 +138,7 @@ class Chosen:
         self._before = _ANY_AGE if used_before is None else used_before
 
     def step(self, index: Index) -> Removed:
-        """The oldest leaves; what they hung on may be one in the next step, or in this one."""
+        """Remove the oldest leaves; their parents may be leaves in the next step, or this one."""
         file_ids: list[str] = []
         packs: set[str] = set()
         nbytes = 0
@@ -210,7 +210,7 @@ class _Leaves:
         self._started = False
 
     def take(self) -> _Leaf | None:
-        """Remove the leaf that is worth least; None where there is none."""
+        """Remove the leaf of the least worth; None if there is none."""
         if not self._started:
             self._started = True
             bucket = -_ANY_AGE
@@ -243,14 +243,14 @@ class _Leaves:
 
 
 def _refuse_inner(db: Connection, file_id: str) -> None:
-    """DamagedIndex where what is said to end a path does not: good spans would be removed."""
+    """DamagedIndex if a row said to end a path does not: good spans would be removed."""
     found = db.execute(_PLACE, (file_id,)).fetchone()
     if found != (0, 1):
         raise DamagedIndex(f"span {file_id} is said to be the end of a path and is not")
 
 
 def _ask(index: Index, witness: Witness | None, file_id: str) -> None:
-    """DamagedIndex where a row's file says otherwise."""
+    """DamagedIndex if a row's file says otherwise."""
     row = index.row(file_id) if witness is not None else None
     if witness is not None and row is not None:
         witness.refute(index, row)
@@ -267,7 +267,7 @@ def _worth(age: int, rank: int, density_bucket: int) -> float:
 
 
 def _superseded(index: Index, excess: int) -> _Taken:
-    """Remove up to `excess` bytes of what nobody can open any more, but for what is pinned."""
+    """Remove up to `excess` bytes of spans that nobody can open any more, except pinned ones."""
     taken = _Taken()
     for namespace in index.namespaces.superseded() if excess > 0 else ():
         while taken.nbytes < excess and len(taken.file_ids) < ROWS:
@@ -285,7 +285,7 @@ def _superseded(index: Index, excess: int) -> _Taken:
 
 
 class FolderBudget:
-    """How many bytes a folder may hold: as many as were given, or what the disk can well spare."""
+    """The bytes that a folder may hold: a given number, or as many as the disk can well spare."""
 
     MOST: Final = 20_000_000_000  # and no more than a tenth of the free space
     FREE_SHARE: Final = 10
@@ -299,9 +299,9 @@ class FolderBudget:
         self._found = 0
 
     def most(self, held: int, space: Callable[[], tuple[int, int]]) -> int:
-        """The budget of a folder that holds so much; `space` tells free bytes and all of the disk.
+        """The budget of a folder that holds so much; `space` returns the disk's free and all bytes.
 
-        Everybody's writing changes what is free, so it is asked once a minute.
+        Every process's writes change the free space, so it is asked for once a minute.
         """
         if self._given is not None:
             return self._given
@@ -312,7 +312,7 @@ class FolderBudget:
         return self._found
 
     def lacking(self, space: Callable[[], tuple[int, int]]) -> int:
-        """Bytes below the watermark; none for who was given a budget."""
+        """Bytes below the watermark; 0 if a budget was given."""
         if self._given is not None:
             return 0
         free, size = space()

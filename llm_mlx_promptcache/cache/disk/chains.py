@@ -1,8 +1,8 @@
-"""Which files become one pack: runs of spans that hang on each other's ends, nothing else.
+"""Files that are to become one pack: runs of spans on each other's ends, nothing else.
 
-A run ends at a pin, so that what is pinned never lies with what may go, and at a fork that is in
-use, so that nobody reads another branch with his own. What is decided here is decided over rows
-without their tokens; who packs looks at the files.
+A run ends at a pin, so that pinned spans never share a file with evictable ones, and at a fork in
+use, so that no reader of one branch reads the other's rows. It is decided by rows without their
+tokens; the packer checks the files.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 MOST_PACK: Final = 1 << 30  # bytes
 BUDGET_SHARE: Final = 16  # a pack has at most this part of the budget: it goes as a whole
-CODED_AFTER: Final = 86_400  # seconds for which nobody used what is coded
+CODED_AFTER: Final = 86_400  # seconds without use after which spans are coded
 LEAST_FILES: Final = 4  # that are packed while a conversation may go on
-_GROWTH: Final = 2  # a file is packed again once what follows has half its bytes
+_GROWTH: Final = 2  # a file is packed again once its followers have half its bytes
 
 
 class Link(NamedTuple):
@@ -50,15 +50,15 @@ class ChainFile(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are its spans'."""
+        """The bytes of its spans."""
         return sum(link.nbytes for link in self.links)
 
 
 class Thrift(NamedTuple):
-    """How eagerly is packed: at most so many bytes, what nobody used since, and how much at once.
+    """The limits of packing: files of at most `most` bytes, with spans unused since `used_before`.
 
     `growing`: the conversation may go on, so large files wait until it pays to copy them again.
-    What nobody used since `coded_before` is coded too.
+    Spans unused since `coded_before` are coded too.
     """
 
     most: int
@@ -68,7 +68,7 @@ class Thrift(NamedTuple):
 
 
 def to_pack(links: Iterable[Link], thrift: Thrift) -> Iterator[list[ChainFile]]:
-    """The files that are to become a pack each time; those of one namespace."""
+    """The files of each pack to make; those of one namespace."""
     held = [link for link in links if link.length]
     for run in _runs(held):
         for units in _parted(_units(run, held), thrift.most):
@@ -100,7 +100,7 @@ def _runs(links: Sequence[Link]) -> Iterator[list[Link]]:
 
 
 def _heir(link: Link, below: Sequence[Link]) -> Link | None:
-    """What goes on with a span's path in the same pack, if anything may."""
+    """The span that goes on with this one's path in the same pack, if any may."""
     if link.pinned:
         return None
     ends = [one for one in below if one.start == link.end]
@@ -110,7 +110,7 @@ def _heir(link: Link, below: Sequence[Link]) -> Link | None:
 
 
 def _units(run: Sequence[Link], links: Sequence[Link]) -> Iterator[list[ChainFile]]:
-    """The files of a run; it ends where a pack has spans outside of it."""
+    """The files of a run; it ends at a pack with spans outside of it."""
     sizes = Counter(link.pack for link in links)
     found: list[ChainFile] = []
     for link in run:
@@ -143,7 +143,7 @@ def _parted(runs: Iterable[list[ChainFile]], most: int) -> Iterator[list[ChainFi
 
 
 def _tail(units: Sequence[ChainFile]) -> list[ChainFile]:
-    """The files at the end of which none is much larger than all that follow it."""
+    """The last files, none of which is much larger than all that follow it."""
     tail: list[ChainFile] = []
     held = 0
     for unit in reversed(units):

@@ -1,4 +1,4 @@
-"""Checkup: all that is wrong in a store's folder, told a line each, and mended if asked."""
+"""Checkup: all faults in a store's folder, a line each, mended on request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .shared_index import SharedIndex
 from .upkeep import Upkeep
 from .witness import Witness
 
-_MOST_FIXES: Final = 4  # one may bring up what the next has to look at
+_MOST_FIXES: Final = 4  # one may reveal work for the next
 
 
 class Checkup:
-    """What `check` does with a folder that is there."""
+    """Runs `check` on a folder that exists."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Checkup:
         self._upkeep = upkeep
 
     def lines(self, *, fix: bool) -> list[str]:
-        """What is wrong, a line each; with `fix` it is mended, and what is damaged removed."""
+        """The faults, a line each; with `fix` they are mended, and damaged files removed."""
         self._upkeep.write_notes()
         mended = len(self._index.mended)
         found = left = self._findings()
@@ -50,7 +50,7 @@ class Checkup:
             before, left = left, self._findings()
             if left == before:
                 break
-        # What could not even be looked at is mended by now.
+        # Faults that could not even be looked at are mended by now.
         return [*self._index.mended[mended:], *(finding.said for finding in found)]
 
     def _findings(self) -> list[Finding]:
@@ -61,7 +61,7 @@ class Checkup:
         return self._index.run(look, nothing, asked=True)
 
     def _fix(self, found: Sequence[Finding]) -> None:
-        """Only what was seen to be damaged is removed; what can't be read just now stays."""
+        """Mend the findings: only seen damage is removed, unreadable files stay."""
         wrong = [finding for finding in found if finding.kind is Kind.INDEX]
         if wrong:
             self._index.put_aside(DamagedIndex(wrong[0].said))

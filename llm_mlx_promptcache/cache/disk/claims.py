@@ -1,8 +1,8 @@
-"""Claims: who writes a file holds a lock on it, so nobody takes it for a leftover.
+"""Claims: a file's writer holds a lock on it, so that no sweep takes it for a leftover.
 
-A lock belongs to its writer however old the file is and whatever the clocks say: one that is
-stopped still holds it, one that was killed does not, and containers that share a folder see each
-other's locks where they don't see each other's processes.
+A lock belongs to its writer however old the file is and whatever the clocks say: a stopped process
+still holds it, a killed one does not, and containers that share a folder see each other's locks
+even if they don't see each other's processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NO_FILES: Final = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP}  #
 
 
 class Claim(Enum):
-    """What is known of a file's writer."""
+    """The state of a file's claim."""
 
     HELD = "a process is writing it, or may be: nobody can look just now"
     NONE = "nobody is"
@@ -30,9 +30,9 @@ class Claim(Enum):
 
 
 def claim(descriptor: int) -> None:
-    """Claim a new file until its descriptor is closed; FileNotFoundError where it was swept first.
+    """Claim a new file until its descriptor is closed; FileNotFoundError if it was swept first.
 
-    Shared, since who looks whether there is a claim takes the lock alone for a moment.
+    Shared, since a look for a claim takes the exclusive lock for a moment.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -45,11 +45,11 @@ def claim(descriptor: int) -> None:
 
 @contextmanager
 def looked_at(path: Path) -> Iterator[Claim]:
-    """Whether a file is claimed; where it is not, nobody can claim it meanwhile."""
+    """Yield the claim on a file; if there is none, nobody can claim it meanwhile."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS)
     except OSError as error:
-        # A link or a socket is nobody's. What the system can't open just now may be claimed.
+        # A link or a socket is nobody's. A file the system can't open just now may be claimed.
         yield Claim.UNKNOWN if error.errno in _NO_FILES else Claim.HELD
         return
     try:

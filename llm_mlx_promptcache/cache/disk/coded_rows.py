@@ -1,4 +1,4 @@
-"""A pack whose arrays are coded, read as if they were not: block by block, by several threads."""
+"""A pack with coded arrays, read as if they were not coded: block by block, by several threads."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MOST_AT_ONCE: Final = 8  # blocks that are read and not unpacked yet
 
 
 class ArrayBytes(NamedTuple):
-    """One array as it lies in a file: its bytes, and of its blocks those that they take there."""
+    """One array's bytes in a file: its size unpacked, and the sizes of its blocks there."""
 
     nbytes: int
     blocks: Sequence[int] = ()  # none where it lies as it is
 
 
 class CodedRows:
-    """The arrays of a pack in their order, as the bytes that they come to.
+    """The arrays of a pack in order, as unpacked bytes.
 
-    DamagedSpan where a block is not what was coded.
+    DamagedSpan if a block is not as it was coded.
     """
 
     def __init__(self, source: SpanBytes, arrays: Sequence[ArrayBytes]) -> None:
@@ -36,7 +36,7 @@ class CodedRows:
         self._plain = 0  # bytes that come next as they are
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Fill these with what comes next; they are full when this returns."""
+        """Fill these with the next bytes; they are full when this returns."""
         wanted = deque(b if b.ndim == 1 and b.itemsize == 1 else b.cast("B") for b in buffers)
         with ThreadPoolExecutor(_THREADS, "unpacking") as pool:
             under_way: deque[Future[None]] = deque()
@@ -71,7 +71,7 @@ class CodedRows:
                 self._held = targets[0]
 
     def _read_some(self, wanted: deque[memoryview], left: int) -> int:
-        """Fill from a block that is held, or with what lies there as it is; how many bytes."""
+        """Fill from a held block, or with bytes stored plainly; returns the number of bytes."""
         if self._held.nbytes:
             count = min(left, self._held.nbytes)
             for target in _taken(wanted, count):
@@ -93,7 +93,7 @@ class CodedRows:
 
 
 def _blocks(arrays: Sequence[ArrayBytes]) -> Iterator[tuple[int, int]]:
-    """The bytes that each block comes to, and those that it takes; 0 where it lies as it is."""
+    """The size of each block unpacked, and in the file; 0 if it is stored plainly."""
     from .span_header import BLOCK_BYTES
 
     for array in arrays:
@@ -104,7 +104,7 @@ def _blocks(arrays: Sequence[ArrayBytes]) -> Iterator[tuple[int, int]]:
 
 
 def _taken(wanted: deque[memoryview], count: int) -> list[memoryview]:
-    """The first so many bytes of these, which are theirs no longer."""
+    """Take the first so many bytes off these, and return them."""
     found = []
     while count:
         first = wanted.popleft()

@@ -1,12 +1,12 @@
-"""Bfloat16 rows in fewer bytes, without loss: exponents lie apart from mantissas and are packed.
+"""Bfloat16 rows in fewer bytes, without loss: exponents are split from mantissas and packed.
 
 The high byte of a bfloat16 holds its sign and most of its exponent, and in keys and values few
-exponents are common; the low byte is noise. So of each block the low bytes come first, as they
-are, and behind them the high bytes as one frame of zstd, level 1. float16, float32 and quantised
-rows were measured (docs/disk.md) and do not pay: they stay as they are.
+exponents are common; the low byte is noise. So each block has the low bytes first, as they are, and
+behind them the high bytes as one frame of zstd, level 1. float16, float32 and quantised rows were
+measured (docs/disk.md) and do not pay: they stay as they are.
 
-A block is untrusted. What it may come to is known before it is unpacked: half of its bytes lie
-there as they are, and a frame that says anything else than the other half is refused.
+A block is untrusted. Its unpacked size is known beforehand: half of its bytes are stored plainly,
+and a frame that declares any size but the other half is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import zstandard
 
 _LEVEL: Final = 1
-_MOST_WINDOW: Final = 1 << 23  # bytes that a frame may ask for beside what it holds
+_MOST_WINDOW: Final = 1 << 23  # bytes that a frame may ask for beside its content
 
 
 class BadBlock(ValueError):
-    """A block that is not what was coded."""
+    """A block that is not as it was coded."""
 
 
 def coded(rows: bytes | memoryview) -> bytes:
@@ -33,7 +33,7 @@ def coded(rows: bytes | memoryview) -> bytes:
 
 
 def decoded_into(block: bytes | memoryview, targets: list[memoryview]) -> None:
-    """Unpack a block into these, which take all of its numbers; BadBlock where it is none."""
+    """Unpack a block into these, which take all of its numbers; BadBlock if it is none."""
     half = sum(target.nbytes for target in targets) // 2
     low = np.frombuffer(block, np.uint8, half) if len(block) >= half else None
     if low is None:

@@ -1,6 +1,6 @@
-"""What spans' files hold, asked for through here: it takes MLX, imported with the first question.
+"""Access to the content of spans' files: it takes MLX, imported on the first call.
 
-Who only looks at the index, as most commands do, is done before MLX would be there.
+Callers that only read the index, like most commands, finish before MLX would be loaded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def opened(path: Path, files: Files) -> OpenSpan:
-    """A span's file to read; DamagedSpan, OSError or UnknownKind where it can't be had."""
+    """Open a span's file to read; DamagedSpan, OSError or UnknownKind if it is not available."""
     from .span_file import OpenSpan
 
     return OpenSpan(path, files)
 
 
 def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
-    """What a file says of its spans, all of it read if `verified`; errors as `opened`."""
+    """A file's own record of its spans, all of it read if `verified`; errors as `opened`."""
     from . import span_file
 
     return span_file.said_by(path, files, verified=verified)
@@ -42,7 +42,7 @@ def unpublished(
 
 
 def source(file: OpenSpan, wanted: list[str]) -> PackSource | None:
-    """A file to be packed, as far as these spans go; None unless they follow each other there."""
+    """A file to be packed, reduced to these spans; None unless they follow each other there."""
     from . import pack_file
 
     return pack_file.source_of(file, wanted)
@@ -58,26 +58,26 @@ def unpublished_pack(
 
 
 def can_code(sources: Sequence[PackSource]) -> bool:
-    """Whether there is anything to code in these files that is not coded already."""
+    """True if these files have uncoded arrays that can be coded."""
     from . import pack_file
 
     return pack_file.can_code(sources)
 
 
 def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
-    """The bytes of a pack of this size that count as each of its spans'."""
+    """Each span's share of the bytes of a pack of this size."""
     from . import span_header
 
     return span_header.shares_of(size, lengths)
 
 
 def can_pack(layout: str) -> bool:
-    """Whether spans of layers that are described so can be packed."""
+    """True if spans with layers of this description can be packed."""
     from . import pack_file
 
     try:
         return pack_file.can_pack(layout_from_text(layout))
-    except ValueError:  # of kinds that nobody brings any more
+    except ValueError:  # of kinds that nobody registers any more
         return False
 
 

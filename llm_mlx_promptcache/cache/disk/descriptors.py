@@ -1,6 +1,6 @@
 """Files that are read side by side: few descriptors, however many files.
 
-A process may have 256 of them (macOS), or fewer, and its other libraries want some as well.
+A process may have 256 of them (macOS), or fewer, and its other libraries need some as well.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _OURS = Path("/dev/fd")
 
 
 class Descriptor:
-    """A file that is read from its start on, whose descriptor can be let go of in between.
+    """A file that is read from its start on, whose descriptor can be released in between.
 
-    OSError where it can't be opened, again or at all, or is another file by then.
+    OSError if it can't be opened, again or at all, or has been replaced by then.
     """
 
     def __init__(self, path: Path, files: Files, number: int | None = None) -> None:
@@ -33,20 +33,20 @@ class Descriptor:
 
     @property
     def number(self) -> int:
-        """The descriptor, opened again where it was let go of; -1 once it is closed."""
+        """The descriptor, reopened if it was released; -1 once it is closed."""
         if self._number < 0 and self._paused is not None:
             self._resume(self._paused)
         return self._number
 
     def pause(self) -> None:
-        """Let go of the descriptor; the next use goes on where this one was."""
+        """Release the descriptor; the next use goes on from the same place."""
         if self._number >= 0:
             paused, self._at = _identity(self._number), os.lseek(self._number, 0, os.SEEK_CUR)
             self.close()
             self._paused = paused
 
     def close(self) -> None:
-        """Let go of the file for good."""
+        """Close the file for good."""
         number, self._number, self._paused = self._number, -1, None
         if number >= 0:
             os.close(number)
@@ -64,37 +64,37 @@ class Descriptor:
 
 
 class Pausable(Protocol):
-    """What has a descriptor to let go of."""
+    """A file with a descriptor that can be released."""
 
     def pause(self) -> None:
-        """Let go of it until the next use."""
+        """Release it until the next use."""
 
 
 class Few:
-    """So many files hold descriptors at a time, at most: those that were used last."""
+    """The files that hold descriptors, at most so many at a time: the last used ones."""
 
     def __init__(self, most: int | None = None) -> None:
         self._most = most_open() if most is None else most
         self._open: OrderedDict[int, Pausable] = OrderedDict()
 
     def make_room(self) -> None:
-        """Let one more be opened."""
+        """Make room to open one more."""
         while len(self._open) >= self._most:
             self._open.popitem(last=False)[1].pause()
 
     def use(self, file: Pausable) -> None:
-        """Have a file opened that is about to be read, or take in one that is."""
+        """Open a file that is about to be read, or take in one that is open."""
         if self._open.pop(id(file), None) is None:
             self.make_room()
         self._open[id(file)] = file
 
     def holds(self, file: Pausable) -> bool:
-        """Whether a file has a descriptor now."""
+        """True if a file has a descriptor now."""
         return id(file) in self._open
 
 
 def most_open() -> int:
-    """How many files may be open side by side here: half of what this process has left."""
+    """The number of files that may be open side by side: half of what this process has left."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return _MOST

@@ -1,4 +1,4 @@
-"""What the disk tier asks of the operating system, in one place, so that tests can make it fail."""
+"""The disk tier's calls to the operating system, in one place, so that tests can make it fail."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Files:
     """The calls that can fail: make, publish, remove, list, and look at the clock and the space."""
 
     def create(self, path: Path) -> IO[bytes]:
-        """A new file of its owner's alone, to write, claimed by who has it open (claims.py).
+        """Create a file of its owner's alone, to write, claimed by whoever has it open (claims.py).
 
-        An error where anything is there already.
+        An error if anything is there already.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINKS
         file = os.fdopen(os.open(path, flags, _OWNER_ONLY), "wb", buffering=0)
@@ -65,7 +65,7 @@ class Files:
             os.close(descriptor)
 
     def unlink(self, path: Path) -> bool:
-        """Remove a file; False where it was gone already."""
+        """Remove a file; False if it was gone already."""
         try:
             path.unlink()
         except FileNotFoundError:
@@ -73,17 +73,17 @@ class Files:
         return True
 
     def names(self, folder: Path) -> list[str]:
-        """What lies in a folder; nothing where there is none."""
+        """The names in a folder; none if there is no folder."""
         with suppress(FileNotFoundError):
             return [path.name for path in folder.iterdir()]
         return []
 
     def now(self) -> float:
-        """Seconds by the wall clock; it may jump, so nothing but ages is ever told by it."""
+        """Seconds by the wall clock; it may jump, so only ages are measured by it."""
         return time.time()
 
     def clock(self) -> float:
-        """Seconds that only go forward, from any beginning: pauses are told by them."""
+        """Seconds that only go forward, from any beginning: pauses are measured by them."""
         return time.monotonic()
 
     def space(self, folder: Path) -> tuple[int, int]:
@@ -92,7 +92,7 @@ class Files:
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     def file_system(self, folder: Path) -> str:
-        """The name of the folder's file system, such as "ext4"; empty where nobody tells."""
+        """The name of the folder's file system, such as "ext4"; empty if unknown."""
         with suppress(OSError, ValueError, IndexError, AttributeError):
             if sys.platform == "darwin":
                 return _file_system_on_macos(folder)
@@ -114,9 +114,9 @@ def to_disk(descriptor: int) -> None:
 
 
 def make_own_folder(folder: Path, *, through_link: bool = False) -> None:
-    """Make a folder for its owner alone, or narrow one; OSError where it is somebody else's.
+    """Make a folder for its owner alone, or narrow one; OSError if it is somebody else's.
 
-    Folders that are missing on the way are made for the owner alone too; others stay as they are.
+    Missing parent folders are made for the owner alone too; others stay as they are.
     """
     _make_missing(folder)
     status = folder.stat() if through_link else folder.lstat()
@@ -142,7 +142,7 @@ def _make_missing(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder's lock against other processes; yields False where one holds it already.
+    """Hold a folder's lock against other processes; yields False if another holds it already.
 
     The lock is on the folder itself, since a lock file could be removed under its holder.
     """
@@ -162,7 +162,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def is_gone(path: Path) -> bool:
-    """Whether nothing lies at a path. What the system can't look at just now is not gone."""
+    """True if nothing is at a path. A path that the system can't look at just now is not gone."""
     try:
         path.lstat()
     except OSError as error:
@@ -171,7 +171,7 @@ def is_gone(path: Path) -> bool:
 
 
 def same_file(path: Path, known: tuple[int, int]) -> bool:
-    """Whether a path still is the file with this device and inode."""
+    """True if a path still is the file with this device and inode."""
     try:
         found = path.stat()
     except OSError:
@@ -180,7 +180,7 @@ def same_file(path: Path, known: tuple[int, int]) -> bool:
 
 
 def is_remote(file_system: str) -> bool:
-    """Whether a file system of this name lies on another machine, or may."""
+    """True if a file system of this name is on another machine, or may be."""
     return file_system in _REMOTE or file_system.startswith(_REMOTE_PARTS)
 
 

@@ -1,4 +1,4 @@
-"""A store's folder: where its files lie, and through whom this process asks for them."""
+"""A store's folder: its paths, and the calls by which this process asks for its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StoreFolder:
 
     @property
     def spans(self) -> Path:
-        """Where the spans' files lie."""
+        """The folder of the spans' files."""
         return self.path / _SPANS
 
     @property
@@ -34,11 +34,11 @@ class StoreFolder:
 
     @property
     def set_aside(self) -> Path:
-        """Where a damaged index is put."""
+        """The path to which a damaged index is moved."""
         return self.path / _SET_ASIDE
 
     def span(self, file_id: str) -> Path:
-        """The path of a span's file; DamagedIndex where the id could lead anywhere else."""
+        """The path of a span's file; DamagedIndex if the id could lead anywhere else."""
         return span_path(self.spans, file_id)
 
     def pack(self, pack: str) -> Path:
@@ -50,9 +50,9 @@ class StoreFolder:
         return self.pack(pack) if pack else self.span(file_id)
 
     def names(self) -> list[str]:
-        """The names of what lies among the spans."""
+        """The names in the folder of spans."""
         return self.files.names(self.spans)
 
     def rank_of(self, tier: str) -> int:
-        """A tier's rank; one that is not ours is taken for the least persistent."""
+        """A tier's rank; an unknown one counts as the least persistent."""
         return self.tiers.index(tier) if tier in self.tiers else 0

@@ -54,7 +54,7 @@ class SpanRow(NamedTuple):
 
 
 class Namespace(NamedTuple):
-    """What is known of a namespace: its layers, and who opens it under which name."""
+    """A namespace: its layers, its model's identity, and the name it is opened under."""
 
     name: str
     layout: str
@@ -63,9 +63,9 @@ class Namespace(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the index holds in all, the tick of the last use, and when it was last swept.
+    """The totals of the index, the tick of the last use, and the time of the last sweep.
 
-    `bytes` are those of spans; `dead` are those of packs that no span of theirs has any more.
+    `bytes` are those of spans; `dead` are bytes of packs that belong to no span any more.
     """
 
     spans: int
@@ -82,7 +82,7 @@ class Totals(NamedTuple):
 
 
 class ListedRow(NamedTuple):
-    """A row with the model's label and what is counted of its span."""
+    """A row with the model's label and its span's counts."""
 
     row: SpanRow
     label: str
@@ -97,7 +97,7 @@ def first_of(row: SpanRow) -> int:
 
 
 def digest_of(row: SpanRow) -> bytes:
-    """A digest of what never changes of a row but with its file."""
+    """A digest of the part of a row that only changes with its file."""
     fields = [*row[:4], int(row.resumes), row.tier, row.bytes, row.pack]
     made = xxhash.xxh3_64(json.dumps(fields).encode())
     made.update(row.tokens.tobytes())
@@ -110,7 +110,7 @@ def digest_of_namespace(namespace: Namespace) -> bytes:
 
 
 def row_from(values: Sequence[Any]) -> SpanRow:
-    """The row of SELECT_ROWS; DamagedIndex where it is none that we wrote."""
+    """The row of SELECT_ROWS; DamagedIndex if it is none that we wrote."""
     if tuple(map(type, values)) != _FIELDS:
         raise DamagedIndex("a span's row has values of other types")
     file_id, namespace, parent, start, stored, resumes, tier, size, pack, digest = values
@@ -129,7 +129,7 @@ def row_from(values: Sequence[Any]) -> SpanRow:
 
 
 def whole_row(values: Sequence[Any], tick: int) -> SpanRow:
-    """The row of SELECT_COUNTED: what follows from a row, and what is counted, is checked too."""
+    """The row of SELECT_COUNTED, with derived values and counts checked too."""
     row = row_from(values[: len(_FIELDS)])
     counted = typed(values[len(_FIELDS) :], *(int,) * 8)
     hits, used_at, pinned, last_use, children, *derived = counted
@@ -142,7 +142,7 @@ def whole_row(values: Sequence[Any], tick: int) -> SpanRow:
 
 
 def checked_file_ids(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The first column of rows as file ids; DamagedIndex where one is none."""
+    """The first column of rows as file ids; DamagedIndex if one is none."""
     for row in rows:
         if not is_file_id(row[0]):
             raise DamagedIndex("a span's row has a name that is none")
@@ -150,7 +150,7 @@ def checked_file_ids(rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def totals_from(rows: Sequence[Sequence[Any]]) -> Totals:
-    """The counters, out of the only row of theirs; DamagedIndex where they can't be right."""
+    """The counters, from their only row; DamagedIndex if they can't be right."""
     if len(rows) != 1 or any(type(value) is not int for value in rows[0]):
         raise DamagedIndex("its counters are not ours")
     *counted, proof = rows[0]
@@ -165,7 +165,7 @@ def totals_from(rows: Sequence[Sequence[Any]]) -> Totals:
 
 
 def namespace_from(values: Sequence[Any]) -> Namespace:
-    """A namespace; DamagedIndex where its row is none that we wrote."""
+    """A namespace; DamagedIndex if its row is none that we wrote."""
     *fields, digest = values
     if tuple(map(type, fields)) != (str,) * len(Namespace._fields):
         raise DamagedIndex("a namespace's row has values of other types")
@@ -176,7 +176,7 @@ def namespace_from(values: Sequence[Any]) -> Namespace:
 
 
 def typed(values: Sequence[Any], *types: type) -> Sequence[Any]:
-    """Values of a row that nobody can use but with these types; DamagedIndex where they differ."""
+    """Values of a row, which are only usable with these types; DamagedIndex if they differ."""
     if tuple(map(type, values)) != types:
         raise DamagedIndex("a row has values of other types")
     return values

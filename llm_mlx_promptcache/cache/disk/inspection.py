@@ -1,7 +1,7 @@
-"""What is wrong in a store's folder: with the index, with the files, between them, with the pins.
+"""Faults in a store's folder: in the index, in the files, between them, in the pins.
 
-All is read that a lookup reads. Other processes may work meanwhile: what seems wrong is looked at
-again where nobody else can write to the index.
+Everything is read that a lookup reads. Other processes may work meanwhile: a seeming fault is
+checked again while nobody else can write to the index.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What a finding asks for."""
+    """The remedy that a finding needs."""
 
     INDEX = auto()  # another index, made from the files
     SPAN = auto()  # its bytes are damaged: it is removed
@@ -100,7 +100,7 @@ def _apart(
 
 
 def _file(index: Index, folder: StoreFolder, rows: Sequence[SpanRow]) -> Iterator[Finding]:
-    """One file, all of it, beside the rows of what it holds."""
+    """One file, all of it, compared with its rows."""
     first = rows[0]
     name = f"pack {first.pack}" if first.pack else f"span {first.file_id}"
     path = folder.place(first.file_id, first.pack)
@@ -121,7 +121,7 @@ def _file(index: Index, folder: StoreFolder, rows: Sequence[SpanRow]) -> Iterato
 
 
 def _beside(index: Index, folder: StoreFolder, row: SpanRow, file: FileSays) -> Iterator[Finding]:
-    """A row beside what a whole file says of it."""
+    """A row compared with a whole file's own record of it."""
     file_id, head = row.file_id, file.heads.get(row.file_id)
     if head is not None:
         said = row_of(file_id, head, file.shares[file_id], folder, row.pack)
@@ -146,7 +146,7 @@ def _pins(index: Index, pins: Pins) -> Iterator[Finding]:
 
 
 def _is_still(index: Index, folder: StoreFolder, file_id: str, *, row: bool, file: bool) -> bool:
-    """Whether a span has a row, and a file, when nobody else can change that."""
+    """True if a span has a row, and a file, while nobody else can change that."""
 
     def look() -> bool:
         found = index.row(file_id)
@@ -157,7 +157,7 @@ def _is_still(index: Index, folder: StoreFolder, file_id: str, *, row: bool, fil
 
 
 def _is_beside(index: Index, folder: StoreFolder, file_id: str) -> bool:
-    """Whether a span in a pack has a file of its own that nobody is about to remove."""
+    """True if a span in a pack has a file of its own that nobody is about to remove."""
 
     def look() -> bool:
         found = index.row(file_id)
@@ -169,14 +169,14 @@ def _is_beside(index: Index, folder: StoreFolder, file_id: str) -> bool:
 
 
 def _is_unknown(index: Index, folder: StoreFolder, pack: str) -> bool:
-    """Whether a pack is there that the index does not know."""
+    """True if a pack is there that the index does not know."""
     return _alone(index, lambda: index.packs.get(pack) is None and not is_gone(folder.pack(pack)))
 
 
 def _alone(index: Index, look: Callable[[], bool]) -> bool:
-    """Whether it is so when nobody else can change it."""
+    """True if `look` finds it so while nobody else can change it."""
     try:
         with index.transaction():
             return look()
-    except sqlite3.OperationalError:  # a process holds the lock: what it does is not finished
+    except sqlite3.OperationalError:  # a process holds the lock: its work is not finished
         return False

@@ -1,4 +1,4 @@
-"""What is stored on disk, as a tree to look at: each span, its path, and where prompts leave it."""
+"""The spans on disk as a tree to look at: each span, its path, and where prompts leave it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..span import path_digest
 from ..trie import Tokens, common_prefix
 from .index_rows import ListedRow
 
-ID_LENGTH = 8  # characters of a span's id that people see; the shortest that may name it
+ID_LENGTH = 8  # characters of a span's id that users see; the fewest that may name it
 
 
 @dataclass(frozen=True)
 class ListedSpan:
     """A stored span: it leaves its parent's path at token `start`; without tokens, a checkpoint.
 
-    `model` is what people call the model, "" where nobody said; `used_at` is a Unix time.
+    `model` is the user's name for the model, "" if none was given; `used_at` is a Unix time.
     """
 
     file_id: str
@@ -36,7 +36,7 @@ class ListedSpan:
 
     @property
     def id(self) -> str:
-        """What people call it."""
+        """The id shown to users."""
         return self.file_id[:ID_LENGTH]
 
     @property
@@ -46,7 +46,7 @@ class ListedSpan:
 
 
 class Parting(NamedTuple):
-    """Where a stored path goes on otherwise than a prompt, and the tokens it has there."""
+    """The place where a stored path and a prompt part, and the path's tokens there."""
 
     at: int
     span: ListedSpan
@@ -54,7 +54,7 @@ class Parting(NamedTuple):
 
 
 class Listing:
-    """All spans of a store, by file id and by what they hang on."""
+    """All spans of a store, by file id and by parent."""
 
     def __init__(self, spans: Sequence[ListedSpan]) -> None:
         self.spans = spans
@@ -69,13 +69,13 @@ class Listing:
         return cls([_span(row, tiers) for row in rows])
 
     def below(self, file_id: str = "") -> list[ListedSpan]:
-        """What hangs on a span, or starts a path; in the order of the tokens."""
+        """The children of a span, or the starts of paths; in the order of the tokens."""
         return sorted(self._below.get(file_id, []), key=lambda span: (span.start, span.file_id))
 
     def named(self, name: str) -> list[ListedSpan]:
         """The spans that an id, or the beginning of one, can mean.
 
-        Where it is no file's, it may be the one that a path had before it was stored.
+        If it is no file's, it may be the id that a path had before it was stored.
         """
         if len(name) < ID_LENGTH:
             return []
@@ -98,7 +98,7 @@ class Listing:
         return ids
 
     def along(self, namespace: str, ids: Tokens[int]) -> list[ListedSpan]:
-        """The spans that hold the beginning of `ids`, one behind the other."""
+        """The spans that hold the beginning of `ids`, in order."""
         found: list[ListedSpan] = []
         at, file_id = 0, ""
         while at < len(ids):
@@ -123,7 +123,7 @@ class Listing:
             same = common_prefix(passed.tokens, ids, 0, passed.start)
             left = passed.start + same
             partings.append(Parting(left, passed, passed.tokens[same:]))
-            # What hangs further on has left the prompt with this span.
+            # Spans further on have left the prompt with this span.
             below = [span for span in self._below.get(passed.file_id, []) if span.start <= left]
             partings.extend(Parting(span.start, span, span.tokens) for span in below)
         # A path that only goes on where the prompt ends leaves it nowhere.
@@ -139,12 +139,12 @@ class Listing:
 
 
 def path_id(namespace: str, ids: Tokens[int]) -> str:
-    """What the end of a path is called as long as no file has it: a digest of the path."""
+    """The id of the end of a path as long as it has no file: a digest of the path."""
     return path_digest(namespace, ids).hex()
 
 
 def stored_length(chain: Sequence[ListedSpan], ids: Tokens[int]) -> int:
-    """How many of `ids` the spans along them hold."""
+    """The number of `ids` that the spans along them hold."""
     if not chain:
         return 0
     last = chain[-1]

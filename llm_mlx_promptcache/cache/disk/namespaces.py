@@ -1,4 +1,4 @@
-"""What the index knows of namespaces, and of the models that people opened under them."""
+"""The index's tables of namespaces, and of the models opened under them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from .index_rows import MOST_LABEL, Namespace, digest_of_namespace, namespace_from, typed
 
-# Openings of others after which a model that came back once is taken for one that nobody opens.
+# Openings of others after which a model that came back once counts as no longer opened.
 _ALTERNATING: Final = 100
 _NAMESPACES = "SELECT name, layout, label, identity, digest FROM namespaces"
 # All names that a model was opened under have been given to another one since. Where two take
@@ -26,21 +26,21 @@ class Namespaces:
         self._db = db
 
     def layout(self, name: str) -> str | None:
-        """A namespace's layout as text; None where it is unknown."""
+        """A namespace's layout as text; None if it is unknown."""
         known = self.get(name)
         return known.layout if known is not None else None
 
     def get(self, name: str) -> Namespace | None:
-        """What is known of a namespace, if anything is."""
+        """A namespace's row, if there is one."""
         values = self._db.execute(_NAMESPACES + " WHERE name = ?", (name,)).fetchone()
         return namespace_from(values) if values is not None else None
 
     def all(self) -> list[Namespace]:
-        """What is known of all namespaces."""
+        """All namespaces."""
         return [namespace_from(values) for values in self._db.execute(_NAMESPACES)]
 
     def labels(self) -> dict[str, str]:
-        """What people call the model of each namespace."""
+        """The user's name for the model of each namespace."""
         return {known.name: known.label for known in self.all()}
 
     def superseded(self) -> list[str]:
@@ -48,7 +48,7 @@ class Namespaces:
         return [name for (name,) in self._db.execute(_SUPERSEDED, (_ALTERNATING,))]
 
     def matching(self, model: str | None) -> list[str]:
-        """Namespaces of a model (a label, or how a namespace starts), or all."""
+        """Namespaces of a model (a label, or the beginning of a namespace), or all."""
         return [
             name
             for name, _, label, _ in self.all()
@@ -56,11 +56,11 @@ class Namespaces:
         ]
 
     def by_model(self) -> list[tuple[str, int, int]]:
-        """A label, and the spans and bytes under it; the largest first."""
+        """Each label with its spans and bytes; the largest first."""
         return self._by_label(None)
 
     def superseded_by_model(self) -> list[tuple[str, int, int]]:
-        """A label, and the spans and bytes under it that nobody can open any more."""
+        """Each label with its spans and bytes that nobody can open any more."""
         return self._by_label(set(self.superseded()))
 
     def _by_label(self, only: set[str] | None) -> list[tuple[str, int, int]]:
@@ -79,22 +79,22 @@ class Namespaces:
     # Changing; each of these inside a transaction.
 
     def put(self, namespace: Namespace) -> None:
-        """Write down what is known of a namespace from now on."""
+        """Enter or replace a namespace."""
         told = namespace._replace(label=namespace.label[:MOST_LABEL])
         if told != self.get(namespace.name):
             change = "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?)"
             self._db.execute(change, (*told, digest_of_namespace(told)))
 
     def name(self, namespace: str, label: str, identity: str) -> None:
-        """What people call the model of a namespace that is known, and which model that is."""
+        """Record the label and the identity of a known namespace's model."""
         known = self.get(namespace)
         if known is not None:
             self.put(known._replace(label=label, identity=identity))
 
     def opened(self, identity: str, label: str) -> None:
-        """A process opened the model that people call `label`.
+        """Note that a process opened the model called `label`.
 
-        It came back where another one was opened under that name since it was last opened.
+        It came back if another one was opened under that name since it was last opened.
         """
         query = "SELECT identity, opened FROM models WHERE label = ? ORDER BY opened DESC LIMIT 1"
         latest = self._db.execute(query, (label,)).fetchone() or (identity, 0)
@@ -117,7 +117,7 @@ class Namespaces:
         )
 
     def check(self) -> None:
-        """DamagedIndex where a row of theirs is none that we wrote."""
+        """DamagedIndex if one of their rows is none that we wrote."""
         self.all()
         for values in self._db.execute("SELECT identity, label, opened, came_back FROM models"):
             typed(values, str, str, int, int)

@@ -1,4 +1,4 @@
-"""Notes: what lookups found out about stored spans, kept in memory until somebody writes it down.
+"""Notes: lookups' findings about stored spans, kept in memory until they are written down.
 
 A lookup never writes: it would wait for others, and for the disk.
 """
@@ -14,7 +14,7 @@ from ..span import StoredPath
 
 
 class Opened(NamedTuple):
-    """A namespace that this process opened: of which model, and what people call that."""
+    """A namespace that this process opened: its model's label and identity."""
 
     namespace: str
     label: str
@@ -22,7 +22,7 @@ class Opened(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """What is to be written down: spans that were used, are gone or in doubt, and models in use."""
+    """Findings to write down: spans that were used, are gone or in doubt, and models in use."""
 
     used: list[str]
     gone: dict[str, str]  # and the pack that they were in
@@ -49,22 +49,22 @@ class Notes:
         return bool(noted or not all(self._models.values()))
 
     def use(self, file_ids: Iterable[str]) -> None:
-        """Requests went on from these."""
+        """Note that requests went on from these."""
         with self._locked():
             self._used |= dict.fromkeys(file_ids)
 
     def lose(self, file_id: str, pack: str = "") -> None:
-        """A span is gone or damaged where it was: no lookup of this process finds it any more."""
+        """Note a span as gone or damaged in its place: lookups here no longer find it."""
         with self._locked():
             self._gone[file_id] = pack
 
     def doubt(self, file_id: str) -> None:
-        """A span is not what its row says: until that is settled nobody here finds it."""
+        """Note that a span differs from its row: until that is settled no lookup here finds it."""
         with self._locked():
             self._doubted[file_id] = None
 
     def open(self, opened: Opened) -> None:
-        """A namespace is in use; its model counts as opened once a process."""
+        """Note a namespace in use; its model counts as opened once a process."""
         with self._locked():
             if self._names.get(opened.namespace) == opened:
                 return
@@ -75,7 +75,7 @@ class Notes:
                 self._models.setdefault((opened.identity, opened.label), False)
 
     def of(self, namespace: str) -> Opened:
-        """What is known of a namespace."""
+        """The opening noted for a namespace."""
         return self._names.get(namespace, Opened(namespace, "", ""))
 
     def waiting(self) -> Noted:
@@ -86,7 +86,7 @@ class Notes:
             return Noted(*marked, list(self._opened), models)
 
     def written(self, noted: Noted) -> None:
-        """So much is in the index now."""
+        """Forget these notes, which are in the index now."""
         with self._locked():
             for file_id in noted.used:
                 self._used.pop(file_id, None)
@@ -95,7 +95,7 @@ class Notes:
             self._models |= dict.fromkeys(noted.models, True)
 
     def settled(self, file_id: str) -> None:
-        """A span that was gone or in doubt has left the index too, or is found again."""
+        """Forget a doubt: the span has left the index too, or is found again."""
         with self._locked():
             self._gone.pop(file_id, None)
             self._doubted.pop(file_id, None)

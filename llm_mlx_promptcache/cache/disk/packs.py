@@ -1,6 +1,6 @@
-"""What the index knows of packs: how many bytes each has, and how many of them are still spans'.
+"""The index's table of packs: the bytes of each, and how many of them are still spans'.
 
-Triggers count both: bytes of a pack that none of its spans has any more are dead.
+Triggers count both: bytes of a pack that belong to none of its spans any more are dead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .index_rows import SELECT_ROWS, SpanRow, row_from, typed
 DEAD_SHARE: Final = 3  # a pack of which this part is dead is written anew
 _MOST: Final = 1 << 62
 _SELECT = "SELECT file_id, bytes, live, spans FROM packs"
-# What triggers count, counted anew: packs that differ, and spans of packs that there are not.
+# The triggers' counts, counted anew: packs that differ, and spans of missing packs.
 _MISCOUNTED = """
 SELECT file_id FROM packs AS p WHERE (live, spans) !=
     (SELECT coalesce(sum(bytes), 0), count(*) FROM spans WHERE pack = p.file_id AND pack != '')
@@ -28,7 +28,7 @@ LIMIT 1
 
 
 class PackRow(NamedTuple):
-    """A pack: its file's bytes, those of them that are its spans', and how many these are."""
+    """A pack: its file's bytes, those of them that are its spans', and the number of spans."""
 
     file_id: str
     bytes: int
@@ -37,12 +37,12 @@ class PackRow(NamedTuple):
 
     @property
     def dead(self) -> int:
-        """Bytes that are no span's any more."""
+        """Bytes that belong to no span any more."""
         return self.bytes - self.live
 
     @property
     def is_wasteful(self) -> bool:
-        """Whether so much of it is dead that it is worth writing anew."""
+        """True if so much of it is dead that it is worth writing anew."""
         return self.dead * DEAD_SHARE >= self.bytes
 
 
@@ -53,7 +53,7 @@ class Packs:
         self._db = db
 
     def get(self, pack: str) -> PackRow | None:
-        """What is known of a pack, if anything is."""
+        """A pack's row, if there is one."""
         values = self._db.execute(_SELECT + " WHERE file_id = ?", (pack,)).fetchone()
         return _row(values) if values is not None else None
 

@@ -1,8 +1,7 @@
-"""Pins: which spans nobody may evict, in a small file beside them that outlives the index.
+"""Pins: spans that must not be evicted, in a small file beside them that outlives the index.
 
 A span's file id tells nothing of a conversation. The file of pins is as untrusted as any other:
-owner-only, written whole and renamed, of bounded size, with a digest; what is not ours counts as
-no file.
+owner-only, written whole and renamed, of bounded size, with a digest; any other counts as no file.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ _MOST_BYTES: Final = 4 << 20
 
 
 class Pins:
-    """The file of pins in a store's folder; changed by who holds the index's lock."""
+    """The file of pins in a store's folder; changed only under the index's lock."""
 
     def __init__(self, folder: StoreFolder) -> None:
         self.path = folder.path / "pins.json"
         self._files = folder.files
 
     def read(self) -> set[str] | None:
-        """The file ids of pinned spans, some evicted maybe; None where there is no such list.
+        """The file ids of pinned spans, some evicted maybe; None if there is no such list.
 
-        OSError where the system can't read it just now, which says nothing of what it holds.
+        OSError if the system can't read it just now, which says nothing about its content.
         """
         try:
             found = SpanBytes(self.path, self._files)
@@ -56,12 +55,12 @@ class Pins:
             found.close()
 
     def into(self, index: Index) -> None:
-        """Pin in the index what is listed; OSError as `read`."""
+        """Pin the listed spans in the index; OSError as `read`."""
         for file_id in self.read() or ():
             index.pin(file_id, pinned=True)
 
     def restored(self, index: Index) -> bool:
-        """As `into`, for an index that may have been made without them; False with a warning."""
+        """Pin as `into`, for an index that may have been made without; False with a warning."""
         try:
             self.into(index)
         except OSError as error:
@@ -70,7 +69,7 @@ class Pins:
         return True
 
     def keep(self, index: Index) -> None:
-        """List what the index has pinned; a warning where that can't be done."""
+        """List the index's pinned spans; a warning if that can't be done."""
         try:
             self.write(index.pinned())
         except OSError as error:
@@ -80,7 +79,7 @@ class Pins:
         _log.warning("what is pinned in %s may be forgotten: %s", self.path.parent, error)
 
     def write(self, file_ids: Iterable[str]) -> None:
-        """Replace the list; OSError where that can't be done."""
+        """Replace the list; OSError if that can't be done."""
         pinned = sorted(file_ids)
         text = json.dumps({"format": _FORMAT, "digest": _digest(pinned), "pinned": pinned})
         temporary = self.path.with_name(f".{self.path.name}-{os.getpid()}-{new_file_id()}")

@@ -1,7 +1,7 @@
-"""What stood behind a path before, out of the index: answers are drafted from it.
+"""Tokens that stood behind a path before, from the index: answers are drafted from them.
 
-Rows have the tokens, so no span's file is opened. Guesses need no proof: nobody takes rows from
-here, and a wrong one costs what the model was to compute anyway.
+Rows have the tokens, so no span's file is opened. Guesses need no proof: no rows are taken from
+here, and a wrong one only costs what the model had to compute anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_ON_PATH: Final = 64  # rows that are read up to the path's end
 _MOST_BEHIND: Final = 8  # and behind it
-# The last that was stored of the first so many that hang on a span behind a token.
+# The last stored of the first so many spans that hang on a span behind a token.
 _NEWEST: Final = """
 SELECT max(rowid) FROM (
     SELECT rowid, first FROM spans INDEXED BY by_parent WHERE parent = ? AND start >= ? LIMIT 256
@@ -43,7 +43,7 @@ def said_behind(index: Index, namespace: str, tokens: Tokens[int], most: int) ->
 
 
 def _end_of(index: Index, namespace: str, tokens: Tokens[int]) -> SpanRow | None:
-    """The row in which a path ends, where all of it is stored in not too many."""
+    """The row in which a path ends, if all of it is stored in not too many rows."""
     row: SpanRow | None = None
     end = 0
     for _ in range(_MOST_ON_PATH):
@@ -58,12 +58,12 @@ def _end_of(index: Index, namespace: str, tokens: Tokens[int]) -> SpanRow | None
 
 
 def _newest(index: Index, row: SpanRow, at: int, most: int) -> SpanRow | None:
-    """What was stored last of all that hangs on a span at its token `at` or behind it."""
+    """The span stored last of all that hang on a span at its token `at` or behind it."""
     newest = index.db.execute(_NEWEST, (row.file_id, at)).fetchone()
     values = index.db.execute(_ROW, (*newest, 4 * most)).fetchone()
     if values is None:
         return None
     child = row_from(values)
-    # What is not of this namespace is nobody's to see, whatever stands in a damaged index.
+    # Other namespaces' spans are not shown, whatever a damaged index says.
     mine = (child.namespace, child.parent) == (row.namespace, row.file_id)
     return child if mine and at <= child.start <= row.end else None

@@ -1,8 +1,8 @@
-"""What crashes and others left: rows without a file, files without a row, files never finished.
+"""Leftovers of crashes: rows without a file, files without a row, files never finished.
 
-Who writes to the index enters a row and publishes its file in one transaction, and removes both in
-one, so whoever holds the index's lock sees each with the other. A file without a row is whole more
-often than not (a power cut may lose the index's last rows): it is taken in again where it fits.
+A writer of the index enters a row and publishes its file in one transaction, and removes both in
+one, so any holder of the index's lock sees each with the other. A file without a row is whole more
+often than not (a power cut may lose the index's last rows): it is taken in again if it fits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .index import Index
 from .index_rows import SpanRow
 from .witness import Witness
 
-STALE_SECONDS: Final = 3600.0  # what nobody can use is left to age, in case somebody wonders
+STALE_SECONDS: Final = 3600.0  # useless files are left to age, for later inspection
 
 
 class Candidate(NamedTuple):
-    """A file that may enter the index, as its head says."""
+    """A file that may enter the index, with the data of its head."""
 
     row: SpanRow
     layout: str
@@ -52,9 +52,9 @@ def row_of(file_id: str, head: Head, size: int, folder: StoreFolder, pack: str =
 
 
 def candidates(folder: StoreFolder, path: Path, pack: str = "") -> list[Candidate]:
-    """What a file says of its spans as rows; contents are verified when they are read, as always.
+    """A file's spans as rows; contents are verified when they are read, as always.
 
-    DamagedSpan, OSError or UnknownKind where it can't be told.
+    DamagedSpan, OSError or UnknownKind if that can't be told.
     """
     file = said_by(path, folder.files, verified=False)
     return [
@@ -68,7 +68,7 @@ def candidates(folder: StoreFolder, path: Path, pack: str = "") -> list[Candidat
 
 
 def hangs(row: SpanRow, parent: SpanRow | None) -> bool:
-    """Whether a span can hang where its file says: on its parent's tokens, or at the start."""
+    """True if a span can hang where its file says: on its parent's tokens, or at the start."""
     if parent is None:
         return row.parent == "" and row.start == 0 and len(row.tokens) > 0
     return parent.start < row.start <= parent.end and row.namespace == parent.namespace
@@ -81,10 +81,10 @@ def sweep(
     *,
     every: bool = False,
 ) -> int:
-    """Drop rows without a file, take in files without a row, remove what nobody can use.
+    """Drop rows without a file, take in files without a row, remove useless files.
 
-    Returns how many. What a live writer claims stays, whatever its age. What nobody can use is
-    left to age first, unless `every` says that somebody wants it gone.
+    Returns their number. A live writer's claimed files stay, whatever their age. Useless files are
+    left to age first, unless `every` of them is wanted gone.
     """
     names = folder.names()
     places = index.places()
@@ -126,9 +126,9 @@ def _drop_if_gone(index: Index, folder: StoreFolder, file_id: str, witness: Witn
 
 
 def _remove_beside_pack(index: Index, folder: StoreFolder, file_id: str) -> int:
-    """Remove the file of a span that is in a pack by now: who made that was killed before it did.
+    """Remove the file of a span that is in a pack by now: the packer was killed before it did.
 
-    Who is alive still does it, and claims the pack until then.
+    A live packer still does it, and claims the pack until then.
     """
     row = index.row(file_id)
     if row is None or not row.pack or is_being_made(folder, row.pack):
@@ -141,15 +141,15 @@ def _remove_beside_pack(index: Index, folder: StoreFolder, file_id: str) -> int:
 
 
 def is_being_made(folder: StoreFolder, pack: str) -> bool:
-    """Whether who made a pack is still at it: what it holds is removed elsewhere next."""
+    """True if the maker of a pack is still at work: it removes the packed files next."""
     with looked_at(folder.pack(pack)) as claim:
         return claim is Claim.HELD
 
 
 def _orphan_packs(index: Index, folder: StoreFolder, packs: Iterable[str], *, every: bool) -> int:
-    """Packs that the index does not know: what it lacks of their spans is taken in.
+    """Packs that the index does not know: spans of theirs that it lacks are taken in.
 
-    Mostly it lacks nothing, and the pack goes: who made it was killed before all of it was said.
+    Mostly it lacks none, and the pack is removed: its maker was killed before it was entered.
     """
     swept = 0
     for pack in packs:
@@ -163,7 +163,7 @@ def _orphan_packs(index: Index, folder: StoreFolder, packs: Iterable[str], *, ev
 
 
 def _told_by_pack(folder: StoreFolder, pack: str) -> list[Candidate] | None:
-    """What a pack says of its spans; None where it is gone or can't be judged now."""
+    """A pack's record of its spans; None if it is gone or can't be judged now."""
     try:
         return candidates(folder, folder.pack(pack), pack)
     except (OSError, UnknownKind):
@@ -173,10 +173,10 @@ def _told_by_pack(folder: StoreFolder, pack: str) -> list[Candidate] | None:
 def _take_in_pack(
     index: Index, folder: StoreFolder, pack: str, found: Sequence[Candidate], *, every: bool
 ) -> bool:
-    """Whether a pack is in the index now, or is removed."""
+    """True if a pack is in the index now, or is removed."""
     path = folder.pack(pack)
     with index.transaction():
-        # Who makes a pack publishes it and says so in one transaction.
+        # A pack is published and entered in one transaction.
         if index.packs.get(pack) is not None or is_gone(path):
             return False
         rows = [index.row(one.row.file_id) for one in found]
@@ -191,7 +191,7 @@ def _take_in_pack(
 
 
 def enter_pack(index: Index, pack: str, found: Sequence[Candidate], size: int) -> bool:
-    """Enter a pack with those of its spans that fit, in a transaction; False where none does."""
+    """Enter a pack with those of its spans that fit, in a transaction; False if none does."""
     index.packs.put(pack, size)
     for row, layout, label in found:
         parent = index.row(row.parent) if row.parent else None
@@ -236,16 +236,16 @@ def _orphans(
 
 
 def _removed(path: Path, files: Files) -> bool:
-    """Whether a file was removed now; one that can't be removed holds up nothing else."""
+    """True if a file was removed now; one that can't be removed holds up nothing else."""
     with suppress(OSError):
         return files.unlink(path)
     return False
 
 
 def _take_in(index: Index, folder: StoreFolder, found: Candidate, witness: Witness) -> bool:
-    """Whether a file is in the index now, or need not be any more.
+    """True if a file is in the index now, or need not be any more.
 
-    Before it is said not to fit, the files of the rows that are in its way are asked.
+    Before it counts as unfit, the files of the rows in its way are asked.
     """
     row = found.row
     with index.transaction():
@@ -272,7 +272,7 @@ def _remove_unfinished(path: Path, files: Files) -> bool:
 
 
 def _is_stale(path: Path, files: Files) -> bool:
-    """Whether a file is old; the clock may have jumped either way."""
+    """True if a file is old; the clock may have jumped either way."""
     with suppress(OSError):
         return abs(files.now() - path.lstat().st_mtime) > STALE_SECONDS
     return False

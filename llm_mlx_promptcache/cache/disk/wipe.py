@@ -1,4 +1,4 @@
-"""All that is stored, removed while other processes may go on storing."""
+"""A whole store removed while other processes may go on storing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wiped(index: Index, folder: StoreFolder, pins: Pins, upkeep: Upkeep) -> int:
 
 
 def _removed(folder: StoreFolder, name: str, upkeep: Upkeep) -> int:
-    """Remove a file; the bytes that it had."""
+    """Remove a file; returns its bytes."""
     path = folder.spans / name
     try:
         size = path.lstat().st_size

@@ -1,7 +1,7 @@
-"""Witness: what a span's file says of its row, and who is believed where they differ.
+"""Witness: a span's file compared with its row, and the one that is believed.
 
-The index is untrusted, and its digest is no secret. A file that is whole decides: where its head
-disagrees with a row the index is damaged, and no file goes for what a row says of it.
+The index is untrusted, and its digest is no secret. A whole file decides: if its head disagrees
+with a row the index is damaged, and no file is removed because of such a row.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Witness:
         self._pins = pins
 
     def refute(self, index: Index, row: SpanRow) -> None:
-        """DamagedIndex where a row's file is whole and says otherwise.
+        """DamagedIndex if a row's file is whole and says otherwise.
 
-        A file that is damaged, gone or not to be read just now says nothing.
+        A file that is damaged, gone or unreadable just now says nothing.
         """
         path = self._folder.place(row.file_id, row.pack)
         layout = index.namespaces.layout(row.namespace)
@@ -47,7 +47,7 @@ class Witness:
                 raise DamagedIndex(f"the row of span {row.file_id} is not what its file says")
 
     def is_damaged(self, row: SpanRow) -> bool:
-        """Whether a span's bytes, all of them, are seen not to be what was written."""
+        """True if a span's bytes, all of them, are seen to differ from those written."""
         path = self._folder.place(row.file_id, row.pack)
         try:
             said_by(path, self._folder.files, verified=True)
@@ -58,7 +58,7 @@ class Witness:
         return False
 
     def refute_gone(self, row: SpanRow) -> None:
-        """DamagedIndex where a span is in a whole pack and its row says another file, or none."""
+        """DamagedIndex if a span is in a whole pack and its row names another file, or none."""
         for pack in packs_in(self._folder.names()) - {row.pack}:
             path = self._folder.pack(pack)
             with suppress(OSError, DamagedSpan, UnknownKind):
@@ -67,12 +67,12 @@ class Witness:
                     raise DamagedIndex(f"span {row.file_id} is in a pack that its row denies")
 
     def refute_layout(self, index: Index, namespace: str) -> None:
-        """DamagedIndex where a model's files hold other layers than the index says of it."""
+        """DamagedIndex if a model's files hold other layers than the index says of it."""
         for row in index.some_of(namespace, _ASKED):
             self.refute(index, row)
 
     def refute_sizes(self, index: Index) -> None:
-        """DamagedIndex where bytes are counted that no file has: for them good spans would go."""
+        """DamagedIndex if bytes are counted that no file has: they would evict good spans."""
         with index.snapshot():
             index.recount()
             sizes, packs = index.sizes(), {pack.file_id: pack.bytes for pack in index.packs.all()}
@@ -89,7 +89,7 @@ class Witness:
                     self._refute_pack(index, pack, packs[pack])
 
     def _refute_pack(self, index: Index, pack: str, size: int) -> None:
-        """DamagedIndex where a pack's file is whole and has another size than the index says."""
+        """DamagedIndex if a pack's file is whole and has another size than the index says."""
         with suppress(OSError, DamagedSpan, UnknownKind):
             told = said_by(self._folder.pack(pack), self._folder.files, verified=True).size
             known = index.packs.get(pack)
@@ -97,13 +97,13 @@ class Witness:
                 raise DamagedIndex(f"the pack {pack} has {told} bytes and is said to have {size}")
 
     def refute_pins(self, file_ids: Sequence[str]) -> None:
-        """DamagedIndex where one of these is pinned, as the list of pins says."""
+        """DamagedIndex if one of these is pinned, by the list of pins."""
         if file_ids and not (self._pins.read() or set()).isdisjoint(file_ids):
             raise DamagedIndex("what is pinned is not what the list of it says")
 
 
 def says(row: SpanRow, file: FileSays, layout: str | None) -> bool:
-    """Whether a row and its model's layers are what a file says."""
+    """True if a row and its model's layers agree with a file."""
     head = file.heads.get(row.file_id)
     if head is None:
         return False

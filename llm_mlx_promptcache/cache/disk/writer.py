@@ -1,6 +1,6 @@
-"""Writer: the thread that writes spans behind the caller's back, and what waits for it.
+"""Writer: the thread that writes spans behind the caller's back, and its queue.
 
-No lookup and no answer ever waits for it: what waits is found here, in memory, and where too much
+No lookup and no answer ever waits for it: waiting spans are found here, in memory, and if too much
 waits the next span stays with its owner. Only a flush waits, and not for a lock that stays shut.
 """
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 FLUSH_SECONDS: Final = 2.0  # that a flush waits, once, while another process holds the index
 _RETRY_SECONDS: Final = 0.05  # between the tries of such a flush
 _TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flushes
-_MOST_USES: Final = 64  # paths that wait to be counted as used, in one transaction
+_MOST_USES: Final = 64  # paths whose uses wait to be counted, in one transaction
 MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
 _LEAST_WAITING: Final = 16 << 20  # bytes; a small budget must not lose what could be written
-_SHARE: Final = 4  # what waits may take this part of the memory's budget beside it
+_SHARE: Final = 4  # waiting drafts may take this part of the memory's budget beside it
 
 
 class QueueState(Enum):
-    """How the first in the queue gets on."""
+    """The progress of the first in the queue."""
 
     FREE = auto()  # nothing keeps it from being written
     BLOCKED = auto()  # another process is in the way; nobody has waited for that yet
@@ -40,7 +40,7 @@ class QueueState(Enum):
 
 
 class Tending(Enum):
-    """What the store has left to do."""
+    """The work that is left to the store."""
 
     NONE = auto()
     MORE = auto()  # some, that nobody waits for
@@ -59,7 +59,7 @@ _Item = Draft | list[Use] | Literal["tend"]
 
 
 def most_waiting(memory_bytes: int) -> int:
-    """How many bytes may wait to be written beside so large a budget of memory."""
+    """The bytes that may wait to be written beside so large a budget of memory."""
     return min(max(memory_bytes // _SHARE, _LEAST_WAITING), MOST_WAITING)
 
 
@@ -87,39 +87,39 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether something is on its way."""
+        """True if something is on its way."""
         return self._process == os.getpid() and bool(self._queue)
 
     @property
     def waiting(self) -> int:
-        """Bytes of what is on its way, which are memory until they are written."""
+        """Bytes on their way, which are memory until they are written."""
         return self._waiting if self._process == os.getpid() else 0
 
     @property
     def has_room(self) -> bool:
-        """Whether one more draft may wait."""
+        """True if one more draft may wait."""
         return self._process != os.getpid() or self._waiting < self._most_waiting
 
     def put(self, draft: Draft) -> None:
-        """Write this when its turn comes."""
+        """Queue a draft to be written."""
         self._after_fork()
         with self._changed:
             self._waiting += draft.nbytes
             self._append(draft)
 
     def note_lookup(self) -> None:
-        """The store was asked: it may have something to write down."""
+        """Note that the store was asked: it may have something to write down."""
         self._looked = self._keeps
 
     def note_use(self, namespace: str, path: Tokens[int]) -> None:
-        """A request resumed this path from memory: where it is stored as well, that is a use."""
+        """Note that a request resumed this path from memory: if it is stored too, that is a use."""
         if self._keeps and len(path):
             self._uses.append(Use(namespace, path))
             if len(self._uses) >= _MOST_USES:
                 self.count_uses()
 
     def count_uses(self) -> None:
-        """Tell the store of all uses at once, after what was put before, and have it write them."""
+        """Report all uses to the store at once, after earlier drafts, and have them written."""
         uses, self._uses = self._uses, []
         looked, self._looked = self._looked, False
         self._after_fork()
@@ -131,14 +131,14 @@ class Writer:
 
     @property
     def coming(self) -> list[Draft]:
-        """What is on its way, in the order in which the store will be given it."""
+        """The drafts on their way, in the order in which the store gets them."""
         if not self.busy:
             return []
         with self._changed:
             return [item for item in self._queue if isinstance(item, Draft)]
 
     def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[PathPart]:
-        """What waits of a path from token `start` on, as parts to resume from."""
+        """The waiting parts of a path from token `start` on, as parts to resume from."""
         drafts = self._drafts(namespace)
         parts: list[PathPart] = []
         while True:
@@ -154,7 +154,7 @@ class Writer:
             start = end
 
     def holds(self, namespace: str, ids: Tokens[int], start: int) -> bool:
-        """Whether something waits with which `ids` could be resumed after token `start`."""
+        """True if a waiting draft could resume `ids` after token `start`."""
         for draft in self.coming:
             shared = common_prefix(draft.path, ids) if draft.namespace == namespace else 0
             whole = draft.resumes and shared == len(draft.path)
@@ -163,7 +163,7 @@ class Writer:
         return False
 
     def wait(self) -> int:
-        """Return once all that was put is written, or can't be; how many spans are left.
+        """Wait until all drafts are written, or can't be; returns the number of spans left.
 
         While another process holds the index, this waits `FLUSH_SECONDS` once, and not again.
         """
@@ -185,9 +185,9 @@ class Writer:
             return left
 
     def drop(self, namespaces: Collection[str] | None) -> None:
-        """Write no more of what waits of these namespaces, or at all.
+        """Drop the waiting drafts of these namespaces, or all.
 
-        What is just being written is waited for, unless it waits for another process itself.
+        The draft being written is waited for, unless it waits for another process itself.
         """
         if self._process != os.getpid():
             return
@@ -204,11 +204,11 @@ class Writer:
                 self._changed.wait_for(lambda: not self._queue or self._queue[0] is not first)
 
     def forget_uses(self, namespaces: Collection[str] | None) -> None:
-        """Nobody is told any more that paths of these namespaces, or of any, were used."""
+        """Forget waiting uses of paths of these namespaces, or of any."""
         self._uses = _other_uses(self._uses, namespaces)
 
     def tell_lost(self) -> None:
-        """A span leaves memory that nobody can write as yet: it is told once."""
+        """Report once that a span leaves memory before it can be written."""
         if not self._lost:
             self._lost = True
             _log.warning(
@@ -217,7 +217,7 @@ class Writer:
 
     @property
     def _idle(self) -> bool:
-        """Nothing is left to do, but for evictions that take many rounds."""
+        """True if nothing is left to do, except evictions that take many rounds."""
         return not self._queue and self._tending in (Tending.NONE, Tending.MORE)
 
     def _drafts(self, namespace: str) -> list[Draft]:
@@ -251,7 +251,7 @@ class Writer:
                     self._pause()
 
     def _next(self) -> _Item | None:
-        """The first in the queue; where there is none, the store is tended, and the thread ends."""
+        """The first in the queue; if there is none, the store is tended, and the thread ends."""
         while True:
             with self._changed:
                 if self._queue:
@@ -268,7 +268,7 @@ class Writer:
                 self._changed.notify_all()
 
     def _pause(self) -> None:
-        """Wait until it is time to try again, or somebody flushes."""
+        """Wait until it is time for a retry, or somebody flushes."""
         pause = self._store.pause
         if pause >= _TELL_SECONDS:
             self._tell(sum(isinstance(item, Draft) for item in self._queue))
@@ -283,7 +283,7 @@ class Writer:
             self._store.try_again()
 
     def _written(self, item: _Item) -> bool:
-        """Write one; False where it has to wait, since another process is in the way."""
+        """Write one; False if it has to wait, since another process is in the way."""
         try:
             if isinstance(item, Draft):
                 saved = self._store.save(item)
@@ -299,7 +299,7 @@ class Writer:
         return True
 
     def _tend(self) -> Tending:
-        """Have the store do what is left to do, some of it; the rest when nothing is waiting."""
+        """Have the store do some of its remaining work; the rest when nothing is waiting."""
         try:
             done = self._store.tend()
         except Exception as error:
@@ -308,7 +308,7 @@ class Writer:
         return Tending.NONE if done or self._store.pause else Tending.MORE
 
     def _count(self, uses: Iterable[Use]) -> None:
-        """What is stored along these paths counts as used, with the checkpoints at their ends."""
+        """Count a use of the spans along these paths, and of the checkpoints at their ends."""
         found: dict[str, StoredSpan] = {}
         for namespace, path in uses:
             spans, checkpoints = self._store.lookup(namespace, path)
@@ -329,7 +329,7 @@ class Writer:
 
 
 def _without(item: _Item, namespaces: Collection[str] | None) -> _Item | None:
-    """What is left of an item without these namespaces, or without any; None for nothing."""
+    """The rest of an item without these namespaces, or without any; None for nothing."""
     if isinstance(item, Draft):
         return None if namespaces is None or item.namespace in namespaces else item
     if isinstance(item, list):

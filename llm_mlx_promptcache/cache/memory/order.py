@@ -1,15 +1,15 @@
-"""CacheOrder: who is evicted next, decided in one place by one comparison (law 11); no MLX here.
+"""CacheOrder: the next eviction, decided in one place by one comparison (law 11); no MLX here.
 
-An owner (memory or disk) tells what happens to its spans, and asks for a victim:
+An owner (memory or disk) reports the events of its spans, and asks for a victim:
 
-    push     a span is stored            split    one span became two
-    use      a fetch found spans         touch    an insert passed over spans
-    hold     a lease or pin keeps one    release  and lets it go
-    remove   the owner took one out      pop      what is evicted next, then remembered
+push     a span is stored            split    one span became two
+use      a fetch found spans         touch    an insert passed over spans
+hold     a lease or pin keeps one    release  and lets it go
+remove   the owner took one out      pop      evict the next, and remember it
 
 Only leaves that nobody holds are ever popped; when the last child is evicted, its parent may be.
 Time is a count of requests (`advance`), never a clock. Not locked, the owner is.
-The default policy, what else was tried, and figures: docs/eviction.md.
+The default policy, alternatives and figures: docs/eviction.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class GhostList:
             self.take(next(iter(self._ghosts)))
 
     def take(self, key: Hashable) -> Ghost | None:
-        """Forget an entry, and tell what was known of it."""
+        """Forget an entry, and return its record."""
         ghost = self._ghosts.pop(key, None)
         if ghost is not None:
             self._held[ghost.returned] -= ghost.nbytes
@@ -95,7 +95,7 @@ class CacheOrder(Generic[T]):
         return self._entries.get(entry.serial) is entry
 
     def advance(self) -> int:
-        """A new request begins; returns its tick."""
+        """Begin a new request; returns its tick."""
         self.now += 1
         return self.now
 
@@ -114,7 +114,7 @@ class CacheOrder(Generic[T]):
         parent: Entry[T] | None = None,
         key: Hashable = None,
     ) -> Entry[T]:
-        """A span is stored under `parent`; `key` (its path's hash) finds what is remembered."""
+        """Store a span under `parent`; `key` (its path's hash) finds what is remembered of it."""
         rank = self.rank(tier)
         if parent is not None:
             self._check(parent)
@@ -139,7 +139,7 @@ class CacheOrder(Generic[T]):
     def split(
         self, entry: Entry[T], item: T, nbytes: int, tokens: int, key: Hashable = None
     ) -> Entry[T]:
-        """A span's first part becomes a span of its own, `item`; `resize` the rest, `entry`.
+        """Make a span's first part a span of its own, `item`; `resize` the rest, `entry`.
 
         A path parts or ends there, so the first part came back, and the rest did not.
         """
@@ -153,7 +153,7 @@ class CacheOrder(Generic[T]):
         return upper
 
     def use(self, entries: Iterable[Entry[T]]) -> None:
-        """A fetch found these, whole: they came back."""
+        """Note that a fetch found these, whole: they came back."""
         for entry in entries:
             entry.last_used = self.now
             entry.uses += 1
@@ -161,13 +161,13 @@ class CacheOrder(Generic[T]):
             self._enqueue(entry)
 
     def touch(self, entries: Iterable[Entry[T]]) -> None:
-        """An insert passed over these, or a fetch matched one in part: recent, no more."""
+        """Note that an insert passed over these, or a fetch matched one in part: recent only."""
         for entry in entries:
             entry.last_used = entry.inserted = self.now
             self._enqueue(entry)
 
     def promote(self, entry: Entry[T], tier: str) -> None:
-        """The span also ends what is of `tier`; it keeps the more persistent of both."""
+        """Note that the span also ends a path of `tier`; it keeps the more persistent of both."""
         self._check(entry)
         rank = max(entry.tier, self.rank(tier))
         self._counts[entry.tier] -= 1
@@ -176,26 +176,26 @@ class CacheOrder(Generic[T]):
         self._enqueue(entry)
 
     def resize(self, entry: Entry[T], nbytes: int, tokens: int) -> None:
-        """The span holds more or less than it did."""
+        """Note that the span holds more or less than it did."""
         self._check(entry)
         self.nbytes += nbytes - entry.nbytes
         entry.nbytes, entry.tokens = nbytes, tokens
         self._enqueue(entry)
 
     def hold(self, entry: Entry[T]) -> None:
-        """A lease or pin keeps this and all it hangs on; `release` it as often."""
+        """Keep this and all it hangs on for a lease or pin; `release` it as often."""
         entry.holds += 1
         self._enqueue(entry)
 
     def release(self, entry: Entry[T]) -> None:
-        """One lease or pin less."""
+        """Undo one `hold`."""
         if not entry.holds:
             raise ValueError("release without hold")
         entry.holds -= 1
         self._enqueue(entry)
 
     def remove(self, entry: Entry[T]) -> None:
-        """The owner took a leaf out; it is not remembered."""
+        """Take a leaf out for its owner; it is not remembered."""
         self._check(entry)
         if entry.children:
             raise ValueError(f"{entry.children} entries hang on this one; remove them first")
@@ -208,7 +208,7 @@ class CacheOrder(Generic[T]):
             self._enqueue(entry.parent)
 
     def pop(self) -> Entry[T] | None:
-        """Take out what is evicted next and remember it; None where nothing may be."""
+        """Evict the next and remember it; None if nothing may be evicted."""
         heads = {bucket: head for bucket in list(self._heaps) if (head := self._head(bucket))}
         if not heads:
             return None
@@ -218,7 +218,7 @@ class CacheOrder(Generic[T]):
         return victim
 
     def clear(self) -> None:
-        """Forget all entries, and all that is remembered."""
+        """Forget all entries, and all records."""
         self._reset()
         self.ghosts = GhostList()
 

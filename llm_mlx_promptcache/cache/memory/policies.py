@@ -1,7 +1,6 @@
 """The policies that `CacheOrder` (order.py) asks, and the entries they compare; no MLX here.
 
-The default's comparison is `worth` (worth.py). What was measured, against what, and why this one
-stayed: docs/eviction.md.
+The default's comparison is `worth` (worth.py). Measurements and alternatives: docs/eviction.md.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
-    """What the order keeps for one span; the owner reads it, and only the order writes it."""
+    """The order's record of one span; the owner reads it, and only the order writes it."""
 
     item: T
     tier: int  # its rank among the order's tiers
-    nbytes: int  # what evicting it frees
-    tokens: int  # what evicting it costs: tokens to compute again while its parent is there
+    nbytes: int  # freed by evicting it
+    tokens: int  # the cost of evicting it: tokens to compute again while its parent is there
     parent: Entry[T] | None
     key: Hashable  # the path's hash, by which it is remembered; None: it is not
     serial: int
@@ -44,7 +43,7 @@ class Entry(Generic[T]):
 
 
 class Ghost(NamedTuple):
-    """What is remembered of an evicted entry."""
+    """The record of an evicted entry."""
 
     returned: bool
     extended: bool
@@ -64,11 +63,11 @@ class Policy:
     """
 
     def bucket(self, entry: Entry[Any]) -> Hashable:
-        """Which entries keep their order among each other while time passes."""
+        """The class of entries that keep their order among each other while time passes."""
         return None
 
     def rank(self, entry: Entry[Any]) -> float:
-        """Within a bucket, the least is evicted first."""
+        """The rank within a bucket; the least is evicted first."""
         return entry.last_used
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
@@ -76,9 +75,9 @@ class Policy:
         return _least(heads, lambda bucket, head: self.rank(head))
 
     def came_back(self, ghost: Ghost, share: float, part: float) -> None:
-        """A remembered entry was stored again; `part` is its part of the bytes held now.
+        """Note that a remembered entry was stored again; `part` is its part of the bytes held now.
 
-        `share` is what part of all remembered bytes are of its kind (returned, or not).
+        `share` is the part of all remembered bytes that is of its kind (returned, or not).
         """
 
 
@@ -93,7 +92,7 @@ class MlxLm(Policy):
         return entry.tier
 
     def rank(self, entry: Entry[Any]) -> float:
-        """When it was inserted."""
+        """The tick of its insertion."""
         return entry.inserted
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
@@ -105,12 +104,12 @@ class MlxLm(Policy):
 
 
 class Worth(Policy):
-    """The default: least worth first, where what came back once is expected back again.
+    """The default: least worth first; spans that came back once are expected back again.
 
-    How much longer a returned entry stays (`bias`) is learned from what comes back too late:
-    a remembered entry that had returned says its kind needs room, a fresh one the opposite
-    (as ARC does for its two lists; Megiddo and Modha, FAST'03). Both weighed by how many bytes
-    of that kind are remembered, so that the bias settles where a byte of either earns the same.
+    How much longer a returned entry stays (`bias`) is learned from entries that come back too late:
+    one that had returned shows that its kind needs room, a fresh one the opposite (as ARC does for
+    its two lists; Megiddo and Modha, FAST'03). Both are weighed by the remembered bytes of that
+    kind, so that the bias settles where a byte of either earns the same.
     """
 
     START, MOST, STEP = RETURNED_BIAS, 10.0, 12.0  # log2; measured, see docs/eviction.md
@@ -120,11 +119,11 @@ class Worth(Policy):
 
     @property
     def bias(self) -> float:
-        """How many times longer a returned entry stays than a fresh one, all else equal."""
+        """The factor by which a returned entry stays longer than a fresh one, all else equal."""
         return math.exp2(self._log_bias)
 
     def bucket(self, entry: Entry[Any]) -> Hashable:
-        """All of `worth`'s arguments but the age."""
+        """All of `worth`'s arguments except the age."""
         return entry.returned, entry.tier, density(entry.tokens, entry.nbytes)
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
