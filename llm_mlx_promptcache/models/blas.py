@@ -145,7 +145,7 @@ def _of_the_wheel(folders: Sequence[str], mlx_files: Sequence[Path]) -> Blas | N
 
 
 def _processors() -> int:
-    """How many processors this process may use, or the machine has where nobody tells that."""
+    """The number of processors this process may use, or that of the machine if unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

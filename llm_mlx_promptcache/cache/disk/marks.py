@@ -1,4 +1,4 @@
-"""What tells other programs that a folder holds a cache, so that no backup has it.
+"""Marks that show other programs that a folder holds a cache, so that backups skip it.
 
 CACHEDIR.TAG (https://bford.info/cachedir/), which tar, borg, restic and others know, and on macOS
 the attribute that Time Machine heeds and `tmutil addexclusion` sets.
@@ -25,7 +25,7 @@ _NO_LINKS: Final = getattr(os, "O_NOFOLLOW", 0)
 
 
 def mark_as_cache(folder: Path) -> None:
-    """Mark a folder that is there; where that is not possible it stays as it is."""
+    """Mark a folder that exists; if that is not possible it stays as it is."""
     with suppress(OSError):
         _tag(folder / _TAG)
     if sys.platform == "darwin":
@@ -34,7 +34,7 @@ def mark_as_cache(folder: Path) -> None:
 
 
 def _tag(path: Path) -> None:
-    """Write the tag where none is, or where one was begun; what else is there stays."""
+    """Write the tag if there is none, or one only begun; anything else there stays."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINKS
     with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
         found = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""What must not be lost in a power cut is on the disk itself, on macOS too."""
+"""Files that must survive a power cut are on the disk itself, on macOS too."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ FULL = 51  # macOS's number
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What is asked of the system: of files, by the system call's name."""
+    """The calls to the system for files, by the system call's name."""
     made = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: made.append("fsync"))
     return made
