@@ -8,8 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Folders and files, relative to the repository; a room is added once all its docstrings are read.
 READ_ROOMS = (
-    "llm_mlx_promptcache/cache/layers",
-    "llm_mlx_promptcache/cache/memory",
+    "llm_mlx_promptcache/cache",
     "llm_mlx_promptcache/chat",
     "llm_mlx_promptcache/models",
     "tests/cache",

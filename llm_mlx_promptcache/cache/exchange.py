@@ -1,7 +1,7 @@
-"""A prefix leaves a cache as one file, and comes into another: for who has the same model.
+"""Export of a prefix from a cache as one file, and its import into another with the same model.
 
-What must be the same before anybody uses its rows, the caller says (`about`): it stands in the
-file, and import refuses a file that is of anything else, with what differs.
+The caller lists the settings that must be the same before its rows are used (`about`): they are in
+the file, and import refuses a file with others, naming the differences.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["OtherPrefix", "Prefix", "PrefixFile", "export_prefix", "import_prefi
 
 
 class Prefix(NamedTuple):
-    """What is exported: a path in a namespace, and what must be the same where it is used.
+    """A prefix to export: a path in a namespace, and the settings needed to use it elsewhere.
 
-    The namespace itself does not leave. `label` is what people call the model, for who looks for
-    it there; "" where that says nothing elsewhere.
+    The namespace itself is not exported. `label` is the user's name for the model, for listings
+    there; "" if it means nothing elsewhere.
     """
 
     namespace: str
@@ -41,18 +41,18 @@ class Prefix(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """How many tokens a file holds, and its bytes."""
+    """The tokens in an exported file, and its bytes."""
 
     tokens: int
     bytes: int
 
 
 def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
-    """Write what is kept of a path, up to the last token at which it can be resumed, to a file.
+    """Write the stored part of a path to a file, up to the last token at which it can be resumed.
 
-    The file is its owner's alone, is written beside under a private name, and gets its own once it
-    is whole. ValueError where nothing of the path is kept, FileExistsError where something is
-    there, OSError where it can't be written.
+    The file is its owner's alone, is written under a private name, and gets its own once it is
+    whole. ValueError if nothing of the path is stored, FileExistsError if something is there,
+    OSError if it can't be written.
     """
     if file.exists() or file.is_symlink():
         raise FileExistsError(f"{file} is there already; give another name, or remove it first")
@@ -78,9 +78,9 @@ def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
 
 
 def open_prefix(file: Path) -> PrefixFile:
-    """A file that somebody exported, its header checked; to be closed.
+    """Open an exported file and check its header; the caller closes it.
 
-    DamagedSpan where it is none or not whole as far as that shows, OSError where it can't be read.
+    DamagedSpan if it is none or visibly not whole, OSError if it can't be read.
     """
     return PrefixFile(file, Files())
 
@@ -88,10 +88,10 @@ def open_prefix(file: Path) -> PrefixFile:
 def import_prefix(
     cache: PromptCache, file: PrefixFile, namespace: str, about: Mapping[str, str]
 ) -> int:
-    """Take in what a file holds, and write it to the store; returns how many tokens are kept.
+    """Take in a file's prefix, and write it to the store; returns the number of tokens kept.
 
-    Nothing is kept before all of it is read and its digest is right: DamagedSpan where that is
-    not so, OtherPrefix where it is of something else.
+    Nothing is kept before all of it is read and its digest is right: DamagedSpan if it is wrong,
+    OtherPrefix if the file is about something else.
     """
     file.check(about)
     head = file.head
@@ -102,5 +102,5 @@ def import_prefix(
 
 
 def _tier(said: str) -> str:
-    """A tier of ours: one that is not is taken for the least persistent."""
+    """A tier of ours: an unknown one counts as the least persistent."""
     return said if said in TIERS else TIERS[0]

@@ -1,4 +1,4 @@
-"""What a model's layers hold of a prompt, array by array, asked of its shapes: nothing is run."""
+"""The arrays that a model's layers hold of a prompt, from its shapes: nothing is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_BRIEF: Final = 200  # characters
 
 
 class OtherLayers(ValueError):
-    """Layers that are not what a model's would be; the message says where they differ."""
+    """Layers that differ from a model's own; the message names the difference."""
 
 
 def check_held(
@@ -43,7 +43,7 @@ def check_held(
 
 
 def _pairs(kind: LayerKind, piece: Any, wanted: Any) -> Iterator[tuple[str, str]]:
-    """Each array of a layer, as it is and as it would be; what a plugin keeps has a shape alone."""
+    """Each array of a layer, as it is and as it should be; a plugin's pieces have shapes only."""
     if isinstance(kind, ListOf):
         parts = zip(kind.parts, kind.parted(piece), kind.parted(wanted), strict=True)
         for part, there, here in parts:

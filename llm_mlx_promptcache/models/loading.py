@@ -77,7 +77,7 @@ class LoadedModel:
 
 
 class Weights(Enum):
-    """What becomes of a model's weights when it is loaded."""
+    """The treatment of a model's weights when it is loaded."""
 
     READ = auto()
     LEFT = auto()  # for who asks for shapes, prompts and identities: an eval would read them

@@ -1,8 +1,8 @@
 """Compaction: files of one path become a pack, a read or a write at a time, when nobody waits.
 
 The rules are those of writing: a new file, synced; then one transaction that gives it its name and
-says that its spans are in it; then the old files go. A kill anywhere leaves every span whole in
-the one or in the other, and nothing else changes: what hangs on a span hangs on its tokens.
+enters its spans; then the old files are removed. A kill anywhere leaves every span whole in the one
+or in the other, and nothing else changes: children of a span hang on its tokens.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ WHERE pack = ? AND pack != '' ORDER BY start
 
 
 class Compacted(NamedTuple):
-    """What was done so far: so many files became so many packs."""
+    """The progress so far: so many files became so many packs."""
 
     files: int = 0
     packs: int = 0
 
     def after(self, units: Sequence[ChainFile]) -> Compacted:
-        """The same with one pack more, of these files."""
+        """The progress with one pack more, of these files."""
         return Compacted(self.files + len(units), self.packs + 1)
 
 
 class DamagedSource(Exception):
-    """A file that was to be packed is damaged; `span` is the first that is lost with it."""
+    """A file to be packed is damaged; `span` is the first that is lost with it."""
 
     def __init__(self, span: StoredSpan, error: DamagedSpan) -> None:
         super().__init__(str(error))
@@ -60,11 +60,11 @@ class DamagedSource(Exception):
 
 
 class _Changed(Exception):
-    """What was to be packed is not there any more as it was planned."""
+    """The files to be packed are no longer as they were planned."""
 
 
 class Compaction:
-    """What a folder's files can become, and how."""
+    """Packs a folder's files."""
 
     def __init__(self, folder: StoreFolder, index: SharedIndex, upkeep: Upkeep) -> None:
         self._folder = folder
@@ -79,7 +79,7 @@ class Compaction:
             yield from to_pack(links, thrift)
 
     def wasteful(self, *, every: bool) -> Iterator[list[ChainFile]]:
-        """Packs of which much is dead, or, if `every`, any of it."""
+        """Packs with many dead bytes, or, if `every`, with any."""
         nothing: list[PackRow] = []
         for pack in self._index.run(lambda index: index.packs.all(), nothing):
             if pack.spans and (pack.dead if every else pack.is_wasteful):
@@ -91,9 +91,8 @@ class Compaction:
     def packed(self, units: Sequence[ChainFile], coded_before: int) -> Iterator[bool]:
         """Make one pack of these files: False behind each step, True once it stands.
 
-        What nobody used since then is coded, and what is coded already stays so.
-        Where they have changed it ends without. DamagedSource for a file that is damaged, OSError
-        where the disk can't take it.
+        Spans unused since then are coded, and coded ones stay so. If the files have changed it ends
+        without a pack. DamagedSource for a file that is damaged, OSError if the disk can't take it.
         """
         with ExitStack() as stack:
             try:
@@ -155,7 +154,7 @@ class Compaction:
             raise _blamed(units, sources, error) from None
 
     def _entered(self, pack: UnpublishedPack, units: Sequence[ChainFile]) -> bool:
-        """Whether the pack has its name now and the index says so, unless its spans changed."""
+        """Publish and enter the pack; False if its spans have changed."""
         try:
             return self._index.run(lambda index: self._enter(index, pack, units), otherwise=False)
         except NotPublished as error:
@@ -182,7 +181,7 @@ class Compaction:
         return True
 
     def _remove(self, units: Sequence[ChainFile]) -> None:
-        """The files that a pack was made of; whoever was killed here leaves them to the sweep."""
+        """Remove the files of a new pack; a process killed here leaves them to the sweep."""
         for unit in units:
             path = self._folder.place(unit.links[0].file_id, unit.pack)
             try:
@@ -216,7 +215,7 @@ def _link(values: Sequence[object]) -> Link:
 
 
 def _check_path(sources: Sequence[PackSource]) -> None:
-    """_Changed unless each file goes on where the one before it ends, by what they say."""
+    """_Changed unless each file goes on where the one before it ends, by their headers."""
     heads = [head for source in sources for head in source.heads]
     for before, head in pairwise(heads):
         end = before.start + len(before.tokens)
@@ -231,7 +230,7 @@ def _check_path(sources: Sequence[PackSource]) -> None:
 def _blamed(
     units: Sequence[ChainFile], sources: Sequence[PackSource], error: DamagedSpan
 ) -> DamagedSource:
-    """The error as one of the file that it is about."""
+    """The error as one of the file that caused it."""
     for unit, source in zip(units, sources, strict=True):
         if source.file.broken is not None:
             return DamagedSource(_stored(unit.links[0]), source.file.broken)

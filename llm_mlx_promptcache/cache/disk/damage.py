@@ -1,4 +1,4 @@
-"""Damage: what was seen in bytes not to be what was written, told in one line."""
+"""Damage: bytes that were seen to differ from those written, reported in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 
 
 class DamagedIndex(sqlite3.DatabaseError):
-    """An index that holds what we never wrote: it is made anew from the spans' files."""
+    """An index with content that we never wrote: it is rebuilt from the spans' files."""
 
 
 class OtherVersion(DamagedIndex):
-    """A whole index, of a version of ours that is older or newer than what is read here."""
+    """A whole index, of an older or newer version of ours."""
 
     def __init__(self, found: int, ours: int) -> None:
         super().__init__(f"it has version {found}, not {ours}")
@@ -22,13 +22,13 @@ class OtherVersion(DamagedIndex):
 
 
 def said_of_index(error: Exception) -> str:
-    """What is so of an index that can't be used: behind "the index" in a line for the user."""
+    """The fault of an unusable index, to follow "the index" in a line for the user."""
     if isinstance(error, OtherVersion):
         return f"is that of {error.age} version of llm-mlx-promptcache (format {error.found})"
     return f"was damaged ({error})"
 
 
-# What the system can't do just now says nothing about a file (SQLite's primary codes).
+# The system's own failures say nothing about a file (SQLite's primary codes).
 _SYSTEM: Final = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_ABORT,
@@ -45,12 +45,12 @@ _SYSTEM: Final = {
 
 
 def is_damage(error: Exception, path: Path) -> bool:
-    """Whether an error of SQLite's, or ours, says that the index at `path` is not sound."""
+    """True if an error of SQLite's, or ours, shows that the index at `path` is not sound."""
     if isinstance(error, DamagedIndex):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     if not isinstance(error, sqlite3.Error) or code is None:
         return False
-    if code == sqlite3.SQLITE_READONLY:  # says the file itself, unless the system says so too
+    if code == sqlite3.SQLITE_READONLY:  # the file's own word, unless the system agrees
         return os.access(path, os.W_OK)
     return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _SYSTEM

@@ -1,4 +1,4 @@
-"""What went wrong with a folder's files: what that means for them, and each told once."""
+"""Faults of a folder's files: their consequences, each reported once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Faults:
-    """The faults of one process's reads and writes in a folder; any thread may tell one."""
+    """The faults of one process's reads and writes in a folder; any thread may report one."""
 
     def __init__(self, folder: StoreFolder, notes: Notes) -> None:
         self._folder = folder
@@ -25,12 +25,12 @@ class Faults:
         self._told_unreadable = False
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """A span was seen not to be what was written: it is removed, with all that hangs on it."""
+        """Remove a span that was found damaged, with all that hangs on it."""
         _log.warning("a stored span is left out: %s", error)
         self._notes.lose(span.file_id, span.pack)
 
     def unreadable(self, error: Exception) -> None:
-        """Something could not be read, by no fault of its own: it stays, and is told once."""
+        """Report once that something could not be read, by no fault of its own: it stays."""
         if not self._told_unreadable:
             self._told_unreadable = True
             _log.warning(
@@ -45,7 +45,7 @@ class Faults:
         return self._writing.pause
 
     def unwritable(self, error: OSError) -> None:
-        """A file could not be written: none is for a while, told once until one was."""
+        """Pause writing, since a file could not be written; reported once until one was."""
         if self._writing.failed():
             _log.warning(
                 "nothing is written to the disk cache in %s for now: %s",
@@ -55,5 +55,5 @@ class Faults:
             )
 
     def written(self) -> None:
-        """A file was written: whatever was in the way is over."""
+        """End the pause, since a file was written."""
         self._writing.worked()

@@ -25,12 +25,12 @@ class HeldSpan:
         self._entries = {tensor.name: _entry(tensor) for tensor in tensors}
 
     def entries(self, layer: int) -> list[StoredTensor | None]:
-        """What there is of each array of a layer."""
+        """The arrays of a layer; None for missing ones."""
         arity = self.head.layout[layer].arity
         return [self._entries.get(f"layer.{layer}.{index}") for index in range(arity)]
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Fill these with what comes next."""
+        """Fill these with the next bytes."""
         for buffer in buffers:
             rest = buffer
             while rest.nbytes:
@@ -42,13 +42,13 @@ class HeldSpan:
                     self._left.appendleft(first[count:])
 
     def verify(self) -> None:
-        """There is nothing to find."""
+        """Find nothing: memory needs no digest."""
 
     def pause(self) -> None:
-        """There is no descriptor to let go of."""
+        """Do nothing: there is no descriptor."""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is no file."""
 
 
 def _entry(tensor: Tensor) -> StoredTensor:

@@ -67,9 +67,9 @@ class Index:
     """One connection to a folder's index; not locked, the owner is."""
 
     def __init__(self, path: Path, wait: float = _BUSY_SECONDS, *, new: bool = False) -> None:
-        """Open an index, or make a `new` one where nothing is.
+        """Open an index, or make a `new` one if nothing is there.
 
-        FileNotFoundError where there is none, DamagedIndex where it is none of ours.
+        FileNotFoundError if there is none, DamagedIndex if it is none of ours.
         """
         self.path = path
         self.transactions = 0  # that were begun
@@ -107,7 +107,7 @@ class Index:
         self.log.begin()
 
     def look_at_schema(self) -> None:
-        """DamagedIndex unless the schema is ours; it is read where anybody changed it."""
+        """DamagedIndex unless the schema is ours; it is read again after any change."""
         self.db.size = self.log.index_bytes
         cookie = schema_cookie(self.db)
         if cookie != self._cookie:
@@ -115,7 +115,7 @@ class Index:
             self._cookie = cookie
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.db.close()
 
     @contextmanager
@@ -145,7 +145,7 @@ class Index:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """The index as it is at this moment: only the first query of several can meet a lock."""
+        """The index as it is at this moment: only the first of several queries can meet a lock."""
         self.db.execute("BEGIN")
         try:
             yield
@@ -154,7 +154,7 @@ class Index:
                 self.db.execute("ROLLBACK")
 
     def wait_for_locks(self, seconds: float) -> None:
-        """From now on wait so long for other processes."""
+        """Wait so long for other processes from now on."""
         if seconds != self._wait:
             self.db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
             self._wait = seconds
@@ -162,7 +162,7 @@ class Index:
     # Looking up.
 
     def walk(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
-        """What is stored along `tokens`: below each span, only a child that starts where they part.
+        """The stored part of `tokens`: below each span, only a child that starts where they part.
 
         The tokens decide, not a hash (law 5).
         """
@@ -184,7 +184,7 @@ class Index:
     def step(
         self, namespace: str, file_id: str, at: int, tokens: Tokens[int]
     ) -> tuple[SpanRow, int] | None:
-        """The span with which a path goes on behind another one, and how many tokens they share."""
+        """The span with which a path goes on behind another, and the number of shared tokens."""
         values = self.db.execute(_STEP, (namespace, file_id, at, tokens[at])).fetchone()
         if values is None:
             return None
@@ -195,7 +195,7 @@ class Index:
         return row, same
 
     def _checkpoints(self, namespace: str, file_id: str, start: int, end: int) -> list[StoredSpan]:
-        """What was taken of a span's path from `start` up to `end`, and hangs there."""
+        """The checkpoints on a span's path from `start` up to `end` that hang there."""
         rows = map(row_from, self.db.execute(_CHECKPOINTS, (file_id, end, namespace)).fetchall())
         found = []
         for row in rows:
@@ -206,12 +206,12 @@ class Index:
         return found
 
     def totals(self) -> Totals:
-        """Counted by the triggers."""
+        """The totals, counted by the triggers."""
         query = "SELECT spans, tokens, bytes, dead, tick, swept, proof FROM totals LIMIT 2"
         return totals_from(self.db.execute(query).fetchall())
 
     def has(self, file_id: str) -> bool:
-        """Whether a span has a row."""
+        """True if a span has a row."""
         query = "SELECT 1 FROM spans WHERE file_id = ?"
         return self.db.execute(query, (file_id,)).fetchone() is not None
 
@@ -221,13 +221,13 @@ class Index:
         return row_from(values) if values is not None else None
 
     def at(self, row: SpanRow) -> SpanRow | None:
-        """The row that is found where this one would be."""
+        """The row in this one's place."""
         step = row.namespace, row.parent, row.start, first_of(row)
         values = self.db.execute(_STEP, step).fetchone()
         return row_from(values) if values is not None else None
 
     def some_of(self, namespace: str, most: int) -> list[SpanRow]:
-        """Rows of a namespace, at most so many."""
+        """At most so many rows of a namespace."""
         query = SELECT_ROWS + " WHERE namespace = ? LIMIT ?"
         return [row_from(values) for values in self.db.execute(query, (namespace, most)).fetchall()]
 
@@ -243,19 +243,19 @@ class Index:
         return checked_file_ids(self.db.execute("SELECT file_id FROM spans").fetchall())
 
     def places(self) -> dict[str, str]:
-        """Every span's file id, and the pack that it is in, if it is in one."""
+        """Every span's file id, and its pack, if it is in one."""
         found = self.db.execute("SELECT file_id, pack FROM spans").fetchall()
         checked_file_ids(found)
         checked_file_ids([(pack,) for _, pack in found if pack != ""])
         return dict(found)
 
     def pinned(self) -> list[str]:
-        """The file ids of what nobody may evict."""
+        """The file ids of pinned spans."""
         query = "SELECT file_id FROM spans WHERE pinned != 0"
         return checked_file_ids(self.db.execute(query).fetchall())
 
     def every_row(self) -> Iterator[SpanRow | DamagedIndex]:
-        """Each span's row, or what is wrong with it: all that is read of it anywhere."""
+        """Each span's row, or its fault: everything that is read of it anywhere."""
         tick = self.totals().tick
         for values in self.db.execute(SELECT_COUNTED):
             try:
@@ -264,7 +264,7 @@ class Index:
                 yield error
 
     def listed(self) -> list[ListedRow]:
-        """Every span with what is counted of it, parents before what hangs on them.
+        """Every span with its counts, parents before their children.
 
         A span hangs on one that was stored before it.
         """
@@ -285,7 +285,7 @@ class Index:
     # Changing; each of these inside a transaction.
 
     def add(self, row: SpanRow, layout: str, label: str = "", identity: str = "") -> bool:
-        """Enter a span; False where one stands there, its parent is gone, or its model another."""
+        """Enter a span; False if one is there, its parent is gone, or its model is another."""
         known = self.namespaces.get(row.namespace)
         other = known is not None and known.layout != layout
         if other and self.some_of(row.namespace, 1):
@@ -296,7 +296,7 @@ class Index:
         return self.db.execute(_INSERT, _values(row)).rowcount == 1
 
     def move(self, row: SpanRow) -> None:
-        """A span's bytes lie where this row says from now on."""
+        """Enter this row's new place of a span's bytes."""
         self.db.execute(_MOVE, _values(row))
 
     def touch(self, file_ids: Sequence[str], now: int) -> None:
@@ -309,12 +309,12 @@ class Index:
         )
 
     def pin(self, file_id: str, *, pinned: bool) -> bool:
-        """Keep a span from being evicted, or no longer; whether that is a change."""
+        """Keep a span from being evicted, or no longer; True if that is a change."""
         change = "UPDATE spans SET pinned = ? WHERE file_id = ? AND pinned != ?"
         return self.db.execute(change, (pinned, file_id, pinned)).rowcount == 1
 
     def below(self, file_id: str) -> list[SpanRow]:
-        """What hangs on a span, and on that."""
+        """The spans below a span, at any depth."""
         file_ids = checked_file_ids(self.db.execute(_SUBTREE, (file_id,)).fetchall())
         rows = (self.row(one) for one in file_ids if one != file_id)
         return [row for row in rows if row is not None]
@@ -329,7 +329,7 @@ class Index:
         return file_ids
 
     def swept(self, now: int) -> None:
-        """Remember when the folder was swept."""
+        """Remember the time of a sweep."""
         self.db.execute("UPDATE totals SET swept = ?", (now,))
 
     def wipe(self) -> None:
@@ -339,7 +339,7 @@ class Index:
         self.db.execute("DELETE FROM namespaces")
 
     def check(self) -> Iterator[str]:
-        """What is wrong with the index itself, a line each."""
+        """Faults of the index itself, a line each."""
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             yield f"the index is damaged: {found}"
@@ -347,7 +347,7 @@ class Index:
         yield from self._check_counters()
 
     def recount(self) -> None:
-        """DamagedIndex unless the counters say what the rows do."""
+        """DamagedIndex unless the counters agree with the rows."""
         held = self.db.execute("SELECT count(*), sum(count), sum(bytes) FROM spans").fetchone()
         counted, told = tuple(value or 0 for value in held), self.totals()[:3]
         if counted != told:
@@ -368,7 +368,7 @@ class Index:
 
 
 def _values(row: SpanRow) -> dict[str, object]:
-    """A row and what follows from it, as its columns."""
+    """A row and the values that follow from it, as its columns."""
     return row._asdict() | {
         "tokens": row.tokens.tobytes(),
         "count": len(row.tokens),

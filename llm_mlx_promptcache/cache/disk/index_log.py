@@ -1,6 +1,6 @@
-"""SQLite's log beside the index: what is in it is not in the file yet, tokens among it.
+"""SQLite's log beside the index: its content is not in the file yet, tokens included.
 
-It is emptied into the file when it has become long, and by who wants no token left anywhere.
+It is emptied into the file when it has become long, and when no token may be left anywhere.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class IndexLog:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is time for a checkpoint."""
+        """True if it is time for a checkpoint."""
         return _size(self._path) > _LONG
 
     def trim(self) -> None:
-        """Checkpoint it where it has become long."""
+        """Checkpoint it if it has become long."""
         if self.is_long:
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def shrink(self) -> str:
         """Leave no token in it or in the index's free pages: they are conversation.
 
-        Says why something may be left there, or "": another process held the log for too long.
+        Returns the reason why some may be left, or "": another process held the log for too long.
         """
         try:
             self._db.execute("VACUUM")
@@ -58,7 +58,7 @@ class IndexLog:
         return self.empty()
 
     def empty(self) -> str:
-        """Checkpoint and empty it; "", or what is in the way."""
+        """Checkpoint and empty it; returns "", or the obstacle."""
         # Beside another's checkpoint SQLite gives up at once, without waiting.
         until = time.monotonic() + _BUSY_SECONDS
         while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:

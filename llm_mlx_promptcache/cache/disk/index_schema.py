@@ -1,6 +1,6 @@
-"""The schema of the index, and what is asked of a file before anybody believes that it is one.
+"""The schema of the index, and the checks of a file before it is believed to be one.
 
-SQLite runs what a schema says: views and triggers are code. So a file's schema is compared with
+SQLite runs a schema's content: views and triggers are code. So a file's schema is compared with
 ours, whole, before anything else is read, and every action on it may do only so much work.
 """
 
@@ -118,12 +118,12 @@ _STEPS_OF_A_SCHEMA: Final = 1_000  # ours takes some 150
 
 
 class Connection(sqlite3.Connection):
-    """A connection each of whose statements may have SQLite do only so much work.
+    """A connection with a limit on SQLite's work for each statement.
 
-    Beyond it SQLite says "interrupted": a view without end, a tree that hangs on itself.
+    Beyond it SQLite reports "interrupted": a view without end, a tree that hangs on itself.
     """
 
-    size = 0  # the file's bytes: who reads all of it may take as long as that takes
+    size = 0  # the file's bytes: a full read may take as much work as it needs
     _left = 0
 
     def bound(self) -> None:
@@ -131,7 +131,7 @@ class Connection(sqlite3.Connection):
         self.set_progress_handler(self._step, _STEPS_AT_ONCE)
 
     def execute(self, *statement: Any) -> sqlite3.Cursor:
-        """As SQLite's, with the bound counted anew."""
+        """Execute as SQLite does, with the limit counted anew."""
         self._allow(0)
         try:
             return super().execute(*statement)
@@ -147,7 +147,7 @@ class Connection(sqlite3.Connection):
             self.bound()
 
     def executemany(self, statement: str, rows: Iterable[Any]) -> sqlite3.Cursor:
-        """As SQLite's, with the bound counted anew."""
+        """Execute as SQLite does, with the limit counted anew."""
         held = list(rows)
         self._allow(len(held))
         return super().executemany(statement, held)
@@ -215,7 +215,7 @@ def verify(db: Connection) -> None:
 
 
 def _of_version(version: int) -> DamagedIndex:
-    """What an index of this version is, which is not ours."""
+    """The error for an index of this version, which is not ours."""
     if 0 < version <= _MOST_VERSION:
         return OtherVersion(version, VERSION)
     return DamagedIndex(f"it has version {version}, not {VERSION}")
@@ -237,7 +237,7 @@ def _ours() -> Counter[Any]:
 
 
 def _secure(path: Path, *, must_exist: bool) -> None:
-    """See to it that SQLite opens a plain file of ours, for us alone, or makes a new one.
+    """Ensure that SQLite opens a plain file of ours, for us alone, or makes a new one.
 
     The folder is its owner's, so nobody can put another one there in between.
     """

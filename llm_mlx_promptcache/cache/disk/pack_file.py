@@ -1,8 +1,8 @@
-"""A pack as it is written: several files of one path as one, copied in small steps.
+"""A pack being written: several files of one path as one, copied in small steps.
 
-Each array of a layer becomes one whose rows are those of all spans, so a pack is read as one file
-and costs as much. The files are read from their start on, each once, and verified; of a pack that
-is written anew, rows that are dead are left out.
+Each array of a layer becomes one with the rows of all spans, so a pack is read as one file, at the
+cost of one. The files are read from their start on, each once, and verified; a pack that is written
+anew leaves out dead rows.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 STEP_BYTES: Final = 8 << 20  # of one read, and of one write
 CODED_TYPE: Final = "BF16"  # measured: no other type's numbers come to much less
-_MOST_SIZE: Final = 99_999_999  # of a block, in as many digits as there may be
+_MOST_SIZE: Final = 99_999_999  # of a block, in the most digits it may have
 
 
 class PackSource(NamedTuple):
-    """A file to copy from: of its spans those that are wanted, which follow each other there."""
+    """A file to copy from: those of its spans that are wanted, which follow each other there."""
 
     file: OpenSpan | HeldSpan
     members: list[Member]
@@ -50,18 +50,18 @@ class PackSource(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many of the file's rows are copied."""
+        """The number of the file's rows to be copied."""
         return sum(member.length for member in self.members)
 
     @property
     def heads(self) -> list[Head]:
-        """The heads of what is copied."""
+        """The heads of the spans to be copied."""
         heads = self.file.heads
         return [heads[member.file_id] for member in self.members]
 
 
 class _ArrayShape(NamedTuple):
-    """One array of a layer but for how many rows it has: [*lead, rows, width]."""
+    """One array of a layer without its number of rows: [*lead, rows, width]."""
 
     dtype: Dtype
     lead: tuple[int, ...]
@@ -69,7 +69,7 @@ class _ArrayShape(NamedTuple):
 
 
 class _Array(NamedTuple):
-    """One array of a pack: its shape there, its bytes, and those of each block if it is coded."""
+    """One array of a pack: its shape, its bytes, and those of each block if it is coded."""
 
     name: str
     shape: _ArrayShape
@@ -79,12 +79,12 @@ class _Array(NamedTuple):
 
     @property
     def is_coded(self) -> bool:
-        """Whether it lies there in fewer bytes."""
+        """True if it is stored in fewer bytes."""
         return bool(self.blocks)
 
     @property
     def listed(self) -> TensorShape:
-        """It as the header lists it."""
+        """The array as the header lists it."""
         if self.is_coded:
             size = sum(self.blocks)
             return TensorShape(self.name, "U8", (size,), size)
@@ -92,7 +92,7 @@ class _Array(NamedTuple):
 
 
 class _ByteRun(NamedTuple):
-    """Bytes that come next in one of the files, to be copied or to be read for its digest."""
+    """The next bytes of one of the files, to be copied or to be read for its digest."""
 
     source: PackSource
     nbytes: int
@@ -100,7 +100,7 @@ class _ByteRun(NamedTuple):
 
 
 def can_code(sources: Sequence[PackSource]) -> bool:
-    """Whether there is anything to code in these files that is not coded already."""
+    """True if these files have uncoded arrays that can be coded."""
     return any(
         DTYPES[shape.dtype][0] == CODED_TYPE
         for source in sources
@@ -111,7 +111,7 @@ def can_code(sources: Sequence[PackSource]) -> bool:
 
 
 def source_of(file: OpenSpan, wanted: Sequence[str]) -> PackSource | None:
-    """A file as far as these spans of it go; None unless they follow each other there."""
+    """A file reduced to these spans; None unless they follow each other there."""
     heads = file.heads
     ids = list(heads)
     at = ids.index(wanted[0]) if wanted[0] in heads else len(ids)
@@ -124,14 +124,14 @@ def source_of(file: OpenSpan, wanted: Sequence[str]) -> PackSource | None:
 
 
 def can_pack(layout: Layout) -> bool:
-    """Whether spans of such layers can be rows of one array: each layer holds a row a token."""
+    """True if spans of such layers can be rows of one array: each layer holds a row a token."""
     return all(isinstance(kind, KVRows) and type(kind).join is KVRows.join for kind in layout)
 
 
 class UnpublishedPack(UnpublishedFile):
     """A pack under a private name; it is whole once all steps of `written` are taken.
 
-    If it is to be `coded`, its bfloat16 arrays are.
+    If `coded`, its bfloat16 arrays are.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class UnpublishedPack(UnpublishedFile):
     def written(self) -> Iterator[None]:
         """Write it, with a pause behind each read or write of at most `STEP_BYTES`.
 
-        DamagedSpan where one of its files is, whose `broken` says so.
+        DamagedSpan if one of its files is damaged; that one's `broken` is set.
         """
         head = self._head()
         arrays = self._arrays(len(head.tokens))
@@ -177,7 +177,7 @@ class UnpublishedPack(UnpublishedFile):
                 source.file.broken = error
                 raise
         if self._coded:
-            # Only now it is known where each array lies: so these bytes are digested last.
+            # The place of each array is only known now: so these bytes are digested last.
             ready = self._beginning(head, arrays)
             beginning = ready + b" " * (len(beginning) - len(ready))
             beginning = (len(beginning) - 8).to_bytes(8, "little") + beginning[8:]
@@ -188,7 +188,7 @@ class UnpublishedPack(UnpublishedFile):
         self.sync()
 
     def _array(self, array: _Array) -> Iterator[None]:
-        """Copy one array, coded if it is to be."""
+        """Copy one array, coded if wanted."""
         most = BLOCK_BYTES if array.is_coded else STEP_BYTES
         block, at, number = memoryview(bytearray(min(most, array.nbytes))), 0, 0
         for source, nbytes, copied in self._runs(array.shape):
@@ -203,7 +203,7 @@ class UnpublishedPack(UnpublishedFile):
                 self._few.use(source.file)
                 source.file.read_into([part])
                 left -= part.nbytes
-                # What is not copied is overwritten by what comes next.
+                # Rows that are not copied are overwritten by the next.
                 at += part.nbytes if copied else 0
                 if not copied and left:
                     yield
@@ -213,7 +213,7 @@ class UnpublishedPack(UnpublishedFile):
             yield
 
     def _flush(self, array: _Array, block: memoryview, number: int) -> None:
-        """Write a block. It is synced before much waits for it: no wait gets long."""
+        """Write a block. It is synced before much waits for it, so that no wait gets long."""
         if array.is_coded:
             made = coded(block)
             array.blocks[number] = len(made)
@@ -262,7 +262,7 @@ class UnpublishedPack(UnpublishedFile):
 
 
 def _shapes(sources: Sequence[PackSource]) -> list[list[_ArrayShape]]:
-    """What all of these files hold a row; DamagedSpan for the first that holds something else."""
+    """The arrays in all of these files, a row a token; DamagedSpan for the first that differs."""
     found: list[list[_ArrayShape]] = []
     for source in sources:
         file = source.file

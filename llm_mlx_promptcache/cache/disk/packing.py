@@ -1,7 +1,7 @@
-"""When packs are made: at once, while nobody waits, and where much of one is dead.
+"""The times at which packs are made: on request, while nobody waits, and once much of one is dead.
 
-What may become a pack is `chains.py`'s to say and how it is made `compaction.py`'s; here it is
-begun, left off and told.
+`chains.py` chooses the files of a pack and `compaction.py` makes it; here the work is begun,
+suspended and reported.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Packer:
     """A folder's files, packed a read or write of 8 MB at a time.
 
-    Who goes on later with the steps, or not at all, leaves everything whole. Nothing is written
-    while the folder's `faults` pause, and what goes wrong is theirs.
+    The steps may go on later, or not at all: everything stays whole. Nothing is written while the
+    folder's `faults` pause, and errors are reported to them.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Packer:
         self._rewriting = _OneAtATime()
 
     def steps(self, rested: float | None) -> Iterator[Compacted]:
-        """Pack what can be, and what was done so far; with `rested`, as `DiskStore.compact`."""
+        """Pack the files that can be; yields the progress. `rested` as in `DiskStore.compact`."""
         now = int(self._files.now())
         most = min(MOST_PACK, self._upkeep.most // BUDGET_SHARE)
         before = now if rested is None else int(now - rested)
@@ -54,11 +54,11 @@ class Packer:
         yield from self._packed(chain(wasteful, self._compaction.chains(thrift)))
 
     def rewrite_wasteful(self) -> bool:
-        """Take a step in writing packs anew of which much is dead; False where none is left."""
+        """Take a step in writing mostly dead packs anew; False if none is left."""
         return self._rewriting.step(self._wasteful_steps)
 
     def reclaim(self) -> None:
-        """Leave nothing in packs of what was removed from them, or nothing of the pack at all."""
+        """Remove from packs all bytes of removed spans, or whole packs."""
         for _ in self._packed(self._compaction.wasteful(every=True)):
             pass
         for units in self._compaction.wasteful(every=True):
@@ -98,8 +98,8 @@ class _OneAtATime:
         self._steps: Iterator[Compacted] | None = None
 
     def step(self, begin: Callable[[], Iterator[Compacted]]) -> bool:
-        """Take the next step of what was begun, or begin; False where nothing is left to do."""
-        if self._process != os.getpid():  # what the parent does there is the parent's
+        """Take the next step of the work, or begin it; False if nothing is left to do."""
+        if self._process != os.getpid():  # the parent's work is the parent's alone
             self.__init__()  # type: ignore[misc]
         if not self._lock.acquire(blocking=False):
             return False

@@ -1,8 +1,8 @@
-"""A prefix of prompts as one file for somebody else: a span's or a pack's, that says what it is of.
+"""A prefix of prompts as one file for other users: a span's or a pack's, with its model and origin.
 
-It comes from anywhere: its name, its owner and who may read it say nothing, and all in it is
-checked before any of it is used. What its rows hold was computed of its tokens, if who wrote it
-says so: nothing but computing them anew could tell (docs/privacy.md).
+It is untrusted: its name, owner and mode mean nothing, and everything in it is checked before use.
+That its rows were computed of its tokens rests on the writer's word: only computing them anew could
+tell (docs/privacy.md).
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 
 
 class OtherPrefix(ValueError):
-    """A whole file of a prefix that is of something else; the message says which part differs."""
+    """A whole file of a prefix for another model or setting; the message names the differences."""
 
 
 class PrefixFile(OpenSpan):
     """An exported file while it is read: a path from its start, which can be resumed at its end.
 
-    Errors are an OpenSpan's. `about` says what must be the same before its rows are used.
+    Errors are an OpenSpan's. `about` lists the settings that must be the same before its rows are
+    used.
     """
 
     def __init__(self, path: Path, files: Files) -> None:
@@ -70,7 +71,7 @@ class PrefixFile(OpenSpan):
         self.close()
 
     def check(self, about: Mapping[str, str]) -> None:
-        """OtherPrefix unless the file is of exactly this."""
+        """OtherPrefix unless the file is about exactly this."""
         names = [*self.about, *(name for name in about if name not in self.about)]
         apart = [
             f"{name} {_said(self.about.get(name))} there and {_said(about.get(name))} here"
@@ -112,9 +113,9 @@ class PrefixFile(OpenSpan):
 def write_prefix(
     target: ExportTarget, head: Head, pieces: Sequence[Piece | None], files: Files
 ) -> int:
-    """Write a path from its start, coded where that makes it smaller; returns the file's bytes.
+    """Write a path from its start, coded if that makes it smaller; returns the file's bytes.
 
-    It gets its name once it is whole and synced. OSError where it can't be written.
+    It gets its name once it is whole and synced. OSError if it can't be written.
     """
     (tensors,) = host_tensors(pieces)
     name, folder = new_file_id(), target.path.parent

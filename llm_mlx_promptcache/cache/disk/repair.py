@@ -1,7 +1,7 @@
-"""An index that is new, lost or damaged: made from the heads of the spans' files.
+"""An index that is new, lost or damaged, rebuilt from the heads of the spans' files.
 
 It is built beside, under a private name, and renamed when it is whole, so nobody waits for it or
-sees half of one; who looks meanwhile has a miss. One process does it, under the folder's lock.
+sees half of one; lookups miss meanwhile. One process does it, under the folder's lock.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .sweep import Candidate, candidates, hangs
 _log = logging.getLogger(__name__)
 
 _NEW: Final = "index.new"
-_FOLDER: Final = "set-aside"  # what somebody's folder in a place of ours is called from then on
+_FOLDER: Final = "set-aside"  # the new name of a foreign folder in our place
 SHORT_PATIENCE: Final = 0.05  # seconds: no more is that of a lookup
 Inode = tuple[int, int]
 
 
 def inode_of(path: Path) -> Inode | None:
-    """Which file lies at a path, whatever it is; None where nothing does."""
+    """The file at a path, whatever its type; None if there is none."""
     with suppress(OSError):
         status = path.lstat()
         return status.st_dev, status.st_ino
@@ -45,9 +45,10 @@ def inode_of(path: Path) -> Inode | None:
 
 
 class Mending(threading.Thread):
-    """Another index than the `damaged` one, or one at all (None), made in a thread of its own.
+    """A new index in place of the `damaged` one, or of none (None), made in a thread of its own.
 
-    So who can't wait need not. `working`: this process is at it; until then another one may be.
+    So callers that can't wait need not. `working`: this process is at it; until then another one
+    may be.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Mending(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Do it, unless another process was faster."""
+        """Make it, unless another process was faster."""
         folder = self._folder.path
         try:
             with locked(folder, wait=False) as alone:
@@ -83,9 +84,9 @@ class Mending(threading.Thread):
             self._tell(_build(self._folder, self._pins))
 
     def finished(self, patience: float) -> bool:
-        """Whether it is done after waiting so long, or, by who is no lookup, as long as it takes.
+        """True if it is done in so long; callers other than lookups wait out this process's work.
 
-        OSError or sqlite3.Error where it failed.
+        OSError or sqlite3.Error if it failed.
         """
         self.join(patience)
         if self.is_alive() and self.working and patience > SHORT_PATIENCE:
@@ -110,7 +111,7 @@ class Mending(threading.Thread):
 
 
 def _put_aside(folder: StoreFolder) -> None:
-    """Keep a damaged index for who wants to look at it: a plain file, for its owner alone."""
+    """Keep a damaged index for later inspection: a plain file, for its owner alone."""
     path = folder.index
     with suppress(FileNotFoundError):
         status = path.lstat()
@@ -125,7 +126,7 @@ def _put_aside(folder: StoreFolder) -> None:
 
 
 def _build(folder: StoreFolder, pins: Pins) -> int:
-    """Make an index and give it its name; returns how many files it took in."""
+    """Make an index and publish it; returns the number of files it took in."""
     private = folder.index.with_name(_NEW)
     _remove(private)
     _remove_beside(private)
@@ -173,7 +174,7 @@ def _fill(index: Index, folder: StoreFolder, pins: Pins) -> int:
 
 
 def _files(folder: StoreFolder) -> list[tuple[Path, str]]:
-    """The files that hold spans, and of each whether it is a pack: its id, or ""."""
+    """The files that hold spans, each with its id as a pack, or ""."""
     names = folder.names()
     packs = [(folder.pack(pack), pack) for pack in sorted(packs_in(names))]
     return packs + [(folder.span(file_id), "") for file_id in sorted(file_ids_in(names))]
@@ -185,7 +186,7 @@ def _remove_beside(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove whatever has a name that is ours; a folder that holds something keeps it elsewhere."""
+    """Remove anything that has our name; a folder with content keeps it elsewhere."""
     with suppress(FileNotFoundError):
         if not stat.S_ISDIR(path.lstat().st_mode):
             path.unlink()

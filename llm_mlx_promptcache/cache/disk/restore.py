@@ -1,4 +1,4 @@
-"""Restoring a path: its files are opened and planned with, read side by side, and verified last."""
+"""A path restored: its files are opened and planned with, read side by side, and verified last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .streams import InPieces, InPlace
 
 
 class Reading(Enum):
-    """What became of a path's files."""
+    """The outcome of reading a path's files."""
 
     WHOLE = auto()  # all were opened, and nothing is known to be wrong
     CUT_SHORT = auto()  # one could not be opened: the path ends before it
@@ -38,7 +38,7 @@ class Restore:
         self._few = Few()
 
     def open(self, spans: Sequence[StoredSpan], reached: int) -> None:
-        """Open what lies after token `reached`, up to the first that can't be."""
+        """Open the files beyond token `reached`, up to the first that fails."""
         for one_file in _by_file([span for span in spans if span.end > reached]):
             self._few.make_room()
             opened = _opened(self._store, self._query, *one_file)
@@ -58,11 +58,11 @@ class Restore:
 
     @property
     def starts(self) -> list[int]:
-        """Where the files of the parts start."""
+        """The starts of the parts' files."""
         return [opened.head.start for _, opened in self._spans]
 
     def layers(self, count: int, headroom: int) -> list[Layer] | None:
-        """The layers at token `count`, where all of them are rows and lie in files alone."""
+        """The layers at token `count`, if all of them are rows and are in files alone."""
         layout = self._query.layout
         in_place = all(isinstance(k, KVRows) and type(k).join is KVRows.join for k in layout)
         if not in_place or not self._spans or self.parts[0].start:
@@ -87,7 +87,7 @@ class Restore:
         return [part._replace(pieces=stream.of(n)) for n, part in enumerate(used)]
 
     def verify(self) -> bool:
-        """After all was read: whether it is what was written. What is not is gone."""
+        """Check after all was read; False if a file is not as it was written, and it is removed."""
         good = True
         for spans, opened in self._spans:
             self._few.use(opened)
@@ -104,10 +104,10 @@ class Restore:
         return good
 
     def failed(self, error: Exception) -> bool:
-        """Whether files were read when this went wrong.
+        """Handle an error; True if files were read when it happened.
 
-        Those go that were seen to be damaged. What else fails (memory, the device, the joining)
-        says nothing about a file: it stays.
+        Files that were seen to be damaged are removed. Other failures (memory, the device, the
+        joining) say nothing about a file: it stays.
         """
         for spans, opened in self._spans:
             if opened.broken is not None:
@@ -116,10 +116,10 @@ class Restore:
             self._unreadable(error)
         return bool(self._spans)
 
-    # A traceback holds the frames in which buffers were filled: what is told goes without.
+    # A traceback holds the frames in which buffers were filled: the report goes without.
 
     def _damaged(self, spans: Sequence[StoredSpan], error: DamagedSpan) -> None:
-        # What follows it in its file hangs on it.
+        # Its followers in the file hang on it.
         self._store.damaged(spans[0], error.with_traceback(None))
         self.state = Reading.REMOVED
 
@@ -130,7 +130,7 @@ class Restore:
             self._store.unreadable(error.with_traceback(None))
 
     def _is_one_gone(self) -> bool:
-        """Whether another process evicted one of the files meanwhile; the store sees it as well."""
+        """True if another process evicted one of the files meanwhile; the store sees it as well."""
         for (span, *_), _ in self._spans:
             self._few.make_room()
             opened = self._store.open(self._query.namespace, span, self._query.ids)
@@ -140,7 +140,7 @@ class Restore:
         return False
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for _, opened in self._spans:
             opened.close()
 
@@ -152,7 +152,7 @@ def _is_plain(entry: StoredTensor | None) -> bool:
 def outline_of_checkpoint(
     store: Store, query: Query, span: StoredSpan
 ) -> list[Piece | None] | None:
-    """What a checkpoint holds, as far as one can plan with it; None where it can't be had."""
+    """A checkpoint's pieces to plan with; None if it is not available."""
     opened = _opened(store, query, span)
     if opened is None:
         return None
@@ -161,7 +161,7 @@ def outline_of_checkpoint(
 
 
 def read_checkpoint(store: Store, query: Query, span: StoredSpan) -> list[Piece | None] | None:
-    """What a checkpoint holds, verified; None where it is gone, damaged or can't be read."""
+    """A checkpoint's pieces, verified; None if it is gone, damaged or can't be read."""
     opened = _opened(store, query, span)
     if opened is None:
         return None
@@ -186,7 +186,7 @@ def read_checkpoint(store: Store, query: Query, span: StoredSpan) -> list[Piece 
 
 
 def _by_file(spans: Sequence[StoredSpan]) -> list[list[StoredSpan]]:
-    """The spans of a path by the files that hold them, one behind the other."""
+    """The spans of a path grouped by file, in order."""
     found: list[list[StoredSpan]] = []
     for span in spans:
         if found and span.pack and found[-1][0].pack == span.pack:
@@ -212,7 +212,7 @@ def _opened(store: Store, query: Query, span: StoredSpan, *more: StoredSpan) -> 
 
 
 def fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
-    """Whether a piece has the shape that its kind gives a span of so many tokens."""
+    """True if a piece has the shape that its kind gives a span of so many tokens."""
     if piece is None or not isinstance(kind, KVRows | Window | ListOf):
         return True
     if isinstance(kind, ListOf):

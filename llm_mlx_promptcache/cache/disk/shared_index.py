@@ -1,7 +1,7 @@
-"""SharedIndex: a folder's index as one process uses it, and what happens when it can't be used.
+"""SharedIndex: a folder's index as one process uses it, and its failures.
 
-It may be new, replaced, removed or damaged by anybody at any time, and a fork needs its own. What
-fails is a miss (law 7), told once, and tried again later. Lookups have a connection of their own,
+It may be new, replaced, removed or damaged by anybody at any time, and a fork needs its own. A
+failure is a miss (law 7), reported once, and retried later. Lookups have a connection of their own,
 which no writer holds up: SQLite's log lets readers go on.
 """
 
@@ -62,7 +62,7 @@ class SharedIndex:
 
     @property
     def off(self) -> bool:
-        """Whether the disk can't be used at the moment."""
+        """True if the disk can't be used at the moment."""
         return self._failing.pause > 0
 
     @property
@@ -72,11 +72,11 @@ class SharedIndex:
 
     @property
     def unseen(self) -> bool:
-        """Whether the last look was not let in: what is stored is not known then."""
+        """True if the last look was not let in: the stored spans are unknown then."""
         return self._unseen.active
 
     def look(self, action: Callable[[Index], T], otherwise: T) -> T:
-        """Read from the index, for who can't wait: at most `LOOK_SECONDS` for locks and mending.
+        """Read from the index without waiting: at most `LOOK_SECONDS` for locks and mending.
 
         All waits of one look together; a lookup takes two.
         """
@@ -110,9 +110,9 @@ class SharedIndex:
         return self._mended(action, otherwise, until)
 
     def peek(self, action: Callable[[Index], T], otherwise: T) -> T:
-        """Read what lookups have open already, at once or not at all: for who only guesses.
+        """Read what lookups have open already, at once or not at all: for guesses.
 
-        Nobody is waited for, nothing is opened or mended, and no lookup hears of what fails.
+        Waits for nobody, opens and mends nothing, and reports no failure to lookups.
         """
         if self._process != os.getpid() or not self._looking.acquire(blocking=False):
             return otherwise
@@ -131,15 +131,15 @@ class SharedIndex:
 
     @property
     def _is_mended(self) -> bool:
-        """Whether what a look did not wait for is done."""
+        """True if mending that a look did not wait for is done."""
         mending = self._mending
         return mending is not None and not mending.is_alive()
 
     def run(self, action: Callable[[Index], T], otherwise: T, *, asked: bool = False) -> T:
         """Change the index; a disk that fails is left alone for a while, with one warning.
 
-        A lock is waited for once; then there are pauses, in which nothing is tried, but by who
-        was `asked` by the user for just this.
+        A lock is waited for once; then there are pauses, in which nothing is tried, except for
+        changes that the user `asked` for.
         """
         if self._process != os.getpid():
             self._after_fork()
@@ -152,7 +152,7 @@ class SharedIndex:
             return self._tried(action, otherwise, COMMAND_SECONDS if asked else wait)
 
     def can_change(self) -> bool:
-        """Whether changes are let in; after a time-out a try that waits for nobody tells."""
+        """True if changes are let in; after a time-out this tries without waiting."""
 
         def begin(index: Index) -> bool:
             with index.transaction():
@@ -172,7 +172,7 @@ class SharedIndex:
     def _tried(
         self, action: Callable[[Index], T], otherwise: T, wait: float | None, until: float = 0.0
     ) -> T:
-        """What an action comes to; it waits so long for another process, a look only `until`."""
+        """The result of an action; it waits so long for another process, a look only `until`."""
         for _ in range(_TRIES):
             seconds = _left(until) if wait is None else wait
             try:
@@ -186,7 +186,7 @@ class SharedIndex:
         return otherwise
 
     def _can_go_on(self, error: Exception, seconds: float) -> bool:
-        """Whether what failed is mended now, so that it can be tried again."""
+        """True if the failure is mended now, so that a retry makes sense."""
         index = self._index
         if index is not None and not same_file(index.path, index.inode):
             self._close_index()  # another process has mended it, or removed it
@@ -209,13 +209,13 @@ class SharedIndex:
         index = self._open(seconds)
         before = index.transactions
         found = action(index)
-        if index.transactions > before:  # to read is no proof that one can write
+        if index.transactions > before:  # reading does not prove that writing works
             self._locked.worked()
             self._failing.worked()
         return found
 
     def put_aside(self, error: Exception) -> None:
-        """Have another index made instead of one that is not sound."""
+        """Have a new index made in place of one that is not sound."""
         with self._lock:
             try:
                 self._mend(error, COMMAND_SECONDS)
@@ -223,9 +223,9 @@ class SharedIndex:
                 _log.warning("the index in %s can't be mended: %s", self._folder.path, failure)
 
     def _mend(self, why: Exception | None, seconds: float) -> bool:
-        """Whether there is an index now; the error where none can be made, or none lasts.
+        """True if there is an index now; raises the error if none can be made, or none lasts.
 
-        It is made in a thread: who can't wait has a miss meanwhile.
+        It is made in a thread: callers that can't wait miss meanwhile.
         """
         if self._mending is None:
             self._close_index()
@@ -241,7 +241,7 @@ class SharedIndex:
         finally:
             if done:
                 self._mending = None
-                self._unseen.try_again()  # what looks did not wait for
+                self._unseen.try_again()  # mending that looks did not wait for
         if not done:
             (self._unseen if seconds <= LOOK_SECONDS else self._locked).failed()
         return done
@@ -255,7 +255,7 @@ class SharedIndex:
         self.mended.append(f"the index {said_of_index(why)} and is made anew")
 
     def close(self) -> None:
-        """Let go of the file; the next action opens it again."""
+        """Close the file; the next action opens it again."""
         with self._looking:
             self._close_reader()
         with self._lock:
@@ -272,12 +272,12 @@ class SharedIndex:
             index.close()
 
     def _after_fork(self) -> None:
-        """Connections and locks are the parent's: a child that used them would spoil both."""
+        """Drop the parent's connections and locks: a child that used them would spoil both."""
         _left_to_parent.extend(i for i in (self._index, self._reader) if i is not None)
         self._start()
 
     def _opened_reader(self, wait: float) -> Index | None:
-        """The connection of lookups; None where the index is not there yet, or not ours."""
+        """The connection of lookups; None if the index is not there yet, or not ours."""
         index = self._reader
         if index is not None and not same_file(index.path, index.inode):
             self._close_reader()  # set aside or removed by another process
@@ -328,5 +328,5 @@ def _left(until: float) -> float:
 
 
 def is_busy(error: Any) -> bool:
-    """Whether another process has the index locked for longer than we wait."""
+    """True if another process has the index locked for longer than we wait."""
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)

@@ -23,7 +23,7 @@ _AHEAD: Final = 1 << 20  # bytes; of more at once Linux reads only as much as a 
 
 
 class Origin(Enum):
-    """Where a file comes from, and so whose it must be."""
+    """The origin of a file, which decides its rightful owner."""
 
     FOLDER = auto()  # a store's own: its owner's alone
     ELSEWHERE = auto()  # anybody's, given by the user
@@ -32,8 +32,8 @@ class Origin(Enum):
 class SpanBytes:
     """A span's file from its first byte to its digest.
 
-    What is no whole file of ours is a DamagedSpan. What the system can't do just now (descriptors,
-    memory, a device that fails) is an OSError and says nothing about the file.
+    DamagedSpan for anything but a whole file of ours. Failures of the system (descriptors, memory,
+    a failing device) are an OSError and say nothing about the file.
     """
 
     def __init__(self, path: Path, files: Files, origin: Origin = Origin.FOLDER) -> None:
@@ -50,11 +50,11 @@ class SpanBytes:
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def pause(self) -> None:
-        """Let go of the descriptor until the next read, which goes on where this one was."""
+        """Release the descriptor until the next read, which goes on from the same place."""
         self._file.pause()
 
     @property
@@ -68,7 +68,7 @@ class SpanBytes:
                 os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
 
     def read_undigested(self, count: int) -> bytes:
-        """The next bytes; who reads them says when they are digested (`digest`)."""
+        """The next bytes; the caller decides when they are digested (`digest`)."""
         block = bytearray(count)
         for call in _calls([memoryview(block)]):
             self._fill(call)
@@ -84,13 +84,13 @@ class SpanBytes:
         self._last = block
 
     def read(self, count: int) -> bytes:
-        """The next bytes, as many as that."""
+        """The next bytes, exactly so many."""
         block = bytearray(count)
         self.read_into([memoryview(block)])
         return bytes(block)
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Fill these with what comes next."""
+        """Fill these with the next bytes."""
         for call in _calls(buffers):
             self._fill(call)
             for buffer in call:
@@ -98,7 +98,7 @@ class SpanBytes:
                 self._read_so_far += buffer.nbytes
 
     def verify(self) -> None:
-        """After all was read: DamagedSpan unless it is what was written."""
+        """Check after all was read: DamagedSpan unless it is as it was written."""
         self._digest.update(self._last)
         found = bytearray(DIGEST_BYTES)
         self._fill([memoryview(found)])
@@ -106,14 +106,14 @@ class SpanBytes:
             raise DamagedSpan(f"{self.name}: its digest does not match its content")
 
     def verify_rest(self) -> None:
-        """The same without anybody wanting what was not read yet, which is read in blocks."""
+        """Verify without using the rest, which is read in blocks."""
         block = memoryview(bytearray(min(_BLOCK, self.size)))
         while (left := self.size - DIGEST_BYTES - self._read_so_far) > 0:
             self.read_into([block[: min(left, _BLOCK)]])
         self.verify()
 
     def _fill(self, buffers: list[memoryview]) -> None:
-        """Fill buffers, however little a call gives."""
+        """Fill buffers, however few bytes a call returns."""
         buffers = list(buffers)
         at = 0
         while at < len(buffers):
@@ -147,7 +147,7 @@ def _opened(path: Path, files: Files) -> int:
     except FileNotFoundError:
         raise
     except OSError:
-        # A link or a socket can't be opened, and is no file of ours; all else is the system's.
+        # A link or a socket can't be opened, and is no file of ours; other errors are the system's.
         if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFLNK, stat.S_IFSOCK):
             raise DamagedSpan(f"{path.name} is not a regular file of this user") from None
         raise

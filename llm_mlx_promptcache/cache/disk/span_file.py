@@ -1,8 +1,8 @@
 """One span as one immutable file: written privately, published by rename, verified when read.
 
 The file is a valid safetensors file whose last tensor is a digest of all bytes before it. The
-digest is against accidents; who may write is settled by owner and mode, so it is the fast xxh3.
-What the file holds in which order: docs/disk.md.
+digest is against accidents; owner and mode decide who may write, so it is the fast xxh3. The file's
+order: docs/disk.md.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class UnpublishedSpan(UnpublishedFile):
 
 
 class FileSays(NamedTuple):
-    """What a file says: its bytes, the heads of its spans, and the bytes that count as theirs."""
+    """A file's own record: its bytes, the heads of its spans, and the bytes of each."""
 
     size: int
     heads: dict[str, Head]
@@ -114,11 +114,11 @@ class OpenSpan:
     """A file while it is read: the head at once, layers in their order, then the digest.
 
     It holds one span, or a pack of several of one path; then its head is that of one span of all
-    their tokens, and `members` says which they are.
+    their tokens, and `members` lists them.
 
-    What `layers` gives is not to be believed before `verify` has passed. DamagedSpan where the
-    file is not whole and ours, OSError where the system can't read it just now, UnknownKind where
-    it is whole and of layers that nobody here knows.
+    The output of `layers` is not to be trusted before `verify` has passed. DamagedSpan if the file
+    is not whole and ours, OSError if the system can't read it just now, UnknownKind if it is whole
+    and its layers are unknown here.
     """
 
     def __init__(self, path: Path, files: Files, origin: Origin = Origin.FOLDER) -> None:
@@ -153,18 +153,18 @@ class OpenSpan:
 
     @property
     def shares(self) -> dict[str, int]:
-        """The bytes of the file that count as each span's."""
+        """The file's bytes that count as each span's."""
         if not self.members:
             return {self._file_id: self.size}
         shares = shares_of(self.size, [member.length for member in self.members])
         return dict(zip(self.heads, shares, strict=True))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._bytes.close()
 
     def pause(self) -> None:
-        """Let go of the descriptor until the next read, which goes on where this one was."""
+        """Release the descriptor until the next read, which goes on from the same place."""
         self._bytes.pause()
 
     def read_ahead(self) -> None:
@@ -176,11 +176,11 @@ class OpenSpan:
         return self._begins[first], self._begins[last]
 
     def outline(self) -> list[Piece | None]:
-        """Pieces as far as one can plan with them: not read, they have nothing but a shape."""
+        """Pieces to plan with: not read, they have nothing but a shape."""
         return [self._piece(layer, lambda entry: entry) for layer in range(len(self.head.layout))]
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Read on into these, which hold what comes next in the file."""
+        """Read on into these, which are next in the file."""
         try:
             self._rows.read_into(buffers)
         except DamagedSpan as error:
@@ -198,15 +198,15 @@ class OpenSpan:
         return [self._piece(layer, cut) for layer in range(first, last)]
 
     def entries(self, layer: int) -> list[StoredTensor | None]:
-        """What is stored of each array of a layer."""
+        """The stored arrays of a layer."""
         return self._entries[layer]
 
     def verify(self) -> None:
-        """After all layers are read: DamagedSpan unless they are what was written."""
+        """Check after all layers are read: DamagedSpan unless they are as they were written."""
         self._bytes.verify()
 
     def verify_rest(self) -> None:
-        """The same where nobody wants the layers: they are read in blocks and forgotten."""
+        """Verify without using the layers: they are read in blocks and dropped."""
         self._bytes.verify_rest()
 
     def _header(self) -> bytes:
@@ -252,7 +252,7 @@ class OpenSpan:
 
 
 def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece | None]]:
-    """All of a span's file, verified; DamagedSpan or OSError where it is not whole and ours."""
+    """A span's whole file, verified; DamagedSpan or OSError if it is not whole and ours."""
     span = OpenSpan(path, files or Files())
     try:
         layers = len(span.head.layout)
@@ -268,7 +268,7 @@ def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece 
 
 
 def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
-    """What a file says of its spans; if `verified`, all of it was read."""
+    """A file's own record of its spans; if `verified`, all of it was read."""
     span = OpenSpan(path, files)
     try:
         if verified:

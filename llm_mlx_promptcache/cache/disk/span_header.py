@@ -1,7 +1,7 @@
-"""The header of a span's or a pack's file: which tensors lie where, checked before they are read.
+"""The header of a span's or a pack's file: its tensors and their places, checked before reading.
 
 A pack holds several spans of one path, each hanging on the end of the one before: its tensors are
-those of one span of all their tokens, and its header says where each of them ends.
+those of one span of all their tokens, and its header lists the ends of each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACK_FORMAT: Final = "llm-mlx-promptcache/pack/1"
 CODED_FORMAT: Final = "llm-mlx-promptcache/pack/2"  # some of its arrays in fewer bytes
 MOST_SPANS: Final = 1 << 12  # of one pack
 BLOCK_BYTES: Final = 4 << 20  # of rows in a block of a coded array; even, so no number is cut
-_FRAME: Final = 1 << 10  # bytes that a frame of zstd may take beyond what it holds, and more
+_FRAME: Final = 1 << 10  # bytes that a frame of zstd may take beyond its content, and more
 MAX_HEADER: Final = 4 << 20
 _MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
@@ -53,7 +53,7 @@ UNSIGNED = {"Q": mx.uint64, "I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
 
 
 class Member(NamedTuple):
-    """One span of a pack: what its header says of it alone."""
+    """One span of a pack: the part of its header that is its own."""
 
     file_id: str
     length: int  # in tokens
@@ -71,7 +71,7 @@ class TensorShape(NamedTuple):
 
 
 def header_of(metadata: dict[str, str], count: int, tensors: Sequence[TensorShape]) -> bytes:
-    """How a file of `count` tokens and these tensors begins: its header behind its length."""
+    """The beginning of a file of `count` tokens and these tensors: its header behind its length."""
     header: dict[str, Any] = {"__metadata__": metadata}
     tokens = TensorShape("tokens", "U32", (count,), 4 * count)
     digest = TensorShape("digest", "U8", (DIGEST_BYTES,), DIGEST_BYTES)
@@ -90,7 +90,7 @@ def entries_of(
 ) -> list[list[StoredTensor | None]]:
     """The tensors of a file's data, tokens first, then layer by layer, then the digest.
 
-    They lie as safetensors wants them: no hole, no overlap, all of the file.
+    They are placed as safetensors requires: no hole, no overlap, all of the file.
     """
     found: list[list[StoredTensor | None]] = []
     at = known = 0
@@ -137,7 +137,7 @@ def _names(layout: Layout) -> list[list[str]]:
 def metadata_of(
     head: Head, file_id: str, members: Sequence[Member] = (), coded: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """What a header says of its span, or of a pack's, as safetensors wants it: strings."""
+    """A header's metadata for its span or pack, as safetensors wants it: strings."""
     said = {
         "format": PACK_FORMAT if members else FORMAT,
         "file_id": file_id,
@@ -157,12 +157,12 @@ def metadata_of(
 
 
 def metadata_about(about: Mapping[str, str]) -> dict[str, str]:
-    """What a header of an exported file says besides: what it is of."""
+    """The additional metadata of an exported file: its settings."""
     return {"about": json.dumps(about)}
 
 
 def about_from(metadata: dict[str, Any]) -> dict[str, str]:
-    """What an exported file is of; ValueError where its header does not say so."""
+    """The settings of an exported file; ValueError if its header has none."""
     found = json.loads(metadata["about"])
     if not isinstance(found, dict) or not 0 < len(found) <= _MOST_ABOUT:
         raise ValueError("it does not say what it is of")
@@ -181,7 +181,7 @@ def layout_from_metadata(
 
 
 def head_from(metadata: dict[str, Any], layout: Layout, tokens: Tokens[int]) -> Head:
-    """What a header says; ValueError where it can't be."""
+    """The head in a header's metadata; ValueError if it can't be right."""
     return Head(
         namespace=_word(metadata, "namespace"),
         parent=_word(metadata, "parent"),
@@ -195,7 +195,7 @@ def head_from(metadata: dict[str, Any], layout: Layout, tokens: Tokens[int]) -> 
 
 
 def members_from(metadata: dict[str, Any], head: Head) -> list[Member]:
-    """The spans of a pack with this head; ValueError where they are not what it holds."""
+    """The spans of a pack with this head; ValueError if they do not match its content."""
     found = json.loads(metadata["spans"])
     if not isinstance(found, list) or not 0 < len(found) <= MOST_SPANS:
         raise ValueError("its spans are none")
@@ -210,9 +210,9 @@ def members_from(metadata: dict[str, Any], head: Head) -> list[Member]:
 def decoded_entries(
     metadata: dict[str, Any], entries: list[list[StoredTensor | None]]
 ) -> tuple[list[list[StoredTensor | None]], list[ArrayBytes]]:
-    """The tensors of a coded pack as they are once they are unpacked, and how they lie there.
+    """The tensors of a coded pack as they are unpacked, and as they are stored.
 
-    ValueError where that can't be: each block has half of what it comes to as it is.
+    ValueError if that can't be: each block has half of its unpacked size as it is.
     """
     told = json.loads(metadata["coded"])
     if not isinstance(told, dict):
@@ -276,7 +276,7 @@ def heads_of(head: Head, members: Sequence[Member]) -> dict[str, Head]:
 
 
 def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
-    """The bytes of a pack that count as each of its spans': so much a token, in all its size."""
+    """Each span's share of a pack's bytes: in proportion to its tokens, in all its size."""
     whole, at = sum(lengths), 0
     bounds = [0]
     for length in lengths:

@@ -1,8 +1,8 @@
 """DiskStore: spans as files with an index beside them, in a folder that several processes share.
 
-A stored span hangs on its parent at any token, not only at the parent's end, so a path that
-leaves another in the middle of a file needs no rewriting: files and rows never change. Whatever
-fails here is a miss (law 7). Format, budget and faults: docs/disk.md.
+A stored span hangs on its parent at any token, not only at the parent's end, so a path that leaves
+another in the middle of a file needs no rewriting: files and rows never change. Any failure here is
+a miss (law 7). Format, budget and faults: docs/disk.md.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _log = logging.getLogger(__name__)
 class DiskStore:
     """Spans in a folder.
 
-    `max_bytes` limits all of its files, whoever writes them; without it they stay below 20 GB and
-    a tenth of the free space. Spans that were not used for `max_days` are removed.
+    `max_bytes` limits all of its files, whichever process writes them; without it they stay below
+    20 GB and a tenth of the free space. Spans unused for `max_days` are removed.
     """
 
     def __init__(
@@ -81,27 +81,27 @@ class DiskStore:
 
     @property
     def spans_folder(self) -> Path:
-        """Where the spans' files lie."""
+        """The folder of the spans' files."""
         return self._folder.spans
 
     # Looking up and reading.
 
     def layout(self, namespace: str) -> Layout | None:
-        """The kinds of layer that a namespace's spans hold, where it has any."""
+        """The kinds of layer in a namespace's spans, if it has any."""
         found = self._index.look(lambda index: index.namespaces.layout(namespace), None)
-        with suppress(ValueError):  # of kinds that nobody brings any more
+        with suppress(ValueError):  # of kinds that nobody registers any more
             return content.layout_from_text(found) if found is not None else None
         return None
 
     def lookup(self, namespace: str, tokens: Tokens[int]) -> StoredPath:
-        """What is stored along `tokens`, from the path's start."""
+        """The stored part of `tokens`, from the path's start."""
         found = self._index.look(lambda index: index.walk(namespace, tokens), NOTHING)
         return self._notes.without_gone(found)
 
     def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
-        """What stood behind these tokens last, at most `most`; no use of it is counted.
+        """The tokens that stood behind these last, at most `most`; no use of them is counted.
 
-        Where that is not known at once it is not known: nobody is waited for.
+        Empty if that is not known at once: nobody is waited for.
         """
         return self._index.peek(
             lambda index: said_behind(index, namespace, tokens, most), array("I")
@@ -109,7 +109,7 @@ class DiskStore:
 
     @property
     def unseen(self) -> bool:
-        """Whether the last lookup found the index locked, so that nobody knows what is stored."""
+        """True if the last lookup found the index locked, so that the stored spans are unknown."""
         return self._index.unseen
 
     def open(
@@ -119,7 +119,7 @@ class DiskStore:
         tokens: Tokens[int],
         more: Sequence[StoredSpan] = (),
     ) -> OpenSpan | None:
-        """A span's file, checked as far as its head goes; None where it can't be had.
+        """A span's file, checked as far as its head goes; None if it is not available.
 
         `more` spans are in the same file, the rest of one pack on this path.
         """
@@ -146,27 +146,27 @@ class DiskStore:
         return opened
 
     def _has_moved(self, span: StoredSpan) -> bool:
-        """Whether a span's bytes lie elsewhere by now."""
+        """True if a span's bytes have been moved since."""
         row = self._index.look(lambda index: index.row(span.file_id), None)
         return row is not None and row.pack != span.pack
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """A span was seen not to be what was written: it is removed, with all that hangs on it."""
+        """Remove a span that was found damaged, with all that hangs on it."""
         self._faults.damaged(span, error)
 
     def unreadable(self, error: Exception) -> None:
-        """Something could not be read, by no fault of its own: it stays, and is told once."""
+        """Report once that something could not be read, by no fault of its own: it stays."""
         self._faults.unreadable(error)
 
     def used(self, spans: Sequence[StoredSpan]) -> None:
-        """A fetch went on from these."""
+        """Note that a fetch went on from these."""
         self._notes.use(span.file_id for span in spans)
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
-        """What people call the model of a namespace.
+        """Record the user's name for the model of a namespace.
 
-        By its `identity`, the same under every salt and setting, it is known which namespaces
-        nobody can open any more.
+        Its `identity`, the same under every salt and setting, shows which namespaces nobody can
+        open any more.
         """
         self._notes.open(Opened(namespace, name, identity))
 
@@ -182,7 +182,7 @@ class DiskStore:
         self._index.locked.try_again()
 
     def tend(self) -> bool:
-        """Write down what lookups noted, and keep to the budget; False if there is more to do.
+        """Write down lookups' notes, and keep to the budget; False if there is more to do.
 
         For a thread that nobody waits for.
         """
@@ -192,10 +192,10 @@ class DiskStore:
         return not self._packer.rewrite_wasteful() and kept
 
     def compact(self, *, rested: float | None = None) -> Iterator[Compacted]:
-        """Make packs of files of one path, a read or write of 8 MB at a time; what was done so far.
+        """Make packs of files of one path, a read or write of 8 MB at a time; yields the progress.
 
-        Who goes on later, or not at all, leaves everything whole. With `rested`, only what was not
-        used for so many seconds is packed, and large files only once that pays.
+        A caller may go on later, or not at all: everything stays whole. With `rested`, only spans
+        unused for so many seconds are packed, and large files only once that pays.
         """
         return self._packer.steps(rested)
 
@@ -205,7 +205,7 @@ class DiskStore:
             return False
         self._upkeep.write_notes()
         parent = self._index.run(lambda index: self._parent(index, draft), None)
-        # What is larger than the budget would push out all the rest for nothing (law 10).
+        # A span larger than the budget would push out all the rest for nothing (law 10).
         if parent is None or draft.nbytes > self.budget:
             return False
         tokens = draft.path[draft.start :]
@@ -239,7 +239,7 @@ class DiskStore:
         return added  # not where another process stored the same meanwhile, or evicted the parent
 
     def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
-        """Keep what is stored along a path from being evicted, or no longer; whether any is."""
+        """Keep the spans along a path from being evicted, or no longer; True if there are any."""
 
         def mark(index: Index) -> bool:
             found = index.walk(namespace, tokens)
@@ -279,19 +279,19 @@ class DiskStore:
         }
 
     def by_model(self) -> list[tuple[str, int, int]]:
-        """A model's name, and the spans and bytes that are stored of it; the largest first."""
+        """Each model's name, with the spans and bytes stored of it; the largest first."""
         return self._seen(lambda index: index.namespaces.by_model(), [])
 
     def superseded(self) -> list[tuple[str, int, int]]:
-        """As `by_model`, but what of it nobody can open any more; that is evicted first."""
+        """As `by_model`, only spans that nobody can open any more; they are evicted first."""
         return self._seen(lambda index: index.namespaces.superseded_by_model(), [])
 
     def listing(self) -> Listing:
-        """All that is stored, as a tree, at this moment."""
+        """All stored spans, as a tree, at this moment."""
         return Listing.of(self._seen(lambda index: index.listed(), []), self._folder.tiers)
 
     def _seen(self, action: Callable[[Index], T], otherwise: T) -> T:
-        """What several queries say of one moment: between two others may write."""
+        """The result of several queries at one moment: others may write in between."""
 
         def look(index: Index) -> T:
             with index.snapshot():
@@ -300,27 +300,27 @@ class DiskStore:
         return self._index.run(look, otherwise, asked=True)
 
     def check(self, *, fix: bool = False) -> list[str]:
-        """What is wrong, a line each (law 3); with `fix` it is mended, what is damaged removed."""
+        """Faults, a line each (law 3); with `fix` they are mended, damaged files removed."""
         return self._checkup.lines(fix=fix) if self.folder.exists() else []
 
     def sweep(self, *, every: bool = False) -> int:
-        """Drop what a killed process left; returns how many files and rows."""
+        """Drop a killed process's leftovers; returns the number of files and rows."""
         return self._upkeep.sweep(every=every)
 
     @property
     def off(self) -> bool:
-        """Whether the folder can't be used at the moment; why was warned of."""
+        """True if the folder can't be used at the moment; a warning told why."""
         return self._index.off
 
     def clear(self, *, model: str | None = None, days: float | None = None) -> int:
-        """Remove what is stored, of one model or unused for days if said; returns bytes freed.
+        """Remove stored spans, of one model or unused for days if given; returns bytes freed.
 
         Other processes may go on meanwhile; foreign files stay.
         """
         if not self.folder.exists():
             return 0
         if model is not None or days is not None:
-            self.sweep()  # what a killed process left is taken in, and cleared with the rest
+            self.sweep()  # a killed process's leftovers are taken in, and cleared with the rest
             freed = self._upkeep.clear_some(model, days, asked=True)
             self._packer.reclaim()
         else:
@@ -333,13 +333,13 @@ class DiskStore:
         return freed or 0
 
     def close(self) -> None:
-        """Let go of the index; the next call opens it again."""
+        """Close the index; the next call opens it again."""
         self._index.close()
 
     # With the index.
 
     def _parent(self, index: Index, draft: Draft) -> str | None:
-        """The file id of the parent under which a span can be stored; None where it can't be."""
+        """The file id of the parent under which a span can be stored; None if it can't be."""
         layout = index.namespaces.layout(draft.namespace)
         if layout not in (None, content.layout_to_text(draft.layout)):
             self._witness.refute_layout(index, draft.namespace)
@@ -352,9 +352,9 @@ class DiskStore:
         return found.spans[-1].file_id if found.spans else ""
 
     def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
-        """Enter a span and publish its file at once: who can write to the index sees both or none.
+        """Enter a span and publish its file at once: any writer of the index sees both or none.
 
-        False where one stands there or its parent was evicted meanwhile.
+        False if one is there or its parent was evicted meanwhile.
         """
         row = sweep.row_of(span.file_id, head, span.size, self._folder)
         try:
@@ -376,9 +376,9 @@ class DiskStore:
 
 
 def _is_found(head: Head, namespace: str, span: StoredSpan, tokens: Tokens[int]) -> bool:
-    """Whether a file's head is that of a span that was found along `tokens`.
+    """True if a file's head is that of a span that was found along `tokens`.
 
-    Rows hold what was computed of a whole path: so what it hangs on must be the same as well.
+    Rows hold what was computed of a whole path: so the parent must be the same as well.
     """
     length = span.end - span.start
     if (head.namespace, head.parent, head.start) != (namespace, span.parent, span.start):

@@ -1,4 +1,4 @@
-"""Files of a path read in step, some layers at a time, in pieces or to where they belong.
+"""Files of a path read in step, some layers at a time, in pieces or into their places.
 
 So beside the layers that are being built only a small part of the files is in memory, and the
 system reads the rest of them ahead meanwhile.
@@ -101,7 +101,7 @@ class _Buffers(NamedTuple):
 
 
 class InPlace(_Stream):
-    """Files whose rows are read straight to where they belong in the layers, and nowhere else."""
+    """Files whose rows are read straight into their places in the layers, and nowhere else."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class InPlace(_Stream):
     def _read(
         self, span: SpanReader, part: PathPart, now: range, prepared: list[list[_Buffers]]
     ) -> None:
-        """One file's rows of some layers; what the path leaves out is read for the digest."""
+        """Read one file's rows of some layers; rows outside the path are read for the digest."""
         used = min(part.end, self._count) - part.start
         held = part.span_end - part.start
         slices: list[memoryview] = []

@@ -1,4 +1,4 @@
-"""A new file under a private name, until it is published; without that nothing of it is left."""
+"""A new file under a private name, until it is published; otherwise nothing of it is left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class UnpublishedFile:
     """A file that is being written, digested on the way.
 
     Its writer claims it as long as this is open (`Files.create`), so nobody sweeps it. Its name
-    tells nothing of the content, and is not there before the whole file is.
+    tells nothing of the content, and exists only once the whole file does.
     """
 
     def __init__(self, folder: Path, named: Callable[[Path, str], Path], files: Files) -> None:
@@ -68,7 +68,7 @@ class UnpublishedFile:
         self.close()
 
     def put(self, block: bytes | memoryview) -> None:
-        """Write what comes next."""
+        """Write the next bytes."""
         self._digest.update(block)
         self._write(block)
 
@@ -83,7 +83,7 @@ class UnpublishedFile:
         self.size -= len(block)
 
     def take(self, block: bytes) -> None:
-        """Take into the digest what is written elsewhere."""
+        """Take bytes into the digest that are written elsewhere."""
         self._digest.update(block)
 
     def put_digest(self) -> None:
@@ -95,12 +95,12 @@ class UnpublishedFile:
         self._files.sync(self._file)
 
     def publish(self) -> None:
-        """Give the file its name; FileNotFoundError where somebody cleared it meanwhile."""
+        """Give the file its name; FileNotFoundError if somebody cleared it meanwhile."""
         self._files.replace(self._temporary, self._final)
         self._published = True
 
     def publish_durably(self) -> None:
-        """Give it its name so that a power cut leaves it there; NotPublished where that fails."""
+        """Give it its name so that it survives a power cut; NotPublished if that fails."""
         try:
             self.publish()
             self._files.sync_folder(self._final.parent)
@@ -108,13 +108,13 @@ class UnpublishedFile:
             raise NotPublished(error) from None
 
     def withdraw(self) -> None:
-        """Take the name back: what was to be said of it elsewhere could not be."""
+        """Take the name back, since the file could not be entered elsewhere."""
         if self._published and self._process == os.getpid():
             with suppress(OSError):
                 self._files.unlink(self._final)
 
     def close(self) -> None:
-        """Let go of the file, and of its private name."""
+        """Close the file, and remove its private name."""
         if not self._published and self._process == os.getpid():  # a fork has it open as well
             with suppress(OSError):
                 self._files.unlink(self._temporary)

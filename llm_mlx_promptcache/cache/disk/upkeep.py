@@ -1,7 +1,7 @@
-"""Upkeep: what is done to a folder behind everybody's back, by the writer's thread or a command.
+"""Upkeep of a folder in the background, by the writer's thread or a command.
 
-Notes of lookups are written down, the budget is kept, and now and then what is old or left over
-is removed. Each change of the index is a small transaction; none is ever made in a lookup.
+Notes of lookups are written down, the budget is kept, and now and then old and left-over files are
+removed. Each change of the index is a small transaction; none is ever made in a lookup.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MUCH: Final = 16  # more than this part of all bytes is not removed for what th
 
 
 class Upkeep:
-    """What keeps a folder within its budget and its index true to it."""
+    """Keeps a folder within its budget and its index true to it."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Upkeep:
         return self._budget.most(held, self._space)
 
     def write_notes(self) -> None:
-        """Put into the index what lookups noted, in small transactions."""
+        """Write lookups' notes to the index, in small transactions."""
         noted = self._notes.waiting()
 
         def write(index: Index) -> bool:
@@ -83,9 +83,9 @@ class Upkeep:
             self._settle(file_id, pack)
 
     def _settle(self, file_id: str, lost_in: str | None) -> None:
-        """Remove a span and what hangs on it, or let it be found again; first its file is asked.
+        """Remove a span and all below it, or let it be found again; first its file is asked.
 
-        One that was lost goes unless its bytes lie elsewhere by now; others if they are damaged.
+        A lost span is removed unless its bytes have been moved; others if they are damaged.
         """
 
         def ask(index: Index) -> tuple[str, SpanRow | None]:
@@ -125,7 +125,7 @@ class Upkeep:
         return held, most
 
     def _weigh(self, index: Index) -> bool:
-        """Before much is removed: whether so much is there, once for each index."""
+        """Check once for each index that much really is there to remove; True if checked now."""
         if self._weighed == index.inode:
             return False
         self._witness.refute_sizes(index)
@@ -133,7 +133,7 @@ class Upkeep:
         return True
 
     def tidy(self) -> None:
-        """Now and then: sweep, and drop what is too old."""
+        """Sweep now and then, and drop spans that are too old."""
         if self._index.look(lambda index: index.log.is_long, otherwise=False):
             self._index.run(lambda index: index.log.trim(), None)
         now = int(self._folder.files.now())
@@ -153,16 +153,16 @@ class Upkeep:
             self._aged = True
 
     def forgets_age(self) -> bool:
-        """Whether what was too old was removed, so that no pack is to hold any of it on; once."""
+        """True once after old spans were removed, so that no pack is to keep any of them."""
         aged, self._aged = self._aged, False
         return aged
 
     def clear_some(
         self, model: str | None, days: float | None, *, asked: bool = False
     ) -> int | None:
-        """Remove what is stored of one model, or unused for days, or both; returns bytes freed.
+        """Remove stored spans of one model, or unused for days, or both; returns bytes freed.
 
-        None where the index is locked. Who was `asked` by the user leaves no token behind.
+        None if the index is locked. If the user `asked`, no token is left behind.
         """
         # Uses are dated in whole seconds: one in the same second counts as before.
         before = None if days is None else math.ceil(self._folder.files.now() - days * 86400)
@@ -170,7 +170,7 @@ class Upkeep:
         namespaces = self._index.run(
             lambda index: index.namespaces.matching(model), nothing, asked=asked
         )
-        # Who names a model means no other's files, whatever their rows say.
+        # A model's name means no other's files, whatever their rows say.
         witness = self._witness if model is not None else None
         freed = self.remove(Chosen(namespaces, before, witness), asked=asked)
         if freed:
@@ -180,7 +180,7 @@ class Upkeep:
     def remove(
         self, removal: Removal, most: int | None = None, *, asked: bool = False
     ) -> int | None:
-        """Take the steps of a removal, at most so many; bytes freed, None where there is more.
+        """Take the steps of a removal, at most so many; bytes freed, None if there is more.
 
         Files are removed with their rows, in the same transaction (sweep.py).
         """
@@ -205,7 +205,7 @@ class Upkeep:
         return None
 
     def sweep(self, *, every: bool = False) -> int:
-        """Drop what a killed process left; returns how many files and rows."""
+        """Drop a killed process's leftovers; returns the number of files and rows."""
 
         def swept(index: Index) -> int:
             self._pin_again(index)
@@ -214,12 +214,12 @@ class Upkeep:
         return self._index.run(swept, 0)
 
     def _pin_again(self, index: Index) -> None:
-        """Pin what is listed: the list could not be read, maybe, when the index was made anew."""
+        """Pin the listed spans: the list may have been unreadable when the index was rebuilt."""
         with index.transaction(), suppress(OSError):
             self._index.pins.into(index)
 
     def shrink(self, index: Index) -> None:
-        """Leave no token in the index's free pages or log, or say why some may be there."""
+        """Leave no token in the index's free pages or log, or warn that some may be there."""
         if why := index.log.shrink():
             _log.warning(
                 "tokens may be left in the index's log in %s (%s); clear again when that is over",
@@ -238,7 +238,7 @@ class Upkeep:
                     self.not_removed(error)
 
     def not_removed(self, error: OSError) -> None:
-        """A file can't be removed that was to be; told once, since a sweep finds it again."""
+        """Report once that a file can't be removed; a sweep finds it again."""
         if not self._told_kept:
             self._told_kept = True
             _log.warning(
