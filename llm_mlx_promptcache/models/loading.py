@@ -7,7 +7,7 @@ that comes with a model is never run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
@@ -38,6 +38,8 @@ _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length",
 _LARGEST_TEXT = 512 << 20
 # Bytes of weights that are read at once.
 PART = 64 << 20
+# What takes its part of a model, in place.
+Cut = Callable[[Any], None]
 # Layers are built one by one before their weights are looked at; the deepest known have 126.
 _MOST_LAYERS = 4096
 # Tokenizers without a limit of their own say 10^30.
@@ -88,6 +90,7 @@ def load_model(
     report: Report = unreported,
     step: Step = unasked,
     weights: Weights = Weights.READ,
+    cut: Cut | None = None,
 ) -> LoadedModel:
     """Load "default", a folder, or a hub id such as "mlx-community/Qwen3-0.6B-4bit".
 
@@ -105,7 +108,7 @@ def load_model(
     if not tokenizer.has_chat_template:
         raise no_template(folder)
     step()
-    model, config = _load_weights(folder, step, weights)
+    model, config = _load_weights(folder, step, weights, cut)
     if adapter is not None:
         model = _adapted(model, adapter, weights)
     context = _context_length(config, tokenizer)
@@ -234,35 +237,47 @@ def _too_deep(config: dict[str, Any]) -> str:
     return ""
 
 
-def _load_weights(folder: Path, step: Step, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    try:
-        from mlx_lm.utils import load_model as load
+def unread_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A model none of whose weights is read yet, and its config; raises whatever comes first."""
+    from mlx_lm.utils import load_model as load
 
-        model, config = load(
-            folder,
-            lazy=True,
-            strict=True,
-            model_config=_without_nulls(folder),
-            trust_remote_code=False,
-        )
+    model, config = load(
+        folder,
+        lazy=True,
+        strict=True,
+        model_config=_without_nulls(folder),
+        trust_remote_code=False,
+    )
+    return model, config
+
+
+def _load_weights(
+    folder: Path, step: Step, weights: Weights, cut: Cut | None
+) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, config = unread_model(folder)
+        if cut is not None:
+            cut(model)
         if weights is Weights.LEFT:
             return model, config
         # What is wrong with a file must show here, and not in the middle of an answer.
-        for part in _parts(model.parameters()):
+        for part in _parts(model.parameters(), PART if cut is None else 0):
             mx.eval(part)
             step()
         mx.eval(model.state)
+    except ModelLoadError:
+        raise
     except Exception as error:
         # mlx-lm and MLX raise whatever comes first: KeyError, TypeError, RuntimeError, ...
         raise damaged(folder, f"its weights can't be loaded: {_reason(error)}") from error
     return model, config
 
 
-def _parts(parameters: dict[str, Any]) -> Iterator[list[mx.array]]:
+def _parts(parameters: dict[str, Any], most: int) -> Iterator[list[mx.array]]:
     """The arrays of a model in parts, so small that a caller who leaves does not wait long."""
     part: list[mx.array] = []
     for _, array in tree_flatten(parameters):
-        if part and sum(one.nbytes for one in part) + array.nbytes > PART:
+        if part and sum(one.nbytes for one in part) + array.nbytes > most:
             yield part
             part = []
         part.append(array)
