@@ -155,3 +155,5 @@ class WorkAhead:
         finally:
             if done > cached:
                 self._kv.release(handle, ids[:done])
+            else:
+                self._kv.drop(handle)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -25,6 +25,9 @@ from .batch_layers import BatchForm, can_batch, can_group, extend, extract, merg
 from .forward import forward, prefill
 
 _log = logging.getLogger(__name__)
+
+# What reads a scalar.
+Number = Callable[[mx.array], float]
 
 _KIND = "batch"
 # What the trial asks, by number: a verdict of another trial is no verdict of this one.
@@ -90,11 +93,14 @@ class BatchProof:
         return Verdict(form, known["why"]) if _may_be(self._model, form) else None
 
     def _found(self) -> Verdict:
-        verdict = prove(self._model)
+        verdict = self._asked()
         if verdict.lasting:
             known = {"form": verdict.form.value, "why": verdict.why, "trial": _TRIAL}
             self._facts.put(self._identity, _KIND, known)
         return verdict
+
+    def _asked(self) -> Verdict:
+        return prove(self._model)
 
 
 def _may_be(model: nn.Module, form: BatchForm) -> bool:
@@ -106,10 +112,12 @@ def _may_be(model: nn.Module, form: BatchForm) -> bool:
     return goes and type(model).__module__ not in _NEVER
 
 
-def prove(model: nn.Module) -> Verdict:
+def prove(model: nn.Module, number: Number | None = None, *, grouped: bool = True) -> Verdict:
     """Run a model alone and in batches: 20 passes at most, over 15 tokens and less.
 
-    Nothing raises: who can't be asked steps alone, until another process asks.
+    Nothing raises: who can't be asked steps alone, until another process asks. `number` reads a
+    scalar: where several ranks ask one model, all must read the same. Without `grouped` that form
+    is not tried.
     """
     layers = make_layers(model)
     if not can_batch(layers):
@@ -117,7 +125,7 @@ def prove(model: nn.Module) -> Verdict:
     if why := _NEVER.get(type(model).__module__):
         return Verdict(BatchForm.ALONE, why)
     try:
-        alone = _Alone(model)
+        alone = _Alone(model, number or _number)
     except Exception as error:
         device.note(error)
         return Verdict(
@@ -125,17 +133,19 @@ def prove(model: nn.Module) -> Verdict:
         )
     verdict, steps = _agrees(alone, BatchForm.PLAIN)
     # A mask over the wrong axis shows in the first step.
-    if verdict.form is BatchForm.ALONE and verdict.lasting and steps < 1 and can_group(layers):
-        grouped, _ = _agrees(alone, BatchForm.GROUPED)
-        return verdict if grouped.form is BatchForm.ALONE else grouped
+    tried = grouped and can_group(layers)
+    if verdict.form is BatchForm.ALONE and verdict.lasting and steps < 1 and tried:
+        other, _ = _agrees(alone, BatchForm.GROUPED)
+        return verdict if other.form is BatchForm.ALONE else other
     return verdict
 
 
 class _Alone:
     """The run by itself: its layers where each row begins, and its logits [1, vocab_size]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, number: Number) -> None:
         self.model = model
+        self.number = number
         vocab_size = vocab_size_of(model)
         count = _STARTS[_LONG] + _STEPS[_LONG]
         self.tokens = [7919 * (at + 1) % vocab_size for at in range(count)]
@@ -176,7 +186,7 @@ class _Alone:
         last_bit = mx.finfo(every.dtype).eps * mx.abs(finite).max()
         rounding = mx.minimum(_TIMES_OWN * own, _MOST_OF_RANGE * (finite.max() - finite.min()))
         floor = mx.maximum(_TIMES_LAST_BIT * last_bit, _LEAST)
-        return _number(mx.maximum(rounding, floor))
+        return self.number(mx.maximum(rounding, floor))
 
 
 def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
@@ -186,7 +196,7 @@ def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
     try:
         for rows, logits in _together(alone, form):
             right = mx.concatenate([alone.logits[row][passed[row]] for row in rows])
-            apart = _number(_apart(logits, right))
+            apart = alone.number(_apart(logits, right))
             if not apart <= alone.tolerance:
                 off, rounding = f"{apart:.1e}", f"{alone.tolerance:.1e}"
                 why = f"its logits in a batch are off by {off}, {rounding} is rounding"

@@ -38,7 +38,7 @@ class Batches:
                 batch.join(slot, layers, self._proof.form)
                 self._of[slot] = batch
                 return
-        self._of[slot] = Batch(self._model, slot, layers, self._drafts)
+        self._of[slot] = self._begun(slot, layers)
 
     def step(self) -> Iterator[tuple[Slot, Step]]:
         """One step of every slot.
@@ -99,6 +99,10 @@ class Batches:
         except Exception as error:
             _log.warning("what an answer had computed could not be kept: %s", error)
             return []
+
+    def _begun(self, slot: Slot, layers: list[Any]) -> Batch:
+        """A batch that an answer begins."""
+        return Batch(self._model, slot, layers, self._drafts)
 
     def _takes(self, batch: Batch, slot: Slot, layers: list[Any]) -> bool:
         """Whether a slot can join others; what takes time to find out is asked last."""

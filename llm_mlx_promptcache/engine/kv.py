@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
 from functools import cached_property, partial
 from typing import Any
@@ -53,6 +54,7 @@ class KVHandle:
         self.rows_in = RowsIn.LAYERS if rows is Rows.GIVE and lease.cached else RowsIn.CACHE
         # How many tokens of its path others find in the cache.
         self.shared = lease.cached if self.rows_in is RowsIn.CACHE else 0
+        self.number = 0  # by which other ranks know it
         self.stops: set[int] = set()  # where its prefill must stop, and what it has is kept
         self.ends: set[int] = set()  # where what it has is kept behind the chunk that passes
 
@@ -130,8 +132,12 @@ class KVManager:
 
     def lease_ahead(self, prepared: Prepared, ids: array[int], since: Moment) -> KVHandle:
         """`lease`, for what nobody has asked for; nothing forgotten `since` comes back by it."""
-        lease = self._lookup(prepared, ids, self._cache.fetch_ahead)
+        lease = self._lookup(prepared, ids, self._fetch_ahead)
         return self._handle(prepared, ids, lease, Rows.COPY, since)
+
+    def running(self, handle: KVHandle, start: int, end: int) -> AbstractContextManager[None]:
+        """Tokens of its prompt are run inside, which other ranks are told."""
+        return nullcontext()
 
     def said_behind(self, prepared: Prepared) -> array[int]:
         """What is in memory behind this request's prompt."""
@@ -185,6 +191,9 @@ class KVManager:
         Rows that moved into the layers are kept out of the cache, copied where others need them,
         or returned with the layers.
         """
+        self._insert(handle, path, rows)
+
+    def _insert(self, handle: KVHandle, path: array[int], rows: Rows) -> None:
         prepared, done = handle.prepared, len(path)
         if not (self.keeps(prepared) and done and handle.layers and handle.whole):
             return
@@ -223,16 +232,20 @@ class KVManager:
         small = len(path) - handle.lease.cached <= _LONGEST_BEFORE
         on_disk = handle.prepared.request.on_disk and self._cache.saves
         if others or (on_disk and small):
-            self.insert(handle, path, Rows.COPY if others else Rows.KEEP_OUT)
+            self._insert(handle, path, Rows.COPY if others else Rows.KEEP_OUT)
         if on_disk and small:
             self._cache.flush(wait=False, short=False)
 
     def release(self, handle: KVHandle, path: array[int]) -> None:
         """At the end: return all that the layers hold; what can't be kept is lost."""
         try:
-            self.insert(handle, path, Rows.RETURN)
+            self._insert(handle, path, Rows.RETURN)
         except Exception as error:
             _log.warning("what a request had computed could not be kept: %s", error)
+        handle.layers = []
+
+    def drop(self, handle: KVHandle) -> None:
+        """At the end of a request that has computed nothing, nothing is returned."""
         handle.layers = []
 
     def quantise(self, handle: KVHandle, done: int) -> None:
@@ -253,12 +266,23 @@ class KVManager:
         """
         self._cache.flush(wait=last, short=last)
 
+    def rest(self) -> None:
+        """Nobody asks any more for a while; other ranks are told."""
+
     def _fetch(self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None) -> Lease:
         if (kept_from := self._kept_from(prepared)) is not None:
             return kept_from
         headroom = min(prepared.limit, _HEADROOM)
-        fetch = partial(self._cache.fetch, headroom=headroom, rows=rows, prefill_speed=speed)
-        return self._lookup(prepared, ids, fetch)
+        return self._lookup(prepared, ids, self._fetching(headroom, rows, speed))
+
+    def _fetching(
+        self, headroom: int, rows: Rows, speed: float | None
+    ) -> Callable[[str, array[int]], Lease]:
+        """What leases a path of a namespace."""
+        return partial(self._cache.fetch, headroom=headroom, rows=rows, prefill_speed=speed)
+
+    def _fetch_ahead(self, namespace: str, ids: array[int]) -> Lease:
+        return self._cache.fetch_ahead(namespace, ids)
 
     def _kept_from(self, prepared: Prepared) -> Lease | None:
         """The lease of a request that is kept from the cache; None for others."""

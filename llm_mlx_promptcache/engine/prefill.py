@@ -83,7 +83,7 @@ class Prefill:
         """Run the chunk of `ids` from `start` on, up to the next stop; returns its end."""
         end = chunk_end(start, len(ids) - 1, handle.stops, most)
         began = self._clock()
-        with device.work():
+        with device.work(), self._kv.running(handle, start, end):
             prefill(self._model, handle.layers, ids[start:end])
         self._planner.observe(start, end - start, self._clock() - began)
         return end

@@ -129,7 +129,7 @@ class Ranks:
 
     def agree(self, *numbers: int) -> tuple[list[int], list[int]]:
         """The least and the most of each number over all ranks, who all call this; GroupEnded."""
-        found = self.gather({"of": list(numbers)}, _least_and_most)
+        found = self.gather({"of": list(map(int, numbers))}, _least_and_most)
         return found["least"], found["most"]
 
     def check_alike(self, facts: Mapping[str, str]) -> None:
@@ -163,7 +163,8 @@ class Ranks:
 
         One inside another counts in the outer one's time.
         """
-        self._check()
+        if not self._closed:  # words that came before that are still done
+            self._check()
         if self._began is not None:
             yield
             return

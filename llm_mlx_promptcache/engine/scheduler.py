@@ -35,6 +35,7 @@ from .drafts import Drafter, joined
 from .events import Progress
 from .intake import Intake
 from .kv import KVManager
+from .leading import Leader, LedBatches
 from .prefill import Prefill
 from .sequence import Reader, Sequence
 from .slots import Slot, Step
@@ -47,7 +48,8 @@ class LoadReport(NamedTuple):
 
     `name` is what people call it, `seconds` what the first answer had to wait for, `uncached` why
     nothing of it may be kept; `ahead` says that next turns may be prefilled before they are asked.
-    `memory` is what requests of all models may take, None for what there is.
+    `memory` is what requests of all models may take, None for what there is. `leader` tells the
+    other ranks, where several run the model.
     """
 
     name: str = ""
@@ -55,6 +57,7 @@ class LoadReport(NamedTuple):
     uncached: str = ""
     ahead: bool = False
     memory: RequestMemory | None = None
+    leader: Leader | None = None
 
 
 class Scheduler:
@@ -77,9 +80,18 @@ class Scheduler:
         self._identity = identity
         self._load_seconds = report.seconds
         self._intake = Intake(loaded, identity)
-        self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
-        self._admission = Admission(report.memory, needs_of(loaded.model))
-        planner = planner or ChunkPlanner(identity.model)
+        self._leader, memory = report.leader, report.memory
+        if self._leader is None:
+            self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
+            self._proof = BatchProof(loaded.model, identity.model, model_facts())
+            self._drafts = DraftProof(loaded.model, identity.model, model_facts())
+        else:
+            self._kv, self._proof, self._drafts, memory = self._leader.parts(
+                loaded, identity, cache, report
+            )
+        self._admission = Admission(memory, needs_of(loaded.model))
+        # A part of a model is faster than the whole.
+        planner = planner or ChunkPlanner(identity.rows if report.leader else identity.model)
         self._prefill = Prefill(loaded.model, self._kv, planner, clock)
         self.ahead: WorkAhead | None = None
         if report.ahead:
@@ -89,9 +101,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._prefilling: list[Sequence] = []
         self._decoding: dict[Slot, Sequence] = {}
-        self._proof = BatchProof(loaded.model, identity.model, model_facts())
-        self._drafts = DraftProof(loaded.model, identity.model, model_facts())
-        self._batches = Batches(loaded.model, self._proof, self._drafts)
+        self._batches = self._no_batches()
         self._weights = weights_in(loaded.model)
         self.rested = True
 
@@ -147,6 +157,7 @@ class Scheduler:
     def rest(self) -> None:
         """Nobody has asked for a while: let the system have what answers need, but the weights."""
         self.rested = True
+        self._kv.rest()
         try:
             WIRED.release(id(self))
         finally:
@@ -163,7 +174,7 @@ class Scheduler:
                 sequence.reader.send(None)
         for held in (self._waiting, self._prefilling, self._decoding):
             held.clear()
-        self._batches = Batches(self._loaded.model, self._proof, self._drafts)
+        self._batches = self._no_batches()
         trim_pool()
 
     def settle(self, *, last: bool = False) -> None:
@@ -326,16 +337,21 @@ class Scheduler:
         others = bool(self._waiting or self._active())
         self._kv.insert_prompt(sequence.handle, path, others=others)
         slot = sequence.slot = sequence.slot or self._new_slot(sequence)
-        slot.path = path
+        slot.path, slot.number = path, sequence.handle.number
         layers, sequence.handle.layers = sequence.handle.layers, []
         self._batches.add(slot, layers)
         self._decoding[slot] = sequence
+
+    def _no_batches(self) -> Batches:
+        if self._leader is None:
+            return Batches(self._loaded.model, self._proof, self._drafts)
+        return LedBatches(self._loaded.model, self._proof, self._leader)
 
     def _new_slot(self, sequence: Sequence) -> Slot:
         """A slot for an answer that begins, with what may be known of it already."""
         stop_ids = self._intake.tokenizer.stop_ids
         drafter = None
-        if sequence.prepared.request.drafts:
+        if sequence.prepared.request.drafts and self._leader is None:
             behind = self._kv.said_behind(sequence.prepared)
             drafter = Drafter(sequence.ids, stop_ids, behind)
         return sequence.new_slot(stop_ids, drafter)

@@ -99,18 +99,10 @@ def load_shard(
     `joined` is MLX's group (`connect`); who only wants the part can give a `StandIn`. What a rank
     holds meanwhile is its part, and the largest array whole.
     """
-    cut_part = _Cutting(group, joined)
-    return load_model(reference, report, step, cut=cut_part)
+    def part(model: Any) -> None:
+        _cut(model, joined, Path(), group)
 
-
-class _Cutting(NamedTuple):
-    """Cuts a model down to one rank's part, in place."""
-
-    group: Group
-    joined: Any
-
-    def __call__(self, model: Any) -> None:
-        _cut(model, self.joined, Path(), self.group)
+    return load_model(reference, report, step, cut=part)
 
 
 def _cut(model: Any, joined: Any, folder: Path, group: Group) -> None:

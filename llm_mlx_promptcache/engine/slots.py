@@ -53,6 +53,7 @@ class Slot:
     drafter: Drafter | None = None
     drafted: int = field(default=0, init=False)  # tokens that were run on a guess
     accepted: int = field(default=0, init=False)  # of these, how many were right
+    number: int = field(default=0, init=False)  # of the layers that it runs on, to other ranks
     # Tokens since the grammar last forced one, which it is asked where this steps alone.
     unforced: int = field(default=0, init=False)
     pending: Pending = field(default=Pending.PROMPT, init=False)

@@ -23,7 +23,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048, heads=4, special=()):
+def write_tiny_llama(
+    folder, *, layers=2, vocab=None, seed=0, context=2048, heads=4, hidden=64, special=()
+):
     """Write a loadable float32 llama with `layers` layers and its tokenizer; returns the folder.
 
     Ids 0, 1, 2 are <|endoftext|>, <|im_start|>, <|im_end|> (the end of an answer). `vocab` is the
@@ -34,7 +36,7 @@ def write_tiny_llama(folder, *, layers=2, vocab=None, seed=0, context=2048, head
     tokenizer = _tokenizer((*SPECIAL, *special))
     config = {
         "model_type": "llama",
-        "hidden_size": 64,
+        "hidden_size": hidden,
         "num_hidden_layers": layers,
         "intermediate_size": 128,
         "num_attention_heads": heads,

@@ -1,0 +1,95 @@
+"""AgreedKV: a rank's leases, each as long as that of every other rank."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..cache.explain import Why
+from ..cache.insertion import Rows
+from ..cache.lookup import Reach
+from ..cache.memory.leases import Lease
+from ..cache.prompt_cache import PromptCache
+from .agreement import lease_alike
+from .kv import KVManager
+from .terms import Terms
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
+
+
+class Belongings(NamedTuple):
+    """A rank's cache, what people call its model, and the identity of its rows."""
+
+    cache: PromptCache
+    name: str
+    identity: str
+
+
+class AgreedKV(KVManager):
+    """A `KVManager` of one rank: all ranks lease the same prompt at the same time."""
+
+    def __init__(self, model: Any, mine: Belongings, ranks: Ranks, terms: Terms) -> None:
+        super().__init__(model, mine.cache, mine.name, terms.uncached, mine.identity)
+        self._ranks = ranks
+        # What one rank's layers need, such as a stop at each message's end, all do.
+        self._cuts, self._position_known = terms.cuts, terms.position_known
+        if terms.uncached:
+            self._uncached = Why("changed", detail=terms.uncached)
+
+    def _fetching(
+        self, headroom: int, rows: Rows, speed: float | None
+    ) -> Callable[[str, array[int]], Lease]:
+        def fetch(namespace: str, ids: array[int]) -> Lease:
+            asked = _Asked(self._cache, namespace, ids, headroom, rows, speed)
+            return lease_alike(self._ranks, ids, asked)
+
+        return fetch
+
+    def _fetch_ahead(self, namespace: str, ids: array[int]) -> Lease:
+        return lease_alike(self._ranks, ids, _AskedAhead(self._cache, namespace, ids))
+
+
+class _Asked(NamedTuple):
+    """A prompt that a request asks with; `agreement.Fetching`."""
+
+    cache: PromptCache
+    namespace: str
+    ids: array[int]
+    headroom: int
+    rows: Rows
+    speed: float | None
+
+    def reach(self, most: int) -> Reach:
+        return self.cache.reach(self.namespace, self.ids, most)
+
+    def take(self, most: int) -> Lease:
+        return self.cache.fetch(
+            self.namespace,
+            self.ids,
+            self.headroom,
+            rows=self.rows,
+            prefill_speed=self.speed,
+            most=most,
+        )
+
+    def put_back(self, lease: Lease) -> None:
+        self.cache.take_back(self.namespace, self.ids, lease)
+
+
+class _AskedAhead(NamedTuple):
+    """One that nobody asks with yet."""
+
+    cache: PromptCache
+    namespace: str
+    ids: array[int]
+
+    def reach(self, most: int) -> Reach:
+        return self.cache.reach(self.namespace, self.ids, most)
+
+    def take(self, most: int) -> Lease:
+        return self.cache.fetch_ahead(self.namespace, self.ids, most=most)
+
+    def put_back(self, lease: Lease) -> None:
+        """Nothing was counted, and a copy can go."""

@@ -1,0 +1,170 @@
+"""One rank as a process, for tests: rank 0 takes commands, a JSON line each, and answers each so.
+
+python rank_process.py '{"rank": 0, "size": 2, "split": "tensor", "port": ..., "folder": ...}'
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "cache")]
+
+from readers import Reader, planner_of, steady_clock  # noqa: E402
+
+from llm_mlx_promptcache.cache.disk.store import DiskStore  # noqa: E402
+from llm_mlx_promptcache.cache.identity import Identity  # noqa: E402
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache  # noqa: E402
+from llm_mlx_promptcache.engine.followers import FollowerParts, follow, rank_identity  # noqa: E402
+from llm_mlx_promptcache.engine.group import Deadlines, Group, GroupEnded  # noqa: E402
+from llm_mlx_promptcache.engine.leading import Leader  # noqa: E402
+from llm_mlx_promptcache.engine.ranks import EXIT_STATUS, meet  # noqa: E402
+from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler  # noqa: E402
+from llm_mlx_promptcache.engine.sharding import connect, load_shard  # noqa: E402
+from llm_mlx_promptcache.engine.wire import from_json, to_json  # noqa: E402
+from llm_mlx_promptcache.models.identities import identify  # noqa: E402
+
+
+def told(**what):
+    print(json.dumps(what), flush=True)
+
+
+def ended(why):
+    told(ended=why)
+    os._exit(EXIT_STATUS)
+
+
+def main(given):
+    group = Group(given["rank"], given["size"], given["split"])
+    deadlines = Deadlines(**given.get("deadlines", {}))
+    secret = given["secret"].encode()
+    ranks = meet(group, ("127.0.0.1", given["port"]), secret, f"mac{group.rank}", deadlines, ended)
+    joined = connect(ranks)
+    loaded = load_shard(given["folder"], group, joined)
+    faulty(loaded, given.get("fault"))
+    found = identify(loaded, Path(given["disk"]))
+    identity = rank_identity(Identity(found.model, found.rows), ranks)
+    cache = PromptCache("100MB", DiskStore(Path(given["disk"]) / "spans"))
+    if group.rank:
+        told(ready=True)
+        if given.get("skew"):
+            skew(ranks)
+        follow(ranks, joined, FollowerParts(loaded, identity, cache, "tiny", found.uncached))
+        told(left=True, **held(cache))
+        return
+    report = LoadReport("tiny", leader=Leader(ranks, joined), ahead=given.get("ahead", False))
+    scheduler = Scheduler(
+        loaded,
+        identity,
+        cache,
+        report,
+        planner=planner_of(given["chunk"]),
+        clock=steady_clock(),
+    )
+    counted = count_bytes(ranks)
+    told(ready=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        told(**COMMANDS[command["do"]](scheduler, cache, ranks, counted, command))
+    scheduler.settle(last=True)
+    ranks.close()
+    told(left=True, **held(cache))
+
+
+def skew(ranks):
+    """Have this rank told other prompts than the others are, by a token."""
+    real = ranks.hear
+
+    def hear():
+        word = real()
+        if word is not None and "ids" in word:
+            word["ids"][-1] ^= 1
+        return word
+
+    ranks.hear = hear
+
+
+def held(cache):
+    stats = cache.stats()
+    return {"check": cache.check(), "reused": stats["tokens_reused"], "spans": stats["memory"]}
+
+
+def faulty(loaded, fault):
+    """`fault` {"after": n, "error": ...}: the model fails, or lies, from its n-th pass on."""
+    if fault is None:
+        return
+    real, calls = type(loaded.model).__call__, []
+
+    def call(self, tokens, cache=None):
+        calls.append(1)
+        if len(calls) > fault["after"]:
+            if fault["error"] == "memory":
+                raise MemoryError("[metal::malloc] no more memory")
+            if fault["error"] == "stop":
+                os.kill(os.getpid(), 19)
+            if fault["error"] == "kill":
+                os.kill(os.getpid(), 9)
+        return real(self, tokens, cache=cache)
+
+    type(loaded.model).__call__ = call
+
+
+def count_bytes(ranks):
+    """Bytes of all words that rank 0 tells, by what they do; of tokens' ids none are counted."""
+    counted, real = {}, ranks.tell
+
+    def tell(word):
+        plain = {name: part for name, part in word.items() if name not in ("ids", "new", "r")}
+        size = 4 + len(json.dumps(plain, separators=(",", ":")))
+        kind = word.get("do", "chunk" if "c" in word else "step")
+        counted[kind] = [counted.get(kind, [0, 0])[0] + 1, counted.get(kind, [0, 0])[1] + size]
+        real(word)
+
+    ranks.tell = tell
+    return counted
+
+
+def ask(scheduler, cache, ranks, counted, command):
+    """All requests at once; `gone` of them leave after so many events."""
+    gone = command.get("gone") or [None] * len(command["requests"])
+    counted.clear()
+    readers = [
+        Reader(from_json(one), after) for one, after in zip(command["requests"], gone, strict=True)
+    ]
+    for one in readers:
+        scheduler.add(one)
+    while scheduler.busy:
+        scheduler.step()
+    scheduler.settle()
+    while scheduler.ahead is not None and scheduler.ahead.left:
+        scheduler.ahead.step()
+    return {"answers": [outcome(one) for one in readers], "told": counted}
+
+
+def outcome(reader):
+    *events, end = reader.events
+    assert end is None
+    event = events[-1] if events else None
+    if isinstance(event, BaseException):
+        return {"error": str(event), "kind": type(event).__name__}
+    return to_json(event) if event is not None else {}
+
+
+def seen(scheduler, cache, ranks, counted, command):
+    return {"seen": [list(one) for one in ranks.seen()]}
+
+
+def stats(scheduler, cache, ranks, counted, command):
+    counted = cache.stats()
+    del counted["disk"]
+    return {"stats": counted, "check": cache.check()}
+
+
+COMMANDS = {"ask": ask, "seen": seen, "stats": stats}
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except GroupEnded as error:
+        ended(str(error))

@@ -1,0 +1,159 @@
+"""Law 18 where something goes wrong: it is told in bounded time, and what was flushed is reused."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from rank_groups import RankGroup
+from readers import request
+from whole_models import TURNS, Chat, Whole
+
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.ranks import EXIT_STATUS
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.wire import to_json
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama):
+    return tiny_llama(layers=4, hidden=128)
+
+
+def talk(group, whole):
+    """Two turns, after which the group is at home."""
+    chat = Chat(whole, group)
+    for said in TURNS[:2]:
+        chat.say(said)
+    return chat
+
+
+def how_it_ended(group):
+    """Why, as rank 0 told its asker; all that are left have gone by themselves."""
+    told = group.head.line()
+    while "ended" not in told:
+        told = group.head.line()
+    statuses = [one.wait() for one in group.ranks]
+    assert all(status in (EXIT_STATUS, -signal.SIGKILL) for status in statuses), statuses
+    return told["ended"]
+
+
+def test_law_18_after_a_restart_all_is_reused_and_with_less_on_one_rank_less_on_all(
+    folder, tmp_path
+):
+    whole = Whole(folder, tmp_path / "whole")
+    with RankGroup(folder, tmp_path) as group:
+        chat = talk(group.ready(), whole)
+        group.close()
+    whole.close()
+    whole.restart()
+    with RankGroup(folder, tmp_path) as group:
+        chat.group = group.ready()
+        before = chat.before
+        assert chat.say(TURNS[2]).usage.cached == before  # 1.00 from both disks
+        group.close()
+    # One rank's folder is cleared: nothing for both, and then all of it again.
+    shutil.rmtree(tmp_path / "1" / "spans")
+    whole.close()
+    whole.restart()
+    with RankGroup(folder, tmp_path) as group:
+        group.ready()
+        chat.messages.append(Message("user", "Are you there?"))
+        (right,), (answer,) = (ask(request_of(chat)) for ask in (whole.ask, group.ask))
+        assert answer.ids == right.ids
+        assert (answer.usage.cached, answer.why.split(":")[0]) == (0, "another rank holds less")
+        (again,) = group.ask(request_of(chat))
+        assert again.usage.prefilled == 1
+        group.close()
+    # One file of rank 0 is damaged: the same.
+    for file in (tmp_path / "0" / "spans").rglob("*.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data)
+    with RankGroup(folder, tmp_path) as group:
+        group.ready()
+        (answer,) = group.ask(request_of(chat))
+        assert (answer.ids, answer.usage.cached) == (right.ids, 0)
+        (again,) = group.ask(request_of(chat))
+        assert again.usage.prefilled == 1
+        group.close()
+
+
+def request_of(chat):
+    return GenerationRequest(tuple(chat.messages), max_tokens=20, drafts=False)
+
+
+@pytest.mark.soak
+def test_law_18_a_rank_that_is_killed_is_told_at_once_and_little_is_lost(folder, tmp_path):
+    whole = Whole(folder, tmp_path / "whole")
+    with RankGroup(folder, tmp_path) as group:
+        chat = talk(group.ready(), whole)
+        group.ranks[1].process.kill()
+        assert how_it_ended(group) == "rank 1 (mac1) is gone"
+    with RankGroup(folder, tmp_path) as group:
+        (answer,) = group.ready().ask(request_of(chat))
+        assert answer.usage.cached > 0.8 * chat.before
+        group.close()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("rank", "error"), [(1, "kill"), (1, "stop"), (1, "memory"), (0, "memory")]
+)
+def test_law_18_a_rank_that_fails_in_a_pass_ends_all_in_words(folder, tmp_path, error, rank):
+    own = {rank: {"fault": {"after": 40, "error": error}}}
+    deadlines = {"silence": 3.0}
+    with RankGroup(folder, tmp_path, own=own, deadlines=deadlines) as group:
+        group.ready()
+        group.head.say(do="ask", requests=[to_json(request("One.", max_tokens=200))], gone=None)
+        if error == "stop":
+            told = group.head.line()["ended"]
+            assert told == "rank 1 (mac1) has said nothing for 3 seconds"
+            assert group.head.wait() == EXIT_STATUS
+            return
+        told = how_it_ended(group)
+    if error == "kill":
+        assert told == "rank 1 (mac1) is gone"
+    else:
+        assert told == f"rank {rank} (mac{rank}) failed: [metal::malloc] no more memory"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("error", ["kill", "stop"])
+def test_law_18_no_rank_outlives_rank_0(folder, tmp_path, error):
+    own = {0: {"fault": {"after": 40, "error": error}}}
+    with RankGroup(folder, tmp_path, own=own, deadlines={"silence": 3.0}) as group:
+        group.ready()
+        group.head.say(do="ask", requests=[to_json(request("One.", max_tokens=200))], gone=None)
+        why = {"kill": "is gone", "stop": "has said nothing for 3 seconds"}[error]
+        assert group.ranks[1].line() == {"ended": f"rank 0 (mac0) {why}"}
+        assert group.ranks[1].wait() == EXIT_STATUS
+
+
+def test_law_18_a_skewed_prompt_is_refused_before_it_runs(folder, tmp_path):
+    with RankGroup(folder, tmp_path, own={1: {"skew": True}}) as group:
+        group.ready()
+        group.head.say(do="ask", requests=[to_json(request("One."))], gone=None)
+        assert how_it_ended(group) == "the ranks were given different prompts"
+
+
+@pytest.mark.soak
+def test_law_18_ranks_of_other_files_do_not_begin(folder, tmp_path):
+    """Another template, tokenizer or weights: the same digest tells."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings["chat_template"] += " "
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    with RankGroup(folder, tmp_path, own={1: {"folder": str(other)}}) as group:
+        told = how_it_ended(group)
+        assert told.startswith("rank 1 (mac1) has the model's files ")
+        assert told.endswith(": they must be the same")
+
+
+@pytest.mark.soak
+def test_law_18_a_wrong_secret_begins_nothing(folder, tmp_path):
+    own = {1: {"secret": "f" * 16}}
+    with RankGroup(folder, tmp_path, own=own, deadlines={"meeting": 20.0}) as group:
+        told = group.ranks[1].line()
+        assert told["ended"].endswith("refused this rank's secret")
+        assert "somebody connected who came with another secret" in how_it_ended(group)
