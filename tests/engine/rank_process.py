@@ -5,6 +5,7 @@ python rank_process.py '{"rank": 0, "size": 2, "split": "tensor", "port": ..., "
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main(given):
     ranks = meet(group, ("127.0.0.1", given["port"]), secret, f"mac{group.rank}", deadlines, ended)
     joined = connect(ranks)
     loaded = load_shard(given["folder"], group, joined)
-    faulty(loaded, given.get("fault"))
+    faulty(loaded, ranks, given.get("fault"))
     found = identify(loaded, Path(given["disk"]))
     identity = rank_identity(Identity(found.model, found.rows), ranks)
     cache = PromptCache("100MB", DiskStore(Path(given["disk"]) / "spans"))
@@ -90,8 +91,8 @@ def held(cache):
     return {"check": cache.check(), "reused": stats["tokens_reused"], "spans": stats["memory"]}
 
 
-def faulty(loaded, fault):
-    """`fault` {"after": n, "error": ...}: the model fails, or lies, from its n-th pass on."""
+def faulty(loaded, ranks, fault):
+    """`fault` {"after": n, "error": ...}: something goes wrong in the model's n-th pass."""
     if fault is None:
         return
     real, calls = type(loaded.model).__call__, []
@@ -105,6 +106,9 @@ def faulty(loaded, fault):
                 os.kill(os.getpid(), 19)
             if fault["error"] == "kill":
                 os.kill(os.getpid(), 9)
+            if fault["error"] == "cut":
+                for link in ranks._links.values():
+                    link.sock.shutdown(socket.SHUT_RDWR)
         return real(self, tokens, cache=cache)
 
     type(loaded.model).__call__ = call

@@ -51,10 +51,14 @@ class Whole:
 
 
 class Chat:
-    """A conversation with the whole model and with a group: both say the same."""
+    """A conversation with the whole model and with a group: both say the same.
 
-    def __init__(self, whole, group, *begin, **asks):
+    Without `same_counts` they may have reused different things.
+    """
+
+    def __init__(self, whole, group, *begin, same_counts=True, **asks):
         self.whole, self.group = whole, group
+        self.same = same if same_counts else same_ids
         self.messages = list(begin or (SYSTEM,))
         self.asks = {"max_tokens": 20, "drafts": False, **asks}
         self.before = 0  # tokens that the last turn left
@@ -64,14 +68,18 @@ class Chat:
         self.messages += [Message("user", m) if isinstance(m, str) else m for m in messages]
         asked = GenerationRequest(tuple(self.messages), **{**self.asks, **asks})
         (right,), (answer,) = self.whole.ask(asked), self.group.ask(asked)
-        same([right], [answer])
+        self.same([right], [answer])
         self.messages.append(answered(answer))
         self.before = answer.usage.prompt + answer.usage.generated - 1
         return answer
 
 
-def same(right, answers):
+def same_ids(right, answers):
     assert [one.ids for one in answers] == [one.ids for one in right]
+
+
+def same(right, answers):
+    same_ids(right, answers)
     assert counts(answers) == counts(right)
 
 

@@ -1,0 +1,57 @@
+"""Ranks that are killed, stopped, cut off or out of memory at any pass: no hang, and right again."""
+
+import os
+import random
+import secrets
+import time
+
+import pytest
+from rank_groups import RankGroup
+from whole_models import TURNS, Chat, Whole
+
+from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.engine.wire import to_json
+
+# So many seconds more of it: RANK_FUZZ=1800 python -m pytest -m soak tests/engine/test_rank_fuzz.py
+SECONDS = float(os.environ.get("RANK_FUZZ", "0"))
+ERRORS = ("kill", "stop", "memory", "cut")
+
+
+def a_fault(folder, disks, chat, random_):
+    """One group that something happens to, at any pass of a turn that is asked again and again."""
+    rank, error, after = random_.randrange(2), random_.choice(ERRORS), random_.randrange(3, 120)
+    print(f"rank {rank}: {error} after {after} passes")
+    own = {rank: {"fault": {"after": after, "error": error}}}
+    with RankGroup(folder, disks, own=own, deadlines={"silence": 3.0}) as group:
+        group.ready()
+        asked = [
+            GenerationRequest((*chat.messages, one), max_tokens=200, drafts=False)
+            for one in (chat.messages[1], chat.messages[-2])
+        ]
+        group.head.say(do="ask", requests=[to_json(one) for one in asked], gone=None)
+        others = [
+            one for at, one in enumerate(group.ranks) if at != rank or error in ("memory", "cut")
+        ]
+        for one in others:
+            while "ended" not in (told := one.line()):
+                assert told.keys() & {"answers", "ready"}, told
+            print(told["ended"])
+            assert one.wait() == 70
+
+
+@pytest.mark.soak
+def test_law_18_whatever_happens_to_a_rank_all_end_and_what_is_kept_is_right(tiny_llama, tmp_path):
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    random_, folder = random.Random(seed), tiny_llama(layers=4, hidden=128)
+    whole = Whole(folder, tmp_path / "whole")
+    until, rounds = time.monotonic() + SECONDS, 0
+    while rounds < 3 or time.monotonic() < until:
+        rounds += 1
+        with RankGroup(folder, tmp_path) as group:
+            chat = Chat(whole, group.ready(), same_counts=False)
+            for said in TURNS:
+                chat.say(f"{said} {rounds}")
+            group.close()
+        a_fault(folder, tmp_path, chat, random_)
+    print(f"{rounds} rounds")
