@@ -46,7 +46,7 @@ def test_law_18_a_chat_of_three_turns_is_the_whole_model_s(whole, pair):
     for said in TURNS[1:]:
         before = chat.before
         usage = chat.say(said).usage
-        assert usage.cached == before  # prefilled / new is 1.00
+        assert usage.cached >= before  # prefilled / new is 1.00
         assert usage.drafted == 0
 
 
@@ -61,13 +61,11 @@ def test_control_words_are_few_and_small(whole, pair):
 
 
 def test_law_18_tools_are_called_as_the_whole_model_calls_them(whole, pair):
-    chat = Chat(whole, pair, tools=(MAGIC,), tool_choice="any", max_tokens=60)
+    chat = Chat(whole, pair, tools=(MAGIC,), tool_choice="any", max_tokens=150, max_calls=1)
     answer = chat.say("Do magic with 7.")
-    (call,) = answer.tool_calls[:1]
+    (call,) = answer.tool_calls
     result = Message("tool", "Done.", name="magic", tool_call_id=call.id)
-    results = [result] if len(answer.tool_calls) == 1 else None
-    if results:
-        assert chat.say(result, tool_choice="auto").usage.cached > 0
+    assert chat.say(result, tool_choice="auto").usage.cached >= answer.usage.prompt
 
 
 def test_law_18_a_schema_holds_as_in_the_whole_model(whole, pair):

@@ -9,6 +9,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler
+from llm_mlx_promptcache.models.identities import identify
 from llm_mlx_promptcache.models.loading import load_model
 
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 6)
@@ -20,14 +21,16 @@ class Whole:
 
     def __init__(self, folder, disk, *, ahead=False):
         self._loaded = load_model(str(folder))
+        found = identify(self._loaded, disk)
+        self._identity = Identity(found.model, found.rows)
         self._disk, self._ahead = disk, ahead
         self.restart()
 
     def restart(self):
-        cache = PromptCache("100MB", DiskStore(self._disk))
+        cache = PromptCache("100MB", DiskStore(self._disk / "spans"))
         self.scheduler = Scheduler(
             self._loaded,
-            Identity("whole", "whole"),
+            self._identity,
             cache,
             LoadReport("tiny", ahead=self._ahead),
             planner=planner_of(16),
