@@ -99,6 +99,7 @@ def load_shard(
     `joined` is MLX's group (`connect`); who only wants the part can give a `StandIn`. What a rank
     holds meanwhile is its part, and the largest array whole.
     """
+
     def part(model: Any) -> None:
         _cut(model, joined, Path(), group)
 
