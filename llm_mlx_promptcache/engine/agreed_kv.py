@@ -42,16 +42,16 @@ class AgreedKV(KVManager):
         self, headroom: int, rows: Rows, speed: float | None
     ) -> Callable[[str, array[int]], Lease]:
         def fetch(namespace: str, ids: array[int]) -> Lease:
-            asked = _Asked(self._cache, namespace, ids, headroom, rows, speed)
+            asked = _FetchingNow(self._cache, namespace, ids, headroom, rows, speed)
             return lease_alike(self._ranks, ids, asked)
 
         return fetch
 
     def _fetch_ahead(self, namespace: str, ids: array[int]) -> Lease:
-        return lease_alike(self._ranks, ids, _AskedAhead(self._cache, namespace, ids))
+        return lease_alike(self._ranks, ids, _FetchingAhead(self._cache, namespace, ids))
 
 
-class _Asked(NamedTuple):
+class _FetchingNow(NamedTuple):
     """A prompt that a request asks with; `agreement.Fetching`."""
 
     cache: PromptCache
@@ -78,7 +78,7 @@ class _Asked(NamedTuple):
         self.cache.take_back(self.namespace, self.ids, lease)
 
 
-class _AskedAhead(NamedTuple):
+class _FetchingAhead(NamedTuple):
     """One that nobody asks with yet."""
 
     cache: PromptCache
