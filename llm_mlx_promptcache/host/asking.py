@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -88,8 +87,9 @@ def state_of(pid: int) -> str:
     """What a process is doing, in words; "unknown" where the system does not tell."""
     letter = ""
     with suppress(OSError, subprocess.SubprocessError, IndexError):
-        if sys.platform == "linux":
-            letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists():
+            letter = stat.read_text().rpartition(")")[2].split()[0]
         else:
             command = ["/bin/ps", "-o", "stat=", "-p", str(pid)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=5)  # noqa: S603

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..config import HOME_VARIABLE, KEEP_VARIABLE
+from ..models.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ def _whole(name: str, value: str) -> str:
 
 def _resolved(name: str, value: str) -> str:
     """A value that is the same for all paths that lead to one place."""
-    return _each(name, value, lambda p: os.path.realpath(os.path.expanduser(p)))  # noqa: PTH111
+    return _each(name, value, lambda p: str(real_path(os.path.expanduser(p))))  # noqa: PTH111
 
 
 def _each(name: str, value: str, path: Callable[[str], str]) -> str:

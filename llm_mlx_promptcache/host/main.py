@@ -104,7 +104,7 @@ def _open_more_files() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < _FILES:
+    if soft != resource.RLIM_INFINITY and soft < _FILES:
         with suppress(OSError, ValueError):
             most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

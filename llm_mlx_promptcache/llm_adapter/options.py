@@ -6,12 +6,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import llm
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from ..engine.request import DEFAULT_MAX_TOKENS, Sampling
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _KV_BITS = (0, 2, 3, 4, 6, 8)
 # How a JSON list of strings begins. A stop string may begin with a bracket too: "[END]".
@@ -201,8 +204,12 @@ def checked_options(said: Mapping[str, Any]) -> MlxCachedOptions:
     try:
         return MlxCachedOptions(**said)
     except ValidationError as error:
-        told = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
-        raise ValueError(told) from error
+        raise ValueError("; ".join(map(_told, error.errors()))) from error
+
+
+def _told(error: ErrorDetails) -> str:
+    """An option and what is wrong with its value, in words that are not pydantic's."""
+    return f"{error['loc'][0]}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def set_options(model_id: str) -> dict[str, Any]:

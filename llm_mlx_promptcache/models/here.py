@@ -19,6 +19,7 @@ from ..cache.manifest import read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .errors import ModelLoadError
 from .model_files import missing_weights
+from .paths import stored_name
 from .references import divided, folder_of, is_hub_id
 
 _MOST_NAMES: Final = 10_000  # of folders that are looked at
@@ -62,7 +63,7 @@ def names_in_cache() -> Iterator[str]:
 
 def hub_folder(reference: str) -> Path | None:
     """The folder of a fetched hub model; None if it is not here, or incomplete."""
-    held = _hub_cache() / f"models--{reference.replace('/', '--')}"
+    held = _hub_cache() / _cached_as(reference)
     try:
         commit = read_plain(held / "refs" / "main", 41).decode("ascii").strip()
         folder = held / "snapshots" / commit
@@ -70,6 +71,17 @@ def hub_folder(reference: str) -> Path | None:
         return folder if is_here and not missing_weights(folder) else None
     except (OSError, ValueError, ModelLoadError):
         return None
+
+
+def id_in_cache(reference: str) -> str:
+    """A hub's model as its cache spells it: some disks find it by any case."""
+    found = stored_name(_hub_cache(), _cached_as(reference))
+    return reference if found == _cached_as(reference) else "/".join(found.split("--")[1:])
+
+
+def _cached_as(reference: str) -> str:
+    """The name of the folder in which the hub's cache has a model."""
+    return f"models--{reference.replace('/', '--')}"
 
 
 def _hub_cache() -> Path:

@@ -64,7 +64,9 @@ def resolve(name: str, settings: Settings | None = None) -> NamedModel:
     if (plain := name.rstrip("/")) != name and plain:
         return resolve(plain, settings)
     if is_hub_id(name) and not is_file(name):
-        return NamedModel(name)
+        from .here import id_in_cache
+
+        return NamedModel(id_in_cache(name))
     raise _unknown(name, settings)
 
 

@@ -24,12 +24,12 @@ def real_path(path: str | os.PathLike[str]) -> Path:
     whole = Path(os.path.realpath(path))
     found = Path(whole.anchor)
     for name in whole.parts[1:]:
-        found /= _as_stored(found, name)
+        found /= stored_name(found, name)
     return found
 
 
-def _as_stored(folder: Path, name: str) -> str:
-    """The name by which a folder has what it finds by this one."""
+def stored_name(folder: Path, name: str) -> str:
+    """The name by which a folder has what it finds by this one; the same where it finds nothing."""
     others = {name.swapcase(), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
     if not any(_are_one(folder / name, folder / other) for other in others - {name}):
         return name

@@ -8,6 +8,7 @@ import sys
 import pytest
 import worlds as worlds_module
 
+from llm_mlx_promptcache.cache.disk.file_ids import PACK_SUFFIX
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 WORLDS = worlds_module.__file__
@@ -40,6 +41,30 @@ def kept_store(worlds, tmp_path_factory):
 def folder(kept_store, tmp_path):
     """A copy of it; nobody has it open."""
     return shutil.copytree(kept_store, tmp_path / "cache")
+
+
+@pytest.fixture
+def talk(worlds, tmp_path):
+    """A conversation of some turns, with a branch; nobody has its store open. Its paths."""
+    store = DiskStore(tmp_path / "cache", "20MB")
+    ids = worlds.turns(store, 5)
+    branch = [*ids[:30], *range(1001, 1012)]
+    worlds.put(store, branch)
+    store._index.run(lambda index: index.log.shrink(), None)
+    store.close()
+    return tmp_path / "cache", [ids, branch]
+
+
+@pytest.fixture
+def packed(worlds, talk):
+    """That conversation as a pack: its folder, its path and the pack's file."""
+    folder, (ids, branch) = talk
+    store = DiskStore(folder, "20MB")
+    assert worlds.compacted(store) == 1
+    store._index.run(lambda index: index.log.shrink(), None)
+    store.close()
+    (path,) = (folder / "spans").glob("*" + PACK_SUFFIX)
+    return folder, ids, branch, path
 
 
 @pytest.fixture

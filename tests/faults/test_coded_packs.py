@@ -13,7 +13,7 @@ import pytest
 import xxhash
 import zstandard
 from mlx_lm.models.cache import KVCache
-from test_packs import in_fork, killing
+from test_pack_crashes import in_fork, killing
 
 from llm_mlx_promptcache.cache.disk import coding, pack_file, span_header
 from llm_mlx_promptcache.cache.disk.chains import CODED_AFTER

@@ -14,6 +14,7 @@ from llm.cli import cli
 
 from llm_mlx_promptcache.cache.memory.simulation import most_hits
 from llm_mlx_promptcache.cache.traces import read_trace
+from llm_mlx_promptcache.commands.replay import trace_paths
 from llm_mlx_promptcache.engine.pool import close_engines
 
 LIMIT = ("-o", "max_tokens", "4")
@@ -193,3 +194,12 @@ def test_a_trace_that_does_not_tell_its_blocks_needs_them_told(asked, tmp_path):
     trace.write_text('{"hash_ids": "x"}\n')
     (line,) = asked.ours("bench", "--trace", str(trace), status=1)[1].splitlines()
     assert line.endswith("line 1: hash_ids is no list of whole numbers")
+
+
+def test_the_lines_of_a_trace_are_taken_by_their_times(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    times = ((30, 1), (10, 2), (20, 3), (10, 4), (None, 5))
+    lines = [{"hash_ids": [id]} | ({} if at is None else {"timestamp": at}) for at, id in times]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paths, _ = trace_paths(trace, 16)
+    assert [list(path.blocks) for path in paths] == [[5], [2], [4], [3], [1]]

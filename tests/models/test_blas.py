@@ -157,6 +157,16 @@ HIDDEN = (
     "from llm_mlx_promptcache.models import blas as b\nb._SYSTEM, b._LOADER_CACHE = (), 'none'\n"
 )
 MULTIPLY = "import mlx.core as mx\nmx.eval(mx.ones((8, 8)) @ mx.ones((8, 8)))\n"
+
+
+def test_where_nobody_tells_who_may_use_which_all_processors_count(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert blas._processors() == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert blas._processors() == 6
+
+
 has_wheel = bool(find(Path("/nowhere"))) if sys.platform == "linux" else False
 needs_wheel = pytest.mark.skipif(
     not has_wheel, reason=f"no extra `blas` installed ({platform.machine()}); the targets do"

@@ -85,11 +85,20 @@ def test_one_home_has_one_host_however_it_is_written(folder, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     places, hellos = set(), []
-    for home in (deep, deep.lower()):
+    for home, hub in ((deep, "Models"), (deep.lower(), "models")):
         monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(folder / home))
+        monkeypatch.setenv("HF_HOME", str(folder / hub))
         place = host_place()
         places.add(place)
         hellos.append(hello(place))
     (place,) = places
     assert "HHH" not in str(place.folder)
     assert hellos[0] == hellos[1]
+
+
+def test_a_hubs_model_is_one_by_whatever_case(folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    (folder / "models--Some-Owner--Small-4bit").mkdir()
+    for name in ("some-owner/small-4bit", "Some-Owner/Small-4bit", "SOME-OWNER/SMALL-4BIT"):
+        assert resolve(name).reference == "Some-Owner/Small-4bit"
+    assert resolve("some-owner/other").reference == "some-owner/other"
