@@ -82,7 +82,7 @@ lint: .venv/ready cog-check
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 # Writes those parts and the picture of the rooms anew.
 cog: .venv/ready

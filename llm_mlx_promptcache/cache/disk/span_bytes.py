@@ -20,6 +20,7 @@ MOST_A_CALL: Final = 1 << 30  # bytes; macOS refuses calls over 2^31 - 1, Linux 
 _MOST_BUFFERS: Final = 512  # of one call; systems take 1,024
 _BLOCK: Final = 4 << 20
 _AHEAD: Final = 1 << 20  # bytes; of more at once Linux reads only as much as a device takes at once
+_WANTED: Final[int | None] = getattr(os, "POSIX_FADV_WILLNEED", None)
 
 
 class Origin(Enum):
@@ -63,9 +64,9 @@ class SpanBytes:
 
     def read_ahead(self) -> None:
         """Tell the system that all of the file is wanted soon."""
-        if hasattr(os, "posix_fadvise") and hasattr(os, "POSIX_FADV_WILLNEED"):
+        if _WANTED is not None and hasattr(os, "posix_fadvise"):
             for start in range(0, self.size, _AHEAD):
-                os.posix_fadvise(self._descriptor, start, _AHEAD, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._descriptor, start, _AHEAD, _WANTED)
 
     def read_undigested(self, count: int) -> bytes:
         """The next bytes; the caller decides when they are digested (`digest`)."""
