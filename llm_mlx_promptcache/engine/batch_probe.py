@@ -29,9 +29,8 @@ _log = logging.getLogger(__name__)
 # What reads a scalar.
 Number = Callable[[mx.array], float]
 
-_KIND = "batch"
-# What the trial asks, by number: a verdict of another trial is no verdict of this one.
-_TRIAL = 1
+# The number is the trial's: a verdict of another trial is no verdict of this one.
+_KIND = "batch/1"
 # One run of tokens serves as three rows: as it is after so many. They differ by more than a chunk
 # of 8, and each goes on for the steps that it stays in the batch.
 _SHORT, _MIDDLE, _LONG = range(3)
@@ -84,8 +83,6 @@ class BatchProof:
         known = self._facts.get(self._identity, _KIND)
         if not isinstance(known, dict) or not isinstance(known.get("why"), str):
             return None
-        if known.get("trial") != _TRIAL:
-            return None
         try:
             form = BatchForm(known.get("form"))
         except ValueError:
@@ -95,7 +92,7 @@ class BatchProof:
     def _found(self) -> Verdict:
         verdict = self._asked()
         if verdict.lasting:
-            known = {"form": verdict.form.value, "why": verdict.why, "trial": _TRIAL}
+            known = {"form": verdict.form.value, "why": verdict.why}
             self._facts.put(self._identity, _KIND, known)
         return verdict
 

@@ -22,9 +22,8 @@ from .forward import forward, forward_each, prefill
 
 _log = logging.getLogger(__name__)
 
-_KIND = "drafts"
-# What the trial asks, by number: a verdict of another trial is no verdict of this one.
-_TRIAL = 1
+# The number is the trial's: a verdict of another trial is no verdict of this one.
+_KIND = "drafts/1"
 _START = 7  # tokens that are prefilled
 _PASSES = ((4, 2), (6, 6), (5, 1))  # tokens of each pass, and how many of them stay
 _MOST_NAMES = 120  # characters
@@ -72,16 +71,14 @@ class DraftProof:
     def _found(self) -> DraftVerdict:
         verdict = prove(self._model)
         if verdict.lasting:
-            self._facts.put(self._identity, _KIND, {"why": verdict.why, "trial": _TRIAL})
+            self._facts.put(self._identity, _KIND, {"why": verdict.why})
         return verdict
 
 
 def remembered(identity: str, facts: ModelFacts) -> str | None:
     """Why a model's answers are not drafted, "" where they are, None where nobody knows yet."""
     known = facts.get(identity, _KIND)
-    if not isinstance(known, dict) or known.get("trial") != _TRIAL:
-        return None
-    why = known.get("why")
+    why = known.get("why") if isinstance(known, dict) else None
     return why if isinstance(why, str) else None
 
 

@@ -266,25 +266,29 @@ def test_a_machine_s_failure_is_not_remembered(model, path, monkeypatch):
         [],
         "plain",
         {"form": "plain"},
-        {"form": [], "why": "", "trial": 1},
-        {"form": 1, "why": "", "trial": 1},
-        {"form": "alone", "why": "an older trial", "trial": 0},
-        {"form": "alone", "why": "before trials had numbers"},
+        {"form": [], "why": ""},
+        {"form": 1, "why": ""},
     ],
 )
 def test_what_is_remembered_wrongly_is_found_out_again(model, path, known):
-    ModelFacts(path).put(MODEL, "batch", known)
+    ModelFacts(path).put(MODEL, "batch/1", known)
     assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
     assert model.passes > 10
     [entry] = json.loads(path.read_text())["facts"]
-    assert entry[-2] == {"form": "plain", "why": "", "trial": 1}
+    assert entry[-2] == {"form": "plain", "why": ""}
+
+
+def test_another_trial_s_verdict_is_none_of_this_one(model, path):
+    ModelFacts(path).put(MODEL, "batch/0", {"form": "alone", "why": "an older trial"})
+    assert BatchProof(model, MODEL, ModelFacts(path)).form is BatchForm.PLAIN
+    assert model.passes > 10
 
 
 @pytest.mark.parametrize(
     ("name", "form"), [("gemma3_text", "grouped"), ("minimax_m3_vl", "plain"), ("mamba", "grouped")]
 )
 def test_law_1_a_verdict_that_a_model_can_not_have_is_not_believed(path, name, form):
-    ModelFacts(path).put(MODEL, "batch", {"form": form, "why": "", "trial": 1})
+    ModelFacts(path).put(MODEL, "batch/1", {"form": form, "why": ""})
     model = families.BY_NAME[name].build()
     assert BatchProof(model, MODEL, ModelFacts(path)).form is prove(model).form
     [entry] = json.loads(path.read_text())["facts"]

@@ -42,20 +42,20 @@ def test_a_model_with_such_layers_is_told_by_their_kind_and_looked_at_once(
 
 
 @pytest.mark.parametrize(
-    ("fact", "told"),
+    ("kind", "fact", "told"),
     [
-        (None, None),
-        ({"why": WHY, "trial": 1}, WHY),
-        ({"why": "", "trial": 1}, ""),
-        ({"why": WHY, "trial": 0}, None),
-        ({"why": 7, "trial": 1}, None),
-        (["why"], None),
+        ("drafts/1", None, None),
+        ("drafts/1", {"why": WHY}, WHY),
+        ("drafts/1", {"why": ""}, ""),
+        ("drafts/0", {"why": WHY}, None),
+        ("drafts/1", {"why": 7}, None),
+        ("drafts/1", ["why"], None),
     ],
 )
-def test_explain_tells_what_is_remembered(monkeypatch, tmp_path, fact, told):
+def test_explain_tells_what_is_remembered(monkeypatch, tmp_path, kind, fact, told):
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path))
     if fact is not None:
-        model_facts().put(MODEL, "drafts", fact)
+        model_facts().put(MODEL, kind, fact)
     assert remembered(MODEL, model_facts()) == _undrafted(MODEL) == told
     asked = request("Two?")
     answer = LoggedAnswer("1", "m", "m", asked, None, 3, None, "", {}, "")
