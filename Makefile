@@ -22,7 +22,7 @@ DURATION_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
-.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording
 
 # What to run after each change: something of every room, in less than a minute.
 quick: .venv/ready
@@ -72,6 +72,10 @@ demo: .venv/ready
 # Writes docs/benchmarks.md and docs/figures/; SHORT=1 is the short form, ONLY="disk trie" runs some.
 bench: .venv/ready
 	$(RUN)/python benchmarks/report.py $(if $(SHORT),--short) $(if $(ONLY),--only $(ONLY))
+
+# The terminal's recording in the README: the real commands in a new home, drawn into docs/terminal.svg.
+recording: .venv/ready
+	$(RUN)/python docs/recording.py
 
 # The site, in build/site; a warning is an error.
 docs: .venv/docs

@@ -26,6 +26,7 @@ from report_figures import draw, headlines, ran, shown
 from llm_mlx_promptcache.commands.bench import machine, machine_line
 
 HERE = Path(__file__).resolve().parent
+_DOCS = HERE.parent / "docs"
 _LONGEST = 3600
 _LAYER_KINDS = ("llama", "gemma3", "mamba2", "qwen3_next")
 
@@ -69,6 +70,7 @@ KNOWN = (
     Run("matrix", "matrix.py", (), _LAYER_KINDS, lines=1),
     Run("conformance", "conformance.py", (), ("Qwen3", "Llama 3.1"), lines=1),
     Run("templates", "templates.py", (), ("--every", "10")),
+    Run("learning", "learning.py", ("--every", "12"), ("--every", "60")),
 )
 
 
@@ -79,7 +81,7 @@ def main() -> int:
     figures.mkdir(parents=True, exist_ok=True)
     asked = [r for r in runs() if r.name in options.only or not options.only]
     wanted = [] if options.again else [one for one in asked if _can_run(one)]
-    failed = [one.name for one in wanted if not _measured(one, options.short, figures)]
+    failed = [one.name for one in wanted if not _measured(one, options, figures)]
     found = kept(figures)
     for name, record in found.items():
         draw(name, record["figures"], figures / f"{name}.svg")
@@ -98,7 +100,7 @@ def _options() -> argparse.Namespace:
         "--only", nargs="+", choices=names, default=[], metavar="NAME", help=str(names)
     )
     parser.add_argument("--again", action="store_true", help="run nothing; page from kept figures")
-    parser.add_argument("--to", type=Path, default=HERE.parent / "docs", metavar="FOLDER")
+    parser.add_argument("--to", type=Path, default=_DOCS, metavar="FOLDER")
     return parser.parse_args()
 
 
@@ -130,15 +132,18 @@ def _other(script: str) -> Run:
     return Run(script.removesuffix(".py"), script, (), short)
 
 
-def _measured(run: Run, short: bool, figures: Path) -> bool:
-    """Run one benchmark and keep what it found; whether it ended well."""
-    arguments = run.short if short else run.long
+def _measured(run: Run, options: argparse.Namespace, figures: Path) -> bool:
+    """Run one benchmark and keep what it found; True where it ended well."""
+    arguments = run.short if options.short else run.long
     print(f"bench: {run.name}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "figures.json"
         given = [os.environ[word[1:]] if word[:1] == "$" else word for word in arguments]
-        if gives_figures := '"--json"' in (HERE / run.script).read_text(encoding="utf-8"):
+        source = (HERE / run.script).read_text(encoding="utf-8")
+        if gives_figures := '"--json"' in source:
             given += ["--json", str(target)]
+        if not options.short:
+            given += _own_page(source, options.to)
         command = [sys.executable, str(HERE / run.script), *given]
         began, load = time.perf_counter(), os.getloadavg()[0]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LONGEST)
@@ -157,6 +162,13 @@ def _measured(run: Run, short: bool, figures: Path) -> bool:
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (figures / f"{run.name}.json").write_text(f"{text}\n", encoding="utf-8")
     return True
+
+
+def _own_page(source: str, folder: Path) -> list[str]:
+    """What makes a script also write the page of its own: no second run with other figures."""
+    if '"--keep"' in source:
+        return ["--keep", str(folder)]
+    return ["--write"] if '"--write"' in source and folder == _DOCS else []
 
 
 def _what(script: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import forks
 import pytest
@@ -128,6 +129,68 @@ def test_the_report_is_what_its_figures_give():
     found = report.kept(DOCS / "figures")
     assert found
     assert (DOCS / "benchmarks.md").read_text() == report.page(found, DOCS / "figures")
+
+
+PART = re.compile(
+    r"<!-- ([\w ,-]+): \S*benchmarks/(\w+)\.py.*? -->(.*?)<!-- end of \1 -->", re.DOTALL
+)
+
+
+def kept_parts():
+    """Tables of pages and the benchmark that wrote them, where the report has that one's record."""
+    for page in PAGES:
+        text = page.read_text()
+        whole = [("", page.stem, text)] if page.parent == DOCS and page.stem in WHOLE else []
+        for part, name, body in [*PART.findall(text), *whole]:
+            if (DOCS / "figures" / f"{name}.json").exists() and name not in FIRST_LINES:
+                yield pytest.param(name, body, id=f"{page.stem} {part}".strip())
+
+
+WHOLE = ("demo", "agents")  # pages that are one benchmark's
+FIRST_LINES = ("matrix", "conformance")  # their whole tables stand on those pages alone
+
+
+@pytest.mark.parametrize(("name", "body"), list(kept_parts()))
+def test_a_page_and_the_report_tell_the_same_run(name, body):
+    printed = json.loads((DOCS / "figures" / f"{name}.json").read_text())["printed"]
+    told = [line for line in body.splitlines() if line and not line.startswith("#")]
+    assert told
+    assert set(told) <= set(printed.splitlines())
+
+
+# A measured time, rate or share; what is set in the code (a wait, a limit) has no decimals.
+FIGURE = re.compile(
+    r"(?<![\w.])\d+(?:[.,]\d+)* ?(?:µs|tokens/s|tokens a second|GFLOP/s|GB/s|MB/s)(?!\w)"
+    r"|(?<![\w.])\d+\.\d+ ?(?:s|ms|seconds|times|%)(?!\w)"
+)
+FROM = re.compile(r"`(?:make|python) [^`]+`|`(?:benchmarks|tests)/[^`]+`|benchmarks\.md|`test_\w+`")
+
+
+# Times on the design's page are what it sets: waits, chunks, deadlines.
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "design.md"], ids=lambda page: page.stem
+)
+def test_a_measured_figure_stands_beside_its_command(page):
+    for section in re.split(r"^#+ ", FENCED.sub("", page.read_text()), flags=re.MULTILINE):
+        figures = FIGURE.findall(section)
+        title = section.partition("\n")[0]
+        assert not figures or FROM.search(section), f"{title}: {figures} are from no command"
+
+
+def test_the_recording_shows_what_was_printed_and_when():
+    recording = module(DOCS / "recording.py")
+    ran = [
+        recording.Ran("llm 'a & b'", ["1 < 2", "x" * 100], 0.5),
+        recording.Ran("llm -c", ["three"], 9.0),
+    ]
+    picture = ElementTree.fromstring(recording.drawn(ran))
+    lines = picture.findall("{http://www.w3.org/2000/svg}text")
+    shown = ["".join(line.itertext()) for line in lines]
+    assert shown == ["$ llm 'a & b'", "1 < 2", "x" * 80, "x" * 20, "$ llm -c", "three"]
+    times = [float(re.search(r"[\d.]+", line.get("style"))[0]) for line in lines]
+    assert times == sorted(times)
+    assert times[1] - times[0] == pytest.approx(0.5 + 11 * 0.03)
+    assert times[5] - times[4] == pytest.approx(4.0 + 6 * 0.03, abs=0.01)  # no longer wait is shown
 
 
 def test_a_picture_that_a_page_shows_is_text_that_scales():
