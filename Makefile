@@ -22,7 +22,7 @@ DURATION_TESTS ?= tests
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
 COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
 
-.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording release-check
 
 # What to run after each change: something of every room, in less than a minute.
 quick: .venv/ready
@@ -47,7 +47,13 @@ wheels: .venv/ready
 
 # The wheel, built once and tested as built, each time in an environment of its own.
 wheel-test: .venv/ready
-	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k "newest or holds"
+	SOAK=1 $(RUN)/python -m pytest -m soak tests/test_wheel.py -k "newest or holds or sdist"
+
+# All that a release asks: tag, version and changelog agree, links lead somewhere, and wheel and sdist work as built.
+# `make release-check TAG=v1.2.3`, once that tag is set.
+release-check: lint wheels
+	@test -n "$(TAG)" || { echo "make: which tag? make release-check TAG=v1.2.3"; exit 1; }
+	RELEASE_TAG=$(TAG) $(BIN)/python -m pytest -q tests/test_release.py tests/test_docs.py -k "release or links or version or changelog or tag"
 
 # The same with the oldest versions that pyproject.toml allows.
 compat-test: .venv/ready

@@ -100,6 +100,27 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert {str(source) for source in sources} <= set(names)
 
 
+def test_the_sdist_gives_the_same_wheel(wheel, tmp_path):
+    run(
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "-t",
+        "sdist",
+        "-d",
+        tmp_path / "sdist",
+        cwd=ROOT,
+    )
+    (sdist,) = (tmp_path / "sdist").glob("*.tar.gz")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, sdist)
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert {i.filename: i.CRC for i in one.infolist()} == {
+            i.filename: i.CRC for i in other.infolist()
+        }
+
+
 def test_the_wheel_works_in_a_clean_environment(clean, wheel, tmp_path):
     python, add = clean
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SOAK")}
