@@ -20,9 +20,9 @@ SOAK_TESTS ?= tests
 DURATION_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
-COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/startup.md
+COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/drafts.md docs/startup.md
 
-.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording release-check
+.PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording release-check card
 
 # What to run after each change: something of every room, in less than a minute.
 quick: .venv/ready
@@ -82,6 +82,10 @@ bench: .venv/ready
 # The terminal's recording in the README: the real commands in a new home, drawn into docs/terminal.svg.
 recording: .venv/ready
 	$(RUN)/python docs/recording.py
+
+# What other sites show of a link to ours, from the demo's figures.
+card: .venv/ready
+	$(BIN)/python docs/card.py
 
 # The site, in build/site; a warning is an error.
 docs: .venv/docs

@@ -196,6 +196,7 @@ def socket_cost(home: Home, rounds: int) -> dict[str, float]:
         request = GenerationRequest(
             (system, Message("user", f"Count from {number} up to a hundred, please.")),
             max_tokens=_ANSWER,
+            drafts=False,  # who is asked last could copy the other's answer off the disk
         )
         order = (far, near) if number % 2 else (near, far)
         asked = {}
@@ -212,15 +213,19 @@ def socket_cost(home: Home, rounds: int) -> dict[str, float]:
 
 
 def eight(home: Home) -> dict[str, float]:
-    """Eight `llm` at once against eight in a row: tokens a second from the first one accepted."""
-    system = ("-m", "mlx-cached", "-s", text(400))
+    """Eight `llm` at once against eight in a row: tokens a second from the first one accepted.
+
+    Drafts are off, which only answers that run alone have; `drafted` is the row's rate with them.
+    """
+    off = ("-o", "drafts", "false")
+    system = ("-m", "mlx-cached", *off, "-s", text(400))
     questions = [f"Tell me about station {number} at length." for number in range(2 * AT_ONCE)]
     # Both ways the prefix is new to the cache, and the weights are in memory.
     for log, question in enumerate(questions[:AT_ONCE]):
         home.llm(*system, question, *_options(_ANSWER), log=log)
     row = [home.logged(log) for log in range(AT_ONCE)]
     # Each has a log of its own: llm's log may be locked when eight write to it.
-    others = ("-m", "mlx-cached", "-s", text(400, start=1000))
+    others = ("-m", "mlx-cached", *off, "-s", text(400, start=1000))
     processes = [
         home.start(*others, question, *_options(_ANSWER), log=log)
         for log, question in enumerate(questions[AT_ONCE:])
@@ -229,13 +234,21 @@ def eight(home: Home) -> dict[str, float]:
         process.communicate()
         assert process.returncode == 0
     together = [home.logged(log) for log in range(AT_ONCE)]
+    drafting = ("-m", "mlx-cached", "-s", text(400, start=2000))
+    for log, question in enumerate(questions[:AT_ONCE]):
+        home.llm(*drafting, question, *_options(_ANSWER), log=log)
+    drafted = [home.logged(log) for log in range(AT_ONCE)]
     prompt = statistics.median(entry["input_tokens"] for entry in together)
     prefilled = sum(details(entry)["prefilled"] for entry in together)
-    alone = sum(entry["output_tokens"] for entry in row) / sum(map(lasted, row))
+    alone, with_drafts = (
+        sum(entry["output_tokens"] for entry in entries) / sum(map(lasted, entries))
+        for entries in (row, drafted)
+    )
     at_once = sum(entry["output_tokens"] for entry in together) / span(together)
     return {
         "row": alone,
         "together": at_once,
+        "drafted": with_drafts / alone,
         "gain": at_once / alone,
         "prefilled": prefilled,
         "prompt": prompt,
@@ -359,7 +372,13 @@ def bars(found: dict[str, Any]) -> list[Bar]:
         ),
         Bar("what the host adds to a first token, ms", socket["first_token_ms"], 5.0),
         Bar("tokens a second through the host, of those in-process", socket["rate"], None, 0.98),
-        Bar("eight `llm` at once, tokens a second of eight in a row", many["gain"], None, 2.0),
+        Bar(
+            "eight `llm` at once, tokens a second of eight in a row, drafts off",
+            many["gain"],
+            None,
+            2.0,
+        ),
+        Bar("eight in a row with drafts, of those without", many["drafted"]),
         Bar(
             "tokens prefilled for the eight, of a prompt of " + f"{many['prompt']:.0f}",
             many["prefilled"],

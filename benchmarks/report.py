@@ -148,6 +148,8 @@ def _measured(run: Run, options: argparse.Namespace, figures: Path) -> bool:
         began, load = time.perf_counter(), os.getloadavg()[0]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LONGEST)
         if done.returncode or target.exists() != gives_figures:
+            print(f"bench: {run.name} ended with status {done.returncode}", file=sys.stderr)
+            print(done.stdout, file=sys.stderr)
             return False
         record = {
             "command": " ".join(["python", f"benchmarks/{run.script}", *arguments]),

@@ -178,6 +178,14 @@ def _loop_stalls(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
     yield Headline("an event loop's longest stall, first answer", "no host", *took, here / hosted)
 
 
+def _drafts(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    for task, found in figures["tasks"].items():
+        for kind, told in (("first", ""), ("again", ", asked again")):
+            rates = [found[key]["rate"] for key in ("off", kind)]
+            took = (f"{rate:.1f} tokens/s" for rate in rates)
+            yield Headline(f"drafts: {task}{told}", "drafts off", *took, rates[1] / rates[0])
+
+
 _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "demo": _demo,
     "trie": _trie,
@@ -191,6 +199,7 @@ _HEADLINES: dict[str, Callable[[str, Any], Iterator[Headline]]] = {
     "batch": _batch,
     "host": _host,
     "loop_stalls": _loop_stalls,
+    "drafts": _drafts,
 }
 
 

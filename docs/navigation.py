@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ def on_config(config: Any) -> Any:
     config.site_url, config.repo_url = urls["Documentation"], urls["Repository"]
     config.nav = navigation(Path(config.docs_dir), config.extra["sections"])
     return config
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """MkDocs' hook: name the picture that other sites show of a link to a page."""
+    card = f'<meta property="og:image" content="{config.site_url}card.png">'
+    title = f'<meta property="og:title" content="{escape(page.title or config.site_name)}">'
+    return output.replace("</head>", f"{title}{card}</head>", 1)
 
 
 def navigation(folder: Path, sections: dict[str, dict[str, str]]) -> list[dict[str, list[Entry]]]:

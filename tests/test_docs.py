@@ -5,10 +5,12 @@ import importlib.util
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -191,6 +193,17 @@ def test_the_recording_shows_what_was_printed_and_when():
     assert times == sorted(times)
     assert times[1] - times[0] == pytest.approx(0.5 + 11 * 0.03)
     assert times[5] - times[4] == pytest.approx(4.0 + 6 * 0.03, abs=0.01)  # no longer wait is shown
+
+
+def test_the_card_has_the_size_that_sites_ask():
+    head = (DOCS / "card.png").read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert struct.unpack(">II", head[16:]) == (1200, 630)
+    page = SimpleNamespace(title="A & B")
+    config = SimpleNamespace(site_url="https://example.org/x/", site_name="x")
+    found = module(DOCS / "navigation.py").on_post_page("<head></head>", page, config)
+    assert 'og:image" content="https://example.org/x/card.png"' in found
+    assert 'og:title" content="A &amp; B"' in found
 
 
 def test_a_picture_that_a_page_shows_is_text_that_scales():
