@@ -133,33 +133,6 @@ def test_the_report_is_what_its_figures_give():
     assert (DOCS / "benchmarks.md").read_text() == report.page(found, DOCS / "figures")
 
 
-PART = re.compile(
-    r"<!-- ([\w ,-]+): \S*benchmarks/(\w+)\.py.*? -->(.*?)<!-- end of \1 -->", re.DOTALL
-)
-
-
-def kept_parts():
-    """Tables of pages and the benchmark that wrote them, where the report has that one's record."""
-    for page in PAGES:
-        text = page.read_text()
-        whole = [("", page.stem, text)] if page.parent == DOCS and page.stem in WHOLE else []
-        for part, name, body in [*PART.findall(text), *whole]:
-            if (DOCS / "figures" / f"{name}.json").exists() and name not in FIRST_LINES:
-                yield pytest.param(name, body, id=f"{page.stem} {part}".strip())
-
-
-WHOLE = ("demo", "agents")  # pages that are one benchmark's
-FIRST_LINES = ("matrix", "conformance")  # their whole tables stand on those pages alone
-
-
-@pytest.mark.parametrize(("name", "body"), list(kept_parts()))
-def test_a_page_and_the_report_tell_the_same_run(name, body):
-    printed = json.loads((DOCS / "figures" / f"{name}.json").read_text())["printed"]
-    told = [line for line in body.splitlines() if line and not line.startswith("#")]
-    assert told
-    assert set(told) <= set(printed.splitlines())
-
-
 # A measured time, rate or share; what is set in the code (a wait, a limit) has no decimals.
 FIGURE = re.compile(
     r"(?<![\w.])\d+(?:[.,]\d+)* ?(?:µs|tokens/s|tokens a second|GFLOP/s|GB/s|MB/s)(?!\w)"
