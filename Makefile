@@ -97,7 +97,6 @@ lint: .venv/ready cog-check
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
-	$(BIN)/mypy --platform darwin
 	$(BIN)/mypy --strict --config-file= --no-error-summary --cache-dir .mypy_cache/typed_user $(CURDIR)/tests/frontends/typed_user.py
 
 # Writes those parts and the picture of the rooms anew.

@@ -37,7 +37,7 @@ def main() -> int:
     axes.tick_params(colors=_DIM, labelsize=16, length=0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    legend = "seconds to the first token, each turn its own process: with the cache (green), and without"
+    legend = "seconds to the first token, each turn a process: with the cache (green), and without"
     figure.text(0.06, 0.05, legend, color=_DIM, size=16)
     figure.savefig(CARD, facecolor=_BACK)
     return 0
