@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
 
+from llm_mlx_promptcache.cache.disk.file_ids import PACK_SUFFIX
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.device_memory import device_memory
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
@@ -53,6 +54,7 @@ def test_rows_come_back_bit_for_bit(tmp_path, kind, coded):
         later = store._files.now() + 2 * 86400
         store._files.now = lambda: later
         assert [*store.compact()]
+        assert any(tmp_path.glob(f"spans/*{PACK_SUFFIX}")) == (kind == "bfloat16")
     lease = PromptCache("100MB", DiskStore(tmp_path)).fetch("m", [*ids, 5])
     assert lease.cached == 300
     bits = mx.uint32 if kind == "float32" else mx.uint16
