@@ -25,18 +25,18 @@ Reason = Literal[
 
 _TEXT: dict[Reason, str] = {
     "whole": "everything but the last token was cached",
-    "cold": "nothing that starts like this is stored",
-    "diverged": "no stored path goes on like this after token {position}",
-    "evicted": "what was stored after token {position} has been evicted",
+    "cold": "no cached prompt starts like this",
+    "diverged": "no cached prompt goes on like this after token {position}",
+    "evicted": "the tokens cached after token {position} were evicted",
     "checkpoint": "token {position} is the last at which this model's layers can resume",
     "lent": (
-        "what was stored after token {position} has moved to another request, or was lost with it"
+        "the tokens cached after token {position} moved to another request, or were lost with it"
     ),
-    "unreadable": "what was stored after token {position} could not be read",
-    "locked": "another process kept the disk cache locked, so nobody looked there after token"
+    "unreadable": "the tokens cached after token {position} could not be read",
+    "locked": "another process kept the disk cache locked, so it was not searched after token"
     " {position}",
-    "writing": "what was stored after token {position} is still on its way to the disk",
-    "slow": "the disk is so slow that what it holds after token {position} is computed sooner",
+    "writing": "the tokens cached after token {position} are still on their way to the disk",
+    "slow": "the disk is too slow: the tokens after token {position} are computed sooner than read",
     "ranks": "another rank holds less: all of them can go on from token {position}",
     "namespace": "another namespace holds the first {position} tokens; this one does not",
     "layers": "{detail}",

@@ -95,7 +95,8 @@ def told_unheld(grammar: Grammar | None) -> tuple[str, ...]:
     for tool, unheld in by_tool.items():
         tools.setdefault(_some(unheld), []).append(tool)
     return tuple(
-        f"{_whose(names)} what no grammar can hold ({unheld}); the answer is only checked for it"
+        f"{_whose(names)} rules that no grammar can hold ({unheld}); they are only checked"
+        " afterwards"
         for unheld, names in tools.items()
     )
 

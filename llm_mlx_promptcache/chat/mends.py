@@ -38,17 +38,17 @@ class Mend(Enum):
 GENERIC_TOOLS = frozenset([Mend.TOOLS_IN_SYSTEM, Mend.TOOLS_IN_USER])
 # The user's notice of a mend; the others move nothing.
 _TOLD = {
-    Mend.SYSTEM_IN_USER: "has no place for a system prompt: it stands in the first user message",
-    Mend.TOOLS_IN_SYSTEM: "has no place for tools: they stand in the system prompt",
-    Mend.TOOLS_IN_USER: "has no place for tools: they stand in the first user message",
-    Mend.TEXT_BESIDE: "drops text beside calls: it stands in a message of its own",
-    Mend.CALLS_AS_TEXT: "has no place for these calls and results: they stand there as text",
+    Mend.SYSTEM_IN_USER: "has no place for a system prompt: it is put into the first user message",
+    Mend.TOOLS_IN_SYSTEM: "has no place for tools: they are put into the system prompt",
+    Mend.TOOLS_IN_USER: "has no place for tools: they are put into the first user message",
+    Mend.TEXT_BESIDE: "drops text beside calls: it is put into a message of its own",
+    Mend.CALLS_AS_TEXT: "has no place for these calls and results: they are written as text",
     Mend.LATER_IN_USER: (
-        "has no place for system messages in mid-conversation: they stand in user messages"
+        "has no place for system messages in mid-conversation: they are put into user messages"
     ),
     **dict.fromkeys(
         (Mend.ANSWERS_APART, Mend.ASKED_AGAIN),
-        "has no place for an answer behind an answer: an empty user message stands between",
+        "has no place for an answer behind an answer: an empty user message is put between",
     ),
 }
 

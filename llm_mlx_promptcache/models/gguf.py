@@ -96,8 +96,8 @@ def check_convertible(source: Path) -> GGUFHeader:
         check_tokenizer(header.values)
         if not header.values.get("tokenizer.chat_template"):
             raise ValueError(
-                "it has no chat template: it is a base model, and one made for chat is needed"
-                " (its name often ends in Instruct)"
+                "it has no chat template, so it is a base model; use its chat version"
+                " (the name often ends in Instruct)"
             )
     except ValueError as error:
         raise ValueError(f"{source.name} can't be converted: {error}") from error

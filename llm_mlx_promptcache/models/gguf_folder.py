@@ -35,8 +35,8 @@ def converted_folder(file: Path, report: Report = unreported) -> Path:
         needed = _needed(header, variant)
         if needed > budget():
             raise ValueError(
-                f"{file.name} takes {format_size(needed)} on this machine, where models may take"
-                f" {format_size(budget())}; give a smaller model"
+                f"{file.name} takes {format_size(needed)}, and models may take"
+                f" {format_size(budget())} on this machine; use a smaller model"
             )
         folder = _place(file, variant, report)
         _make(file, folder, needed, report)

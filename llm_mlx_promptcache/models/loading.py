@@ -125,8 +125,8 @@ def model_folder(reference: str, report: Report = unreported) -> Path:
     if is_hub_id(reference):
         return _from_hub(reference, report)
     raise ModelLoadError(
-        f"there is no model {cut(reference)!r}: no such folder is here, and it is no hub id;"
-        " llm mlx-cached models lists the models that are"
+        f"there is no model {cut(reference)!r}: it is neither a local folder nor a hub id;"
+        " llm mlx-cached models lists the local ones"
     )
 
 
@@ -141,9 +141,9 @@ def no_template(folder: Path) -> ModelLoadError:
     """The error for a base model, every prompt of which would be refused, with a remedy."""
     own = one_line(str(folder / "chat_template.jinja"))
     return ModelLoadError(
-        f"the model in {folder} has no chat template: it is a base model, made to go on with text"
-        " and not to answer; take the one made for chat (its name often ends in -Instruct, -it or"
-        f" -chat), or put its template into {own}"
+        f"the model in {folder} has no chat template: it is a base model, which continues text"
+        " and does not answer; use its chat version (the name often ends in -Instruct, -it or"
+        f" -chat), or put that one's template into {own}"
     )
 
 
@@ -178,7 +178,7 @@ def _from_hub(reference: str, report: Report) -> Path:
     except Exception as error:
         raise _fetch_error(error)(
             f"model {reference!r} can't be fetched from the hub ({first_line(error)}); check its"
-            " name and your connection, or give the folder of a model that is here"
+            " name and your connection, or give the folder of a local model"
         ) from error
 
 

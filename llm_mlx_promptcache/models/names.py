@@ -22,7 +22,7 @@ from .errors import ModelLoadError, cut
 from .references import adapter_of, divided, folder_of, is_hub_id, spelled
 
 _PATH_STARTS = ("/", "~", "./", "../")
-_LIST = "llm mlx-cached models lists those that are here"
+_LIST = "llm mlx-cached models lists the local ones"
 _MOST_BESIDE = 1000  # names in a folder that are looked at for one that is near
 _NEAR = 3
 _LARGEST_ALIASES = 1 << 20  # bytes of llm's file
@@ -144,8 +144,8 @@ def _unknown(name: str, settings: Settings) -> ModelLoadError:
         return ModelLoadError(f"{told} is {other!r} in llm, and no model of {MODEL_ID}; {_LIST}")
     names = or_near(near(name, _known(settings)))
     return ModelLoadError(
-        f"{told} is no registered name or alias, no folder that is here and no hub id"
-        f" (OWNER/NAME); {_LIST}{names}"
+        f"{told} is not a registered name, an alias, a local folder or a hub id (OWNER/NAME);"
+        f" {_LIST}{names}"
     )
 
 

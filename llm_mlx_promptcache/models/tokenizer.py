@@ -79,5 +79,7 @@ def _module(package: str, name: Any) -> Any:
     """A module of mlx-lm that a tokenizer's settings name; ValueError if there is none."""
     known = Path(tokenizer_utils.__file__).parent / package / f"{name}.py"
     if not (isinstance(name, str) and name.isidentifier() and known.is_file()):
-        raise ValueError(f"tokenizer_config.json asks for mlx_lm.{package}.{name}, which is not")
+        raise ValueError(
+            f"tokenizer_config.json asks for mlx_lm.{package}.{name}, which does not exist"
+        )
     return importlib.import_module(f"mlx_lm.{package}.{name}")

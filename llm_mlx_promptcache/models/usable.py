@@ -95,14 +95,14 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
 
     if config.get("model_file") is not None:
         raise ModelLoadError(
-            f"{_called(folder)} comes with code of its own (model_file), and none is ever run"
+            f"{_called(folder)} comes with code of its own (model_file), which is never run"
         )
     try:
         _get_classes(config)
     except Exception as error:
         raise ModelLoadError(
-            f"{_called(folder)} is of the kind {cut(str(config['model_type']), 60)!r}, and mlx-lm"
-            f" {version('mlx-lm')} has none such; a newer one may (llm install -U mlx-lm)"
+            f"{_called(folder)} is of the kind {cut(str(config['model_type']), 60)!r}, which mlx-lm"
+            f" {version('mlx-lm')} does not know; a newer one may (llm install -U mlx-lm)"
         ) from error
 
 

@@ -44,7 +44,7 @@ def test_law_16_after_a_clear_nothing_is_stored_and_nothing_else_is_said(family)
     keep(cache, family, IDS[:60])
     cache.clear()
     assert reasons(cache, family, IDS) == ("cold", 0)
-    assert "is stored" in str(cache.explain(family, IDS))
+    assert "no cached prompt starts" in str(cache.explain(family, IDS))
 
 
 @pytest.mark.parametrize("family", ["rows", "windows", "state"])

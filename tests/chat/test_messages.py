@@ -155,15 +155,15 @@ def calls(*made):
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([USER, Message("tool", "24")], r"messages\[1\].role is 'tool', and no answer"),
-        ([Message("tool", "24"), USER], r"messages\[0\].role is 'tool', and no answer"),
+        ([USER, Message("tool", "24")], r"messages\[1\].role is 'tool', but no earlier answer"),
+        ([Message("tool", "24"), USER], r"messages\[0\].role is 'tool', but no earlier answer"),
         (
             [USER, CALLS, Message("tool", "24", tool_call_id="c2")],
-            r"messages\[2\].tool_call_id is 'c2', and no answer",
+            r"messages\[2\].tool_call_id is 'c2', but no earlier answer",
         ),
         (
             [USER, CALLS, Message("tool", "24"), Message("tool", "25")],
-            r"messages\[3\].role is 'tool', and no answer",
+            r"messages\[3\].role is 'tool', but no earlier answer",
         ),
         ([Message("user", "x", images=(b"",))], r"messages\[0\].images holds 1.*not supported yet"),
         ([Message("user", "x", reasoning="y")], r"messages\[0\].reasoning .* role 'user'"),

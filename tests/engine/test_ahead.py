@@ -131,7 +131,7 @@ def test_law_16_counters_tell_work_ahead_apart(loaded):
         scheduler = scheduler_over(loaded, cache)
         _, second = two_turns(scheduler, steps=steps)
         stats[steps] = cache.stats()
-        assert second.why == f"no stored path goes on like this after token {second.usage.cached}"
+        assert second.why == f"no cached prompt goes on like this after token {second.usage.cached}"
     before, after = stats[0], stats[None]
     for name in ("hits", "misses", "misses_by_reason"):
         assert before[name] == after[name]

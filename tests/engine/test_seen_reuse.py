@@ -66,7 +66,7 @@ def test_a_first_turn_and_healthy_ones_are_told(shore):
     talk = Talk(shore.engine(), SYSTEM)
     first = talk.say("Is it lit?")
     assert seen(first) == ("new", "", None, "")
-    assert str(first.reuse) == "nothing that starts like this is stored" == first.why
+    assert str(first.reuse) == "no cached prompt starts like this" == first.why
     for said in ("And the sea?", "And the wind?"):
         turn = talk.say(said)
         assert seen(turn) == ("healthy", "", None, "")

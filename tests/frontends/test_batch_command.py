@@ -255,7 +255,7 @@ async def test_who_is_cancelled_has_what_was_there(engine, monkeypatch):
     [
         ({"prompt": "a", "promt": "b"}, (), "line 2: there is no field 'promt'"),
         ({"prompt": "a"}, ("--option", "sed", "1"), "sed: Extra inputs"),
-        ({"prompt": "a"}, ("-m", "nothing"), "'nothing' is no registered name"),
+        ({"prompt": "a"}, ("-m", "nothing"), "'nothing' is not a registered name"),
     ],
 )
 def test_what_cant_be_asked_is_told_before_anything_is(run, engine, line, arguments, words):

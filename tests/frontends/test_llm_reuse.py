@@ -32,7 +32,7 @@ def test_a_healthy_turn_and_one_that_lost_its_beginning(home, caplog):
     first = home.last()["response_json"]
     assert (first["reuse"], first["cache"]) == (
         {"state": "new"},
-        "nothing that starts like this is stored",
+        "no cached prompt starts like this",
     )
     home.llm("-c", "And the sea?")
     healthy = home.last()

@@ -300,7 +300,7 @@ def test_what_an_answer_tells_of_itself(user):
     user.llm("-m", "mlx-cached", "Hello", *LIMIT)
     told = user.last()["response_json"]
     assert told["finish_reason"] in ("stop", "length")
-    assert told["cache"] == "nothing that starts like this is stored"
+    assert told["cache"] == "no cached prompt starts like this"
     assert told["peak_memory"] >= 0
     assert min(told["prompt_tps"], told["generation_tps"]) > 0
 

@@ -38,7 +38,9 @@ def test_a_model_is_forgotten_and_its_files_stay(bare_home, tiny_llama):
     named = [entry["model"] for entry in bare_home.told("models")["models"]]
     assert f"mlx-cached/{folder.name}" not in named
     assert (folder / "config.json").exists()
-    assert "'two' is no registered name" in one_line(bare_home.ours("remove", "two", status=1)[1])
+    assert "'two' is not a registered name" in one_line(
+        bare_home.ours("remove", "two", status=1)[1]
+    )
 
 
 def test_c6_a_removed_default_is_the_default_no_longer(bare_home, tiny_llama):
@@ -151,7 +153,7 @@ def test_a_name_or_alias_or_folder_becomes_the_default(bare_home, tiny_llama, mo
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nobody", "'nobody' is no registered name or alias, no folder that is here and no hub id"),
+        ("nobody", "'nobody' is not a registered name, an alias, a local folder or a hub id"),
         ("/nowhere", "there is no folder '/nowhere'"),
         ("~nobody-has-this-name/x", "there is no folder '~nobody-has-this-name/x'"),
         ("mlx-cached/no me", "no model 'mlx-cached/no me' is registered"),
@@ -169,7 +171,7 @@ def test_what_is_no_model_does_not_become_the_default(bare_home, name, words):
     ("arguments", "words"),
     [
         (("/nowhere",), "there is no folder '/nowhere'"),
-        (("just-a-word",), "no folder that is here and no hub id"),
+        (("just-a-word",), "a local folder or a hub id"),
         (("somebody/a", "--name", "default"), "'default' is the embedded model"),
         (("somebody/a", "--name", "taken"), "'mlx-cached/taken' is a model's name already"),
         (("somebody/a", "-a", "t"), "'t' is a model's name already"),
@@ -234,7 +236,7 @@ def test_a_home_that_is_no_folder_is_one_line(bare_home):
 
 def test_a_model_that_is_nowhere_cannot_be_downloaded(bare_home):
     told = bare_home.ours("download", "nowhere", status=1)[1]
-    assert "no folder that is here and no hub id" in one_line(told)
+    assert "a local folder or a hub id" in one_line(told)
 
 
 def test_download_of_a_folder_without_weights_is_one_line(bare_home, tmp_path):

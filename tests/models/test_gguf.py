@@ -200,7 +200,7 @@ def test_a_damaged_file_is_a_line_and_never_more(tmp_path, tokenizer):
         ({"tensors": {"blk.0.ffn_gate_inp.weight": np.zeros((2, 2))}}, "'blk.0.ffn_gate_inp'"),
         ({"tensors": {"blk.0.attn_q.bias": np.zeros(2)}}, "'blk.0.attn_q.bias', which has no"),
         ({"tensors": {"rope_freqs.weight": np.full(8, 3.0)}}, "factors of its own"),
-        ({"gone": ("tokenizer.chat_template",)}, "it has no chat template: it is a base"),
+        ({"gone": ("tokenizer.chat_template",)}, "it has no chat template, so it is a base"),
         ({"gone": ("llama.block_count",)}, "KeyError"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, "IndexError"),
     ],
@@ -242,7 +242,7 @@ def test_a_file_that_is_too_large_is_refused_before_anything_is_made(
 ):
     path = written(tmp_path / "m.gguf", tokenizer, tiny("llama"))
     monkeypatch.setattr(gguf_folder, "budget", lambda: 1000)
-    with pytest.raises(ModelLoadError, match=r"m.gguf takes .* where models may take 1.0 kB"):
+    with pytest.raises(ModelLoadError, match=r"m.gguf takes .*, and models may take 1.0 kB"):
         converted_folder(path)
     monkeypatch.setattr(gguf_folder, "budget", lambda: 1 << 40)
     monkeypatch.setattr(gguf_folder.shutil, "disk_usage", lambda place: Room(free=1000))

@@ -73,7 +73,7 @@ def test_aliases_of_llm_are_names_too(user):
     assert resolve("q").model_id == "mlx-cached/small"
     assert resolve("d") == ("e/f", "mlx-cached", None)
     assert "'g' is 'gpt-4o' in llm, and no model of mlx-cached" in refused("g")
-    assert "'n' is no registered name" in refused("n")
+    assert "'n' is not a registered name" in refused("n")
     (user / "home" / "g").mkdir()
     assert resolve("g").reference == str(user / "home" / "g")
 
@@ -135,7 +135,7 @@ def test_c3_nothing_of_ours_is_ever_looked_for_on_a_hub(monkeypatch):
         assert "is registered" in refused(name)
         assert not is_hub_id(name)
         assert folder_here(name) is None
-        with pytest.raises(ModelLoadError, match="is no hub id"):
+        with pytest.raises(ModelLoadError, match="nor a hub id"):
             model_folder(name)
 
 

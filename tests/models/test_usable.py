@@ -121,7 +121,7 @@ def test_c4_a_base_model_is_told_at_once_and_before_its_weights_are_read(folder,
     path.write_text(json.dumps(told))
     line = refused(folder)
     assert "has no chat template: it is a base model" in line
-    assert line.endswith(f"put its template into {folder}/chat_template.jinja")
+    assert line.endswith(f"put that one's template into {folder}/chat_template.jinja")
     monkeypatch.setattr("llm_mlx_promptcache.models.loading._load_weights", None)
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(folder))
@@ -132,9 +132,9 @@ def test_c4_a_base_model_is_told_at_once_and_before_its_weights_are_read(folder,
 
 def test_a_kind_of_model_that_mlx_lm_has_not_is_told(folder):
     changed(folder, model_type="quokka")
-    assert "is of the kind 'quokka', and mlx-lm" in refused(folder)
+    assert "is of the kind 'quokka', which mlx-lm" in refused(folder)
     changed(folder, model_type="llama", model_file="evil.py")
-    assert "comes with code of its own (model_file), and none is ever run" in refused(folder)
+    assert "comes with code of its own (model_file), which is never run" in refused(folder)
 
 
 def test_a_model_that_is_too_large_is_told_with_what_makes_it_smaller(folder, monkeypatch):

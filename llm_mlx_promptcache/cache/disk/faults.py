@@ -34,7 +34,7 @@ class Faults:
         if not self._told_unreadable:
             self._told_unreadable = True
             _log.warning(
-                "what is stored in %s can't be read just now, and nothing is lost: %s",
+                "the disk cache in %s can't be read just now, and nothing is lost: %s",
                 self._folder.path,
                 error or type(error).__name__,
             )

@@ -222,7 +222,7 @@ class Upkeep:
         """Leave no token in the index's free pages or log, or warn that some may be there."""
         if why := index.log.shrink():
             _log.warning(
-                "tokens may be left in the index's log in %s (%s); clear again when that is over",
+                "tokens may be left in the index's log in %s (%s); clear again later",
                 self._folder.path,
                 why,
             )
@@ -242,7 +242,7 @@ class Upkeep:
         if not self._told_kept:
             self._told_kept = True
             _log.warning(
-                "what was to be removed from %s is still there, and will be found again: %s",
+                "a file in %s could not be removed; a later sweep tries again: %s",
                 self._folder.spans,
                 error,
             )

@@ -211,9 +211,7 @@ class Writer:
         """Report once that a span leaves memory before it can be written."""
         if not self._lost:
             self._lost = True
-            _log.warning(
-                "the disk is slower than what is computed: some of it is not kept in the disk cache"
-            )
+            _log.warning("the disk is too slow: some spans are not kept in the disk cache")
 
     @property
     def _idle(self) -> bool:
