@@ -1,4 +1,4 @@
-"""What the tests of packs look at: the files of a conversation, and whether all of it is whole."""
+"""The talks that the tests of packs use: the files of a conversation, and a check of the whole."""
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
