@@ -73,14 +73,14 @@ class Step(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of those that are compared: how a step is asked, and how its tokens are counted."""
+    """One of the compared sides: how it asks a step, and how it counts its tokens."""
 
     name: str
     ask: Callable[[Sequence[BaseMessage]], tuple[AIMessage, Step]]
 
 
 def main() -> int:
-    """Run the agents and tell how they compare."""
+    """Run the agents and print how they compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="also write the table and picture there")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -160,7 +160,7 @@ class AtOnce(NamedTuple):
     held_up: float
 
     def told(self) -> str:
-        """It, in two sentences."""
+        """The figures in two sentences."""
         first = max(self.prefilled)
         return (
             f"Sixteen `ainvoke` at once under one system prompt ({self.prompt} tokens with the"
@@ -171,7 +171,7 @@ class AtOnce(NamedTuple):
 
 
 async def _sixteen() -> AtOnce:
-    """Sixteen questions at once under one long system prompt: what is run, who is held up."""
+    """Sixteen questions at once under one long system prompt: the tokens run, the longest waits."""
     chat = ChatMLXCached(model=DEFAULT_MODEL, max_tokens=8)
     system = SystemMessage(SYSTEM * 8)
     longest, asking = 0.0, True
@@ -218,7 +218,7 @@ def _llama_cpp(folder: Path) -> Side:
     def ask(history: Sequence[BaseMessage]) -> tuple[AIMessage, Step]:
         seen.clear()
         answer, seconds = _timed(bound, history)
-        # Of the whole prompt, what its own prefix reuse left to do is evaluated at once.
+        # The part of the prompt that its own prefix reuse left is evaluated at once.
         prompt, prefilled = seen[0], seen[1]
         return answer, Step(prompt, prefilled, seconds)
 

@@ -3,8 +3,8 @@
     python benchmarks/batch.py [alone] [together] [trial] [memory] [--rounds 7] [--tokens 48]
                                [--keep docs]
 
-The real default model, except where a table says otherwise. What is compared alternates, so that a
-busy machine slows both; figures are medians. `--keep docs` writes the tables into docs/reuse.md.
+The real default model, except where a table says otherwise. The compared sides alternate, so that
+a busy machine slows both; figures are medians. `--keep docs` writes the tables into docs/reuse.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
 @contextmanager
 def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
-    """An engine over a model that is loaded, with a cache of its own."""
+    """An engine over a loaded model, with a cache of its own."""
     with tempfile.TemporaryDirectory() as folder:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
 
@@ -77,7 +77,7 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """The seconds that `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -246,7 +246,7 @@ def memory(loaded: LoadedModel) -> Found:
 
 
 def trial(loaded: LoadedModel, rounds: int) -> Found:
-    """What a model's trial before its first batch takes, beside single steps of one answer."""
+    """The time of a model's trial before its first batch, beside single steps of one answer."""
     layers = prefilled_layers(loaded, list(range(8)))
 
     def steps() -> None:

@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _ways(folder: Path) -> dict[str, tuple[str, Mapping[str, str]]]:
-    """How a process comes to each BLAS: whether it preloads itself, and its environment."""
+    """The ways to get each BLAS in a process: whether it preloads itself, and its environment."""
     base = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", SWITCH)}
     ways: dict[str, tuple[str, Mapping[str, str]]] = {
         "MLX's own": ("plain", base),

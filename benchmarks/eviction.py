@@ -4,10 +4,10 @@
     python benchmarks/eviction.py --synthetic chats [--seed 1]
 
 TRACE is in Mooncake's format (one JSON object a line, `hash_ids` an id for each block of a
-prompt). A request hits its longest run of blocks that are there, and the rest is stored; its own
-path stays while it runs, and a block goes only after all that hang on it. The orders are the
-project's own `CacheOrder`, driven as the cache drives it; LFU and the optimum (Belady) are
-policies for that same order. The optimum alone may drop what it has just stored.
+prompt). A request hits its longest run of stored blocks, and the rest is stored; its own path stays
+while it runs, and a block is evicted only after all that hang on it. The orders are the project's
+own `CacheOrder`, driven as the cache drives it; LFU and the optimum (Belady) are policies for that
+same order. The optimum alone may drop blocks that it has just stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SYNTHETIC_CAPACITIES = "300,1000,3000,10000"
 
 
 class Lfu(Policy):
-    """Least used since it was stored, then least recently."""
+    """Least used since stored, then least recently used."""
 
     def rank(self, entry: Entry[Any]) -> float:
         """Uses, then recency as a fraction."""
@@ -39,14 +39,14 @@ class Lfu(Policy):
 
 
 class Segmented(Policy):
-    """Two segments (SLRU): what was used again goes after all that was not."""
+    """Two segments (SLRU): blocks used again are evicted after all that were not."""
 
     def bucket(self, entry: Entry[Any]) -> Hashable:
-        """Whether it was used again."""
+        """True if it was used again."""
         return entry.uses > 0
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
-        """What was not used again, while there is any."""
+        """The blocks not used again, while there are any."""
         return min(heads)
 
 
@@ -54,7 +54,7 @@ class Hyperbolic(Policy):
     """Uses for each tick since the last one; no other knowledge."""
 
     def bucket(self, entry: Entry[Any]) -> Hashable:
-        """How often it was used."""
+        """The number of its uses."""
         return entry.uses
 
     def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
@@ -69,13 +69,13 @@ class Unlearned(Worth):
 
 
 class Alike(Unlearned):
-    """The default without regard to what came back: tiers, recency, work and bytes."""
+    """The default without regard to hits: tiers, recency, work and bytes."""
 
     START = 0.0
 
 
 class Belady(Policy):
-    """The optimum: the block whose next use is furthest away goes."""
+    """The optimum: the block whose next use is furthest away is evicted."""
 
     def __init__(self, trace: list[TracedPath]) -> None:
         self._next: list[dict[int, int]] = [{} for _ in trace]
@@ -85,7 +85,7 @@ class Belady(Policy):
             seen |= dict.fromkeys(trace[at].blocks, at)
 
     def rank(self, entry: Entry[Any]) -> float:
-        """The sooner it is used again, the later it goes."""
+        """The sooner it is used again, the later it is evicted."""
         return -self._next[entry.last_used][entry.item]
 
 

@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
 
 def mooncake(path: Path) -> list[TracedPath]:
-    """The requests of a trace file; where it has no tiers, all blocks are in one."""
+    """The requests of a trace file; without tiers in it, all blocks are in one."""
     with path.open("rb") as file:
         return [request.path for request in read_trace(file, str(path))]
 

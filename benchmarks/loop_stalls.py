@@ -1,11 +1,11 @@
-"""How long an event loop stands still beside `ChatMLXCached`, in its process and with a host.
+"""Stalls of an event loop beside `ChatMLXCached`, in its process and with a host.
 
     python benchmarks/loop_stalls.py [--rounds 3] [--json FILE]
 
-A task of the loop sleeps for a millisecond again and again; a stall is what it is late by. Each
-round is a new process: the first answer, for which the model is loaded, then a long prompt, then
-the turn behind it. The tokenizer is Qwen3's; the weights are tiny and play an answer, so what is
-left is all that is not MLX's work. That is measured by itself: matrices on another thread.
+A task of the loop sleeps for a millisecond again and again; a stall is its delay. Each round is a
+new process: the first answer, for which the model is loaded, then a long prompt, then the turn
+after it. The tokenizer is Qwen3's; the weights are tiny and play an answer, so that MLX's work is
+left out. That is measured by itself: matrices on another thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIDES = {"here": "in this process", "resident": "resident=True"}
 
 
 async def stalled(work: Coroutine[Any, Any, Any]) -> tuple[float, Any]:
-    """The longest that the loop stood still beside the work, in milliseconds; what that gave."""
+    """The longest stall of the loop beside the work, in milliseconds, and the work's result."""
     longest = 0.0
 
     async def beat() -> None:
@@ -58,7 +58,7 @@ async def stalled(work: Coroutine[Any, Any, Any]) -> tuple[float, Any]:
 
 
 async def measured(folder: Path, side: str) -> dict[str, float]:
-    """Each stall on a loop in this process, and how long the long prompt was."""
+    """Each stall on a loop in this process, and the length of the long prompt."""
     found: dict[str, float] = {}
     if side == "here":
         found[NOTHING], _ = await stalled(asyncio.sleep(1))
@@ -84,7 +84,7 @@ def conversation() -> list[BaseMessage]:
 
 
 async def _on_thread(work: Any) -> None:
-    """On a thread of its own, as the engine's is."""
+    """Run work on a thread of its own, as the engine does."""
     done = threading.Thread(target=work)
     done.start()
     while done.is_alive():
@@ -127,7 +127,7 @@ def one_round(folder: Path, side: str) -> dict[str, float]:
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """The least of each longest stall, which no other work on the machine made, and the worst."""
+    """The least of each longest stall, which no other work on the machine caused, and the worst."""
     tokens = max(one["tokens"] for rounds in found.values() for one in rounds)
     lines = [
         f"| the longest stall of a loop, ms: least (worst) of {len(found['here'])} rounds, beside |"

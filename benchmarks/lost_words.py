@@ -1,4 +1,4 @@
-"""Whose words real chat templates lose, and what mends it; `templates.py` prints the table."""
+"""The words that real chat templates lose, and their cures; `templates.py` prints the table."""
 
 from collections import Counter
 from typing import Any
@@ -40,7 +40,7 @@ CASES: list[tuple[str, list[Message], bool]] = [
 
 
 def words_row(number: int, every: int) -> tuple[str, list[str]]:
-    """One case over the templates: the table's line, and where words are gone without a refusal."""
+    """One case over the templates: the table's line, and the templates that lose words silently."""
     corpus = helper("corpus")
     name, messages, with_tools = CASES[number]
     tools = corpus.TOOLS if with_tools else ()
@@ -62,7 +62,7 @@ def words_row(number: int, every: int) -> tuple[str, list[str]]:
 
 
 def _lost(text: str, messages: list[Message], tools: Any) -> str:
-    """What is not there or not in order, looked for without the product's own check."""
+    """The words missing or out of order, found without the product's own check."""
     at, leading = 0, True
     for number, message in enumerate(messages):
         leading = leading and message.role == "system"

@@ -1,7 +1,7 @@
 """Law 1 over mlx-lm's models, as a table: `python benchmarks/matrix.py [--write] [MODEL ...]`.
 
 Each row is a tiny random model: a path is kept, left at many points, resumed, and the answers are
-held against cold runs, in memory and after a restart from the disk. Then it is tried in batches,
+compared with cold runs, in memory and after a restart from the disk. Then it is tried in batches,
 by the engine's own trial and by mlx-lm's BatchGenerator.
 """
 
@@ -34,7 +34,7 @@ PAGE = ROOT / "docs" / "models.md"
 
 
 class Row(NamedTuple):
-    """What the table says of a model."""
+    """A model's row of the table."""
 
     model: str
     kinds: str
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Print the table; the exit status says whether all that is cached passed."""
+    """Print the table; the exit status says whether everything cached passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="only these")
     parser.add_argument("--write", action="store_true", help="write docs/models.md")
@@ -77,7 +77,7 @@ def _row(trials: Any, family: Any) -> Row:
 
 
 def _batched(model: Any) -> tuple[str, str]:
-    """What the engine's trial says of a model, and what mlx-lm's own batches come to."""
+    """The engine's trial of a model, and the outcome of mlx-lm's own batches."""
     verdict = prove(model)
     if verdict.form is BatchForm.ALONE:
         return f"no: {verdict.why}", _mlx_lm(model)
@@ -86,7 +86,7 @@ def _batched(model: Any) -> tuple[str, str]:
 
 
 def _mlx_lm(model: Any, lengths: Sequence[int] = (3, 11, 25), count: int = 8) -> str:
-    """Whether mlx-lm's BatchGenerator gives the tokens and logits of its generate_step."""
+    """Compare tokens and logits of mlx-lm's BatchGenerator and generate_step; returns a verdict."""
     draw = random.Random(5)
     prompts = [[draw.randrange(100) for _ in range(length)] for length in lengths]
     try:
@@ -133,7 +133,7 @@ def _passed(trials: Any, trial: Any) -> str:
 
 
 def _counted(layout: Any) -> list[tuple[int, Any]]:
-    """How many layers of each kind, in the order of their first ones."""
+    """The number of layers of each kind, in the order of their first ones."""
     counts: dict[str, tuple[int, Any]] = {}
     for count, kind in layout_to_json(layout):
         held = counts.get(repr(kind), (0, kind))[0]

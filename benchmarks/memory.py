@@ -33,7 +33,7 @@ _POOL = 16 << 30  # as on a Mac: one and a half times its working set
 
 
 def build(layers: int, vocabulary: int = WORDS) -> Model:
-    """A random llama of so many layers."""
+    """A random llama with this many layers."""
     mx.random.seed(1)
     sizes = {"hidden_size": 128, "num_hidden_layers": layers, "intermediate_size": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
@@ -86,9 +86,9 @@ def shared_prefix(chats: int = 20, prefix: int = 4000, own: int = 200) -> list[d
 
 
 def measure(turn: Callable[[], None], own: int) -> tuple[float, float]:
-    """Peak memory of a turn over what was there beside the conversation, in its own rows.
+    """Peak memory of a turn over everything beside the conversation, in its own rows.
 
-    That of what is in use, and that with the pool of freed buffers.
+    First of memory in use, then with the pool of freed buffers.
     """
     gc.collect()
     mx.clear_cache()

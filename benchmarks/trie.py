@@ -1,7 +1,7 @@
-"""Our PromptTrie beside mlx-lm's: how long it takes to insert and to find, and what it weighs.
+"""Our PromptTrie beside mlx-lm's: the time of inserts and searches, and its size.
 
 Prints a Markdown table of medians, with ratios. `--json FILE` also writes the figures. Each
-search is for a list of ids made anew, as a tokenizer makes them. mlx-lm's looks up `longer`, the
+search is for a fresh list of ids, as a tokenizer makes one. mlx-lm's looks up `longer`, the
 shortest path that goes on, in every search that misses; ours when it is read, so both are shown.
 """
 
@@ -43,7 +43,7 @@ class Figure(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times less ours takes."""
+        """The factor by which ours takes less."""
         return self.theirs / self.ours
 
 
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def long_paths() -> list[Figure]:
-    """One path of 100,000 tokens: put in, found, and missed early and half-way."""
+    """One path of 100,000 tokens: inserted, found, and missed early and half-way."""
     path = ids(LENGTH)
     early = [path[0], *ids(LENGTH - 1)]
     half = [*path[: LENGTH // 2], *ids(LENGTH // 2)]
@@ -82,7 +82,7 @@ def branches() -> list[Figure]:
 
 
 def growth() -> list[Figure]:
-    """The same search, of a prompt that shares 1,000 tokens with all, while ever more is stored."""
+    """The same search, of a prompt that shares 1,000 tokens with all, as the trie grows."""
     prefix = ids(1_000)
     wanted = [*prefix, *ids(500)]
     figures = []
@@ -93,7 +93,7 @@ def growth() -> list[Figure]:
 
 
 def weight() -> Figure:
-    """Bytes that the index holds a token, of ids that nobody else keeps."""
+    """Bytes a token that the index holds, for ids that nobody else keeps."""
 
     def measure(make: type) -> float:
         gc.collect()
@@ -109,7 +109,7 @@ def weight() -> Figure:
 
 
 def missed(name: str, stored: list[list[int]], wanted: list[int]) -> list[Figure]:
-    """A search that finds a part only; our trie without and with a look at `longer`."""
+    """A search that finds only a part; our trie without and with a look at `longer`."""
     without = compared(name, lambda make: search(make, stored, wanted, SLOW_REPEATS))
 
     def read(found: Any) -> Any:
@@ -125,7 +125,7 @@ def compared(name: str, measure: Measure, unit: str = "ms", scale: float = 1e3) 
 
 
 def insertion(make: type, path: list[int]) -> float:
-    """Seconds that it takes to put a path into an empty trie."""
+    """Seconds to insert a path into an empty trie."""
     return timed(lambda wanted: make().add("m", wanted, 1), path, REPEATS)
 
 
@@ -136,7 +136,7 @@ def search(
     repeats: int,
     read: Callable[[Any], Any] = lambda found: found,
 ) -> float:
-    """Seconds that one search takes in a trie that holds `stored`."""
+    """Seconds of one search in a trie that holds `stored`."""
     trie = filled(make, stored)
     return timed(lambda again: read(trie.search("m", again)), wanted, repeats)
 
@@ -175,7 +175,7 @@ def table(figures: list[Figure]) -> str:
 
 
 def shown(value: float) -> str:
-    """A number with three digits that count."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,9 +1,9 @@
-"""What mlx-lm's server would prefill, played with its own `LRUPromptCache`.
+"""The prefills of mlx-lm's server, played with its own `LRUPromptCache`.
 
-It gets what a client sends: text, rendered again each turn. The segments are those of its
-`_tokenize` (mlx-lm 0.32.2, server.py): where the last message is the user's, the system prompt,
-the rest, and a tail that opens the thinking; else one. At the end of each but the last it keeps a
-copy of all layers, and at the end of an answer the layers themselves.
+It gets the same as from a client: text, rendered again each turn. The segments are those of its
+`_tokenize` (mlx-lm 0.32.2, server.py): if the last message is the user's, the system prompt, the
+rest, and a tail that opens the thinking; else one. At the end of each but the last it keeps a copy
+of all layers, and at the end of an answer the layers themselves.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Upstream:
         self._cache = LRUPromptCache()
 
     def ask_anew(self, messages: Sequence[Message], tools: Sequence[Any]) -> int:
-        """What a new process prefills: it has no disk, so all of the prompt; nothing is run."""
+        """The prefill of a new process: the whole prompt, since it has no disk; runs nothing."""
         return len(self._ids([message.to_template() for message in messages], tools, True))
 
     def ask(self, messages: Sequence[Message], tools: Sequence[Any], answer: Sequence[int]) -> int:
-        """Take part in one request; returns how many tokens of its prompt were prefilled."""
+        """Play one request; returns the number of its prompt's tokens that were prefilled."""
         turns = [message.to_template() for message in messages]
         prompt = self._ids(turns, tools, True)
         segments = self._segments(prompt, turns, tools)
@@ -63,7 +63,7 @@ class Upstream:
     def _segments(
         self, prompt: list[int], turns: list[dict[str, Any]], tools: Sequence[Any]
     ) -> list[tuple[int, str]]:
-        """Where each segment ends, and its type."""
+        """The end of each segment, and its type."""
         if turns[-1]["role"] != "user":
             return [(len(prompt), "assistant")]
         found, tail = [], len(prompt)

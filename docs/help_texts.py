@@ -1,4 +1,4 @@
-"""What cog writes into README.md and docs/: help texts and tables, out of the code itself."""
+"""The parts of README.md and docs/ that cog writes: help texts and tables, from the code itself."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def gains_table() -> str:
 
 
 def printed(name: str) -> str:
-    """What a benchmark printed when `make bench` kept it, and where and how it ran."""
+    """The output of a benchmark when `make bench` kept it, and where and how it ran."""
     record = json.loads((_DOCS / "figures" / f"{name}.json").read_text(encoding="utf-8"))
     return f"{record['printed']}\n\n{ran(record)}. {machine_line(record['machine'])}"
 

@@ -1,4 +1,4 @@
-"""The site's navigation: every page that is there, in the order of mkdocs.yml's `sections`."""
+"""The site's navigation: every existing page, in the order of mkdocs.yml's `sections`."""
 
 from __future__ import annotations
 

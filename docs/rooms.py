@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 
 class Room(NamedTuple):
-    """Where a room stands from left to right, and what it is, in a few words."""
+    """A room's place from left to right, and its purpose in a few words."""
 
     column: float
     words: str
@@ -44,7 +44,7 @@ _WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 236, 46, 252, 76, 10
 
 
 def imported(path: Path, root: Path) -> Iterator[str]:
-    """What a file imports, at its top or anywhere in it, each name in full."""
+    """The imports of a file, at its top or anywhere in it, each name in full."""
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -69,7 +69,7 @@ def files_of(root: Path) -> dict[str, set[Path]]:
 
 
 def arrows(rooms: dict[str, set[Path]], root: Path) -> set[Arrow]:
-    """Which room imports from which."""
+    """The pairs of rooms where one imports from the other."""
     homes = {path: room for room, paths in rooms.items() for path in paths}
     found = {(homes[path], homes[other]) for path in homes for other in _targets(path, homes, root)}
     return {(one, other) for one, other in found if one != other}
@@ -140,7 +140,7 @@ def _targets(path: Path, known: dict[Path, str] | set[Path], root: Path) -> Iter
 
 
 def _below(start: list[Path], among: set[Path], root: Path) -> set[Path]:
-    """Those `among` files that `start` imports, themselves or through one another."""
+    """The files `among` those that `start` imports, directly or through one another."""
     found: set[Path] = set()
     waiting = list(start)
     while waiting:
@@ -152,7 +152,7 @@ def _below(start: list[Path], among: set[Path], root: Path) -> set[Path]:
 
 
 def _reached(start: str, found: set[Arrow]) -> set[str]:
-    """The rooms that one imports from, also through others; ValueError where it is in a ring."""
+    """The rooms that one imports from, also through others; ValueError if it is in a cycle."""
     reach: set[str] = set()
     waiting = [start]
     while waiting:
@@ -181,7 +181,7 @@ def _corner(name: str, rows: dict[str, int]) -> tuple[int, int]:
 
 
 def _path(one: str, other: str, rows: dict[str, int]) -> str:
-    """A straight line to the next row; to one further down, round what stands between."""
+    """A straight line to the next row; to one further down, around what stands between."""
     (x, y), (to_x, to_y) = _corner(one, rows), _corner(other, rows)
     start, end = x + _WIDTH // 2, to_x + _WIDTH // 2
     if rows[other] == rows[one] + 1:

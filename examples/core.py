@@ -19,7 +19,7 @@ SYSTEM = "You answer in one sentence. "
 
 
 def answer(cache: PromptCache, model: Any, namespace: str, ids: list[int]) -> list[int]:
-    """The tokens that the model answers `ids` with; only what no earlier prompt had is computed."""
+    """The model's answer to `ids`, as tokens; computes only what no earlier prompt had."""
     lease = cache.fetch(namespace, ids)
     layers = lease.layers or make_prompt_cache(model)
     rest = mx.array(ids[lease.cached :])
@@ -30,10 +30,10 @@ def answer(cache: PromptCache, model: Any, namespace: str, ids: list[int]) -> li
 
 
 def main(name: str = "mlx-community/SmolLM2-135M-Instruct") -> None:
-    """Answer a prompt, one that goes on from it, and one that begins as it does."""
+    """Answer a prompt, one that continues it, and one that begins like it."""
     model, tokenizer, *_ = load(name)
     cache = PromptCache(memory_bytes="1GB")
-    # What has one namespace shares rows. Beside a disk it must be a digest of the weights.
+    # Prompts of one namespace share rows. With a disk it must be a digest of the weights.
     namespace = name
     first = tokenizer.encode(f"{SYSTEM}What is a bollard?")
     answered = [*first, *answer(cache, model, namespace, first)]

@@ -1,4 +1,4 @@
-"""A graph of LangGraph's with a checkpointer: it goes on in another process, and so does the cache.
+"""A graph of LangGraph's with a checkpointer: another process continues it, with the same cache.
 
 Run it twice with `python examples/graph.py`, or give a hub id or a folder with a model.
 """
@@ -17,7 +17,7 @@ from langchain_mlx_cached import ChatMLXCached
 
 
 def main(model: str = "default") -> None:
-    """Ask one question more in the conversation that conversation.db holds."""
+    """Ask one more question in the conversation that conversation.db holds."""
     chat = ChatMLXCached(model=model, max_tokens=24)
 
     def answer(state: MessagesState) -> dict[str, Any]:

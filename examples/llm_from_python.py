@@ -1,6 +1,6 @@
 """llm from Python: the second turn computes only what is new.
 
-Run it with `python examples/llm_from_python.py`, or give another model of llm's that is ours.
+Run it with `python examples/llm_from_python.py`, or give another of this plugin's models.
 """
 
 from __future__ import annotations

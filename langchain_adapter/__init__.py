@@ -12,7 +12,7 @@ __all__ = ["ChatMLXCached", "worth_retrying"]
 
 
 def __getattr__(name: str) -> Any:
-    """What needs more than langchain-core, imported when it is asked for."""
+    """Import names that need more than langchain-core when they are first used."""
     if name != "PrefixKeepingSummarization":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""What LangChain's runs ask for and get: whole answers and streams, for threads and event loops."""
+"""Runs of LangChain's: whole answers and streams, for threads and event loops."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class AnsweringChat(BindingChat):
     def _call(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
     ) -> ChatCall:
-        """What one call asks, with the fields that it gives anew.
+        """The call that these messages and arguments make.
 
-        Its work grows with the conversation, so on an event loop it runs on another thread.
+        This work grows with the conversation, so an event loop has it done on another thread.
         """
         with langchain_errors():
             settings = self.given(stop, kwargs)
@@ -94,7 +94,7 @@ class AnsweringChat(BindingChat):
         return ChatCall(settings.model, engine, request, builder)
 
     def _engine(self) -> AnyEngine:
-        """The engine of the model, where the settings have it run."""
+        """The model's engine, in the process that the settings choose."""
         return engine_for(
             resolve(self.model).reference, Where.HOST if self.resident else Where.HERE
         )

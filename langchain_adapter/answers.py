@@ -32,11 +32,11 @@ from .reuse import cache_metadata, recorded, warn_of_loss
 M = TypeVar("M", AIMessage, AIMessageChunk)
 
 PROVIDER = "mlx-cached"
-# The key of `response_metadata` that names what should have been whole and was not.
+# The key of `response_metadata` that names the part in which an answer was cut.
 CUT = "cut"
-# The key of what the answer breaks of the schema that it was asked for.
+# The key of the parts of its schema that an answer breaks.
 MISFITS = "misfits"
-# The key of why each of its calls that can't be made is none.
+# The key of the reasons why calls can't be made.
 INVALID = "invalid_calls"
 
 
@@ -44,9 +44,9 @@ INVALID = "invalid_calls"
 class MessageBuilder:
     """One answer as it comes: its events become chunks or, at the end, one message.
 
-    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks, and
-    `messages` are what is answered. A call that is not whole when the answer ends is an invalid
-    one: half of one never looks like a call.
+    `model` is named in its metadata; with `as_blocks` the content is LangChain's v1 blocks;
+    `messages` are those being answered. A call that is incomplete when the answer ends is invalid:
+    half a call never looks like a whole one.
     """
 
     model: str
@@ -55,12 +55,12 @@ class MessageBuilder:
     _kind: str = ""
     _index: int = -1
     _calls: dict[str, int] = field(default_factory=dict)
-    # Of each call that was handed out: its name, and its arguments so far.
+    # The name of each call that was passed on, and its arguments so far.
     _names: dict[str, str] = field(default_factory=dict)
     _arguments: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, event: Event) -> AIMessageChunk | None:
-        """The chunk that tells an event; None where LangChain has no word for it."""
+        """The chunk for an event; None if LangChain has none."""
         self._note(event)
         made = self._chunk(event)
         return _in_blocks(made) if made is not None and self.as_blocks else made
@@ -105,16 +105,16 @@ class MessageBuilder:
         return _in_blocks(made, unmade) if self.as_blocks else made
 
     def _note(self, event: Event) -> None:
-        """Remember what was handed out of calls."""
+        """Remember the parts of calls that were passed on."""
         if isinstance(event, CallName):
             self._names[event.id], self._arguments[event.id] = event.name, ""
         elif isinstance(event, CallArguments):
             self._arguments[event.id] += event.text
 
     def _unmade(self, event: Finished) -> list[InvalidCall]:
-        """The calls that can't be made, the one that the answer ended in as the last of them.
+        """The calls that can't be made, with the one that the answer ended in as the last.
 
-        Of those that were handed out the text is what was, broken so that nobody can mend it.
+        Calls that were passed on keep that text, with a break at its end that nothing can mend.
         """
         invalid = [*event.invalid_calls, *([event.half_call] if event.half_call else [])]
         known = {call.id for call in event.tool_calls} | {call.id for call in invalid}
@@ -136,7 +136,7 @@ class MessageBuilder:
         ]
 
     def _last(self, event: Finished) -> AIMessageChunk:
-        """The chunk that ends an answer, and breaks what was handed out of calls that are none."""
+        """The chunk that ends an answer, and breaks the text of calls that can't be made."""
         unmade = self._unmade(event)
         said = {call.id for call in event.invalid_calls}
         pieces, blocks = [], []
@@ -167,7 +167,7 @@ class MessageBuilder:
         return blocks
 
     def _block(self, kind: str) -> int:
-        """The number of the block that is being told; another kind begins another one."""
+        """The number of the current block; another kind begins a new one."""
         if kind != self._kind:
             self._kind, self._index = kind, self._index + 1
         return self._index
@@ -193,7 +193,7 @@ class MessageBuilder:
         return made
 
     def _piece(self, name: str, arguments: str, id: str | None, index: int) -> AIMessageChunk:
-        """A piece of a call: pieces with one index are put together, so no text may have it."""
+        """A piece of a call: pieces with one index are joined, so no text may have it."""
         piece = tool_call_chunk(name=name or None, args=arguments, id=id, index=index)
         content: str | list[str | dict[str, Any]] = [] if self.as_blocks else ""
         return AIMessageChunk(content=content, tool_call_chunks=[piece])
@@ -201,7 +201,7 @@ class MessageBuilder:
     def _closing(
         self, event: Finished, unmade: Sequence[InvalidCall], *, as_streamed: bool = False
     ) -> dict[str, Any]:
-        """What an answer carries beside its text: usage, metadata, and how to replay it."""
+        """The fields beside an answer's text: usage, metadata, and the record that replays it."""
         for note in new_notes(event.fingerprint, event.notes):
             warnings.warn(note, stacklevel=2)
         warn_of_loss(event, self.messages)
@@ -219,8 +219,8 @@ class MessageBuilder:
 def _in_blocks(message: M, invalid: Sequence[InvalidCall] = ()) -> M:
     """The message as LangChain makes it for a model of `output_version="v1"`, calls included.
 
-    It looks at the model alone, and a call may say so too; what is done already stays as it is.
-    Calls that can't be made are put behind the others: LangChain leaves them out.
+    LangChain looks at the model alone, and a call may ask for it too; blocks that are there stay.
+    Calls that can't be made come last: LangChain leaves them out.
     """
     told = {**message.response_metadata, "output_version": "v1"}
     blocks = [*message.content_blocks, *map(_block_of, invalid)]
@@ -234,10 +234,10 @@ def _block_of(call: InvalidCall) -> dict[str, Any]:
 
 
 def _breaking(text: str) -> str:
-    """What makes the arguments that were handed out so far no object, however they are mended.
+    """An end that makes the arguments passed on so far no object, however they are mended.
 
-    LangChain closes what is open, and leaves away what does not fit: a bracket that closes nothing
-    is what it gives up at, once strings are closed.
+    LangChain closes open brackets and drops what does not fit, but gives up at a bracket that
+    closes nothing, once strings are closed.
     """
     return next(end for end in ("]", "}", '"]', '"}', '""]', '""}') if _broken(text + end))
 
@@ -250,9 +250,9 @@ def _broken(text: str) -> bool:
 
 
 def _unreadable(text: str) -> str:
-    """The text of a call that can't be made, as LangChain can't take it for arguments.
+    """The text of a call that can't be made, so that LangChain can't take it for arguments.
 
-    What can be read as an object, even in part, it makes a call of when chunks are added up.
+    When chunks are added up, LangChain makes a call of anything that parses as an object.
     """
     try:
         readable = not text or isinstance(parse_partial_json(text), dict)
@@ -290,7 +290,7 @@ def _metadata(event: Finished, model: str, unmade: Sequence[InvalidCall]) -> dic
     if event.misfits:
         made[MISFITS] = [misfit._asdict() for misfit in event.misfits]
     if unmade:
-        # LangChain keeps no reason of a call that came in chunks.
+        # LangChain drops the reason of a call that came in chunks.
         made[INVALID] = [{"id": call.id, "error": call.error} for call in unmade]
     if event.stopped_by:
         made["stop_sequence"] = event.stopped_by

@@ -1,4 +1,4 @@
-"""What a call of LangChain asks for -> what the engine is asked: tools, formats, settings."""
+"""A call of LangChain's -> the engine's request: tools, formats, settings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .server_tools import check_has_function
 Tool = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 _FORMATS = ("json_schema", "json_object", "text")
-# What tells a tool or function of OpenAI or Anthropic from a JSON Schema.
+# Keys that tell a tool or function of OpenAI or Anthropic from a JSON Schema.
 _FUNCTION_KEYS = frozenset(["parameters", "input_schema", "function"])
 
 
 class AnswerFormat(NamedTuple):
-    """What the text of an answer must be, where it must be something."""
+    """The form that an answer's text must have, if any."""
 
     schema: Mapping[str, Any] | None = None
     json_object: bool = False
@@ -37,13 +37,13 @@ def openai_tools(tools: Iterable[Tool], *, strict: bool | None = None) -> list[d
         converted = convert_to_openai_tool(_given(index, tool), strict=strict)
         check_has_function(index, converted)  # a tool object may turn out to be one of a server
         function = {k: v for k, v in converted["function"].items() if k != "strict"}
-        # The mark itself is no word to the model, and would make another prompt.
+        # The mark itself means nothing to the model, and would change the prompt.
         made.append({"type": "function", "function": function})
     return made
 
 
 def _given(index: int, tool: Tool) -> Any:
-    """A tool as LangChain converts it; ValueError where it is no function."""
+    """A tool as LangChain converts it; ValueError if it is not a function."""
     if not isinstance(tool, Mapping):
         return tool
     check_has_function(index, tool)
@@ -54,7 +54,7 @@ def _given(index: int, tool: Tool) -> Any:
             ' give {"name": ..., "description": ..., "parameters": {...}}'
         )
     if tool.get("type") == "function" and "function" not in tool:
-        # OpenAI's Responses write the name beside the type, which LangChain would leave so.
+        # OpenAI's Responses API puts the name beside the type, and LangChain would leave it there.
         return {key: value for key, value in tool.items() if key != "type"}
     return dict(tool)
 
@@ -65,7 +65,7 @@ def tool_names(tools: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def choice_of(given: object, tools: Sequence[Mapping[str, Any]]) -> Choice:
-    """A `tool_choice` in any form that LangChain's users know; ValueError names what is not."""
+    """A `tool_choice` in any form that LangChain's users know; ValueError names an unknown one."""
     names = tool_names(tools)
     if given is None:
         return Choice("auto")
@@ -100,7 +100,7 @@ def format_of(schema: Any) -> dict[str, Any]:
 
 
 def check_schema(schema: object) -> None:
-    """ValueError for what is no schema: a union, a list of a class, a plain type, a value."""
+    """ValueError if it is no schema: a union, a list of a class, a plain type, a value."""
     if isinstance(schema, Mapping | BaseTool) or isroutine(schema) or _is_class(schema):
         return
     raise ValueError(
@@ -111,7 +111,7 @@ def check_schema(schema: object) -> None:
 
 
 def _is_class(schema: object) -> bool:
-    """Whether a schema can be read from a class: list[X] is one too, for `isinstance`."""
+    """True if a schema can be read from a class: list[X] is one too, for `isinstance`."""
     if not isinstance(schema, type) or get_origin(schema) is not None or schema is BaseModel:
         return False
     plain = getattr(builtins, schema.__name__, None) is schema or schema.__module__ == "typing"
@@ -119,7 +119,7 @@ def _is_class(schema: object) -> bool:
 
 
 def _named(schema: object) -> str:
-    """A type as its user wrote it, cut where it is long; of a value its type alone."""
+    """A type as its user wrote it, cut if it is long; for a value its type alone."""
     if isinstance(schema, type) and get_origin(schema) is None:
         return schema.__name__
     if get_origin(schema) is not None:
@@ -128,7 +128,7 @@ def _named(schema: object) -> str:
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:
-    """JSON Schema as it was meant: LangChain's own conversion can't take recursive models."""
+    """The JSON Schema that is meant: LangChain's own conversion can't take recursive models."""
     check_schema(schema)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
@@ -138,7 +138,7 @@ def _json_schema(schema: Any) -> dict[str, Any]:
 
 
 def answer_format(given: Any) -> AnswerFormat:
-    """What a `response_format` asks of the text; ValueError names the field that is off."""
+    """The form of the text that a `response_format` asks for; ValueError names a wrong field."""
     if given is None:
         return AnswerFormat()
     form = format_of(given)

@@ -1,4 +1,4 @@
-"""What a chat model is bound to: tools, the form of its answers, and when it is asked again."""
+"""Bindings of a chat model: tools, the form of its answers, and retries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
 class BindingChat(ChatSettings):
-    """A chat model that binds what every later call says."""
+    """A chat model that binds arguments to every later call."""
 
     def bind_tools(
         self,
@@ -58,9 +58,9 @@ class BindingChat(ChatSettings):
     ) -> Runnable[LanguageModelInput, Any]:
         """The model whose answers are objects of `schema`.
 
-        "json_schema" holds the answer's text to it, "function_calling" has a tool of that shape
-        called, which shows the schema to the model too, and "json_mode" takes any JSON object
-        where no schema is given.
+        "json_schema" holds the answer's text to it, "function_calling" forces a call of a tool of
+        that shape, which shows the schema to the model too, and "json_mode" takes any JSON object
+        if no schema is given.
         """
         if kwargs:
             raise ValueError(f"with_structured_output does not know {', '.join(sorted(kwargs))}")
@@ -98,7 +98,7 @@ class BindingChat(ChatSettings):
         exponential_jitter_params: ExponentialJitterParams | None = None,
         stop_after_attempt: int = 3,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model, asked again where that may help: what a request lacks it lacks again."""
+        """The model, retried where that may help: a wrong request or model stays wrong."""
         return super().with_retry(
             retry_if_exception_type=retry_if_exception_type,
             wait_exponential_jitter=wait_exponential_jitter,

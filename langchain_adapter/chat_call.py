@@ -1,4 +1,4 @@
-"""ChatCall: one call of a chat model, from what is asked to what its events become."""
+"""ChatCall: one call of a chat model, from its request to the messages made of its events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .reuse import cache_metadata
 
 
 class ChatCall(NamedTuple):
-    """One call: which model is asked, and where, what, and what its events become."""
+    """One call: the model and its engine, the request, and the builder of its messages."""
 
     model: str
     engine: AnyEngine
@@ -26,7 +26,7 @@ class ChatCall(NamedTuple):
     builder: MessageBuilder
 
     def events(self) -> Generator[Event]:
-        """The events of the answer; who closes this frees the engine at once."""
+        """The events of the answer; closing this frees the engine at once."""
         line, events = LoadingLine(self.model), self.engine.generate(self.request)
         with langchain_errors(), closing(line), closing(events):
             for event in events:
@@ -34,7 +34,7 @@ class ChatCall(NamedTuple):
                 yield event
 
     def seen(self, ends: Sequence[Finished]) -> dict[str, Any]:
-        """What the end of a look says of the cache."""
+        """The cache's report at the end of a dry run."""
         (end,) = ends
         drafts = {"undrafted": end.undrafted} if end.undrafted else {}
         return cache_metadata(end, self.builder.messages) | drafts
@@ -49,7 +49,7 @@ class ChatCall(NamedTuple):
                     yield event
 
     async def atold(self, tell: Callable[[Event], M | None]) -> AsyncGenerator[M, None]:
-        """What is told of the events; of the last one, which is of the whole, by another thread."""
+        """The messages built from events, the last and largest one on another thread."""
         async with aclosing(self.aevents()) as events:
             async for event in events:
                 last = isinstance(event, Finished)

@@ -42,12 +42,12 @@ class ChatMLXCached(AnsweringChat):
         | `temperature` | `float` | 0 takes the likeliest token |
         | `max_tokens` | `int | None` | The most tokens of an answer; None: to the context's end |
         | `cache_salt` | `str` | Only calls of one salt reuse each other's prefixes |
-        | `use_cache` | `bool` | Whether prefixes are reused and kept |
-        | `on_disk` | `bool` | Whether they are kept beyond this process |
-        | `resident` | `bool` | Whether the model runs in the process that `llm` has stay |
+        | `use_cache` | `bool` | Reuse and keep prefixes |
+        | `on_disk` | `bool` | Keep them beyond this process |
+        | `resident` | `bool` | Run the model in the process that `llm` leaves running |
         | `tool_policy` | `str` | "call_first": small models begin with a call of a tool |
 
-        All of them can be given anew with each call, or bound.
+        All of them can be given again with each call, or bound.
 
     ??? info "Instantiate"
 
@@ -146,8 +146,8 @@ class ChatMLXCached(AnsweringChat):
 
     ??? info "Reasoning output"
 
-        With `thinking=True` the template asks a model that can reason to do so; what it thought is
-        in `additional_kwargs["reasoning_content"]`, and a block of `content_blocks`.
+        With `thinking=True` the template asks a model that can reason to do so; its reasoning is in
+        `additional_kwargs["reasoning_content"]`, and a block of `content_blocks`.
 
     ??? info "Token usage"
 
@@ -176,7 +176,7 @@ class ChatMLXCached(AnsweringChat):
     ??? info "Reusing prefixes"
 
         Give answers back as they are: they carry their exact tokens, and the next turn computes
-        only what is new. What every conversation begins with can be computed before:
+        only what is new. The common start of all conversations can be computed before:
 
         ```python
         warm_tokens = chat.warm(messages[:1], tools=[tide])
@@ -184,14 +184,14 @@ class ChatMLXCached(AnsweringChat):
         print(again.usage_metadata["input_token_details"]["cache_read"])
         ```
 
-        Whether a turn would reuse all that the last one had is told before it is asked:
+        `explain` tells before a turn is asked whether it would reuse all that the last one had:
 
         ```python
         seen = chat.explain([*messages, answer, ("human", "And a mole?")])
         print(seen["state"])  # "healthy", or "lost" with a reason and the message's index
         ```
 
-        `unload` gives the model's memory back; what was computed for prompts stays.
+        `unload` frees the model's memory; the cache keeps what was computed for prompts.
 
     ??? info "Stored as plain data"
 
@@ -210,12 +210,12 @@ class ChatMLXCached(AnsweringChat):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """True: all that it is made of is plain data, and weights are no part of it."""
+        """True: all of its parts are plain data, and weights are not among them."""
         return True
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
-        """Where LangChain's loader finds the class."""
+        """The namespace where LangChain's loader finds the class."""
         return ["langchain_mlx_cached"]
 
     def _resolve_model_profile(self) -> ModelProfile:
@@ -229,10 +229,10 @@ class ChatMLXCached(AnsweringChat):
     def warm(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> int:
-        """Prefill and pin what every conversation with this system prompt and tools begins with.
+        """Prefill and pin the common start of conversations with this system prompt and tools.
 
-        Returns its tokens. `cache_salt` and whatever else changes the prompt are as in the calls
-        to come.
+        Returns its tokens. `cache_salt` and all else that changes the prompt must be as in the
+        calls to come.
         """
         with closing(self._warming(messages, tools, kwargs).events()) as events:
             return max((_warmed(event) for event in events), default=0)
@@ -246,10 +246,10 @@ class ChatMLXCached(AnsweringChat):
             return max([_warmed(event) async for event in events], default=0)
 
     def unload(self, timeout: float = 30.0) -> bool:
-        """Give the model's memory back, here or with `resident=True` in the host's process.
+        """Free the model's memory, here or with `resident=True` in the host's process.
 
-        False where it answers somebody, and so stays. What the cache holds stays too, and the next
-        call loads the model again.
+        False if it is answering, and so stays. The cache stays too, and the next call loads the
+        model again.
         """
         with langchain_errors():
             engine = self._engine()
@@ -262,11 +262,11 @@ class ChatMLXCached(AnsweringChat):
     def explain(
         self, messages: LanguageModelInput, *, tools: Sequence[Tool] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """What these messages would reuse if they were asked now; the model is not asked.
+        """The reuse that these messages would have if they were asked now; the model is not asked.
 
-        Returns what an answer has under `response_metadata["cache"]`. Where the conversation lost
-        what its last turn had, `message` is the index of the one in which it leaves that path.
-        `undrafted` says why this model's answers are not drafted, where they are known not to be.
+        Returns the same as an answer's `response_metadata["cache"]`. Where the conversation lost
+        rows of its last turn, `message` is the index of the message in which it leaves that path.
+        `undrafted` says why this model's answers are not drafted, if they are known not to be.
         """
         call = self._looking(messages, tools, kwargs)
         with closing(call.events()) as events:
@@ -321,11 +321,11 @@ class ChatMLXCached(AnsweringChat):
         tools: Sequence[Tool] | None,
         kwargs: dict[str, Any],
     ) -> ChatCall:
-        """A call with what other calls will bind."""
+        """A call with the bindings that later calls will have."""
         bound = {**kwargs, "tools": tools} if tools else kwargs
         return self._call(self._convert_input(messages).to_messages(), None, bound)
 
 
 def _warmed(event: Event) -> int:
-    """Tokens that an event of a warming says are there."""
+    """The prompt tokens that are done at an event of a warming."""
     return event.done if isinstance(event, Progress) else 0

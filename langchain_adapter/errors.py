@@ -1,7 +1,7 @@
-"""What can't be asked or answered, as LangChain's own exceptions; each is a ValueError too.
+"""Errors as LangChain's own exceptions; each is a ValueError too.
 
-Who catches LangChain's classes (SummarizationMiddleware, retries) knows what to do, and who
-catches a ValueError still does.
+Code that catches LangChain's classes (SummarizationMiddleware, retries) knows what to do, and code
+that catches ValueError still works.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MLXInvalidRequestError(ModelInvalidRequestError, ValueError):
     """A request that can't be answered, however often it is sent."""
 
 
-# The most special class first.
+# The most specific class first.
 _CLASSES: tuple[tuple[type[ValueError], type[ModelError]], ...] = (
     (PromptTooLongError, MLXContextOverflowError),
     (ModelFetchError, MLXModelConnectionError),
@@ -51,7 +51,7 @@ _CLASSES: tuple[tuple[type[ValueError], type[ModelError]], ...] = (
 
 @contextmanager
 def langchain_errors() -> Iterator[None]:
-    """Raise what the engine refuses as the class of LangChain's that says so."""
+    """Raise the engine's refusals as the matching class of LangChain's."""
     try:
         yield
     except ModelError:
@@ -62,7 +62,7 @@ def langchain_errors() -> Iterator[None]:
 
 
 def worth_retrying(error: BaseException) -> bool:
-    """Whether the same call may succeed later: what a request or a model lacks, it lacks again."""
+    """True if the same call may succeed later: a wrong request or model stays wrong."""
     if isinstance(error, ModelError):
         return error.is_retryable
     return isinstance(error, Exception) and not isinstance(error, ValueError)

@@ -1,4 +1,4 @@
-"""Words of other chat models that are no settings here, each with what there is in its place.
+"""Words of other chat models that are no settings here, each with its substitute.
 
 docs/langchain-from.md has all words of ChatOpenAI, ChatOllama and ChatMLX; a test holds the two
 together.
@@ -99,12 +99,12 @@ _MLX: Final = {
     "formatter": _NO_EQUAL,
 }
 
-# What the engine is asked with each call, and no setting of the model.
+# Arguments of each call, which are no settings of the model.
 _OF_CALLS: Final = {
     **{name: _IN_A_CALL.format(name) for name in ("response_format", "regex", "continue_final")},
     **{name: _WITH_TOOLS.format(name) for name in ("tool_choice", "strict", "parallel_tool_calls")},
     "tools": "they are bound: chat.bind_tools(tools)",
 }
 
-# Why a word is no setting: what there is in its place, or that there is nothing.
+# The reason why a word is no setting: its substitute, or that there is none.
 WHY_NOT: Final[Mapping[str, str]] = MappingProxyType({**_OPENAI, **_OLLAMA, **_MLX, **_OF_CALLS})

@@ -1,4 +1,4 @@
-"""How long a conversation may become, and where it may be cut."""
+"""The length that a conversation may reach, and the places where it may be cut."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clauses_of(trigger: Trigger | None) -> tuple[dict[str, float], ...]:
 
 
 def checked_size(name: str, given: Any) -> ContextSize:
-    """A size as it was given; ValueError names what is wrong with it."""
+    """A size as it was given; ValueError names its fault."""
     if not _is_size(given):
         raise ValueError(
             f'{name} is {str(given)[:60]!r}; give a kind and a value, as in ("tokens", 3000)'
@@ -57,7 +57,7 @@ def checked_size(name: str, given: Any) -> ContextSize:
 
 
 def is_due(clauses: Sequence[Clause], length: Length) -> bool:
-    """Whether all of one clause is reached."""
+    """True if all of one clause is reached."""
     return any(all(_reached(kind, clause[kind], length) for kind in clause) for clause in clauses)
 
 
@@ -75,13 +75,13 @@ def tokens_of(size: ContextSize, context: int | None) -> int:
 
 
 def safe_cuts(messages: Sequence[BaseMessage]) -> list[int]:
-    """Before which messages a conversation may be cut, ascending.
+    """The messages before which a conversation may be cut, ascending.
 
-    A call and its results stand on one side, and so do calls of the last answer that still wait
-    for theirs. No part begins with a tool's result.
+    A call and its results stay on one side, and so do calls of the last answer that still wait for
+    theirs. No part begins with a tool's result.
     """
     made: dict[str, int] = {}
-    # Of each message: up to which one what answers its calls goes.
+    # For each message: the last one that answers its calls.
     until = list(range(len(messages)))
     waiting: set[str] = set()
     last = 0
@@ -106,7 +106,7 @@ def safe_cuts(messages: Sequence[BaseMessage]) -> list[int]:
 
 
 def first_within(weights: Sequence[float], most: float) -> int:
-    """From which message on all weigh `most` together, or less; at least the last one is kept."""
+    """The index from which messages weigh at most `most` together; the last one always stays."""
     total = 0.0
     for index in range(len(weights) - 1, -1, -1):
         total += weights[index]
@@ -116,7 +116,7 @@ def first_within(weights: Sequence[float], most: float) -> int:
 
 
 def receding(cuts: Sequence[int]) -> Iterator[int]:
-    """The last of `cuts`, and earlier ones in steps that double, the first one at last."""
+    """The last of `cuts`, and earlier ones in steps that double, the first one last."""
     step = 1
     while step < len(cuts):
         yield cuts[-step]
@@ -143,7 +143,7 @@ def _reached(kind: str, value: float, length: Length) -> bool:
 
 
 def _answered(message: BaseMessage) -> Iterator[str]:
-    """The ids of the calls that a message has results of."""
+    """The ids of the calls whose results a message holds."""
     if isinstance(message, ToolMessage):
         yield message.tool_call_id
     elif message.type == "human" and isinstance(message.content, list):

@@ -1,4 +1,4 @@
-"""Images, sound and documents in messages: which blocks are some, and words in their place."""
+"""Images, sound and documents in messages: how they are recognised, and words in their place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 ToolMedia = Literal["refuse", "placeholder"]
 
-# What each kind of block is called to the model.
+# The model's word for each kind of block.
 _KINDS = {
     **dict.fromkeys(["image", "image_url", "input_image", "image_generation_call"], "image"),
     **dict.fromkeys(["audio", "input_audio", "audio_url"], "audio"),
     **dict.fromkeys(["video", "video_url"], "video"),
     **dict.fromkeys(["file", "input_file", "document", "media"], "file"),
 }
-# Where providers say of which type the bytes are, in a block or one level further in.
+# Keys for the type of the bytes, in a block or one level further in.
 _TYPE_KEYS = ("mime_type", "media_type", "mimeType")
 _INNER = ("source", "image_url", "file", "input_audio")
 _MIME = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+-]{0,60}")
@@ -23,12 +23,12 @@ _DATA = re.compile(r"data:([^;,]{1,70})[;,]")
 
 
 def is_media(kind: str) -> bool:
-    """Whether a block of this type says something, and not in words."""
+    """True if a block of this type says something, but not in words."""
     return kind in _KINDS
 
 
 def placeholder(kind: str, block: Mapping[str, Any]) -> str:
-    """A line that tells the model what was there; the same for the same kind, whatever is in it."""
+    """A line that tells the model what was there; the same for one kind, whatever its bytes."""
     mime = next(filter(_MIME.fullmatch, _types(block)), "")
     return f"[{_KINDS[kind]}{f' ({mime})' if mime else ''}: not shown, this model reads text]"
 

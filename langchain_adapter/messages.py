@@ -26,10 +26,10 @@ _ROLES: dict[str, Role] = {
     "tool": "tool",
     "function": "tool",
 }
-# Where ChatOpenAI keeps that a SystemMessage is a developer's.
+# ChatOpenAI's mark of a SystemMessage that is a developer's.
 _OPENAI_ROLE = "__openai_role__"
-# Blocks of answers that say nothing which is not said elsewhere: calls stand in `tool_calls`, and
-# what a provider's own tools did on its servers has no form in a chat template.
+# Blocks of answers that say nothing new: calls are in `tool_calls`, and chat templates have no form
+# for the work of a provider's own tools on its servers.
 _BESIDE = frozenset(
     [
         *("tool_call", "tool_call_chunk", "tool_use", "input_json_delta", "function_call"),
@@ -37,12 +37,12 @@ _BESIDE = frozenset(
         *("server_tool_result", "server_tool_use", "web_search_call", "code_interpreter_call"),
     ]
 )
-# Under these keys blocks of any kind have what was said.
+# Keys under which blocks of any kind hold text.
 _SAYING = ("text", "refusal", "content", "transcript")
 
 
 class _Content(NamedTuple):
-    """What the content of a message says, and the results of tools that stand in it."""
+    """The text of a message's content, and the results of tools in it."""
 
     text: str
     reasoning: str
@@ -54,14 +54,14 @@ def from_langchain(
 ) -> Iterator[Message]:
     """LangChain's messages in the neutral form; ValueError names a part that is no text.
 
-    `tool_media` says what becomes of images and the like in tools' results.
+    `tool_media` decides about images and the like in tools' results.
     """
     for index, message in enumerate(messages):
         yield from _translated(f"messages[{index}]", message, tool_media)
 
 
 def index_of(messages: Sequence[BaseMessage], at: int) -> int:
-    """Which of LangChain's messages the one at `at` of the neutral form was made of."""
+    """The index of the LangChain message from which the neutral one at `at` was made."""
     for index, message in enumerate(messages):
         at -= sum(1 for _ in _translated(f"messages[{index}]", message, "placeholder"))
         if at < 0:
@@ -111,7 +111,7 @@ def _answer(message: BaseMessage, content: _Content) -> Message:
         reasoning=reasoning if isinstance(reasoning, str) else "",
         tool_calls=(*_calls(message), *unmade),
         unmade=len(unmade),
-        # An agent's name is set by frameworks behind our back, and was in no prompt of ours.
+        # Frameworks set an agent's name afterwards, so it was in no prompt of ours.
         name="" if generated is not None else message.name or "",
     )
 
@@ -122,7 +122,7 @@ def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:
 
 
 def _unmade(message: BaseMessage) -> tuple[ToolCall, ...]:
-    """Calls that could not be read; what they are answered with says so to the model."""
+    """Calls that could not be read; their results say so to the model."""
     wrong = message.invalid_tool_calls if isinstance(message, AIMessage) else []
     return tuple(
         ToolCall(str(call["name"] or "unknown"), _arguments(call["args"] or ""), str(call["id"]))
@@ -132,7 +132,7 @@ def _unmade(message: BaseMessage) -> tuple[ToolCall, ...]:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """Arguments as an object, which templates want; text that is none stands in one as it is."""
+    """Arguments as an object, which templates want; text that is none goes into one unchanged."""
     try:
         found = json.loads(text)
         if isinstance(found, str):  # text that could be read, told as text
@@ -168,7 +168,7 @@ def _content(
 
 
 def _refusal(where: str, role: Role, kind: str) -> str:
-    """Why a block can't be told to the model, and what to do."""
+    """The reason why a block can't be shown to the model, and what to do."""
     said = f"{where} holds a {kind[:40]!r} block, and only text is supported;"
     if role == "tool" and is_media(kind):
         return (
@@ -178,7 +178,7 @@ def _refusal(where: str, role: Role, kind: str) -> str:
 
 
 def _is_beside(kind: str, block: Mapping[str, Any]) -> bool:
-    """Whether a block of an answer says nothing to the user: providers have new ones each month."""
+    """True if a block of an answer says nothing to the user: providers add new ones each month."""
     return kind in _BESIDE or not (is_media(kind) or _has_text(block))
 
 

@@ -1,4 +1,4 @@
-"""What LangChain is told of a model before it is loaded: a file is read, nothing is fetched."""
+"""The profile of a model for LangChain before it is loaded: one file is read, nothing fetched."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def profile_of(model: str, max_tokens: int | None) -> ModelProfile:
 
 
 def _context(model: str) -> int | None:
-    """Tokens that the model's context holds, where its folder is here and says so."""
+    """Tokens that the model's context holds, if its folder is here and says so."""
     if model == DEFAULT_MODEL:
         return _DEFAULT_CONTEXT
     config = _config(model)
@@ -72,7 +72,7 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _from_hub_cache(model: str) -> Path:
-    """Where the hub's client keeps the file; OSError where it does not."""
+    """The file's path in the hub's cache; OSError if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "config.json")

@@ -1,4 +1,4 @@
-"""What an answer reused of its conversation: as metadata, and as a warning where it was lost."""
+"""The reuse of a conversation by an answer: as metadata, and as a warning where it was lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llm_mlx_promptcache.engine.notes import is_new_loss
 
 from .messages import index_of
 
-# How middleware of LangChain's marks a message that is a summary of others.
+# The mark of LangChain's middleware on a message that is a summary of others.
 SOURCE, SUMMED_UP = "lc_source", "summarization"
 
 
 def cache_metadata(event: Finished, messages: Sequence[BaseMessage]) -> dict[str, Any]:
-    """The tokens by where they came from, whether that is healthy, and if not, where and why."""
+    """The tokens by where they came from, and the verdict: healthy, or lost, where and why."""
     reuse = _of_langchain(event.reuse, messages)
     return {
         "read": event.usage.cached,
@@ -33,16 +33,16 @@ def cache_metadata(event: Finished, messages: Sequence[BaseMessage]) -> dict[str
 
 
 def warn_of_loss(event: Finished, messages: Sequence[BaseMessage]) -> None:
-    """Say once a conversation that a turn lost what the last one had."""
+    """Warn once a conversation that a turn lost rows of the last one."""
     told = _of_langchain(event.reuse, messages)
     if not _is_meant(told, messages) and is_new_loss(event.reuse):
         warnings.warn(f"reuse {told} (told once a conversation)", stacklevel=2)
 
 
 def recorded(record: Generated, event: Finished, messages: Sequence[BaseMessage]) -> Generated:
-    """What an answer carries; a loss that was meant, and so not told, does not count as told there.
+    """The record of an answer; an intended loss, which is not warned of, does not count as told.
 
-    The next one in its conversation is the first that there is to tell.
+    The next loss in its conversation is then the first to be told.
     """
     if record.asked is None or not event.reuse.warns:
         return record
@@ -52,7 +52,7 @@ def recorded(record: Generated, event: Finished, messages: Sequence[BaseMessage]
 
 
 def _is_meant(reuse: Reuse, messages: Sequence[BaseMessage]) -> bool:
-    """Whether that is what was wanted: a summary took the place of messages, or agents take turns.
+    """True if the loss was intended: a summary replaced messages, or agents take turns.
 
     Agents that share a conversation (a supervisor's, a swarm's) have names, and each has a system
     prompt and tools of its own.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# A dict with one of these is a function, whoever's form it has.
+# A dict with one of these is a function, in any provider's form.
 _FUNCTION_KEYS = frozenset(["function", "parameters", "input_schema", "toolSpec", "properties"])
-# What a JSON Schema, or a function in the form of OpenAI's Responses, says of its type.
+# The types of JSON Schemas, and of functions in the form of OpenAI's Responses API.
 _PLAIN_TYPES = frozenset(["function", "object"])
 
 
 def check_has_function(index: int, tool: Mapping[str, Any]) -> None:
-    """ValueError, by the kind's name, where a tool in a dict is one that its provider runs."""
+    """ValueError, by the kind's name, for a tool in a dict that its provider runs."""
     kind = _kind(tool)
     if kind == "function_declarations":
         raise ValueError(
@@ -26,7 +26,7 @@ def check_has_function(index: int, tool: Mapping[str, Any]) -> None:
 
 
 def _kind(tool: Mapping[str, Any]) -> str:
-    """What a provider calls a tool of its own; "" for a function."""
+    """A provider's name for a tool of its own; "" for a function."""
     if _FUNCTION_KEYS.intersection(tool):
         return ""
     kind = tool.get("type")
@@ -34,5 +34,5 @@ def _kind(tool: Mapping[str, Any]) -> str:
         return "" if kind in _PLAIN_TYPES else kind
     if "name" in tool or "title" in tool:
         return ""
-    # Google's and Bedrock's: what it is stands in the key, and how it is set up behind it.
+    # Google's and Bedrock's: the key is the kind, and its value the configuration.
     return next((str(key) for key, value in tool.items() if isinstance(value, (Mapping, list))), "")

@@ -37,30 +37,30 @@ ToolPolicy = Literal["auto", "call_first"]
 
 _DISTRIBUTION = "llm-mlx-promptcache"
 
-# What LangChain's own fields are for; it describes them to readers of its code alone.
+# Descriptions of LangChain's own fields, which it gives in the comments of its code alone.
 _INHERITED = {
     "name": "A name for the model in traces.",
     "cache": "LangChain's cache of whole answers; prefixes of prompts are `use_cache`'s.",
-    "verbose": "Whether LangChain prints what runs.",
-    "callbacks": "What is told of each run.",
+    "verbose": "Print runs as they happen.",
+    "callbacks": "Handlers that are told of each run.",
     "tags": "Tags of each run in traces.",
-    "metadata": "What each run carries in traces; versions of packages stand in `lc_versions`.",
-    "custom_get_token_ids": "Gives the ids of a text in place of the model's own tokenizer.",
-    "rate_limiter": "Is asked before each answer.",
-    "disable_streaming": 'Whether `stream` gives the whole at once; "tool_calling": beside tools.',
+    "metadata": "Metadata of each run in traces; versions of packages are in `lc_versions`.",
+    "custom_get_token_ids": "A function from a text to ids, in place of the model's own tokenizer.",
+    "rate_limiter": "A limiter that is asked before each answer.",
+    "disable_streaming": 'Make `stream` give the whole at once; "tool_calling": only with tools.',
     "output_version": 'The form of an answer\'s content: "v1" is blocks; None or "v0" is text.',
-    "profile": "What the model can do and its context's tokens; read from its files.",
+    "profile": "The model's capabilities and its context in tokens; read from its files.",
 }
 
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-# What a call may say beside the fields of the model; the last two are LangChain's own.
+# Arguments of a call beside the model's fields; the last two are LangChain's own.
 _CALL_ONLY = frozenset(
     ["tools", "tool_choice", "strict", "parallel_tool_calls", "response_format", "regex"]
 ).union(["continue_final", "stream", "ls_structured_output_format"])
-# What `profile` tells of, where nobody gave another one.
+# The settings on which a `profile` depends that nobody gave.
 _TELLING = frozenset(["model", "max_tokens"])
 
 Stops = Annotated[
@@ -72,7 +72,7 @@ _none_is_empty = BeforeValidator(lambda given: {} if given is None else given)
 
 
 class ChatSettings(BaseChatModel):
-    """What every call is asked with where it says nothing else; docs/langchain.md has them all."""
+    """The settings of every call unless it has its own; docs/langchain.md lists them all."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -80,70 +80,70 @@ class ChatSettings(BaseChatModel):
     """The model, as commands take it: "default" (the embedded one), a registered name or alias, a
     folder, or a hub id; `MODEL@FOLDER` with an adapter over it."""
     temperature: float | None = 0.0
-    """Randomness of what is drawn; 0 takes the likeliest token."""
+    """Randomness of sampling; 0 takes the likeliest token."""
     top_p: float | None = 1.0
     """Draw from the likeliest tokens that together have this probability; 1: from all."""
     top_k: int | None = 0
-    """Draw from so many of the likeliest tokens; 0: from all."""
+    """Draw from this many of the likeliest tokens; 0: from all."""
     min_p: float | None = 0.0
     """Draw from tokens with this share of the likeliest one's probability; 0: from all."""
     repetition_penalty: float | None = 1.0
     """Divides the logits of recent tokens; 1: off."""
     presence_penalty: float | None = 0.0
-    """Taken from the logits of recent tokens."""
+    """Subtracted from the logits of recent tokens."""
     frequency_penalty: float | None = 0.0
-    """Taken from a token's logit for each time that it came recently."""
+    """Subtracted from a token's logit for each of its recent occurrences."""
     logit_bias: Annotated[dict[int, float], _none_is_empty] = Field(default_factory=dict)
     """Added to the logits of tokens, by their ids."""
     max_tokens: int | None = DEFAULT_MAX_TOKENS
-    """The most tokens of an answer, within the model's context; None: all that is left of it."""
+    """The most tokens of an answer, within the model's context; None: the rest of the context."""
     seed: int | None = None
-    """Makes draws repeatable; None: each answer draws anew."""
+    """Random seed; None: a new one for each answer."""
     stop: Stops = None
-    """Strings that an answer ends before."""
+    """Strings before which an answer ends."""
     streaming: bool = False
-    """Whether LangChain streams inside `invoke` too, so that callbacks see each chunk."""
+    """Stream inside `invoke` too, so that callbacks see each chunk."""
     thinking: bool | None = None
-    """Asks the chat template to let the model reason or not; None: as the template has it."""
+    """Ask the chat template to let the model reason or not; None: the template's default."""
     template_arguments: Annotated[dict[str, Any], _none_is_empty] = Field(default_factory=dict)
     """Other arguments of the chat template, such as `{"reasoning_effort": "high"}`."""
     tool_policy: ToolPolicy = "auto"
-    """Who begins a call. With "call_first" the answer to a user's message is one wherever tools are
-    bound and no `tool_choice` is given; "auto" leaves it to the model."""
+    """With "call_first" the answer to a user's message is a call wherever tools are bound and no
+    `tool_choice` is given; "auto" leaves it to the model."""
     tool_media: ToolMedia = "refuse"
-    """What becomes of images, sound and files in tools' results: "placeholder" tells the model in a
-    line that one was there, "refuse" ends the call."""
+    """Images, sound and files in tools' results: "placeholder" tells the model in a line that one
+    was there, "refuse" ends the call."""
     max_calls: int = 8
     """The most calls in one answer."""
     max_string: int | None = None
     """The most characters of a string in a document or forced call whose schema sets no limit;
     None: as many as `max_tokens` allows."""
     logprobs: bool | int | None = None
-    """Whether each token's probability is told; a number: that many alternatives of it too."""
+    """Report each token's probability; a number: that many alternatives of it too."""
     top_logprobs: int | None = None
-    """How many alternatives of each token are told."""
+    """The number of alternatives reported for each token."""
     kv_bits: int | None = None
     """Bits of quantised keys and values: 2, 3, 4, 6 or 8; None: not quantised."""
     kv_group_size: int | None = None
     """Quantised values to a scale: 32, 64 or 128; None: the largest of 64 and 32 that fits."""
     kv_start: int = 0
-    """Tokens from which on keys and values are quantised, all of them then."""
+    """The number of tokens from which on all keys and values are quantised."""
     use_cache: bool = True
-    """Whether prefixes are reused and kept; LangChain's own `cache` holds whole answers."""
+    """Reuse and keep prefixes; LangChain's own `cache` holds whole answers."""
     on_disk: bool = True
-    """Whether what is computed is kept beyond this process."""
+    """Keep prefixes beyond this process."""
     cache_salt: str = ""
     """Keeps applications or tenants apart: only calls of one salt reuse each other's prefixes."""
     drafts: bool = True
-    """Whether what was said before is tried as what comes next, several tokens a pass; no token
-    changes by it."""
+    """Guess several tokens at a time from earlier text and check them in one pass; the answer is
+    the same."""
     resident: bool = False
-    """Whether the model runs in the process that `llm` has stay, which other programs share."""
+    """Run the model in the process that `llm` leaves running, which other programs share."""
 
     @model_validator(mode="before")
     @classmethod
     def _in_our_words(cls, given: Any) -> Any:
-        """Other models' words as the fields that they mean; ValueError for what is no field."""
+        """Other models' words as the fields that they mean; ValueError for unknown ones."""
         if not isinstance(given, dict):
             return given
         made = in_our_words(given, cls.model_fields)
@@ -152,18 +152,18 @@ class ChatSettings(BaseChatModel):
 
     @model_validator(mode="after")
     def _set_mlx_cached_version(self) -> Self:
-        """Tell traces which version answered, as LangChain's partner packages do."""
+        """Record in traces which version answered, as LangChain's partner packages do."""
         self._add_version(_DISTRIBUTION, _version())
         return self
 
     @model_validator(mode="after")
     def _within_limits(self) -> Self:
-        """What is out of range is refused where it is given, in the words of a request."""
+        """Refuse values out of range where they are given, in the words of a request."""
         self.request([], {})
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field to what a call could give; ValueError for anything else, and it stays."""
+        """Set a field to a value that a call could give; ValueError for others, and it stays."""
         fields = type(self).model_fields
         if name in fields:
             value = self._checked(name, value)
@@ -194,17 +194,17 @@ class ChatSettings(BaseChatModel):
         return {name: getattr(self, name) for name in ("model", "max_tokens", *_SAMPLING)}
 
     def given(self, stop: list[str] | None, call: dict[str, Any]) -> Self:
-        """These settings with what a call says otherwise; ValueError where it names no setting."""
+        """These settings with those of a call over them; ValueError if it names an unknown one."""
         fields = type(self).model_fields
         own = in_our_words(call, {*fields, *_CALL_ONLY})
         said = {name: value for name, value in own.items() if name in fields}
         if stop is not None:
             said["stop"] = stop
         made = {name: self._checked(name, said[name]) for name in said}
-        return super().model_copy(update=made)  # what a profile says is for those who ask
+        return super().model_copy(update=made)  # a call needs no new profile
 
     def request(self, messages: list[BaseMessage], call: dict[str, Any]) -> GenerationRequest:
-        """These messages and what this call binds, with the settings of this model."""
+        """The request for these messages and a call's arguments, with this model's settings."""
         translated = tuple(from_langchain(messages, self.tool_media))
         tools = openai_tools(call.get("tools") or (), strict=call.get("strict"))
         choice = choice_of(call.get("tool_choice"), tools)
@@ -253,7 +253,7 @@ class ChatSettings(BaseChatModel):
     def _calls_first(
         self, messages: Sequence[Message], tools: Sequence[Any], call: dict[str, Any]
     ) -> bool:
-        """Whether the policy, and nothing that the caller said, has this answer be a call."""
+        """True if the policy, and nothing that the caller said, forces this answer to be a call."""
         if self.tool_policy == "auto" or not tools or call.get("tool_choice") is not None:
             return False
         return bool(messages) and messages[-1].role == "user"
@@ -262,7 +262,7 @@ class ChatSettings(BaseChatModel):
         return ((name, getattr(self, name)) for name in _SAMPLING)
 
     def _alternatives(self) -> int | None:
-        """How many alternatives are told for each token; None: no probabilities at all."""
+        """The number of alternatives reported for each token; None: no probabilities at all."""
         if self.top_logprobs is not None:
             if self.logprobs is False:
                 raise ValueError(
@@ -294,7 +294,7 @@ def _version() -> str:
 
 
 def _is_own(name: str) -> bool:
-    """Whether a field is ours or a subclass's; of its own LangChain says what they take."""
+    """True if a field is ours or a subclass's; LangChain itself checks its own."""
     return name not in BaseChatModel.model_fields
 
 

@@ -1,4 +1,4 @@
-"""with_structured_output: a model, and the parser that makes objects of what it says."""
+"""with_structured_output: a model, and the parser that makes objects of its answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Method = Literal["json_schema", "function_calling", "json_mode"]
 
 
 def is_pydantic(schema: Any) -> bool:
-    """Whether answers become instances of the schema itself, and not dicts."""
+    """True if answers become instances of the schema itself, not dicts."""
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
@@ -32,7 +32,7 @@ def document_parser(schema: Any) -> Runnable[Any, Any]:
     if is_pydantic(schema):
         parser = PydanticOutputParser(pydantic_object=schema)
     else:
-        # Pydantic looks at the whole itself; here nobody else does.
+        # Pydantic checks the whole itself; here nobody else does.
         parser = JsonOutputParser()
         return _each(_whole) | _each(_fitting) | parser
     # LangChain's parser completes half a document, which is right only while it streams.
@@ -50,7 +50,7 @@ def call_parser(schema: Any, name: str) -> Runnable[Any, Any]:
 def structured(
     model: Runnable[Any, Any], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
-    """The model and its parser; with `include_raw` a parser's error is told, not raised."""
+    """The model and its parser; with `include_raw` a parser's error is returned, not raised."""
     if not include_raw:
         return model | parser
     both = RunnableMap(raw=RunnablePassthrough(), outcome=_outcome(parser))
@@ -58,9 +58,9 @@ def structured(
 
 
 def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """What comes of a message: parts of the object while it streams, then the whole or the error.
+    """The outcome of a message: parts of the object while it streams, then the whole or the error.
 
-    Only what the model said is told so; an error of the model itself is raised.
+    Only faults in what the model said are reported so; an error of the model itself is raised.
     """
 
     def outcome(messages: Iterator[BaseMessage]) -> Iterator[AddableDict]:
@@ -73,7 +73,7 @@ def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
         except Exception:
             if seen.failed:
                 raise
-        for _ in source:  # what a parser that gave up left unread
+        for _ in source:  # the part that a parser left unread when it gave up
             pass
         yield seen.parsed_by(parser)
 
@@ -95,9 +95,9 @@ def _outcome(parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
 
 
 class _Unclosed:
-    """Messages that their reader can't close, which are read on here when it has given up.
+    """Messages that their reader can't close, and that are read on here when it gives up.
 
-    LangChain closes what it has read whenever the garbage of a failed run is collected.
+    LangChain closes its source whenever the garbage of a failed run is collected.
     """
 
     def __init__(self, messages: AsyncIterator[BaseMessage]) -> None:
@@ -119,7 +119,7 @@ class _Seen:
 
     @property
     def streams(self) -> bool:
-        """Whether the message comes in chunks."""
+        """True if the message comes in chunks."""
         return isinstance(self._whole, AIMessageChunk)
 
     def noting(self, messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
@@ -145,7 +145,7 @@ class _Seen:
             raise
 
     def parsed_by(self, parser: Runnable[Any, Any]) -> AddableDict:
-        """The object that the whole message is, or why it is none."""
+        """The object in the whole message, or the error that there is none."""
         try:
             return AddableDict(parsed=parser.invoke(self._whole), parsing_error=None)
         except Exception as error:
@@ -166,13 +166,13 @@ async def _flat_async(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Add
 
 
 def _flattened(part: dict[str, Any]) -> AddableDict:
-    """`raw` beside what its parser made of it."""
+    """`raw` beside its parser's result."""
     raw = {"raw": part["raw"]} if "raw" in part else {}
     return AddableDict({**raw, **part.get("outcome", {})})
 
 
 def _whole(message: BaseMessage) -> BaseMessage:
-    """The message; an error where it was cut short."""
+    """The message; an error if it was cut short."""
     cut = cast("str | None", message.response_metadata.get(CUT))
     if cut:
         raise OutputParserException(
@@ -182,7 +182,7 @@ def _whole(message: BaseMessage) -> BaseMessage:
 
 
 def _fitting(message: BaseMessage) -> BaseMessage:
-    """The message; an error where it breaks what no grammar could hold it to."""
+    """The message; an error if it breaks a part of its schema that no grammar could enforce."""
     misfits = cast("list[dict[str, str]]", message.response_metadata.get(MISFITS) or [])
     if misfits:
         what = ", ".join(misfit["what"] for misfit in misfits)

@@ -56,30 +56,29 @@ _MARK = {SOURCE: SUMMED_UP}
 
 _Request = ModelRequest[Any]
 _Response = ModelResponse[Any]
-# The model is asked for each request that is yielded, and what came of it is sent back.
+# The model is asked each request that is yielded, and its reply is sent back.
 _Steps = Generator[_Request, "_Response | ContextOverflowError | None", Any]
 
 
 class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
     """Sums up a conversation that grows too long by going on with it.
 
-    The question for the summary stands behind the messages that it is of, under the agent's own
-    system prompt and tools. All of them are cached, so that the question is what is prefilled,
-    where SummarizationMiddleware writes the messages anew as one text. Words and forms are those
-    of that one:
+    The question for the summary follows the messages that it is about, under the agent's own system
+    prompt and tools. All of them are cached, so that only the question is prefilled, where
+    SummarizationMiddleware rewrites the messages as one text. Arguments are named as there:
 
     `model` writes the summaries; left out, the agent's own does. Another model, or one with
     another `cache_salt`, has no prefix to go on from.
     `trigger` says when: `("tokens", 3000)`, `("fraction", 0.8)`, `("messages", 50)`, a dict of
-    them that must all be reached, or a list any of which may be. Tokens are those of the whole
-    prompt, as the model's tokenizer counts them. Without it, and with it too, a conversation that
-    does not fit the model's context is summed up.
+    them that must all be reached, or a list of which one must be. Tokens are those of the whole
+    prompt, as the model's tokenizer counts them. With or without it, a conversation that does not
+    fit the model's context is summed up.
     `keep` says how much of the end stays as it is: never a result without its call.
-    `token_counter` counts messages in another way. `summary_prompt` is the question;
-    `{messages}` in it becomes a hint at what stands above.
+    `token_counter` replaces the count. `summary_prompt` is the question; `{messages}` in it becomes
+    a reference to the conversation above.
 
-    Give it last in the agent's list, where it sees the prompt as the model does. A summary that
-    the model's context has no space for is asked of fewer messages; more of them stay.
+    Put it last in the agent's list, where it sees the prompt as the model does. If the context has
+    no room for a summary, one of fewer messages is asked for, and more of them stay.
     """
 
     transformers = (InternalCallTransformer,)
@@ -109,7 +108,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
     def wrap_model_call(
         self, request: _Request, handler: Callable[[_Request], _Response]
     ) -> _Response | AIMessage | ExtendedModelResponse[Any]:
-        """The model's answer, after a summary where one is due, which the agent's state gets."""
+        """The model's answer, after a summary if one is due, which the agent's state gets."""
         asking = _Asking(self._steps(request))
         asked = asking.after(None)
         while asked is not None:
@@ -124,7 +123,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
     async def awrap_model_call(
         self, request: _Request, handler: Callable[[_Request], Awaitable[_Response]]
     ) -> _Response | AIMessage | ExtendedModelResponse[Any]:
-        """The same for an event loop: tokens are counted beside it."""
+        """The same for an event loop, with tokens counted on another thread."""
         asking = _Asking(self._steps(request))
         asked = await asyncio.to_thread(asking.after, None)
         while asked is not None:
@@ -137,7 +136,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         return cast("_Response | ExtendedModelResponse[Any]", asking.result)
 
     def _steps(self, request: _Request) -> _Steps:
-        """Ask what is due, then what was asked, and again with less where it does not fit."""
+        """Ask for a summary if due, then the request, and again with less if it does not fit."""
         done = _Shortened(request)
         if self._is_due(request):
             yield from self._shorten(done, self._kept_from(request))
@@ -150,7 +149,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
                 raise reply
 
     def _shorten(self, done: _Shortened, wanted: int) -> Generator[_Request, Any, bool]:
-        """Put a summary in the place of what stands before `wanted`, or less; whether it came."""
+        """Replace the messages before `wanted`, or fewer, by a summary; returns True if it came."""
         messages = done.request.messages
         for cut in receding([cut for cut in _cuts(messages) if cut <= wanted]):
             reply = yield self._question(done.request, cut)
@@ -163,7 +162,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         return False
 
     def _question(self, request: _Request, cut: int) -> _Request:
-        """The agent's own request, for a summary of what stands before `cut`."""
+        """The agent's own request, for a summary of the messages before `cut`."""
         asked = HumanMessage(self._asked, additional_kwargs=dict(_MARK))
         model = self.model or request.model
         ours = isinstance(model, ChatMLXCached)
@@ -177,14 +176,14 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         )
 
     def _is_due(self, request: _Request) -> bool:
-        """Whether the prompt is as long as `trigger` says, or longer."""
+        """True if the prompt is as long as `trigger` says, or longer."""
         counted = any(clause.keys() - {"messages"} for clause in self._clauses)
         tokens = self._count(request) if counted else 0
         length = Length(len(request.messages), tokens, _context(request.model))
         return is_due(self._clauses, length)
 
     def _count(self, request: _Request) -> int:
-        """Tokens of the prompt: the model's own count where it can be had without asking it."""
+        """Tokens of the prompt: the model's own count if it can be had without asking it."""
         if self.token_counter is not None:
             return self.token_counter(request.messages)
         if isinstance(request.model, ChatMLXCached):
@@ -192,20 +191,20 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         return count_tokens_approximately(_prompt(request), tools=request.tools)
 
     def _kept_from(self, request: _Request) -> int:
-        """The first message that `keep` leaves as it is."""
+        """The index of the first message that `keep` leaves as it is."""
         messages = request.messages
         if self.keep[0] == "messages":
             return len(messages) - int(self.keep[1])
         most = tokens_of(self.keep, _context(request.model))
         if self.token_counter is not None:
             return first_within([self.token_counter([one]) for one in messages], most)
-        # What a message weighs is estimated, so that the whole weighs what it was counted as.
+        # The weights of messages are estimated, and scaled to the count of the whole.
         whole = count_tokens_approximately(_prompt(request), tools=request.tools)
         scale = self._count(request) / max(1, whole)
         return first_within([scale * count_tokens_approximately([one]) for one in messages], most)
 
     def _kept_when_too_long(self, request: _Request) -> int:
-        """The same for what does not fit; where `keep` leaves nothing to sum up, half of it."""
+        """The same if a prompt does not fit; half of it if `keep` leaves nothing to sum up."""
         wanted, cuts = self._kept_from(request), _cuts(request.messages)
         if any(cut <= wanted for cut in cuts):
             return wanted
@@ -214,14 +213,14 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
 
 
 class _Asking:
-    """Steps that are asked one by one; `result` is what they return."""
+    """Steps that are asked one by one; `result` is their return value."""
 
     def __init__(self, steps: _Steps) -> None:
         self._steps = steps
         self.result: Any = None
 
     def after(self, reply: _Response | ContextOverflowError | None) -> _Request | None:
-        """What is to be asked after `reply`; None at the end."""
+        """The next request after `reply`; None at the end."""
         try:
             return self._steps.send(reply)
         except StopIteration as end:
@@ -231,14 +230,14 @@ class _Asking:
 
 @dataclass
 class _Shortened:
-    """A request as far as it was shortened, and what the agent's state must be told of that."""
+    """A request as far as it was shortened, and the changes that the agent's state needs."""
 
     request: _Request
     summary: HumanMessage | None = None
     covered: list[AnyMessage] = field(default_factory=list)
 
     def take(self, cut: int, answer: BaseMessage) -> bool:
-        """Put the summary that `answer` is in the place of all before `cut`; whether it is one."""
+        """Replace all before `cut` by the summary in `answer`; returns False if there is none."""
         text = answer.text.strip()
         if not text:
             _tell("the model was asked to sum up the conversation and said nothing; it stays whole")
@@ -255,10 +254,10 @@ class _Shortened:
         return True
 
     def result(self, reply: _Response) -> _Response | ExtendedModelResponse[Any]:
-        """The reply, with what changes in the state.
+        """The reply, with the changes in the state.
 
         The summary takes the place, and so the id, of the first message that it covers; the others
-        leave by their ids. What others add to the state beside this stays.
+        are removed by their ids. Other changes to the state stay.
         """
         if self.summary is None:
             return reply
@@ -270,7 +269,7 @@ class _Shortened:
 
 
 def _cuts(messages: Sequence[AnyMessage]) -> list[int]:
-    """Where these may be cut so that more is summed up than an earlier summary."""
+    """The places where these may be cut, so that more than an earlier summary is summed up."""
     alone = bool(messages) and messages[0].additional_kwargs.get(SOURCE) == SUMMED_UP
     return [cut for cut in safe_cuts(messages) if cut > alone]
 
@@ -281,7 +280,7 @@ def _prompt(request: _Request) -> list[BaseMessage]:
 
 
 def _tools_shown(request: _Request) -> list[Any]:
-    """The tools that the agent shows the model, those that stand for an answer's form included."""
+    """The tools that the agent shows the model, including those that stand for an answer's form."""
     form, profile = request.response_format, getattr(request.model, "profile", None) or {}
     if isinstance(form, AutoStrategy) and not profile.get("structured_output"):
         form = ToolStrategy(form.schema)
@@ -292,7 +291,7 @@ def _tools_shown(request: _Request) -> list[Any]:
 
 
 def _unseen(model: BaseChatModel) -> BaseChatModel:
-    """The model, whose answer is no part of what the agent streams to its user."""
+    """The model, with its answer kept out of the stream to the agent's user."""
     if not isinstance(model, BaseChatModel):
         return model  # bound to something, and without a place for tags
     tags = [*(model.tags or ()), TAG_NOSTREAM]
@@ -301,13 +300,13 @@ def _unseen(model: BaseChatModel) -> BaseChatModel:
 
 
 def _context(model: Any) -> int | None:
-    """Tokens that a model's context holds, where that is known."""
+    """Tokens that a model's context holds, if known."""
     held = (getattr(model, "profile", None) or {}).get("max_input_tokens")
     return held if isinstance(held, int) else None
 
 
 def _met_the_end(answer: BaseMessage, context: int | None) -> bool:
-    """Whether the model's context, and not the model, ended an answer."""
+    """True if the model's context, and not the model, ended an answer."""
     usage = getattr(answer, "usage_metadata", None)
     cut = answer.response_metadata.get("finish_reason") == "length"
     return bool(cut and usage and context is not None and usage["total_tokens"] >= context)

@@ -1,4 +1,4 @@
-"""What PrefixKeepingSummarization is given, checked when it is made."""
+"""Arguments of PrefixKeepingSummarization, checked when it is made."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from langchain_core.runnables import Runnable
 
 TokenCounter = Callable[[Sequence[BaseMessage]], int]
 
-# Stands for the conversation in prompts that were written for LangChain's middleware.
+# A stand-in for the conversation in prompts that were written for LangChain's middleware.
 _ABOVE: Final = "(the conversation above)"
 
 
 def checked_counter(given: TokenCounter | None) -> TokenCounter | None:
-    """What counts messages; ValueError for what can't be called."""
+    """The function that counts messages; ValueError if it can't be called."""
     if given is None or callable(given):
         return given
     raise ValueError(
@@ -27,10 +27,10 @@ def checked_counter(given: TokenCounter | None) -> TokenCounter | None:
 
 
 def checked_model(model: Any) -> BaseChatModel | None:
-    """The model that writes summaries, found by its name too; ValueError for what is none."""
+    """The model that writes summaries, also found by its name; ValueError if it is none."""
     if isinstance(model, str):
         return init_chat_model(model)
-    # What is bound to a model stands for it, and has its `bind_tools`.
+    # A binding of a model stands for it, and has its `bind_tools`.
     if model is None or (isinstance(model, Runnable) and hasattr(model, "bind_tools")):
         return cast("BaseChatModel | None", model)
     raise ValueError(
@@ -40,7 +40,7 @@ def checked_model(model: Any) -> BaseChatModel | None:
 
 
 def question_of(prompt: str) -> str:
-    """The question that a prompt is, which LangChain's middleware would fill in; ValueError."""
+    """The question in a prompt, which LangChain's middleware would fill in; ValueError."""
     if not isinstance(prompt, str) or not prompt.strip():
         what = "empty" if isinstance(prompt, str) else "no text"
         raise ValueError(f"summary_prompt is {what}; give the question for a summary")

@@ -1,4 +1,4 @@
-"""Other chat models' words for the settings of this one; what is no setting is refused by name."""
+"""Other chat models' words for the settings of this one; unknown ones are refused by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .foreign_words import WHY_NOT
 
-# What ChatOpenAI, ChatOllama, ChatAnthropic and others call the same.
+# The names of ChatOpenAI, ChatOllama, ChatAnthropic and others for the same.
 _OURS = {
     "model_name": "model",
     "max_completion_tokens": "max_tokens",
@@ -18,14 +18,14 @@ _OURS = {
     "reasoning": "thinking",
     "repeat_penalty": "repetition_penalty",
 }
-# A server's. LangChain's own tests give them to any model; in one's own process they mean nothing.
+# A server's. LangChain's own tests give them to any model; without a server they mean nothing.
 _OF_SERVERS = frozenset(["timeout", "max_retries", "api_key", "base_url"])
-# How like a word must be to one that it is taken for a slip of: "num_ctx" is none of "num_predict".
+# The likeness at which a word counts as a typo of another: "num_ctx" is not one of "num_predict".
 _NEAR: Final = 0.8
 
 
 def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Settings under this model's names; ValueError names one that it has not, and why."""
+    """Settings under this model's names; ValueError names an unknown one, and says why."""
     made: dict[str, Any] = {}
     for word, value in given.items():
         if word in _OF_SERVERS and word not in known:
@@ -42,7 +42,7 @@ def in_our_words(given: Mapping[str, Any], known: Collection[str]) -> dict[str, 
 
 
 def warn_of_cache(given: Mapping[str, Any]) -> None:
-    """Tell who switches LangChain's cache off that prefixes are kept by another one."""
+    """Warn a user who switches LangChain's cache off that this one still keeps prefixes."""
     if given.get("cache") is False and "use_cache" not in given:
         warnings.warn(
             "cache=False is LangChain's cache of whole answers; prefixes of prompts are still"
@@ -65,7 +65,7 @@ def _meant(word: str, value: Any) -> Any:
 
 
 def unknown(word: str, known: Collection[str]) -> str:
-    """Why a word is no setting, in a line: what there is for it, or the setting that it is near."""
+    """The reason why a word is no setting, in a line: its substitute, or a setting close to it."""
     if (why := WHY_NOT.get(word)) is not None:
         return f"{word!r} is no setting of ChatMLXCached: {why}"
     names = sorted(known)

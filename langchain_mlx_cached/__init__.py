@@ -1,4 +1,4 @@
-"""LangChain's chat model with MLX, under the name to import; langchain_adapter is what it is."""
+"""LangChain's chat model with MLX, under the name to import; the code is in langchain_adapter."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,5 +12,5 @@ __all__ = ["ChatMLXCached", "worth_retrying"]
 
 
 def __getattr__(name: str) -> Any:
-    """What langchain_adapter imports when it is asked for."""
+    """Import names from langchain_adapter when they are first used."""
     return getattr(langchain_adapter, name)

@@ -1,4 +1,4 @@
-"""Where this user's files are, and the settings that `llm mlx-cached` writes.
+"""The folders of this user's files, and the settings that `llm mlx-cached` writes.
 
 Importing this file imports no MLX, no transformers and no huggingface_hub.
 """
@@ -26,10 +26,10 @@ KEEP_VARIABLE = "LLM_MLX_CACHED_KEEP"
 DEFAULT_MODEL = "default"
 MODEL_ID = "mlx-cached"
 
-MOST_DAYS = 1_000_000  # no cache is as old, and a date that far away still fits
+MOST_DAYS = 1_000_000  # no cache is that old, and a date that far away still fits
 _SHOWN = 80  # characters of a bad value
 
-KEEP = "5m"  # how long a host stays that has nothing to do
+KEEP = "5m"  # the time that an idle host stays
 _FOREVER = "forever"
 _KEEP = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -37,7 +37,7 @@ _KEEPS = f'"30m" (s, m, h or d), 0 for no host, or "{_FOREVER}"'
 
 
 def parse_keep(text: str, name: str) -> float | None:
-    """Seconds that a host stays idle: 0 for no host, None for ever; ValueError names `name`."""
+    """Seconds that a host stays idle: 0 for no host, None for forever; ValueError names `name`."""
     said = text.strip()
     if said == _FOREVER:
         return None
@@ -55,7 +55,7 @@ def _checked_keep(text: str) -> str:
 
 
 def _checked_size(size: int | str) -> int | str:
-    """A size as it was given, once it is known to be one; ValueError."""
+    """The size as it was given, if it is one; ValueError."""
     from .cache.sizes import parse_size
 
     parse_size(size, "it")
@@ -73,7 +73,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-_MOST_SALVAGED = 1 << 20  # bytes of a damaged file that are looked through
+_MOST_SALVAGED = 1 << 20  # bytes of a damaged file that are searched
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 # A model's name, and its aliases where they follow before the next one, as we write them.
 _NAMED = re.compile(
@@ -86,7 +86,7 @@ _Days = Annotated[float, Field(gt=0, lt=MOST_DAYS, allow_inf_nan=False)]
 
 
 class RegisteredModel(BaseModel):
-    """A model of the user's: `mlx-cached/<name>` in llm, and what it is: a folder or a hub id."""
+    """A registered model: `mlx-cached/<name>` in llm, and its folder or hub id."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -96,12 +96,12 @@ class RegisteredModel(BaseModel):
 
 
 class Settings(BaseModel):
-    """What the user set. `default_model`: "default" (the embedded one), a folder, or a hub id.
+    """The user's settings. `default_model`: "default" (the embedded one), a folder, or a hub id.
 
-    `memory` and `disk` limit the cache (bytes, or a string such as "4GB"), and what was not used
-    for `max_days` leaves the disk; None leaves each to the cache itself. What a later version
-    wrote is carried along. `keep` is how long a host stays that has nothing to do, such as "30m".
-    `ahead` False: no next turn is prefilled while the user reads.
+    `memory` and `disk` limit the cache (bytes, or a string such as "4GB"), and entries unused for
+    `max_days` leave the disk; None leaves the choice to the cache. Fields of a later version are
+    carried along. `keep` is the time that an idle host stays, such as "30m". `ahead` False: no next
+    turn is prefilled while the user reads.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -115,7 +115,7 @@ class Settings(BaseModel):
     ahead: bool | None = None
 
     def changed(self, **values: Any) -> Settings:
-        """These settings with other values for some; ValidationError where one can't be used."""
+        """These settings with some values changed; ValidationError if one can't be used."""
         return Settings.model_validate({**dict(self), **values})
 
     def model(self, name: str) -> RegisteredModel | None:
@@ -148,7 +148,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def create_private(path: Path | str) -> int:
-    """A descriptor to write the new file `path`, mode 0600; FileExistsError where it is there."""
+    """A descriptor to write the new file `path`, mode 0600; FileExistsError if it exists."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
@@ -170,7 +170,7 @@ def write_private_file(path: Path, text: str) -> None:
 
 
 def load_settings() -> Settings:
-    """The user's settings; ValueError, with the file's name, where the file can't be used."""
+    """The user's settings; ValueError, with the file's name, if the file can't be used."""
     path = _settings_file()
     try:
         return Settings.model_validate_json(path.read_bytes())
@@ -187,9 +187,9 @@ def load_settings() -> Settings:
 
 
 def names_in_damaged_settings() -> tuple[RegisteredModel, ...]:
-    """What a settings file that can't be used seems to call models, so that llm knows the names.
+    """The names of models in a settings file that can't be used, so that llm still knows them.
 
-    Nothing else of it is believed: who asks one of them is told that the file is damaged.
+    Nothing else in it is trusted: asking one of them is an error that says the file is damaged.
     """
     try:
         with _settings_file().open("rb") as file:
@@ -206,7 +206,7 @@ def names_in_damaged_settings() -> tuple[RegisteredModel, ...]:
 
 
 def change_settings(change: Callable[[Settings], Settings]) -> Settings:
-    """Load, change and keep the settings; who does the same meanwhile waits, so none are lost."""
+    """Load, change and keep the settings; concurrent changes wait, so that none is lost."""
     with _alone():
         changed = change(load_settings())
         save_settings(changed)
@@ -214,9 +214,9 @@ def change_settings(change: Callable[[Settings], Settings]) -> Settings:
 
 
 def keep_seconds() -> float | None:
-    """Seconds that a host stays idle, as LLM_MLX_CACHED_KEEP or the settings say; None for ever.
+    """Seconds that a host stays idle, by LLM_MLX_CACHED_KEEP or the settings; None for forever.
 
-    0 is no host at all. ValueError names what can't be read.
+    0 is no host at all. ValueError names a value that can't be read.
     """
     if said := os.environ.get(KEEP_VARIABLE):
         return parse_keep(said, KEEP_VARIABLE)
@@ -224,7 +224,7 @@ def keep_seconds() -> float | None:
 
 
 def save_settings(settings: Settings) -> None:
-    """Keep the settings for later processes; ValueError where they can't be written."""
+    """Keep the settings for later processes; ValueError if they can't be written."""
     path = _settings_file()
     try:
         write_private_file(path, settings.model_dump_json(indent=2, exclude_defaults=True) + "\n")
@@ -237,7 +237,7 @@ def save_settings(settings: Settings) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the lock of the settings, where this system has locks and their folder takes a file."""
+    """Hold the lock of the settings, if this system has locks and their folder takes a file."""
     with ExitStack() as held:
         with suppress(NotImplementedError, OSError):
             from filelock import FileLock
@@ -260,18 +260,18 @@ _WANTED = {
 
 
 def _told(error: ValidationError) -> str:
-    """What is wrong first, in one line: the setting, its value, and what to give instead."""
+    """The first problem in one line: the setting, its value, and what to give instead."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return first["msg"] if first["type"] == "json_invalid" else "it holds no JSON object"
     name = str(first["loc"][0])
-    # Of a size pydantic names the type that it tried as well.
+    # For a size pydantic also names the type that it tried.
     place = ".".join(map(str, first["loc"])) if name == "models" else name
     return f"{place} is {_shown(first['input'])}; give {_WANTED[name]}"
 
 
 def _shown(value: Any) -> str:
-    """A value as the file has it, cut where it is long."""
+    """A value as the file has it, cut if it is long."""
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
@@ -286,9 +286,9 @@ def _folder(kind: str, ordinary: str) -> Path:
         folder = (Path(home).expanduser() / kind if home else Path(ordinary)).absolute()
     except RuntimeError as error:
         raise ValueError(
-            f"{HOME_VARIABLE} is {home!r}, and nobody has that home; give a whole path"
+            f"{HOME_VARIABLE} is {home!r}, and nobody has that home; give an absolute path"
         ) from error
-    # Only who writes there can say what a missing folder means for them.
+    # Only a writer can say what a missing folder means.
     with suppress(OSError):
         make_private_folder(folder)
     return folder

@@ -21,7 +21,7 @@ def register_models(register: Callable[..., Any]) -> None:
     try:
         models = load_settings().models
     except ValueError:
-        # Of no concern to other plugins' models; each of our own says it as its error.
+        # Other plugins' models are not affected; each of our own raises it when asked.
         models = names_in_damaged_settings()
     register(MlxCached(), AsyncMlxCached())
     for model in models:

@@ -70,7 +70,7 @@ def counts_follow_from_requests():
 
 @pytest.fixture(scope="session")
 def soak_share():
-    """What part of its rounds a long test does: all of them, or SOAK_SHARE where time is short."""
+    """The share of its rounds that a long test does: all, or SOAK_SHARE if time is short."""
     return float(os.environ.get("SOAK_SHARE", "1"))
 
 

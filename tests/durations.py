@@ -1,4 +1,4 @@
-"""What each test costs in processor time, and so which ones `make quick` leaves out.
+"""The processor time of each test, and so the tests that `make quick` leaves out.
 
 `make durations` writes slow_tests.txt anew. A clock would tell how busy the machine was.
 """
@@ -111,7 +111,7 @@ def write(recorded):
 
 
 def _is_slow(name, seconds):
-    """Whether quick leaves a test out, or for what its fixtures cost a whole file."""
+    """True if quick leaves a test out, or a whole file for the cost of its fixtures."""
     return sum(seconds) > TOGETHER or ("::" in name and max(seconds) > WORST)
 
 

@@ -74,7 +74,7 @@ class Forks:
         self._servers = {}
 
     def stub(self, program):
-        """What stands for a program; the real one where it is not safe to fork."""
+        """The stand-in for a program; the real one where it is not safe to fork."""
         if sys.platform != "linux":
             return _PROGRAMS[program]
         if program not in self._servers:
@@ -122,12 +122,12 @@ of_session: Forks | None = None
 
 
 def llm():
-    """What stands for `llm` in this session of tests."""
+    """The stand-in for `llm` in this session of tests."""
     return of_session.stub("llm")
 
 
 def python():
-    """What stands for a Python that runs a script or code."""
+    """The stand-in for a Python that runs a script or code."""
     return of_session.stub("python")
 
 

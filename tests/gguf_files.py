@@ -132,7 +132,7 @@ def packed(array, kind):
 
 
 def unpacked(array, kind):
-    """What is left of an array in a file of this kind."""
+    """The values that remain of an array in a file of this kind."""
     if array.ndim != 2 or kind == F32:
         return array
     if kind == F16:

@@ -15,7 +15,7 @@ LONG = 60
 
 
 def asked(home, ask):
-    """What the host of a home answers, its pid alone if it is ending; None where there is none."""
+    """The answer of a home's host, its pid alone if it is ending; None if there is none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, os.fspath(home))
         channel = find(host_place())

@@ -48,7 +48,7 @@ SPLIT = "\ue000"
 
 @dataclass
 class ModelArgs:
-    """What config.json says; `script` holds [cue, ids, text] for each answer."""
+    """The contents of config.json; `script` holds [cue, ids, text] for each answer."""
 
     model_type: str
     vocab_size: int
@@ -78,7 +78,7 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """What has a cache of its own."""
+        """The layers with a cache of their own."""
         return [self.embedding]
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
@@ -104,7 +104,7 @@ class Model(nn.Module):
         return wanted if places > 1 else mx.broadcast_to(wanted, (requests, count, wanted.shape[2]))
 
     def _said(self, history: list[int], places: int) -> list[int]:
-        """What the script has behind each of the last places."""
+        """The script's tokens behind each of the last places."""
         ends = range(len(history) - places + 1, len(history) + 1)
         return [_next(self.args.folder, history[:end]) for end in ends]
 
@@ -115,7 +115,7 @@ def _whole(rows: mx.array) -> Any:
 
 
 def _is_drafted() -> bool:
-    """Whether a draft is run: by who called the model, through a wrapper that counts, perhaps."""
+    """True if a draft is being run: by its caller, maybe through a wrapper that counts."""
     callers = sys._getframe(2), sys._getframe(3)
     return any(one.f_code.co_name == "forward_each" for one in callers)
 
@@ -129,18 +129,18 @@ class Run(NamedTuple):
 
 
 def runs_of(file: Path) -> list[Run]:
-    """What models wrote to `file`, in its order; nothing where none ran."""
+    """The runs that models wrote to `file`, in its order; empty if none ran."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [Run(had, tuple(ids), drafted) for had, ids, drafted in map(json.loads, lines)]
 
 
 def tokens_run(runs: Sequence[Run]) -> int:
-    """How many tokens were run in all."""
+    """The number of tokens run in all."""
     return sum(len(run.ids) - run.had for run in runs)
 
 
 def computed_twice(runs: Sequence[Run]) -> int:
-    """How many tokens were run behind the very same tokens before them as another time.
+    """The number of tokens run again behind the very same tokens before them.
 
     Guesses that were taken back, so that the next run begins before them, were for nothing.
     """
@@ -160,7 +160,7 @@ def computed_twice(runs: Sequence[Run]) -> int:
 
 
 def _is_trial(ids: Sequence[int], vocab: int) -> bool:
-    """Whether a model is asked what its layers keep, or once whether answers can be drafted."""
+    """True if a model is asked what its layers keep, or once whether answers can be drafted."""
     return list(ids) == [0] or list(ids[:2]) == [7919 % vocab, 15838 % vocab]
 
 
@@ -230,7 +230,7 @@ class _Player:
 
 
 def _overlap(text: Any, answer: Any) -> int:
-    """How long a beginning of `answer` the end of `text` is; both are strings or lists."""
+    """The length of the beginning of `answer` that ends `text`; both are strings or lists."""
     at = len(text) - min(len(text), len(answer))
     with suppress(ValueError):
         while at < len(text):

@@ -14,7 +14,7 @@ _views: dict[tuple[bytes, int, tuple[int, ...]], Any] = {}
 
 
 def digest_of(folder: Path) -> bytes:
-    """What a folder's tokenizer depends on; its chat template is no part of that."""
+    """A digest of the files on which a tokenizer depends; its chat template is not one of them."""
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings.pop("chat_template", None)
     digest = blake2b((folder / "tokenizer.json").read_bytes())

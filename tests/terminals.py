@@ -1,4 +1,4 @@
-"""What a terminal shows of what was written to it: enough of one for lines that go away."""
+"""A terminal's view of what was written to it: enough of one for lines that go away."""
 
 import fcntl
 import io

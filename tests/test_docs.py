@@ -1,4 +1,4 @@
-"""What README and docs say is there: links, pages, messages, figures, and blocks that run."""
+"""README and docs mention only what exists: links, pages, messages, figures, running blocks."""
 
 import ast
 import importlib.util
@@ -75,7 +75,7 @@ def test_every_page_stands_once_in_the_navigation():
 
 
 def said():
-    """What the code can say: its strings, with … for what is filled in."""
+    """The strings of the code that it can say, with … for what is filled in."""
     for folder in ("llm_mlx_promptcache", "langchain_adapter", "langchain_mlx_cached"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -100,7 +100,7 @@ class Template(NamedTuple):
     filled: re.Pattern
 
     def says(self, message):
-        """Whether a message begins like this one, filled in somehow."""
+        """True if a message begins like this one, filled in somehow."""
         return self.filled.match(message) or self.text.startswith(message)
 
 

@@ -8,13 +8,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Folders and files, relative to the repository; a room is added once all its docstrings are read.
 READ_ROOMS = (
-    "llm_mlx_promptcache/cache",
-    "llm_mlx_promptcache/chat",
-    "llm_mlx_promptcache/models",
-    "tests/cache",
-    "tests/chat",
-    "tests/faults",
-    "tests/models",
+    "benchmarks",
+    "docs",
+    "examples",
+    "langchain_adapter",
+    "langchain_mlx_cached",
+    "llm_mlx_promptcache",
+    "tests",
 )
 CLAUSES = {"how", "what", "when", "where", "whether", "which", "who", "whom", "whose", "why"}
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

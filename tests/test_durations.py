@@ -1,4 +1,4 @@
-"""What `make quick` leaves out: slow tests, some cases of many, and files of slow fixtures."""
+"""The tests that `make quick` leaves out: slow ones, some cases of many, files of slow fixtures."""
 
 import json
 from types import SimpleNamespace

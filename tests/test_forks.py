@@ -1,4 +1,4 @@
-"""What stands for `llm` is `llm`: what it says and is told, its files, its signals, how it ends."""
+"""The stand-in for `llm` is `llm`: its output and input, its files, its signals, its end."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_fork_is_a_process_of_its_own(run, tmp_path):
 
 
 def test_another_interpreter_is_the_real_one(run):
-    """What is read as an interpreter starts can't be given to a fork."""
+    """An option read as an interpreter starts can't be given to a fork."""
     assert run("keys", "path", PYTHONPROFILEIMPORTTIME="1")[2].startswith("import time:")
     assert run("keys", "path")[2] == ""
 

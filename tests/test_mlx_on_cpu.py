@@ -1,4 +1,4 @@
-"""Who asks for it has MLX on the CPU in every process of an environment."""
+"""An environment that asks for it has MLX on the CPU in every process."""
 
 import subprocess
 import sys

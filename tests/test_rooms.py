@@ -62,7 +62,7 @@ _spec.loader.exec_module(pictured)
 
 
 def imported(path):
-    """What a file imports, each name in full."""
+    """The imports of a file, each name in full."""
     return pictured.imported(path, ROOT)
 
 

@@ -55,10 +55,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ValueError as error:  # all errors that a user can act on are some
+        except ValueError as error:  # every error that a user can act on is one
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # who read has left; click knows what to do
+            if error.errno == errno.EPIPE:  # the reader has left; click knows what to do
                 raise
             raise click.ClickException(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""`llm mlx-cached add`: a model registered under a name, once it is known that it can work."""
+"""`llm mlx-cached add`: a model registered under a name, once checked as far as possible."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", metavar="REPO_OR_FOLDER")
-@click.option("--adapter", metavar="FOLDER", help="What mlx_lm.lora trained on top of it.")
-@click.option("--name", help="What to call it; else the last part of the repo or folder.")
+@click.option("--adapter", metavar="FOLDER", help="An adapter that mlx_lm.lora trained for it.")
+@click.option("--name", help="Its name; default: the last part of the repo or folder.")
 @click.option("aliases", "-a", "--alias", multiple=True, help="A short name; can be repeated.")
 @json_option
 def add(
@@ -37,8 +37,8 @@ def add(
 ) -> None:
     """Register a model as mlx-cached/NAME: a hub id, a folder, or a GGUF file.
 
-    What can be known without loading it is checked. Nothing is fetched yet, and a GGUF file is
-    converted at once.
+    The model is checked as far as possible without loading it. Nothing is fetched yet; a GGUF file
+    is converted at once.
     """
     reference, given = _reference(model, adapter)
     called, *others = map(_checked_name, (given if name is None else name, *aliases))
@@ -61,7 +61,7 @@ def add(
 
 
 def _reference(model: str, adapter: str | None) -> tuple[str, str]:
-    """What is registered, and what it is called; ValueError where it is no model or adapter."""
+    """The reference to register, and a name for it; ValueError if it is no model or adapter."""
     if model.endswith(".gguf") and is_file(model):
         path = Path(model).expanduser().absolute()
         from ..models.gguf_folder import converted_folder
@@ -76,7 +76,7 @@ def _reference(model: str, adapter: str | None) -> tuple[str, str]:
 
 
 def _checked(reference: str) -> list[str]:
-    """What the user should know of a model; ValueError where it can't work."""
+    """Remarks on a model for the user; ValueError if it can't work."""
     base, _ = divided(reference)
     if base == DEFAULT_MODEL:
         return []
@@ -92,10 +92,10 @@ def _last_part(reference: str) -> str:
 
 
 def _checked_name(name: str) -> str:
-    """The name in composed letters; ValueError where it can't be one."""
+    """The name in composed letters; ValueError if it can't be one."""
     name = composed(name)
     if not name or name != name.strip() or not name.isprintable():
-        raise ValueError(f"{name!r} is no name; give one without spaces around it")
+        raise ValueError(f"{name!r} is not a name; give one without spaces around it")
     if name == DEFAULT_MODEL:
         raise ValueError(f"{name!r} is the embedded model; give another name")
     if any(part in ("", ".", "..", "~") for part in name.split("/")) or name.startswith("~"):
@@ -107,7 +107,7 @@ def _checked_name(name: str) -> str:
 
 
 def _check_names(settings: Settings, made: RegisteredModel) -> None:
-    """ValueError where llm, or a model of ours, has a name already."""
+    """ValueError if llm, or a model of ours, already has a name."""
     taken = {f"{MODEL_ID}/{model.name}" for model in settings.models}
     for known in llm.get_models_with_aliases():
         taken.update((known.model.model_id, *known.aliases))

@@ -1,4 +1,4 @@
-"""How long ago, as a user writes it: 12h, 7d, 4w."""
+"""Ages as a user writes them: 12h, 7d, 4w."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN: Final = 40  # characters of one that is refused
 
 
 def parse_age(age: str, option: str) -> float:
-    """Days; ValueError names the option that has something else, or more than any cache can be."""
+    """Days; ValueError names the option whose value is no age, or more than any cache can have."""
     match = _AGE.fullmatch(age)
     if match is None:
         raise ValueError(f"{option} is {age!r}; give an age such as 12h, 7d or 4w")

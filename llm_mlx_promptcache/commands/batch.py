@@ -1,4 +1,4 @@
-"""`llm mlx-cached batch`: many prompts of a file at once; what they share is prefilled once."""
+"""`llm mlx-cached batch`: many prompts of a file at once; their common start is prefilled once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_AT_ONCE: Final = 64
 
 
 class _BatchFlags(TypedDict):
-    """How a batch is to be asked, as the command line says it."""
+    """The flags of a batch on the command line."""
 
     model: str
     said: tuple[tuple[str, str], ...]
@@ -43,7 +43,7 @@ class _BatchFlags(TypedDict):
 @click.argument("file", type=click.File("rb"))
 @model_option
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="A file for results; else stdout."
+    "-o", "--output", type=click.Path(path_type=Path), help="File for results; default: stdout."
 )
 @click.option(
     "said",
@@ -51,9 +51,9 @@ class _BatchFlags(TypedDict):
     type=(str, str),
     multiple=True,
     metavar="NAME VALUE",
-    help="An option of all prompts; can be repeated.",
+    help="An option for all prompts; can be repeated.",
 )
-@click.option("--unordered", is_flag=True, help="Results as they come, not in FILE's order.")
+@click.option("--unordered", is_flag=True, help="Write results as they come, not in FILE's order.")
 @click.option(
     "at_once",
     "-j",
@@ -61,20 +61,20 @@ class _BatchFlags(TypedDict):
     type=click.IntRange(1, _MOST_AT_ONCE),
     default=8,
     show_default=True,
-    help="How many are asked at once.",
+    help="Number of prompts asked at once.",
 )
 @click.option(
     "logs",
     "--log/--no-log",
     " /-n",
     default=None,
-    help="Log the answers or not, whatever llm logs on and off say.",
+    help="Log the answers or not, whatever llm logs on/off says.",
 )
 def batch(*, file: IO[bytes], output: Path | None, **asked: Unpack[_BatchFlags]) -> None:
-    """Ask many prompts at once: a JSON object a line of FILE (- is stdin), a result a line.
+    """Ask many prompts at once: FILE (- is stdin) has a JSON object a line; so do the results.
 
-    A line has "prompt", and may have "system", "schema", "id" and "options". With -o, what that
-    file has answers to is not asked again: after Ctrl-C, or errors, the same command goes on.
+    A line has "prompt", and may have "system", "schema", "id" and "options". With -o, prompts that
+    the file already answers are skipped: after Ctrl-C, or errors, the same command resumes.
     """
     from .batch_run import BatchCount, BatchRun
 
@@ -101,11 +101,11 @@ def _name(file: IO[bytes]) -> str:
 
 
 def _shared(named: NamedModel, said: dict[str, str]) -> BatchDefaults:
-    """What holds for all prompts; ValueError where an option is none, or can't have its value."""
+    """The defaults for all prompts; ValueError for an unknown option or a value it can't have."""
     from ..llm_adapter.options import checked_options, set_options
 
     checked_options(said)
-    # A hub id or a folder is no model of llm's, so nobody can have set options for it.
+    # llm has no options for a hub id or a folder, which are no models of its own.
     held = set_options(named.model_id) if named.model_id else {}
     return BatchDefaults(named.reference, {**held, **said})
 
@@ -118,7 +118,7 @@ def _model(named: NamedModel) -> AsyncMlxCached:
 
 
 def _logs(said: bool | None) -> bool:  # noqa: FBT001 (click's flag, None where nobody said)
-    """Whether answers are logged: what was said, or else what llm's own command would do."""
+    """True if answers are logged: as given, or else as llm's own command would."""
     from llm.cli import logs_on
 
     return bool(logs_on()) if said is None else said  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ def _results(
 
 
 def _tell(count: BatchCount, before: int) -> None:
-    """One line of what came of it, and how much of the prompts was prefilled."""
+    """Print one line about the outcome, and the part of the prompts that was prefilled."""
     there = f"; {before} {were(before)} there already" if before else ""
     failed = f", {count.failed} failed" if count.failed else ""
     tokens = count.cached + count.prefilled

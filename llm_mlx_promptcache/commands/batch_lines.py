@@ -1,4 +1,4 @@
-"""The lines of a batch: a prompt each, as JSON objects, all checked before any of them is asked."""
+"""The lines of a batch: a prompt each, as JSON objects, all checked before any is asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any, Final, NoReturn
 from ..cache.json_lines import json_object
 from .shown import printable
 
-MOST_LINE: Final = 16 << 20  # bytes; a longer one is no prompt for any model here
+MOST_LINE: Final = 16 << 20  # bytes; no model here takes a longer prompt
 MOST_BYTES: Final = 1 << 30  # of all lines, which are held in memory
 _MOST_ID: Final = 256  # characters
 _FIELDS: Final = ("prompt", "system", "schema", "id", "options")
@@ -19,10 +19,10 @@ _FIELDS: Final = ("prompt", "system", "schema", "id", "options")
 
 @dataclass(frozen=True)
 class BatchLine:
-    """One prompt of a batch; `id` is what its line calls it, or else the line's number.
+    """One prompt of a batch; `id` is the line's own, or else its number.
 
-    `options` are those of all lines, and of this one over them. `digest` is of all that is asked:
-    a result that bears another one is the answer to something else.
+    `options` are those of all lines, overridden by this one's. `digest` is of everything asked: a
+    result with another digest is the answer to something else.
     """
 
     number: int
@@ -36,7 +36,7 @@ class BatchLine:
 
 @dataclass(frozen=True)
 class BatchDefaults:
-    """What holds for all lines: the model's reference, and the options that are set or given."""
+    """The defaults for all lines: the model's reference, and the options that are set or given."""
 
     reference: str
     options: Mapping[str, Any]
@@ -45,7 +45,7 @@ class BatchDefaults:
 def read_lines(file: IO[bytes], name: str, shared: BatchDefaults) -> list[BatchLine]:
     """All prompts of a file, in its order; ValueError names the line and the field that is wrong.
 
-    Empty lines count and are passed over.
+    Empty lines are counted but skipped.
     """
     lines: dict[int | str, BatchLine] = {}
     for number, data in _numbered(file, name):
@@ -62,13 +62,13 @@ def read_lines(file: IO[bytes], name: str, shared: BatchDefaults) -> list[BatchL
 
 
 def in_asking_order(lines: Sequence[BatchLine]) -> list[BatchLine]:
-    """The same with prompts that begin alike one behind the other, system prompts as they came."""
+    """The same lines with similar beginnings next to each other, system prompts as they came."""
     came = {line.system: place for place, line in reversed(list(enumerate(lines)))}
     return sorted(lines, key=lambda line: (came[line.system], line.prompt))
 
 
 def _numbered(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """Every line that is not empty, and its number from 1; no more than the limit is ever read."""
+    """Every line that is not empty, and its number from 1; never reads more than the limit."""
     number = total = 0
     while data := file.readline(MOST_LINE + 1):
         number, total = number + 1, total + len(data)
@@ -87,7 +87,7 @@ def _line(number: int, data: bytes, shared: BatchDefaults) -> BatchLine:
             _refuse_field(name)
     prompt = _text(found, "prompt")
     if not prompt.strip():
-        _refuse("prompt is missing or empty; it is what is asked")
+        _refuse("prompt is missing or empty; every line needs one")
     line = BatchLine(
         number,
         _id(found.get("id"), number),
@@ -165,7 +165,7 @@ def _options(options: Any) -> Mapping[str, Any]:
 
 
 def _digest(reference: str, line: BatchLine) -> str:
-    """What a line asks of which model, as a digest that its result keeps."""
+    """A digest of a line's question and model, which its result keeps."""
     asked = [reference, line.prompt, line.system, line.schema, line.options]
     return blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).hexdigest()
 

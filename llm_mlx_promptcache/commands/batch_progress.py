@@ -1,4 +1,4 @@
-"""How far a batch is, on a terminal's stderr, and what is said of many prompts, said once."""
+"""The progress of a batch on a terminal's stderr, and warnings about many prompts, shown once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class BatchBar:
-    """A bar of `total` prompts; none where stderr is no terminal, or stdout is one.
+    """A bar of `total` prompts; none if stderr is no terminal, or stdout is one.
 
-    On the latter results show how far it is. It stands from the first `show` on: before that the
-    line of a model that is fetched may stand there. Nothing stays behind.
+    On stdout's terminal the results themselves show the progress. The bar appears at the first
+    `show`: before that a model's fetch may have its line there. Nothing stays behind.
     """
 
     def __init__(self, total: int, *, to_file: bool) -> None:
@@ -37,7 +37,7 @@ class BatchBar:
         self._bar = None
 
     def show(self, done: int, failed: int) -> None:
-        """Show how many are done, those that failed among them."""
+        """Show the number of prompts done, failed ones included."""
         if not self._is_seen:
             return
         self._bar = self._bar or _started(self._total)
@@ -47,7 +47,7 @@ class BatchBar:
 
 
 class _Once(logging.Handler):
-    """Each line on stderr the first time that it is said."""
+    """A handler that prints each line on stderr the first time it is logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -62,7 +62,7 @@ class _Once(logging.Handler):
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Have no warning of ours said twice meanwhile: what holds for one prompt holds for many."""
+    """Print no warning of ours twice meanwhile: one about a prompt holds for many."""
     logger, handler = logging.getLogger(_PACKAGE), _Once()
     logger.addHandler(handler)
     try:
@@ -72,7 +72,7 @@ def told_once() -> Iterator[None]:
 
 
 def _started(total: int) -> Progress:
-    """A bar of rich's, which is imported for who sees it; no thread draws it."""
+    """A bar of rich's, imported only when it is seen; no thread draws it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""Where a batch's results go: a file that can be gone on with, or stdout; a JSON line each."""
+"""The results of a batch: a file that a later run continues, or stdout; a JSON line each."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _MOST_RESULT: Final = 64 << 20  # bytes of a line
 
 
 class ResultOrder(Enum):
-    """In which order results stand."""
+    """The order of results."""
 
     INPUT = "as the prompts do"
     CAME = "as they came"
 
 
 class Results(Protocol):
-    """Where results go."""
+    """A place for results."""
 
     @property
     def done(self) -> AbstractSet[int | str]:
-        """The ids of prompts that have an answer already."""
+        """The ids of prompts that already have an answer."""
 
     def add(self, line: BatchLine, result: Mapping[str, Any]) -> None:
         """Keep the result of one prompt."""
 
     def close(self) -> None:
-        """The end, early or not: what was kept back is written too, and all is put in order."""
+        """End, early or not: write what was kept back too, and put all in order."""
 
 
 class ShownResults:
@@ -67,24 +67,24 @@ class ShownResults:
             click.echo(self._waiting.pop(self._left.pop()))
 
     def close(self) -> None:
-        """Show what still waits, since those before it will not come."""
+        """Show the results that still wait, since those before them will not come."""
         for id in reversed(self._left):
             if (text := self._waiting.pop(id, None)) is not None:
                 click.echo(text)
 
 
 class _ResultPlace(NamedTuple):
-    """Where in the file a result stands: its first byte, and how many it has."""
+    """The place of a result in the file: its first byte, and its bytes."""
 
     start: int
     size: int
 
 
 class ResultsFile:
-    """Results in a file, each written as soon as it is there; put in order at the end.
+    """Results in a file, each written as soon as it comes; put in order at the end.
 
-    One that exists holds results of an earlier run: those are not asked again, but for errors, and
-    a last line that was never finished is cut off. ValueError where it is anything else.
+    An existing file holds results of an earlier run: those are not asked again, except for errors,
+    and a half-written last line is cut off. ValueError if it is anything else.
     """
 
     def __init__(self, path: Path, lines: Sequence[BatchLine], order: ResultOrder) -> None:
@@ -94,7 +94,7 @@ class ResultsFile:
         self._digests = {line.id: line.digest for line in lines}
         self._places: dict[int | str, _ResultPlace] = {}
         self._end = 0
-        self.done: set[int | str] = set()  # whose answer is there
+        self.done: set[int | str] = set()  # ids with an answer
         try:
             self._descriptor = _opened(self._path)
         except OSError as error:
@@ -108,13 +108,13 @@ class ResultsFile:
             raise
 
     def add(self, line: BatchLine, result: Mapping[str, Any]) -> None:
-        """Write a result behind the others; it is there whatever happens to this process."""
+        """Append a result; it stays whatever happens to this process."""
         data = f"{_written(line, result)}\n".encode()
         self._write(data)
         self._places[line.id] = _ResultPlace(self._end - len(data), len(data))
 
     def close(self) -> None:
-        """Put the results in order, each once; those of ids that the input has not come first."""
+        """Put the results in order, each once; those of ids that the input lacks come first."""
         places = dict(sorted(self._places.items(), key=lambda item: item[1].start))
         if self._order is ResultOrder.INPUT:
             asked = {line.id: places[line.id] for line in self._lines if line.id in places}
@@ -131,7 +131,7 @@ class ResultsFile:
         return ValueError(f"{self._path} can't be written: {error.strerror}")
 
     def _claim(self) -> None:
-        """Have no other batch write the same file; where it has no locks, trust the user."""
+        """Keep other batches from writing the same file; where it has no locks, trust the user."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -139,7 +139,7 @@ class ResultsFile:
                 raise ValueError(f"another batch is writing {self._path}; wait for it") from None
 
     def _read(self, file: IO[bytes]) -> None:
-        """Find the results that are there; a last line that is half written is cut off."""
+        """Find the results that are there; a half-written last line is cut off."""
         number = 0
         while data := file.readline(_MOST_RESULT + 1):
             number += 1
@@ -155,10 +155,10 @@ class ResultsFile:
                 return
 
     def _take(self, number: int, found: Mapping[str, Any] | None, size: int) -> None:
-        """Note a result that is there; ValueError where a line is none, or of another prompt."""
+        """Note an existing result; ValueError if a line is none, or answers another prompt."""
         where = f"{self._path}, line {number}"
         if found is None:
-            raise ValueError(f"{where}: it is no result of a batch; give another -o FILE")
+            raise ValueError(f"{where}: it is not a batch's result; give another -o FILE")
         id, digest = found["id"], found["digest"]
         if self._digests.get(id, digest) != digest:
             raise ValueError(
@@ -169,7 +169,7 @@ class ResultsFile:
         (self.done.discard if "error" in found else self.done.add)(id)
 
     def _write(self, data: bytes) -> None:
-        """Write behind all that is there, whole or not at all."""
+        """Append to the file, whole or not at all."""
         written = 0
         try:
             while written < len(data):
@@ -181,7 +181,7 @@ class ResultsFile:
         self._end += len(data)
 
     def _rewrite(self, places: Iterable[_ResultPlace]) -> None:
-        """The file with these lines alone, in this order; whole or not at all."""
+        """Replace the file by these lines alone, in this order; whole or not at all."""
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
         descriptor = create_private(temporary)
         try:
@@ -197,11 +197,11 @@ class ResultsFile:
 
 
 def _opened(path: Path) -> int:
-    """A descriptor to read and write a file of text; a new one is its owner's only."""
+    """A descriptor to read and write a plain file; a new one is its owner's only."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file; leave -o out, and results go to stdout")
+        raise OSError(errno.EINVAL, "it is not a plain file; without -o results go to stdout")
     return descriptor
 
 
@@ -210,7 +210,7 @@ def _written(line: BatchLine, result: Mapping[str, Any]) -> str:
 
 
 def _may_be_cut(data: bytes) -> bool:
-    """Whether bytes can be the beginning of a line of ours, and are no whole object of others."""
+    """True if bytes can be the beginning of a line of ours, and are no whole object of others."""
     try:
         json.loads(data)
     except (ValueError, RecursionError):
@@ -219,7 +219,7 @@ def _may_be_cut(data: bytes) -> bool:
 
 
 def _result(data: bytes) -> Mapping[str, Any] | None:
-    """A line of ours; None where it is none."""
+    """A line of ours as an object; None if it is none."""
     try:
         found = json.loads(data) if data.startswith(_BEGINNING) else None
     except (ValueError, RecursionError):
@@ -230,7 +230,7 @@ def _result(data: bytes) -> Mapping[str, Any] | None:
 
 
 def _is_whole(places: Iterable[_ResultPlace], end: int) -> bool:
-    """Whether each stands right behind the one before it, and nothing else is there."""
+    """True if each result follows the one before it, and nothing else is there."""
     at = 0
     for place in places:
         if place.start != at:

@@ -1,4 +1,4 @@
-"""A batch under way: prompts asked and logged as llm's own, and a result of each."""
+"""A batch under way: prompts asked and logged as llm's own, with a result for each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONGEST_ERROR = 1000
 
 @dataclass
 class BatchCount:
-    """What came of prompts so far: answers, errors, and tokens of prompts."""
+    """The counts of a batch so far: answers, errors, and tokens of prompts."""
 
     answered: int = 0
     failed: int = 0
@@ -33,7 +33,7 @@ class BatchCount:
     prefilled: int = 0
 
     def add(self, result: Mapping[str, Any]) -> None:
-        """Count one result more."""
+        """Count one more result."""
         usage: Mapping[str, Any] = result.get("usage", {})
         self.answered += "error" not in result
         self.failed += "error" in result
@@ -43,7 +43,7 @@ class BatchCount:
 
 @dataclass(frozen=True)
 class BatchRun:
-    """How prompts are asked: of which model, how many at once, and whether they are logged."""
+    """The settings of a run: the model, the number asked at once, and logging."""
 
     model: AsyncMlxCached
     at_once: int
@@ -51,7 +51,7 @@ class BatchRun:
     count: BatchCount = field(default_factory=BatchCount)
 
     async def ask(self, lines: Sequence[BatchLine], results: Results, bar: BatchBar) -> None:
-        """Ask all of them, and keep each result as it comes; ModelLoadError where none can."""
+        """Ask all of them, and keep each result as it comes; ModelLoadError if none can be."""
         prompts = [
             BatchPrompt(one, one.prompt, one.system, one.schema, one.options) for one in lines
         ]
@@ -63,11 +63,11 @@ class BatchRun:
                 bar.show(self.count.answered + self.count.failed, self.count.failed)
 
     def _result(self, answered: BatchAnswer[BatchLine]) -> dict[str, Any]:
-        """What is written of an answer, once it is logged; of an error, its one line."""
+        """The written form of an answer, once it is logged; of an error, its one line."""
         response = answered.response
         if response is None:
             if isinstance(answered.error, ModelLoadError):
-                raise answered.error  # of no prompt's making, and the same for all
+                raise answered.error  # not a prompt's fault, and the same for all
             return {"error": one_line(answered.error or "", _LONGEST_ERROR)}
         result = result_of(response)
         if self.logs and _logged(response):
@@ -78,7 +78,7 @@ class BatchRun:
 
 
 def _logged(response: Any) -> bool:
-    """Log an answer; where llm's log can't be written, that is told, and the batch goes on."""
+    """Log an answer; a log that can't be written is a warning, and the batch goes on."""
     try:
         log_answer(response)
     except (sqlite3.Error, OSError) as error:

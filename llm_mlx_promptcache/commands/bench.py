@@ -1,4 +1,4 @@
-"""`llm mlx-cached bench`: what the cache gains with one model on this machine, as a table."""
+"""`llm mlx-cached bench`: the gain from the cache with one model on this machine, as a table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..engine.events import Finished
     from ..engine.request import GenerationRequest
 
-# Of our own making, so that nobody pastes a text of theirs into an issue.
+# Texts of our own, so that nobody pastes theirs into an issue.
 _RULE = (
     "Rule {n}: whoever borrows book {n} brings it back to shelf {m} before day {d} of the month."
 )
@@ -62,7 +62,7 @@ class BenchStep(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times sooner the first token came."""
+        """The factor by which the first token came sooner."""
         return self.without / self.with_cache
 
 
@@ -86,21 +86,22 @@ class BenchResult(NamedTuple):
     help="Replay this trace instead, by its times, in caches of this machine's limits.",
 )
 @click.option(
-    "--block", type=click.IntRange(min=1), help="Tokens of the trace's blocks; else as it tells."
+    "--block", type=click.IntRange(min=1), help="Tokens of a block; default: as the trace says."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def bench(*, model: str, rules: int, trace: Path | None, block: int | None, as_json: bool) -> None:
-    """Measure what the cache gains here, in a cache of its own, and print a table to share.
+    """Measure the cache's gain here, in a cache of its own, and print a table to share.
 
-    With --trace, which `llm mlx-cached trace` writes or somebody published, tell what part of its
-    blocks caches of this machine's limits would have had: with our order, and with LRU.
+    With --trace (a file of `llm mlx-cached trace`, or a published one), print the share of its
+    blocks that caches with this machine's limits would have had: with our eviction order, and with
+    LRU.
     """
     if trace is not None:
         done = _replayed(trace, block, model)
         click.echo(replay_json(done) if as_json else replay_table(done))
         return
     if block is not None:
-        raise click.UsageError("--block is of a trace; give --trace too")
+        raise click.UsageError("--block belongs to a trace; give --trace too")
     try:
         result = measure(resolve(model).reference, rules)
     except ValueError as error:
@@ -127,7 +128,7 @@ def measure(model: str, rules: int) -> BenchResult:
         steps = [_step("first prompt, nothing stored", (fresh, cold))]
         steps.append(_step("next turn", _both(model, following)))
         steps.append(_step("other chat, same system prompt", _both(model, (system, other))))
-        _say("starting anew, from the disk")
+        _say("starting again, from the disk")
         _restart()
         _ask(model, (Message("user", "Say yes."),), use_cache=False)
         steps.append(_step("the same again, from the disk", _both(model, following)))
@@ -139,7 +140,7 @@ def measure(model: str, rules: int) -> BenchResult:
 
 
 def _replayed(trace: Path, block: int | None, model: str) -> TraceReplay:
-    """What caches of this machine's limits have of a trace of prompts to this model."""
+    """The hits of caches with this machine's limits on a trace of prompts to this model."""
     from ..cache.sizes import parse_size
     from ..engine.pool import MEMORY, disk_store
 
@@ -153,13 +154,13 @@ def _replayed(trace: Path, block: int | None, model: str) -> TraceReplay:
 
 
 def _cost(model: str) -> TokenCost:
-    """What a token's rows take in memory, measured on a prompt of our own."""
+    """The memory of a token's rows, measured on a prompt of our own."""
     from ..chat.messages import Message
     from ..engine.pool import cache_in_use
 
     messages = (Message("system", "\n".join(_rules(30))), Message("user", _QUESTIONS[0]))
     with _own_cache():
-        _say(f"asking {model} once, to see what its tokens take")
+        _say(f"asking {model} once, to measure the memory of a token")
         _ask(model, messages, use_cache=True)
         cache = cache_in_use()
         assert cache is not None
@@ -168,7 +169,7 @@ def _cost(model: str) -> TokenCost:
 
 
 def table(result: BenchResult) -> str:
-    """Markdown: the steps, and what ran where."""
+    """The steps as Markdown, and the machine, model and versions."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "|---|" + "--:|" * (len(_COLUMNS) - 1)]
     for step in result.steps:
         lines.append(
@@ -190,7 +191,7 @@ def table(result: BenchResult) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside the code: processor, memory, system, device, versions."""
+    """The machine behind a figure: processor, memory, system, device, versions."""
     import mlx.core as mx
 
     return {
@@ -261,7 +262,7 @@ def _ask(model: str, messages: tuple[Message, ...], *, use_cache: bool) -> Finis
 
 
 def _drafts(model: str) -> list[DraftedAnswer]:
-    """With the first answer, which is not measured, a model shows whether it may be drafted."""
+    """Answers with drafts and without; the model's trial runs before, unmeasured."""
     _say("asking with drafts and without")
     prompts = draft_prompts()
     for text in list(prompts.values())[:1]:
@@ -273,7 +274,7 @@ def _drafts(model: str) -> list[DraftedAnswer]:
 
 
 def _said(model: str, prompt: str, *, drafts: bool) -> Finished:
-    """An answer from the prompt and itself alone, whatever else was asked here."""
+    """An answer drafted from its prompt and itself alone, whatever else was asked here."""
     from ..chat.messages import Message
     from ..engine.request import GenerationRequest
 
@@ -316,7 +317,7 @@ def _own_cache() -> Iterator[None]:
 
 
 def _restart() -> None:
-    """End the engines and forget what is in memory, as a new process would; the disk stays."""
+    """End the engines and drop the cache in memory, as a new process would; the disk stays."""
     from ..engine.pool import close_engines
 
     close_engines()

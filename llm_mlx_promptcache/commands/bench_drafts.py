@@ -1,4 +1,4 @@
-"""What drafts gain with one model on this machine: passes and speed, with them and without."""
+"""The gain from drafts with one model on this machine: passes and speed, with them and without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMNS = ("answer", "tokens", "passes", "without", "tokens a second", "without
 
 
 class DraftedAnswer(NamedTuple):
-    """One answer with drafts and without: tokens, passes, and tokens a second behind the first."""
+    """One answer with drafts and without: tokens, passes, and tokens a second after the first."""
 
     answer: str
     tokens: int
@@ -28,12 +28,12 @@ class DraftedAnswer(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How many times faster it was said."""
+        """The factor by which the answer came faster."""
         return self.rate / self.rate_without
 
 
 def draft_prompts() -> dict[str, str]:
-    """A prompt whose answer copies, and one whose answer does not, by what that is called."""
+    """Prompts by the name of their answer: one answer that copies, and one that does not."""
     lines = "\n".join(
         _LINE.format(n=n, m=n * 37 % 100, d=n * 91 % 400, r=n * 17 % 60) for n in range(1, 9)
     )
@@ -41,7 +41,7 @@ def draft_prompts() -> dict[str, str]:
 
 
 def compared(name: str, drafted: Finished, plain: Finished) -> DraftedAnswer:
-    """An answer beside the one without drafts."""
+    """An answer compared with the one without drafts."""
     same = drafted.ids == plain.ids
     passes = drafted.usage.generated - drafted.usage.accepted
     generated = plain.usage.generated

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..cache.disk.store import DiskStore
 
-# What to do about a folder that can't be used, behind what could not be done.
+# The advice about a folder that can't be used, after the failure.
 WRITABLE = f"make that folder writable, or set {HOME_VARIABLE} to another one"
 _AUTO = "auto"
 _AHEAD = {"on": True, "off": False, _AUTO: None}
@@ -46,7 +46,7 @@ def path(*, as_json: bool) -> None:
 @click.command()
 @json_option
 def stats(*, as_json: bool) -> None:
-    """Print what the cache holds on disk, and in the host's memory, in all and of each model."""
+    """Show the cache's contents on disk and in the host's memory, in total and by model."""
     from ..cache.sizes import format_size
 
     store = disk_store()
@@ -76,7 +76,7 @@ def stats(*, as_json: bool) -> None:
 
 
 def _held(found: Mapping[str, Any]) -> str:
-    """How much a tier of the cache holds, and may."""
+    """The contents of a tier of the cache and its limit, in words."""
     from ..cache.sizes import format_size
 
     return (
@@ -86,7 +86,7 @@ def _held(found: Mapping[str, Any]) -> str:
 
 
 class _ModelStats(NamedTuple):
-    """What is kept of a model; `superseded_bytes` of it can be opened by nobody any more."""
+    """The entries of a model; `superseded_bytes` of them can't be used any more."""
 
     model: str
     spans: int
@@ -97,7 +97,7 @@ class _ModelStats(NamedTuple):
     def row(self) -> tuple[str, ...]:
         from ..cache.sizes import format_size
 
-        # Since mlx or the weights changed: it is evicted first.
+        # Made useless by a change of mlx or the weights, and evicted first.
         gone = self.superseded_bytes
         told = f"{format_size(gone)} superseded" if gone else ""
         size, memory = format_size(self.bytes), format_size(self.memory_bytes)
@@ -105,7 +105,7 @@ class _ModelStats(NamedTuple):
 
 
 def _models(store: DiskStore, memory: Mapping[str, Any] | None) -> list[_ModelStats]:
-    """The models of which something is on the disk or in the host's memory."""
+    """The models that have something on the disk or in the host's memory."""
     gone: dict[str, int] = {}
     for name, _, size in store.superseded():
         gone[name] = gone.get(name, 0) + size
@@ -118,12 +118,12 @@ def _models(store: DiskStore, memory: Mapping[str, Any] | None) -> list[_ModelSt
 
 
 @click.command()
-@click.option("--fix", is_flag=True, help="Remove what is damaged and what nobody needs.")
+@click.option("--fix", is_flag=True, help="Remove damaged files, and those that nobody needs.")
 @json_option
 def check(*, fix: bool, as_json: bool) -> None:
-    """Read and verify all that the cache holds on disk; status 1 where something is wrong.
+    """Read and verify everything that the cache holds on disk; status 1 if anything is wrong.
 
-    With --fix, where something is wrong still: it is looked at once more.
+    With --fix, status 1 if anything is still wrong afterwards: everything is checked again.
     """
     store = disk_store()
     found = store.check(fix=fix)
@@ -142,7 +142,8 @@ def check(*, fix: bool, as_json: bool) -> None:
         raise click.ClickException(f"{len(left)} found; llm mlx-cached check --fix removes them")
     if left:
         raise click.ClickException(
-            f"fixed {fixed}; {len(left)} left: what can't be read just now stays; check again later"
+            f"fixed {fixed}; {len(left)} left: files that can't be read just now stay; check again"
+            " later"
         )
     if not as_json:
         click.echo(f"fixed {fixed}" if found else "all is well")
@@ -151,10 +152,10 @@ def check(*, fix: bool, as_json: bool) -> None:
 @click.command()
 @json_option
 def compact(*, as_json: bool) -> None:
-    """Make one file of those that hold a conversation, turn by turn: it is read faster then.
+    """Pack the files that hold a conversation turn by turn into one, which is faster to read.
 
-    A host does the same while nobody asks it. Others may read and write meanwhile, and what is
-    broken off leaves everything as it was.
+    A host does the same while nobody asks it. Other processes may read and write meanwhile, and an
+    interrupted run leaves everything as it was.
     """
     from ..cache.disk.compaction import Compacted
 
@@ -171,11 +172,13 @@ def compact(*, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--memory", metavar="SIZE", help="Most that a process holds in memory: 8GB.")
-@click.option("--disk", metavar="SIZE", help="Most that the folder holds on disk: 40GB.")
-@click.option("--max-age", metavar="AGE", help="What is unused for so long leaves the disk: 30d.")
-@click.option("--keep", metavar="TIME", help="How long an idle host stays: 30m, 0 or forever.")
-@click.option("--ahead", type=click.Choice(list(_AHEAD)), help="Work while the user reads.")
+@click.option("--memory", metavar="SIZE", help="Limit in each process's memory, such as 8GB.")
+@click.option("--disk", metavar="SIZE", help="Limit on disk, such as 40GB.")
+@click.option("--max-age", metavar="AGE", help="Remove entries unused this long from disk: 30d.")
+@click.option("--keep", metavar="TIME", help="Time that an idle host stays: 30m, 0 or forever.")
+@click.option(
+    "--ahead", type=click.Choice(list(_AHEAD)), help="Prefill next turns while the user reads."
+)
 @json_option
 def settings(
     *,
@@ -219,7 +222,7 @@ def _limits(found: Settings) -> list[tuple[str, str]]:
 
 
 def _size(option: str, size: str) -> str | None:
-    """A size as it was given, once it is known to be one; ValueError names the option."""
+    """The size as it was given, if it is one; ValueError names the option."""
     from ..cache.sizes import parse_size
 
     if size == _AUTO:
@@ -229,7 +232,7 @@ def _size(option: str, size: str) -> str | None:
 
 
 def _keep(said: str) -> str | None:
-    """How long a host stays as it was given, once it is known to be that; ValueError."""
+    """The host's time to stay as it was given, if it is valid; ValueError."""
     if said == _AUTO:
         return None
     parse_keep(said, "--keep")

@@ -1,4 +1,4 @@
-"""`llm mlx-cached clear`: what the cache holds, removed on the disk and in the host's memory."""
+"""`llm mlx-cached clear`: remove the cache's contents on the disk and in the host's memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from ..cache.disk.store import DiskStore
 
-_END_SECONDS = 15.0  # for a host that is ending: it writes what it has first
-_SHOWN = 5  # ids of what is pinned
+_END_SECONDS = 15.0  # for a host that is ending: it first writes its cache
+_SHOWN = 5  # ids of pinned spans
 
 
 @click.command()
-@click.option("--model", help="Only of this model, as stats shows it, or a name.")
-@click.option("--older-than", metavar="AGE", help="Only what was not used for so long: 12h, 7d.")
-@click.option("-y", "--yes", is_flag=True, help="What is pinned too, without a question.")
+@click.option("--model", help="Only of this model, as stats shows it, or by name.")
+@click.option("--older-than", metavar="AGE", help="Only entries unused this long: 12h, 7d.")
+@click.option("-y", "--yes", is_flag=True, help="Pinned entries too, without asking.")
 @json_option
 def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool) -> None:
-    """Remove what the cache holds on disk and in the host's memory.
+    """Remove the cache's contents on disk and in the host's memory.
 
-    What the host is just answering is not kept either. Status 1 where the host does not answer.
-    Where something is pinned it asks first; with --older-than what is pinned stays.
+    An answer that the host is just giving is not kept either. Status 1 if the host does not answer.
+    With pinned entries it asks first; --older-than leaves them.
     """
     days = None if older_than is None else parse_age(older_than, "--older-than")
     store, host = disk_store(), _Host()
@@ -59,16 +59,16 @@ def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool
 
 
 class _Host:
-    """The host that there is. `why` it does not answer, where it does not: then it is left alone.
+    """The running host. If it does not answer, `why` says so, and it is left alone.
 
-    One that is just ending is waited for.
+    A host that is just ending is waited for.
     """
 
     def __init__(self) -> None:
         self.why = ""
 
     def asked(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What it says; nothing where there is none, or none that answers."""
+        """The host's result; empty if there is none, or none that answers."""
         if self.why:
             return {}
         try:
@@ -81,7 +81,7 @@ class _Host:
 
 
 def _tell(freed: int, memory: int, *, as_json: bool) -> None:
-    """Show the bytes that are gone from the disk, and from the host's memory."""
+    """Show the bytes freed on the disk, and in the host's memory."""
     from ..cache.sizes import format_size
 
     if as_json:
@@ -92,7 +92,7 @@ def _tell(freed: int, memory: int, *, as_json: bool) -> None:
 
 
 def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
-    """What the cache calls a model of this name, or how a namespace starts; ValueError."""
+    """The cache's name for a model, or the beginning of a namespace; ValueError."""
     inside = memory.get("models", [])
     labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
     namespaces = {span.namespace for span in store.listing().spans}
@@ -101,7 +101,7 @@ def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
 
 
 def _pinned(store: DiskStore, memory: Mapping[str, Any], named: str | None) -> list[str]:
-    """The ids of what is pinned on the disk or in memory alone, of a model or of all."""
+    """The ids of spans pinned on the disk or in memory alone, of a model or of all."""
     from ..cache.disk.listing import ID_LENGTH
 
     found = [(s.model, s.namespace, s.file_id) for s in store.listing().spans if s.pinned]
@@ -115,7 +115,7 @@ def _pinned(store: DiskStore, memory: Mapping[str, Any], named: str | None) -> l
 
 
 def _ask_first(pinned: list[str]) -> None:
-    """Have the user say whether what is pinned goes too; ClickException where nobody can."""
+    """Ask the user whether pinned spans go too; ClickException if nobody can be asked."""
     if not pinned:
         return
     ids = ", ".join(pinned[:_SHOWN]) + (", ..." if len(pinned) > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""`llm mlx-cached export` and `import`: a prefix as one file, for who has the same model."""
+"""`llm mlx-cached export` and `import`: a prefix as one file, for users of the same model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _ExportFlags(TypedDict):
-    """The options that say what is exported."""
+    """The options that choose the prefix to export."""
 
     span: str | None
     response: str | None
@@ -52,8 +52,8 @@ salt_option = click.option("--cache-salt", metavar="SALT", help="The salt that i
 def export(*, file: Path, as_json: bool, **asked: Unpack[_ExportFlags]) -> None:
     """Write a stored prefix to FILE, for somebody else with the same model.
 
-    Say which: --span, --response, or what warm takes (-s, -T). Its text is in the file, as token
-    ids. Nothing is computed: llm mlx-cached warm does that first.
+    Choose it with --span, --response, or the options of warm (-s, -T). The file holds its text, as
+    token ids. Nothing is computed: run llm mlx-cached warm first.
     """
     from ..cache.sizes import format_size
     from ..engine.exchange import export_chosen
@@ -72,14 +72,14 @@ def export(*, file: Path, as_json: bool, **asked: Unpack[_ExportFlags]) -> None:
 
 @click.command(name="import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-m", "--model", help="The model here; else the one that FILE names.")
+@click.option("-m", "--model", help="The model here; default: the one that FILE names.")
 @salt_option
 @json_option
 def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: bool) -> None:
-    """Take in what somebody exported to FILE, where everything that matters is the same here.
+    """Import a prefix that somebody exported to FILE, if everything that matters matches.
 
-    All of it is verified first, and kept or refused as a whole. Take files only from whom you
-    trust: what a model computed of a text can't be checked but by computing it anew.
+    All of it is verified first, and kept or refused as a whole. Import files only from people you
+    trust: the rows that a model computed can be checked only by computing them again.
     """
     from ..cache.disk.listing import ID_LENGTH
     from ..engine.exchange import import_file
@@ -100,7 +100,7 @@ def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: b
 
 
 def _chosen(store: DiskStore, asked: _ExportFlags) -> ChosenPath:
-    """The one path that was asked for; UsageError where that is none, or several."""
+    """The one path that was asked for; UsageError if there is none, or several."""
     by_prompt = asked["system"] is not None or bool(asked["tools"])
     if [asked["span"] is not None, asked["response"] is not None, by_prompt].count(True) != 1:
         raise click.UsageError("give one of --span ID, --response ID, or -s FILE with -T NAME")

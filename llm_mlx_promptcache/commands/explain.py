@@ -1,4 +1,4 @@
-"""`llm mlx-cached explain`: what a logged answer reused, and where its prompt parts from others."""
+"""`llm mlx-cached explain`: a logged answer's reuse, and where its prompt parts from others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @click.argument("response_id", required=False)
 @json_option
 def explain(*, response_id: str | None, as_json: bool) -> None:
-    """Tell what was reused for a logged answer, and where its prompt left the nearest stored path.
+    """Show what a logged answer reused, and where its prompt left the nearest stored path.
 
-    RESPONSE_ID is an id of llm's logs; left out, the latest answer of ours. Shows some of the
-    prompt's text.
+    RESPONSE_ID is an id in llm's logs; default: the latest answer of a model of this plugin. Shows
+    some of the prompt's text.
     """
     from ..llm_adapter.logs import logged_answer
 
@@ -39,7 +39,7 @@ def explain(*, response_id: str | None, as_json: bool) -> None:
 
 
 def _by_host(answer: LoggedAnswer) -> Mapping[str, Any] | None:
-    """What a host finds, which has the model's tokenizer at hand; None where none can tell."""
+    """The host's findings, made with the tokenizer it has; None if no host can tell."""
     from ..engine.wire import to_json
 
     ask = {
@@ -50,13 +50,13 @@ def _by_host(answer: LoggedAnswer) -> Mapping[str, Any] | None:
         "fingerprint": answer.record.fingerprint,
         "rendered": dict(answer.record.rendered),
     }
-    with suppress(ValueError):  # of another build, maybe; what is wrong else is found here too
+    with suppress(ValueError):  # a host of another build, maybe; other faults are found here too
         return seen_by_host(ask)
     return None
 
 
 def _here(answer: LoggedAnswer) -> dict[str, Any]:
-    """The same, found in this process; what a host has in memory is not known."""
+    """The same, found in this process; the contents of a host's memory are not known."""
     from ..engine.explained import AnsweredPrompt, explained
 
     record = answer.record
@@ -68,7 +68,7 @@ def _here(answer: LoggedAnswer) -> dict[str, Any]:
 
 
 def _plain(answer: LoggedAnswer, found: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer and what was found, as programs read it."""
+    """An answer and the findings, as programs read them."""
     return {
         "response": answer.id,
         "model": answer.model,
@@ -84,7 +84,7 @@ def _plain(answer: LoggedAnswer, found: Mapping[str, Any]) -> dict[str, Any]:
 def _lines(
     answer: LoggedAnswer, now: Mapping[str, Any], nearest: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    """A line for each thing that is known."""
+    """A line for each known fact."""
     from ..cache.disk.listing import ID_LENGTH
 
     yield f"{answer.id} of {answer.model}"
@@ -98,8 +98,8 @@ def _lines(
     if answer.prompt not in (None, now["prompt"]):
         yield (
             f"its prompt is {counted(now['prompt'], 'token')} when rendered again: the model's"
-            " template, or what llm does not log (a system prompt of a later turn), is not as it"
-            " was"
+            " template, or something that llm does not log (a later turn's system prompt), has"
+            " changed"
         )
     spans = ", ".join(file_id[:ID_LENGTH] for file_id in now["spans"]) or "none"
     held = now["in_memory"]
@@ -109,7 +109,7 @@ def _lines(
     if now.get("undrafted"):
         yield f"answers of this model are not drafted: {now['undrafted']}"
     if nearest is None:
-        yield "no other stored path begins as this prompt does and goes on otherwise"
+        yield "no other stored path begins like this prompt and goes on differently"
         return
     yield (
         f"the nearest other path, to span {nearest['span'][:ID_LENGTH]}, parts from the prompt at"

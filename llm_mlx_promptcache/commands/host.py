@@ -1,4 +1,4 @@
-"""Commands about the resident host: what it holds, and its end."""
+"""Commands about the resident host: its contents, and its end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WAIT_SECONDS: Final = 10.0  # for the end of a host
 @click.command()
 @json_option
 def ps(*, as_json: bool) -> None:
-    """Show the resident host: its models, what they take, and how long it stays.
+    """Show the resident host: its models, their memory, and how long it stays.
 
-    It starts none.
+    Never starts one.
     """
     found = _asked({"ask": "ps"})
     if as_json:
@@ -43,9 +43,9 @@ def ps(*, as_json: bool) -> None:
 @click.command()
 @json_option
 def stop(*, as_json: bool) -> None:
-    """End the resident host, once what it was asked is done; status 1 where it has not ended.
+    """End the resident host once its current work is done; status 1 if it has not ended.
 
-    Answers that go on for 8 seconds are cut. The next prompt starts another host.
+    Answers that take more than 8 seconds are cut. The next prompt starts another host.
     """
     pid = _end()
     if as_json:
@@ -57,9 +57,9 @@ def stop(*, as_json: bool) -> None:
 def seen_by_host(
     ask: Mapping[str, Any], otherwise: str = "what it has in memory is not shown"
 ) -> Mapping[str, Any] | None:
-    """What the host tells; None where there is none, or none that answers.
+    """The host's result; None if there is none, or none that answers.
 
-    Why it does not is one line on stderr, with what that means.
+    The reason is one line on stderr, with its consequence.
     """
     try:
         return asked(ask)
@@ -80,7 +80,7 @@ def _asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _end() -> int:
-    """End the host and wait for it; its process, 0 for none. ClickException where it stays."""
+    """End the host and wait for it; its process, 0 for none. ClickException if it stays."""
     pid = 0
     try:
         found = asked({"ask": "stop", "why": "llm mlx-cached stop"})
@@ -115,7 +115,7 @@ def _plain(found: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _times(found: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Since when it is idle and until when it stays then, as far as either is so."""
+    """The Unix times since when it is idle and until when it stays, None where not known."""
     now, idle, left = time.time(), found.get("idle"), found.get("left")
     since = int(now - idle) if isinstance(idle, int | float) else None
     until = int(now + left) if isinstance(left, int | float) else None
@@ -131,7 +131,7 @@ def _line(found: Mapping[str, Any]) -> str:
         parts.append(f"answers {found.get('busy')}")
     else:
         parts.append(f"idle since {_clock(idle_since)}")
-        parts.append("stays for ever" if until is None else f"stays until {_clock(until)}")
+        parts.append("stays forever" if until is None else f"stays until {_clock(until)}")
     if found.get("stage") not in (None, "serving"):
         parts.append(f"{found.get('stage')}: {found.get('why')}")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Commands about models: which the user has, what they are called, and which is the default."""
+"""Commands about models: those that the user has, their names, and the default."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 @click.argument("name")
 @json_option
 def remove(*, name: str, as_json: bool) -> None:
-    """Forget a registered model, by name or alias; its files and what is cached of it stay.
+    """Forget a registered model, by name or alias; its files and its cache stay.
 
-    Where it was the default, the embedded model is the default again.
+    If it was the default, the embedded model becomes the default again.
     """
     before = load_settings()
     gone = _meant(before, name)
@@ -44,11 +44,11 @@ def remove(*, name: str, as_json: bool) -> None:
         return
     click.echo(f"{MODEL_ID}/{gone.name} is no longer registered")
     if Path(gone.reference).parent == data_folder() / "models":
-        click.echo(f"what was converted for it stays in {gone.reference}")
+        click.echo(f"its converted files stay in {gone.reference}")
     if was_default:
         click.echo(
             f"it was the default, which is the embedded model again;"
-            f" llm mlx-cached default {quote(gone.reference)} has it back"
+            f" llm mlx-cached default {quote(gone.reference)} restores it"
         )
     if llm_changed:
         click.echo(f"it was llm's own default, which is {MODEL_ID} now")
@@ -56,13 +56,13 @@ def remove(*, name: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--llm", "for_llm", is_flag=True, help="Also make it what plain `llm` asks.")
+@click.option("--llm", "for_llm", is_flag=True, help="Also make it the model of plain `llm`.")
 @json_option
 def default(*, model: str | None, for_llm: bool, as_json: bool) -> None:
     """Show or set the model of `llm -m mlx-cached`.
 
     MODEL is a registered name or alias, a hub id, a folder, or "default", the embedded one. With
-    --llm, plain `llm 'prompt'` asks it too, which asks a model of OpenAI's otherwise.
+    --llm, plain `llm 'prompt'` asks it too, instead of a model of OpenAI's.
     """
     if model is None:
         settings = load_settings()
@@ -83,7 +83,7 @@ def default(*, model: str | None, for_llm: bool, as_json: bool) -> None:
 @click.command()
 @json_option
 def models(*, as_json: bool) -> None:
-    """List models: the default, those registered, and what lies in the hub's cache."""
+    """List models: the default, the registered ones, and those in the Hugging Face cache."""
     from ..cache.sizes import format_size
     from ..models.memory import budget
 
@@ -108,7 +108,7 @@ def models(*, as_json: bool) -> None:
 @click.argument("model", default=MODEL_ID)
 @json_option
 def download(*, model: str, as_json: bool) -> None:
-    """Fetch a model that is not here yet: a registered name, an alias or a hub id."""
+    """Fetch a model that is not on this machine yet: a registered name, an alias or a hub id."""
     from ..cache.sizes import format_size
     from ..models.loading import model_folder
     from ..models.memory import weights_of
@@ -126,7 +126,7 @@ def download(*, model: str, as_json: bool) -> None:
 
 
 def _meant(settings: Settings, name: str) -> RegisteredModel:
-    """The registered model that a name, or a folder or hub id of just one, means; ValueError."""
+    """The registered model that a name means, or a folder or hub id of just one; ValueError."""
     found = resolve(name, settings)
     if found.registered is not None:
         return found.registered
@@ -135,10 +135,10 @@ def _meant(settings: Settings, name: str) -> RegisteredModel:
         return same[0]
     if same:
         names = ", ".join(f"{MODEL_ID}/{model.name}" for model in same)
-        raise ValueError(f"{name!r} is registered as {names}; say which of them")
+        raise ValueError(f"{name!r} is registered as {names}; give one of these names")
     if found.model_id or found.reference == DEFAULT_MODEL:
         raise ValueError(
-            f"{name!r} is no model that was registered, so it can't be removed;"
+            f"{name!r} is not a registered model, so it can't be removed;"
             " llm mlx-cached default MODEL sets another one"
         )
     raise ValueError(f"no model {name!r} is registered; llm mlx-cached models lists those that are")
@@ -155,7 +155,7 @@ def _without(settings: Settings, gone: RegisteredModel) -> Settings:
 
 
 def _llm_without(gone: RegisteredModel) -> bool:
-    """Have llm's own default be `mlx-cached` where it was the model that is gone; whether so."""
+    """Set llm's own default to `mlx-cached` if it was the model that is gone; True if it was."""
     if _llm_default() not in (f"{MODEL_ID}/{gone.name}", *gone.aliases):
         return False
     _make_llm_default()
@@ -163,12 +163,12 @@ def _llm_without(gone: RegisteredModel) -> bool:
 
 
 def _llm_default() -> str:
-    """What plain `llm` asks."""
+    """The model of plain `llm`."""
     return str(llm.get_default_model())  # type: ignore[no-untyped-call]
 
 
 def _make_llm_default() -> None:
-    """Have plain `llm` ask `mlx-cached`; ValueError where llm can't write it down."""
+    """Make `mlx-cached` the model of plain `llm`; ValueError if llm can't store that."""
     try:
         llm.set_default_model(MODEL_ID)  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -188,7 +188,7 @@ def plain_model(model: RegisteredModel) -> dict[str, Any]:
 
 
 def _reference(model: str) -> str:
-    """What a name stands for, where a folder of that name holds a model; ValueError."""
+    """The reference behind a name, if a folder of that name holds a model; ValueError."""
     found = resolve(model).reference
     folder = folder_of(divided(found)[0])
     if folder is not None and not (folder / "config.json").is_file():
@@ -197,7 +197,7 @@ def _reference(model: str) -> str:
 
 
 def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The default model, those registered, and those of the hub's cache that are neither."""
+    """The default model, the registered ones, and those in the hub's cache that are neither."""
     from ..models.here import models_in_cache
 
     yield {"model": MODEL_ID, "aliases": [], "reference": default_reference(settings)}
@@ -209,7 +209,7 @@ def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
-    """The entry with its folder, its bytes, and whether they fit; None where it is not here."""
+    """The entry with its folder, its bytes, and whether they fit; None if it is not here."""
     from ..models.here import folder_here
     from ..models.memory import weights_of
 

@@ -1,4 +1,4 @@
-"""A trace replayed at this machine's budgets: what our order finds of it, beside LRU."""
+"""A trace replayed at this machine's budgets: the hits of our order, beside LRU's."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..cache.sizes import format_size
 from ..cache.traces import block_size, read_trace
 from .shown import counted
 
-_ORDERS = {"ours": "default", "lru": "lru"}  # of CacheOrder, by what they are called here
+_ORDERS = {"ours": "default", "lru": "lru"}  # of CacheOrder, by their names here
 
 
 class CacheBudget(NamedTuple):
-    """What a cache may hold in bytes, and where."""
+    """The limit of a cache in bytes, and where it is."""
 
     where: str
     bytes: int
 
 
 class BudgetReplay(NamedTuple):
-    """A trace in a cache of a budget: the part of its blocks that was there when asked for."""
+    """A trace in a cache of a budget: the share of its blocks that were there when asked for."""
 
     where: str
     bytes: int
@@ -35,9 +35,9 @@ class BudgetReplay(NamedTuple):
 
 
 class TraceReplay(NamedTuple):
-    """A trace, how large its blocks are here, what each budget finds of it, and what could be.
+    """A trace: the size of its blocks here, the hits at each budget, and the most possible.
 
-    `per_token` is bytes; `most` is the part that a cache without a limit finds.
+    `per_token` is bytes; `most` is the share that a cache without a limit finds.
     """
 
     model: str
@@ -51,7 +51,7 @@ class TraceReplay(NamedTuple):
 
 
 class TokenCost(NamedTuple):
-    """What a model's rows cost: bytes a token."""
+    """The memory of a model's rows: bytes a token."""
 
     model: str
     per_token: float
@@ -60,13 +60,13 @@ class TokenCost(NamedTuple):
 def trace_paths(trace: Path, block: int | None) -> tuple[list[TracedPath], int]:
     """The prompts of a trace, as they came, and the tokens of its blocks; ValueError.
 
-    Lines of the same time stay as they stand: some traces tell none.
+    Lines of the same time stay in the file's order: some traces tell no times.
     """
     with trace.open("rb") as file:
         requests = sorted(read_trace(file, str(trace)), key=attrgetter("timestamp"))
     block = block or block_size(requests)
     if block is None:
-        raise ValueError(f"{trace} does not tell how many tokens a block has; say it with --block")
+        raise ValueError(f"{trace} does not say how many tokens a block has; give --block")
     return [request.path for request in requests], block
 
 
@@ -101,9 +101,9 @@ def replay_table(done: TraceReplay) -> str:
         )
     lines += [
         "",
-        f"The part of {counted(done.blocks, 'block', ',')} of {counted(done.block, 'token')} that"
+        f"The share of {counted(done.blocks, 'block', ',')} of {counted(done.block, 'token')} that"
         f" was there when asked for: {counted(done.requests, 'prompt', ',')},"
-        f" {counted(done.distinct, 'different block', ',')}. Of {done.model} a token takes"
+        f" {counted(done.distinct, 'different block', ',')}. A token of {done.model} takes"
         f" {format_size(done.per_token)} here.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a command shows: JSON, a table, or a line; rich on a terminal, plain lines in a pipe."""
+"""Output of commands: JSON, a table, or a line; rich on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def show_json(data: Any) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; in a pipe a line for each row, its cells apart by tabs.
+    """A table on a terminal; in a pipe a line for each row, with cells separated by tabs.
 
-    On a terminal a column without anything in it is left out.
+    On a terminal empty columns are left out.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -62,7 +62,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 class TreeLine(NamedTuple):
-    """A line of a tree: its depth, from 0, what stands there, and a text that may be cut."""
+    """A line of a tree: its depth from 0, its parts, and a text that may be cut."""
 
     depth: int
     parts: Sequence[str]
@@ -70,7 +70,7 @@ class TreeLine(NamedTuple):
 
 
 def show_tree(title: str, lines: Iterable[TreeLine]) -> None:
-    """A tree under its title."""
+    """Show a tree under its title."""
     title = printable(title)
     if not sys.stdout.isatty():
         click.echo(title)
@@ -94,7 +94,7 @@ def show_tree(title: str, lines: Iterable[TreeLine]) -> None:
 
 
 def show_line(text: str) -> None:
-    """A line; on a terminal broken between words, and what follows stands a little further in."""
+    """Show a line; on a terminal broken between words, with the rest indented."""
     if not sys.stdout.isatty():
         click.echo(text)
         return
@@ -109,7 +109,7 @@ def show_line(text: str) -> None:
 
 
 def _fitted(line: TreeLine, width: int) -> str:
-    """A line's parts as they fit, and as much of its text as fits behind them, or below."""
+    """A line's parts wrapped to fit, with as much of its text as fits behind them, or below."""
     from .wrapping import cut, in_lines
 
     shown = in_lines([printable(part) for part in line.parts], width)
@@ -123,7 +123,7 @@ def _fitted(line: TreeLine, width: int) -> str:
 
 
 def label_of(model: str) -> str:
-    """What the store calls a model: of one that is gone, or of a namespace, the name itself."""
+    """The store's name for a model; for one that is gone, or a namespace, the name itself."""
     try:
         return resolve(model).reference
     except ModelLoadError:
@@ -131,7 +131,7 @@ def label_of(model: str) -> str:
 
 
 def stored_name(model: str, labels: Collection[str], namespaces: Iterable[str]) -> str:
-    """What the cache calls a model of this name, or how a namespace starts; ValueError.
+    """The cache's name for a model, or the beginning of a namespace; ValueError.
 
     `labels` are the models that have something there, `namespaces` theirs.
     """
@@ -158,11 +158,11 @@ def were(count: int) -> str:
 
 
 def quoted(text: str, limit: int = 60) -> str:
-    """Text of a conversation as one line that no terminal can take for commands."""
+    """Text of a conversation as one line, made safe for a terminal."""
     cut = text if len(text) <= limit else text[: limit - 1] + "\u2026"
     return printable(json.dumps(cut, ensure_ascii=False))
 
 
 def printable(text: str) -> str:
-    """Text without anything that a terminal obeys: a model's name comes from a file's head."""
+    """Text without control characters for a terminal: a model's name comes from a file's head."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

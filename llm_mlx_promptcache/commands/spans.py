@@ -1,4 +1,4 @@
-"""Commands about what is stored: its tree, and what of it stays whatever happens."""
+"""Commands about stored spans: their tree, and pins, which protect them from eviction."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", help="Only of this model, as stats shows it, or a name.")
-@click.option("--text", is_flag=True, help="With each span's first words: your conversations.")
+@click.option("--model", help="Only of this model, as stats shows it, or by name.")
+@click.option("--text", is_flag=True, help="Show each span's first words (your conversations).")
 @json_option
 def tree(*, model: str | None, text: bool, as_json: bool) -> None:
-    """Show what is stored on disk, and in the host's memory, as a tree.
+    """Show the spans on disk, and in the host's memory, as a tree.
 
-    A line is a span: its id, the tokens of the path that it holds, its tier, size, and uses. One
-    that begins with "+" goes on from the line above it. Of what is in memory the line says so.
+    Each line is a span: its id, the tokens of the path that it holds, its tier, size, and uses, and
+    whether it is in memory. A line that begins with "+" continues the one above it.
     """
     told = seen_by_host({"ask": "tree", "text": text})
     rows = _shown(disk_store().listing(), told)
@@ -47,7 +47,7 @@ def tree(*, model: str | None, text: bool, as_json: bool) -> None:
 @click.argument("span", metavar="ID")
 @json_option
 def pin(*, span: str, as_json: bool) -> None:
-    """Keep the path to a span from being evicted; ID is what tree shows."""
+    """Protect the path to a span from eviction; ID is the id in tree."""
     _set_pinned(span, pinned=True, as_json=as_json)
 
 
@@ -55,7 +55,7 @@ def pin(*, span: str, as_json: bool) -> None:
 @click.argument("span", metavar="ID")
 @json_option
 def unpin(*, span: str, as_json: bool) -> None:
-    """Let a pinned span be evicted again; ID is what tree shows."""
+    """Let a pinned span be evicted again; ID is the id in tree."""
     _set_pinned(span, pinned=False, as_json=as_json)
 
 
@@ -94,7 +94,7 @@ def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> N
 
 
 def _shown(listing: Listing, told: Mapping[str, Any] | None) -> list[ShownSpan]:
-    """What is stored, and after it what only the host's memory has."""
+    """The stored spans, then those that only the host's memory has."""
     held, alone = (told or {}).get("held", {}), (told or {}).get("alone", [])
     stored = [ShownSpan.stored(span, held.get(span.file_id, 0)) for span in listing.spans]
     return stored + [ShownSpan(**one) for one in alone]
@@ -115,7 +115,7 @@ def _roots(rows: Sequence[ShownSpan], model: str | None) -> dict[str, str]:
 
 
 class _Words:
-    """The first words of spans, where they were asked for: as the host told them, or found here."""
+    """The first words of spans, if asked for: from the host, or found here."""
 
     def __init__(self, *, wanted: bool, told: Mapping[str, Any] | None) -> None:
         self._wanted = wanted
@@ -135,7 +135,7 @@ class _Words:
 
 
 def _lines(rows: Sequence[ShownSpan], words: _Words) -> Iterator[TreeLine]:
-    """The spans of a namespace with their depths; only where paths part it grows."""
+    """The spans of a namespace with their depths, which grow only where paths part."""
     below: dict[str, list[ShownSpan]] = {}
     for row in sorted(rows, key=lambda row: (row.start, row.id)):
         below.setdefault(row.parent, []).append(row)
@@ -152,7 +152,7 @@ def _lines(rows: Sequence[ShownSpan], words: _Words) -> Iterator[TreeLine]:
 
 
 def _parts(row: ShownSpan, mark: str) -> list[str]:
-    """What is told of a span; `mark` stands before its id."""
+    """The columns for a span; `mark` stands before its id."""
     from ..cache.disk.listing import ID_LENGTH
     from ..cache.sizes import format_size
 

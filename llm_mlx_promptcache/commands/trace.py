@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _MOST_BLOCK: Final = 1 << 16
 _LACKS: Final = (
-    "It lacks what llm did not log: what was asked while llm's logs were off or with --no-log, and"
-    " all that other programs asked (ChatMLXCached)."
+    "It lacks what llm did not log: prompts with llm's logs off or --no-log, and those of other"
+    " programs (ChatMLXCached)."
 )
 
 
@@ -35,7 +35,7 @@ _LACKS: Final = (
     "--output",
     type=click.File("w", encoding="utf-8"),
     default="-",
-    help="A file; else stdout.",
+    help="A file; default: stdout.",
 )
 @click.option(
     "--block",
@@ -45,12 +45,12 @@ _LACKS: Final = (
     help="Tokens of a block; public traces have 512 or 16.",
 )
 def trace(*, output: IO[str], block: int) -> None:
-    """Export your use of the cache as block hashes and times: no text and no token is in it.
+    """Export your use of the cache as block hashes and times, without any text or tokens.
 
-    A JSON line for each prompt in llm's log, as public traces have them: when it came (in
-    milliseconds from the first), how many tokens it and its answer have, and an id for each
-    block of it. Ids are hashes under a random salt that is forgotten at once: they tell which
-    prompts begin alike, and nothing else. What was asked while llm's logs were off is not in it.
+    One JSON line for each prompt in llm's log, in the format of public traces: its time (in
+    milliseconds from the first), the tokens of it and of its answer, and an id for each of its
+    blocks. Ids are hashes under a random salt that is forgotten at once: they show which prompts
+    begin alike, and nothing else. Prompts asked while llm's logs were off are not included.
     """
     export = _TraceExport(BlockHashes(block))
     count = 0
@@ -67,7 +67,7 @@ def trace(*, output: IO[str], block: int) -> None:
 
 @dataclass
 class _TraceExport:
-    """The log on its way to a trace; `left_out` counts prompts that it can't have, by reason."""
+    """The log on its way to a trace; `left_out` counts the prompts left out, by reason."""
 
     hashes: BlockHashes
     left_out: dict[str, int] = field(default_factory=dict)
@@ -75,17 +75,17 @@ class _TraceExport:
     _first: datetime | None = None
 
     def requests(self) -> Iterator[TracedRequest]:
-        """Each prompt in the order in which they came; ValueError where nothing was logged."""
+        """Each prompt in the order in which they came; ValueError if nothing was logged."""
         from ..llm_adapter.logs import logged_answers
 
         for answer in logged_answers(load_settings()):
             if answer is None or answer.at is None:
-                self._leave_out("their log is not whole (answers that were stopped)")
+                self._leave_out("their log is incomplete (answers that were stopped)")
             elif (transcript := self._rendered(answer)) is not None:
                 yield self._traced(answer, answer.at, transcript)
 
     def _rendered(self, answer: LoggedAnswer) -> Transcript | None:
-        """The prompt as it was; None where that can't be had any more."""
+        """The prompt as it was; None if it can't be restored."""
         from ..engine.explained import AnsweredPrompt, rendered
 
         tokenizer = self._tokenizer(answer.reference)
@@ -101,8 +101,7 @@ class _TraceExport:
             transcript = rendered(asked, tokenizer)
         if transcript is None or len(transcript.ids) != answer.prompt:
             self._leave_out(
-                "rendered again they are not what they were (a new template, a system prompt of a"
-                " later turn)"
+                "they render differently now (a new template, a later turn's system prompt)"
             )
             return None
         return transcript

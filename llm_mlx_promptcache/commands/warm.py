@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_option
 @click.option(
-    "-s", "--system", type=click.File(), help="The file of the system prompt; - is stdin."
+    "-s", "--system", type=click.File(), help="A file with the system prompt; - is stdin."
 )
 @click.option("tools", "-T", "--tool", multiple=True, help="A tool of llm's; can be repeated.")
 @click.option("keep", "--pin", is_flag=True, help="Never evict it.")
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def warm(
     *, model: str, system: IO[str] | None, tools: tuple[str, ...], keep: bool, as_json: bool
 ) -> None:
-    """Compute and store what prompts with this system prompt and these tools begin with."""
+    """Compute and store the common start of prompts with this system prompt and these tools."""
     from ..engine.pool import disk_store
     from ..host.engines import engine_for
 
@@ -69,7 +69,7 @@ def warm(
 
 
 def _have_written() -> None:
-    """Return once what was stored is on the disk, whoever computed it."""
+    """Return once everything stored is on the disk, whoever computed it."""
     from ..engine.pool import close_engines
 
     seen_by_host({"ask": "flush"}, "what it computed may not be on the disk yet")
@@ -82,7 +82,7 @@ def _pinned(store: DiskStore) -> dict[str, str]:
 
 
 def _run(events: Iterator[Event]) -> Finished:
-    """Follow a request to its end, its prefill shown on a terminal."""
+    """Follow a request to its end, with its prefill shown on a terminal."""
     from ..engine.events import Finished
     from ..llm_adapter.progress import WaitingLine
 
@@ -95,7 +95,7 @@ def _run(events: Iterator[Event]) -> Finished:
 
 
 def _check_kept(request: GenerationRequest) -> None:
-    """ValueError where nothing would be left of it once this command has ended."""
+    """ValueError if nothing of it would remain after this command."""
     from ..engine.pool import DISK_SWITCH, disk_store, uses_disk
 
     if not request.use_cache:
@@ -113,7 +113,7 @@ def _check_kept(request: GenerationRequest) -> None:
 
 
 def request_of(named: NamedModel, system: str, tools: Sequence[str]) -> GenerationRequest:
-    """What warms the beginning that every prompt of `llm -m NAME -s SYSTEM -T TOOL` shares."""
+    """The request that warms the common start of all prompts of `llm -m NAME -s SYSTEM -T TOOL`."""
     import llm
 
     from ..llm_adapter.models import MlxCached
@@ -127,14 +127,14 @@ def request_of(named: NamedModel, system: str, tools: Sequence[str]) -> Generati
         model,
         system=system or None,
         tools=_tools(tools),
-        # A hub id or a folder is no model of llm's, so nobody can have set options for it.
+        # llm has no options for a hub id or a folder, which are no models of its own.
         options=checked_options(set_options(model.model_id)) if named.model_id else None,
     )
     return question_of(prompt, model.model_id).request
 
 
 def _tools(names: Sequence[str]) -> list[llm.Tool | type[llm.Toolbox] | llm.Toolbox]:
-    """The tools of these names, as `llm -T` takes them; ValueError where there is none."""
+    """The tools of these names, as `llm -T` takes them; ValueError if one is missing."""
     import llm
 
     known = llm.get_tools()

@@ -1,4 +1,4 @@
-"""Text in lines of a width: broken between words, and inside one only where a reader would."""
+"""Text wrapped to a width: broken between words, and inside one only where a reader would."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 from rich.cells import cell_len, chop_cells
 
 _WORD: Final = re.compile(r"(?:[\d.]+ [kMGT]?B\b|\S+)\s*")  # a size is one
-# Where a word that is too wide is broken: a path behind a folder first, then a name behind a part.
+# The places where a word that is too wide is broken: after a folder of a path, then within a name.
 _PARTS: Final = (re.compile(r"[^/]*/+|[^/]+"), re.compile(r"[^@_-]*[@_-]+|[^@_-]+"))
 _GAP: Final = 2  # between columns
-_NARROW: Final = 10  # a column of so many cells is never made narrower: sizes, counts
+_NARROW: Final = 10  # columns this narrow are never made narrower: sizes, counts
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` cells; a wider word is broken behind a / or @ _ - in it."""
+    """Lines of at most `width` cells; a wider word is broken after a / or @ _ - in it."""
     lines = [""]
     for piece in _pieces(text, width):
         if cell_len((lines[-1] + piece).rstrip()) > width and lines[-1]:
@@ -26,7 +26,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def in_lines(parts: Sequence[str], width: int) -> list[str]:
-    """Parts, two spaces between them, in lines of at most `width` cells; no part is broken."""
+    """Parts, separated by two spaces, in lines of at most `width` cells; no part is broken."""
     lines: list[str] = []
     for part in parts:
         if lines and cell_len(lines[-1]) + _GAP + cell_len(part) <= width:
@@ -37,14 +37,14 @@ def in_lines(parts: Sequence[str], width: int) -> list[str]:
 
 
 def cut(text: str, width: int) -> str:
-    """Text cut where it is wider, which its end says."""
+    """Text cut to `width`, with a mark at its end if it was wider."""
     return text if cell_len(text) <= width else chop_cells(text, max(width, 2) - 1)[0] + "\u2026"
 
 
 def column_widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The widths of a table's columns, its head among the rows, so that it fits where it can.
+    """The widths of a table's columns, its head among the rows, so that it fits if it can.
 
-    What is taken away is taken from the widest.
+    The widest columns are narrowed first.
     """
     natural = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     room = width - _GAP * (len(natural) - 1)
@@ -55,13 +55,13 @@ def column_widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
 
 
 def _pieces(text: str, width: int) -> Iterator[str]:
-    """What a line can be broken behind."""
+    """The pieces between which a line can be broken."""
     for word in _WORD.findall(text.lstrip()):
         yield from _broken(word, width, _PARTS)
 
 
 def _broken(word: str, width: int, marks: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """A word where it fits, else its parts: behind the first of `marks`, behind the next, ..."""
+    """A word if it fits, else its parts: split after the first of `marks`, then after the next."""
     if cell_len(word.rstrip()) <= width:
         yield word
     elif not marks:

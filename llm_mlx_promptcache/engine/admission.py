@@ -1,8 +1,9 @@
-"""How many requests may hold layers at once: padding is what costs, not their number.
+"""Admission of requests by the memory of their layers: padding costs, not their number.
 
 A batch holds as many tokens for each of its rows as the longest has, so a short request beside a
-long one can double what the long one takes: it takes its steps apart. What an answer may come to is
-no measure (nobody knows where it ends, and most end soon): what it holds soon is.
+long one can double what the long one takes: it steps apart. Requests are measured by what they will
+hold soon, not by the longest answer they may give: nobody knows where an answer ends, and most end
+early.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What one turn of a conversation takes at most, times its rows: docs/apple-silicon.md.
+# The peak memory of one turn, as a multiple of its rows: docs/apple-silicon.md.
 PEAK: Final = 1.25
 
-# More answers than this at once make each of them slow and gain little.
+# More answers at once than this slow each of them down and gain little.
 _MOST_REQUESTS = 32
-# A batch may hold so many times the tokens of its rows.
+# A batch may hold this many times the tokens of its rows.
 _PADDING = 1.5
-# A request is expected to hold so many tokens more than now, where it may have them.
+# A request is expected to grow by this many tokens, as far as its limit allows.
 _AHEAD = 512
-# One that doesn't fit lets so many pass that came later and do; then it is its turn.
+# A request that doesn't fit lets this many later ones pass; then it is next.
 MOST_PASSED = 8
 
 
 class RequestMemory:
-    """What requests may take of this machine, in bytes; the same for all models of a process.
+    """The memory that requests may take, in bytes; shared by all models of a process.
 
-    It changes when a model is loaded. Where it `refuses`, what can't fit is not begun.
+    It changes when a model is loaded. With `refuses`, a request that can't fit is not begun.
     """
 
     def __init__(self, limit: int, *, refuses: bool = False) -> None:
@@ -47,13 +48,13 @@ class RequestMemory:
 
     @classmethod
     def of_machine(cls) -> RequestMemory:
-        """What there is now, for who shares nothing out."""
+        """The limit as this machine stands now, for callers that share nothing out."""
         memory = device_memory()
         return cls(shares(memory, active()).requests, refuses=memory.gpu)
 
 
 class Admission:
-    """What requests of one model may take of `memory`; `needs` is what its layers take."""
+    """The limit on one model's requests within `memory`; `needs` is what its layers take."""
 
     def __init__(self, memory: RequestMemory | None = None, needs: Needs | None = None) -> None:
         self._memory = RequestMemory.of_machine() if memory is None else memory
@@ -63,29 +64,29 @@ class Admission:
         self._told = False
 
     def measure(self, layers: Sequence[Any], tokens: int) -> None:
-        """Learn what a token takes from layers that hold so many."""
+        """Learn the size of a token from layers that hold `tokens` of them."""
         # Buffers grow by 256 rows, and states are as large for one token as for all.
         if tokens >= self._seen:
             held = sum(layer.nbytes for layer in layers)
             self._seen, self._per_token = tokens, held / max(1, -(-tokens // 256) * 256)
 
     def admits(self, tokens: int, others: Sequence[int]) -> bool:
-        """Whether a request that is expected to hold so many tokens fits beside the others.
+        """True if a request that is expected to hold `tokens` fits beside the others.
 
-        One alone always does: what would not fit then was refused before it came here.
+        One alone always fits: `check` has refused what would not.
         """
         if not others:
             return True
         if len(others) >= _MOST_REQUESTS:
             return False
-        # Those that would be padded more step in batches of their own.
+        # Requests that would be padded more step in batches of their own.
         held = min(padded(tokens, others), _PADDING * (tokens + sum(others)))
         return self.holds(held)
 
     def check(self, tokens: int, limit: int, kv: KVSettings | None = None) -> None:
-        """PromptTooLargeError where a prompt can't fit, even alone, with an answer's beginning.
+        """PromptTooLargeError where a prompt and the start of its answer can't fit, even alone.
 
-        On a CPU, whose system swaps, that it may not is one warning.
+        On a CPU, whose system can swap, this is one warning instead.
         """
         if self._needs is None:
             return
@@ -105,20 +106,20 @@ class Admission:
             _log.warning("%s; this machine may swap now", told)
 
     def holds(self, tokens: float) -> bool:
-        """Whether layers for so many tokens, padding included, keep to the limit."""
+        """True if layers for so many tokens, padding included, stay within the limit."""
         return tokens * self._per_token <= self._memory.limit
 
 
 def expected(held: int, left: int) -> int:
-    """How many tokens a request holds soon that holds so many, and wants at most `left` more."""
+    """The tokens that a request with `held` of them will hold soon, at most `left` more."""
     return held + min(left, _AHEAD)
 
 
 def padded(tokens: int, others: Sequence[int]) -> int:
-    """The tokens that a batch of all of them holds room for."""
+    """The tokens that a batch of all of them has room for."""
     return (len(others) + 1) * max(tokens, *others)
 
 
 def fits_together(tokens: int, others: Sequence[int]) -> bool:
-    """Whether a batch of them would hold little more than the requests themselves."""
+    """True if a batch of them would hold little more than the requests themselves."""
     return padded(tokens, others) <= _PADDING * (tokens + sum(others))

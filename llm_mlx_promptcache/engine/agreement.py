@@ -21,7 +21,7 @@ class Fetching(Protocol):
     """One prompt in one rank's cache."""
 
     def reach(self, most: int) -> Reach:
-        """Where it could resume, no further than `most`."""
+        """The place where it could resume, no further than `most`."""
 
     def take(self, most: int) -> Lease:
         """The layers for as much of it, no more than `most`."""

@@ -1,8 +1,8 @@
 """Ahead: while the user reads, the beginning of the next turn is prefilled.
 
-Templates render an answer in another way once it is history: thinking is left out, calls are
-written anew, and something stands behind it. That much of the next prompt is known as soon as the
-answer is. Nobody waits for this work: it goes a step at a time, and gives way to any request.
+Templates render an answer differently once it is history: thinking is left out, calls are
+rewritten, and something follows it. That much of the next prompt is known as soon as the answer is.
+Nobody waits for this work: it goes a step at a time, and gives way to any request.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .sequence import Sequence
 
 _log = logging.getLogger(__name__)
 
-# Answers whose next turn is thought of, the latest ones: as many users may read at once.
+# Work ahead covers the latest answers, this many: as many users may read at once.
 _MOST_ANSWERS = 8
-# What one answer may cost; a longer change is left to its turn from there on.
+# The budget of one answer; the rest of a longer change is left to its turn.
 _MOST_TOKENS = 8192
 
 
 class Answered(NamedTuple):
-    """An answer that is read now: its request, the tokens in its layers, and when these began."""
+    """An answer being read: its request, the tokens in its layers, and when these began."""
 
     prepared: Prepared
     finished: Finished
@@ -58,16 +58,16 @@ class WorkAhead:
         self._answered: list[Answered] = []
         self._under_way: Generator[None] | None = None
         self._failed = False
-        # Whether it was begun since somebody asked last.
+        # True once work has begun since the last request.
         self.begun = False
 
     @property
     def left(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return self._under_way is not None or bool(self._answered)
 
     def note(self, sequence: Sequence, finished: Finished) -> None:
-        """An answer has ended that the user may go on from."""
+        """Note an answer that has ended and that the user may go on from."""
         prepared, handle = sequence.prepared, sequence.handle
         if self._failed or prepared.request.warm or not self._kv.keeps(prepared):
             return
@@ -91,14 +91,14 @@ class WorkAhead:
             _log.warning("no next turn is prefilled before it is asked any more: %s", error)
 
     def make_way(self, request: GenerationRequest) -> None:
-        """Somebody asks: what was computed so far is kept, and what is asked now is not ahead."""
+        """Give way to a request: keep what was computed, and drop its own conversation's work."""
         self._stop()
         self._answered = [
             one for one in self._answered if not goes_on_from(request, one.prepared.request)
         ]
 
     def drop(self) -> None:
-        """Do no more of it; what was computed so far is kept."""
+        """Stop all work ahead; what was computed so far is kept."""
         self._stop()
         self._answered.clear()
 
@@ -114,7 +114,7 @@ class WorkAhead:
             self._under_way = None
 
     def _work(self, answered: Answered) -> Generator[None]:
-        """The work of one answer; after each step somebody else may come."""
+        """The work of one answer; another request may come between its steps."""
         transcripts = []
         for request in next_turns(answered.prepared.request, answered.finished):
             try:
@@ -130,12 +130,12 @@ class WorkAhead:
             yield from self._prefilled(prepared, answered.since)
 
     def _may_go_on(self, answered: Answered, beginning: Transcript) -> bool:
-        """Whether the conversation is still in memory: others may have needed the room."""
+        """True if the conversation is still in memory: others may have needed the room."""
         held = beginning.ids[: common_prefix(beginning.ids, answered.path)]
         return self._kv.is_current(answered.since) and self._kv.holds(answered.prepared, held)
 
     def _prefilled(self, prepared: Prepared, since: Moment) -> Generator[None]:
-        """Prefill a beginning chunk by chunk; whatever ends this, what was computed is kept."""
+        """Prefill a beginning chunk by chunk; however this ends, what was computed is kept."""
         ids = prepared.transcript.ids
         handle = self._kv.lease_ahead(prepared, ids, since)
         done = cached = handle.lease.cached
@@ -146,7 +146,7 @@ class WorkAhead:
                 yield
                 if not self._kv.is_current(since):
                     return
-                # As small as beside answers: who comes meanwhile waits no longer than they would.
+                # As small as beside answers: a new request waits no longer than they would.
                 most = min(plan.size(done, Beside.ANSWERS), last - done)
                 end = self._prefill.chunk(handle, ids, done, most)
                 self._kv.count_ahead(end - done)

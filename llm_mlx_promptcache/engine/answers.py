@@ -1,4 +1,4 @@
-"""One answer as it comes: tokens -> text, reasoning and calls, and the end that sums it up."""
+"""One answer as it comes: tokens -> text, reasoning and calls, then its summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .stopping import StopText
 
 
 class Measured(NamedTuple):
-    """What only the one who runs the model knows: times in seconds, tokens, bytes."""
+    """Measurements that only the model's runner has: times in seconds, tokens, bytes."""
 
     started: float
     load: float
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 
 
 def looked(prepared: Prepared, lease: Lease, fingerprint: str, undrafted: str = "") -> Finished:
-    """What is told of a prompt that nobody answers: what it would reuse."""
+    """The report on a prompt that nobody answers: what it would reuse."""
     prompt = len(prepared.transcript.ids)
     return Finished(
         ids=(),
@@ -56,7 +56,7 @@ def looked(prepared: Prepared, lease: Lease, fingerprint: str, undrafted: str = 
 
 
 class AnswerStream:
-    """Takes tokens and hands out events until the answer has ended (`ended`)."""
+    """A stream that takes tokens and yields events until the answer has ended (`ended`)."""
 
     def __init__(self, prepared: Prepared, tokenizer: TemplateTokenizer) -> None:
         self._prepared = prepared
@@ -83,11 +83,11 @@ class AnswerStream:
 
     @property
     def left(self) -> int:
-        """How many tokens more the answer may have."""
+        """The number of tokens that the answer may still have."""
         return self._prepared.limit - len(self.ids)
 
     def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Iterator[Event]:
-        """What one token completes; sets `ended` with the last one."""
+        """The events that one token completes; sets `ended` with the last one."""
         self._first = self._first or time.perf_counter()
         self.ids.append(token)
         if logprobs is not None:
@@ -100,7 +100,7 @@ class AnswerStream:
         yield from self._show(self._detokenizer.add(token))
 
     def finish(self, measured: Measured, *, whole: bool) -> Iterator[Event]:
-        """What still waits, and `Finished`; `whole`: a grammar could end here."""
+        """The events that still wait, then `Finished`; `whole`: a grammar could end here."""
         yield from self._show(self._detokenizer.finish(), last=True)
         whole = whole if self._prepared.grammar is not None else self._reason == "stop"
         parts, answer = self._parser.finish(whole=whole and not self._stopping.hit)
@@ -120,7 +120,7 @@ class AnswerStream:
     def _finished(self, answer: Answer, measured: Measured) -> Finished:
         now = time.perf_counter()
         first = self._first or now
-        # Of what is warmed the last token is never run.
+        # The last token of a warmed prompt is never run.
         prompt = len(self._prepared.transcript.ids) - self._prepared.request.warm
         reason = self._reason
         if answer.calls and answer.cut is None:
@@ -161,7 +161,7 @@ class AnswerStream:
         )
 
     def _asked(self, answer: Answer, reuse: Reuse) -> Asked | None:
-        """What tells a later turn what this one had; None where nothing of it is kept."""
+        """The record that tells a later turn what this one had; None if nothing of it is kept."""
         prepared = self._prepared
         if reuse.state == "off" or prepared.request.warm:
             return None
@@ -171,7 +171,7 @@ class AnswerStream:
         thought = Message("assistant", answer.text, tool_calls=answer.calls)
         messages = history.messages
         if prepared.request.continue_final:
-            # What it goes on with is its own beginning, and stands before it as no message.
+            # The message that it continues is its own beginning, not one before it.
             messages = digest_of_messages(prepared.request.messages[:-1])
         return Asked(
             messages,
@@ -186,14 +186,14 @@ class AnswerStream:
         )
 
     def _thinks_in_prompt(self) -> bool:
-        """Whether the prompt's end, which no later prompt shows, has marks of thinking."""
+        """True if the prompt's end, which no later prompt shows, has marks of thinking."""
         thinking, transcript = self._prepared.thinking, self._prepared.transcript
         if thinking is None:
             return False
         return thinking.end in self._tokenizer.decode(transcript.ids[transcript.stays :])
 
     def _begun(self) -> Begun:
-        """What this answer went on with, where the prompt's last ids are that and no more."""
+        """The text that this answer went on with, where the prompt's last ids are exactly that."""
         transcript = self._prepared.transcript
         if not transcript.begun:
             return Begun((), "")

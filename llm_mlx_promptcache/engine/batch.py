@@ -1,8 +1,8 @@
 """Batch: answers that take their steps together, a token each.
 
-While a step is read the next pass is on its way: a grammar must see the token for its mask, not
-for the pass. One answer alone runs tokens that its grammar forces all at once; where they are to
-be expected, or a draft is, the token is read first.
+While a step is read the next pass is on its way: a grammar must see the token for its mask, not for
+the pass. One answer alone runs all tokens that its grammar forces at once; if some are expected, or
+a draft is, the token is read first.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .speculation import Agreed, DraftPlan, dispatch, planned, settle
 if TYPE_CHECKING:
     from .draft_probe import DraftProof
 
-# Behind so many tokens with nothing forced the next pass does not wait for the token. Where it
-# forces some after all, that costs a pass, which is about what so many steps without a wait save.
+# After this many tokens with nothing forced the next pass does not wait for the token. If some are
+# forced after all, that costs a pass, about as much as this many steps without a wait save.
 _UNFORCED = 8
 MOST_DRAFTED = 32  # tokens in one pass, forced ones included
 
@@ -38,7 +38,7 @@ class Spoilt(RuntimeError):
 
 
 class LayersState(Enum):
-    """What a batch's layers are."""
+    """The kind and state of a batch's layers."""
 
     ALONE = "the model's own kind"
     TOGETHER = "its batched forms"
@@ -63,11 +63,11 @@ class Batch:
         self._ran: tuple[Any, list[int]] | None = None
 
     def takes(self, layers: Sequence[Any]) -> bool:
-        """Whether another answer with such layers can join."""
+        """True if another answer with such layers can join."""
         return can_batch(layers) and (self.state is LayersState.TOGETHER or can_batch(self._layers))
 
     def join(self, slot: Slot, layers: list[Any], form: BatchForm) -> None:
-        """Another answer takes its steps with these; its list of layers is emptied."""
+        """Join another answer to these; its list of layers is emptied."""
         before, self.state = self.state, LayersState.LOST  # unless all goes well, one by one
         with device.work():
             if before is LayersState.TOGETHER:
@@ -89,7 +89,7 @@ class Batch:
     def leave(self, slot: Slot, behind: int = 0) -> list[Any]:
         """Take an answer out; returns layers that hold `slot.path`.
 
-        The last step brought it so many tokens `behind` its end, which are cut off.
+        The tokens that the last step brought `behind` its end are cut off.
         """
         index = self.slots.index(slot)
         keep = [at for at in range(len(self.slots)) if at != index]
@@ -137,10 +137,10 @@ class Batch:
         return self.leave(slot)
 
     def step(self) -> list[Step]:
-        """Run every slot's next token, choose the one that follows; returns what came of each.
+        """Run every slot's next token, and choose the one that follows; returns each slot's result.
 
-        Where it raises, the layers are of no use any more, and the slots can start again elsewhere
-        at their `path` and `last`: all of them where it is Spoilt.
+        If it raises, the layers are of no more use, and the slots can start again elsewhere at
+        their `path` and `last`: all of them if it is Spoilt.
         """
         marks = [(slot.sampler.mark(), slot.likely, slot.chosen_at) for slot in self.slots]
         self._read = self._ran = None
@@ -156,7 +156,7 @@ class Batch:
                 if self._read is None:
                     slot.rewind()
                 elif slot.pending is Pending.CHOSEN:
-                    # Its grammar has been told this token already; who asked has not.
+                    # Its grammar has been told this token already; its reader has not.
                     slot.owes(self._read[at])
             raise
 
@@ -200,13 +200,13 @@ class Batch:
         ]
 
     def _run(self, tokens: list[int], least: int, *, masked: bool) -> mx.array:
-        """A pass over known tokens, behind the first `least` of which the answer may end."""
+        """A pass over known tokens, after `least` or more of which the answer may end."""
         if len(tokens) > least and can_rewind(self._layers):
             self._ran = marks_of(self._layers, least=least), tokens
         return self._pass(mx.array([tokens]), masked=masked)
 
     def _pass(self, tokens: mx.array, *, masked: bool) -> mx.array:
-        """Logits behind tokens, which are on their way where a mask is made meanwhile."""
+        """Logits behind tokens, already on their way while a mask is made."""
         logits = forward(self._model, self._layers, tokens)
         if masked:
             mx.async_eval(logits)  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ class Batch:
         return self._read
 
     def _known(self, tokens: mx.array) -> list[int]:
-        """Tokens that were chosen; Spoilt where the device failed before they were read."""
+        """Tokens that were chosen; Spoilt if the device failed before they were read."""
         read = cast("list[int]", tokens.tolist())
         if device.failures() != self._since:
             raise Spoilt("the device failed meanwhile, so these answers choose their tokens again")
@@ -226,18 +226,18 @@ class Batch:
 
     @staticmethod
     def _expects_run(slot: Slot) -> bool:
-        """Whether this step's token is worth waiting for: a grammar may force what follows it."""
+        """True if this step's token is worth waiting for: a grammar may force what follows it."""
         forces = slot.constraint is not None and slot.logprobs is None
         return forces and slot.unforced < _UNFORCED
 
     def _expects_draft(self, slot: Slot) -> bool:
-        """Whether this step's token is worth waiting for: what follows it may be known already."""
+        """True if this step's token is worth waiting for: what follows it may be known already."""
         if self._drafts is None or slot.drafter is None or slot.error is not None:
             return False
         return slot.drafter.expects(slot.path)
 
     def _speculated(self, slot: Slot, known: list[int]) -> Step | None:
-        """Run a draft behind the tokens that are known; None where there is none."""
+        """Run a draft behind the known tokens; None if there is none."""
         assert slot.drafter is not None
         if slot.error is not None:
             return None
@@ -255,7 +255,7 @@ class Batch:
         plan = planned(draft, slot.constraint, runs=slot.logprobs is None, most=most)
         if not plan.guesses:
             return None
-        # Where this fails, what is told again is `known[0]`: the run behind it is forced anew.
+        # If this fails, `known[0]` is told again, and the run behind it is forced again.
         taken_back = len(plan.guesses) + len(known) - 1
         try:
             ran = dispatch(self._model, self._layers, known, plan, slot)
@@ -270,7 +270,7 @@ class Batch:
         return self._agreed(slot, plan, known, agreed)
 
     def _agreed(self, slot: Slot, plan: DraftPlan, known: list[int], agreed: Agreed) -> Step:
-        """Tell what a draft came to, and go on behind it."""
+        """The result of a draft; the batch goes on behind it."""
         assert slot.drafter is not None
         right = len(agreed.tokens)
         offered = sum(not guess.forced for guess in plan.guesses)
@@ -285,7 +285,7 @@ class Batch:
         return self._told(slot, [*known, *agreed.tokens], likely)
 
     def _consume(self, slot: Slot, value: int, *, alone: bool) -> list[int]:
-        """Tell a slot's grammar its token; returns those that must follow, where they may run."""
+        """Tell a slot's grammar its token; returns those that must follow, if they may run."""
         constraint = slot.constraint
         if constraint is None or slot.error is not None:
             return []
@@ -308,7 +308,7 @@ class Batch:
 
     @staticmethod
     def _room(slot: Slot, count: int) -> int:
-        """Rows are quantised between two tokens, so no run of them passes that place."""
+        """At most `count` tokens, up to the place where rows are quantised, which no run passes."""
         if slot.kv is None or len(slot.path) >= slot.kv.start:
             return count
         return min(count, slot.kv.start - len(slot.path) - 1)
@@ -318,7 +318,7 @@ class Batch:
             quantise(self._layers, slot.kv)
 
     def _chosen(self, logits: mx.array) -> mx.array:
-        """Each slot's next token; the likeliest are found at once for all who take them."""
+        """Each slot's next token; the likeliest are found at once for all slots that take them."""
         plain = [slot.constraint is None and slot.sampler.takes_likeliest for slot in self.slots]
         likeliest = mx.argmax(logits, axis=-1).astype(mx.int32) if sum(plain) > 1 else None
         tokens = []
@@ -328,7 +328,7 @@ class Batch:
         return likeliest if likeliest is not None and all(plain) else mx.concatenate(tokens)
 
     def _choose(self, slot: Slot, logits: mx.array, taken: mx.array | None = None) -> mx.array:
-        """A slot's next token, [1]; one that can't choose gets any, and says why."""
+        """A slot's next token, [1]; one that can't choose gets any, and an error."""
         try:
             if slot.error is None:
                 token = taken

@@ -1,4 +1,4 @@
-"""Layers of several requests as one batch's: put together, taken apart, and which can be."""
+"""Layers of several requests as one batch's: joined, taken apart, and which kinds can be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCHED = (KVCache, RotatingKVCache, ArraysCache)
 
 
 class BatchForm(Enum):
-    """How a model's answers take their steps together, if at all."""
+    """The way a model's answers take their steps together, if at all."""
 
     ALONE = "alone"
     PLAIN = "plain"  # over mlx-lm's batched layers
@@ -44,7 +44,7 @@ class GroupedKVCache(BatchKVCache):  # type: ignore[misc]
 
 
 def can_batch(layers: Sequence[Any]) -> bool:
-    """Whether layers of these kinds have a batched form; a model must show that it goes with it."""
+    """True if these layers have a batched form; whether the model agrees is for its trial."""
     for layer in layers:
         if type(layer) is CacheList:
             if not can_batch(layer.caches):
@@ -55,7 +55,7 @@ def can_batch(layers: Sequence[Any]) -> bool:
 
 
 def can_group(layers: Sequence[Any]) -> bool:
-    """Whether the form GROUPED goes with these layers."""
+    """True if the form GROUPED works with these layers."""
     return all(type(layer) is KVCache for layer in layers)
 
 
@@ -83,7 +83,7 @@ def extend(batch: Sequence[Any], layers: list[Any]) -> None:
 
 
 def _groups(layers: Sequence[Any]) -> Groups:
-    """What waits for joined layers a few at a time, so that little is held twice."""
+    """The groups in which joined layers are evaluated, so that little is held twice."""
     return Groups(Counter(type(layer) for layer in layers))
 
 

@@ -1,9 +1,9 @@
-"""Whether a model's answers together equal its answers alone: asked of the model, once.
+"""The trial of batching: a model runs a few steps together and alone, once, and must agree.
 
-Classes of layers don't tell: the faults are in models' own code, which takes positions from padded
-rows or lays a mask over the wrong axis. So before its first batch each model takes a few steps in
-one: rows of different lengths are prefilled alone, merged, joined, left and taken out as the engine
-does it, and held against the same steps alone.
+The classes of layers don't tell: the faults are in models' own code, which takes positions from
+padded rows or lays a mask over the wrong axis. So before its first batch each model takes a few
+steps in one: rows of different lengths are prefilled alone, merged, joined, left and taken out as
+the engine does it, and compared with the same steps alone.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _STARTS, _STEPS = (3, 7, 13), (5, 4, 2)
 # The longest row begins past its window, the middle one crosses it in the batch, the short one
 # fills it: so all are seen, whatever the size of the model's own window.
 _WINDOW = 8
-# How far answers together may be from those alone: times the model's own rounding; and, where that
+# The tolerance between answers together and alone: times the model's own rounding; and, where that
 # is less, times the last bit of the largest logit, or law 1's bound for float32. A model whose own
 # answer depends on the chunks for other reasons gets no more than a part of its logits' range.
 _TIMES_OWN, _TIMES_LAST_BIT, _LEAST, _MOST_OF_RANGE = 4.0, 2.0, 1e-4, 0.05
 
-# What so few tokens can't show, found in mlx-lm's source: by the module of the model's class.
+# Faults that so few tokens can't show, found in mlx-lm's source, by the model's module.
 _NEVER = {
     "mlx_lm.models.minimax_m3_vl": "its sparse attention cuts padded rows into other blocks,"
     " once they are longer than it looks at whole",
@@ -51,9 +51,9 @@ _NEVER = {
 
 
 class Verdict(NamedTuple):
-    """How a model's answers may be batched, and why not where they may not.
+    """The way a model's answers may be batched, and why not where they may not.
 
-    `lasting`: it was found out, and need not be asked again.
+    `lasting`: it was measured, and need not be measured again.
     """
 
     form: BatchForm
@@ -62,7 +62,7 @@ class Verdict(NamedTuple):
 
 
 class BatchProof:
-    """One model's verdict: remembered from an earlier process, or found out when first asked."""
+    """One model's verdict: remembered from an earlier process, or found when first asked."""
 
     def __init__(self, model: nn.Module, identity: str, facts: ModelFacts) -> None:
         self._model = model
@@ -72,7 +72,7 @@ class BatchProof:
 
     @property
     def form(self) -> BatchForm:
-        """How answers go together; ALONE where they would not be what they are alone."""
+        """The way answers go together; ALONE where batching would change them."""
         if self._verdict is None:
             self._verdict = self._remembered() or self._found()
             if self._verdict.form is BatchForm.ALONE:
@@ -101,7 +101,7 @@ class BatchProof:
 
 
 def _may_be(model: nn.Module, form: BatchForm) -> bool:
-    """Whether a verdict that was written down is one that this model can have."""
+    """True if a remembered verdict is one that this model can have."""
     if form is BatchForm.ALONE:
         return True
     layers = make_layers(model)
@@ -110,11 +110,11 @@ def _may_be(model: nn.Module, form: BatchForm) -> bool:
 
 
 def prove(model: nn.Module, number: Number | None = None, *, grouped: bool = True) -> Verdict:
-    """Run a model alone and in batches: 20 passes at most, over 15 tokens and less.
+    """Run a model alone and in batches: 20 passes at most, over 15 tokens or fewer.
 
-    Nothing raises: who can't be asked steps alone, until another process asks. `number` reads a
-    scalar: where several ranks ask one model, all must read the same. Without `grouped` that form
-    is not tried.
+    Nothing raises: a model that can't be tried steps alone, until another process tries it.
+    `number` reads a scalar: if several ranks ask one model, all must read the same. Without
+    `grouped` that form is not tried.
     """
     layers = make_layers(model)
     if not can_batch(layers):
@@ -155,7 +155,7 @@ class _Alone:
         self.tolerance = self._tolerance(logits)
 
     def _run(self) -> dict[int, mx.array]:
-        """The logits of each step, by its position; what no row steps over is prefilled."""
+        """The logits of each step, by position; other positions are prefilled."""
         layers, logits, done = _narrowed(make_layers(self.model)), {}, 0
         for start, steps in zip(_STARTS, _STEPS, strict=True):
             if done < start:
@@ -170,7 +170,7 @@ class _Alone:
         return logits
 
     def _tolerance(self, logits: dict[int, mx.array]) -> float:
-        """How far other logits may be off: judged by those of the whole run in one chunk."""
+        """The most that other logits may be off: judged by the whole run in one chunk."""
         layers = make_layers(self.model)
         most = _WINDOW if _has_windows(layers) else len(self.tokens)
         whole = self.model(mx.array([self.tokens]), cache=layers)
@@ -187,7 +187,7 @@ class _Alone:
 
 
 def _agrees(alone: _Alone, form: BatchForm) -> tuple[Verdict, int]:
-    """What batches of this form come to, and after how many steps that was known."""
+    """The verdict on batches of this form, and the number of steps that it took."""
     passed = [0] * len(_STARTS)
     steps = 0
     try:
@@ -232,7 +232,7 @@ def _together(alone: _Alone, form: BatchForm) -> Iterator[tuple[list[int], mx.ar
 
 
 def _narrowed(layers: Sequence[Any]) -> list[Any]:
-    """New layers with windows that few tokens fill; what a model does past them then shows.
+    """New layers with windows that few tokens fill, so that a model's steps past them show.
 
     Chunks then see more than steps do, so only steps are compared past such a window.
     """

@@ -1,4 +1,4 @@
-"""All answers of a model that are being decoded, in batches of those that go well together."""
+"""All answers of a model that are being decoded, grouped into batches that keep padding small."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Batches:
-    """Slots take their steps together where the model was seen to, and padding stays small."""
+    """Slots that step together where the model passed its trial and padding stays small."""
 
     def __init__(
         self, model: nn.Module, proof: BatchProof, drafts: DraftProof | None = None
@@ -32,7 +32,7 @@ class Batches:
         self._together = True
 
     def add(self, slot: Slot, layers: list[Any]) -> None:
-        """An answer begins; the list of layers is this object's from now on."""
+        """Add an answer; the list of layers is this object's from now on."""
         for batch in self._all():
             if self._takes(batch, slot, layers):
                 batch.join(slot, layers, self._proof.form)
@@ -43,16 +43,16 @@ class Batches:
     def step(self) -> Iterator[tuple[Slot, Step]]:
         """One step of every slot.
 
-        Where slots fail together, each starts again alone: one of them, or batches of this model,
-        may be at fault. One that fails alone has its error. Nobody steps behind a failure: whose
-        work it was, nobody knows.
+        Slots that fail together each start again alone: one of them, or batches of this model, may
+        be at fault. One that fails alone gets its error. No slot steps after a failure, since
+        nobody knows whose work it was.
         """
         before = device.failures()
         for batch in self._all():
             slots = list(batch.slots)
             try:
                 steps = batch.step()
-            except Spoilt:  # who owns these slots sees that, and has them begin again
+            except Spoilt:  # the owner of these slots sees it, and has them begin again
                 return
             except Exception as error:
                 steps = self._failed(slots, error, batch.state)
@@ -73,7 +73,7 @@ class Batches:
         return self._of[slot].layers_of(slot)
 
     def leave(self, slot: Slot, behind: int = 0) -> list[Any]:
-        """An answer has ended, so many tokens before its last step did (`behind`).
+        """Remove an answer that ended `behind` tokens before its last step did.
 
         Returns its layers, empty where a failure took them.
         """
@@ -86,13 +86,13 @@ class Batches:
 
     @property
     def tokens(self) -> int:
-        """How many tokens all batches hold room for, padding included."""
+        """The number of tokens that all batches have room for, padding included."""
         return sum(
             len(batch.slots) * max(len(slot.path) for slot in batch.slots) for batch in self._all()
         )
 
     def suspend(self, slot: Slot) -> list[Any]:
-        """An answer goes on later, at its `path` and `last`; returns its layers, as `leave`."""
+        """Remove an answer that goes on later, at its `path` and `last`; returns its layers."""
         batch = self._of.pop(slot)
         try:
             return batch.suspend(slot)
@@ -105,16 +105,14 @@ class Batches:
         return Batch(self._model, slot, layers, self._drafts)
 
     def _takes(self, batch: Batch, slot: Slot, layers: list[Any]) -> bool:
-        """Whether a slot can join others; what takes time to find out is asked last."""
+        """True if a slot can join others; the check that may take time comes last."""
         if not self._together or not _fits(batch, slot) or not batch.takes(layers):
             return False
         return self._proof.form is not BatchForm.ALONE
 
     def _failed(self, slots: list[Slot], error: Exception, state: LayersState) -> list[Step]:
-        if (
-            len(slots) == 1 and state is not LayersState.LOST
-        ):  # what its layers still are is for `leave` to give back
-            return [Step([], error=error)]
+        if len(slots) == 1 and state is not LayersState.LOST:
+            return [Step([], error=error)]  # `leave` gives back what its layers still hold
         self._together = False
         for slot in slots:
             del self._of[slot]

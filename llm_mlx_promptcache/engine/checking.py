@@ -1,4 +1,4 @@
-"""Whether an answer fits what it was asked to be, where no grammar could hold it to that."""
+"""Checks of answers against what was asked, where no grammar could enforce it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .request import GenerationRequest
 def misfits_of(
     answer: Answer, request: GenerationRequest, grammar: Grammar | None
 ) -> tuple[Misfit, ...]:
-    """What calls and document break of their schemas; nothing where a grammar held all of these."""
+    """The parts of their schemas that calls and document break; none if a grammar held all."""
     unheld = {one.tool for one in grammar.unheld} if grammar is not None else set()
     misfits = list(_of_calls(answer, request, None if grammar is None else unheld))
     document = request.schema is not None and not answer.calls and answer.cut is None

@@ -1,7 +1,7 @@
-"""ChunkPlanner: how many tokens of a prompt run at once, everywhere in this project.
+"""ChunkPlanner: the number of tokens of a prompt that run at once, everywhere in this project.
 
-A chunk can't be stopped half way: whoever comes meanwhile, or wants to leave, waits for its end. So
-chunks are sized in time, out of a speed that is remembered for each model and device.
+A chunk can't be stopped half way: a new request, or a reader that leaves, waits for its end. So
+chunks are sized in time, by a speed that is remembered for each model and device.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..models.facts import ModelFacts, model_facts
 CHECKPOINT = 4096
 
 _KIND = "prefill"
-# Attention makes a token dearer the more stand before it: each band of positions has its own speed,
+# Attention makes a token dearer the more come before it: each band of positions has its own speed,
 # 0 to 1,023, 1,024 to 2,047, and then each twice as long as the one before.
 _BAND = 1024
 _BANDS = 16
-# A remembered speed stands until three chunks say that it is off by so much: sizes don't waver.
+# A remembered speed stands until three chunks show it off by this factor: sizes don't waver.
 _OFF = 2.0
 _ENOUGH = 3
 _SANE = (1e-7, 60.0)  # seconds a token
 
 
 class ChunkSizes(NamedTuple):
-    """What chunks should take, in seconds, and their bounds in tokens, all powers of two.
+    """The time that chunks should take, in seconds, and their limits in tokens, all powers of two.
 
     `shared` and `least_shared` hold while others answer; `unknown` is the size until a speed is
     known.
@@ -49,23 +49,23 @@ class ChunkSizes(NamedTuple):
         return cls(1.0, 1.0, size, size, size, size)
 
 
-# On the CPU the attention of a chunk is materialised, and a pass costs about as much as 15 tokens,
-# fewer where many stand before: there small chunks do. `python benchmarks/fairness.py curve` tells.
+# On the CPU a chunk's attention is materialised, and a pass costs about as much as 15 tokens, less
+# deep in a prompt: small chunks do. `python benchmarks/fairness.py curve` measures it.
 _CPU = ChunkSizes(0.5, 0.15, 16, 16, unknown=256, most=256)
-# On a GPU a pass reads all weights whatever its tokens, so chunks are longer; Ctrl-C and whoever
-# comes still wait about a second, and no command runs into a watchdog far into a prompt.
+# On a GPU a pass reads all weights whatever its tokens, so chunks are longer; Ctrl-C and new
+# requests still wait about a second, and no command runs into a watchdog far into a prompt.
 _GPU = ChunkSizes(1.0, 0.15, 64, 32, unknown=256, most=2048)
 
 
 class Beside(Enum):
-    """Who waits for the end of a chunk."""
+    """The one who waits for the end of a chunk."""
 
     NOBODY = "nobody"
     ANSWERS = "answers"
 
 
 class ChunkPlanner:
-    """The sizes of one model's chunks, and how fast it was seen to prefill.
+    """The sizes of one model's chunks, and the speed at which it was seen to prefill.
 
     `identity` is its fingerprint; without one nothing is remembered beyond this object.
     """
@@ -86,7 +86,7 @@ class ChunkPlanner:
 
     @property
     def knows(self) -> bool:
-        """Whether any speed is known."""
+        """True if any speed is known."""
         return bool(self._known)
 
     def begin(self) -> ChunkPlan:
@@ -94,7 +94,7 @@ class ChunkPlanner:
         return ChunkPlan(self)
 
     def alone(self, length: int) -> Iterator[tuple[int, int]]:
-        """Where the chunks of a prefill start and end that nobody waits for."""
+        """The (start, end) of each chunk of a prefill that nobody waits for."""
         plan, start = self.begin(), 0
         while start < length:
             end = min(start + plan.size(start), length)
@@ -102,7 +102,7 @@ class ChunkPlanner:
             start = end
 
     def size(self, start: int, beside: Beside = Beside.NOBODY) -> int:
-        """Tokens of a chunk from `start` on, as far as speeds are known now: a power of two."""
+        """Tokens of a chunk from `start` on, by the speeds known now: a power of two."""
         sizes, shared = self._sizes, beside is Beside.ANSWERS
         seconds = sizes.shared if shared else sizes.whole
         each = self._each(_band(start))
@@ -114,11 +114,11 @@ class ChunkPlanner:
         )
 
     def observe(self, start: int, count: int, seconds: float) -> None:
-        """Learn from a chunk; what is found out is remembered for this model and device."""
+        """Learn from a chunk; the speed found is remembered for this model and device."""
         band, each = _band(start), seconds / count
         if not _SANE[0] <= each <= _SANE[1]:
             return
-        # The first one also reads weights and makes kernels; of small ones the pass is most.
+        # The first one also reads weights and makes kernels; in small ones the pass dominates.
         if self._first is None:
             self._first = each
             return
@@ -150,7 +150,7 @@ class ChunkPlanner:
         return (end - start) / seconds if seconds else None
 
     def _each(self, band: int) -> float | None:
-        """Seconds a token in a band: as measured, or as the nearest ones let expect."""
+        """Seconds a token in a band: measured, or estimated from the nearest bands."""
         known = self._known
         deeper = [other for other in known if other >= band]
         if deeper:
@@ -165,11 +165,11 @@ class ChunkPlanner:
 
 
 class ChunkPlan:
-    """The chunks of one prefill: a size for each band of positions, which stays once it was used.
+    """The chunks of one prefill: one size for each band of positions, fixed once it is used.
 
     So a prompt that runs alone is cut at the same positions whatever the clock says meanwhile, and
-    its rounding is the same each time. Only the prefill that finds out how fast the model is
-    follows what it finds.
+    its rounding is the same each time. Only the prefill that first measures the model's speed
+    adapts as it goes.
     """
 
     def __init__(self, planner: ChunkPlanner) -> None:
@@ -188,12 +188,12 @@ class ChunkPlan:
 
 
 def chunk_end(start: int, last: int, stops: Collection[int], most: int) -> int:
-    """Where a chunk of at most `most` tokens ends, which passes none of `stops`."""
+    """The end of a chunk of at most `most` tokens, which passes none of `stops`."""
     return min(start + most, last, *(stop for stop in stops if start < stop))
 
 
 def checkpoints(length: int) -> range:
-    """Where a prefill of so many tokens stops for what can't be cut, beside messages' ends."""
+    """The positions, besides messages' ends, where a prefill stops for layers that can't be cut."""
     return range(CHECKPOINT, length, CHECKPOINT)
 
 
@@ -211,7 +211,7 @@ def _power_of_two(most: int) -> int:
 
 
 def _checked(remembered: Any) -> dict[int, float]:
-    """What a file of facts holds, where it is speeds by band; else nothing."""
+    """The speeds by band in a file of facts; nothing where it holds anything else."""
     if not isinstance(remembered, dict):
         return {}
     known = {}

@@ -33,9 +33,9 @@ _REASON_LIMIT = 200
 
 
 def grammar_tokenizer(wrapper: Any, vocab_size: int) -> LLTokenizer:
-    """Llguidance's view of mlx-lm's `TokenizerWrapper`, of `vocab_size` columns; keep it.
+    """The view of mlx-lm's `TokenizerWrapper` for llguidance, of `vocab_size` columns; keep it.
 
-    Takes most of a second for a vocabulary of 50,000. GrammarError where there is no such view.
+    Takes most of a second for a vocabulary of 50,000. GrammarError if there is no such view.
     """
     inner = wrapper._tokenizer  # the wrapper itself is no tokenizer to llguidance
     try:
@@ -54,25 +54,25 @@ def _end_ids(wrapper: Any) -> list[int]:
     return [own, *(token for token in ends if token != own)] if own in ends else ends
 
 
-# White space that models write before their reasoning, and between it and what the grammar
-# holds, in tokens.
+# White space that models write before their reasoning, and between it and the answer that the
+# grammar holds, in tokens.
 _MOST_GAP = 2
 
 
 class Allowed(NamedTuple):
-    """What may come next: for each token whether, packed in bits where the device unpacks them."""
+    """The tokens that may come next, packed in bits where the device unpacks them."""
 
     tokens: mx.array | np.ndarray[Any, Any]
 
     def applied(self, logits: mx.array) -> mx.array:
-        """The logits, [1, vocab_size], with minus infinity for what may not come."""
+        """The logits, [1, vocab_size], with minus infinity for the other tokens."""
         if isinstance(self.tokens, mx.array):
             return _where(self.tokens, logits)
         return _metal(self.tokens, logits)
 
 
 class _Phase(Enum):
-    """Whether the grammar holds what comes next."""
+    """The grammar's hold on what comes next."""
 
     WAITING = auto()  # for the end of reasoning: all but the answer's end may come
     FIRST = auto()  # it holds how the answer begins, where reasoning may begin too
@@ -81,7 +81,7 @@ class _Phase(Enum):
 
 
 class _Waiting(NamedTuple):
-    """How far the end of reasoning has come, and what may be the beginning of a call."""
+    """The progress of the mark that ends reasoning, and what may be the beginning of a call."""
 
     tail: bytes
     heard: bytes
@@ -89,9 +89,9 @@ class _Waiting(NamedTuple):
 
 
 class Constraint:
-    """What one answer may still say. With `thinking` the grammar begins where reasoning ends.
+    """The grammar's hold on one answer; with `thinking` it begins where reasoning ends.
 
-    That end is waited for, or the mark with which a call begins.
+    It waits for that end, or for the mark that begins a call.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Constraint:
         waits = thinking is not None and thinking.opened
         self._phase = _Phase.WAITING if waits else _Phase.FIRST
         self._tail = b""  # may be the beginning of the mark behind reasoning
-        # What begins a call, and the end of what was said while it waited.
+        # The mark of a call, and the end of the text heard while waiting for it.
         self._opening, self._heard = grammar.opening.encode(), b""
         self._guessed: list[_Waiting] = []  # where it stood before each guess while it waited
         self._broken = False  # a guess was too much for the matcher: there are no more
-        self._unclear = 0  # tokens that may begin reasoning, and what the grammar holds as well
+        self._unclear = 0  # tokens that may begin reasoning, and that the grammar allows too
 
     @property
     def _holds(self) -> bool:
@@ -126,24 +126,24 @@ class Constraint:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but the end can follow."""
+        """True if only the end can follow."""
         return self._phase is _Phase.ENDED or (self._holds and self._matcher.is_stopped)
 
     @property
     def complete(self) -> bool:
-        """Whether the answer may end here: it is whole, even if a limit ends it."""
+        """True if the answer may end here: it is whole, even if a limit ends it."""
         if self._holds:
             return self._matcher.is_accepting
         return self._phase is _Phase.ENDED
 
     def mask(self, logits: mx.array) -> mx.array:
-        """The logits, [1, vocab_size], with minus infinity for what can't follow."""
+        """The logits, [1, vocab_size], with minus infinity for tokens that can't follow."""
         return self.allowed().applied(logits)
 
     def allowed(self) -> Allowed:
-        """What may come next, as it stands now."""
+        """The tokens that may come next, as it stands now."""
         if self._phase is _Phase.WAITING:
-            # What must follow the reasoning would be missing, and nobody would know.
+            # An end here would leave out what must follow the reasoning, and nobody would know.
             return Allowed(self._all_but_end)
         if self.finished:
             return Allowed(self._end_mask)
@@ -155,9 +155,9 @@ class Constraint:
 
     @property
     def can_go_back(self) -> bool:
-        """Whether tokens that are consumed now may be taken back.
+        """True if tokens consumed now may be taken back.
 
-        The grammar holds them all, or none of them while it waits.
+        The grammar then holds all of them, or none while it waits.
         """
         if self._phase is _Phase.WAITING:
             return True
@@ -165,7 +165,7 @@ class Constraint:
         return holds and not self._broken and not self._matcher.is_stopped
 
     def try_consume(self, token: int) -> bool:
-        """Consume a guess, where there is room for it; `go_back` undoes it."""
+        """Consume a guess if the grammar allows it; `go_back` undoes it."""
         if token in self._ends:
             return False
         if self._phase is _Phase.WAITING:
@@ -191,7 +191,7 @@ class Constraint:
             raise ConstraintError(f"the grammar can't go back: {self._matcher.reason}")
 
     def _try_wait(self, token: int) -> bool:
-        """Wait on behind a guess, unless the grammar would begin with it: it is for no guess to."""
+        """Wait on behind a guess, unless the grammar would begin with it: a guess may not."""
         before = _Waiting(self._tail, self._heard, self._gap)
         self._wait(token)
         if self._phase is _Phase.WAITING:
@@ -203,7 +203,7 @@ class Constraint:
         return False
 
     def consume(self, token: int) -> None:
-        """The token that was chosen; after the end, whatever comes is ignored."""
+        """Consume the token that was chosen; after the end, anything is ignored."""
         if self._phase is _Phase.ENDED:
             return
         starts = self._starts()
@@ -218,7 +218,7 @@ class Constraint:
             self._gap -= 1
             return
         elif self._matcher.is_stopped or not self._matcher.consume(token):
-            # What is masked has no probability, unless nothing has any.
+            # A masked token has no probability, unless no token has any.
             raise NothingAllowedError(
                 f"token {token} is not what the grammar allows, and nothing else is left;"
                 " forbid less with logit_bias"
@@ -242,7 +242,7 @@ class Constraint:
         return self._matcher.forced()
 
     def _besides(self) -> Collection[int]:
-        """The tokens that may come although the grammar knows nothing of them."""
+        """The tokens that may come although the grammar doesn't know them."""
         return (*self._starts(), *(self._spaces() if self._gap else ()))
 
     def _starts(self) -> Collection[int]:
@@ -252,7 +252,7 @@ class Constraint:
         return self._thinking.start_ids[self._unclear : self._unclear + 1]
 
     def _is_thought(self, token: int) -> bool:
-        """Whether the next token of its mark shows that reasoning begins, and no call or document.
+        """True if the next token of the mark shows that reasoning begins, not a call or document.
 
         `<think>` and `<tool_call>` have a token in common where both are written in several.
         """
@@ -263,10 +263,10 @@ class Constraint:
         return self._thinking.spaces if self._thinking else ()
 
     def _wait(self, token: int) -> None:
-        """A token of reasoning, or of what ends it."""
+        """Consume a token of reasoning, or of what ends it."""
         assert self._thinking is not None
         mark = self._thinking.end.encode()
-        # By its text: where it is no single token, its ids depend on what stands beside it.
+        # By its text: unless it is a single token, its ids depend on its neighbours.
         kept = max(0, len(self._tail) - len(mark) + 1)
         self._tail = self._tail[kept:] + self._tokenizer.decode_bytes([token])
         _, mark_there, after = self._tail.partition(mark)
@@ -297,16 +297,16 @@ class Constraint:
         self._heard = b""
 
     def _begin(self) -> None:
-        """The grammar begins; white space that the model was trained to write may come first."""
+        """Begin the grammar; white space that the model was trained to write may come first."""
         self._phase, self._gap = _Phase.HOLDING, _MOST_GAP
 
     def _takes(self, tokens: list[int]) -> bool:
-        """Whether the grammar has room for these tokens; nothing changes."""
+        """True if the grammar has room for these tokens; nothing changes."""
         return self._matcher.takes(tokens)
 
 
 def _with(bits: np.ndarray[Any, Any], tokens: Collection[int]) -> np.ndarray[Any, Any]:
-    """The mask with some tokens more."""
+    """The mask with these tokens added."""
     if tokens:
         bits = bits.copy()
         for token in tokens:

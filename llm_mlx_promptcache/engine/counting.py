@@ -1,4 +1,4 @@
-"""Tokens counted with a model's own tokenizer and template; its weights are not read."""
+"""Token counts with a model's own tokenizer and template; its weights are not read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .request import GenerationRequest
 
 
 class TokenCounter:
-    """Counts for one model; safe from several threads."""
+    """A counter for one model; safe from several threads."""
 
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -24,7 +24,7 @@ class TokenCounter:
         self._lock = threading.Lock()
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text, without a template around it; ValueError for what is no Unicode."""
+        """The ids of a text, without a template around it; ValueError if it is not Unicode."""
         check_text("the text", text)
         with self._lock:
             return self._tokenizer.encode(text)[0]
@@ -32,14 +32,14 @@ class TokenCounter:
     def count(self, request: GenerationRequest) -> int:
         """Tokens of the prompt that the request makes; earlier answers count as they are replayed.
 
-        A part of a conversation counts too, as callers who shorten one ask for it: where the
+        A part of a conversation counts too, since callers that shorten one ask for it: where the
         template refuses it, as the texts of its messages.
         """
         if not request.messages:
             return 0
         for index, message in enumerate(request.messages):
             check_text(f"messages[{index}].content", message.content)
-        # Without weights nobody knows this model's fingerprint but those whom it answered.
+        # Without weights the model's fingerprint is known only from its recorded answers.
         records = [m.generated for m in request.messages if m.generated is not None]
         fingerprint = records[-1].fingerprint if records else ""
         with self._lock:

@@ -1,4 +1,4 @@
-"""Whether a pass over several tokens chooses as a pass for each: asked of the model, once.
+"""The trial of drafts: a pass over several tokens must choose what a pass for each would, once.
 
 Masks and positions are models' own code. So before its first draft each model runs a few tokens
 both ways, going back behind a pass as the engine does.
@@ -27,19 +27,19 @@ _KIND = "drafts/1"
 _START = 7  # tokens that are prefilled
 _PASSES = ((4, 2), (6, 6), (5, 1))  # tokens of each pass, and how many of them stay
 _MOST_NAMES = 120  # characters
-# How far logits may be off: times the last bit of the largest, or law 1's bound for float32.
+# The tolerance of logits: times the last bit of the largest, or law 1's bound for float32.
 _TIMES_LAST_BIT, _LEAST = 8.0, 1e-4
 
 
 class DraftVerdict(NamedTuple):
-    """Whether drafts are used, and why not where they are not (`why`); `lasting`: for good."""
+    """The verdict on drafts: `why` they are not used, "" where they are; `lasting`: for good."""
 
     why: str = ""
     lasting: bool = True
 
 
 class DraftProof:
-    """One model's verdict: remembered from an earlier process, or found out when first asked."""
+    """One model's verdict: remembered from an earlier process, or found when first asked."""
 
     def __init__(self, model: nn.Module, identity: str, facts: ModelFacts) -> None:
         self._model = model
@@ -49,7 +49,7 @@ class DraftProof:
 
     @property
     def why_not(self) -> str:
-        """Why this model's answers are not drafted; "" where they are."""
+        """The reason why this model's answers are not drafted; "" where they are."""
         if self._verdict is None:
             self._verdict = self._remembered() or self._found()
             if self._verdict.why:
@@ -58,7 +58,7 @@ class DraftProof:
 
     @property
     def known(self) -> str:
-        """The same as far as it is known: nothing is run for it."""
+        """The same as far as it is known; runs nothing."""
         verdict = self._verdict or self._remembered()
         return verdict.why if verdict is not None else ""
 
@@ -76,14 +76,14 @@ class DraftProof:
 
 
 def remembered(identity: str, facts: ModelFacts) -> str | None:
-    """Why a model's answers are not drafted, "" where they are, None where nobody knows yet."""
+    """The reason why a model's answers are not drafted; "" where they are, None if unknown."""
     known = facts.get(identity, _KIND)
     why = known.get("why") if isinstance(known, dict) else None
     return why if isinstance(why, str) else None
 
 
 def prove(model: nn.Module) -> DraftVerdict:
-    """Run a few tokens one by one and several a pass: 21 passes at most. Nothing raises."""
+    """Run a few tokens one by one and several a pass: 21 passes at most. Never raises."""
     layers = make_layers(model)
     if kinds := kinds_that_stay(layers):
         return DraftVerdict(f"its layers of kind {', '.join(kinds)[:_MOST_NAMES]} can't go back")
@@ -112,7 +112,7 @@ def _singly(model: nn.Module, layers: list[Any], tokens: list[int]) -> dict[int,
 
 
 def _drafted(model: nn.Module, layers: list[Any], tokens: list[int]) -> list[tuple[int, mx.array]]:
-    """The same of each pass, (position, logits)."""
+    """The same in passes over several tokens: (position, logits [vocab_size]) of each."""
     found, at = [], _START
     for wide, kept in _PASSES:
         marks = marks_of(layers)

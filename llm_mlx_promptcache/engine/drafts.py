@@ -1,8 +1,8 @@
-"""Drafter: what an answer may say next, copied from what was said before; no MLX here.
+"""Drafter: guesses of what an answer says next, copied from what was said before; no MLX here.
 
-Prompt lookup (Saxena, 2023) over more than the prompt: what came behind this exact prompt before,
-the answer so far, the prompt, and other conversations. A draft is only ever a guess: who runs it
-chooses each token as without it, and tells how far the two agreed.
+Prompt lookup (Saxena, 2023) over more than the prompt: what followed this exact prompt before, the
+answer so far, the prompt, and other conversations. A draft is only ever a guess: the engine chooses
+each token as without it, and reports how far the two agreed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 Tokens = array  # array("I"), four bytes a token
 
-# How many tokens must agree before a copy is offered: the least, and the most after misses.
+# Tokens that must agree before a copy is offered: at least, and at most after misses.
 _LEAST, _MOST = 3, 32
-_MISSES = 3  # drafts that may be wrong at once before more is needed
-# Tokens of a draft: what is tried first, with so long a match, and at most.
+_MISSES = 3  # drafts that may be wrong in a row before more tokens must agree
+# Tokens of a draft: at first, behind a match this long, and at most.
 _NARROW, _LONG, _WIDE = 4, 8, 16
-# An edit is at most so long: behind it two tokens that come again are enough.
+# An edit is at most this long: behind it two tokens that come again are enough.
 _EDIT = 24
 _FACTOR, _WORD = 2654435761, 1 << 32  # two tokens as one number below 2**32
 _BORDER = _WORD - 1  # between two texts; no vocabulary has such a token
@@ -30,14 +30,14 @@ _CANDIDATES = 16  # places of a text that are looked at, the newest first
 
 
 class Source:
-    """A text to copy from: where two tokens and a third stand in it is found by halving."""
+    """A text to copy from, with a sorted table of all its runs of three tokens."""
 
     def __init__(self, tokens: Tokens[int]) -> None:
         self.tokens = tokens
         self._table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
 
     def behind(self, pair: Sequence[int], third: int | None = None) -> list[int]:
-        """Some positions behind two tokens; with a third one the newest, the last one first."""
+        """Some positions behind two tokens; with a third the newest ones, the last first."""
         keys, ends = self._table or self._made()
         low = (pair[0] * _FACTOR + pair[1]) % _WORD << 32 | (third or 0)
         high = low if third is not None else low | _WORD - 1
@@ -47,7 +47,7 @@ class Source:
         return cast("list[int]", ends[max(first, last - _CANDIDATES) : last][::-1].tolist())
 
     def _made(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """Keys of all three tokens in a row, sorted, and the position behind each."""
+        """The keys of all runs of three tokens, sorted, and the position behind each."""
         ids = np.frombuffer(self.tokens, np.uint32).astype(np.uint64)
         pairs = (ids[:-2] * np.uint64(_FACTOR) + ids[1:-1]) % np.uint64(_WORD)
         keys = pairs << np.uint64(32) | ids[2:]
@@ -57,7 +57,7 @@ class Source:
 
 
 def joined(texts: Sequence[Tokens[int]]) -> Source:
-    """Texts of other conversations, the newest first, as one source with the newest last."""
+    """Texts of other conversations, given newest first, as one source with the newest last."""
     tokens = array("I")
     for text in reversed(texts):
         tokens.extend(text)
@@ -67,7 +67,7 @@ def joined(texts: Sequence[Tokens[int]]) -> Source:
 
 @dataclass
 class _Copy:
-    """Goes on at `at` of a text; `sure` where it need not prove itself by agreeing first."""
+    """A copy that goes on at `at` of a text; one that is `sure` need not agree first."""
 
     source: Source
     at: int
@@ -82,8 +82,8 @@ class _Copy:
 class Drafter:
     """Drafts for one answer.
 
-    `prompt` are the tokens before it, `before` what came behind exactly these, `others` what
-    was said in other conversations; `learn` tells of both later.
+    `prompt` are the tokens before it, `before` what followed exactly these, `others` what was
+    said in other conversations; `learn` gives the last two later.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Drafter:
         self._offered_at: tuple[int, ...] = ()
 
     def learn(self, before: Tokens[int], others: Source) -> None:
-        """Copy from this too: it was looked for while the answer's first pass ran."""
+        """Copy from these too: they were looked up during the answer's first pass."""
         self._others = others
         known = self._prompt.tokens[-1:] + before
         heard = self._text.tokens[len(self._prompt.tokens) - 1 :]
@@ -115,9 +115,9 @@ class Drafter:
             self._copy = _Copy(Source(known), len(heard), sure=True)
 
     def expects(self, path: Tokens[int]) -> bool:
-        """Whether the token behind `path` is worth waiting for: a draft may go on from it.
+        """True if the token behind `path` is worth waiting for: a draft may go on from it.
 
-        The answer's first pass waits for no table: only what came behind this very prompt is tried.
+        The answer's first pass waits for no table: only what followed this very prompt is tried.
         """
         self._hear(path)
         if len(path) < len(self._prompt.tokens):
@@ -128,7 +128,7 @@ class Drafter:
         return pair in self._answer or any(source.behind(pair) for source in self._searched())
 
     def propose(self, path: Tokens[int], token: int, most: int) -> list[int]:
-        """What may come behind `path` and `token`, at most `most` tokens; often nothing."""
+        """Tokens that may follow `path` and `token`, at most `most` of them; often none."""
         self._hear(path)
         self._add(token)
         if token in self._ends:  # nothing of this answer comes behind it
@@ -148,7 +148,7 @@ class Drafter:
         return draft[: next(ends, len(draft))]
 
     def judge(self, offered: int, accepted: int) -> None:
-        """Learn how far the model went along with a draft."""
+        """Learn how much of a draft the model accepted."""
         if accepted == offered:
             self._width = min(_WIDE, self._width * 2)
         self._missed = 0 if accepted else self._missed + 1
@@ -161,7 +161,7 @@ class Drafter:
                 self._needed = min(_MOST, self._needed * 2)
 
     def _hear(self, path: Tokens[int]) -> None:
-        """Catch up with an answer; what was heard and not said in the end is forgotten."""
+        """Catch up with an answer; tokens that were heard and then taken back are forgotten."""
         text = self._text.tokens
         if len(text) > len(path) or (len(text) and path[len(text) - 1] != text[-1]):
             del text[min(len(path), len(text) - 1) :]
@@ -186,7 +186,7 @@ class Drafter:
             self._resume()
 
     def _resume(self) -> None:
-        """Behind an edit: go on with the copy where two tokens of it come again."""
+        """Resume the copy behind an edit, where two tokens of it come again."""
         if self._edited is None or not self._edit_left:
             return
         self._edit_left -= 1
@@ -199,7 +199,7 @@ class Drafter:
                 return
 
     def _found(self) -> _Copy | None:
-        """The place that agrees with the last tokens furthest back; of equals, the nearest one."""
+        """The place that agrees furthest back with the last tokens; of equals, the nearest one."""
         *pair, last = self._text.tokens[-3:]
         if len(pair) < 2:
             return None
@@ -212,13 +212,13 @@ class Drafter:
         return best[1] if best is not None and best[0] >= self._needed else None
 
     def _searched(self) -> Iterator[Source]:
-        """The texts with tables; too short ones have no three tokens."""
+        """The texts with tables; shorter ones have no three tokens."""
         for one in (self._prompt, self._others):
             if one is not None and len(one.tokens) >= _LEAST:
                 yield one
 
     def _agreed(self, copy: _Copy) -> int:
-        """How many tokens before its place are those said last, at most `_MOST`."""
+        """The number of tokens before its place that equal those said last, at most `_MOST`."""
         text, tokens = self._text.tokens, copy.source.tokens
         most = min(_MOST, len(text), copy.at)
         for back in range(1, most + 1):

@@ -25,7 +25,7 @@ _MOST_KEPT = 64  # functions: they hang on numbers that requests choose
 
 
 class _Filters(NamedTuple):
-    """What makes another function: which filters there are, and what is counted."""
+    """The key of a compiled function: the filters in use, and their counts."""
 
     top_p: bool
     min_p: bool
@@ -36,7 +36,7 @@ class _Filters(NamedTuple):
 
 
 def drawing_of(sampling: Sampling, stop_ids: Sequence[int]) -> Drawing:
-    """How tokens are drawn with this sampling; XTC never drops one of `stop_ids`."""
+    """The function that draws tokens with this sampling; XTC never drops one of `stop_ids`."""
     xtc = sampling.xtc_probability > 0
     filters = _Filters(
         top_p=0 < sampling.top_p < 1,
@@ -91,7 +91,7 @@ def _compiled(
 
 
 def _within(found: mx.array, most: mx.array) -> mx.array:
-    """Top-p: the likeliest tokens before which less than `most` of all chances stand."""
+    """Top-p: the tokens whose likelier ones hold less than `most` of all probability."""
     ordered = mx.sort(found, axis=-1)
     chances = mx.exp(ordered.astype(mx.float32))
     above = mx.cumsum(chances, axis=-1, reverse=True, inclusive=False)
@@ -101,7 +101,7 @@ def _within(found: mx.array, most: mx.array) -> mx.array:
 
 
 def _near_the_likeliest(found: mx.array, distance: mx.array, kept: int) -> mx.array:
-    """Min-p: no token less likely than the likeliest by more than `distance`, but for `kept`."""
+    """Min-p: the tokens within `distance` (log) of the likeliest, at least `kept` of them."""
     least = found.max(axis=-1, keepdims=True) + distance.astype(found.dtype)
     if 1 < kept < found.shape[-1]:
         least = mx.minimum(least, mx.topk(found, kept, axis=-1).min(axis=-1, keepdims=True))
@@ -113,7 +113,7 @@ def _near_the_likeliest(found: mx.array, distance: mx.array, kept: int) -> mx.ar
 def _without_the_likeliest(
     found: mx.array, threshold: mx.array, dropped: mx.array, spared: mx.array | None
 ) -> mx.array:
-    """XTC: where it is `dropped`, of the tokens over a chance none but the least likely one."""
+    """XTC: where `dropped`, of the tokens over the threshold only the least likely one stays."""
     chances = mx.softmax(found, axis=-1)
     over = mx.where(chances > threshold.astype(chances.dtype), chances, math.inf)
     gone = chances > over.min(axis=-1, keepdims=True)
@@ -130,7 +130,7 @@ def _the_first(found: mx.array, count: int) -> mx.array:
 
 @lru_cache(maxsize=_MOST_KEPT)
 def most_likely(count: int) -> MostLikely:
-    """What tells the `count` likeliest tokens, in order, and how likely a chosen one was."""
+    """The function that finds the `count` likeliest tokens, in order, and how likely one was."""
 
     @mx.compile
     def told(logits: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Seconds without a job before next turns are worked on: a process that ends with its answer is gone
-# by then, and a tool that is quick has told its result.
+# by then, and a quick tool has given its result.
 QUIET = 1.0
-# Seconds without a job before the system gets what answers need: memory that is kept resident.
+# Seconds without a job before memory that is kept resident for answers goes back to the system.
 IDLE = 60.0
 # The engines of this process that answer somebody now.
 _answering: set[Engine] = set()
 
 
 class _Job:
-    """A request on its way through the engine, and how its events reach the one who asked."""
+    """A request on its way through the engine, and the channel of its events to the caller."""
 
     def __init__(self, request: GenerationRequest, deliver: Callable[[Output], None]) -> None:
         self.request = request
@@ -54,21 +54,21 @@ class _Job:
             self.abandoned.set()
 
     def gone(self) -> bool:
-        """Whether nobody listens any more."""
+        """True if nobody listens any more."""
         return self.abandoned.is_set()
 
 
 class _Unload(threading.Event):
-    """Asks for the model's memory; set when it was given back, or could not be.
+    """A request for the model's memory; set when it was given back, or could not be.
 
-    `dropped`: who asked waits no longer, and must not find the model gone later.
+    `dropped`: the caller waits no longer, and must not find the model gone later.
     """
 
     dropped = False
 
 
 class ModelState(Enum):
-    """Where an engine's model is."""
+    """The whereabouts of an engine's model."""
 
     UNLOADED = "not in memory"
     LOADING = "on its way"
@@ -78,9 +78,9 @@ class ModelState(Enum):
 class Engine:
     """One model and its thread, started by the first request.
 
-    `load` runs on that thread, and is given what tells how far it is to all who wait for it.
-    `beats` grows as long as the thread goes on with its work: a number that stands still while
-    somebody waits is that of a thread that hangs.
+    `load` runs on that thread, and is given a function that reports progress to all who wait.
+    `beats` grows as long as the thread makes progress: if it stands still while somebody waits, the
+    thread hangs.
     """
 
     def __init__(self, load: Callable[[Callable[[Loading], None]], Scheduler]) -> None:
@@ -128,15 +128,15 @@ class Engine:
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory: who asks before waits for it."""
+        """True if the model is in memory; a request before that waits for it."""
         return self._model is ModelState.LOADED
 
     def runs_on(self, thread: int | None) -> bool:
-        """Whether this is its thread's identifier."""
+        """True if this is its thread's identifier."""
         return self._thread is not None and self._thread.ident == thread
 
     def unload(self, timeout: float = 30.0) -> bool:
-        """Give the model's memory back, unless it answers; the next request loads it again."""
+        """Free the model's memory, unless it is answering; the next request loads it again."""
         with self._lock:
             # An engine that loads may itself wait for another one's memory.
             if self._thread is None or self._closed or self._model is ModelState.LOADING:
@@ -148,9 +148,9 @@ class Engine:
         return self._model is not ModelState.LOADED
 
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
-        """Prefill and pin what conversations that begin with these messages share.
+        """Prefill and pin the common start of conversations that begin with these messages.
 
-        `asked` is what else shapes their prompts: tools, cache_salt, thinking, template_arguments.
+        `asked` also shapes their prompts: tools, cache_salt, thinking, template_arguments.
         """
         *_, last = self.generate(warming(messages, **asked))
         assert isinstance(last, Finished)
@@ -164,7 +164,7 @@ class Engine:
                 job.send(None)
 
     def leave(self) -> bool:
-        """End the thread of an engine without a model, and wait for nothing; False for others."""
+        """End the thread of an engine without a model, waiting for nothing; False if it has one."""
         with self._lock:
             if self._model is not ModelState.UNLOADED:
                 return False
@@ -174,7 +174,7 @@ class Engine:
         return True
 
     def close(self) -> None:
-        """Finish what was promised to the disk, then end the thread; it starts no more."""
+        """Finish the writes promised to the disk, then end the thread for good."""
         with self._lock:
             thread, self._closed = self._thread, True
             self._jobs.put(None)
@@ -183,7 +183,7 @@ class Engine:
             atexit.unregister(self._leave)
 
     def _leave(self) -> None:
-        """At the end of the process: what nobody can read any more is not answered to its end."""
+        """At the end of the process: abandon answers that nobody can read any more."""
         for job in list(self._live):
             job.abandoned.set()
         self.close()
@@ -221,9 +221,9 @@ class Engine:
             leave_thread()
 
     def _turn(self, scheduler: Scheduler | None, *, closing: bool) -> tuple[Scheduler | None, bool]:
-        """Take in what has come, and a step of the work; what it was asked is in no name here then.
+        """Take in the jobs that have come, and do a step of the work.
 
-        A thread that waits for the next request would hold the last one, for as long as that takes.
+        No name here holds a request then: a thread that waits for the next would keep it alive.
         """
         jobs, closing = self._arrived(closing=closing, seconds=self._patience(scheduler))
         self.beats += 1
@@ -242,7 +242,7 @@ class Engine:
     def _arrived(
         self, *, closing: bool, seconds: float | None
     ) -> tuple[list[_Job | _Unload], bool]:
-        """The jobs that came meanwhile; one is waited for so long, or as long as it takes."""
+        """The jobs that came meanwhile; waits `seconds` for the first, None without end."""
         jobs: list[_Job | _Unload] = []
         while not closing:
             try:
@@ -256,7 +256,7 @@ class Engine:
         return jobs, closing
 
     def _patience(self, scheduler: Scheduler | None) -> float | None:
-        """How many seconds to wait for a job before there is something else to do."""
+        """Seconds to wait for a job before there is something else to do; None for no end."""
         if scheduler is None:
             return None
         if scheduler.busy:
@@ -267,9 +267,9 @@ class Engine:
 
     @staticmethod
     def _use_quiet(scheduler: Scheduler) -> None:
-        """Take a step of what nobody has asked for, unless somebody else needs the machine.
+        """Take a step of work ahead, unless another engine is answering.
 
-        Where nothing of that is left the model rests.
+        With none left the model rests.
         """
         if scheduler.ahead is not None and scheduler.ahead.left:
             if not _answering:
@@ -318,13 +318,13 @@ class Engine:
         return scheduler
 
     def _is_over(self) -> bool:
-        """Whether this thread is to end, and nobody waits for what it does."""
+        """True if this thread is to end and nobody waits for its work."""
         return self._closed and all(job.gone() for job in list(self._live))
 
     def _tell_loading(self, event: Loading) -> None:
         """Tell all who wait, and keep it for those who come meanwhile; LoadingEnded.
 
-        What was told last is told to nobody again: the load is a step further, and that is all.
+        An event equal to the last one is not told again: it only shows that the load goes on.
         """
         self.beats += 1
         with self._lock:

@@ -1,4 +1,4 @@
-"""What an engine answers: events, and the end of an answer; plain data, no tensors."""
+"""Events of an engine, and the end of an answer; plain data, no tensors."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Timings(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """A model on its way into memory: what is done now, and how many bytes of it, of `total`.
+    """A model on its way into memory: the current stage, and the bytes `done` of `total`.
 
-    `total` is 0 where nobody knows. What is not `aloud` is of interest to a terminal only.
+    `total` is 0 where nobody knows. Stages that are not `aloud` matter to a terminal only.
     """
 
     stage: str
@@ -81,7 +81,7 @@ class Progress(NamedTuple):
 
 
 class Logprob(NamedTuple):
-    """One token, the natural logarithm of its probability, and its bytes, perhaps half a letter."""
+    """One token, the natural log of its probability, and its bytes, maybe part of a character."""
 
     id: int
     text: str
@@ -93,14 +93,14 @@ class Logprob(NamedTuple):
 
 
 class TokenLogprobs(NamedTuple):
-    """A generated token and the likeliest alternatives, itself among them where it is one."""
+    """A generated token and the likeliest alternatives, itself among them if it is one."""
 
     chosen: Logprob
     top: tuple[Logprob, ...]
 
 
 class Misfit(NamedTuple):
-    """A part of its schema that an answer breaks, where no grammar could hold it.
+    """A part of its schema that an answer breaks, where no grammar could enforce it.
 
     `call` is the id of the call whose arguments they are, "" for the answer's document; `what` is
     a keyword and its place in the schema.
@@ -111,7 +111,7 @@ class Misfit(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """The beginning of an answer that was continued: its ids in the prompt, and what it says."""
+    """The beginning of an answer that was continued: its ids in the prompt, and its text."""
 
     ids: tuple[int, ...]
     text: str
@@ -125,17 +125,16 @@ class Finished(NamedTuple):
     """The end of an answer: its exact tokens, stop token included, and what it took.
 
     Where a stop string ended it (`stopped_by`), `ids` are those of the text before, or none where
-    they part inside a token: a replay must say what was shown. `cut` names what should have been
-    whole (a call, a document) and was not; `misfits` are what a whole one breaks of its schema.
-    `peak_bytes` is the most memory MLX had meanwhile;
-    `from_disk` of the cached tokens were read from the disk. `namespace` is where its rows went.
-    `notes` are lines for the user: what stands in the prompt, or is held, otherwise than asked.
-    `streamed` is the text as its deltas told it, where that is not `text` (`Answer.streamed`).
-    `half_call` is the call that it ended in (`Answer.half`).
-    `begun` is what stood before it where it went on with a message of the prompt.
-    `reuse` says what was reused of what the conversation's last answer left, and `asked` is for
-    the record, so that the next turn can be told the same. `undrafted` says to who only looks why
-    no answer of this model is drafted, as far as that is known; "" where they are.
+    they part inside a token: a replay must say what was shown. `cut` names the call or document
+    that should be whole and is not; `misfits` are the parts of their schemas that whole ones break.
+    `peak_bytes` is MLX's peak memory meanwhile; `from_disk` of the cached tokens were read from the
+    disk. `namespace` is where its rows went. `notes` are lines for the user: where the prompt or a
+    constraint differs from what was asked. `streamed` is the text as its deltas told it, where that
+    is not `text` (`Answer.streamed`). `half_call` is the call that it ended in (`Answer.half`).
+    `begun` is its beginning, where it continued a message of the prompt. `reuse` says how much of
+    what the conversation's last answer left was reused, and `asked` is for the record, so that the
+    next turn can be told the same. `undrafted` says on a dry run why this model's answers are not
+    drafted, as far as that is known; "" where they are.
     """
 
     ids: tuple[int, ...]
@@ -170,7 +169,7 @@ class Finished(NamedTuple):
     def generated(self, *, as_streamed: bool = False) -> Generated:
         """The record with which a later prompt replays this answer; front ends keep it.
 
-        `as_streamed`: the history will hold what the deltas told. An answer that went on with a
+        `as_streamed`: the history will hold what the deltas told. An answer that continued a
         message is replayed as one with it.
         """
         apart = as_streamed and bool(self.streamed)
@@ -185,7 +184,7 @@ class Finished(NamedTuple):
         return replace(made, asked=self.asked)
 
     def whole(self) -> Finished:
-        """Itself; CutShort where the answer ended inside what only counts as a whole."""
+        """The same answer; CutShort where it ended inside what only counts as a whole."""
         if self.cut:
             raise CutShort(self.cut)
         return self
@@ -201,5 +200,5 @@ Event = (
     | InvalidCall
     | Finished
 )
-# What a request's reader is sent: an event, what went wrong, or None for the end.
+# One item for a request's reader: an event, an error, or None for the end.
 Output = Event | BaseException | None

@@ -65,11 +65,11 @@ class ModelHere:
         return cls(reference, loaded, Identity(found.model, found.rows))
 
     def about(self, kv: KVSettings | None) -> dict[str, str]:
-        """What must be the same before rows of this model are used, in words."""
+        """The facts that must match before rows of this model are used, in words."""
         return {_MODEL: self.identity.model, **environment_parts(), _KV: _told(kv)}
 
     def namespace(self, cache_salt: str, kv: KVSettings | None) -> str:
-        """Where such rows are."""
+        """The namespace of such rows."""
         settings = None if kv is None else (kv.bits, kv.group_size or 0, kv.start)
         return namespace_of(self.identity.rows, cache_salt, settings)
 
@@ -99,7 +99,7 @@ def span_chosen(
 
 
 def prompt_chosen(reference: str, request: GenerationRequest) -> ChosenPath:
-    """What prompts that begin as this request share; ValueError where there is nothing."""
+    """The common start of prompts that begin like this request; ValueError if there is none."""
     model = ModelHere.of(reference)
     tokenizer = TemplateTokenizer(model.loaded.tokenizer)
     prepared = prepare(request, model.loaded, tokenizer, model.identity)
@@ -132,7 +132,7 @@ def export_chosen(chosen: ChosenPath, store: DiskStore, file: Path) -> Exported:
 
 
 class Imported(NamedTuple):
-    """How many tokens of a file are kept now, how many of them were already, and of which model."""
+    """The tokens of a file that are kept now, those kept before, and their model."""
 
     tokens: int
     known: int

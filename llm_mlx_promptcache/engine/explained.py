@@ -1,4 +1,4 @@
-"""A prompt that was answered, rendered anew: what of it is stored, and where other paths part."""
+"""An answered prompt rendered again: how much of it is stored, and where other paths part."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class AnsweredPrompt(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """The prompt's tokens, what is stored of them now, and the nearest other path if there is one.
+    """The prompt's tokens, how much of them is stored now, and the nearest other path if any.
 
     `now` has `prompt` and `stored` (counts of tokens), `spans` (ids) and `undrafted` (why this
-    model's answers are not drafted, "" where they are, None where it was not asked yet); `nearest`
-    has `at`, `span`, `in`, and the texts `before`, `prompt` and `stored`.
+    model's answers are not drafted, "" where they are, None where unknown); `nearest` has `at`,
+    `span`, `in`, and the texts `before`, `prompt` and `stored`.
     """
 
     ids: Tokens[int]
@@ -47,13 +47,13 @@ class Explained(NamedTuple):
 
 
 def explained(asked: AnsweredPrompt, listing: Listing) -> Explained:
-    """Compare a prompt with what is listed; ValueError where its tokenizer is not here.
+    """Compare a prompt with a listing of the disk; ValueError if its tokenizer is not here.
 
     Loads the model's tokenizer, and no weights.
     """
     namespace = asked.namespace
     named = [span.model for span in listing.spans if span.namespace == namespace and span.model]
-    # What the model was called then may be another one now; the store knows.
+    # The model's name of then may mean another one now; the store knows.
     tokenizer = tokenizer_here(named[0] if named else asked.reference)
     transcript = rendered(asked, tokenizer)
     ids: Tokens[int] = transcript.ids
@@ -121,7 +121,7 @@ def _nearest(
 
 
 def _message_at(transcript: Transcript, place: int) -> str:
-    """Which part of the prompt a token stands in, by the boundary that ends it."""
+    """The part of the prompt that holds a token, named by the boundary that ends it."""
     for boundary in transcript.boundaries:
         if place < boundary.position:
             return f"a message of tier {boundary.tier}"

@@ -59,9 +59,9 @@ def rank_identity(identity: Identity, ranks: Ranks) -> Identity:
 
 
 class FollowerParts(NamedTuple):
-    """What a follower works with: its part of the model, and its cache.
+    """A follower's means: its part of the model, and its cache.
 
-    `identity` is `rank_identity`'s, `name` what people call the model, `uncached` why nothing of it
+    `identity` is `rank_identity`'s, `name` the model's for people, `uncached` why nothing of it
     may be kept; `memory` is what requests may take, None for what there is.
     """
 
@@ -274,7 +274,7 @@ class FollowedBatch(Batch):
         return self._run(tokens, least, masked=False)
 
     def forget_run(self) -> None:
-        """What was run stays, however the answer ends."""
+        """Let the tokens that were run stay, however the answer ends."""
         self._ran = None
 
     def choose(self, tokens: mx.array) -> None:

@@ -1,4 +1,4 @@
-"""The model's layers and the model at work: it is called here and nowhere else."""
+"""The model's layers and the model at work: nothing else calls it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..cache import device
 
 
 def prefill(model: nn.Module, layers: Sequence[Any], ids: Sequence[int]) -> None:
-    """Run `ids` for what they leave in the layers."""
+    """Run `ids` to fill the layers."""
     with device.work():
         model(mx.array([list(ids)]), cache=layers)
         mx.eval([layer.state for layer in layers])

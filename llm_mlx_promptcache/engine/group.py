@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long ranks wait, in seconds, by `clock`; a step that loads the model may take longer."""
+    """The waits of ranks, in seconds, by `clock`; a step that loads the model may take longer."""
 
     meeting: float = 60.0
     beat: float = 0.5

@@ -1,4 +1,4 @@
-"""Intake: requests of one model made ready to run, each with what reads and holds its answer."""
+"""Intake: requests of one model made ready to run, each with its answer's parser and constraint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Intake:
-    """What readers ask of a loaded model -> sequences."""
+    """The way from readers' requests to sequences of a loaded model."""
 
     def __init__(self, loaded: LoadedModel, identity: Identity) -> None:
         self._loaded = loaded
@@ -27,7 +27,7 @@ class Intake:
         self._matchers: Matchers | None = None
 
     def sequence(self, reader: Reader) -> Sequence:
-        """The request of `reader`, ready to wait; ValueError names what is wrong with it."""
+        """The request of `reader`, ready to wait; ValueError names its fault."""
         prepared = prepare(reader.request, self._loaded, self.tokenizer, self._identity)
         answer = AnswerStream(prepared, self.tokenizer)
         return Sequence(reader, prepared, answer, self._constraint(prepared))

@@ -1,4 +1,4 @@
-"""Between the engine and the cache: what a request takes from it, and what it leaves there."""
+"""The way between the engine and the cache: rows that a request takes, and those it leaves."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _log = logging.getLogger(__name__)
 _HEADROOM = 256
 # Tokens of other texts that an answer is drafted from.
 _MOST_SAID = 64_000
-# A longer rest of a prompt is written after its answer: until then the lease has its only copy.
+# A longer rest of a prompt is written after its answer: until then the lease holds its only copy.
 _LONGEST_BEFORE = 4096
 
 
 class RowsIn(Enum):
-    """Where the rows are that a request's layers began with."""
+    """The place of the rows with which a request's layers began."""
 
     CACHE = auto()  # the layers have copies, if there were any
     LAYERS = auto()  # they moved out of the cache, where others no longer find them
 
 
 class KVHandle:
-    """What one request holds: layers, how far they got, and how much of that is kept."""
+    """The holdings of one request: its layers, how far they got, and how much of that is kept."""
 
     def __init__(
         self, prepared: Prepared, lease: Lease, layers: list[Any], *, rows: Rows, since: Moment
@@ -52,18 +52,18 @@ class KVHandle:
         self.layers = layers
         self.kept, self.kept_in = 0, ""
         self.rows_in = RowsIn.LAYERS if rows is Rows.GIVE and lease.cached else RowsIn.CACHE
-        # How many tokens of its path others find in the cache.
+        # The number of tokens of its path that others find in the cache.
         self.shared = lease.cached if self.rows_in is RowsIn.CACHE else 0
         self.number = 0  # by which other ranks know it
-        self.stops: set[int] = set()  # where its prefill must stop, and what it has is kept
-        self.ends: set[int] = set()  # where what it has is kept behind the chunk that passes
+        self.stops: set[int] = set()  # places where its prefill must stop, to keep its rows
+        self.ends: set[int] = set()  # places whose rows are kept after the chunk that passes them
 
     @property
     def whole(self) -> bool:
-        """Whether its layers may be used: no work of the device has failed since they were made.
+        """True if its layers may be used: no work of the device has failed since they were made.
 
-        A failure does not say whose work it was, and layers grow in place: what a finished step
-        left in them may be gone with the next one.
+        A failure does not say whose work it was, and layers grow in place: the rows that a finished
+        step left in them may be gone with the next one.
         """
         return self.since.failures == device.failures()
 
@@ -71,7 +71,7 @@ class KVHandle:
 class KVManager:
     """Leases for the requests of one model, and their return.
 
-    `name` is what people call it, `identity` what all of its namespaces have in common.
+    `name` is its name for people, `identity` the common part of all its namespaces.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class KVManager:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
 
     def moment(self) -> Moment:
-        """Now, for a request that comes now."""
+        """The present moment, for a request that comes now."""
         return self._cache.moment()
 
     def lease(
@@ -108,10 +108,10 @@ class KVManager:
         speed: float | None = None,
         asked: Moment | None = None,
     ) -> KVHandle:
-        """Layers for `ids`, with what the cache has of them: copied, or given if nobody waits.
+        """Layers for `ids`, with the cached part of them: copied, or given if nobody waits.
 
-        `speed` is how many tokens of them a second of prefill computes, where that is known;
-        nothing that was forgotten since the request was `asked` comes back by it.
+        `speed` is the number of tokens that prefill computes in a second, if known; nothing
+        forgotten since the request was `asked` comes back by it.
         """
         kv = prepared.request.kv
         for namespace in {prepared.namespace, prepared.plain_namespace}:
@@ -125,13 +125,13 @@ class KVManager:
         return self._handle(prepared, ids, lease, rows, since)
 
     def look(self, prepared: Prepared, ids: array[int]) -> Lease:
-        """What a lease would cover, without layers; nothing is read, counted or used for it."""
+        """The lease that a request would get, without layers; reads, counts and uses nothing."""
         if (kept_from := self._kept_from(prepared)) is not None:
             return kept_from
         return self._lookup(prepared, ids, self._cache.look)
 
     def lease_ahead(self, prepared: Prepared, ids: array[int], since: Moment) -> KVHandle:
-        """`lease`, for what nobody has asked for; nothing forgotten `since` comes back by it."""
+        """`lease` for work that nobody asked for; nothing forgotten `since` comes back by it."""
         lease = self._lookup(prepared, ids, self._fetch_ahead)
         return self._handle(prepared, ids, lease, Rows.COPY, since)
 
@@ -140,18 +140,18 @@ class KVManager:
         return nullcontext()
 
     def said_behind(self, prepared: Prepared) -> array[int]:
-        """What is in memory behind this request's prompt."""
+        """The tokens in memory behind this request's prompt."""
         if not self.keeps(prepared):
             return array("I")
         ids = prepared.transcript.ids
         return self._cache.said_behind(_said_in(prepared), ids, _MOST_SAID)
 
     def said(self, prepared: Prepared) -> Said:
-        """What this request's namespace said behind its prompt before, and elsewhere."""
+        """Earlier text of this request's namespace, behind its prompt and elsewhere."""
         if not self.keeps(prepared):
             return NOTHING_SAID
         said = self._cache.said(_said_in(prepared), prepared.transcript.ids, _MOST_SAID)
-        # What a disk says is checked: a token that the model has not is no guess.
+        # A disk's tokens are checked: one that the model lacks is no guess.
         if len(said.behind) and max(said.behind) >= self._vocab_size:
             return said._replace(behind=array("I"))
         return said
@@ -161,14 +161,14 @@ class KVManager:
         return vocab_size_of(self._model)
 
     def holds(self, prepared: Prepared, path: array[int]) -> bool:
-        """Whether a path of this request is in memory, in either form of its rows."""
+        """True if a path of this request is in memory, in either form of its rows."""
         namespaces = {prepared.namespace, prepared.plain_namespace}
         return any(self._cache.holds(namespace, path) for namespace in namespaces)
 
     def _handle(
         self, prepared: Prepared, ids: array[int], lease: Lease, rows: Rows, since: Moment
     ) -> KVHandle:
-        """What a request holds that begins with `lease`."""
+        """The holdings of a request that begins with `lease`."""
         kv = prepared.request.kv
         layers = lease.layers or make_layers(self._model)
         if kv is not None and lease.cached >= kv.start:
@@ -178,15 +178,15 @@ class KVManager:
         return handle
 
     def is_current(self, since: Moment) -> bool:
-        """Whether nothing was forgotten and no work of the device has failed since then."""
+        """True if nothing was forgotten and no work of the device has failed since then."""
         return since == self._cache.moment()
 
     def count_ahead(self, tokens: int) -> None:
-        """So many tokens were prefilled that nobody had asked for."""
+        """Count tokens that were prefilled before anybody asked."""
         self._cache.count_ahead(tokens)
 
     def insert(self, handle: KVHandle, path: array[int], rows: Rows = Rows.KEEP_OUT) -> None:
-        """Insert what `path` made complete, each message under its tier.
+        """Insert the rows that `path` completed, each message under its tier.
 
         Rows that moved into the layers are kept out of the cache, copied where others need them,
         or returned with the layers.
@@ -228,7 +228,7 @@ class KVManager:
         handle.shared = done if handle.rows_in is RowsIn.CACHE else 0
 
     def insert_prompt(self, handle: KVHandle, path: array[int], *, others: bool) -> None:
-        """Before an answer: keep its prompt, for others or the disk, where it may be held twice."""
+        """Before an answer: keep its prompt for others or the disk, if it may be held twice."""
         small = len(path) - handle.lease.cached <= _LONGEST_BEFORE
         on_disk = handle.prepared.request.on_disk and self._cache.saves
         if others or (on_disk and small):
@@ -237,7 +237,7 @@ class KVManager:
             self._cache.flush(wait=False, short=False)
 
     def release(self, handle: KVHandle, path: array[int]) -> None:
-        """At the end: return all that the layers hold; what can't be kept is lost."""
+        """At the end: return all rows in the layers; those that can't be kept are lost."""
         try:
             self._insert(handle, path, Rows.RETURN)
         except Exception as error:
@@ -249,18 +249,18 @@ class KVManager:
         handle.layers = []
 
     def quantise(self, handle: KVHandle, done: int) -> None:
-        """Where the settings say so, go on with quantised keys and values."""
+        """Switch to quantised keys and values where the settings say so."""
         kv = handle.prepared.request.kv
         if kv is not None and done == kv.start and not is_quantised(handle.layers):
             quantise(handle.layers, kv)
 
     def pin(self, handle: KVHandle, path: array[int]) -> None:
-        """Keep a path whatever happens."""
+        """Keep a path from eviction."""
         if self.keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
     def flush(self, *, last: bool = False) -> None:
-        """Have the disk written what is left to write; wait if it is the last.
+        """Write the rest to the disk; waits if it is the `last` time.
 
         A short answer waits in memory, so that it becomes part of the next turn's file.
         """
@@ -278,7 +278,7 @@ class KVManager:
     def _fetching(
         self, headroom: int, rows: Rows, speed: float | None
     ) -> Callable[[str, array[int]], Lease]:
-        """What leases a path of a namespace."""
+        """The function that leases a path of a namespace."""
         return partial(self._cache.fetch, headroom=headroom, rows=rows, prefill_speed=speed)
 
     def _fetch_ahead(self, namespace: str, ids: array[int]) -> Lease:
@@ -294,28 +294,28 @@ class KVManager:
     def _lookup(
         prepared: Prepared, ids: array[int], fetch: Callable[[str, array[int]], Lease]
     ) -> Lease:
-        """What `fetch` finds of `ids`: quantised rows, or plain ones of a path too short for it."""
+        """The part of `ids` that `fetch` finds: quantised rows, or plain ones of a short path."""
         kv = prepared.request.kv
         lease = fetch(prepared.namespace, ids)
         if kv is None or lease.cached >= kv.start:
             return lease
-        # Up to where quantising starts, rows are those of everybody else.
+        # Up to the start of quantising, rows are shared with requests that have none.
         return fetch(prepared.plain_namespace, ids[: kv.start + 1])
 
     def _namespace(self, handle: KVHandle) -> str:
-        """Where layers belong, as they are now."""
+        """The namespace where layers belong, as they are now."""
         prepared = handle.prepared
         plain = prepared.request.kv is not None and not is_quantised(handle.layers)
         return prepared.plain_namespace if plain else prepared.namespace
 
     def keeps(self, prepared: Prepared) -> bool:
-        """Whether anything of a request is kept."""
+        """True if anything of a request is kept."""
         return prepared.request.use_cache and self._uncached is None
 
     def _places(self, handle: KVHandle, length: int) -> tuple[set[int], set[int]]:
-        """Where prefill must stop, and where what it leaves is kept without a stop.
+        """The places where prefill must stop, and those whose rows are kept without a stop.
 
-        State is kept where it was taken; a window's buffer has all of its chunk's places in it.
+        State is kept where it was taken; a window's buffer has all places of its chunk.
         """
         prepared = handle.prepared
         kv = prepared.request.kv
@@ -328,7 +328,7 @@ class KVManager:
 
 
 def _said_in(prepared: Prepared) -> str:
-    """The namespace of what goes on from a prompt: as long as it is short, that of plain rows."""
+    """The namespace of a prompt's continuations: while it is short, that of plain rows."""
     kv = prepared.request.kv
     short = kv is not None and len(prepared.transcript.ids) < kv.start
     return prepared.plain_namespace if short else prepared.namespace

@@ -60,7 +60,7 @@ NO_DRAFTS = "drafts are off where a model runs over several ranks"
 
 
 class Parts(NamedTuple):
-    """What a scheduler is made of, where it leads."""
+    """The parts of a scheduler that leads."""
 
     kv: AgreedKV
     proof: BatchProof
@@ -353,7 +353,7 @@ class LedBatch(Batch):
 
 
 class LedProof(BatchProof):
-    """How answers go together on all ranks: asked of the model with all of them."""
+    """The form of batches on all ranks, found by asking the model with all of them."""
 
     def __init__(self, model: nn.Module, identity: str, leader: Leader, terms: Terms) -> None:
         super().__init__(model, identity, model_facts())
@@ -379,7 +379,7 @@ class NoDrafts(DraftProof):
 
     @property
     def why_not(self) -> str:
-        """Why this model's answers are not drafted."""
+        """The reason why this model's answers are not drafted."""
         return NO_DRAFTS
 
     @property

@@ -1,4 +1,4 @@
-"""What a user is told of a model that is fetched, however many of a process wait for it."""
+"""The line that tells a user that a model is being fetched, one however many of a process wait."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _lock = threading.Lock()
 
 
 class LoadingLine:
-    """That a model is fetched, on stderr; all who wait for the model `reference` share one line."""
+    """Progress of a fetch on stderr; all who wait for the model `reference` share one line."""
 
     def __init__(self, reference: str) -> None:
         with _lock:
             self._line: ProgressLine | None = _lines.setdefault(reference, ProgressLine())
 
     def show(self, event: Event) -> None:
-        """Show how far it is; any other event than Loading ends the line."""
+        """Show the progress; any event but Loading ends the line."""
         if self._line is None:
             return
         if not isinstance(event, Loading):

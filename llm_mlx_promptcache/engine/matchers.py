@@ -1,7 +1,7 @@
-"""llguidance's matchers: built once a grammar, and anew where a guess has broken one.
+"""llguidance's matchers: built once a grammar, and again where a guess has broken one.
 
-A matcher that fails stays so, and so do all of its copies: they share a lexer. Then one is built
-anew, and told what the broken one had consumed.
+A matcher that fails stays failed, and so do all of its copies: they share a lexer. Then one is
+built again, and given the tokens that the broken one had consumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from ..chat.grammar import Grammar, GrammarError
 
 _REASON_LIMIT = 200
-# Of a few hundred tools a matcher has tens of megabytes.
+# A matcher of a few hundred tools takes tens of megabytes.
 _MOST_MATCHERS = 4
 
 
@@ -45,7 +45,7 @@ class Matchers:
         return matcher.deep_copy()
 
     def forget(self, grammar: Grammar) -> None:
-        """One of its matchers has failed: no other answer is to have a copy of it."""
+        """Forget a grammar one of whose matchers failed: no other answer may have a copy of it."""
         self._kept.pop(grammar.text, None)
 
 
@@ -60,47 +60,47 @@ class Matcher:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether nothing but the end can follow, also because it has failed."""
+        """True if only the end can follow, or if it has failed."""
         return bool(self._inner.is_stopped())
 
     @property
     def is_accepting(self) -> bool:
-        """Whether what was consumed is whole."""
+        """True if the tokens consumed make a whole answer."""
         return bool(self._inner.is_accepting())
 
     @property
     def failed(self) -> bool:
-        """Whether it is of no use any more."""
+        """True if it has failed and is of no more use."""
         return bool(self._inner.is_error())
 
     @property
     def reason(self) -> str:
-        """Why it can't go on."""
+        """The reason why it can't go on."""
         return reason_of(self._inner)
 
     def bits(self) -> npt.NDArray[np.uint8]:
-        """For each token whether it may follow, eight in a byte, the first lowest."""
+        """A bit for each token that may follow, eight in a byte, the first lowest."""
         found = np.frombuffer(self._inner.compute_bitmask(), dtype=np.uint8)
         self._forget_failed()
         return found
 
     def forced(self) -> list[int]:
-        """What must follow."""
+        """The tokens that must follow."""
         return list(self._inner.compute_ff_tokens())
 
     def takes(self, tokens: Sequence[int]) -> bool:
-        """Whether there is room for these tokens; nothing changes."""
+        """True if there is room for these tokens; nothing changes."""
         return bool(self._inner.validate_tokens(list(tokens)) == len(tokens))
 
     def consume(self, token: int) -> bool:
-        """Go on behind a token, where that may follow."""
+        """Consume a token if it may follow."""
         done = bool(self._inner.consume_token(token))
         self._consumed += [token] * done
         self._forget_failed()
         return done
 
     def consume_some(self, tokens: Sequence[int]) -> None:
-        """Go on behind as many of these tokens as may follow."""
+        """Consume as many of these tokens as may follow."""
         count = self._inner.try_consume_tokens(list(tokens))
         self._consumed += tokens[:count]
 
@@ -110,7 +110,7 @@ class Matcher:
         self._consumed.clear()
 
     def go_back(self, count: int) -> bool:
-        """Undo the last `count` tokens; where it has failed another one takes its place."""
+        """Undo the last `count` tokens; if it has failed, a new matcher takes its place."""
         kept = self._consumed[: len(self._consumed) - count]
         if self.failed or (count and not self._inner.rollback(count)):
             self._matchers.forget(self._grammar)
@@ -126,6 +126,6 @@ class Matcher:
 
 
 def reason_of(matcher: LLMatcher) -> str:
-    """Why it has failed, in some words."""
+    """The reason why a matcher failed, in a few words."""
     reason = " ".join(matcher.get_error().split()) or "nothing may follow"
     return reason[:_REASON_LIMIT]

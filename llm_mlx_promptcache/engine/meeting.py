@@ -1,4 +1,4 @@
-"""How the ranks of a group find each other: all of them connect to rank 0, and prove the secret."""
+"""The meeting of a group's ranks: all of them connect to rank 0, and prove the secret."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _BACKLOG: Final = 128
 
 @dataclass(frozen=True)
 class Oneself:
-    """What a rank brings to a meeting: its place, the secret, what people call its host."""
+    """A rank's part in a meeting: its place, the secret, and its host's name for people."""
 
     group: Group
     secret: bytes
     name: str
 
     def told(self) -> dict[str, Any]:
-        """What it says of itself, once the secret is proven."""
+        """The description of itself that it gives, once the secret is proven."""
         group = self.group
         return {
             "protocol": PROTOCOL,
@@ -109,7 +109,7 @@ def joined(oneself: Oneself, address: Address, deadlines: Deadlines) -> RankLink
 def _admitted(
     oneself: Oneself, sock: socket.socket, links: Mapping[int, RankLink], left: float
 ) -> RankLink:
-    """Who has connected, if it is one of the group; LinkError for strangers."""
+    """The rank that has connected, if it is one of the group; LinkError for strangers."""
     seconds = min(_PROOF_SECONDS, left)
     admit(sock, oneself.secret, seconds)
     _nodelay(sock)
@@ -126,7 +126,7 @@ def _admitted(
 
 
 def _unfit(oneself: Oneself, told: Mapping[str, Any], links: Mapping[int, RankLink]) -> str:
-    """Why one who knows the secret is no rank of this group all the same; "" where it is."""
+    """The reason why one who knows the secret is no rank of this group; "" where it is."""
     mine, rank = oneself.told(), told.get("rank")
     name = _name(told)
     for fact in ("protocol", "size", "split", "backend"):

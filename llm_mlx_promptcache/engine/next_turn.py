@@ -1,4 +1,4 @@
-"""What is known of a conversation's next turn before anybody says it."""
+"""The part of a conversation's next turn that is known before anybody says it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..chat.transcript import Transcript
 from .events import Finished
 from .request import GenerationRequest
 
-# What might be said: they differ from the first character on, and in length.
+# Two possible messages: they differ from the first character on, and in length.
 _SAID = ("Question?", "Another one.")
-# A pass costs about as much as so many tokens: fewer of them are as cheap in the next turn's own.
+# A pass costs about as much as this many tokens: fewer are as cheap in the next turn's own pass.
 _A_PASS = 16
 
 
 def next_turns(request: GenerationRequest, finished: Finished) -> Iterator[GenerationRequest]:
-    """Two requests that may follow an answer; what both ask with, any will.
+    """Two requests that may follow an answer; any next turn begins as both of them do.
 
-    An answer with calls is followed by a result of each, another one by a user's message. There
-    are none where front ends keep an answer each in its own way.
+    An answer with calls is followed by a result of each, another one by a user's message. There are
+    none where front ends keep an answer in their own way.
     """
     if request.warm or request.continue_final or finished.invalid_calls or finished.streamed:
         return
@@ -41,21 +41,21 @@ def next_turns(request: GenerationRequest, finished: Finished) -> Iterator[Gener
 
 
 def shared_part(one: Transcript, other: Transcript) -> Transcript:
-    """What two prompts begin with, and a token more, which is never run."""
+    """The common beginning of two prompts, and one token more, which is never run."""
     length = common_prefix(one.ids, other.ids)
     boundaries = tuple(b for b in one.boundaries if b.position <= length)
     return one._replace(ids=one.ids[: length + 1], boundaries=boundaries)
 
 
 def is_worth_a_pass(beginning: Transcript, path: array[int]) -> bool:
-    """Whether a next turn's beginning is more than the answer's own `path` and a few tokens."""
+    """True if a next turn's beginning is more than the answer's own `path` and a few tokens."""
     length = len(beginning.ids) - 1
     parts = common_prefix(beginning.ids, path) < min(length, len(path))
     return parts or length - len(path) >= _A_PASS
 
 
 def goes_on_from(request: GenerationRequest, earlier: GenerationRequest) -> bool:
-    """Whether a request is of the conversation that an earlier one was of."""
+    """True if a request continues the conversation of an earlier one."""
     return request.messages[: len(earlier.messages)] == earlier.messages
 
 

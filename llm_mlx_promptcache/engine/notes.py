@@ -1,4 +1,4 @@
-"""What users are told once: that something stands or is held otherwise than they asked."""
+"""Notes that users are told once: where a prompt or a constraint differs from what they asked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _told: dict[tuple[str, str], None] = {}
 
 
 def new_notes(model: str, notes: Iterable[str]) -> list[str]:
-    """Those of `notes` that nobody in this process was told of this model; they now count as told.
+    """Those of `notes` that this process has not told about this model; they now count as told.
 
-    Front ends call this, since each tells its user in its own way.
+    Front ends call this, since each has its own way of telling its user.
     """
     with _lock:
         new = [note for note in dict.fromkeys(notes) if (model, note) not in _told]
@@ -28,8 +28,8 @@ def new_notes(model: str, notes: Iterable[str]) -> list[str]:
 
 
 def is_new_loss(reuse: Reuse) -> bool:
-    """Whether a turn lost what its conversation had, and nobody in this process was told of it.
+    """True if a turn lost what its conversation had, and nobody in this process was told of it.
 
-    The engine says it of one turn a conversation; that turn may be asked again, or streamed.
+    The engine reports it for one turn a conversation; that turn may be asked again, or streamed.
     """
     return bool(reuse.warns and new_notes("reuse", [reuse.warns]))

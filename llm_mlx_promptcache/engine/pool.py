@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .admission import RequestMemory
     from .scheduler import Scheduler
 
-# llm makes a new model object for each lookup, so what is dear to make can't live in one.
+# llm makes a new model object for each lookup, so nothing expensive can live in one.
 _engines: dict[str, Engine] = {}
-# The weights of each loaded model in bytes; the one that was asked last comes last.
+# The weights of each loaded model in bytes, the most recently asked one last.
 _weights: dict[str, int] = {}
 # The files that each model was read from when it was loaded; none where they could not be told.
 _read: dict[str, Manifest] = {}
@@ -51,9 +51,9 @@ def engine_for(reference: str) -> Engine:
 
 
 def current_engine_for(reference: str) -> Engine:
-    """The same, of the files as they are now: a model whose files changed is loaded anew.
+    """The same, for the files as they are now: a model whose files changed is loaded again.
 
-    As it would be in a new process; not while it answers. Waits for the engine's thread.
+    A new process would do the same; not while it answers. Waits for the engine's thread.
     """
     engine = engine_for(reference)
     if engine.loaded and not _is_current(spelled(reference)):
@@ -62,9 +62,9 @@ def current_engine_for(reference: str) -> Engine:
 
 
 def drop_engine(engine: Engine) -> None:
-    """Forget an engine that has no model, since it could not be loaded maybe; waits for nothing.
+    """Forget an engine without a model, such as one that failed to load; waits for nothing.
 
-    Nobody may be asking it.
+    Nobody may be using it.
     """
     with _lock:
         names = [name for name, other in _engines.items() if other is engine]
@@ -80,7 +80,7 @@ def engines() -> dict[str, Engine]:
 def model_on_thread(thread: int | None) -> str:
     """The model whose engine runs on a thread, by its identifier; "" where none does.
 
-    It takes no lock: who logs may hold it.
+    Takes no lock: the caller, who is logging, may hold it.
     """
     return next((name for name, engine in engines().items() if engine.runs_on(thread)), "")
 
@@ -97,7 +97,7 @@ def shared_cache() -> PromptCache:
 
 
 def cache_in_use() -> PromptCache | None:
-    """The cache of this process, where it has one already."""
+    """The cache of this process, if it has one already."""
     return _cache
 
 
@@ -108,12 +108,12 @@ def weights() -> dict[str, int]:
 
 
 def uses_disk() -> bool:
-    """Whether what this process computes may be kept on the disk."""
+    """True if this process may keep its work on the disk."""
     return os.environ.get(DISK_SWITCH, "1") != "0"
 
 
 def works_ahead() -> bool:
-    """Whether next turns may be prefilled while the user reads."""
+    """True if next turns may be prefilled while the user reads."""
     return os.environ.get(AHEAD_SWITCH, "1") != "0" and load_settings().ahead is not False
 
 
@@ -126,7 +126,7 @@ def disk_store() -> DiskStore:
 
 
 def close_engines() -> None:
-    """End every engine's thread, once what it promised to the disk is there, and the cache."""
+    """End every engine's thread, once its promised writes are on the disk, and the cache."""
     global _cache, _requests
     with _lock:
         ended = list(_engines.values())
@@ -163,7 +163,7 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
 
 
 def _shares(cache: PromptCache | None) -> Shares:
-    """What the cache and requests may take of what is beside them in this process."""
+    """The memory for the cache and for requests, of what is left beside them in this process."""
     from ..cache.layers.device_memory import active, device_memory
 
     beside = active() - (0 if cache is None else cache.nbytes)
@@ -173,7 +173,7 @@ def _shares(cache: PromptCache | None) -> Shares:
 
 
 def _share_out(cache: PromptCache) -> RequestMemory:
-    """A model has been loaded: what it leaves is what there is for the cache and for requests."""
+    """Share out the memory that a newly loaded model leaves, between the cache and requests."""
     from ..cache.layers.device_memory import bound_pool, device_memory
     from .admission import RequestMemory
 
@@ -189,7 +189,7 @@ def _share_out(cache: PromptCache) -> RequestMemory:
 
 
 def _is_current(reference: str) -> bool:
-    """Whether a loaded model is what its reference means now."""
+    """True if a loaded model is still what its reference means."""
     from ..cache.manifest import FilesChanged
     from ..models.here import folder_here
 
@@ -199,14 +199,14 @@ def _is_current(reference: str) -> bool:
     try:
         files.check()
         folder = folder_here(reference)
-        # What was read is known by its real path; a home, a hub's cache or a model may be a link.
+        # Files are known by their real paths; a home, a hub's cache or a model may be a link.
         return folder is not None and folder.resolve() == files.folders[0]
     except (FilesChanged, OSError, ValueError):
         return False
 
 
 def _make_room(reference: str, needed: int) -> None:
-    """Unload models that were not asked for longest, and answer nobody, until this one fits."""
+    """Unload idle models, the one not asked for longest first, until this one fits."""
     with _lock:
         _weights.pop(reference, None)
         _read.pop(reference, None)

@@ -26,7 +26,7 @@ class Ran(NamedTuple):
 
 
 class Prefill:
-    """Runs the prompts of one model; `planner` sizes their chunks, `clock` tells seconds."""
+    """The prompts of one model at work; `planner` sizes their chunks, `clock` tells seconds."""
 
     def __init__(
         self, model: nn.Module, kv: KVManager, planner: ChunkPlanner, clock: Callable[[], float]
@@ -37,7 +37,7 @@ class Prefill:
         self._clock = clock
 
     def begin(self, sequence: Sequence, rows: Rows) -> None:
-        """Give a prompt its layers, with what the cache has of it, and its sizes of chunks."""
+        """Give a prompt its layers, with the cached part of it, and its sizes of chunks."""
         speed = self._planner.speed(0, len(sequence.ids))
         sequence.handle = self._kv.lease(
             sequence.prepared, sequence.ids, rows, speed, sequence.asked
@@ -52,8 +52,8 @@ class Prefill:
     def turn(self, sequences: list[Sequence], party: Party, beside: Beside) -> Iterator[Ran]:
         """A chunk of a long prompt (they alternate), or a chunk's worth of short ones.
 
-        Who is through, or failed, has left `sequences` before the next one runs. Short prompts
-        that come together answer together. Chunks are smaller while others answer.
+        A prompt that is done, or failed, has left `sequences` before the next one runs. Short
+        prompts that come together answer together. Chunks are smaller while others answer.
         """
         share = 1.0
         while share > 0 and (its_own := [one for one in sequences if one.party is party]):
@@ -69,7 +69,7 @@ class Prefill:
             yield Ran(sequence, error)
 
     def _run(self, sequence: Sequence, most: int) -> None:
-        """Run the next chunk of a prompt, and keep what ends there."""
+        """Run the next chunk of a prompt, and keep the rows up to its end."""
         assert sequence.handle is not None
         start = sequence.done
         sequence.done = self.chunk(sequence.handle, sequence.ids, start, most)
@@ -89,9 +89,9 @@ class Prefill:
         return end
 
     def keep(self, handle: KVHandle, path: array[int], start: int) -> None:
-        """Keep what the layers hold of `path` up to the last place that its chunk made complete.
+        """Keep the layers' rows of `path` up to the last place that its chunk completed.
 
-        The chunk began at `start`; the next one may push out what these places need.
+        The chunk began at `start`; the next one may push out rows that these places need.
         """
         passed = [at for at in handle.stops | handle.ends if start < at <= len(path)]
         if passed:

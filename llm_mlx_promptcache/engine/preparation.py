@@ -1,4 +1,4 @@
-"""A request made ready before any token is computed: its ids, its limits, what it may say.
+"""A request made ready before any token is computed: its ids, its limits and its constraints.
 
 Everything that can be wrong with a request is refused here, by the name of its field.
 """
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ..models.loading import LoadedModel
     from .request import GenerationRequest
 
-# Tokens that hold the marks of reasoning that a prompt ends with, if it does.
+# The last tokens of a prompt, which hold the marks of reasoning at its end, if any.
 _PROMPT_END = 128
 # The most tokens of an answer without a limit of its own: no record holds more.
 _MOST_TOKENS = MOST_IDS
-# A question that nobody asked: what it shares with any other one is what can be warmed.
+# A question that nobody asked: the part that it shares with any other one can be warmed.
 _PROBE = Message("user", "Question?")
 
 
@@ -48,9 +48,9 @@ _PROBE = Message("user", "Question?")
 class Prepared:
     """A request, the ids that ask it, and how its answer is written, held and read.
 
-    `plain_namespace` is where the rows of a path are that is still too short to be quantised.
-    `notes` are for the user: what stands in the prompt, or is held, otherwise than asked.
-    `history` is what earlier answers of the conversation left.
+    `plain_namespace` holds the rows of a path that is still too short to be quantised. `notes`
+    are for the user: where the prompt or a constraint differs from what was asked. `history` is
+    the record of the conversation's earlier answers.
     """
 
     request: GenerationRequest
@@ -71,21 +71,21 @@ def prepare(
     tokenizer: TemplateTokenizer,
     identity: Identity,
 ) -> Prepared:
-    """The request ready to run; ValueError names what is wrong with which field."""
+    """The request ready to run; ValueError names the field and its fault."""
     plain = namespace_of(identity.rows, request.cache_salt)
     if request.kv is not None:
         request = replace(request, kv=loaded.fitting(request.kv))
     namespace = _namespace(request, identity)
     tools = () if request.tool_choice == "none" and not request.tool else request.tools
     _check_bias(request, loaded)
-    # Tools that may not be called still stand in the prompt: the next turn's shares it.
+    # Tools that may not be called stay in the prompt: the next turn shares it.
     transcript = transcript_of(request, loaded, tokenizer, identity.model)
     check_tools_end(tools)
     limit = limit_of(request.max_tokens, loaded.context_length, len(transcript.ids))
     own = tokenizer.call_form
     generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example
     if own.channels is None and generic:
-        own = replace(GENERIC, special=own.special)  # which the prompt says
+        own = replace(GENERIC, special=own.special)  # as the prompt says
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
     grammar = _grammar(request, own, has_tools=bool(tools))
@@ -128,7 +128,7 @@ def _thinking(tokenizer: TemplateTokenizer, transcript: Transcript) -> Thinking 
 def _told_thinking(
     request: GenerationRequest, tokenizer: TemplateTokenizer, thinking: Thinking | None
 ) -> tuple[str, ...]:
-    """One line where the wish to think, or not to, changes nothing; ValueError where none can."""
+    """A note if the wish to think, or not to, changes nothing; ValueError if it can't be met."""
     wanted = request.thinking
     if wanted is None or tokenizer.thinking_switch:
         return ()
@@ -144,7 +144,7 @@ def _told_thinking(
 
 
 def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
-    """ValueError where a bias is for no token: MLX would write behind the logits."""
+    """ValueError if a bias is for no token: MLX would write behind the logits."""
     for token, _ in request.sampling.logit_bias:
         if not 0 <= token < loaded.vocab_size:
             raise ValueError(
@@ -153,7 +153,7 @@ def _check_bias(request: GenerationRequest, loaded: LoadedModel) -> None:
 
 
 def _check_ids(transcript: Transcript, loaded: LoadedModel) -> None:
-    """ValueError where a token is none of the model's: MLX would read behind its embedding.
+    """ValueError if a token is none of the model's: MLX would read behind its embedding.
 
     A tokenizer may be another model's, and an id in a history anybody's.
     """
@@ -167,7 +167,7 @@ def _check_ids(transcript: Transcript, loaded: LoadedModel) -> None:
 def transcript_of(
     request: GenerationRequest, loaded: LoadedModel, tokenizer: TemplateTokenizer, model: str
 ) -> Transcript:
-    """The ids that a request asks with; ValueError names what is wrong with it."""
+    """The ids that a request asks with; ValueError names its fault."""
     messages = request.messages
     if request.warm and not any(message.role == "user" for message in messages):
         messages = (*messages, _PROBE)
@@ -199,14 +199,14 @@ def _stable(transcript: Transcript, *, probed: bool) -> Transcript:
 
 
 def arguments_of(request: GenerationRequest, thinking: str) -> Mapping[str, Any]:
-    """What the template is given beside messages and tools; `thinking` is its word for that."""
+    """The template's arguments besides messages and tools; `thinking` is its word for that."""
     if request.thinking is None:
         return request.template_arguments
     return {**request.template_arguments, thinking: request.thinking}
 
 
 def limit_of(max_tokens: int | None, context: int | None, prompt: int) -> int:
-    """How many tokens the answer may have; PromptTooLongError where the prompt leaves none."""
+    """The most tokens that the answer may have; PromptTooLongError if the prompt leaves none."""
     most = _MOST_TOKENS if max_tokens is None else max_tokens
     if context is None:
         return most
@@ -219,7 +219,7 @@ def limit_of(max_tokens: int | None, context: int | None, prompt: int) -> int:
 
 
 def _grammar(request: GenerationRequest, form: Form, *, has_tools: bool) -> Grammar | None:
-    """What the answer is held to; None where it may be any text."""
+    """The grammar of the answer; None if it may be any text."""
     if request.warm:
         return None
     schema = {"type": "object"} if request.json_object else request.schema
@@ -229,7 +229,7 @@ def _grammar(request: GenerationRequest, form: Form, *, has_tools: bool) -> Gram
         if choice is None and request.tool_choice == "any":
             choice = True
         if choice is None and schema is None:
-            # Whatever the model says is read as it comes: a grammar would mask some of it.
+            # The model's words are read as they come: a grammar would mask some of them.
             return None
         calls = 1 if request.tool else request.max_calls
         return tool_grammar(request.tools, choice, form, calls=calls, schema=schema, caps=caps)

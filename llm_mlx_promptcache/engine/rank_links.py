@@ -32,7 +32,7 @@ class LinkError(ConnectionError):
 
 
 class FrameKind(Enum):
-    """What a frame is; the letter that it begins with."""
+    """The kind of a frame; the letter that it begins with."""
 
     WORD = b"w"  # what rank 0 decided
     SHARE = b"s"  # a rank's part of what all agree on, and what that came to
@@ -62,7 +62,7 @@ class RankLink:
 
     @property
     def waits(self) -> bool:
-        """Whether something is left to send."""
+        """True if something is left to send."""
         return bool(self._unsent)
 
     def send(self, kind: FrameKind, data: Mapping[str, Any]) -> None:
@@ -173,7 +173,7 @@ def check_secret(secret: bytes) -> None:
 
 
 def _digest(secret: bytes, role: bytes, head: bytes, rank: bytes) -> bytes:
-    """What proves the secret; each side has its role, so that none is told its own words."""
+    """The proof of the secret; each side has its role, so that none is told its own words."""
     return hmac.digest(secret, _GREETING + role + head + rank, "sha256")
 
 

@@ -49,7 +49,7 @@ class SeenRank(NamedTuple):
 
 @dataclass
 class _Heard:
-    """When a rank was heard last, how long it has been silent since, and what it said it holds."""
+    """The time when a rank was last heard, its silence since, and the bytes it said it holds."""
 
     at: float
     silent: float = 0.0
@@ -143,7 +143,7 @@ class Ranks:
         mine: Mapping[str, Any],
         joined: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
     ) -> dict[str, Any]:
-        """What rank 0 makes of every rank's part, in their order; the same on all of them."""
+        """Rank 0's result of every rank's part, in their order; the same on all of them."""
         with self.step():
             if self.group.rank:
                 self._send(FrameKind.SHARE, mine)
@@ -226,7 +226,7 @@ class Ranks:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is said any more."""
+        """True if nothing is said any more."""
         return self._closed or bool(self.why)
 
     def shut(self) -> None:
@@ -299,7 +299,7 @@ class Ranks:
             return shares.popleft()
 
     def _differing(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """Which rank has other facts than rank 0, in words; "" where none has."""
+        """The rank with other facts than rank 0, in words; "" where none has."""
         right = parts[0]["of"]
         for rank, part in enumerate(parts[1:], 1):
             for name, value in right.items():
@@ -383,6 +383,6 @@ def _least_and_most(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _told(data: Mapping[str, Any]) -> str:
-    """Why another rank ended the group; "" where rank 0 closed it."""
+    """The reason why another rank ended the group; "" where rank 0 closed it."""
     why = data.get("why")
     return why if isinstance(why, str) else "another rank ended the group"

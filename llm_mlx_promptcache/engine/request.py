@@ -1,4 +1,4 @@
-"""What an engine is asked: plain data, no tensors."""
+"""Requests to an engine: plain data, no tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..chat.generated import nothing
 from ..chat.messages import Message, check_continued
 from ..models.kv_settings import KVSettings, check_kv
 
-# Of an answer whose length nobody bounds; where less is left of the context, that.
+# The limit of an answer without one of its own; less where the context leaves less.
 DEFAULT_MAX_TOKENS = 8192
 
 ToolChoice = Literal["auto", "any", "none"]
@@ -20,14 +20,14 @@ _CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "any", "none": "none",
 
 
 class Choice(NamedTuple):
-    """Whether tools are called, and the name of the one that must be."""
+    """A choice about tools: whether they are called, and the name of the one that must be."""
 
     how: ToolChoice
     tool: str = ""
 
 
 def choice_named(word: str, names: Sequence[str]) -> Choice:
-    """What a word or a tool's name means beside tools of these names; ValueError for neither."""
+    """The choice that a word or a tool's name means beside tools of these names; ValueError."""
     if word in names:
         return Choice("any", word)
     if word in _CHOICES:
@@ -40,7 +40,7 @@ def choice_named(word: str, names: Sequence[str]) -> Choice:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest. ValueError when off.
+    """The choice of the next token; temperature 0 takes the likeliest. ValueError for bad values.
 
     `min_p` leaves at least `min_tokens_to_keep` tokens. Penalties look at the last
     `penalty_window` tokens of prompt and answer; `logit_bias` holds (token id, amount) pairs.
@@ -80,7 +80,7 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether recent tokens matter."""
+        """True if recent tokens matter."""
         off = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
         return off != (1.0, 0.0, 0.0)
 
@@ -107,15 +107,15 @@ class GenerationRequest:
 
     `tools` are in OpenAI's form, and at most `max_calls` are called at once; `tool` names the one
     that must be called. `max_tokens` None: to the context's end. `schema` (JSON Schema),
-    `json_object` and `regex` say what the answer must be; beside tools, a schema leaves the choice
-    between a call and a document. `max_string` is the most characters of a string in a document or
-    a forced call whose schema sets no limit, None as many as `max_tokens` allows: small models may
-    never end one. `thinking` asks a template to let the model reason or not. `logprobs` is how many
-    alternatives are told for each token. `cache_salt` keeps applications apart. What `if_possible`
-    names is told, not refused, where the model can't follow it. With `drafts` what was said before
-    is tried as what comes next, several tokens a pass; no token changes by it. With `warm` nothing
-    is answered: the conversation's stable beginning is prefilled and kept, and with `pin` never
-    evicted. With `look` nothing is computed either: what would be reused is told, and nothing else.
+    `json_object` and `regex` constrain the answer; beside tools, a schema leaves the choice between
+    a call and a document. `max_string` is the most characters of a string in a document or a forced
+    call whose schema sets no limit, None as many as `max_tokens` allows: small models may never end
+    one. `thinking` asks a template to let the model reason or not. `logprobs` is the number of
+    alternatives reported for each token. `cache_salt` keeps applications apart. Fields that
+    `if_possible` names cause a note, not an error, where the model can't follow them. With `drafts`
+    earlier text is tried as what comes next, several tokens a pass; no token changes by it. With
+    `warm` nothing is answered: the conversation's stable beginning is prefilled and kept, and with
+    `pin` never evicted. With `look` nothing is computed either: only the reuse is reported.
     """
 
     messages: tuple[Message, ...]
@@ -162,9 +162,9 @@ class GenerationRequest:
             self.regex
         )
         if len(wanted) > 1:
-            raise ValueError(f"{' and '.join(wanted)} can't hold together; give one of them")
+            raise ValueError(f"{' and '.join(wanted)} can't be combined; give one of them")
         if self.regex and self.tools:
-            raise ValueError("regex and tools can't hold together; give one of them")
+            raise ValueError("regex and tools can't be combined; give one of them")
         if self.logprobs is not None and not 0 <= self.logprobs <= _MOST_LOGPROBS:
             raise ValueError(f"logprobs is {self.logprobs}; give 0 to {_MOST_LOGPROBS}")
         if self.continue_final:
@@ -172,7 +172,7 @@ class GenerationRequest:
         if self.pin and not self.warm:
             raise ValueError("pin is set without warm; only a beginning that is warmed is pinned")
         if self.look and self.warm:
-            raise ValueError("look and warm can't hold together; give one of them")
+            raise ValueError("look and warm can't be combined; give one of them")
         if self.kv is not None:
             check_kv(self.kv)
 
@@ -181,14 +181,14 @@ class GenerationRequest:
         forced = ["a forced call"] * bool(self.tool or self.tool_choice == "any")
         if beside := [*wanted, *forced, *["warm"] * self.warm]:
             raise ValueError(
-                f"continue_final and {beside[0]} can't hold together: a grammar begins where an"
+                f"continue_final and {beside[0]} can't be combined: a grammar begins where an"
                 " answer does; leave one of them out"
             )
         check_continued(self.messages)
 
 
 def warming(messages: Iterable[Message], **asked: Any) -> GenerationRequest:
-    """What prefills and pins that which conversations with this beginning share."""
+    """The request that prefills and pins the common start of conversations with this beginning."""
     return GenerationRequest(tuple(messages), warm=True, pin=True, **asked)
 
 

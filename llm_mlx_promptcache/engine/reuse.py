@@ -1,4 +1,4 @@
-"""Whether a prompt was given what earlier turns computed of it, and if not, where and why."""
+"""Reuse: how much of a prompt's earlier turns was reused, and where and why some was not."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _LOST: Final[dict[str, str]] = {
     " version of MLX",
     "evicted": "what had been computed is no longer kept",
 }
-# What an application does to its prompts, and could leave undone.
+# Changes that an application makes to its prompts, and could avoid.
 _CALLERS = frozenset(["system", "tools", "arguments", "edited", "removed", "inserted"])
-# Why a cache keeps nothing of a request.
+# Reasons why a cache keeps nothing of a request.
 _OFF = frozenset(["off", "layers", "changed"])
-# What a cache says of rows that were kept and are there no longer.
+# A cache's reasons for rows that were kept and are gone.
 _GONE = frozenset(["cold", "diverged", "evicted", "whole", "namespace"])
 
 
 class Reuse(NamedTuple):
-    """What a prompt reused of what the turn of its conversation's last answer had.
+    """The part of its conversation's last turn that a prompt reused.
 
-    `state` is "healthy" where that was all of it, "lost" where `lost` tokens of it were not,
-    "new" where no answer in the conversation says what it was asked with, "off" where nothing is
-    kept. Where it was lost, `message` is the index of the message in which the prompt leaves the
-    stored path, of this `role`; `detail` is what the cache says. `warns` is a digest where the user
-    is to be told, the same for all that go on from one answer.
+    `state` is "healthy" where that was all of it, "lost" where `lost` tokens of it were not, "new"
+    where no answer in the conversation says what it was asked with, "off" where nothing is kept.
+    Where it was lost, `message` is the index of the message in which the prompt leaves the stored
+    path, of this `role`; `detail` is the cache's reason. `warns` is a digest where the user is to
+    be told, the same for all that go on from one answer.
     """
 
     state: State = "new"
@@ -66,7 +66,7 @@ class Reuse(NamedTuple):
         return f"{told}; {self.lost} tokens of earlier turns are not reused"
 
     def plain(self) -> dict[str, Any]:
-        """What programs are told: the state, and where and why it is a loss."""
+        """The state for programs, with place and reason where it is a loss."""
         if self.state != "lost":
             return {"state": self.state}
         names = ("state", "reason", "message", "role", "lost")
@@ -74,15 +74,15 @@ class Reuse(NamedTuple):
 
 
 def rows_digest(prepared: Prepared) -> str:
-    """What stands for where a request's rows are kept."""
+    """A digest of the place where a request's rows are kept."""
     return short_digest(prepared.namespace)
 
 
 def reuse_of(prepared: Prepared, lease: Lease) -> Reuse:
-    """What a lease comes to, beside what earlier answers of the conversation left.
+    """The reuse that a lease means, beside what earlier answers of the conversation left.
 
-    All of it is told by the conversation itself and its own namespace: of what others store it
-    says nothing.
+    It depends on the conversation and its own namespace alone: it says nothing of what others
+    store.
     """
     history, detail = prepared.history, str(lease.why)
     if lease.why.reason in _OFF:
@@ -108,7 +108,7 @@ def reuse_of(prepared: Prepared, lease: Lease) -> Reuse:
 
 
 def _gone(prepared: Prepared, why: Reason) -> LossReason:
-    """Why rows of an unchanged path are not there."""
+    """The reason why rows of an unchanged path are missing."""
     latest = prepared.history.latest
     assert latest is not None
     if latest.rows != rows_digest(prepared):
@@ -117,13 +117,13 @@ def _gone(prepared: Prepared, why: Reason) -> LossReason:
 
 
 def _is_told(prepared: Prepared, reason: LossReason, why: Reason) -> bool:
-    """Whether a loss is news to the user, who can do something about it."""
+    """True if a loss is news to the user, who can do something about it."""
     history = prepared.history
     assert history.latest is not None
     if history.told:
         return False
     if reason == "evicted":
-        # What another process evicted, or somebody cleared, may have been meant to go.
+        # Rows evicted by another process, or cleared, may be gone on purpose.
         return why == "evicted"
     if reason == "edited" and history.change == Change("edited", history.at):
         return False  # an answer that somebody corrected is all that is lost

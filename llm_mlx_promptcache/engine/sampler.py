@@ -1,4 +1,4 @@
-"""How the next token is chosen: penalties, then a sampler with a random key of its own.
+"""The choice of the next token: penalties, then a sampler with a random key of its own.
 
 Each request has its own key, so a seed gives the same answer whatever else runs, and penalties
 see the same window of tokens whether the prompt came from the cache or not.
@@ -16,12 +16,12 @@ from .drawing import drawing_of, most_likely
 from .events import Logprob, TokenLogprobs
 from .request import Sampling
 
-# What a choice changes, so that one which came to nothing can be made again.
+# The state that a choice changes, so that an abandoned one can be made again.
 Mark = tuple[mx.array | None, mx.array | None]
 
 
 class Sampler:
-    """Chooses token after token for one request; `prompt` is what comes before its answer."""
+    """A sampler for one request, token by token; `prompt` is what precedes its answer."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: Sequence[int]) -> None:
         self._sampling = sampling
@@ -34,7 +34,7 @@ class Sampler:
 
     @property
     def takes_likeliest(self) -> bool:
-        """Whether it always takes the likeliest token, so that several can be taken at once."""
+        """True if it always takes the likeliest token, so that several can be taken at once."""
         return self._key is None and self._bias is None and self._recent is None
 
     def choose(self, logits: mx.array) -> mx.array:
@@ -55,7 +55,7 @@ class Sampler:
         return token
 
     def follow(self, tokens: Sequence[int]) -> None:
-        """Tokens that a grammar forced: beside others each of them would have been a choice."""
+        """Follow tokens that a grammar forced: in a batch each of them would have been a choice."""
         for _ in tokens:
             if self._key is not None:
                 self._key, _now = mx.random.split(self._key)
@@ -66,11 +66,11 @@ class Sampler:
             self._recent = recent[-self._sampling.penalty_window :]
 
     def mark(self) -> Mark:
-        """Where this stands before a choice."""
+        """The sampler's state before a choice."""
         return self._key, self._recent
 
     def reset(self, mark: Mark) -> None:
-        """As it stood at `mark`."""
+        """Restore the state at `mark`."""
         self._key, self._recent = mark
 
 
@@ -102,7 +102,7 @@ def _penalised(logits: mx.array, recent: mx.array, sampling: Sampling) -> mx.arr
 
 
 class Likely(NamedTuple):
-    """What a model found likely where a token was chosen: arrays that are not evaluated yet."""
+    """The likeliest tokens where one was chosen: arrays that are not evaluated yet."""
 
     token: mx.array
     logprob: mx.array
@@ -111,15 +111,15 @@ class Likely(NamedTuple):
 
     @classmethod
     def of(cls, logits: mx.array, token: mx.array, count: int) -> Likely:
-        """Of logits [1, vocab_size] as the model gave them, with `count` alternatives."""
+        """The likeliest of logits [1, vocab_size] as the model gave them, `count` alternatives."""
         return cls(*most_likely(min(count, logits.shape[-1]))(logits, token))
 
     def arrays(self) -> tuple[mx.array, ...]:
-        """All that has to be evaluated."""
+        """All arrays that have to be evaluated."""
         return tuple(self)
 
     def told(self, data: Callable[[int], bytes]) -> TokenLogprobs:
-        """As plain data; `data` has the bytes of a token."""
+        """The same as plain data; `data` gives the bytes of a token."""
 
         def one(id: int, value: float) -> Logprob:
             return Logprob(id, data(id).decode("utf-8", "replace"), value, tuple(data(id)))

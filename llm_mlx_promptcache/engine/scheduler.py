@@ -1,7 +1,7 @@
 """A loaded model at work: requests are admitted, prefilled in turns, and answered together.
 
 Each prompt is prefilled alone, in layers of its own, a chunk at a time; prompts and answers take
-turns, counted in seconds. Who asks for a prefix that another is just computing waits for it.
+turns, counted in seconds. A request for a prefix that another is just computing waits for it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .wired import WIRED
 
 
 class LoadReport(NamedTuple):
-    """What else a scheduler is told of a loaded model.
+    """Other facts about a loaded model for its scheduler.
 
-    `name` is what people call it, `seconds` what the first answer had to wait for, `uncached` why
-    nothing of it may be kept; `ahead` says that next turns may be prefilled before they are asked.
-    `memory` is what requests of all models may take, None for what there is. `leader` tells the
-    other ranks, where several run the model.
+    `name` is its name for people, `seconds` the first answer's wait for it, `uncached` the reason
+    why nothing of it may be kept; `ahead` allows next turns to be prefilled before they are asked.
+    `memory` is the share of the requests of all models, None for this machine's. `leader` tells the
+    other ranks, if several run the model.
     """
 
     name: str = ""
@@ -107,16 +107,16 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is left to do."""
+        """True if anything is left to do."""
         return bool(self._waiting or self._prefilling or self._decoding)
 
     @property
     def batch_form(self) -> BatchForm:
-        """How this model's answers go together; found out with the model where nobody knows yet."""
+        """The way this model's answers go together; measured with the model if not known yet."""
         return self._proof.form
 
     def add(self, reader: Reader) -> None:
-        """Take a request in; what is wrong with it is told to who asked."""
+        """Take a request in; its faults are told to its reader."""
         looks = reader.request.look
         if self.ahead is not None and not looks:
             self.ahead.make_way(reader.request)
@@ -155,7 +155,7 @@ class Scheduler:
             device.settle()
 
     def rest(self) -> None:
-        """Nobody has asked for a while: let the system have what answers need, but the weights."""
+        """After a while without requests: free the memory of answers, but not the weights."""
         self.rested = True
         self._kv.rest()
         try:
@@ -164,7 +164,7 @@ class Scheduler:
             trim_pool()
 
     def fail(self, error: BaseException) -> None:
-        """Tell everybody that nothing more will come, and keep nothing of what they hold."""
+        """Tell all readers that nothing more will come, and keep nothing of their requests."""
         device.note(error)
         for sequence in [*self._waiting, *self._active()]:
             try:
@@ -178,7 +178,7 @@ class Scheduler:
         trim_pool()
 
     def settle(self, *, last: bool = False) -> None:
-        """Have the disk written what these answers left to write; wait if it is the last."""
+        """Write the rest of these answers to the disk; waits if it is the `last` time."""
         if last and self.ahead is not None:
             self.ahead.drop()
         try:
@@ -207,7 +207,7 @@ class Scheduler:
     # Getting in.
 
     def _admit(self) -> None:
-        """Begin what there is room for, in the order in which it came."""
+        """Begin every request that there is room for, in the order in which they came."""
         passed: list[Sequence] = []
         for sequence in list(self._waiting):
             active = self._active()
@@ -229,7 +229,7 @@ class Scheduler:
                 self._end(sequence, error)
 
     def _preempt(self) -> None:
-        """Where answers outgrew the limit the newest waits again: what it has is kept."""
+        """If answers outgrew the limit, make the newest wait again; its rows are kept."""
         while len(active := self._active()) > 1:
             prompts = sum(sequence.done for sequence in self._prefilling)
             if self._admission.holds(prompts + self._batches.tokens):
@@ -251,7 +251,7 @@ class Scheduler:
         return [*self._prefilling, *self._decoding.values()]
 
     def _share(self, other: Sequence, sequence: Sequence) -> None:
-        """What only another request's layers hold is copied to the cache, where it is needed."""
+        """Copy rows that only another request's layers hold to the cache, if they are needed."""
         handle = other.handle
         if handle is None or not sequence.may_share(other):
             return
@@ -272,7 +272,7 @@ class Scheduler:
     # Turns.
 
     def _parties(self) -> set[Party]:
-        """Who wants the model now."""
+        """The parties that want the model now."""
         answers = {Party.ANSWERS} if self._decoding else set()
         return answers | {sequence.party for sequence in self._prefilling}
 
@@ -293,7 +293,7 @@ class Scheduler:
         self._turns.spent(party, self._clock() - started)
 
     def _settle_answers(self) -> bool:
-        """Wait for the answers' step; where the device failed meanwhile, theirs is the error."""
+        """Wait for the answers' step; if the device failed meanwhile, they get the error."""
         try:
             device.settle()
         except Exception as error:
@@ -319,7 +319,7 @@ class Scheduler:
                 self._recover()
 
     def _progress(self, sequence: Sequence) -> None:
-        """Tell how far a prompt is; where it is through, its answer begins."""
+        """Report a prompt's progress; if it is done, its answer begins."""
         assert sequence.handle is not None
         self._kv.quantise(sequence.handle, sequence.done)
         if sequence.slot is None:
@@ -357,17 +357,17 @@ class Scheduler:
         return sequence.new_slot(stop_ids, drafter)
 
     def _recall(self, sequence: Sequence) -> None:
-        """Look for what else an answer may be drafted from, while its first token is computed."""
+        """Look up earlier text for an answer's drafts, while its first token is computed."""
         sequence.recalled = True
         if sequence.slot is not None and sequence.slot.drafter is not None:
             behind, texts = self._kv.said(sequence.prepared)
             sequence.slot.drafter.learn(behind, joined(texts))
 
     def _recover(self) -> None:
-        """Behind a failure of the device all who held layers begin again.
+        """After a failure of the device, make all that held layers begin again.
 
-        Whose work it was is not told, nor what else was not written. Who was told of it has ended,
-        so there is an end to this.
+        MLX tells neither whose work failed nor which arrays were not written. The request that got
+        the error has ended, so this comes to an end.
         """
         active = self._active()
         if all(sequence.handle is None or sequence.handle.whole for sequence in active):
@@ -382,7 +382,7 @@ class Scheduler:
     # Answers.
 
     def _hear(self, sequence: Sequence, step: Step) -> None:
-        """Tell what one step brought, to the end of the answer."""
+        """Pass on one step of an answer, up to its end."""
         if step.restart:
             del self._decoding[sequence.slot]  # type: ignore[arg-type]
             self._waiting.insert(0, sequence)
@@ -400,7 +400,7 @@ class Scheduler:
             self._end(sequence, error)
 
     def _finish(self, sequence: Sequence) -> None:
-        """Tell the end of an answer, and keep what it left."""
+        """Report the end of an answer, and keep its rows."""
         load, self._load_seconds = self._load_seconds, 0.0
         finished = sequence.finish(load, self._identity.model, mx.get_peak_memory())
         self._end(sequence)
@@ -408,7 +408,7 @@ class Scheduler:
             self.ahead.note(sequence, finished)
 
     def _end(self, sequence: Sequence, error: BaseException | None = None) -> None:
-        """Whatever ends a request: what it computed is kept, and who asked is told."""
+        """End a request however it went: its rows are kept, and its reader is told."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         if sequence in self._prefilling:

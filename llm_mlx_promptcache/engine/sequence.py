@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from .constraint import Constraint
     from .drafts import Drafter
 
-# A prompt is short where at most so many chunks are left of it.
+# A prompt is short if at most this many chunks of it are left.
 _SHORT = 4
 
 
 class Reader(Protocol):
-    """A request's reader: is sent events, an error, or None for the end, and may be gone."""
+    """A request's reader: it gets events, an error, or None for the end, and may be gone."""
 
     request: GenerationRequest
 
@@ -40,7 +40,7 @@ class Reader(Protocol):
         """Hand over an event, an error, or None for the end."""
 
     def gone(self) -> bool:
-        """Whether nobody listens any more."""
+        """True if nobody listens any more."""
 
 
 class Sequence:
@@ -64,16 +64,15 @@ class Sequence:
         self.ids: array[int] = prepared.transcript.ids
         self.done = 0
         self.handle: KVHandle | None = None
-        # When it was asked: whenever it begins, or begins again, it brings nothing back that was
-        # forgotten since.
+        # When it was asked: whenever it begins, or begins again, nothing forgotten comes back.
         self.asked: Moment | None = None
         self.plan: ChunkPlan | None = None
-        self.passed = 0  # how many that came later were let in before it
-        self.overtaken = 0  # how many chunks of those that came later ran before its own
+        self.passed = 0  # later requests that were let in before it
+        self.overtaken = 0  # chunks of later requests that ran before its own
         self.slot: Slot | None = None
-        self.recalled = False  # whether all is known that its answer may be drafted from
-        self.behind = 0  # how many tokens the last step brought behind the answer's end
-        # What was reused when it first began; a restart counts nothing twice.
+        self.recalled = False  # True once all sources of its drafts are known
+        self.behind = 0  # tokens that the last step brought behind the answer's end
+        # The reuse when it first began; a restart counts nothing twice.
         self.cached = 0
         self.from_disk = 0
         self.why = ""
@@ -81,17 +80,17 @@ class Sequence:
 
     @property
     def prefilled(self) -> bool:
-        """Whether only the last token is left to run."""
+        """True if only the last token is left to run."""
         return self.done == len(self.ids) - 1
 
     @property
     def left(self) -> int:
-        """How many tokens of its prompt are left to prefill."""
+        """The number of prompt tokens left to prefill."""
         return len(self.ids) - 1 - self.done
 
     @property
     def party(self) -> Party:
-        """With whom its prompt takes turns."""
+        """The party with which its prompt takes turns."""
         return Party.LONG if self.left > _SHORT * self.chunk() else Party.SHORT
 
     def chunk(self, beside: Beside = Beside.NOBODY) -> int:
@@ -101,7 +100,7 @@ class Sequence:
 
     @property
     def expected(self) -> int:
-        """How many tokens its layers hold soon."""
+        """The number of tokens that its layers will hold soon."""
         if self.slot is None:
             return expected(len(self.ids), self.prepared.limit)
         return expected(max(len(self.ids), len(self.slot.path)), self.slot.left)
@@ -114,15 +113,15 @@ class Sequence:
         return self.ids[: self.done]  # also of one that begins again
 
     def may_share(self, other: Sequence) -> bool:
-        """Whether rows of one may serve the other."""
+        """True if rows of one may serve the other."""
         both = (self.prepared, other.prepared)
         same = both[0].namespace == both[1].namespace
         return same and all(prepared.request.use_cache for prepared in both)
 
     def waits_for(self, other: Sequence) -> bool:
-        """Whether `other`, a prompt that is run, computes what this one needs.
+        """True if `other`, a prompt being run, computes rows that this one needs.
 
-        It stops where both part, to share it.
+        `other` then stops where both part, to share them.
         """
         if other.handle is None or not self.may_share(other):
             return False
@@ -147,14 +146,14 @@ class Sequence:
         )
 
     def restart(self) -> None:
-        """Begin again behind what was answered so far; its layers are gone."""
+        """Begin again behind the answer so far; its layers are gone."""
         if self.slot is not None and self.prefilled:
             assert self.slot.last is not None
             self.ids = self.slot.path + array("I", [self.slot.last])
         self.handle, self.done = None, 0
 
     def hear(self, step: Step, bytes_of: Callable[[int], bytes]) -> None:
-        """Tell what one step of its answer brought, to the answer's end."""
+        """Pass on one step of its answer, up to the answer's end."""
         with device.work():
             likely = [one.told(bytes_of) if one is not None else None for one in step.likely]
         if isinstance(step.error, NothingAllowedError):
@@ -169,7 +168,7 @@ class Sequence:
                 break
 
     def finish(self, load: float, fingerprint: str, peak_bytes: int) -> Finished:
-        """Tell the end of its answer, which had to wait `load` seconds for the model."""
+        """Report the end of its answer, which had to wait `load` seconds for the model."""
         slot = self.slot
         measured = Measured(
             self.started,
@@ -192,7 +191,7 @@ class Sequence:
 
 
 def next_short(sequences: Iterable[Sequence]) -> Sequence:
-    """The prompt that runs next of short ones: the shortest, unless others let it wait too long."""
+    """The short prompt that runs next: the shortest, unless one has been overtaken too often."""
     chosen = min(
         sequences,
         key=lambda one: (0, one.started) if one.overtaken >= MOST_PASSED else (1, one.left),

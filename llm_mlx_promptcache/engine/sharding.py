@@ -27,7 +27,7 @@ _HEADS: Final = re.compile(r"(^|_)(n|num)_.*heads?$|^n_heads?$")
 
 
 class StandIn(NamedTuple):
-    """What mlx-lm asks of a group while it cuts a model; nothing is sent or received by it."""
+    """A group as mlx-lm needs it to cut a model; it sends and receives nothing."""
 
     place: int
     places: int
@@ -37,7 +37,7 @@ class StandIn(NamedTuple):
         return self.place
 
     def size(self) -> int:
-        """How many parts there are."""
+        """The number of parts."""
         return self.places
 
 

@@ -1,4 +1,4 @@
-"""Slot: one answer that is being decoded, and what a step brings it."""
+"""Slot: one answer that is being decoded, and the result of each of its steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What one slot got: its tokens in order, what was likely instead, or what went wrong.
+    """The result of a step for one slot: its tokens in order, their alternatives, or its error.
 
-    `restart`: it failed with others, and can start again at its `path` and `last`.
+    `restart`: it failed along with others, and can start again at its `path` and `last`.
     """
 
     tokens: list[int]
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 class Pending(Enum):
-    """Which token a slot feeds next."""
+    """The token that a slot feeds next."""
 
     PROMPT = "the prompt's last"
     OWED = "one that was chosen before a restart, and is still to be told"
@@ -40,7 +40,7 @@ class Slot:
     """One answer in a batch; `path` holds the tokens that its layers cover.
 
     `last` is the token that is fed first, until the device chose another (`pending`). `left` is
-    how many tokens more are wanted. `drafter` guesses tokens, where it steps alone.
+    the number of tokens still wanted. `drafter` guesses tokens, where it steps alone.
     """
 
     path: array[int]
@@ -52,7 +52,7 @@ class Slot:
     logprobs: int | None = None
     drafter: Drafter | None = None
     drafted: int = field(default=0, init=False)  # tokens that were run on a guess
-    accepted: int = field(default=0, init=False)  # of these, how many were right
+    accepted: int = field(default=0, init=False)  # the number of these that were right
     number: int = field(default=0, init=False)  # of the layers that it runs on, to other ranks
     # Tokens since the grammar last forced one, which it is asked where this steps alone.
     unforced: int = field(default=0, init=False)
@@ -66,12 +66,12 @@ class Slot:
         self.chosen_at = self.sampler.mark(), None
 
     def rewind(self) -> None:
-        """Undo the last choice, which nobody has read: it may be one of garbage."""
+        """Undo the last choice, which nobody has read and which may be garbage."""
         if self.pending is Pending.CHOSEN:
             self.last, self.path, self.pending = self.path[-1], self.path[:-1], Pending.PROMPT
             mark, self.likely = self.chosen_at
             self.sampler.reset(mark)
 
     def owes(self, token: int) -> None:
-        """Feed a token first that was chosen and read, and is still to be told."""
+        """Feed first a token that was chosen and read, and is still to be told."""
         self.last, self.pending = token, Pending.OWED

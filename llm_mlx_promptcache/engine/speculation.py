@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Guess(NamedTuple):
-    """One token of a plan; `forced` by the grammar where it is no guess, once it is reached.
+    """One token of a plan; `forced` by the grammar, so no guess once it is reached, or not.
 
     `allowed` is what the grammar allows in its place, where it is to be chosen.
     """
@@ -35,14 +35,14 @@ class Guess(NamedTuple):
 
 
 class DraftPlan(NamedTuple):
-    """What is run behind the known tokens, and what may come behind it."""
+    """The tokens run behind the known ones, and what may come behind them."""
 
     guesses: list[Guess]
     last: Allowed | None = None
 
 
 class ChosenToken(NamedTuple):
-    """A token [1] that was chosen, and how the sampler stood before it and behind it."""
+    """A token [1] that was chosen, and the sampler's state before and after."""
 
     token: mx.array
     before: Mark
@@ -51,7 +51,7 @@ class ChosenToken(NamedTuple):
 
 
 class DraftPass(NamedTuple):
-    """A pass that is on its way: what was run, and what is chosen in each place but forced ones.
+    """A pass on its way: the tokens run, and the choice in each place but forced ones.
 
     The places are counted from the first guess; the last one is behind them all.
     """
@@ -67,13 +67,13 @@ class DraftPass(NamedTuple):
         return mx.concatenate([choice.token for choice in self.choices.values()])
 
     def arrays(self) -> list[mx.array]:
-        """What else has to be evaluated."""
+        """The other arrays that have to be evaluated."""
         likely = (choice.likely for choice in self.choices.values())
         return [part for one in likely if one is not None for part in one.arrays()]
 
 
 class Agreed(NamedTuple):
-    """How far a draft was right: its first tokens, what was likely there, the choice behind."""
+    """The right part of a draft: its tokens, their alternatives, and the choice behind them."""
 
     tokens: list[int]
     likely: list[Likely | None]
@@ -83,10 +83,10 @@ class Agreed(NamedTuple):
 def planned(
     draft: Sequence[int], constraint: Constraint | None, *, runs: bool, most: int
 ) -> DraftPlan:
-    """A draft as the grammar lets it be, with the runs that it forces; at most `most` tokens.
+    """A draft as the grammar allows it, with the runs that it forces; at most `most` tokens.
 
-    The grammar has consumed them all: it is to go back by those that turn out wrong. A guess behind
-    which it can't go on is left out, with all behind it.
+    The grammar has consumed them all, and must go back by those that turn out wrong. A guess after
+    which it can't go on is left out, and all after it.
     """
     if constraint is None:
         return DraftPlan([Guess(token) for token in draft[:most]])
@@ -113,9 +113,9 @@ def planned(
 
 
 def _without_last(guesses: list[Guess], constraint: Constraint) -> DraftPlan:
-    """A plan without its last guess, and what that one forced; nothing where there is none."""
+    """A plan without its last guess and the run forced by it; an empty one where there is none."""
     if not guesses:
-        return DraftPlan([])  # it fails without any guess too, and is to be told so
+        return DraftPlan([])  # it fails without any guess too: that step reports it
     at = max(at for at, guess in enumerate(guesses) if not guess.forced)
     constraint.go_back(len(guesses) - at)
     return DraftPlan(guesses[:at], guesses[at].allowed)
@@ -124,7 +124,7 @@ def _without_last(guesses: list[Guess], constraint: Constraint) -> DraftPlan:
 def dispatch(
     model: nn.Module, layers: Sequence[Any], known: list[int], plan: DraftPlan, slot: Slot
 ) -> DraftPass:
-    """Run the known tokens and a plan, and choose in every place; nothing is waited for."""
+    """Run the known tokens and a plan, and choose in every place; waits for nothing."""
     marks = marks_of(layers)
     tokens = [*known, *(guess.token for guess in plan.guesses)]
     logits = forward_each(model, layers, tokens)[len(known) - 1 :]
@@ -141,7 +141,7 @@ def dispatch(
 def settle(
     model: nn.Module, layers: Sequence[Any], ran: DraftPass, values: Sequence[int], sampler: Sampler
 ) -> Agreed:
-    """Follow the draft as far as the choices (`values`) agree, and take back what is behind."""
+    """Follow the draft as far as the choices (`values`) agree, and take back the rest."""
     value_at = dict(zip(ran.choices, values, strict=True))
     guesses = ran.plan.guesses
     wrong = (at for at, guess in enumerate(guesses) if value_at.get(at, guess.token) != guess.token)

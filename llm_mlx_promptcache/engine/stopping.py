@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """Passes text on until one of `stops` appears in it.
+    """A filter that passes text on until one of `stops` appears in it.
 
     `hit` says that one did, `stopped_by` which. Text that might begin a stop string waits
     until the next piece decides.
@@ -19,7 +19,7 @@ class StopText:
         self.stopped_by = ""
 
     def feed(self, text: str) -> str:
-        """The part of `text`, and of what waited, that can be shown; after a hit nothing."""
+        """The part of `text`, and of the text that waits, that can be shown; none after a hit."""
         if self.hit:
             return ""
         if not self._stops:
@@ -36,12 +36,12 @@ class StopText:
         return whole[: len(whole) - kept]
 
     def rest(self) -> str:
-        """What still waits when the answer has ended otherwise."""
+        """The text that still waits when the answer has ended otherwise."""
         text, self._waiting = self._waiting, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` are the first ones of `stop`."""
+    """The number of last characters of `text` that are the first ones of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

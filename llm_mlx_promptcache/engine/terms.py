@@ -23,7 +23,7 @@ _MOST_TOKENS: Final = 1 << 31
 
 
 class Terms(NamedTuple):
-    """What the rank that can do least of it can do.
+    """The least that all ranks can do.
 
     `uncached` says that one of them keeps nothing. `tokens` of a conversation fit on all of them;
     here `tokens_here` would. `batches` and `groups` say in which forms answers may go together.
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
     groups: bool
 
     def memory(self, memory: RequestMemory) -> RequestMemory:
-        """What requests may take here, so that they fit everywhere."""
+        """The share of requests here that lets them fit on every rank."""
         if self.tokens >= self.tokens_here:
             return memory
         limit = int(memory.limit * self.tokens / self.tokens_here)

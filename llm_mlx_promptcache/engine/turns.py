@@ -1,4 +1,4 @@
-"""Turns: who of those that want the model gets it next, so that nobody waits for one request.
+"""Turns: the order in which parties get the model, so that nobody waits for one request.
 
 Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996) over three parties, counted in seconds.
 """
@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Party(Enum):
-    """Those who take turns: all answers together, a step each; short prompts; long prompts."""
+    """The parties that take turns: all answers, a step each; short prompts; long prompts."""
 
     ANSWERS = "answers"
     SHORT = "short prompts"
@@ -25,9 +25,9 @@ _PRICE = {Party.SHORT: 1.25, Party.ANSWERS: 1.0, Party.LONG: 1.0}
 
 
 class Turns:
-    """A tag for each party: the seconds that it had, on one scale; who has the least goes next.
+    """A tag for each party: the seconds that it had, on one scale; the least goes next.
 
-    A party that comes starts where the others are, less its credit, so that nobody saves up turns
+    A party that arrives starts where the others are, less its credit, so that nobody saves up turns
     while it wants none, and nobody is owed more than its credit.
     """
 
@@ -46,5 +46,5 @@ class Turns:
         return chosen
 
     def spent(self, party: Party, seconds: float) -> None:
-        """Count what a turn took, also one that was no turn of its own."""
+        """Count the time of a turn, or of work outside any turn."""
         self._tags[party] += seconds * _PRICE[party]

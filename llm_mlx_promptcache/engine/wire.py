@@ -62,7 +62,7 @@ _CLASSES: dict[str, Any] = {
 
 
 def to_json(value: GenerationRequest | Event) -> dict[str, Any]:
-    """Plain data, for `json.dumps`; TypeError for what an application put in that is no JSON."""
+    """Plain data for `json.dumps`; TypeError for an application's value that is not JSON."""
     data: dict[str, Any] = _plain(value)
     return data
 
@@ -76,7 +76,7 @@ def from_json(data: Mapping[str, Any]) -> Any:
 
 
 def survives(data: Any) -> bool:
-    """Whether JSON gives these data back as they are: an application may put anything in."""
+    """True if JSON gives these data back unchanged: an application may put anything in."""
     try:
         return _is_json(data)
     except RecursionError:

@@ -1,7 +1,7 @@
 """Wired memory: what macOS keeps resident for the models at work (elsewhere nothing happens).
 
-mlx-lm wires as much as can be, anew for each answer. Here the limit is what the models take and a
-bound on what comes with them, and stays between answers: wiring costs as much as reading.
+mlx-lm wires as much as it can, again for each answer. Here the limit is the size of the models and
+a bound on what comes with them, and stays between answers: wiring costs as much as reading.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..models.memory import wired_limit
 
 
 class WiredMemory:
-    """The limit is the process's: each model at work holds it, the last gives it back."""
+    """The process's limit: each model at work holds it, and the last one gives it back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class WiredMemory:
         self._before: int | None = None
 
     def hold(self, holder: int, weights: int) -> None:
-        """Keep a model of so many bytes resident until it is released; again changes nothing."""
+        """Keep `weights` bytes of a model resident until released; a second call does nothing."""
         memory = device_memory.device_memory()
         with self._lock:
             if holder in self._weights or not memory.gpu:
@@ -38,7 +38,7 @@ class WiredMemory:
             self._weights[holder] = weights
 
     def release(self, holder: int) -> None:
-        """A model rests; RuntimeError where the device fails, and the limit is given back then."""
+        """Release a resting model; RuntimeError if the device fails, with the limit restored."""
         with self._lock:
             if self._weights.pop(holder, None) is None or self._weights:
                 return

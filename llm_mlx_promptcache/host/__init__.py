@@ -1,1 +1,1 @@
-"""The process that stays between prompts, and how front ends reach it; clients import no MLX."""
+"""The process that stays between prompts, and the clients that reach it; clients import no MLX."""

@@ -1,4 +1,4 @@
-"""`python -P -m llm_mlx_promptcache.host`, which the first front end that finds no host starts."""
+"""`python -P -m llm_mlx_promptcache.host`, run by the first front end that finds no host."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One question to the host that there is, and its end; nothing here ever starts one.
+"""One question to a running host; nothing here ever starts one.
 
 Importing this file imports no MLX.
 """
@@ -18,7 +18,7 @@ from .frames import FrameError
 from .place import HostUnavailable, Place, existing_place
 from .start import HostSilent, find
 
-ANSWER_SECONDS: Final = 60.0  # a clear writes an index anew
+ANSWER_SECONDS: Final = 60.0  # a clear rewrites an index
 _ENDED: Final = "the resident host ended meanwhile"
 _STATES: Final = {
     "R": "running",
@@ -37,9 +37,9 @@ class EndedMeanwhile(HostUnavailable):
 
 
 def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the host says to a question, its `pid` added; None where there is no host.
+    """The host's result, with its `pid` added; None where there is no host.
 
-    What it raises is raised here. HostUnavailable where a host is there that does not answer.
+    The host's errors are raised here. HostUnavailable where a host does not answer.
     """
     place = existing_place()
     channel = None if place is None else find(place)
@@ -54,7 +54,7 @@ def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
         except ConnectionError:
             raise EndedMeanwhile(_ENDED) from None
         except (FrameError, OSError) as error:
-            raise HostUnavailable(f"what the resident host says can't be read ({error})") from error
+            raise HostUnavailable(f"the resident host's answer can't be read ({error})") from error
         if frame is None:
             raise EndedMeanwhile(_ENDED)
         if "error" in frame:
@@ -65,7 +65,7 @@ def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def has_ended(place: Place, seconds: float) -> bool:
-    """Whether no host lives there any more, waited for so long."""
+    """True if no host lives there any more, within `seconds`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(place.life_lock, mode=0o600)
@@ -78,13 +78,13 @@ def has_ended(place: Place, seconds: float) -> bool:
 
 
 def terminate(pid: int) -> None:
-    """Ask a process of ours to end that does not answer; what it computed it writes first."""
+    """Ask a process of ours that does not answer to end; it first writes what it computed."""
     with suppress(OSError):
         os.kill(pid, signal.SIGTERM)
 
 
 def state_of(pid: int) -> str:
-    """What a process is doing, in words; "unknown" where the system does not tell."""
+    """A process's state in words; "unknown" where the system does not tell."""
     letter = ""
     with suppress(OSError, subprocess.SubprocessError, IndexError):
         stat = Path(f"/proc/{pid}/stat")

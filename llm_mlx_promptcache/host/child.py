@@ -1,4 +1,4 @@
-"""The host's process as its starter sees it: what it is given, and how it ended."""
+"""The host's process as its starter sees it: its environment and log, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST_LOG: Final = 1_000_000  # bytes
 
 
 class HostChild:
-    """A host that this process has started; a thread of it waits for its end, so none is left."""
+    """A host started by this process; a thread waits for its end, so that no zombie is left."""
 
     def __init__(self, log: Path, command: Sequence[str]) -> None:
         self.ended = threading.Event()
@@ -40,7 +40,7 @@ class HostChild:
 
     @property
     def status(self) -> int | None:
-        """The exit status of one that ended."""
+        """The exit status; None while it runs."""
         return self._process.returncode
 
     def terminate(self) -> None:
@@ -53,7 +53,7 @@ class HostChild:
 
 
 def host_command() -> list[str]:
-    """What starts a host: the interpreter that runs this, without the folder that it runs in."""
+    """The command that starts a host: this interpreter, without its working folder."""
     if not sys.executable:
         raise HostUnavailable(
             "this Python does not know its own program, so no host can be started"
@@ -62,7 +62,7 @@ def host_command() -> list[str]:
 
 
 def _opened(log: Path) -> IO[bytes]:
-    """The log, its owner's alone, to write at its end; emptied where it has grown large."""
+    """The log, its owner's alone, opened for appending; emptied if it has grown large."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(log, flags, 0o600)
     os.fchmod(descriptor, 0o600)

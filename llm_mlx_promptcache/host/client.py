@@ -1,7 +1,7 @@
 """RemoteEngine: an engine in the host's process, with the interface of one in this.
 
-Whatever keeps the host from answering, this process runs the model then, with one warning; once
-the answer has begun, the host's end is an error. Importing this file imports no MLX.
+If the host can't answer, this process runs the model itself, with one warning; once the answer has
+begun, the host's end is an error. Importing this file imports no MLX.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _warned: set[str] = set()
 
 
 class _Ended(NamedTuple):
-    """The end of what the host answers; `why` this process has to, if it has."""
+    """The end of the host's answer; `why` this process must answer, if it must."""
 
     why: str = ""
 
 
 class RemoteEngine:
-    """The engine of one model in the host, which is started where there is none."""
+    """The engine of one model in the host, which is started if there is none."""
 
     def __init__(self, reference: str, patience: Patience = Patience()) -> None:  # noqa: B008
         self._reference = spelled(reference)
@@ -83,14 +83,14 @@ class RemoteEngine:
         finally:
             line.end()
         if event.why:
-            here = await asyncio.to_thread(self._here, event.why)  # imports what runs models
+            here = await asyncio.to_thread(self._here, event.why)  # imports MLX
             async with aclosing(here.agenerate(request)) as events:
                 async for each in events:
                     yield each
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory, in the host or here."""
+        """True if the model is in memory, in the host or here."""
         if self._local is not None and self._local.loaded:
             return True
         models = self._asked({"ask": "ps"}).get("models")
@@ -98,22 +98,22 @@ class RemoteEngine:
         return any(one.get("model") == self._reference and one.get("loaded") for one in told)
 
     def unload(self, timeout: float = 30.0) -> bool:
-        """Give the model's memory back, unless it answers; the next request loads it again."""
+        """Free the model's memory, unless it is answering; the next request loads it again."""
         here = self._local is None or self._local.unload(timeout)
         ask = {"ask": "unload", "model": self._reference, "seconds": timeout}
         return bool(self._asked(ask).get("unloaded", True)) and here
 
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
-        """Prefill and pin what conversations that begin with these messages share.
+        """Prefill and pin the common start of conversations that begin with these messages.
 
-        `asked` is what else shapes their prompts: tools, cache_salt, thinking, template_arguments.
+        `asked` also shapes their prompts: tools, cache_salt, thinking, template_arguments.
         """
         *_, last = self.generate(warming(messages, **asked))
         assert isinstance(last, Finished)
         return last
 
     def _answered(self, request: GenerationRequest, line: Line) -> Generator[Event, None, str]:
-        """Have the host answer; returns why this process must, "" where it need not."""
+        """The host's answer; returns why this process must answer instead, "" where it need not."""
         if self._local is not None and self._local.loaded:
             return "the model is loaded here"
         why = ""
@@ -139,7 +139,7 @@ class RemoteEngine:
     def _events(
         self, place: Place, channel: Channel, request: GenerationRequest
     ) -> Generator[Event]:
-        """What the host answers; that it hangs with this model is remembered, and forgotten."""
+        """The host's events; a host that hangs with this model is remembered until it answers."""
         name = hung.name_with(channel.host, self._reference)
         seen = hung.is_hung(place, name)
         first = self._patience.again if seen else self._patience.loading
@@ -154,20 +154,20 @@ class RemoteEngine:
             raise
 
     def _ask(self, request: GenerationRequest) -> dict[str, Any]:
-        """The frame that asks for an answer; AskError for what JSON does not give back as it is."""
+        """The frame that asks for an answer; AskError for values that JSON would change."""
         try:
             data = wire.to_json(request)
         except RecursionError:
             data = {}
         if not wire.survives(data):
-            raise AskError("this request holds what can't be told to another process")
+            raise AskError("this request holds values that can't be sent to another process")
         if _is_another_there(self._reference):
             raise AskError(f"{self._reference!r} would be a folder in the host's own one")
         ask = {"ask": "generate", "model": self._reference, "request": data}
         return {**ask, "keep": keep_seconds()}
 
     def _asked(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the host says to a question; nothing where there is none, or none that answers."""
+        """The host's result; empty where there is no host, or none that answers."""
         try:
             place = host_place()
             channel = find(place, mine=hello(place), waits=self._patience.waits)
@@ -179,7 +179,7 @@ class RemoteEngine:
         return {}
 
     def _here(self, why: str) -> Engine:
-        """The model's engine in this process, from now on as long as it is loaded."""
+        """The model's engine in this process, used from now on as long as it is loaded."""
         from ..engine.pool import engine_for
 
         if self._local is None or not self._local.loaded:
@@ -189,13 +189,13 @@ class RemoteEngine:
 
 
 def _is_another_there(reference: str) -> bool:
-    """Whether a host, which runs in `/`, would take it for a folder of that name there."""
+    """True if a host, which runs in `/`, would take the reference for a folder there."""
     parts = (part for part in divided(reference) if part != DEFAULT_MODEL)
     return any(part and folder_of(f"/{part}") and not folder_of(part) for part in parts)
 
 
 def _each(events: Generator[Event, None, str], deliver: Callable[[Event], None]) -> str:
-    """Deliver all events; what their generator returns."""
+    """Deliver all events; returns the generator's result."""
     while True:
         try:
             event = next(events)

@@ -1,4 +1,4 @@
-"""One connection: a hello, one ask, its answer; closing it cancels what was asked."""
+"""One connection: a hello, one ask, its answer; closing it cancels the ask."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SMALL = 64 << 10  # bytes of a frame that may come beside others
 _SLOWEST = 1 << 20  # bytes a second of frames: the other end is on this machine
 _FRAME_SECONDS = 5.0
 _LONGEST_NAME = 8192  # characters of a model's reference: two paths
-_TICK_SECONDS = 1.0  # between two beats, and two looks at who reads
+_TICK_SECONDS = 1.0  # between two beats, and two checks of the reader
 
 
 class Welcome(Enum):
-    """What somebody may ask."""
+    """The asks that a client may send."""
 
     NONE = "nothing"
     ANY_BUILD = "what a host does for any other build"
@@ -57,7 +57,7 @@ class ClientConnection:
         self.model = ""
 
     async def converse(self) -> None:
-        """Serve it to its end; whatever arrives, nothing is raised and nobody else is disturbed."""
+        """Serve it to its end; whatever arrives, this raises nothing and disturbs nobody else."""
         try:
             hello = await self._receive(MAX_HELLO)
             if hello is not None:
@@ -70,11 +70,11 @@ class ClientConnection:
             raise
 
     def tell(self, notice: Notice) -> None:
-        """Tell what was logged beside its answer."""
+        """Send a line that was logged beside its answer."""
         self._outbox.send({"log": [notice.level, notice.logger, notice.text]})
 
     def cancel(self, why: str) -> None:
-        """End what was asked, and tell why."""
+        """End the ask under way, and say why."""
         self._why = why
         if self._work is None:
             self._outbox.abort()  # it has not asked yet
@@ -98,7 +98,7 @@ class ClientConnection:
                 self._outbox.abort()
 
     async def _receive(self, most: int) -> dict[str, Any] | None:
-        """The next frame, None for the end; large ones one at a time, slow ones not at all."""
+        """The next frame, None for the end; large ones one at a time, slow ones refused."""
         async with asyncio.timeout(_FRAME_SECONDS):
             length = await read_length(self._reader, most)
         if length is None:
@@ -113,7 +113,7 @@ class ClientConnection:
             return await read_body(self._reader, length)
 
     async def _while_read(self, work: Coroutine[Any, Any, None], patience: float) -> bool:
-        """Whether work came to its end; it is cancelled where nobody reads any more."""
+        """True if the work came to its end; it is cancelled when nobody reads any more."""
         self._work = asyncio.create_task(work)
         if self._why:
             self._work.cancel()
@@ -131,12 +131,12 @@ class ClientConnection:
         return done
 
     async def _gone(self) -> None:
-        """Return when the other end closes, or says what it was not asked to."""
+        """Return when the other end closes, or sends something unasked."""
         with suppress(ConnectionError):
             await self._reader.read(1)
 
     async def _stalled(self, patience: float) -> None:
-        """Return when the other end does not read; meanwhile tell that the engine works."""
+        """Return when the other end does not read; meanwhile send beats while the engine works."""
         while not self._outbox.is_stalled(self._server.clock(), patience):
             await asyncio.sleep(_TICK_SECONDS)
             if self.engine is not None and self.engine.beats != self._beats:
@@ -144,7 +144,7 @@ class ClientConnection:
                 self._outbox.send({"beat": self._beats})
 
     async def _answer(self, ask: Mapping[str, Any], welcome: Welcome) -> None:
-        """Send what was asked for, or what is wrong with it."""
+        """Send the result of an ask, or its error."""
         try:
             if ask.get("ask") == "generate" and welcome is Welcome.ALL:
                 await self._generate(ask)
@@ -176,12 +176,12 @@ class ClientConnection:
 
 
 def _asked(ask: Mapping[str, Any]) -> tuple[str, GenerationRequest, float | None]:
-    """The model, the request and how long to stay; ValueError where they are none."""
+    """The model, the request and the seconds to stay; ValueError where they are invalid."""
     model, keep = ask.get("model"), ask.get("keep")
     if not isinstance(model, str) or not 0 < len(model) <= _LONGEST_NAME:
         raise ValueError("an ask names no model")
     if keep is not None and (not isinstance(keep, (int, float)) or not 0 <= keep < math.inf):
-        raise ValueError("how long to stay is no number of seconds")
+        raise ValueError("the time to stay is not a number of seconds")
     request = wire.from_json(ask.get("request", {}))
     if not isinstance(request, GenerationRequest):
         raise ValueError("an ask holds no request")

@@ -1,8 +1,8 @@
-"""What is asked of a host beside answers: a function each, from the ask to its result.
+"""Asks of a host beside answers: a function each, from the ask to its result.
 
-They run on threads beside the loop, several at a time, and use no MLX there. What they raise is
-told to who asked. `ps` adds to what the server tells of itself; `stop` is the server's own.
-An ask is untrusted, as all that comes over a socket.
+They run on threads beside the loop, several at a time, and use no MLX there. Their errors go to the
+client. `ps` adds to the server's own status; `stop` is the server's own. An ask is untrusted, as
+all that comes over a socket.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOTHING: Mapping[str, Any] = {"memory": None, "models": []}
 
 
 def ps(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The models that were asked for, what each takes, and whether its weights are in memory."""
+    """The models that were asked for, the memory of each, and whether its weights are loaded."""
     loaded, cache = weights(), cache_in_use()
     held = {one.model: one.bytes for one in cache.models()} if cache is not None else {}
     names = [*engines(), *(name for name in held if name not in engines())]
@@ -48,14 +48,14 @@ def ps(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def unload(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a model's memory back, unless it answers; waits `seconds` for that, 60 at most."""
+    """Free a model's memory, unless it is answering; waits `seconds` for that, 60 at most."""
     engine, seconds = engines().get(str(ask.get("model"))), ask.get("seconds")
     wait = min(float(seconds), 60.0) if isinstance(seconds, (int, float)) else 30.0
     return {"unloaded": engine is None or engine.unload(max(wait, 0.0))}
 
 
 def stats(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the cache holds in memory, in all and of each model."""
+    """The contents of the cache in memory, in all and for each model."""
     cache = cache_in_use()
     if cache is None:
         return _NOTHING
@@ -64,9 +64,9 @@ def stats(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tree(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How much of each span on the disk is in memory too, and the spans that only memory has.
+    """The tokens of each stored span that are in memory too, and the spans that only memory has.
 
-    With `text` true also the first words of each span, as far as their models are here.
+    With `text` true also the first words of each span whose model is on this machine.
     """
     cache, listing = cache_in_use(), disk_store().listing()
     found = None if cache is None else MemoryTree(cache, listing)
@@ -79,7 +79,7 @@ def tree(ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Forget what is in memory and on the disk, of one model or unused for days if said."""
+    """Forget spans in memory and on the disk, all or those of one model or unused for some days."""
     model, days = ask.get("model"), ask.get("days")
     if model is not None and not isinstance(model, str):
         raise ValueError("the model to clear is no name")
@@ -92,10 +92,10 @@ def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Pin the path to a span, in memory and on the disk, or no longer; by the id that `tree` has.
+    """Pin or unpin the path to a span, in memory and on the disk, by the id that `tree` has.
 
-    `found` says how many spans there are whose ids begin like this; one, or nothing is done.
-    What never may come to the disk is pinned in memory alone.
+    `found` is the number of spans whose ids begin like this; unless it is 1, nothing is done.
+    Spans kept off the disk are pinned in memory alone.
     """
     name, pinned = str(ask.get("id", "")), ask.get("pinned") is True
     cache, store = cache_in_use(), disk_store()
@@ -107,14 +107,14 @@ def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"found": len(meant)}
     ((span_id, namespace, path),) = meant
     if cache is not None:
-        with suppress(ValueError):  # memory has not all of it: then the disk has, or nobody
+        with suppress(ValueError):  # not all of it is in memory: the disk may have it
             _beside(partial(cache.pin if pinned else cache.unpin, namespace, path))
     store.pin(namespace, path, pinned=pinned)
     return {"found": 1, "id": span_id, "namespace": namespace, "path": path.tolist()}
 
 
 def flush(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Have the disk written what it lacks, the short ends of paths too, and wait for that."""
+    """Write everything to the disk that it lacks, short ends of paths too, and wait for that."""
     cache = cache_in_use()
     if cache is not None:
         _beside(cache.flush)
@@ -122,7 +122,7 @@ def flush(_ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def held(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How many of a prompt's tokens are in memory."""
+    """The number of a prompt's tokens that are in memory."""
     namespace, tokens = ask.get("namespace"), ask.get("tokens")
     if not isinstance(namespace, str) or not isinstance(tokens, list) or not tokens:
         raise ValueError("the prompt that is asked for is none")
@@ -133,7 +133,7 @@ def held(ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def explain(ask: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is stored of a prompt that was answered, on the disk and in memory, rendered anew."""
+    """The stored part of a prompt that was answered, on the disk and in memory, rendered again."""
     asked = _answered(ask)
     found = explained(asked, disk_store().listing())
     cache, ids = cache_in_use(), found.ids
@@ -155,14 +155,14 @@ HANDLERS: dict[str, Handler] = {
 
 
 def _in_use(cache: PromptCache) -> Mapping[str, int]:
-    """What MLX holds in this process, what it keeps of freed buffers, and what is counted of it."""
+    """The memory that MLX holds here, that it keeps in freed buffers, and that the cache counts."""
     from ..cache.layers.device_memory import active, pooled
 
     return {"active": active(), "pool": pooled(), "counted": cache.nbytes}
 
 
 def _answered(ask: Mapping[str, Any]) -> AnsweredPrompt:
-    """The prompt that an ask is about; ValueError where it is none."""
+    """The prompt that an ask is about; ValueError where it is invalid."""
     given, rendered = ask.get("request"), ask.get("rendered")
     words = [ask.get(name) for name in ("reference", "namespace", "fingerprint")]
     if not isinstance(given, Mapping) or not isinstance(rendered, Mapping):
@@ -175,7 +175,7 @@ def _answered(ask: Mapping[str, Any]) -> AnsweredPrompt:
 
 
 def _texts(spans: Iterable[ShownSpan]) -> dict[str, str]:
-    """The first words of spans by their ids, as far as their models are here."""
+    """The first words of spans by id, as far as their models are on this machine."""
     from ..models.tokenizer_alone import FirstWords
 
     words = FirstWords()
@@ -184,7 +184,7 @@ def _texts(spans: Iterable[ShownSpan]) -> dict[str, str]:
 
 
 def _beside(work: Callable[[], object]) -> None:
-    """Do what needs MLX on a thread of its own, which owes it nothing when it ends."""
+    """Run work that needs MLX on a thread of its own, which leaves MLX properly at its end."""
     failed: list[BaseException] = []
 
     def run() -> None:

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Where(Enum):
-    """Where a model runs."""
+    """The process in which a model runs."""
 
     HOST = "in the host, where the user wants one"
     HERE = "in this process"
 
 
 class AnyEngine(Protocol):
-    """What front ends ask of an engine, wherever it is."""
+    """The interface of an engine to front ends, wherever it runs."""
 
     def generate(self, request: GenerationRequest) -> Generator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
@@ -36,13 +36,13 @@ class AnyEngine(Protocol):
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory."""
+        """True if the model is in memory."""
 
     def unload(self, timeout: float = 30.0) -> bool:
-        """Give the model's memory back, unless it answers; the next request loads it again."""
+        """Free the model's memory, unless it is answering; the next request loads it again."""
 
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
-        """Prefill and pin what conversations that begin with these messages share."""
+        """Prefill and pin the common start of conversations that begin with these messages."""
 
 
 _remote: dict[str, RemoteEngine] = {}

@@ -1,4 +1,4 @@
-"""The variables of an environment that a host is started with, and those that answers depend on."""
+"""The environment variables that a host is started with, and those that answers depend on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _MATTERS_PREFIXES: Final = (
     "OMP_",
     "OPENBLAS_",
 )
-# How long a host stays is each client's to say, and the home is compared as the folders it gives.
+# Each client says how long its host stays, and homes are compared by the folders they give.
 _COMPARED_ELSEWHERE: Final = frozenset({HOME_VARIABLE, KEEP_VARIABLE})
 
-# Beside those: what a process needs to run at all, and to find the packages that its starter has.
+# Besides those: variables that a process needs to run at all, and to find its starter's packages.
 _NEEDED: Final = frozenset(
     {
         "PATH",
@@ -81,9 +81,9 @@ _PATHS: Final = frozenset(
 
 
 def of_host(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a starter's environment its host is given; no secrets but the hub's and proxies'.
+    """The variables that a host gets from its starter; no secrets but the hub's and proxies'.
 
-    Relative paths are made whole: a host runs in `/`.
+    Relative paths are made absolute: a host runs in `/`.
     """
     return {
         name: _whole(name, value)
@@ -93,7 +93,7 @@ def of_host(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def that_matters(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which one process may answer otherwise, folders as what they really are."""
+    """The variables on which answers depend, folders as their real paths."""
     return {
         name: _resolved(name, value)
         for name, value in environ.items()
@@ -107,7 +107,7 @@ def _is_one(name: str, names: frozenset[str], prefixes: tuple[str, ...]) -> bool
 
 def _whole(name: str, value: str) -> str:
     """A value whose paths mean the same in every folder."""
-    # Whose home `~` is, who reads it knows.
+    # `~` is left to its reader, who knows whose home it is.
     return _each(name, value, lambda p: p if p.startswith("~") else str(Path(p).absolute()))
 
 

@@ -15,10 +15,10 @@ class HostLost(RuntimeError):
 
 
 class HostStopped(RuntimeError):
-    """What was asked did not come to its end, since the host was ended."""
+    """An ask that did not come to its end, since the host was ended."""
 
 
-# Each of them says the one text that it is made of.
+# Each of them takes one text and says it.
 _KNOWN: Final[dict[str, type[Exception]]] = {
     kind.__name__: kind
     for kind in (
@@ -45,13 +45,13 @@ _KNOWN: Final[dict[str, type[Exception]]] = {
 
 
 def error_to_json(error: BaseException) -> dict[str, Any]:
-    """Its text, and of its classes the nearest that the other end knows too."""
+    """An error's text, and the nearest of its classes that the other end knows too."""
     kinds = (kind.__name__ for kind in type(error).__mro__ if _KNOWN.get(kind.__name__) is kind)
     return {"kind": next(kinds, RuntimeError.__name__), "text": str(error)[:_MOST_TEXT]}
 
 
 def error_from_json(data: object) -> Exception:
-    """The error that the other end told; RuntimeError for a class that is not known."""
+    """The error that the other end sent; RuntimeError for an unknown class."""
     said: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
     kind = said.get("kind")
     return _KNOWN.get(kind if isinstance(kind, str) else "", RuntimeError)(

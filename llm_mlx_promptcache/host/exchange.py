@@ -1,4 +1,4 @@
-"""One ask of a host and what comes back, frame by frame; the client's side of a connection."""
+"""One ask of a host and its answer, frame by frame; the client's side of a connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MOST_TEXT: Final = 10_000  # characters of a line that is logged
 
 
 class Patience(NamedTuple):
-    """Seconds that a host may say nothing: while it is sent an ask, loads a model, or computes.
+    """The seconds that a host may stay silent: while it is sent an ask, loads a model, or computes.
 
-    `again` is how long one may that was seen to hang with the same model, `waits` are those of
-    the start.
+    `again` is the limit for a host that was seen to hang with the same model, `waits` are those
+    of the start.
     """
 
     ask: float = 60.0
@@ -34,15 +34,15 @@ class Patience(NamedTuple):
 
 
 class ConnectionLost(Exception):
-    """The connection ended before what was asked for did; the message says why, to the user."""
+    """The connection ended before the answer did; the message tells the user why."""
 
 
 class HostHangs(ConnectionLost):
-    """The host said nothing for longer than it may."""
+    """The host stayed silent for longer than it may."""
 
 
 class AskError(Exception):
-    """What is asked can't be sent; the message says why, to the user."""
+    """An ask can't be sent; the message tells the user why."""
 
 
 class Line:
@@ -55,12 +55,12 @@ class Line:
 
     @property
     def ended(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """True if nobody waits for the answer any more."""
         return self._ended
 
     @contextmanager
     def over(self, channel: Channel) -> Iterator[Channel]:
-        """Speak over this channel, which is closed then; ConnectionLost where that is over."""
+        """Use this channel, and close it then; ConnectionLost if the request has ended."""
         try:
             with self._lock:
                 self._channel = channel
@@ -73,7 +73,7 @@ class Line:
             channel.close()
 
     def end(self) -> None:
-        """End the request: who reads its frames wakes at once."""
+        """End the request: a thread that reads its frames wakes at once."""
         with self._lock:
             self._ended = True
             if self._channel is not None:
@@ -85,8 +85,8 @@ def answer(
 ) -> Iterator[Event]:
     """The events of an answer; its error where there is one, ConnectionLost, HostHangs, AskError.
 
-    `first` is how long the host may say nothing before its first frame. What it logs beside the
-    answer is logged here.
+    `first` is how long the host may stay silent before its first frame. Its log lines beside the
+    answer are logged here.
     """
     _send(channel, ask, patience)
     seconds, usual = first, patience.loading
@@ -98,7 +98,7 @@ def answer(
         event = _event(frame["event"]) if "event" in frame else None
         if event is not None:
             usual = patience.loading if isinstance(event, Loading) else patience.computing
-        seconds = usual  # whatever it says (a beat, what later versions tell), it lives
+        seconds = usual  # any frame (a beat, or one of a later version) shows that it lives
         if event is not None:
             yield event
 
@@ -119,20 +119,20 @@ def _send(channel: Channel, ask: Mapping[str, Any], patience: Patience) -> None:
     except FrameError as error:
         raise AskError(str(error)) from None
     except TimeoutError:
-        raise HostHangs(f"{_named(channel)} does not read what it is asked") from None
+        raise HostHangs(f"{_named(channel)} does not read its requests") from None
     except OSError:
-        pass  # it ended, or it says why it takes nothing
+        pass  # it ended, or its answer says why it takes nothing
 
 
 def _receive(channel: Channel, seconds: float) -> dict[str, Any]:
     try:
         frame = channel.receive(seconds)
     except FrameError as error:
-        raise ConnectionLost(f"what {_named(channel)} says can't be read ({error})") from None
+        raise ConnectionLost(f"the answer of {_named(channel)} can't be read ({error})") from None
     except TimeoutError:
         raise HostHangs(f"{_named(channel)} hangs; end that process") from None
     except OSError as error:
-        raise ConnectionLost(f"{_named(channel)} can't be heard ({error.strerror})") from None
+        raise ConnectionLost(f"{_named(channel)} can't be reached ({error.strerror})") from None
     if frame is None:
         raise ConnectionLost(f"{_named(channel)} ended (killed?)")
     return frame
@@ -142,20 +142,20 @@ def _event(data: Any) -> Event:
     try:
         event = wire.from_json(data)
     except ValueError as error:
-        raise ConnectionLost(f"what the resident host says can't be read ({error})") from None
+        raise ConnectionLost(f"the resident host's answer can't be read ({error})") from None
     if not isinstance(event, Event):
-        raise ConnectionLost("what the resident host says is no event of an answer")
+        raise ConnectionLost("the resident host sent something that is no event of an answer")
     return event
 
 
 def _log_again(told: Any) -> None:
-    """Log what the host logged, under the same logger where it is one of ours."""
+    """Log a line of the host's log, under the same logger if it is one of ours."""
     match told:
         case [int(level), str(name), str(text)] if name.split(".")[0] == _OURS:
             logging.getLogger(name).log(min(level, _LOUDEST), "%s", text[:_MOST_TEXT])
 
 
 def _named(channel: Channel) -> str:
-    """The host, as its user can find it."""
+    """The host, named so that its user can find it."""
     pid = channel.welcome.get("pid")
     return f"the resident host (process {pid})" if isinstance(pid, int) else "the resident host"

@@ -1,6 +1,7 @@
-"""What client and host send each other: JSON objects behind their length, each one bounded.
+"""Frames between client and host: JSON objects behind their length, each one bounded.
 
-What arrives is untrusted: nothing is read beyond a limit, and what is no frame is a FrameError.
+Everything that arrives is untrusted: nothing is read beyond a limit, and anything that is not a
+frame is a FrameError.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _PIECE: Final = 1 << 16
 
 
 class FrameError(ValueError):
-    """What was read or is to be sent is no frame: too long, no JSON object, nested too deeply."""
+    """Bytes or data that make no frame: too long, not a JSON object, nested too deeply."""
 
 
 def encode(data: Mapping[str, Any]) -> bytes:
-    """A frame as bytes; FrameError where it is too long, TypeError where it is no JSON."""
+    """A frame as bytes; FrameError if it is too long, TypeError if it is not JSON."""
     try:
-        # As ASCII, so that a lone surrogate, which UTF-8 can't hold, arrives as it was.
+        # As ASCII, so that a lone surrogate, which UTF-8 can't hold, arrives unchanged.
         body = json.dumps(data, separators=(",", ":")).encode("ascii")
     except (ValueError, RecursionError) as error:
         raise FrameError(f"this can't be sent as JSON ({type(error).__name__})") from None
@@ -49,7 +50,7 @@ def decode(body: bytes | bytearray) -> dict[str, Any]:
 
 
 async def read_length(reader: asyncio.StreamReader, most: int = MAX_FRAME) -> int | None:
-    """How many bytes the next frame has, at most `most`; None where the other end closed first."""
+    """The length of the next frame in bytes, at most `most`; None if the other end closed first."""
     from asyncio import IncompleteReadError
 
     try:
@@ -61,7 +62,7 @@ async def read_length(reader: asyncio.StreamReader, most: int = MAX_FRAME) -> in
 
 
 async def read_body(reader: asyncio.StreamReader, length: int) -> dict[str, Any] | None:
-    """The object of a frame of that length; None where the other end closed first."""
+    """The object of a frame of that length; None if the other end closed first."""
     from asyncio import IncompleteReadError
 
     try:
@@ -73,8 +74,8 @@ async def read_body(reader: asyncio.StreamReader, length: int) -> dict[str, Any]
 class Channel:
     """A connected socket that carries frames, read by one thread and shut by any.
 
-    `host` names the process at the other end, so that one that hangs can be remembered, and
-    `welcome` is what it said of itself.
+    `host` names the process at the other end, so that a hanging one can be remembered, and
+    `welcome` is its description of itself.
     """
 
     def __init__(
@@ -84,12 +85,12 @@ class Channel:
         self.welcome: Mapping[str, Any] = {}
         self._sock = sock
         self._clock = clock
-        self._read = bytearray()  # of a frame that was not whole in time
+        self._read = bytearray()  # the part of a frame that came in time
 
     def send(self, data: Mapping[str, Any], seconds: float) -> None:
-        """Send a frame; TimeoutError where the other end takes too little, OSError if it is gone.
+        """Send a frame; TimeoutError if the other end reads too slowly, OSError if it is gone.
 
-        After either the channel is good for nothing but to be closed.
+        After either the channel can only be closed.
         """
         self._sock.settimeout(max(seconds, 0.0))
         try:
@@ -98,9 +99,9 @@ class Channel:
             raise TimeoutError("the other end reads nothing") from None
 
     def receive(self, seconds: float, most: int = MAX_FRAME) -> dict[str, Any] | None:
-        """The next frame; None where the other end closed, also in the middle of a frame.
+        """The next frame; None if the other end closed, even in the middle of a frame.
 
-        TimeoutError where it is not whole within `seconds`; a later call goes on with it.
+        TimeoutError if it is not whole within `seconds`; a later call goes on with it.
         """
         until = self._clock() + seconds
         if not self._fill(_LENGTH, until):
@@ -114,7 +115,7 @@ class Channel:
         return decode(body)
 
     def shut(self) -> None:
-        """End both directions, from any thread: who waits in `receive` has None at once."""
+        """End both directions, from any thread: a waiting `receive` returns None at once."""
         with suppress(OSError):  # it ended already
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -129,7 +130,7 @@ class Channel:
             try:
                 piece = self._sock.recv(min(missing, _PIECE))
             except BlockingIOError:
-                raise TimeoutError("the other end says nothing") from None
+                raise TimeoutError("the other end sends nothing") from None
             except ConnectionError:
                 return False
             if not piece:

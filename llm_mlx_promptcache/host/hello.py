@@ -1,4 +1,4 @@
-"""What client and host tell each other first, and why a host is not the one that is wanted."""
+"""The first words of client and host, and why a host is not the one that is wanted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROTOCOL: Final = 1
 
 _PACKAGE: Final = Path(__file__).parent.parent
-# Whose version changes what is rendered, computed or fetched, as installers write their names.
+# Packages whose version changes what is rendered, computed or fetched, as installers name them.
 _INSTALLED: Final = frozenset(
     {
         "huggingface_hub",
@@ -44,17 +44,17 @@ _INSTALLED: Final = frozenset(
         "transformers",
     }
 )
-# What a host has made of its settings once and for all. The others are read by who asks.
+# Settings that a host reads once and for all. Clients read the others themselves.
 _SETTINGS: Final = ("memory", "disk", "max_days", "ahead")
 _SALT: Final = 32  # bytes
 _DIGEST: Final = 32  # hexadecimal digits
 _LARGEST_TOKEN: Final = 4096  # bytes
-_SHOWN: Final = 5  # names of what differs
+_SHOWN: Final = 5  # names of differences
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Build:
-    """What a process is made of. `digest` is of our own files and the versions of all packages."""
+    """The parts of a process. `digest` is of our own files and the versions of all packages."""
 
     package: str
     mlx: str
@@ -65,7 +65,7 @@ class Build:
 
 
 def build() -> Build:
-    """The build that a process started now would be: whoever upgrades a package changes it."""
+    """The build that a process started now would be: upgrading a package changes it."""
     installed = sorted(_installed())
     versions = dict(installed)
     told = [str(_PACKAGE), *_files(), *map(" ".join, installed)]
@@ -77,16 +77,16 @@ def build() -> Build:
 
 @cache
 def build_that_runs() -> Build:
-    """The build that this process is: asked first when this file is imported."""
+    """The build that this process is: taken when this file is first imported."""
     return build()
 
 
 def hello(place: Place) -> dict[str, Any]:
-    """What this process is, for the `hello` of a client and for what a host compares it with.
+    """The description of this process, for a client's `hello` and for a host to compare it with.
 
-    A host asks once, at its start: later its settings may be others. HostUnavailable where the
-    place's salt can't be had or the package was replaced under this process, which no host that
-    is started now would understand; ValueError for settings that can't be read.
+    A host takes it once, at its start: later its settings may differ. HostUnavailable where the
+    place's salt can't be had or the package was replaced under this process, since no host started
+    now would understand it; ValueError for settings that can't be read.
     """
     settings = load_settings().model_dump(mode="json", include=set(_SETTINGS))
     try:
@@ -108,12 +108,12 @@ def hello(place: Place) -> dict[str, Any]:
 
 
 def bare_hello() -> dict[str, Any]:
-    """The hello of a client that only asks after the host or ends it, whatever both are."""
+    """The hello of a client that only asks about the host or ends it, whatever both are."""
     return {"protocol": PROTOCOL}
 
 
 def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Why a host (`mine`) can't answer a client (`theirs`), or "": in one line, for its user.
+    """The reason, one line, why a host (`mine`) can't answer a client (`theirs`), or "".
 
     `theirs` is untrusted. A bare hello differs in nothing but the protocol.
     """
@@ -147,18 +147,18 @@ def _of_names(words: str, mine: Mapping[str, Any], theirs: Any) -> str:
 
 
 def _strings(data: Any) -> dict[str, str]:
-    """The strings of what should be an object of them."""
+    """The strings in what should be an object of strings."""
     items = data.items() if isinstance(data, Mapping) else ()
     return {name: value for name, value in items if isinstance(value, str)}
 
 
 def shown(value: Any) -> str:
-    """A value of somebody else's in one short line."""
+    """A foreign value in one short line."""
     return "".join(c if c.isprintable() else "?" for c in str(value)[:80])
 
 
 def _environment(salt: bytes) -> dict[str, str]:
-    """Digests of what answers depend on: nobody who reads them learns a token, nor tries one."""
+    """Digests of all that answers depend on: nobody can learn or test a token by them."""
     hub = _hub_folder()
     folders = {"data folder": data_folder(), "hub folder": hub}
     token = _hub_token(Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"))
@@ -173,7 +173,7 @@ def _environment(salt: bytes) -> dict[str, str]:
 
 
 def _hub_folder() -> Path:
-    """Where the hub's client keeps what it fetches, and who is logged in."""
+    """The folder where the hub's client keeps its files and the login token."""
     said = os.environ.get("HF_HOME")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     with suppress(RuntimeError):  # a home that nobody has
@@ -182,7 +182,7 @@ def _hub_folder() -> Path:
 
 
 def _hub_token(path: Path) -> bytes:
-    """The token of who is logged in to the hub; nothing where there is none to be read."""
+    """The token of the hub's logged-in user; empty where none can be read."""
     with suppress(OSError, RuntimeError):
         return _read(path.expanduser(), _LARGEST_TOKEN).strip()
     return b""
@@ -204,7 +204,7 @@ def _salt(path: Path) -> bytes:
 
 
 def _make_salt(path: Path) -> None:
-    """Put a whole salt there at once; of several that try, the first's stays."""
+    """Put a whole salt there at once; if several try, the first one's stays."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = create_private(temporary)
     try:
@@ -217,11 +217,11 @@ def _make_salt(path: Path) -> None:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """The first bytes of a plain file; OSError for anything else, a pipe that hangs included."""
+    """The first bytes of a plain file; OSError for anything else, even a pipe that would hang."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
         return file.read(most)
 
 
@@ -237,7 +237,7 @@ def _files() -> Iterator[str]:
 
 
 def _installed() -> set[tuple[str, str]]:
-    """What is installed of what we stand on: name and version, from the names of its folders.
+    """The installed versions of our dependencies: name and version, from the names of folders.
 
     importlib.metadata reads a file of each, which takes five times as long.
     """
@@ -259,5 +259,5 @@ def _working_folder() -> str:
     return ""
 
 
-with suppress(OSError):  # relative paths in a folder that is gone; who says hello is told
+with suppress(OSError):  # relative paths in a folder that is gone; `hello` reports that
     build_that_runs()

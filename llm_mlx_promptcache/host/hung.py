@@ -1,4 +1,4 @@
-"""A host that said nothing when it should have: remembered, so that it costs one long wait."""
+"""Hosts that hang: remembered, so that each costs only one long wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE: Final = 60.0  # seconds without another try, when a start took too long
 
 
 def name_of(place: Place) -> str:
-    """What tells the host that has the socket just now from those before and after it, or ""."""
+    """A name for the host that has the socket now, unlike those before and after it, or ""."""
     try:
         found = place.socket.lstat()
     except OSError:
@@ -29,24 +29,24 @@ def name_of(place: Place) -> str:
 
 
 def name_with(host: str, model: str) -> str:
-    """What tells a host's engine of one model: it may hang while the host itself answers."""
+    """A name for a host's engine of one model: it may hang while the host itself answers."""
     return host and f"{host} {sha256(os.fsencode(model)).hexdigest()[:16]}"
 
 
 def remember(place: Place, host: str) -> None:
-    """Note that a host, or its engine of one model, hangs; a disk that fails is no news."""
+    """Note that a host, or its engine of one model, hangs; a disk that fails is ignored."""
     with suppress(OSError):
         write_private_file(place.hung, host)
 
 
 def forget(place: Place) -> None:
-    """Note that it answers."""
+    """Note that the host answers again."""
     with suppress(OSError):
         place.hung.unlink(missing_ok=True)
 
 
 def is_hung(place: Place, host: str) -> bool:
-    """Whether this host, by its `name_of` or `name_with`, was seen to hang."""
+    """True if this host, by its `name_of` or `name_with`, was seen to hang."""
     with suppress(OSError, ValueError):
         return bool(host) and place.hung.read_text(encoding="ascii") == host
     return False
@@ -58,7 +58,7 @@ def remember_start(place: Place) -> None:
 
 
 def check_starts(place: Place) -> None:
-    """Refuse to try it again at once: it has cost its wait; HostUnavailable."""
+    """Refuse another start right after a slow one, whose wait was long enough; HostUnavailable."""
     with suppress(OSError):
         ago = time.time() - place.hung.stat().st_mtime
         if is_hung(place, _START) and 0 <= ago < _PAUSE:

@@ -1,4 +1,4 @@
-"""When a host serves, and when it leaves: a state machine that is told the time."""
+"""The life of a host, from serving to leaving: a state machine that is told the time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from enum import Enum
 from typing import NamedTuple
 
-DRAIN_SECONDS = 8.0  # `stop` waits ten in all, and a flush comes after the last answer
+DRAIN_SECONDS = 8.0  # `stop` waits ten in all, and a flush follows the last answer
 LOOK_SECONDS = 5.0  # between two looks at the machine, while nobody asks
 
 
 class Stage(Enum):
-    """How far a host is on its way out."""
+    """The stages of a host's life."""
 
     SERVING = "serving"
     DRAINING = "finishing what was asked"
@@ -20,7 +20,7 @@ class Stage(Enum):
 
 
 class Signs(NamedTuple):
-    """What speaks against staying, where nobody asks: each True is reason enough to leave."""
+    """The signs against staying while nobody asks: each True is reason enough to leave."""
 
     pressure: bool = False
     replaced: bool = False
@@ -41,9 +41,9 @@ _WHY = (
 
 
 class HostStatus(NamedTuple):
-    """What a host tells of its life, in seconds.
+    """A host's report on its life, in seconds.
 
-    `idle` and `left` are None while it answers, `left` and `keep` where it stays for ever.
+    `idle` and `left` are None while it answers, `left` and `keep` if it stays forever.
     """
 
     stage: Stage
@@ -55,10 +55,10 @@ class HostStatus(NamedTuple):
 
 
 class Life:
-    """The connections that are open, the requests among them, and what ends the process.
+    """The open connections, the requests among them, and the reasons that end the process.
 
     Times are seconds of a clock that only goes forward, so that no change of the wall clock ends
-    a host or keeps one. `keep` is None for ever.
+    a host or keeps one. `keep` None means forever.
     """
 
     def __init__(self, keep: float | None, now: float) -> None:
@@ -71,41 +71,41 @@ class Life:
 
     @property
     def welcomes(self) -> bool:
-        """Whether somebody new may ask."""
+        """True if new clients may ask."""
         return self.stage is Stage.SERVING
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody asks, and nothing waits to be delivered."""
+        """True if nobody asks, and nothing waits to be delivered."""
         return self._open == 0
 
     def opened(self) -> None:
-        """Somebody is welcomed, whose connection `closed` ends."""
+        """Note a welcomed client, whose connection `closed` ends."""
         self._open += 1
 
     def closed(self) -> None:
-        """That connection has ended, with all that it was owed."""
+        """Note that such a connection has ended, with everything delivered."""
         self._open -= 1
 
     def begin(self, keep: float | None) -> None:
-        """A request is under way; the last one says how long to stay."""
+        """Note a request; the latest one says how long to stay."""
         self.busy += 1
         self._keep = keep
 
     def end(self, now: float) -> None:
-        """That request has ended."""
+        """Note that such a request has ended."""
         self.busy -= 1
         self._idle_since = now
 
     def stop(self, now: float, why: str) -> None:
-        """Take nothing new, and leave when what was asked is done; asked again, cancel it."""
+        """Take nothing new, and leave once current asks are done; called again, cancel them."""
         if self.stage is Stage.SERVING:
             self.stage, self.why, self._stopped = Stage.DRAINING, why, now
         elif self.stage is Stage.DRAINING:
             self.stage = Stage.CANCELLING
 
     def look(self, now: float, signs: Signs) -> Stage:
-        """Where it stands now; `signs` count while nobody asks."""
+        """The stage that it is in now; `signs` count while nobody asks."""
         if self.stage is Stage.SERVING and self.is_idle:
             if now - self._idle_since >= self._stay:
                 self.stop(now, "nobody asked any more")
@@ -118,7 +118,7 @@ class Life:
         return self.stage
 
     def pause(self, now: float) -> float | None:
-        """Seconds until time alone makes the next look worth while; None where it never does."""
+        """Seconds until time alone makes another look worthwhile; None where it never does."""
         if self.stage is Stage.DRAINING:
             return max(0.0, self._stopped + DRAIN_SECONDS - now)
         if self.stage is not Stage.SERVING or not self.is_idle:
@@ -126,7 +126,7 @@ class Life:
         return max(0.0, min(LOOK_SECONDS, self._idle_since + self._stay - now))
 
     def status(self, now: float) -> HostStatus:
-        """What `ps` shows."""
+        """The status that `ps` shows."""
         idle = None if self.busy else now - self._idle_since
         left = None if idle is None or self._keep is None else max(0.0, self._keep - idle)
         return HostStatus(self.stage, self.busy, now - self._born, idle, left, self._keep)

@@ -1,6 +1,6 @@
-"""The host's log file: what this package logs and where errors came from, never what they say.
+"""The host's log file: this package's log lines and where errors came from, never their messages.
 
-An error's message may quote what was asked; so may what libraries print, which goes nowhere.
+An error's message may quote a prompt; so may output of libraries, which goes nowhere.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _STDERR = 2
 
 
 class LogFile(logging.Handler):
-    """Writes to the descriptor that the host was started with as stderr; at 1 MB it begins anew."""
+    """A handler that writes to the host's original stderr; at 1 MB the file begins again."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; a disk that is full loses it, and nothing else."""
+        """Write one line; a full disk loses it, and nothing else."""
         with suppress(Exception):  # a record whose parts have no text
             write_line(f"{record.levelname} {record.name}: {record.getMessage()}")
 
 
 def write_line(text: str) -> None:
-    """Write a line with the time before it; nothing is raised."""
+    """Write a line with the time before it; raises nothing."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {os.getpid()} {' '.join(text.splitlines())}\n"
     with suppress(OSError, ValueError):
         if os.fstat(_STDERR).st_size > _MOST_BYTES:
@@ -48,7 +48,7 @@ def write_error(error: BaseException, where: str) -> None:
 
 
 def take_over() -> None:
-    """Have all that this process would write to stderr pass through here, or go nowhere."""
+    """Route everything that this process would write to stderr through here, or nowhere."""
     logging.getLogger("llm_mlx_promptcache").addHandler(LogFile())
     logging.lastResort = None
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
@@ -59,9 +59,9 @@ def take_over() -> None:
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio calls for errors that nobody waits for."""
+    """Log an error that asyncio reports and nobody waits for."""
     error = context.get("exception")
-    # Of a connection that the host's end cut: Python 3.11 tells of those too.
+    # Python 3.11 also reports connections that the host's end cut.
     if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
         write_error(error, "the loop")
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _WAIT_SECONDS = 15.0  # for the host before this one, which may be writing to the disk
 _LEAVING = (signal.SIGTERM, signal.SIGHUP)
-_FILES = 4096  # open at once: connections and spans; macOS gives 256
+_FILES = 4096  # open at once: connections and spans; macOS allows 256
 
 
 def main() -> int:
-    """Serve until there is nothing left to serve; the exit status."""
+    """Serve until there is nothing left to serve; returns the exit status."""
     from filelock import FileLock, Timeout
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -56,7 +56,7 @@ def _said(place: Place) -> dict[str, Any]:
 def listening(place: Place) -> Iterator[socket.socket]:
     """The host's socket, in the place of one that a killed host left; HostUnavailable.
 
-    Who asks for it holds the life lock. At the end its file goes, unless it is another's by then.
+    The caller holds the life lock. At the end its file is removed, unless it is another's by then.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
@@ -91,7 +91,7 @@ def _serve(place: Place, mine: Mapping[str, Any], sock: socket.socket) -> None:
             loop.add_signal_handler(number, server.stop, f"it was sent {number.name}")
         Relay(loop, server.tell).listen()
         await server.serve(sock)
-        for number in _LEAVING:  # what comes now changes nothing
+        for number in _LEAVING:  # signals change nothing now
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""What memory holds beside the disk: how much of each stored span, and the spans it has alone."""
+"""Memory beside the disk: how much of each stored span it has, and the spans it has alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NamedSpan(NamedTuple):
 
 
 class MemoryTree:
-    """The paths in a cache's memory, held against a listing of its disk."""
+    """The paths in a cache's memory, compared with a listing of its disk."""
 
     def __init__(self, cache: PromptCache, listing: Listing) -> None:
         self.held: dict[str, int] = {}  # tokens of a stored span that are in memory, by its id
@@ -40,11 +40,11 @@ class MemoryTree:
 
     @property
     def alone(self) -> list[ShownSpan]:
-        """What only memory has, parents before their children."""
+        """The spans that only memory has, parents before their children."""
         return list(self._alone.values())
 
     def named(self, name: str) -> list[NamedSpan]:
-        """What only memory has, and an id or its beginning can mean."""
+        """The spans that only memory has and that an id or its beginning can mean."""
         if len(name) < ID_LENGTH:
             return []
         meant = [one for one in self.alone if one.id.startswith(name)]

@@ -1,4 +1,4 @@
-"""What was logged beside answers, and which front ends have yet to be told."""
+"""Lines logged beside answers, and the front ends that have yet to be told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_PROCESSES = 1000
 
 
 class Notice(NamedTuple):
-    """One line for the user: its level and logger, and the model it speaks of ("": of all)."""
+    """One line for the user: its level and logger, and the model it is about ("": all)."""
 
     level: int
     logger: str
@@ -19,16 +19,16 @@ class Notice(NamedTuple):
     model: str = ""
 
     def concerns(self, model: str) -> bool:
-        """Whether who asks that model is told."""
+        """True if those who ask that model are told."""
         return self.model in ("", model)
 
 
 class Notices:
-    """What still holds of what was logged, each told once to each process that asks.
+    """The notices that still hold, each told once to each process that asks.
 
-    In a process of its own each front end would have met it anew. What happened while nobody asked
-    (a disk that was full behind an answer) waits for the next one. At most 50 are kept of either
-    kind, and the last 1,000 processes are known apart.
+    In a process of its own each front end would have met it itself. A notice from a time when
+    nobody asked (a disk that was full after an answer) waits for the next one who does. At most 50
+    are kept of either kind, and the last 1,000 processes are told apart.
     """
 
     def __init__(self) -> None:
@@ -37,25 +37,25 @@ class Notices:
         self._waiting: OrderedDict[Notice, None] = OrderedDict()
 
     def hold(self, notice: Notice, holds: Callable[[], bool]) -> None:
-        """Keep it for those that come later, while `holds` says so."""
+        """Keep a notice for later processes, while `holds` returns True."""
         self._held[notice] = holds
         self._held.move_to_end(notice)
         if len(self._held) > _MOST_HELD:
             self._forget(next(iter(self._held)))
 
     def wait(self, notice: Notice) -> None:
-        """Nobody was there to be told: keep it for the next one whom it concerns."""
+        """Keep a notice that nobody was there to be told for the next process whom it concerns."""
         self._waiting[notice] = None
         if len(self._waiting) > _MOST_HELD:
             self._waiting.popitem(last=False)
 
     def tell(self, notice: Notice, process: Hashable) -> None:
-        """That process was just told."""
+        """Note that this process was just told."""
         if notice in self._held:
             self._known(process).add(notice)
 
     def owed(self, process: Hashable, model: str) -> list[Notice]:
-        """What a process that asks this model is to be told now, and counts as told then."""
+        """The notices due to a process that asks this model; they count as told then."""
         for notice in [notice for notice, holds in self._held.items() if not holds()]:
             self._forget(notice)
         known = self._known(process)

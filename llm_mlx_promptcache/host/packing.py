@@ -1,7 +1,7 @@
-"""Files of the disk cache that become packs while nobody asks the host anything.
+"""Packing: files of the disk cache become packs while nobody asks the host anything.
 
-Each step is one read or write of 8 MB at most, and the host is looked at before each: who asks
-meanwhile waits for no more than that.
+Each step is one read or write of 8 MB at most, and the host is checked before each: a request that
+comes meanwhile waits for no more than that.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Final
 
 from ..engine.pool import disk_store, uses_disk
 
-LOOK_SECONDS: Final = 30.0  # between two looks at what can be packed
-REST_SECONDS: Final = 60.0  # for which nobody went on with a conversation
-_LAST_SECONDS: Final = 1.0  # of the process: who stops it waits ten in all
+LOOK_SECONDS: Final = 30.0  # between two looks for files to pack
+REST_SECONDS: Final = 60.0  # since anybody went on with a conversation
+_LAST_SECONDS: Final = 1.0  # of the process: `stop` waits ten in all
 _log = logging.getLogger(__name__)
 
 
 def _steps() -> Iterator[Any]:
-    """What there is to pack now, step by step."""
+    """The packing to do now, step by step."""
     return disk_store().compact(rested=REST_SECONDS) if uses_disk() else iter(())
 
 
 class IdlePacking:
-    """Packs while `idle` says so; it is asked before each step."""
+    """A packer at work while `idle` says so; it is asked before each step."""
 
     def __init__(self, idle: Callable[[], bool]) -> None:
         self._idle = idle
@@ -42,13 +42,13 @@ class IdlePacking:
                 await self.work()
 
     async def work(self) -> None:
-        """Take steps while the host is idle; what is not finished goes on the next time."""
+        """Take steps while the host is idle; unfinished work goes on the next time."""
         while self._idle():
             if not await asyncio.to_thread(self._step):
                 return
 
     def finish(self) -> None:
-        """Go on for a moment at the end of a process that lived long, whatever is finished then."""
+        """Go on for a moment at the end of a process that lived long, finished or not."""
         until = time.monotonic() + _LAST_SECONDS
         while self._lived_long and time.monotonic() < until and self._step():
             pass

@@ -1,4 +1,4 @@
-"""Where the host of this user and home is found: one folder of ours, and what lies in it."""
+"""The place of this user's and home's host: one folder of ours, and the files in it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Place(NamedTuple):
 
     folder: Path
     socket: Path
-    start_lock: Path  # held by who starts a host, until it answers
+    start_lock: Path  # held by the starter of a host, until it answers
     life_lock: Path  # held by the host for its whole life
-    hung: Path  # names a host that said nothing when it should have
+    hung: Path  # names a host that stayed silent when it should not have
     log: Path
     salt: Path  # of the digests in a hello
 
@@ -58,9 +58,9 @@ def host_place() -> Place:
 
 
 def existing_place() -> Place | None:
-    """The same where it is there, so that a host can be; None where nobody made it. Makes nothing.
+    """The same if it exists, so that a host can; None if it does not. Makes nothing.
 
-    HostUnavailable where others could put a host of theirs into it.
+    HostUnavailable if others could put a host of theirs into it.
     """
     place = place_in(_folder())
     try:
@@ -69,7 +69,7 @@ def existing_place() -> Place | None:
         return None
     except OSError as error:
         raise HostUnavailable(
-            f"{place.folder} can't be looked at ({error.filename}: {error.strerror})"
+            f"{place.folder} can't be read ({error.filename}: {error.strerror})"
         ) from error
     verify(place.folder)
     return place
@@ -93,11 +93,11 @@ def verify(folder: Path) -> None:
     try:
         found, above = folder.lstat(), folder.parent.stat()
     except OSError as error:
-        raise HostUnavailable(f"{folder} can't be looked at ({error.strerror})") from error
+        raise HostUnavailable(f"{folder} can't be read ({error.strerror})") from error
     if stat.S_ISLNK(found.st_mode):
         raise HostUnavailable(f"{folder} is a link; remove it")
     if not stat.S_ISDIR(found.st_mode):
-        raise HostUnavailable(f"{folder} is no folder; remove it")
+        raise HostUnavailable(f"{folder} is not a folder; remove it")
     if found.st_uid != os.geteuid():
         raise HostUnavailable(f"{folder} belongs to user {found.st_uid}; remove it")
     if found.st_mode & 0o077:
@@ -109,9 +109,9 @@ def verify(folder: Path) -> None:
 
 
 def connected(path: Path, until: float) -> socket.socket | None:
-    """A socket connected to the one at `path`; None where nobody listens there.
+    """A socket connected to the one at `path`; None if nobody listens there.
 
-    TimeoutError where its line of connections stays full until then, by `time.monotonic`.
+    TimeoutError if its queue of connections stays full until `until`, by `time.monotonic`.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -120,7 +120,7 @@ def connected(path: Path, until: float) -> socket.socket | None:
             try:
                 sock.connect(os.fspath(path))
                 return sock
-            except BlockingIOError:  # what Linux says of a full line, at once
+            except BlockingIOError:  # Linux's answer to a full queue, at once
                 if time.monotonic() >= until:
                     raise TimeoutError(f"{path} takes no connections") from None
                 time.sleep(_POLL)
@@ -142,7 +142,7 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 def peer_pid(sock: socket.socket) -> int:
-    """The process at the other end of a Unix socket (for a client, who listens), or 0."""
+    """The process at the other end of a Unix socket (for a client: the listener), or 0."""
     with suppress(OSError):
         if hasattr(socket, "SO_PEERCRED"):
             found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -152,7 +152,7 @@ def peer_pid(sock: socket.socket) -> int:
 
 
 def _folder() -> Path:
-    """The cache's own folder where a socket can lie in it, else a short one."""
+    """The cache's own folder if a socket fits in it, else a short one."""
     cache = real_path(cache_folder())
     usual = cache / "host"
     if _fits(usual) and not _is_remote(usual):
@@ -167,9 +167,9 @@ def _folder() -> Path:
 
 
 def _short_bases() -> list[Path]:
-    """Where a folder is made for what has too long a path, or lies on another machine."""
+    """The folders to use for paths that are too long, or on another machine."""
     named = [os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108
-    # Another user's, as `su` leaves it in the environment, can't be written to.
+    # Another user's, which `su` leaves in the environment, can't be written to.
     return [Path(name) for name in named if name.startswith("/") and os.access(name, os.W_OK)]
 
 
@@ -178,7 +178,7 @@ def _fits(folder: Path) -> bool:
 
 
 def _is_remote(folder: Path) -> bool:
-    """Whether other machines may see a folder: a socket is this one's alone."""
+    """True if other machines may see a folder: a socket is this one's alone."""
     from ..cache.disk.files import Files, is_remote
 
     return is_remote(Files().file_system(folder.parent))

@@ -1,4 +1,4 @@
-"""Whether memory is short on this machine, as the system itself tells it."""
+"""Shortage of memory on this machine, as the system itself reports it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STALLED = 20.0  # Linux: percent of ten seconds in which some process waited fo
 
 
 def under_pressure() -> bool:
-    """Whether programs wait for memory here; False where the system does not tell."""
+    """True if programs here wait for memory; False where the system does not tell."""
     if sys.platform == "darwin":
         return _level_on_macos() >= _WARNING
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What is logged and warned of in the host, on its way to the front ends."""
+"""Log lines and warnings of the host, on their way to the front ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..engine.pool import model_on_thread
 from .notices import Notice
 
 _OURS = "llm_mlx_promptcache"
-# Libraries that would talk to the user of an engine in its own process.
+# Libraries whose warnings the user would see with an engine in the same process.
 _LIBRARIES = ("huggingface_hub", "mlx_lm", "transformers")
 _MOST_TEXT = 4000  # characters of one notice
 
@@ -22,10 +22,10 @@ Tell = Callable[[Notice, Callable[[], bool] | None], None]
 
 
 class Relay(logging.Handler):
-    """Hands what is logged, on any thread, to `tell` on the loop.
+    """A handler that passes records, from any thread, to `tell` on the loop.
 
-    A record may say how long it holds (`extra={"holds": function}`): what is told once a process
-    is told to front ends that come later, while the function says so.
+    A record may say how long it holds (`extra={"holds": function}`): front ends that come later
+    are told it too, once a process, while the function returns True.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, tell: Tell) -> None:
@@ -34,13 +34,13 @@ class Relay(logging.Handler):
         self._tell = tell
 
     def listen(self) -> None:
-        """Take what this process logs and warns of from now on."""
+        """Take this process's log records and warnings from now on."""
         for name in (_OURS, *_LIBRARIES):
             logging.getLogger(name).addHandler(self)
         warnings.showwarning = self.warn
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass it on; nothing that goes wrong here reaches who logged it."""
+        """Pass a record on; nothing that goes wrong here reaches the caller who logged it."""
         with suppress(Exception):
             model = model_on_thread(record.thread)
             name = record.name if record.name.startswith(_OURS) else f"{_OURS}.{record.name}"

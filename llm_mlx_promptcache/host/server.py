@@ -1,4 +1,4 @@
-"""The host's loop: who connects, what each may ask, and when the process leaves."""
+"""The host's loop: its clients, what each may ask, and when the process leaves."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from .place import Place
 
-MOST_CONNECTIONS = 256  # that are welcomed; as many more are told so
+MOST_CONNECTIONS = 256  # that are welcomed; as many more are told that it is full
 BACKLOG = 1024  # more than may come at once; systems take less
-_THREADS = 32  # for what may wait for disks and locks
+_THREADS = 32  # for work that may wait for disks and locks
 _BUILD_SECONDS = 30.0  # between two looks at the package's files
 _SHOWN = 40
 
@@ -40,7 +40,7 @@ _SHOWN = 40
 class Server:
     """One host's connections, over a socket that listens already.
 
-    `mine` is its hello, which those of its clients are compared with.
+    `mine` is its hello, with which its clients' are compared.
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class Server:
         self._look()
         packing = IdlePacking(lambda: self._life.is_idle)
         await packing.run(self._over)
-        with ThreadPoolExecutor(1) as beside:  # who comes meanwhile is told at once
+        with ThreadPoolExecutor(1) as beside:  # the loop still answers new clients
             await loop.run_in_executor(beside, close_engines)
             await loop.run_in_executor(beside, packing.finish)
         server.close()
 
     def stop(self, why: str) -> None:
-        """Take nothing new, finish what was asked and leave; a second time, cancel that."""
+        """Take nothing new, finish the asks under way and leave; a second time, cancel them."""
         self._life.stop(self.clock(), why)
         self._look()
 
     def tell(self, notice: Notice, holds: Callable[[], bool] | None) -> None:
-        """Tell those whose answers it concerns, once a process; later ones too while it holds."""
+        """Tell the clients whom it concerns, once a process; later ones too while it holds."""
         if holds is not None:
             self._notices.hold(notice, holds)
         told = set()
@@ -98,7 +98,7 @@ class Server:
             self._notices.wait(notice)
 
     def greet(self, frame: Mapping[str, Any]) -> tuple[dict[str, Any], Welcome]:
-        """The answer to a hello, and what may be asked then."""
+        """The answer to a hello, and the asks that it allows."""
         hello = frame.get("hello")
         if not isinstance(hello, Mapping):
             return self._refused("what it was told is no hello"), Welcome.NONE
@@ -106,7 +106,7 @@ class Server:
             self._build_at = self.clock()  # its files may have been replaced
             return self._refused(why), Welcome.NONE
         if self._count > MOST_CONNECTIONS:
-            # Who sees a busy host goes its own way; an idle one would be asked to end.
+            # A client leaves a busy host alone; it would ask an idle one to end.
             refused = self._refused(f"it has {MOST_CONNECTIONS} connections")
             return {**refused, "busy": max(1, self._life.busy)}, Welcome.NONE
         everything = "build" in hello
@@ -118,7 +118,7 @@ class Server:
 
     @contextmanager
     def open_for(self, connection: ClientConnection) -> Iterator[None]:
-        """Somebody is welcomed, and may ask."""
+        """The time during which a welcomed client may ask."""
         self._life.opened()
         self._open[connection] = None
         try:
@@ -130,7 +130,7 @@ class Server:
 
     @contextmanager
     def asked_by(self, connection: ClientConnection, keep: float | None) -> Iterator[None]:
-        """A request is under way; its client is told what is logged beside it."""
+        """The time of a request, during which its client is told what is logged."""
         self._life.begin(keep)
         self._asking[connection] = None
         try:
@@ -145,9 +145,9 @@ class Server:
                 drop_engine(engine)
 
     async def control(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The result of what is asked beside answers; ValueError for what a host does not do.
+        """The result of an ask other than an answer; ValueError for one that a host does not know.
 
-        Clients of any build may ask it: a clear must reach whatever host there is.
+        Clients of any build may send it: a clear must reach whatever host there is.
         """
         name = str(ask.get("ask"))
         if name == "stop":
@@ -156,19 +156,19 @@ class Server:
             self.stop(shown(ask.get("why") or "it was asked to"))
             return self._told()
         if name not in HANDLERS:
-            raise ValueError(f"a host of this version does no {name[:_SHOWN]!r}")
-        if name != "ps" and not self._life.welcomes:  # what it holds is on its way to the disk
+            raise ValueError(f"a host of this version can't do {name[:_SHOWN]!r}")
+        if name != "ps" and not self._life.welcomes:  # its contents are on their way to the disk
             raise HostStopped(f"the host is ending: {self._life.why}")
         result = await asyncio.to_thread(HANDLERS[name], ask)
         return {**self._told(), **result} if name == "ps" else result
 
     async def engine_for(self, model: str) -> Engine:
-        """The engine of a model as its files are now; a folder that hangs is waited for beside."""
+        """The engine of a model as its files are now; a hanging folder blocks only a thread."""
         return await asyncio.to_thread(current_engine_for, model)
 
     @property
     def patience(self) -> float:
-        """Seconds that an answer waits for who does not read: as long as for a new ask."""
+        """Seconds that an answer waits for a client that does not read: as for a new ask."""
         keep = self._life.status(self.clock()).keep
         return math.inf if keep is None else max(keep, STALLED_SECONDS)
 
@@ -188,13 +188,13 @@ class Server:
         return {"refused": why, "busy": self._life.busy, "stopping": stopping}
 
     def _told(self) -> dict[str, Any]:
-        """What `ps` tells of the process; seconds, None for what is not so, or for ever."""
+        """The process's status for `ps`; seconds, None where it does not apply, or for forever."""
         status = self._life.status(self.clock())
         told = {**status._asdict(), "stage": status.stage.value}
         return {"pid": os.getpid(), "build": self._mine["build"], "why": self._life.why, **told}
 
     def _look(self, signs: Signs | None = None) -> None:
-        """Do what the time and the machine ask for, and look again when either may have changed."""
+        """Act on the time and the machine's state, and look again when either may have changed."""
         stage = self._life.look(self.clock(), signs or Signs())
         if stage is Stage.CANCELLING:
             for connection in list(self._open):
@@ -221,7 +221,7 @@ class Server:
 
 
 def _client_pid(writer: asyncio.StreamWriter) -> int | None:
-    """The process at the other end; None where it is not this user's, or nobody can tell."""
+    """The process at the other end; None if it is not this user's, or the system does not tell."""
     sock = writer.get_extra_info("socket")
     try:
         return peer_pid(sock) if peer_uid(sock) == os.geteuid() else None

@@ -1,4 +1,4 @@
-"""ShownSpan: a span as commands show it, and as a host tells the ones that only its memory has."""
+"""ShownSpan: a span as commands show it, and as a host reports those that only its memory has."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan
 
-WORDS = 16  # tokens of a span that are told, for its first words
+WORDS = 16  # tokens of a span that are reported, for its first words
 
 
 class ShownSpan(NamedTuple):
     """A span of the disk, with `in_memory` of its tokens; or one of memory alone.
 
-    `id` is whole: a file's, or where no file has it a digest of its path. `parent` is "" at a
+    `id` is whole: a file's, or, if no file has it, a digest of its path. `parent` is "" at a
     path's start; `words` are its first tokens.
     """
 
@@ -36,7 +36,7 @@ class ShownSpan(NamedTuple):
 
     @classmethod
     def stored(cls, span: ListedSpan, in_memory: int) -> ShownSpan:
-        """One of the disk, of which so many tokens are in memory too."""
+        """A span of the disk, with this number of its tokens in memory too."""
         return cls(
             id=span.file_id,
             parent=span.parent,

@@ -1,4 +1,4 @@
-"""A channel to this home's host, which is started where there is none."""
+"""A channel to this home's host, which is started if there is none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Waits(NamedTuple):
 
 
 class HostRefused(HostUnavailable):
-    """A host that is there and does not take this client. `busy` is how many it answers."""
+    """A host that is there and does not take this client; `busy` is the number that it answers."""
 
     def __init__(self, why: str, *, busy: int, stopping: bool) -> None:
         super().__init__(why)
@@ -44,7 +44,7 @@ class HostRefused(HostUnavailable):
 
 
 class HostSilent(HostUnavailable):
-    """A host that took the connection and said nothing. `pid` is its process, 0 if unknown."""
+    """A host that took the connection and stayed silent. `pid` is its process, 0 if unknown."""
 
     def __init__(self, pid: int) -> None:
         named = f" (process {pid})" if pid else ""
@@ -53,7 +53,7 @@ class HostSilent(HostUnavailable):
 
 
 class _TookTooLong(HostUnavailable):
-    """A step of a start that was not done in its time."""
+    """A step of a start that took too long."""
 
 
 def connect(
@@ -61,8 +61,8 @@ def connect(
 ) -> Channel:
     """A channel to a host of this build, for one ask; HostUnavailable where none can be had.
 
-    One that is idle and of another build, settings or environment is replaced; one that is busy
-    raises HostRefused. `command` starts a host, in place of the interpreter that runs this.
+    An idle one of another build, settings or environment is replaced; a busy one raises
+    HostRefused. `command` starts a host, in place of this interpreter.
     """
     waits = waits or Waits()
     try:
@@ -78,8 +78,8 @@ def find(
 ) -> Channel | None:
     """A channel to whatever host there is, for a question about it; None where there is none.
 
-    It never starts one, and takes one of any build, which does few things then; with a whole hello
-    (`mine`) only one that fits. HostRefused, HostSilent, HostUnavailable.
+    It never starts one, and takes one of any build, which then does only a few things; with a whole
+    hello (`mine`) only one that fits. HostRefused, HostSilent, HostUnavailable.
     """
     try:
         return _greeted(place, mine or bare_hello(), waits or Waits())
@@ -88,7 +88,7 @@ def find(
 
 
 def _welcomed(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | None:
-    """A channel to a host that takes us; None where one must be started, or replaced first."""
+    """A channel to a host that takes us; None if one must be started, or replaced first."""
     try:
         return _greeted(place, mine, waits)
     except HostRefused as refused:
@@ -98,7 +98,7 @@ def _welcomed(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | 
 
 
 def _greeted(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | None:
-    """A channel whose host has answered our hello; None where there is no host."""
+    """A channel whose host has answered our hello; None if there is no host."""
     verify(place.folder)
     name = hung.name_of(place)
     was_hung = hung.is_hung(place, name)
@@ -118,7 +118,7 @@ def _greeted(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | N
             hung.remember(place, name)
             raise HostSilent(pid) from None
         except FrameError as error:
-            raise HostUnavailable(f"what answers at {place.socket} is no host of ours") from error
+            raise HostUnavailable(f"the answer at {place.socket} is not a host's") from error
         if answer is None:
             return None
         if was_hung:
@@ -134,7 +134,7 @@ def _check_peer(place: Place, sock: socket.socket) -> None:
 
 
 def _answer(channel: Channel, question: Mapping[str, Any], until: float) -> dict[str, Any] | None:
-    """What a host answers; None where it is gone."""
+    """A host's answer; None if it is gone."""
     try:
         channel.send(question, until - time.monotonic())
         return channel.receive(until - time.monotonic(), MAX_HELLO)
@@ -143,7 +143,7 @@ def _answer(channel: Channel, question: Mapping[str, Any], until: float) -> dict
 
 
 def _welcome(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a host that welcomes us says of itself; HostRefused."""
+    """The description of itself by a host that welcomes us; HostRefused."""
     welcome, busy = answer.get("welcome"), answer.get("busy")
     if isinstance(welcome, dict):
         return welcome
@@ -157,7 +157,7 @@ def _welcome(answer: Mapping[str, Any]) -> dict[str, Any]:
 def _started(
     place: Place, mine: Mapping[str, Any], command: Sequence[str], waits: Waits
 ) -> Channel:
-    """A channel to a host that this process, or another one meanwhile, has started."""
+    """A channel to a host that this process, or meanwhile another one, has started."""
     with _alone(place.start_lock, waits.lock, "another process has long been starting a host"):
         try:
             channel = _greeted(place, mine, waits)
@@ -176,7 +176,7 @@ def _started(
 
 
 def _end(place: Place, refused: HostRefused, waits: Waits) -> None:
-    """Have a host end that has refused us, if it is idle; that refusal where it is not."""
+    """End a host that has refused us, if it is idle; raises that refusal if it is not."""
     channel = find(place, waits=waits)
     if channel is not None:
         with closing(channel):
@@ -187,9 +187,9 @@ def _end(place: Place, refused: HostRefused, waits: Waits) -> None:
 
 
 def _outlived(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | None:
-    """None once no host lives in the place; a channel where the one that does takes us after all.
+    """None once no host lives in the place; a channel if the one that does takes us after all.
 
-    That is one whose line of connections was full: some systems say then that nobody listens.
+    That is one whose queue of connections was full: some systems then say that nobody listens.
     """
     until = time.monotonic() + waits.stop
     while True:

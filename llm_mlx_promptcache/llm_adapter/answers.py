@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 class ResponseBuilder:
     """One response of llm's as it comes: the engine's events -> llm's.
 
-    Calls are told at its end, where it is known which of them are whole: what llm was told it can't
-    be asked to forget, and half a call would be one in its history. Whatever is no whole call is
+    Calls are reported at its end, once it is known which of them are whole: llm can't be asked to
+    forget what it was told, and half a call would stay in its history. Incomplete calls become
     text.
     """
 
@@ -50,22 +50,22 @@ class ResponseBuilder:
         self._response = response
         self._question = question
         self._command = command
-        self._begun = False  # whether the answer's beginning, which was given, was told
+        self._begun = False  # True once the given beginning of the answer was passed on
         self._prompt: Progress | None = None
-        # Of the last part that was told. A reasoning part without text is kept where it carries
-        # something, a text part without text is not: so an empty answer is carried by the former.
+        # The type of the last part. llm keeps a reasoning part without text if it carries metadata,
+        # but no such text part: so an empty answer is carried by the former.
         self._type = "reasoning"
         self._call: str | None = None
-        # What llm was told, which is what its history will hold.
+        # The texts that llm was given, and that its history will hold.
         self._texts: list[str] = []
-        self._apart = False  # whether the next text stands on a line of its own
+        self._apart = False  # True if the next text goes on a line of its own
         self._reasonings: list[str] = []
-        # What came of each call: its name, and pieces of its arguments. Calls of no tool are whole.
+        # Each call so far: its name, and pieces of its arguments. Calls of no tool are whole.
         self._pieces: dict[str, list[str]] = {}
         self._no_tools: dict[str, ToolCall] = {}
 
     def stream_events(self, event: Event) -> Iterator[StreamEvent]:
-        """The stream events of one of the engine's."""
+        """Translate one event of the engine's into stream events of llm's."""
         if not isinstance(event, Loading | Progress):
             yield from self._beginning()
         match event:
@@ -88,11 +88,11 @@ class ResponseBuilder:
                 pass
 
     def stopped(self) -> Iterator[StreamEvent]:
-        """The end of an answer that its reader stopped: what came till then; calls are text."""
+        """The end of an answer that its reader stopped: everything up to then, calls as text."""
         for name, *arguments in self._pieces.values():
             yield from self._as_text(f"{name} {''.join(arguments)}".rstrip())
         self._response.response_json = {"finish_reason": "stopped"}
-        if self._prompt is not None:  # how many tokens came of it nobody told
+        if self._prompt is not None:  # the number of generated tokens is unknown
             total, cached = self._prompt.total, self._prompt.cached
             details = {"cached": cached, "prefilled": total - cached}
             self._response.set_usage(input=total, details=details)
@@ -104,16 +104,16 @@ class ResponseBuilder:
 
     @property
     def has_come(self) -> bool:
-        """Whether anything was told of the answer."""
+        """True if any of the answer was passed on."""
         return bool(self._texts or self._reasonings or self._pieces)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the answer was told to its end."""
+        """True if the answer was passed on to its end."""
         return self._response.response_json is not None
 
     def _beginning(self) -> Iterator[StreamEvent]:
-        """What the answer was given to begin with, which is its user's text too."""
+        """The given beginning of the answer, which the user sees as text too."""
         begun, self._begun = self._begun, True
         if not begun and self._question.prefill:
             yield self._said(self._question.prefill)
@@ -133,7 +133,7 @@ class ResponseBuilder:
         return self._next("text", text)
 
     def _not_made(self, call: InvalidCall) -> Iterator[StreamEvent]:
-        """A call of no tool, which llm's loop refuses by its name; else text that is no call."""
+        """A call of no tool, which llm's loop refuses by its name; anything else as text."""
         if call.arguments is not None:
             self._no_tools[call.id] = ToolCall(call.name, call.arguments, call.id)
             self._pieces[call.id] = [call.name, json.dumps(call.arguments)]
@@ -142,7 +142,7 @@ class ResponseBuilder:
         self._warn(f"the answer holds a call that can't be made, as text: {call.error}")
 
     def _as_text(self, call: str) -> Iterator[StreamEvent]:
-        """What came of a call that is none, on lines of its own."""
+        """The text of an incomplete call, on lines of its own."""
         if call:
             self._apart = bool(self._texts)
             yield self._said(call)
@@ -191,20 +191,20 @@ class ResponseBuilder:
         )
 
     def _warn_of_loss(self, event: Finished) -> None:
-        """Say once a conversation that it lost what its last turn had."""
+        """Warn once a conversation that it lost rows of its last turn."""
         if event.reuse.reason == "tools" and self._question.lost_tools:
             return  # said already, by the tools' names
         if is_new_loss(event.reuse):
             self._warn(f"reuse {event.reuse} (told once a conversation)")
 
     def _whole_calls(self, event: Finished) -> list[ToolCall]:
-        """The calls that can be made, and those of no tool, in the order in which they came."""
+        """The complete calls, and those of no tool, in the order in which they came."""
         made = {call.id: call for call in event.tool_calls} | self._no_tools
         order = dict.fromkeys([*self._pieces, *made])
         return [made[id] for id in order if id in made]
 
     def _halves(self, event: Finished) -> list[InvalidCall]:
-        """Calls that had begun and are none after all; what has no text of its own has pieces."""
+        """Calls that had begun and came to nothing; pieces stand in for those without a text."""
         half = [] if event.half_call is None else [event.half_call]
         unmade = [*(call for call in event.invalid_calls if call.id in self._pieces), *half]
         known = {call.id for call in unmade} | {call.id for call in event.tool_calls}
@@ -216,10 +216,10 @@ class ResponseBuilder:
         return [*rest, *unmade]
 
     def _record(self, event: Finished, calls: Sequence[ToolCall]) -> Generated:
-        """What replays the answer as long as llm's history shows it as it was told."""
+        """The record that replays the answer as long as llm's history shows it as it was told."""
         ids = event.begun.ids + event.ids
         if not event.ids or (self._question.prefill and not event.begun.ids):
-            ids = ()  # they do not say what was shown
+            ids = ()  # they do not match the text shown
         made = Generated.of(
             ids,
             "".join(self._texts),
@@ -232,7 +232,7 @@ class ResponseBuilder:
 
 
 def _details(usage: Usage) -> dict[str, Any]:
-    """Our counts, and OpenAI's name for one of them: servers hand on what they find."""
+    """Our counts, and OpenAI's name for one of them: servers pass on whatever they find."""
     return {
         "cached": usage.cached,
         "prefilled": usage.prefilled,
@@ -244,7 +244,7 @@ def _details(usage: Usage) -> dict[str, Any]:
 
 
 def _response_json(event: Finished, question: Question) -> dict[str, Any]:
-    """What `llm logs --json` shows of an answer; the names that llm-mlx has are the same here."""
+    """The JSON of an answer in `llm logs --json`; names that llm-mlx has too are the same here."""
     usage, timings = event.usage, event.timings
     made: dict[str, Any] = {
         "finish_reason": event.reason,

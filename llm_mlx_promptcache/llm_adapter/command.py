@@ -1,7 +1,7 @@
 """llm's own command around an answer: lines of their own, its exit status, and Ctrl-C.
 
-All of it is asked of click's context, in which llm's command runs. For applications that use llm as
-a library there is none, and nothing here does anything.
+All of it comes from click's context, in which llm's command runs. Applications that use llm as a
+library have none, and nothing here does anything for them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .log_turn import LogTurn
 
 _LLMS_MODULE: Final = "llm.cli"
 _KEY: Final = f"{__name__}.state"
-_INTERRUPTED: Final = 130  # what a shell says of a command that SIGINT ended
+_INTERRUPTED: Final = 130  # a shell's status for a command that SIGINT ended
 
 
 @dataclass
 class _CommandState:
-    """What holds as long as one run of the command, whatever number of answers it has."""
+    """State for one run of the command, over all of its answers."""
 
     status: int = 0
     on_stdout: bool = False  # a line that is not ended
@@ -38,7 +38,7 @@ class _CommandState:
     end_is_told: bool = False
 
     def close(self) -> None:
-        """Behind all that llm does: the exit status, where nothing else decided it."""
+        """After everything that llm does: set the exit status, unless an error decided it."""
         self.log_turn.leave()
         error = sys.exc_info()[1]
         if isinstance(error, KeyboardInterrupt):
@@ -52,7 +52,7 @@ class _CommandState:
 class LlmCommand:
     """`llm prompt` or `llm chat` around one answer, if it is in one of them.
 
-    `streams`: whether the command shows what it is told as it comes.
+    `streams`: the command shows parts of the answer as they come.
     """
 
     def __init__(self, prompt: llm.Prompt, *, streams: bool) -> None:
@@ -64,17 +64,17 @@ class LlmCommand:
         self._shows_reasoning = self._shows_text and not prompt.hide_reasoning
         self._state = _state_of(self._context)
         if not _answers_tools(prompt):
-            # Behind an answer llm has ended its line.
+            # llm has ended the line after an answer.
             self._state.status, self._state.on_stdout, self._state.on_stderr = 0, False, False
 
     @property
     def is_there(self) -> bool:
-        """Whether this answer is for llm's own command."""
+        """True if this answer is for llm's own command."""
         return self._context is not None
 
     @property
     def is_continued(self) -> bool:
-        """Whether a later `llm -c` will find this answer."""
+        """True if a later `llm -c` will find this answer."""
         if self._context is None or self._is_chat:
             return False
         off = (llm.user_dir() / "logs-off").exists()  # type: ignore[no-untyped-call]
@@ -82,14 +82,14 @@ class LlmCommand:
         return not asked.get("no_log") and (bool(asked.get("log")) or not off)
 
     def shows(self, kind: str, chunk: str) -> None:
-        """Note that llm shows this next: text, or reasoning."""
+        """Note that llm shows this text or reasoning next."""
         if kind == "text" and self._shows_text and chunk:
             self._state.on_stdout = not chunk.endswith("\n")
         elif kind == "reasoning" and self._shows_reasoning and chunk:
             self._state.on_stderr = not chunk.endswith("\n")
 
     def end_line(self) -> None:
-        """Have what is said next on stderr stand on a line of its own."""
+        """Make the next line on stderr start on a line of its own."""
         state = self._state
         if state.on_stderr or (state.on_stdout and _one_place()):
             click.echo(err=True)
@@ -97,7 +97,7 @@ class LlmCommand:
 
     @contextmanager
     def errors_apart(self) -> Iterator[None]:
-        """Have errors, which llm tells on stderr, stand on a line of their own."""
+        """Put errors, which llm prints on stderr, on a line of their own."""
         try:
             yield
         except GeneratorExit:
@@ -107,21 +107,21 @@ class LlmCommand:
             raise
 
     def take_log(self) -> None:
-        """Have no other `llm` of ours write the log until this one has; a chat never ends."""
+        """Keep other `llm`s of ours from writing the log until this one has; a chat never ends."""
         if self.is_continued:
             self._state.log_turn.take()
 
     def end_with(self, status: int) -> None:
-        """Let the command end with this exit status, once it has logged; a chat goes on."""
+        """End the command with this exit status, once it has logged; a chat goes on."""
         if not self._is_chat:
             self._state.status = status
 
     def interrupted(self) -> None:
-        """Let the command end as one that Ctrl-C ended."""
+        """End the command as Ctrl-C ends one."""
         self.end_with(_INTERRUPTED)
 
     def interrupted_early(self) -> None:
-        """The same where nothing came yet, and nothing is logged: a line says so."""
+        """The same before any text came: nothing is logged, and a line says so."""
         if self._context is not None and not self._is_chat:
             if sys.stderr.isatty():
                 click.echo(err=True)  # the terminal has shown ^C
@@ -131,9 +131,9 @@ class LlmCommand:
 
 
 class Interrupts:
-    """Ctrl-C while llm's command reads an answer: the first ends the answer, what it says is kept.
+    """Ctrl-C while llm's command reads an answer: the first ends the answer, and keeps its text.
 
-    A second one, or one where nothing is read, is Python's own KeyboardInterrupt.
+    A second one, or one while nothing is read, is Python's own KeyboardInterrupt.
     """
 
     def __init__(self, command: LlmCommand) -> None:
@@ -144,7 +144,7 @@ class Interrupts:
         self._came = False
 
     def events(self, events: Generator[Event]) -> Iterator[Event]:
-        """The events up to their end or to Ctrl-C, which `ended` tells."""
+        """The events up to their end or to Ctrl-C (see `ended`)."""
         if self._is_ours:
             signal.signal(signal.SIGINT, self._hear)
         try:
@@ -166,7 +166,7 @@ class Interrupts:
 
     @property
     def ended(self) -> bool:
-        """Whether Ctrl-C ended the answer."""
+        """True if Ctrl-C ended the answer."""
         return self._came
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -198,7 +198,7 @@ def _answers_tools(prompt: llm.Prompt) -> bool:
 
 
 def _one_place() -> bool:
-    """Whether stdout and stderr are one terminal, pipe or file."""
+    """True if stdout and stderr are one terminal, pipe or file."""
     with suppress(OSError, ValueError):
         out, error = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
         return (out.st_dev, out.st_ino) == (error.st_dev, error.st_ino)

@@ -1,4 +1,4 @@
-"""What a user is told of an answer that was cut."""
+"""The line for the user when an answer was cut."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""One `llm` of ours at a time writes llm's log.
+"""Turns at llm's log: one `llm` of ours writes it at a time.
 
-llm reads and writes in one transaction that begins as a reader's. Where two do so at once SQLite
-refuses one of them at once, whatever its timeout and its journal, and that answer is not logged.
+llm reads and writes in one transaction that begins as a reader's. If two do so at the same time,
+SQLite refuses one of them at once, whatever its timeout and its journal, and that answer is not
+logged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..config import data_folder
 if TYPE_CHECKING:
     from filelock import FileLock
 
-# Seconds to wait for others, each of whom takes a few milliseconds; then llm may try without.
+# Seconds to wait for others, each of which takes a few milliseconds; then llm may try without.
 _PATIENCE: Final = 10.0
 
 
@@ -25,7 +26,7 @@ class LogTurn:
         self._lock: FileLock | None = None
 
     def take(self) -> None:
-        """Wait for the turn; where this system or folder has no locks, or it takes long, go on."""
+        """Wait for the turn; go on without it where there are no locks, or it takes too long."""
         if self._lock is not None:
             return
         from filelock import FileLock, Timeout

@@ -1,6 +1,4 @@
-"""What llm logged of an answer of ours: the prompt as it was asked, and what was reused for it.
-
-And its writing, for commands that ask as llm's own does.
+"""llm's log of an answer of ours: the prompt as it was asked, and its reuse; and writing to it.
 
 All that touches llm's logs is here.
 """
@@ -43,9 +41,9 @@ _ALL = f"{_OURS} order by turns.datetime_utc, turns.id"
 class LoggedAnswer(NamedTuple):
     """An answer in llm's logs: `request` is its prompt, `record` what its own message keeps.
 
-    `prompt`, `cached` and `generated` are counts of tokens, `why` is why not more was cached,
-    `reuse` whether that is healthy (`Reuse.plain`), `namespace` where its rows went, `at` when it
-    was asked; None, "" and nothing where nothing was logged of them.
+    `prompt`, `cached` and `generated` are counts of tokens, `why` is the reason why not more was
+    cached, `reuse` the verdict on it (`Reuse.plain`), `namespace` the place of its rows, `at` the
+    time when it was asked; None, "" or empty where the log does not say.
     """
 
     id: str
@@ -74,7 +72,7 @@ def log_answer(response: llm.AsyncResponse) -> None:
 
 
 def logged_answer(response_id: str | None, settings: Settings) -> LoggedAnswer:
-    """The answer with this id, or the latest of ours; ValueError where there is none."""
+    """The answer with this id, or the latest of ours; ValueError if there is none."""
     with _logs() as database:
         store = LogStore(database)  # type: ignore[no-untyped-call]
         found = list(database.query(_LATEST, {"id": response_id, "model": MODEL_ID}))
@@ -87,9 +85,9 @@ def logged_answer(response_id: str | None, settings: Settings) -> LoggedAnswer:
 
 
 def logged_answers(settings: Settings) -> Iterator[LoggedAnswer | None]:
-    """All answers of ours in the order in which they were asked; None for what is not whole.
+    """All answers of ours in the order in which they were asked; None for incomplete ones.
 
-    ValueError where nothing was ever logged.
+    ValueError if nothing was ever logged.
     """
     with _logs() as database:
         store = LogStore(database)  # type: ignore[no-untyped-call]
@@ -107,7 +105,7 @@ def _path() -> Path:
 
 @contextmanager
 def _logs() -> Iterator[sqlite_utils.Database]:
-    """The log of llm; ValueError where there is none, or none that can be read."""
+    """Open llm's log; ValueError if there is none, or it can't be read."""
     if not _path().exists():
         raise ValueError("llm has logged nothing yet; ask something first (llm logs on)")
     try:
@@ -125,7 +123,7 @@ def _answer(store: LogStore, row: dict[str, Any], settings: Settings) -> LoggedA
     record = next(filter(None, map(generated_of, answered)), None)
     if record is None:
         raise ValueError(
-            f"the answer {row['id']} has no record of ours, so its prompt can't be told again"
+            f"the answer {row['id']} has no record of ours, so its prompt can't be restored"
         )
     registered = settings.model(row["model"])
     model = MlxCached() if registered is None else MlxCached(registered.name, registered.reference)
@@ -164,9 +162,9 @@ def _moment(text: object) -> datetime | None:
 
 
 def _reference(row: dict[str, Any], told: dict[str, Any]) -> str:
-    """The model that answered then, whatever its name stands for now."""
+    """The model that answered then, whatever its name means now."""
     said = told.get("reference")
-    # Who logged none logged the model where it was not the embedded one.
+    # Records without a reference name the model, unless it was the embedded one.
     return said if isinstance(said, str) and said else row["resolved_model"] or DEFAULT_MODEL
 
 

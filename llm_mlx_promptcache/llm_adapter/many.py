@@ -12,14 +12,14 @@ from llm.parts import ReasoningPart
 
 from .models import AsyncMlxCached
 
-# What an answer's own record in llm's log says that who asked many wants to know of each.
+# Fields of an answer's record in llm's log that go into a batch's result.
 _TOLD = ("finish_reason", "stopped_by", "cut", "misfits", "notes")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class BatchPrompt(Generic[T]):
-    """One prompt; `line` is whatever its answer is to be known by."""
+    """One prompt; `line` is whatever identifies its answer."""
 
     line: T
     prompt: str = field(repr=False)
@@ -29,7 +29,7 @@ class BatchPrompt(Generic[T]):
 
 
 class BatchAnswer(NamedTuple, Generic[T]):
-    """What came of a prompt: llm's response, or the error that there is instead of one."""
+    """The outcome of a prompt: llm's response, or the error instead."""
 
     line: T
     response: llm.AsyncResponse | None
@@ -39,9 +39,9 @@ class BatchAnswer(NamedTuple, Generic[T]):
 async def answers(
     model: AsyncMlxCached, prompts: Sequence[BatchPrompt[T]], at_once: int
 ) -> AsyncGenerator[BatchAnswer[T], None]:
-    """The answers as they come, so many prompts at once.
+    """The answers as they come, with `at_once` prompts asked at a time.
 
-    Cancelled, it yields those that are there already and ends the others.
+    Cancelled, it yields those that are complete and ends the others.
     """
     left = iter(prompts)
     asking: set[asyncio.Task[BatchAnswer[T]]] = set()
@@ -67,12 +67,12 @@ async def answers(
 
 
 def _answers_first(done: Iterable[asyncio.Task[BatchAnswer[T]]]) -> list[BatchAnswer[T]]:
-    """What came together, errors last: who reads on to an error only has missed no answer."""
+    """Outcomes that came together, errors last: stopping at an error misses no answer."""
     return sorted((task.result() for task in done), key=lambda one: one.error is not None)
 
 
 def result_of(response: llm.AsyncResponse) -> dict[str, Any]:
-    """A response as a line of results: its text, how it ended, and what it took in tokens."""
+    """A response as a line of results: its text, how it ended, and its tokens."""
     parts = [part for message in response._messages_now() for part in message.parts]
     reasoning = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
     told: Mapping[str, Any] = response.response_json or {}

@@ -15,11 +15,11 @@ from .records import generated_of
 
 
 def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
-    """The whole chain; ValueError where it holds an attachment.
+    """The whole chain; ValueError if it holds an attachment.
 
     `prompt.system` takes the place of an older system prompt (`llm -c -s NEW`), and is the only
-    one there is where an application passed `messages=` without any. Fragments are what another
-    question is likely to be asked about.
+    one if an application passed `messages=` without any. Fragments are marked as stable: the next
+    question is likely to be about them too.
     """
     chain: Sequence[LlmMessage] = prompt.messages
     made: list[Message] = []
@@ -36,16 +36,16 @@ def messages_of(prompt: llm.Prompt) -> tuple[Message, ...]:
 
 
 def _said_as_system(chain: Iterable[LlmMessage]) -> str:
-    """What all system messages say, as llm-chat-completions-server repeats it beside them."""
+    """The text of all system messages, as llm-chat-completions-server repeats it beside them."""
     texts = (_text(message) for message in chain if message.role == "system")
     return "\n\n".join(filter(None, texts))
 
 
 def _once(chain: Iterable[LlmMessage]) -> Iterator[LlmMessage]:
-    """A user's message that is said twice in a row is said once.
+    """The chain, with a user's message that comes twice in a row only once.
 
-    Datasette Agent has it in its history and gives it as the prompt; its stored history, and so
-    the next turn's, has it once.
+    Datasette Agent has it in its history and gives it as the prompt too; its stored history, and
+    so the next turn's, has it once.
     """
     before: LlmMessage | None = None
     for message in chain:
@@ -55,7 +55,7 @@ def _once(chain: Iterable[LlmMessage]) -> Iterator[LlmMessage]:
 
 
 def _translated(message: LlmMessage) -> Iterator[Message]:
-    """One message of ours for each of llm's, but for one of each tool's result."""
+    """Our messages for one of llm's: one, but for a tool message one for each result."""
     for part in message.parts:
         _refuse_attachments(part)
     if message.role == "tool":
@@ -85,7 +85,7 @@ def _text(message: LlmMessage) -> str:
 
 
 def _calls(message: LlmMessage) -> Iterator[ToolCall]:
-    """The calls whose results follow; another provider's own ones are its business."""
+    """The calls whose results follow; calls that another provider ran itself are left out."""
     for part in message.parts:
         if isinstance(part, ToolCallPart) and not part.server_executed:
             yield ToolCall(part.name, part.arguments, part.tool_call_id or "")

@@ -1,4 +1,4 @@
-"""MlxCached and AsyncMlxCached: the models that llm knows, over the host or this process."""
+"""MlxCached and AsyncMlxCached: llm's models, run by the host or in this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .requests import Question, question_of
 
 
 class _Shared:
-    """What the model and its async twin have in common."""
+    """The common part of the model and its async twin."""
 
     can_stream = True
     supports_schema = True
@@ -38,15 +38,15 @@ class _Shared:
         return f"mlx-cached: {self.model_id}"
 
     def _resolve(self) -> str:
-        """A hub id, a folder, or "default": what the default is now is looked up at each call.
+        """A hub id, a folder, or "default"; the user's default is looked up at each call.
 
-        ValueError where the settings are damaged, which say what every name of ours stands for.
+        ValueError if the settings are damaged, since they say what every name of ours means.
         """
         settings = load_settings()
         return default_reference(settings) if self._reference is None else self._reference
 
     def _asked(self, prompt: llm.Prompt) -> tuple[str, Question]:
-        """Which model `prompt` asks now, and what of it; ValueError where it can't be asked."""
+        """The model that `prompt` asks now, and its question; ValueError if it can't be asked."""
         reference = self._resolve()
         question = question_of(prompt, self.model_id, reference)
         question.tell_changes()
@@ -54,7 +54,7 @@ class _Shared:
 
 
 class MlxCached(_Shared, llm.Model):
-    """A model run with MLX that reuses what earlier prompts, also in other processes, computed."""
+    """A model run with MLX that reuses the work of earlier prompts, in other processes too."""
 
     Options = MlxCachedOptions  # type: ignore[assignment]
 
@@ -65,7 +65,7 @@ class MlxCached(_Shared, llm.Model):
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[StreamEvent]:
-        """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
+        """Yield the answer's parts as they come, then its exact record, as metadata."""
         command = LlmCommand(prompt, streams=stream)
         reference, question = self._asked(prompt)
         builder = ResponseBuilder(response, question, command)
@@ -94,9 +94,9 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
         response: llm.AsyncResponse,
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Yield the answer's parts as they come, then what replays it exactly, as metadata."""
+        """Yield the answer's parts as they come, then its exact record, as metadata."""
         command = LlmCommand(prompt, streams=stream)
-        # What grows with the conversation runs on another thread than the loop's.
+        # Work that grows with the conversation runs on a thread beside the loop's.
         reference, question = await asyncio.to_thread(self._asked, prompt)
         builder = ResponseBuilder(response, question, command)
         response.set_resolved_model(shown(reference))
@@ -107,11 +107,11 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
                 async with aclosing(events):
                     async for event in events:
                         if command.is_there:
-                            await asyncio.sleep(0)  # Ctrl-C is heard where something is waited for
+                            await asyncio.sleep(0)  # Ctrl-C is only noticed at an await
                         line.show(event)
                         parts: Iterable[StreamEvent] = builder.stream_events(event)
                         if isinstance(event, Finished) and not command.is_there:
-                            # Of the whole answer and its conversation; others are on the loop.
+                            # This work grows with the conversation; others share the loop.
                             parts = await asyncio.to_thread(list, parts)
                         for part in parts:
                             yield part
@@ -126,7 +126,7 @@ class AsyncMlxCached(_Shared, llm.AsyncModel):
 
 
 def _stopped(builder: ResponseBuilder, command: LlmCommand) -> Iterator[StreamEvent]:
-    """What is kept of an answer that Ctrl-C ended; KeyboardInterrupt where there is nothing."""
+    """The kept part of an answer that Ctrl-C ended; KeyboardInterrupt if there is none."""
     if not builder.has_come:
         command.interrupted_early()
     yield from builder.stopped()

@@ -1,4 +1,4 @@
-"""The options of `llm -m mlx-cached -o NAME VALUE`, and what a prompt is sampled with."""
+"""The options of `llm -m mlx-cached -o NAME VALUE`, and the sampling that they mean."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _Number = Annotated[float, AfterValidator(_finite)]
 
 
 class MlxCachedOptions(llm.Options):
-    """What a user can set; the descriptions are the help text.
+    """The options that a user can set; the descriptions are the help text.
 
-    Every default is None, "not said": llm lays a user's own defaults (`llm models options set`)
-    only over those, and what an earlier turn said holds on only where this one is silent.
+    Every default is None, "not set": llm applies a user's own defaults (`llm models options set`)
+    only to those, and an earlier turn's setting stays in force only where this one has none.
     """
 
     temperature: _Number | None = Field(
@@ -56,7 +56,7 @@ class MlxCachedOptions(llm.Options):
         description="Drop tokens below this share of the most likely token's probability.",
     )
     min_tokens_to_keep: int | None = Field(
-        None, ge=1, description="How many tokens min_p leaves at least; default: 1."
+        None, ge=1, description="The fewest tokens that min_p may leave; default: 1."
     )
     xtc_probability: _Number | None = Field(
         None,
@@ -68,7 +68,7 @@ class MlxCachedOptions(llm.Options):
         None,
         ge=0,
         le=1,
-        description="Probability from which a token is likely in the sense of XTC; default: 0.1.",
+        description="Probability above which XTC counts a token as likely; default: 0.1.",
     )
     repetition_penalty: _Number | None = Field(
         None, gt=0, le=100, description="Divides the logits of recent tokens; 1: off."
@@ -85,15 +85,15 @@ class MlxCachedOptions(llm.Options):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of tokens to generate; default: what is left of the context,"
-        f" {DEFAULT_MAX_TOKENS} at most.",
+        description="Maximum number of tokens to generate; default: the rest of the context, up to"
+        f" {DEFAULT_MAX_TOKENS}.",
     )
     unlimited: bool | None = Field(
-        None, description="Let the answer go on to the end of the context, whatever max_tokens is."
+        None, description="Ignore max_tokens: the answer may fill the context."
     )
     prefill: str | None = Field(
         None,
-        description="What the answer to a user's message begins with; it goes on from there.",
+        description="Beginning of the answer to a user's message; the model continues it.",
     )
     stop: list[str] | None = Field(None, description="A stop string, or a JSON list of them.")
     seed: int | None = Field(None, description="Random seed; makes sampling repeatable.")
@@ -104,16 +104,16 @@ class MlxCachedOptions(llm.Options):
     json_object: bool | None = Field(None, description="Force a JSON object.")
     tool_choice: str | None = Field(
         None,
-        description="How a user's message is answered: auto may call tools, required (or any)"
-        " must, none must not; or the name of the tool that must be called. After a tool's result"
-        " all but none is auto.",
+        description="Tools for a user's message: auto may call them, required (or any) must, none"
+        " must not; or the name of the tool to call. After a tool's result, anything but none"
+        " means auto.",
     )
     kv_bits: int | None = Field(
         None,
         description="Quantise the KV cache to 8, 6, 4, 3 or 2 bits; 0: not at all.",
     )
     cache: bool | None = Field(
-        None, description="Use the prompt cache; false computes everything anew."
+        None, description="Use the prompt cache; false: compute everything again."
     )
     cache_salt: str | None = Field(
         None, description="Share cached prefixes only with prompts of the same salt."
@@ -121,17 +121,17 @@ class MlxCachedOptions(llm.Options):
 
     drafts: bool | None = Field(
         None,
-        description="Try what was said before as what comes next, several tokens at a time;"
-        " false: one at a time. No token changes by it.",
+        description="Guess several tokens at a time from earlier text and check them in one pass;"
+        " false: one at a time. The answer is the same.",
     )
 
     @field_validator("stop", mode="before")
     @classmethod
     def _stops(cls, value: Any) -> Any:
-        """Every option comes as a string from llm: one stop string, or a JSON list of them."""
+        """One stop string, or a JSON list of them: llm passes every option as a string."""
         if isinstance(value, str):
             value = _listed(value)
-        # Checked here: of an error inside a list llm's command can't tell where it is.
+        # Checked here: llm's command can't report the place of an error inside a list.
         if value is not None and not (
             isinstance(value, list) and all(isinstance(item, str) and item for item in value)
         ):
@@ -141,7 +141,7 @@ class MlxCachedOptions(llm.Options):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _choice(cls, value: Any) -> Any:
-        """A word or a name; servers hand on OpenAI's object, which names a function."""
+        """A word or a name; servers pass on OpenAI's object, which names a function."""
         if isinstance(value, Mapping) and value.get("type") == "function":
             function = value.get("function")
             value = (isinstance(function, Mapping) and function.get("name")) or ""
@@ -158,13 +158,13 @@ class MlxCachedOptions(llm.Options):
 
     @property
     def most_tokens(self) -> int | None:
-        """How many tokens the answer may have; None: to the context's end."""
+        """The most tokens that the answer may have; None: to the context's end."""
         if self.unlimited:
             return None
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     def sampling(self) -> Sampling:
-        """How tokens are chosen: what was said, over the engine's own defaults."""
+        """The sampling: the options given, over the engine's defaults."""
         said = {name: getattr(self, name) for name in _SAMPLING}
         return Sampling(**{name: value for name, value in said.items() if value is not None})
 
@@ -200,7 +200,7 @@ _SAMPLING = (
 
 
 def checked_options(said: Mapping[str, Any]) -> MlxCachedOptions:
-    """These options; ValueError names those that are none, or can't have their value."""
+    """These options; ValueError names unknown ones, and values that are not allowed."""
     try:
         return MlxCachedOptions(**said)
     except ValidationError as error:
@@ -213,7 +213,7 @@ def _told(error: ErrorDetails) -> str:
 
 
 def set_options(model_id: str) -> dict[str, Any]:
-    """What `llm models options set` says of a model; ValueError where it can't be used."""
+    """The options set with `llm models options set`; ValueError if they can't be used."""
     from llm.cli import get_model_options
 
     said: dict[str, Any] = get_model_options(model_id)

@@ -1,4 +1,4 @@
-"""What a user waits for, on a terminal, until the answer begins."""
+"""Progress on a terminal, until the answer begins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..models.progress import ProgressLine
 
 
 class WaitingLine:
-    """That a model loads, then a prompt's tokens: done, from the cache, a second.
+    """A line that shows a model loading, then a prompt's tokens: done, from the cache, a second.
 
-    In a pipe only what is told aloud: that a model is fetched.
+    In a pipe only stages that are `aloud`: a model being fetched.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class WaitingLine:
         self._line = None
 
     def show(self, event: Event) -> None:
-        """Show where a model or a prompt is that is not done yet; anything else ends the line."""
+        """Show an unfinished load or prompt; any other event ends the line."""
         if self._line is None:
             return
         if isinstance(event, Loading):

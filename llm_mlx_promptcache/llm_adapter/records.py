@@ -1,4 +1,4 @@
-"""What an answer's part carries in llm's own log, so that the next turn can go on from it."""
+"""The record in an answer's part in llm's own log, from which the next turn goes on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SETTINGS = "settings"
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What shaped a prompt beside its messages, which llm does not restore with `-c`.
+    """The settings that shaped a prompt beside its messages, which llm does not restore with `-c`.
 
-    `model` is what llm calls it, and `reference` which one it was. `tools` are names. `schema` is
-    what the end of a tool loop must be: llm passes it on to the loop's first turn only.
+    `model` is llm's name for it, `reference` the model itself. `tools` are names. `schema`
+    constrains the end of a tool loop: llm passes it to the loop's first turn only.
     """
 
     model: str
@@ -31,7 +31,7 @@ class PromptSettings:
     reference: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; what has its default is left out."""
+        """Plain data, without values that are defaults."""
         made: dict[str, Any] = {"model": self.model}
         for name in ("thinking", "kv_bits", "cache_salt", "tools", "schema", "reference"):
             value = getattr(self, name)
@@ -41,7 +41,7 @@ class PromptSettings:
 
     @classmethod
     def from_json(cls, obj: object) -> PromptSettings | None:
-        """What `to_json` gave; None, or the defaults, never an error, for anything else."""
+        """The settings that `to_json` gave; None, or the defaults, never an error, otherwise."""
         if not isinstance(obj, Mapping) or not isinstance(obj.get("model"), str):
             return None
         thinking, bits, salt = obj.get("thinking"), obj.get("kv_bits"), obj.get("cache_salt")
@@ -75,13 +75,13 @@ def generated_of(message: LlmMessage) -> Generated | None:
 
 
 def settings_of(message: LlmMessage) -> PromptSettings | None:
-    """What the prompt of an answer of ours was shaped by; None for everyone else's."""
+    """The settings behind an answer of ours; None for everyone else's."""
     record = _record(message)
     return PromptSettings.from_json(record.get(_SETTINGS)) if isinstance(record, Mapping) else None
 
 
 def latest_settings(messages: Iterable[LlmMessage], model: str) -> PromptSettings | None:
-    """What the last answer of this very model in the conversation was asked with.
+    """The settings of the last answer of this very model in the conversation.
 
     The salt is the conversation's, so it is that of the last answer of any model of ours.
     """
@@ -93,7 +93,7 @@ def latest_settings(messages: Iterable[LlmMessage], model: str) -> PromptSetting
 
 
 def latest_reference(messages: Iterable[LlmMessage]) -> str:
-    """Which model of ours gave the last answer in the conversation; "" where none is told."""
+    """The model of ours that gave the conversation's last answer; "" where unknown."""
     found = [kept.reference for message in messages if (kept := settings_of(message)) is not None]
     return found[-1] if found else ""
 

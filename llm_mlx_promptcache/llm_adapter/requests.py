@@ -1,4 +1,4 @@
-"""llm's prompt -> the engine's request, with what an earlier turn said and this one did not."""
+"""llm's prompt -> the engine's request, with an earlier turn's settings where this has none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
-    """A request, what shaped it, and the names of tools that the conversation had and lost.
+    """A request, its settings, and the names of tools that the conversation had and lost.
 
-    `prefill` is what the answer begins with: it is in the prompt, and the answer's all the same.
-    `before` is the model that gave the conversation's last answer, "" where none is told.
+    `prefill` is the answer's beginning: it is in the prompt, and in the answer too. `before` is
+    the model that gave the conversation's last answer, "" where unknown.
     """
 
     request: GenerationRequest
@@ -35,7 +35,7 @@ class Question(NamedTuple):
     before: str = ""
 
     def tell_changes(self) -> None:
-        """Say what the conversation had until now, and this turn of it has not."""
+        """Warn of another model, or of tools that the conversation had and this turn has not."""
         if self.before and self.settings.reference not in ("", self.before):
             _log.warning(
                 "this conversation was with %s until now; %s answers from here on",
@@ -45,15 +45,15 @@ class Question(NamedTuple):
         if self.lost_tools:
             _log.warning(
                 "this conversation had the tools %s, and this prompt does not: give them again"
-                " with -T or --functions, or its beginning is computed anew",
+                " with -T or --functions, or its beginning is computed again",
                 ", ".join(self.lost_tools),
             )
 
 
 def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question:
-    """What `prompt` asks of the engine; ValueError, one line, where it can't be asked.
+    """The engine's request for `prompt`; ValueError, one line, if it can't be asked.
 
-    `reference` is which model it is that llm calls `model` now.
+    `reference` is the model that llm's name `model` means now.
     """
     options = cast("MlxCachedOptions", prompt.options)
     chain: Sequence[LlmMessage] = prompt.messages
@@ -74,7 +74,7 @@ def question_of(prompt: llm.Prompt, model: str, reference: str = "") -> Question
         sampling=options.sampling(),
         stop=tuple(options.stop or ()),
         use_cache=options.cache is not False,
-        # Who keeps no logs wants no copy of the conversation on the disk either.
+        # A user without logs wants no copy of the conversation on the disk either.
         on_disk=not (llm.user_dir() / "logs-off").exists(),  # type: ignore[no-untyped-call]
         cache_salt=settings.cache_salt,
         tools=tuple(tools.values()),
@@ -99,7 +99,7 @@ def _settings(
     tools: tuple[str, ...],
     schema: Mapping[str, Any] | None,
 ) -> PromptSettings:
-    """What this turn says, and what the last one said where it is silent."""
+    """The settings of this turn, and the last one's where it sets none."""
     held = before or PromptSettings(model)
     return PromptSettings(
         model,
@@ -112,7 +112,7 @@ def _settings(
 
 
 def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any] | None:
-    """The prompt's schema, or on a turn that answers calls the one that the loop began with."""
+    """The prompt's schema, or, on a turn that answers calls, the one that the loop began with."""
     if prompt.schema is not None:
         return cast("Mapping[str, Any]", prompt.schema)
     called = len(chain)
@@ -125,7 +125,7 @@ def _schema(prompt: llm.Prompt, chain: Sequence[LlmMessage]) -> Mapping[str, Any
 
 
 def _choice(options: MlxCachedOptions, chain: Sequence[LlmMessage], names: Sequence[str]) -> Choice:
-    """What the user said of calls; a loop that must call again and again would have no end."""
+    """The user's choice about calls; a loop that had to call again and again would never end."""
     word = options.tool_choice or "auto"
     chosen = choice_named(word, names)
     if chosen.how == "any" and not names:
@@ -138,14 +138,14 @@ def _answers_tools(chain: Sequence[LlmMessage]) -> bool:
 
 
 def _check_words(messages: Sequence[Message]) -> None:
-    """ValueError, in the words of who typed or piped it, where a prompt can't be asked."""
+    """ValueError, in the words of whoever typed or piped it, if a prompt can't be asked."""
     if not messages:
         raise ValueError("the prompt is empty; say something, as an argument or through a pipe")
     try:
         messages[-1].content.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the prompt is no UTF-8 (character {error.start + 1} of it); convert it first, for"
+            f"the prompt is not UTF-8 (character {error.start + 1} of it); convert it first, for"
             " example with iconv -f latin1 -t utf-8"
         ) from None
 
@@ -158,8 +158,8 @@ def _check_prefill(options: MlxCachedOptions, choice: Choice, settings: PromptSe
     }
     for what in (name for name, is_asked in beside.items() if is_asked):
         raise ValueError(
-            f"prefill and {what} can't hold together: what holds an answer to a form does so from"
-            " its first word on; leave one of them out"
+            f"prefill and {what} can't be combined: a form holds from an answer's first word on;"
+            " leave one of them out"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a family of models must do, cell by cell: tokenizer and template real, weights played.
+"""The duties of a family of models, cell by cell: tokenizer and template real, weights played.
 
 test_real_models.py holds the cells, benchmarks/conformance.py prints them.
 """
@@ -43,7 +43,7 @@ from llm_mlx_promptcache.models.loading import load_model
 
 
 class Verdict(Enum):
-    """What a cell of the table says."""
+    """The verdict in a cell of the table."""
 
     RIGHT = "right"
     ABSENT = "not in this family"
@@ -152,7 +152,7 @@ def thinking_on(trial: Trial) -> None:
 
 
 def thinking_off(trial: Trial) -> None:
-    """Who was asked not to reason answers at once, in words and in calls."""
+    """A user who asked for no reasoning is answered at once, in words and in calls."""
     right_words(trial, trial.ask("Do not think", thinking=False), WORDS, thinks=False)
     asked = trial.ask("Do not think", thinking=False, tools=TOOLS)
     right_words(trial, asked, WORDS, thinks=False)
@@ -267,7 +267,7 @@ def no_parallel(trial: Trial) -> None:
 
 
 def no_thinking(trial: Trial) -> None:
-    """Who asks to reason is refused where no template shows thoughts, else told and answered."""
+    """A wish to reason is refused where no template shows thoughts, else noted and answered."""
     try:
         answer = trial.ask("A plain question", thinking=True)
     except ValueError as error:
@@ -280,7 +280,7 @@ def no_thinking(trial: Trial) -> None:
 
 
 def no_silence(trial: Trial) -> None:
-    """Who asks not to reason is told, where the model does as it likes."""
+    """A wish not to reason is noted, where the model does as it likes."""
     answer = trial.ask("A plain question", thinking=False)
     right_words(trial, answer, WORDS)
     if trial.family.reasons is not None:

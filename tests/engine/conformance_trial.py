@@ -105,7 +105,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 class WrongCell(Exception):
-    """What a cell found instead of what is right."""
+    """A cell found something other than the right result."""
 
 
 def same(what: str, got: object, wanted: object) -> None:
@@ -121,7 +121,7 @@ def odd_values(family: Family) -> dict[str, dict[str, Any]]:
 
 
 def script(family: Family) -> dict[str, str]:
-    """What the family writes, by the cue that stands last in its prompt."""
+    """The family's texts, by the cue at the end of its prompt."""
     thought = family.thought() if family.thinks else ""
     unclosed = family.thought().partition(THOUGHT)[0] + THOUGHT
 
@@ -184,7 +184,7 @@ class Trial:
 
     @property
     def shows_thoughts(self) -> bool:
-        """Whether the template has a place for reasoning, whatever the model does."""
+        """True if the template has a place for reasoning, whatever the model does."""
         return self._tokenizer.reasons
 
     def new(self, before: Sequence[Any], first: Finished, *more: Any, **how: Any) -> int:
@@ -206,7 +206,7 @@ class Trial:
         ).ids
 
     def shows_reasoning(self, *said: Any) -> bool:
-        """Whether the template, rendered by transformers alone, shows an earlier answer's."""
+        """True if the template, rendered by transformers alone, shows earlier reasoning."""
         turns = []
         for message in map(_message, said):
             turn = {"role": message.role, "content": message.content}
@@ -238,7 +238,7 @@ class Trial:
         return str(text)
 
     def drifts(self, answer: Finished) -> bool:
-        """Whether the answer's text is not encoded to the tokens that it was generated as."""
+        """True if the answer's text does not encode to the tokens that were generated."""
         kept = [token for token in answer.ids if token not in self._tokenizer.stop_ids]
         return self._tokenizer.encode(self._tokenizer.decode(kept))[0] != kept
 
@@ -258,7 +258,7 @@ def _message(turn: str | Message | Finished) -> Message:
 
 
 def _parted(events: Sequence[Event], finished: Finished) -> list[str]:
-    """Where the deltas, put together, are not the answer's parts."""
+    """The places where the deltas, put together, are not the answer's parts."""
     text = "".join(one.text for one in events if isinstance(one, TextDelta))
     reasoning = "".join(one.text for one in events if isinstance(one, ReasoningDelta))
     calls = [(one.id, one.name) for one in events if isinstance(one, CallName)]

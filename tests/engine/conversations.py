@@ -188,7 +188,7 @@ def message_of(kept: dict[str, Any]) -> Message:
 
 
 def answer(engine: Engine, history: History, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What the engine says, as plain data: counts, ids, and the message for the history."""
+    """The engine's answer as plain data: counts, ids, and the message for the history."""
     calls = wanted.pop("calls")
     more = {"tool_choice": "any", "max_calls": calls} if calls else {}
     sampling = Sampling(
@@ -229,7 +229,7 @@ class PlayedRequest(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What answering a conversation computed, and where layers that can't be cut were kept."""
+    """The work of answering a conversation, and where layers that can't be cut were kept."""
 
     history: History
     ids: tuple[int, ...]
@@ -271,7 +271,7 @@ class Ledger:
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two paths share from their starts."""
+    """The number of tokens that two paths share from their starts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -327,7 +327,7 @@ def said(history: History, turn: Turn) -> History:
 def wishes(
     script: Script, turn: Turn, number: int, tokenizer: TemplateTokenizer, max_tokens: int
 ) -> dict[str, Any]:
-    """What the request asks for; a random model ends its thinking only where it is urged to."""
+    """The wishes of the request; a random model ends its thinking only if urged to."""
     wanted: dict[str, Any] = {"seed": number, "calls": turn.calls, "bias": []}
     wanted["max_tokens"] = 400 if turn.calls or script.thinking else max_tokens
     if script.tools:
@@ -343,7 +343,7 @@ def wishes(
 def drifts(
     tokenizer: TemplateTokenizer, messages: Sequence[Message], said: Message, ids: tuple[int, ...]
 ) -> bool:
-    """Whether a client that sends the answer's text back asks with other tokens than `ids`."""
+    """True if a client that sends the answer's text back asks with other tokens than `ids`."""
     more = {"tools": [*TOOLS]} if said.tool_calls else {}
     turns = [message.to_template() for message in messages]
     asked = tokenizer.encode(tokenizer.apply(turns, add_generation_prompt=True, **more))[0]

@@ -1,8 +1,8 @@
 """A device whose commands fail as a GPU's do, played on the CPU.
 
 MLX marks arrays as evaluated before a GPU has finished with them. Where a command fails, what it
-should have written is garbage, new buffers that layers grew into included; the error is told once,
-to whoever waits next, and everybody who comes later reads the garbage.
+should have written is garbage, new buffers that layers grew into included; the error is raised
+once, for the next waiter, and everybody who comes later reads the garbage.
 """
 
 from contextlib import contextmanager

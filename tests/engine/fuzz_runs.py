@@ -1,4 +1,4 @@
-"""What a seed of the conversations' fuzzer stands for, and what it compares."""
+"""The meaning of a seed of the conversations' fuzzer, and the comparison of its answers."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ CONTEXT = 3000
 
 
 class Run(NamedTuple):
-    """What a seed stands for: a family, its budgets, and how many steps are played."""
+    """The run that a seed means: a family, its budgets, and the number of steps."""
 
     seed: int
     family: str
@@ -71,7 +71,7 @@ def loaded(run: Run, folder: str, role: str) -> Any:
 
 
 def difference(warm: Finished, cold: Finished, bound: float) -> str:
-    """What parts two answers beyond rounding; empty where nothing does."""
+    """The difference of two answers beyond rounding; empty if there is none."""
     for at, (one, other) in enumerate(zip(warm.logprobs, cold.logprobs, strict=False)):
         apart = abs(one.chosen.logprob - other.chosen.logprob)
         if one.chosen.id != other.chosen.id:
@@ -86,7 +86,7 @@ def difference(warm: Finished, cold: Finished, bound: float) -> str:
 
 
 class Held(NamedTuple):
-    """What a process holds that a run must give back."""
+    """Resources of a process that a run must give back."""
 
     threads: int
     descriptors: int

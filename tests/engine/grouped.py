@@ -21,7 +21,7 @@ class Clock:
 
 
 class Ended:
-    """What `on_end` was told."""
+    """The reasons given to `on_end`."""
 
     def __init__(self):
         self.whys = []

@@ -36,7 +36,7 @@ def scheduler_over(loaded, cache=None, *, ahead=True, **more):
 
 
 def pause(scheduler, steps=None):
-    """Have all done that is left, or so many steps of it; returns how many steps were done."""
+    """Do all work that is left, or at most this many steps; returns the number of steps done."""
     done = 0
     while scheduler.ahead.left and done != steps:
         scheduler.ahead.step()
@@ -62,7 +62,7 @@ def replied(finished):
 
 
 def own_words(scheduler, request):
-    """How many tokens of a prompt are its last turn's own: behind all that other words share."""
+    """The number of a prompt's tokens in its last turn alone, which other words would change."""
     messages, last = list(request.messages), request.messages[-1].role
     for at in range(len(messages) - 1, -1, -1):
         if messages[at].role != last:

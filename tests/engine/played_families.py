@@ -110,7 +110,7 @@ def _tekken(calls: Sequence[Call]) -> str:
 
 @dataclass(frozen=True)
 class Reasons:
-    """What a model writes around its reasoning.
+    """The marks that a model writes around its reasoning.
 
     `always`: it can't be asked not to reason; `asked`: it reasons only where it is asked to.
     """
@@ -149,11 +149,11 @@ class Family:
 
     @property
     def thinks(self) -> bool:
-        """Whether it reasons where nobody says that it should or should not."""
+        """True if it reasons when nobody says that it should or should not."""
         return self.reasons is not None and not self.reasons.asked
 
     def thought(self, what: str = THOUGHT) -> str:
-        """What stands before an answer that it thought about; nothing where it does not reason."""
+        """The text before an answer that it thought about; empty if it does not reason."""
         return self.reasons.before + what + self.reasons.behind if self.reasons else ""
 
     def source(self, default_model: Path) -> Path:

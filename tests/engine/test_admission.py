@@ -1,4 +1,4 @@
-"""Who gets in: by what requests will hold soon, and what follows where that was wrong."""
+"""Admission by what requests will hold soon, and the recovery where that was wrong."""
 
 import dataclasses
 import itertools

@@ -46,7 +46,7 @@ class Prompt:
 
 
 def leases(caches, prompt, rows=Rows.COPY):
-    """What each rank's cache leases of a prompt, all of them at once; errors are raised."""
+    """The leases of a prompt by each rank's cache, all at once; errors are raised."""
     ranks = group_of(len(caches))
     prompts = [Prompt(cache, array("I", prompt), rows) for cache in caches]
 

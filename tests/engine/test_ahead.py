@@ -30,7 +30,7 @@ def cache():
 
 
 def two_turns(scheduler, *, steps=None, said="And three?", **more):
-    """A question, so many steps of reading, another question: the two last events."""
+    """A question, `steps` of work while the user reads, another question: the two last events."""
     [first] = together(scheduler, asked(QUESTION, **more))
     pause(scheduler, steps)
     following = asked(QUESTION, replied(first.last), said, **more)

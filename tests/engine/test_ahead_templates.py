@@ -79,7 +79,7 @@ def test_law_1_a_turn_behind_stripped_thinking_prefills_its_own_words_only(playe
 def test_law_1_a_result_behind_calls_prefills_its_own_words_only(
     played, family, real_model_folder, monkeypatch
 ):
-    """What templates put between calls and their results is short: here it counts all the same."""
+    """Templates put only a few tokens between calls and their results: here even those count."""
     monkeypatch.setattr(next_turn, "_A_PASS", 1)
     thought = family.thought() if family.thinks else ""
     call = family.writes([("get_weather", {"city": "Paris"})]) + family.stop
@@ -135,7 +135,7 @@ def test_the_date_of_an_answer_is_that_of_the_work_behind_it(played, monkeypatch
 
 
 def test_an_answer_that_front_ends_keep_each_in_its_own_way_has_no_next_turn(played):
-    """What closes a reasoning that nothing has opened was told as text before it was seen."""
+    """An end of reasoning that was never opened comes after its text was streamed."""
     thinker = next(one for one in THINKERS if one.tokenizer == "qwen3_6")
     scheduler = scheduler_over(thinking(played, thinker))
     [first] = together(scheduler, turn(Message("user", "Say some words"), thinking=False))

@@ -1,4 +1,4 @@
-"""What holds on every device: CI runs this file on a Mac's GPU too, beside the suite on its CPU."""
+"""Laws of every device: CI runs this file on a Mac's GPU too, beside the suite on its CPU."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -36,7 +36,7 @@ GROUPED = {"gemma2"}
 
 @pytest.mark.parametrize("name", [family.name for family in families.FAMILIES])
 def test_every_family_has_its_verdict(name):
-    """What docs/models.md says; another one is another mlx-lm, or a fault of the trial."""
+    """The verdict in docs/models.md; another one is another mlx-lm, or a fault of the trial."""
     model = Counting(families.BY_NAME[name].build())
     verdict = prove(model)
     assert verdict.lasting

@@ -1,4 +1,4 @@
-"""What a model says under a grammar is always what the grammar asks for."""
+"""A model under a grammar always says something that the grammar allows."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def speaker(tiny_llama):
 
 
 def fits(value, schema):
-    """Whether `value` is one of SCHEMA's, with the caps."""
+    """True if `value` is one of SCHEMA's, with the caps."""
     assert set(value) <= {"name", "tags", "age"}
     assert len(value["name"]) <= CAPS.string
     assert len(value["tags"]) <= CAPS.items

@@ -70,7 +70,7 @@ class Session:
             assert not last
 
     def all(self):
-        """Everything once: what each was answered, or its error; whoever is told asked in vain."""
+        """Every request once: its answer, or the error that it got in place of one."""
         answers = []
         for group in (*([one] for one in self.alone), TOGETHER):
             answers += [one.events[-2] for one in self.ask(*group)]
@@ -125,7 +125,7 @@ def every_whole():
 
 @pytest.fixture
 def whole(every_whole, request):
-    """What a test's session of each kind answers where nothing fails, and in how many commands."""
+    """The answers of a test's session of each kind where nothing fails, and their commands."""
     return every_whole[request.node.originalname]
 
 
@@ -142,7 +142,7 @@ def unfailing(whole, session_of, monkeypatch, kind, how):
 
 
 def fail_at_each(whole, session_of, monkeypatch, kind, told, step, **how):
-    """Each time another command fails, every `step`th; who is `told`, that is of other ones."""
+    """Let every `step`th command fail, one a session; each way of being `told` has others."""
     right, commands = unfailing(whole, session_of, monkeypatch, kind, how)
     failed = 0
     first = 1 + step * (2 * TOLD.index(told) + 1) // 6

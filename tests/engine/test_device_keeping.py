@@ -1,4 +1,4 @@
-"""What is kept, and what is not, where something fails: the device, a grammar, who reads."""
+"""Rows kept, and rows not kept, where something fails: the device, a grammar, a reader."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""How many passes drafts save, counted over real tokenizers: answers are played, passes are real.
+"""Passes that drafts save, counted over real tokenizers: answers are played, passes are real.
 
 Small models don't copy as well as large ones, so the scripts say what a large one would.
 """
@@ -189,7 +189,7 @@ def test_p8_nothing_of_another_salt_nor_what_was_cleared_is_drafted_after_a_rest
 
 
 def test_the_first_token_waits_for_no_disk(restarted, monkeypatch):
-    """What stood behind a prompt is looked for once, when its first pass is on its way."""
+    """Earlier answers to a prompt are looked up once, when its first pass is on its way."""
     before = restarted(PROSE)
     passes(before, "Tell me of lighthouses.")
     before.settle(last=True)
@@ -236,7 +236,7 @@ def test_documents_take_two_thirds_of_the_passes(scheduler_for):
 
 
 def test_p8_no_text_of_others_stays_behind_an_answer(scheduler_for):
-    """What is cleared from memory is not kept by who drafted from it."""
+    """Text cleared from memory is not kept by an answer that was drafted from it."""
     scheduler = scheduler_for(PROSE)
     passes(scheduler, "Tell me of lighthouses.")
     passes(scheduler, "Tell me more of them.")

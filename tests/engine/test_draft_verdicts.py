@@ -1,4 +1,4 @@
-"""Why a model's answers are not drafted is known by name, and told to who asks before an answer."""
+"""The reason why a model is not drafted is known by name, and told to callers before an answer."""
 
 import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache

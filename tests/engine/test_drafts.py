@@ -108,7 +108,7 @@ def told(reader):
 
 
 def hold_to_law_17(loaded, drafted, way, seeds, most=40):
-    """What is answered with drafts played into it is what is answered without; counts of drafts."""
+    """Answers with drafts played into them equal those without; returns counts of drafts."""
     cache = PromptCache("100MB")
     scheduler = Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
     one = request("What is it that comes after two?", max_tokens=most, **WAYS[way])

@@ -276,7 +276,7 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
 
 
 def test_all_who_wait_for_a_model_hear_how_far_it_is(folder):
-    """Who comes in the middle is told at once where it is; who left is told nothing more."""
+    """A reader that comes in the middle is told at once; one that left is told nothing more."""
     may_go_on, asked, heard = threading.Event(), threading.Event(), {}
 
     def load(tell):

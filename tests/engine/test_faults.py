@@ -1,4 +1,4 @@
-"""What fails half way: the answers of others stay right, the cache whole, and the engine alive."""
+"""Failures half way: the answers of others stay right, the cache whole, and the engine alive."""
 
 import dataclasses
 import threading

@@ -59,7 +59,7 @@ def test_p8_what_is_made_to_wait_again_is_not_kept_either(at_work):
 
 
 def test_p8_an_idle_engine_holds_no_request(scheduler_of):
-    """What was asked is text of a conversation; a thread that waits must not have it in a name."""
+    """A request is text of a conversation; a waiting thread must not have it in a name."""
     scheduler = scheduler_of()
     engine = Engine(lambda _: scheduler)
     asked = request("One?")

@@ -29,7 +29,7 @@ def talk(group, whole):
 
 
 def how_it_ended(group):
-    """Why, as rank 0 told its asker; all that are left have gone by themselves."""
+    """The reason that rank 0 gave its asker; all other ranks have ended by themselves."""
     told = group.head.line()
     while "ended" not in told:
         told = group.head.line()

@@ -321,7 +321,7 @@ def test_strangers_are_told_nothing_and_end_nothing():
 
 
 def test_a_head_that_does_not_know_the_secret_hears_nothing():
-    """Who listens in rank 0's place is told a proof that opens nothing, and not one word."""
+    """A listener in rank 0's place gets a proof that opens nothing, and not one word."""
     with listen(("127.0.0.1", 0)) as sock:
         heard = []
 

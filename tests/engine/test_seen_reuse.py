@@ -1,4 +1,4 @@
-"""Where and why a turn reuses less than the last one had: real templates, each reason provoked."""
+"""Turns that reuse less than the last one had: real templates, each reason provoked."""
 
 import random
 from dataclasses import replace

@@ -44,7 +44,7 @@ WISHES = [
 
 
 class Worker(threading.Thread):
-    """Holds conversations of its own over one system prompt, for so many turns."""
+    """A thread with conversations of its own over one system prompt, for `turns` turns."""
 
     def __init__(self, engine, seed, turns):
         super().__init__(daemon=True)

@@ -111,7 +111,7 @@ def engine(thinker, tmp_path_factory):
 
 @pytest.fixture
 def switch(thinker):
-    """What the thinker writes where it is asked not to think."""
+    """The thinker's text where it is asked not to think."""
     if thinker.off is None:
         pytest.skip("its template has no switch for thinking")
     return thinker.off

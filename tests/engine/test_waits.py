@@ -1,4 +1,4 @@
-"""How often the device is waited for: never once an array, and never once a span."""
+"""Counts of waits for the device: never one for each array, and never one for each span."""
 
 import mlx.core as mx
 import pytest
@@ -125,7 +125,7 @@ def test_greedy_rows_of_a_batch_are_chosen_at_once(scheduler_of, monkeypatch):
 
 
 class Steps:
-    """What each step of a batch does, in its order: passes of so many tokens, and reads."""
+    """The work of each step of a batch, in its order: passes of so many tokens, and reads."""
 
     def __init__(self, monkeypatch):
         self.seen = []

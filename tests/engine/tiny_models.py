@@ -55,7 +55,7 @@ def write_tiny_llama(
 
 
 def write_adapter(folder, model_folder, seed=0):
-    """What mlx_lm.lora writes, with random weights."""
+    """Write an adapter as mlx_lm.lora does, with random weights."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     from llm_mlx_promptcache.models.loading import load_model

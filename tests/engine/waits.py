@@ -10,7 +10,7 @@ _VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Tr
 
 
 class Counted:
-    """How often each of MLX's functions was called since the last `clear`."""
+    """The number of calls of each of MLX's functions since the last `clear`."""
 
     def __init__(self, monkeypatch):
         self.calls = Counter()
@@ -49,7 +49,7 @@ def to_the_end(scheduler):
 
 
 def launches(folder, *arrays):
-    """How many kernels would make these arrays: what their graph has beside views."""
+    """The number of kernels that would make these arrays: the nodes of their graph but views."""
     graph = folder / "graph.dot"
     mx.export_to_dot(str(graph), *arrays)
     return sum(name not in _VIEWS for name in re.findall(r'label ="(\w+)"', graph.read_text()))

@@ -52,7 +52,7 @@ class Home:
         }
 
     def environment(self, **variables):
-        """What a process of this user has in its environment."""
+        """The environment of this user's processes."""
         return {**os.environ, **self.own(), **variables}
 
     def llm(self, *arguments, status=0, stdin="", **variables):
@@ -77,11 +77,11 @@ class Home:
         return done.stdout.strip(), done.stderr.strip()
 
     def told(self, *arguments, status=0):
-        """What a command of ours says to programs."""
+        """The JSON output of a command of ours."""
         return json.loads(self.ours(*arguments, "--json", status=status)[0])
 
     def last(self):
-        """What llm logged of the last answer, with its token details unpacked."""
+        """The entry of the last answer in llm's log, with its token details unpacked."""
         (entry,) = self.logged(1)
         return entry
 

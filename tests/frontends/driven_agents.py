@@ -37,13 +37,13 @@ class ModelCall:
         return int(self.answer.usage_metadata["total_tokens"])
 
     def follows(self, earlier: "ModelCall") -> bool:
-        """Whether this call goes on where `earlier` ended: the same conversation and its answer."""
+        """True if this call continues `earlier`: the same conversation and its answer."""
         known = [*earlier.messages, earlier.answer]
         given = self.messages[: len(known)]
         return self.tools == earlier.tools and list(map(_shown, given)) == list(map(_shown, known))
 
     def turns(self) -> int:
-        """How often somebody has spoken, which is where templates change what stands before."""
+        """The number of turns spoken, where templates may change earlier text."""
         spoken = (one for one in self.messages if not getattr(one, "tool_calls", ()))
         return sum(message.type in ("human", "ai") for message in spoken)
 
@@ -125,7 +125,7 @@ class Drive:
             self._check_replay(before, after)
 
     def _asked(self) -> list[Run]:
-        """What ran for prompts: a trial of batches, once a model, begins with other tokens."""
+        """The runs for prompts: a trial of batches, once a model, begins with other tokens."""
         runs = runs_of(self._runs)
         return [run for run in runs if run.ids[0] == runs[0].ids[0]]
 
@@ -143,5 +143,5 @@ class Drive:
 
 
 def texts(messages: Sequence[BaseMessage], kind: str) -> list[str]:
-    """What the messages of a kind say, in their order."""
+    """The texts of a kind of message, in their order."""
     return [message.text for message in messages if message.type == kind]

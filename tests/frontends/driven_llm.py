@@ -34,7 +34,7 @@ class ScriptedUser:
         return self._home.environment(PYTHONPATH=path, **{RUNS: str(self._runs_file)})
 
     def llm(self, *arguments: str, status: int = 0, stdin: str = "") -> str:
-        """What `llm` says in a new process."""
+        """The output of `llm` in a new process."""
         done = subprocess.run(
             [forks.llm(), *arguments, *self._always],
             cwd=self.folder,
@@ -54,7 +54,7 @@ class ScriptedUser:
         self.runs.append(runs_of(self._runs_file))
 
     def logged(self) -> list[dict[str, Any]]:
-        """What `llm logs` has, oldest first."""
+        """The entries of `llm logs`, oldest first."""
         done = CliRunner().invoke(cli, ["logs", "list", "--json", "-n", "0"], env=self._home.own())
         assert done.exit_code == 0, done.output
         entries = json.loads(done.output)
@@ -77,7 +77,7 @@ def goes_on(entry: Entry, before: Entry) -> None:
 
 
 def tokens_told(entries: Sequence[Entry]) -> int:
-    """How many tokens were run, by what is logged: guesses that were wrong among them."""
+    """The number of tokens run according to the log, wrong guesses included."""
     told = [(one["details"], one["output_tokens"]) for one in entries]
     return sum(
         int(details["prefilled"] + said + details["drafted"] - details["accepted"])
@@ -91,5 +91,5 @@ def called(entry: Entry) -> list[tuple[str, Any]]:
 
 
 def results(entries: Sequence[Entry]) -> list[str]:
-    """What tools gave back, in the order in which it was logged."""
+    """The results of tools, in the order in which they were logged."""
     return [one["output"] for entry in entries for one in entry["tool_results"]]

@@ -21,7 +21,7 @@ class PluginUser(ScriptedUser):
     def check(
         self, *, answers: int, cut: int = 0, told: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
-        """What is logged: so many answers, each of which computed only what was new.
+        """Check the log: `answers` of them, each of which computed only new tokens.
 
         So many of them are `cut`; `told` is what stderr had, beside reasoning.
         """

@@ -38,23 +38,23 @@ _UNCLOSED = {"DeepSeek V3"}
 
 @dataclass(frozen=True)
 class Played:
-    """What a family writes: its reasoning, where it has any, and then calls or words."""
+    """The texts of a family: its reasoning, if it has any, and then calls or words."""
 
     family: Family
 
     @property
     def parallel(self) -> bool:
-        """Whether one answer has a place for more than one call."""
+        """True if one answer has a place for more than one call."""
         return "parallel calls" not in self.family.lacks
 
     @property
     def keeps(self) -> bool:
-        """Whether answers stand as they were when the user has said more."""
+        """True if answers stay as they are once the user has said more."""
         return self.family.name not in _CHANGING
 
     @property
     def replays(self) -> bool:
-        """Whether an answer's calls stand as they were when their results follow."""
+        """True if an answer's calls stay as they are once their results follow."""
         return self.family.name not in _UNCLOSED
 
     def calls(self, *calls: Call) -> str:

@@ -55,7 +55,7 @@ ROLES = (
 
 
 class Debt(BaseModel):
-    """What a ship owes, as the book has it."""
+    """A ship's debt in the book."""
 
     ship: str
     owes: int
@@ -79,7 +79,7 @@ class Way(NamedTuple):
 
 
 class Counted(BaseCallbackHandler):
-    """What each call of a model costs, those that agents and middleware make among them."""
+    """The costs of each call of a model, those of agents and middleware included."""
 
     def __init__(self) -> None:
         self.costs: list[Cost] = []
@@ -106,7 +106,7 @@ def way(recipe: str, name: str, *, best: bool = False) -> Callable[[Any], Any]:
 
 
 def measured(one: Way, chat: ChatMLXCached) -> list[Cost]:
-    """What a way's calls cost, in their order."""
+    """The costs of a way's calls, in their order."""
     counted = Counted()
     given = {"callbacks": [counted], "cache_salt": f"{one.recipe}: {one.name}"}
     one.run(chat.model_copy(update=given))
@@ -114,7 +114,7 @@ def measured(one: Way, chat: ChatMLXCached) -> list[Cost]:
 
 
 def question(number: int) -> str:
-    """What the user asks."""
+    """The user's question."""
     return f"Question {number}: what does the book say of the Marigold on page {number}?"
 
 

@@ -1,4 +1,4 @@
-"""What tests of summaries ask agents, and what they read of the answers."""
+"""Questions that tests of summaries ask agents, and readers of the answers."""
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage

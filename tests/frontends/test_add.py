@@ -45,7 +45,7 @@ def test_a_gguf_file_is_registered_as_what_it_is_converted_to(bare_home, gguf_fi
     again = bare_home.told("add", str(path.rename(path.with_name("other.gguf"))))
     assert (again["model"], again["reference"]) == ("mlx-cached/other", made)
     said = bare_home.ours("remove", "other")[0].splitlines()
-    assert said[1:] == [f"what was converted for it stays in {made}"]
+    assert said[1:] == [f"its converted files stay in {made}"]
 
 
 def test_a_gguf_file_is_named_wherever_a_model_is_wanted(bare_home, gguf_file):
@@ -72,7 +72,7 @@ def test_c7_what_can_not_work_is_not_added(bare_home, tiny_llama, tmp_path):
     ):
         assert words in one_line(bare_home.ours("add", str(given), status=1)[1])
     for arguments in (("/",), ("owner/x", "--name", ""), ("owner/x", "-a", " x")):
-        assert " is no name" in one_line(bare_home.ours("add", *arguments, status=1)[1])
+        assert " is not a name" in one_line(bare_home.ours("add", *arguments, status=1)[1])
     for name in ("../x", "/x", "x/", "a//b", "./x", "a/../b", "~", "~/x", "~somebody"):
         for option in ("--name", "-a"):
             told = bare_home.ours("add", "owner/x", option, name, status=1)[1]

@@ -1,4 +1,4 @@
-"""Where a batch's results go: nothing is lost, and no file of others is touched."""
+"""The results of a batch: nothing is lost, and no file of others is touched."""
 
 import io
 import json
@@ -110,7 +110,7 @@ def test_a_file_that_is_none_of_ours_is_left_alone(tmp_path, content):
     if content == b"{":  # may be the first byte of ours
         assert written(path) == set()
         return
-    with pytest.raises(ValueError, match=r"line \d: it is no result of a batch"):
+    with pytest.raises(ValueError, match=r"line \d: it is not a batch's result"):
         ResultsFile(path, LINES, ResultOrder.INPUT)
     assert path.read_bytes() == content
 

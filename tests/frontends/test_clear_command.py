@@ -28,7 +28,7 @@ def pinned(pinned_once, tmp_path):
 
 
 def typed(home, text, *arguments):
-    """How `clear` ends on a terminal where the user types this, and what stands there then."""
+    """Run `clear` on a terminal where the user types this; returns its status and the screen."""
     return on_a_terminal([*OURS, "clear", *arguments], home.environment(), typed=text)
 
 

@@ -1,4 +1,4 @@
-"""Where there is no /proc, and nothing that only Linux has: all works, with a host and without."""
+"""Systems without /proc and all else that only Linux has: all works, with a host and without."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def elsewhere(tmp_path):
 
 
 def run(code, *arguments, variables):
-    """What code prints there."""
+    """Run code there; returns its output."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

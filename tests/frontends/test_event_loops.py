@@ -47,7 +47,7 @@ WORK = [
 
 
 class Loop:
-    """What the loop's thread calls of our code, and which threads do the work of a prompt."""
+    """Calls of our code on the loop's thread, and the threads that do the work of a prompt."""
 
     def __init__(self):
         self.calls, self.workers = Counter(), {}

@@ -1,4 +1,4 @@
-"""Why an answer reused what it did: counts as logged, and the token where paths part."""
+"""The reasons for an answer's reuse: counts as logged, and the token where paths part."""
 
 from contextlib import closing
 from pathlib import Path

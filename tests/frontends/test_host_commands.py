@@ -36,7 +36,7 @@ class Hosted:
         self.told, self.ours = home.told, home.ours
 
     def asked(self, model, text=LONG, **asked):
-        """How an answer of the host ended."""
+        """The end of an answer of the host."""
         frames = self.host.ask(hosts.generate(model, text, **asked))
         assert "end" in frames[-1], frames[-1]
         *_, last = hosts.events(frames)
@@ -55,7 +55,7 @@ class Hosted:
         assert last == {"result": {}}
 
     def earlier_id(self, file_id):
-        """What a stored span was called as long as memory alone had it."""
+        """The id that a stored span had while memory alone held it."""
         listing = DiskStore(self.told("path")["path"]).listing()
         (span,) = listing.named(file_id)
         return path_id(span.namespace, listing.path(span))
@@ -256,7 +256,7 @@ def test_tree_tells_what_of_the_disk_is_in_memory(hosted, models):
 
 @pytest.mark.parametrize("where", ["disk", "written since", "memory"])
 def test_pins_hold_in_memory_and_on_the_disk(hosted, models, where):
-    """What never may be on the disk is kept in memory alone.
+    """Spans kept off the disk are pinned in memory alone.
 
     A span is pinned by the id that memory alone showed though it was written meanwhile.
     """
@@ -315,7 +315,7 @@ def test_of_a_host_that_is_stopped_all_commands_say_so(hosted, models, impatient
 
 
 def test_stop_waits_for_an_answer(hosted, models):
-    """What was asked is answered to its end, and then the host is gone."""
+    """A request is answered to its end, and then the host is gone."""
     channel = hosted.host.welcomed()
     channel.send(hosts.generate(models[0], max_tokens=100), hosts.LONG)
     frames = hosts.frames_of(channel)

@@ -126,7 +126,7 @@ class Teller:
 
 
 def _kept(entry):
-    """What an entry of the log says whoever answered; no answer says less of its prompt."""
+    """The part of a log entry that is the same whoever answered."""
     told = entry["response_json"]
     if told is not None:
         told = {k: v for k, v in told.items() if k not in _OWN and not k.endswith("_seconds")}

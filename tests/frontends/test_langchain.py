@@ -54,7 +54,7 @@ def next_process(model, messages):
 
 
 def told(message):
-    """What an answer says of itself, without what differs from run to run."""
+    """The metadata of an answer, without what differs from run to run."""
     return {
         k: v for k, v in message.response_metadata.items() if k not in ("timings", "peak_bytes")
     }

@@ -169,7 +169,7 @@ def test_an_edited_state_is_reused_up_to_the_edit(model, tmp_path):
 
 
 def test_a_rewritten_answer_is_taken_as_it_reads_now(model):
-    """What middleware rewrites keeps our record; it must not be replayed for other words."""
+    """A rewritten answer keeps our record, which must not be replayed for other words."""
     chat = ChatMLXCached(model=str(model), max_tokens=8)
     asked = [("system", SYSTEM), ("human", "Where are you?")]
     first = chat.invoke(asked)

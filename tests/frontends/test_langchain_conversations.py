@@ -1,4 +1,4 @@
-"""What a conversation may be: peers take it, so it is taken, and nothing is computed twice."""
+"""Conversations of every shape: peers take them, so we do, and nothing is computed twice."""
 
 import asyncio
 

@@ -50,7 +50,7 @@ def test_its_table_names_fields():
 
 @pytest.fixture
 def told(tmp_path, monkeypatch, real_model_folder):
-    """What the names of the examples stand for, once all of them have run in one process."""
+    """The names of the examples, once all of them have run in one process."""
     assert real_model_folder.exists()
     home = tmp_path / "home"
     (home / "data").mkdir(parents=True)

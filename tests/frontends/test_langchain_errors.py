@@ -1,4 +1,4 @@
-"""What can't be asked is LangChain's own exception, a ValueError too, and is asked once."""
+"""Refused requests raise LangChain's own exceptions, ValueErrors too, and are asked once."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ def chat(own_cache, tiny_llama):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often a request was made of LangChain's messages."""
+    """The number of times that a request was made of LangChain's messages."""
     calls, request = [], ChatMLXCached.request
     monkeypatch.setattr(
         ChatMLXCached, "request", lambda *given: (calls.append(given), request(*given))[1]

@@ -29,7 +29,7 @@ OF_CALLS = {"response_format"}
 
 
 class Row(NamedTuple):
-    """What the page says of one word."""
+    """The page's row about one word."""
 
     word: str
     here: str

@@ -1,4 +1,4 @@
-"""Where a conversation may be cut, and when it is too long."""
+"""The places where a conversation may be cut, and the lengths at which it must be."""
 
 import random
 

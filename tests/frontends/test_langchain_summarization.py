@@ -99,7 +99,7 @@ def test_what_the_conversation_looks_like_after_it(played_chat):
 @pytest.mark.parametrize("form", [None, ToolStrategy, ProviderStrategy])
 def test_what_the_agent_binds_stands_in_the_prompt_of_the_question(played_chat, form):
     class Report(BaseModel):
-        """What was seen."""
+        """A report of what was seen."""
 
         ships: int
 
@@ -180,7 +180,7 @@ def test_an_empty_summary_replaces_nothing(played_chat):
 
 
 def test_a_summary_calls_no_tool(played_chat):
-    """What looks like a call is words here: there is nobody who would run it."""
+    """A text like a call stays text here: nobody would run it."""
     chat = played_chat({**ANSWERS, QUESTION: f"{SUMMARY} {CALL}"})
     history = [message for n in range(5) for message in (asked(n), AIMessage("Aye."))]
     agent = create_agent(chat, [tide], middleware=[shortened()])

@@ -30,14 +30,14 @@ def one_place(monkeypatch):
 
 
 def run(*arguments, status=0, stdin=""):
-    """What stands on the terminal."""
+    """Run `llm`; returns the text on the terminal."""
     done = CliRunner().invoke(cli, arguments, input=stdin)
     assert done.exit_code == status, done.output
     return done.output
 
 
 def logged():
-    """What llm has logged, in its order."""
+    """The entries of llm's log, in its order."""
     done = CliRunner().invoke(cli, ["logs", "list", "--json", "-n", "0"])
     return json.loads(done.output) if done.exit_code == 0 else []
 

@@ -199,7 +199,7 @@ def test_a_prefill_begins_no_answer_to_a_tools_result(scripted):
 )
 def test_a_prefill_and_a_form_are_refused(scripted, more, what):
     options = {"prefill": "Well", **more.pop("options", {})}
-    with pytest.raises(ValueError, match=f"prefill and {what} can't hold together"):
+    with pytest.raises(ValueError, match=f"prefill and {what} can't be combined"):
         MlxCached().prompt("Go.", options=options, **more).text()
     assert scripted.requests == []
 
@@ -216,7 +216,7 @@ def test_a_forced_call_without_tools_is_refused(scripted, word):
 
 def test_c9_words_that_no_model_can_read_are_refused_in_a_users_words(scripted):
     latin_1 = "caf\udce9"  # as Python reads a byte of stdin that is no UTF-8
-    with pytest.raises(ValueError, match=r"no UTF-8 \(character 4 of it\).*iconv"):
+    with pytest.raises(ValueError, match=r"not UTF-8 \(character 4 of it\).*iconv"):
         MlxCached().prompt(latin_1).text()
     with pytest.raises(ValueError, match="the prompt is empty"):
         MlxCached().prompt("").text()

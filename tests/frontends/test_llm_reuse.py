@@ -1,4 +1,4 @@
-"""What `llm`'s users see of reuse: in the log, in explain, and one line where it was lost."""
+"""Reuse as `llm`'s users see it: in the log, in explain, and one line where it was lost."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What users of `llm` do, from the first question to a tool loop: what is new is prefilled.
+"""A user's way with `llm`, from the first question to a tool loop: only new tokens are run.
 
 Each command is a process, with a host that answers them all, as `llm` has it, and without
 (law 15): over a tiny model, and once over the real default one; all of both is in the soak.
@@ -43,7 +43,7 @@ USERS = {
 
 
 def users(*often):
-    """All users as parameters; who is not named is one in long runs."""
+    """All users as parameters; those not named run only in the soak."""
     return [
         pytest.param(
             fixture,
@@ -87,7 +87,7 @@ def path_of(entry):
 
 
 def goes_on(entry, before):
-    """What is new was prefilled, and the path's last token, which was never run.
+    """Check that only new tokens were prefilled, and the path's last token, which was never run.
 
     A host may have prefilled some of it since the answer before.
     """
@@ -163,7 +163,7 @@ def test_a_schema_is_kept_to(user):
 
 @pytest.fixture
 def tools(tmp_path):
-    """What gives a command one tool of a plugin and one of the user's own."""
+    """The arguments that give a command one tool of a plugin and one of the user's own."""
     (tmp_path / "tools.py").write_text(FUNCTIONS)
     limit = ("-o", "max_tokens", "900", "-o", "tool_choice", "any")
     return ("-T", "llm_version", "--functions", str(tmp_path / "tools.py"), *limit)

@@ -39,7 +39,7 @@ for number in range(15):
 
 
 def logged_by_eight(folder, monkeypatch, takes_turns):
-    """How many answers are in the log where eight processes have logged fifteen each."""
+    """The number of answers in the log after eight processes have logged fifteen each."""
     import sqlite_utils
     from llm.migrations import migrate
 

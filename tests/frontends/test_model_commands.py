@@ -53,7 +53,7 @@ def test_c6_a_removed_default_is_the_default_no_longer(bare_home, tiny_llama):
     assert said == [
         "mlx-cached/small is no longer registered",
         "it was the default, which is the embedded model again;"
-        f" llm mlx-cached default {folder} has it back",
+        f" llm mlx-cached default {folder} restores it",
         "it was llm's own default, which is mlx-cached now",
     ]
     assert bare_home.told("default") == {"default_model": "default", "llm_default": "mlx-cached"}
@@ -177,8 +177,8 @@ def test_what_is_no_model_does_not_become_the_default(bare_home, name, words):
         (("somebody/a", "-a", "t"), "'t' is a model's name already"),
         (("somebody/a", "-a", "gpt-4o"), "'gpt-4o' is a model's name already"),
         (("somebody/a", "-a", "mlx-cached"), "'mlx-cached' is a model's name already"),
-        (("somebody/a", "--name", " a"), "is no name"),
-        (("somebody/a", "-a", "a\nb"), "is no name"),
+        (("somebody/a", "--name", " a"), "is not a name"),
+        (("somebody/a", "-a", "a\nb"), "is not a name"),
     ],
 )
 def test_a_model_that_cannot_be_added_changes_nothing(bare_home, arguments, words):

@@ -116,7 +116,7 @@ def test_a_model_is_removed_by_each_kind_of_name(world, kind):
     if reference is None:
         assert "did you mean" in world.refused("remove", name)
     elif reference != str(world.folder):
-        words = "is no model that was registered" if reference == "default" else "is registered"
+        words = "is not a registered model" if reference == "default" else "is registered"
         assert words in world.refused("remove", name)
     else:
         gone = world.home.told("remove", name)

@@ -13,7 +13,7 @@ HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "nump
 
 
 def modules_after(code):
-    """What a fresh process has imported after `code`."""
+    """The modules that a fresh process has imported after `code`."""
     command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {name.partition(".")[0] for name in done.stdout.split()}

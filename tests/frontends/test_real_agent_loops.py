@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("shared_views")
 
 
 class Place(BaseModel):
-    """Where it is."""
+    """A place and its position."""
 
     name: str
     at: dict[str, float]

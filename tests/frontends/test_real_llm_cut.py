@@ -61,7 +61,7 @@ class User:
         )
 
     def llm(self, *arguments, status=0, stdin="", together=False):
-        """What `llm` says on stdout and stderr, or on both `together`."""
+        """The output of `llm` on stdout and stderr, or on both `together`."""
         stderr = subprocess.STDOUT if together else subprocess.PIPE
         process = self.start(*arguments, program=forks.llm(), stderr=stderr)
         out, error = process.communicate(stdin.encode())

@@ -1,4 +1,4 @@
-"""What a model thinks, with real tokenizers, as users of both front ends see it.
+"""The reasoning of models with real tokenizers, as users of both front ends see it.
 
 The engine's own tests have every cell; here reasoning goes through `llm` and LangChain.
 """

@@ -1,4 +1,4 @@
-"""What commands show on a terminal, and that a conversation's text can't command one."""
+"""The output of commands on a terminal, which no conversation's text can command."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from llm_mlx_promptcache.commands.wrapping import wrapped
 
 
 def on_a_terminal(script, columns=80):
-    """What a script writes where stdout is a terminal."""
+    """The output of a script whose stdout is a terminal."""
     command = [sys.executable, "-c", script]
     status, written = terminals.on_a_terminal(command, os.environ, columns=columns)
     assert status == 0, written
@@ -89,7 +89,7 @@ ROWS = [
 
 
 def words_of(text):
-    """What may stand on no two lines: a size, and what lies between spaces and marks of a name."""
+    """Pieces that must not be broken over two lines: sizes, and words between marks of a name."""
     return re.findall(r"[\d.]+ [kMG]B|[^\s/@_-]+", text)
 
 

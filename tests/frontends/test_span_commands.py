@@ -1,4 +1,4 @@
-"""What is stored, as a tree that can be read and pinned; texts only where they are asked for."""
+"""Stored spans, as a tree that can be read and pinned; texts only if they are asked for."""
 
 import json
 from pathlib import Path

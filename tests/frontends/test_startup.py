@@ -1,4 +1,4 @@
-"""What is imported, and when: counted, since seconds depend on what else a machine does."""
+"""Imports and their times: counted, since seconds depend on what else a machine does."""
 
 import os
 import subprocess

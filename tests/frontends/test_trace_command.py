@@ -50,7 +50,7 @@ def exported(home, *arguments):
 
 
 def shared(one, other):
-    """How many blocks two prompts begin with alike."""
+    """The number of blocks that two prompts share at their beginning."""
     pairs = zip(one.hash_ids, other.hash_ids, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), len(one.hash_ids))
 
@@ -59,7 +59,7 @@ def test_a_trace_has_what_was_asked_in_tokens_and_times(asked):
     entries = asked.logged(4)
     found, told = exported(asked, "--block", "4")
     assert told.startswith("4 prompts. It lacks what llm did not log")
-    assert "logs were off" in told
+    assert "logs off" in told
     assert [one.input_length for one in found] == [one["input_tokens"] for one in entries]
     assert [one.output_length for one in found] == [one["output_tokens"] for one in entries]
     assert found[0].timestamp == 0
@@ -112,9 +112,8 @@ def test_what_cant_be_told_again_is_left_out_and_counted(asked):
     found, told = exported(asked)
     assert len(found) == 2
     assert told.splitlines()[:-1] == [
-        "1 left out: rendered again they are not what they were (a new template, a system prompt"
-        " of a later turn)",
-        "1 left out: their log is not whole (answers that were stopped)",
+        "1 left out: they render differently now (a new template, a later turn's system prompt)",
+        "1 left out: their log is incomplete (answers that were stopped)",
     ]
 
 
@@ -181,14 +180,14 @@ def test_a_trace_is_replayed_at_this_machines_limits(asked, tmp_path):
     assert disk["ours"] == disk["lru"] == found["most"] > 0
     table, told = asked.ours("bench", "--trace", str(trace))
     assert table.splitlines()[0].startswith("| cache | budget | blocks | ours | LRU |")
-    assert "to see what its tokens take" in told
+    assert "to measure the memory of a token" in told
 
 
 def test_a_trace_that_does_not_tell_its_blocks_needs_them_told(asked, tmp_path):
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"hash_ids": [1, 2]}\n{"hash_ids": [1, 3]}\n')
     (line,) = asked.ours("bench", "--trace", str(trace), status=1)[1].splitlines()
-    assert line.endswith("does not tell how many tokens a block has; say it with --block")
+    assert line.endswith("does not say how many tokens a block has; give --block")
     assert asked.told("bench", "--trace", str(trace), "--block", "64")["most"] == 0.25
     assert asked.ours("bench", "--block", "64", status=2)[1].endswith("give --trace too")
     trace.write_text('{"hash_ids": "x"}\n')

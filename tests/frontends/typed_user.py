@@ -1,4 +1,4 @@
-"""What users write with ChatMLXCached, for a type checker: it is never run."""
+"""Code that users write with ChatMLXCached, for a type checker: it is never run."""
 
 from typing import Any, Literal, TypedDict, assert_type
 

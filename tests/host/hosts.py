@@ -81,7 +81,7 @@ class Host:
             channel.close()
 
     def ps(self):
-        """What it tells of itself."""
+        """The host's own report."""
         (frame,) = self.ask({"ask": "ps"}, bare_hello())
         return frame["result"]
 

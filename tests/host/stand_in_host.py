@@ -27,7 +27,7 @@ def kind_of(place, kinds):
 
 
 def itself():
-    """What this process was given and is."""
+    """The state and environment of this process."""
     umask = os.umask(0)
     os.umask(umask)
     listing = Path(f"/proc/{os.getpid()}/fd")

@@ -1,4 +1,4 @@
-"""What a process is doing, by /proc or, where there is none, by ps."""
+"""The state of a process, by /proc or, where there is none, by ps."""
 
 import os
 import signal

@@ -41,7 +41,7 @@ def test_a_changed_file_is_another_build(package):
 
 
 def test_a_process_whose_package_was_replaced_under_it_has_no_host(place, package, monkeypatch):
-    """What it would say is read by code that it does not run: it can neither find nor start one."""
+    """Other code than it runs would read its words: it can neither find nor start a host."""
     monkeypatch.setattr(hellos, "build_that_runs", functools.cache(build))
     assert hello(place)["build"] == dataclasses.asdict(build())
     path = package / "host" / "start.py"

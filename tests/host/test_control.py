@@ -1,4 +1,4 @@
-"""What is asked of a host beside answers is checked, and of one that is ending nothing is asked."""
+"""Asks beside answers are checked, and a host that is ending takes none."""
 
 import pytest
 
@@ -56,7 +56,7 @@ async def test_any_build_may_ask_a_host_that_has_computed_nothing(client, ask, r
 
 @pytest.mark.parametrize("name", ["clear", "stats", "tree", "pin", "flush", "held", "explain"])
 async def test_p8_a_host_that_is_ending_clears_nothing_and_says_so(served, name):
-    """What it has is on its way to the disk: who asks waits for its end, and clears that."""
+    """Its contents are on their way to the disk: a client waits for its end, and clears that."""
     served.stop("the test wants it")
     with pytest.raises(HostStopped, match="the host is ending"):
         await served.control({"ask": name})

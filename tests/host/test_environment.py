@@ -1,4 +1,4 @@
-"""What of its starter's environment a host is given, and what is withheld from it."""
+"""The part of its starter's environment that a host is given, and what is withheld."""
 
 import os
 from pathlib import Path

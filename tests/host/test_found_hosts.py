@@ -1,4 +1,4 @@
-"""What a start finds: hosts that hang, of other builds, or none: all waits are bounded."""
+"""Hosts that a start finds: hanging, of other builds, or none: all waits are bounded."""
 
 import os
 import queue
@@ -202,9 +202,9 @@ def test_a_folder_that_was_opened_to_others_is_refused(home):
 )
 def test_what_answers_with_garbage_is_no_host_of_ours(home, said):
     with Listening(home.place, lambda sock: sock.sendall(said)):
-        with pytest.raises(HostUnavailable, match=r"is no host of ours$"):
+        with pytest.raises(HostUnavailable, match=r"is not a host's$"):
             find(home.place)
-        with pytest.raises(HostUnavailable, match=r"is no host of ours$"):
+        with pytest.raises(HostUnavailable, match=r"is not a host's$"):
             home.connect()
     assert home.started() == []
 
@@ -226,7 +226,7 @@ def test_an_answer_that_breaks_off_is_of_one_that_ended(home, said):
 
 
 class Listening:
-    """Somebody who listens at the host's socket and does one thing for each who comes."""
+    """A listener at the host's socket that does one thing for each client."""
 
     def __init__(self, place, action):
         self.place, self.action = place, action

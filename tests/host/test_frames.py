@@ -52,7 +52,7 @@ def sent(other, data):
 
 
 def read(data, most=MAX_FRAME):
-    """What the host's own reader makes of these bytes and the end behind them."""
+    """The host's own reading of these bytes and the end behind them."""
 
     async def main():
         reader = asyncio.StreamReader()

@@ -258,7 +258,7 @@ def test_a_damaged_salt_is_told(place, content):
 def test_a_salt_that_can_not_be_read_or_made_is_told(place):
     os.mkfifo(place.salt)
     with pytest.raises(
-        HostUnavailable, match=r"salt can't be read or made \(it is no plain file\)"
+        HostUnavailable, match=r"salt can't be read or made \(it is not a plain file\)"
     ):
         hello(place)
     place.salt.unlink()

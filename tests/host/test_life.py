@@ -1,4 +1,4 @@
-"""When a host leaves: a clock that is played, and no process."""
+"""The end of a host's life: a clock that is played, and no process."""
 
 import pytest
 

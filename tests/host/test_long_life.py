@@ -19,7 +19,7 @@ def folder(tiny_llama):
 
 
 def state(pid):
-    """What a process holds: resident bytes, open files, threads."""
+    """The resources of a process: resident bytes, open files, threads."""
     of = Path(f"/proc/{pid}")
     resident = int((of / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(list((of / "fd").iterdir())), len(list((of / "task").iterdir()))

@@ -1,4 +1,4 @@
-"""What is logged in a host reaches those whom it concerns, once a process."""
+"""Log lines of a host reach those whom they concern, once a process."""
 
 import asyncio
 import logging
@@ -88,7 +88,7 @@ def test_all_of_it_is_bounded(notices):
 
 
 class Told(list):
-    """Where a relay's notices end."""
+    """The end of a relay, where its notices collect."""
 
     def __call__(self, told, holds):
         self.append((told, holds))

@@ -1,4 +1,4 @@
-"""How a server ends: when it is stopped, idle, or no longer the host that it was."""
+"""The end of a server: stopped, idle, or no longer the host that it was."""
 
 import asyncio
 import dataclasses
@@ -98,7 +98,7 @@ async def test_stop_is_asked_over_the_socket_and_may_spare_who_is_busy(
 async def test_a_request_that_arrives_as_the_host_leaves_is_answered_or_sent_away(
     served, client, full, folder, turns
 ):
-    """Never neither: whoever is sent away, or finds the end, asks elsewhere."""
+    """Always one of the two: a client that is sent away, or finds the end, asks elsewhere."""
     asker = await client(full, generate(folder))
     for _ in range(turns):
         await asyncio.sleep(0)

@@ -18,7 +18,7 @@ class _OnDemand(importlib.abc.MetaPathFinder):
 
 class _Made:
     def create_module(self, spec):
-        """What importing `scripted_model` has put among the modules."""
+        """The module that importing `scripted_model` has registered."""
         import scripted_model  # noqa: F401
 
         return sys.modules[spec.name]

@@ -56,7 +56,7 @@ def test_memories_of_an_agent(family, tmp_path, own_cache, monkeypatch):
 
 
 class Likes(BaseModel):
-    """What the user likes."""
+    """A thing that the user likes."""
 
     what: str
     much: bool

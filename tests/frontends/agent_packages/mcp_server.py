@@ -42,7 +42,7 @@ def divide(a: int, b: int) -> float:
 
 @server.tool()
 def locate(place: Place) -> dict[str, float]:
-    """Where a place is."""
+    """Find a place."""
     return {"latitude": 59.9, "longitude": 10.7}
 
 
