@@ -12,7 +12,7 @@ from ..cache.lookup import Reach
 from ..cache.memory.leases import Lease
 from ..cache.prompt_cache import PromptCache
 from .agreement import lease_alike
-from .kv import KVManager
+from .kv import KVHandle, KVManager
 from .terms import Terms
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ class AgreedKV(KVManager):
         self._cuts, self._position_known = terms.cuts, terms.position_known
         if terms.uncached:
             self._uncached = Why("changed", detail=terms.uncached)
+
+    def pin(self, handle: KVHandle, path: array[int]) -> None:
+        """`KVManager.pin`, on all ranks at once; ValueError on all where one of them can't."""
+        own: ValueError | None = None
+        try:
+            super().pin(handle, path)
+        except ValueError as error:
+            own = error
+        if not self._ranks.agree(own is None)[0][0]:
+            raise own or ValueError(
+                f"another rank holds less than the {len(path)} tokens to pin; it has no memory left"
+            )
 
     def _fetching(
         self, headroom: int, rows: Rows, speed: float | None

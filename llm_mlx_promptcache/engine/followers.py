@@ -160,7 +160,7 @@ class Follower:
         self._kv.quantise(self._handles[word["h"]], word["done"])
 
     def _pin(self, word: Mapping[str, Any]) -> None:
-        with suppress(ValueError):  # the asker is told, since no rank counts it as pinned then
+        with suppress(ValueError):  # rank 0 has the same error, and an asker to tell
             self._kv.pin(self._handles[word["h"]], self._path(word))
 
     def _flush(self, word: Mapping[str, Any]) -> None:

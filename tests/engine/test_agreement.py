@@ -12,8 +12,12 @@ from grouped import GroupEnded, each, end, group_of
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.insertion import Rows
+from llm_mlx_promptcache.cache.layers.layout import Cuts
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine.agreed_kv import AgreedKV, Belongings
 from llm_mlx_promptcache.engine.agreement import lease_alike
+from llm_mlx_promptcache.engine.kv import KVManager
+from llm_mlx_promptcache.engine.terms import Terms
 from llm_mlx_promptcache.models.threads import leave_thread
 
 NS, PATH = trials.NAMESPACE, trials.PATH
@@ -81,8 +85,9 @@ def test_law_18_different_caches_go_on_from_one_place(name):
     for shorter in (0, 30, 38, len(PATH)):
         caches = [kept(trial, len(PATH)), kept(trial, shorter)]
         random_.shuffle(caches)
-        (one, other), _ = leases(caches, PROMPT)
+        (one, other), prompts = leases(caches, PROMPT)
         assert one.cached == other.cached <= shorter
+        assert [prompt.taken for prompt in prompts] == [[one.cached]] * 2  # found without layers
         assert one.matched == other.matched == len(PATH)
         assert one.cached >= (30 if shorter >= 30 else 0)
         for cache, lease in zip(caches, (one, other), strict=True):
@@ -197,3 +202,31 @@ def test_a_reach_counts_nothing_and_reads_nothing(name, tmp_path):
     assert reach(0).place == 0
     after = cache.stats()
     assert after == before
+
+
+@pytest.mark.parametrize("unable", [None, 0, 1])
+def test_law_18_what_one_rank_can_not_pin_none_has_pinned(monkeypatch, unable):
+    model, terms = trial_of("llama").model, Terms(Cuts.ANYWHERE, True, "", 1, 1, True, True)
+    ranks, path = group_of(2), array("I", PATH)
+
+    def pin(kv, handle, path):
+        if kv._name == f"rank {unable}":
+            raise ValueError("only 3 of these tokens are in memory")
+
+    monkeypatch.setattr(KVManager, "pin", pin)
+
+    def work(one):
+        mine = Belongings(PromptCache("1MB"), f"rank {one.group.rank}", "m")
+        AgreedKV(model, mine, one, terms).pin(None, path)
+
+    for one in ranks:
+        one.start()
+    try:
+        found = [str(error) for error in each(ranks, work)]
+    finally:
+        end(ranks)
+    if unable is None:
+        assert found == ["None", "None"]
+        return
+    assert found[unable] == "only 3 of these tokens are in memory"
+    assert found[1 - unable].startswith("another rank holds less than the 60 tokens to pin")

@@ -1,5 +1,8 @@
 """Law 18 with ranks as processes: all that an engine does, as the whole model does it."""
 
+import json
+import shutil
+
 import pytest
 from rank_groups import RankGroup
 from readers import MAGIC, request
@@ -9,6 +12,9 @@ from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.leading import NO_DRAFTS
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.models.kv_settings import KVSettings
+
+pytestmark = pytest.mark.slow
+
 
 SCHEMA = {
     "type": "object",
@@ -128,6 +134,29 @@ def test_law_18_warm_pin_salt_off_and_look(whole, pair):
     assert looked.undrafted == NO_DRAFTS
     assert Chat(whole, pair, use_cache=False).say(TURNS[0]).usage.cached == 0
     Chat(whole, pair, on_disk=False).say("Not on the disk.")
+
+
+@pytest.mark.soak
+def test_law_18_next_turns_are_prefilled_ahead_on_all_ranks(folder, tmp_path):
+    """The template writes more behind an answer once it is history: that is known before."""
+    told = shutil.copytree(folder, tmp_path / "told")
+    settings = json.loads((told / "tokenizer_config.json").read_text())
+    behind = "{{ ', said the keeper of the light' if message['role'] == 'assistant' else '' }}"
+    end = "+ '<|im_end|>\\n' }}"
+    assert end in settings["chat_template"]
+    settings["chat_template"] = settings["chat_template"].replace(
+        end, "}}" + behind + "{{ '<|im_end|>\\n' }}"
+    )
+    (told / "tokenizer_config.json").write_text(json.dumps(settings))
+    whole = Whole(told, tmp_path / "whole", ahead=True)
+    with RankGroup(told, tmp_path, ahead=True) as group:
+        chat = Chat(whole, group.ready())
+        chat.say(TURNS[0])
+        before = chat.before
+        assert chat.say(TURNS[1]).usage.cached > before + 16
+        group.head.say(do="stats")
+        assert group.head.line()["stats"]["tokens_ahead"] > 16
+        group.close()
 
 
 def test_law_18_each_rank_holds_its_part(pair):

@@ -14,6 +14,8 @@ from llm_mlx_promptcache.engine.ranks import EXIT_STATUS
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.wire import to_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama):
