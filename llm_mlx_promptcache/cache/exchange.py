@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .disk.files import Files
 from .disk.prefix_file import OtherPrefix, PrefixFile, write_prefix
+from .disk.span_file import host_tensors
 from .disk.unpublished import ExportTarget
 from .insertion import Rows
 from .layers import layout as layouts
@@ -61,7 +62,7 @@ def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
     if lease.layers is None:
         raise ValueError(f"nothing of these {len(prefix.tokens)} tokens is stored")
     count, layout = lease.cached, layouts.layout_of(lease.layers)
-    pieces = layouts.cut(layout, lease.layers, count, 0, count)
+    (tensors,) = host_tensors(layouts.cut(layout, lease.layers, count, 0, count))
     head = Head(
         namespace="",
         parent="",
@@ -73,7 +74,7 @@ def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
         label=prefix.label,
     )
     del lease
-    size = write_prefix(ExportTarget(file, prefix.about), head, pieces, Files())
+    size = write_prefix(ExportTarget(file, prefix.about), head, tensors, Files())
     return Exported(count, size)
 
 

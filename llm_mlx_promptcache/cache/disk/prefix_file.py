@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..layers import layout as layouts
 from ..layers.layout import Layout, PathPart
-from ..span import DamagedSpan, Head
+from ..layers.pieces import View
+from ..span import DamagedSpan, Head, Tensor
 from .descriptors import Few
 from .file_ids import is_file_id, new_file_id
 from .held_span import HeldSpan
 from .pack_file import PackSource, UnpublishedPack, can_code, can_pack
 from .restore import fits
 from .span_bytes import Origin
-from .span_file import OpenSpan, UnpublishedSpan, empty, host_tensors
+from .span_file import OpenSpan, UnpublishedSpan, empty
 from .span_header import (
     CODED_FORMAT,
     FORMAT,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ..layers.kinds import Layer
-    from ..layers.pieces import Piece
     from .files import Files
 
 
@@ -85,11 +85,16 @@ class PrefixFile(OpenSpan):
         """Layers that hold all of it, read and verified."""
         count, layout = len(self.head.tokens), self.head.layout
         begin, end = self.extent(0, len(layout))
-        (data,) = empty([end - begin])
-        self.read_into([memoryview(cast("Any", data))[: end - begin]])
-        self.verify()
-        part = PathPart(0, count, count, self.pieces(0, len(layout), data))
-        return layouts.join(layout, [part], count, 0)
+        try:
+            (data,) = empty([end - begin])
+            self.read_into([memoryview(cast("Any", data))[: end - begin]])
+            self.verify()
+            part = PathPart(0, count, count, self.pieces(0, len(layout), data))
+            return layouts.join(layout, [part], count, 0)
+        except (DamagedSpan, OSError):
+            raise
+        except Exception as error:  # MLX's, for want of memory; or of a plugin's kind of layer
+            raise DamagedSpan(f"{self.name} can't be made layers of: {error!r:.200}") from None
 
     def _layout(self, metadata: dict[str, Any]) -> Layout:
         self._metadata = metadata
@@ -104,20 +109,22 @@ class PrefixFile(OpenSpan):
         count = len(head.tokens)
         if head.parent or head.start or not count:
             raise DamagedSpan(f"{self.name} is not a path from its start")
-        shaped = all(fits(*each, count) for each in zip(head.layout, outline, strict=True))
-        whole = [PathPart(0, count, count, outline)]
-        if not shaped or layouts.resumable(head.layout, whole, count) != count:
+        whole = all(
+            fits(kind, piece, count)
+            and kind.resumable([View(0, count, count, piece)], count) == count
+            for kind, piece in zip(head.layout, outline, strict=True)
+        )
+        if not whole:
             raise DamagedSpan(f"{self.name} does not hold all that its {count} tokens take")
 
 
 def write_prefix(
-    target: ExportTarget, head: Head, pieces: Sequence[Piece | None], files: Files
+    target: ExportTarget, head: Head, tensors: Sequence[Tensor], files: Files
 ) -> int:
     """Write a path from its start, coded if that makes it smaller; returns the file's bytes.
 
     It gets its name once it is whole and synced. OSError if it can't be written.
     """
-    (tensors,) = host_tensors(pieces)
     name, folder = new_file_id(), target.path.parent
     member = Member(name, len(head.tokens), head.tier, resumes=True)
     source = PackSource(HeldSpan(name, head, tensors), [member], 0)

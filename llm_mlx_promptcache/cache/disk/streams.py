@@ -20,33 +20,42 @@ from ..store import SpanReader
 from .descriptors import Few
 from .span_file import empty
 
-_GROUPS = 16  # a path is read in so many rounds; the bytes of one of them are held twice
-_IN_PLACE = 5  # rounds where nothing is held twice: memory is got ready one round ahead
+# After which parts of its bytes each round of a path ends; those of one round are held twice.
+_GROUPS = tuple(number / 16 for number in range(1, 17))
+# The same where nothing is held twice. The system hands out memory more slowly than files are read
+# into it, so what is read behind the last of it is little; each round is a wait for the device.
+_IN_PLACE = (0.3, 0.55, 0.75, 0.9, 1.0)
 _LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
 
 
 class _Stream:
     """Several files, read in step, so many layers at a time."""
 
-    def __init__(self, spans: Sequence[SpanReader], few: Few, rounds: int) -> None:
+    def __init__(self, spans: Sequence[SpanReader], few: Few) -> None:
         self.spans = spans
         self._few = few
         self.layers = len(spans[0].head.layout)
-        whole = sum(span.extent(0, self.layers)[1] - span.extent(0, 0)[1] for span in spans)
-        self._round = max(whole // rounds, _LEAST)
-        for span in spans:
-            if few.holds(span):
-                span.read_ahead()
 
-    def rounds(self) -> Iterator[range]:
-        """The layers of each round."""
-        first = 0
-        while first < self.layers:
-            last = first + 1
-            while last < self.layers and self._bytes(first, last + 1) <= self._round:
+    def rounds(self, ends: Sequence[float]) -> Iterator[range]:
+        """The layers of each round, which ends after such a part of all bytes."""
+        whole, first = self._bytes(0, self.layers), 0
+        for end in ends:
+            last = first
+            while last < self.layers and (
+                last == first
+                or self._bytes(0, last + 1) <= whole * end
+                or self._bytes(first, last + 1) <= _LEAST
+            ):
                 last += 1
-            yield range(first, last)
+            if last > first:
+                yield range(first, last)
             first = last
+
+    def read_ahead(self) -> None:
+        """Tell the system that all of these files are wanted soon."""
+        for span in self.spans:
+            if self._few.holds(span):
+                span.read_ahead()
 
     def read_into(self, span: SpanReader, buffers: list[memoryview]) -> None:
         """Read on in one of the files."""
@@ -62,10 +71,11 @@ class InPieces(_Stream):
     """Files whose pieces are asked for once each, layer by layer."""
 
     def __init__(self, spans: Sequence[SpanReader], few: Few) -> None:
-        super().__init__(spans, few, _GROUPS)
+        super().__init__(spans, few)
         # A list: a generator would hold this object, and this one the generator.
-        self._coming = iter(list(self.rounds()))
+        self._coming = iter(list(self.rounds(_GROUPS)))
         self._now = range(0)
+        self.read_ahead()
         self._pieces: list[list[Piece | None]] = []
 
     def piece(self, number: int, layer: int) -> Piece | None:
@@ -111,24 +121,21 @@ class InPlace(_Stream):
         count: int,
         headroom: int,
     ) -> None:
-        super().__init__(spans, few, _IN_PLACE)
+        super().__init__(spans, few)
         self._parts = parts
         self._count = count
         self._headroom = headroom
 
     def layers_read(self) -> Iterator[Layer]:
         """The layers, in their order."""
-        rounds = list(self.rounds())
-        coming = self._prepared(rounds[0])
+        rounds = list(self.rounds(_IN_PLACE))
+        coming = self._begun(rounds[0])
+        self.read_ahead()
         for number, now in enumerate(rounds):
             prepared = coming
+            # Before the last is waited for, so that MLX's thread is never without work.
+            coming = self._begun(rounds[number + 1]) if number + 1 < len(rounds) else []
             mx.eval([made.data for arrays in prepared for made in arrays])
-            if number + 1 < len(rounds):
-                coming = self._prepared(rounds[number + 1])
-                # Their memory is got ready on MLX's thread while this one reads.
-                mx.async_eval(  # type: ignore[no-untyped-call]
-                    [made.data for arrays in coming for made in arrays]
-                )
             prepared = [[_mapped(made) for made in arrays] for arrays in prepared]
             for span, part in zip(self.spans, self._parts, strict=True):
                 self._read(span, part, now, prepared)
@@ -136,6 +143,14 @@ class InPlace(_Stream):
                 arrays = prepared[layer - now.start]
                 yield self._layer(self.spans[0].head.layout[layer], arrays)
                 arrays.clear()
+
+    def _begun(self, now: range) -> list[list[_Buffers]]:
+        """The arrays of a round; MLX's thread gets their memory ready from now on."""
+        prepared = self._prepared(now)
+        mx.async_eval(  # type: ignore[no-untyped-call]
+            [made.data for arrays in prepared for made in arrays]
+        )
+        return prepared
 
     def _prepared(self, now: range) -> list[list[_Buffers]]:
         first = self.spans[0]
