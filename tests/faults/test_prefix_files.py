@@ -76,7 +76,7 @@ def content(request):
 
 
 def taken(file, folder, files=None):
-    """How many tokens come in."""
+    """Take a file in; returns the number of tokens that are kept."""
     store = DiskStore(folder, files=files)
     with open_prefix(file) as found:
         return import_prefix(PromptCache("1GB", store), found, "m", ABOUT)

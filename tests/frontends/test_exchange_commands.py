@@ -130,6 +130,16 @@ def test_a_model_that_is_not_said_or_not_here_is_refused(sent, other):
     assert "org/none" in refused(other, str(sent), "-m", "org/none")
 
 
+def test_a_file_that_is_damaged_or_too_large_is_refused(sent, other, tmp_path):
+    cut = tmp_path / "cut"
+    cut.write_bytes(sent.read_bytes()[:-1])
+    cut.chmod(0o600)
+    assert "cut: " in refused(other, str(cut), "-m", model_of(other))
+    other.ours("settings", "--disk", "1000")
+    line = refused(other, str(sent), "-m", model_of(other))
+    assert "settings --disk gives it more" in line
+
+
 def test_nothing_is_exported_of_what_is_not_there(warmed, other, tmp_path):
     home, system = warmed
     file = str(tmp_path / "none")

@@ -118,9 +118,7 @@ class PrefixFile(OpenSpan):
             raise DamagedSpan(f"{self.name} does not hold all that its {count} tokens take")
 
 
-def write_prefix(
-    target: ExportTarget, head: Head, tensors: Sequence[Tensor], files: Files
-) -> int:
+def write_prefix(target: ExportTarget, head: Head, tensors: Sequence[Tensor], files: Files) -> int:
     """Write a path from its start, coded if that makes it smaller; returns the file's bytes.
 
     It gets its name once it is whole and synced. OSError if it can't be written.
