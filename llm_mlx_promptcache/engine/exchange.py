@@ -186,15 +186,18 @@ def _told(kv: KVSettings | None) -> str:
 
 
 def _kv_of(found: PrefixFile) -> KVSettings | None:
-    """The settings of keys and values that a file says; ValueError where they are none."""
-    said: Any = json.loads(found.about.get(_KV, "null"))
-    if said is None:
-        return None
-    sound = isinstance(said, list) and len(said) == 3
-    if not sound or not all(type(one) is int and 0 <= one < 1 << 31 for one in said):
-        raise ValueError(f"{found.name} has settings of keys and values that are none")
-    kv = KVSettings(*said)
-    check_kv(kv)
+    """The settings of keys and values in a file; ValueError if they are none."""
+    try:
+        said: Any = json.loads(found.about.get(_KV, "null"))
+        if said is None:
+            return None
+        bits, group_size, start = said
+        if not all(type(one) is int and 0 <= one < 1 << 31 for one in said):
+            raise ValueError("no numbers")
+        kv = KVSettings(bits, group_size, start)
+        check_kv(kv)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"{found.name} has settings of keys and values that are none") from None
     return kv
 
 

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import xxhash
 from safetensors import safe_open
 
 LIMIT = ("-o", "max_tokens", "4")
@@ -115,6 +116,36 @@ def refused(home, *arguments):
     assert home.told("tree") == []
     assert line.startswith("Error: ")
     return line
+
+
+def forged(content, **about):
+    """An exported file of something else, with a digest that fits."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata = header["__metadata__"]
+    metadata["about"] = json.dumps(json.loads(metadata["about"]) | about)
+    text = json.dumps(header).encode()
+    made = len(text).to_bytes(8, "little") + text + content[8 + length : -16]
+    return made + xxhash.xxh3_128_digest(made)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"mlx": "0.0.1"}, "here: mlx is '0.0.1' there and is '"),
+        ({"mlx-lm": "0.0.1"}, "here: mlx-lm is '0.0.1' there and is '"),
+        ({"device": "gpu Apple M9"}, "here: device is 'gpu Apple M9' there and is 'cpu "),
+        ({"model files": "f" * 64}, f"here: model files is '{'f' * 64}' there and is '"),
+        ({"weather": "fine"}, "here: weather is 'fine' there and is not said here"),
+        ({"keys and values": "[8, 32, 0]"}, "layers are 2 x rows {} there and 2 x quantized_rows"),
+        ({"keys and values": "[7, 32, 0]"}, "settings of keys and values that are none"),
+        ({"keys and values": "[[["}, "settings of keys and values that are none"),
+        ({"keys and values": "7"}, "settings of keys and values that are none"),
+    ],
+)
+def test_each_thing_that_differs_is_said(sent, other, about, words):
+    sent.write_bytes(forged(sent.read_bytes(), **about))
+    assert words in refused(other, str(sent), "-m", model_of(other))
 
 
 def test_other_model_files_are_refused_and_said(sent, new_home, tiny_llama):
