@@ -14,7 +14,7 @@ import pytest
 import xxhash
 import zstandard
 from mlx_lm.models.cache import KVCache
-from test_packs import in_fork, killing
+from test_pack_crashes import in_fork, killing
 
 from llm_mlx_promptcache.cache.disk import prefix_file
 from llm_mlx_promptcache.cache.disk.files import Files
