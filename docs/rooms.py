@@ -26,6 +26,7 @@ ROOMS = {
     "llm_adapter": Room(0.5, "llm on one side, the engine on the other"),
     "langchain_mlx_cached": Room(1.5, "the name that programs import"),
     "langchain_adapter": Room(1.5, "ChatMLXCached"),
+    "machines": Room(2.5, "one model over several machines"),
     "host": Room(2.5, "the process that stays, and its clients"),
     "engine": Room(1, "requests, and the one thread for MLX"),
     "models": Room(1, "files, layers, tokenizers, profiles"),

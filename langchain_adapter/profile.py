@@ -13,6 +13,7 @@ from llm_mlx_promptcache.cache.manifest import read_plain
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.models.names import resolve
 from llm_mlx_promptcache.models.references import divided, folder_of
+from llm_mlx_promptcache.models.served import model_behind
 
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
 _DEFAULT_CONTEXT = 8192
@@ -62,7 +63,7 @@ def _context(model: str) -> int | None:
 
 def _config(model: str) -> dict[str, Any]:
     try:
-        base, _ = divided(model)
+        base, _ = divided(model_behind(model))
         folder = folder_of(base)
         file = _from_hub_cache(base) if folder is None else folder / "config.json"
         found = json.loads(read_plain(file, _LARGEST))

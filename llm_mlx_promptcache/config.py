@@ -85,14 +85,30 @@ _Size = Annotated[int | str, AfterValidator(_checked_size)]
 _Days = Annotated[float, Field(gt=0, lt=MOST_DAYS, allow_inf_nan=False)]
 
 
+class ServedOver(BaseModel):
+    """What a model over several machines is: a folder or hub id, the hostfile, how it is cut."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    model: _Text
+    hosts: _Text
+    split: _Text
+    backend: _Text
+
+
 class RegisteredModel(BaseModel):
-    """A registered model: `mlx-cached/<name>` in llm, and its folder or hub id."""
+    """A registered model: `mlx-cached/<name>` in llm, and its folder or hub id.
+
+    One that `llm mlx-cached serve` runs over several machines has `served`, and no other reference
+    than its name (`references.served_name`), so that nobody loads it here.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     name: _Text
     reference: _Text
     aliases: tuple[str, ...] = ()
+    served: ServedOver | None = None
 
 
 class Settings(BaseModel):

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-MODULE = "llm_mlx_promptcache.host"
+MODULES = ("llm_mlx_promptcache.host", "llm_mlx_promptcache.machines")
 
 
 def of_session(token, folder, seconds=5.0):
@@ -26,12 +26,12 @@ def of_session(token, folder, seconds=5.0):
 def _found(token, folder):
     return {
         pid: told
-        for pid, told in _processes()
-        if MODULE in told and (token in told or str(folder) in told)
+        for pid, told in processes()
+        if any(name in told for name in MODULES) and (token in told or str(folder) in told)
     }
 
 
-def _processes():
+def processes():
     """The numbers of this user's processes, each with its arguments and environment."""
     if sys.platform == "darwin":
         command = ["ps", "-xEww", "-o", "pid=,command="]

@@ -19,9 +19,10 @@ FORBIDDEN = {
     | {"engine", "host", "chat", "config", "llm", "langchain_core", "transformers"},
     "chat": FRONT_ENDS
     | {"engine", "host", "cache", "config", "llm", "langchain_core", "mlx", "mlx_lm"},
-    "host": FRONT_ENDS | {"llm", "langchain_core"},
-    "engine": FRONT_ENDS | {"host", "llm", "langchain_core"},
-    "models": FRONT_ENDS | {"engine", "host", "llm", "langchain_core"},
+    "host": FRONT_ENDS | {"machines", "llm", "langchain_core"},
+    "machines": FRONT_ENDS | {"llm", "langchain_core"},
+    "engine": FRONT_ENDS | {"host", "machines", "llm", "langchain_core"},
+    "models": FRONT_ENDS | {"engine", "host", "machines", "llm", "langchain_core"},
     "llm_adapter": {"plugin", "commands", "langchain_core"} | LANGCHAIN,
 }
 # The cache's own files that its sub-rooms may stand on; its others put the sub-rooms together.
@@ -147,6 +148,7 @@ CLIENTS = (
     "hello",
     "hung",
     "place",
+    "served",
     "start",
 )
 

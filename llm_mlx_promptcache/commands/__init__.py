@@ -18,6 +18,7 @@ _WHERE = {
     "remove": "models",
     "default": "models",
     "download": "models",
+    "serve": "serve",
     "ps": "host",
     "stop": "host",
     "stats": "cache",

@@ -41,7 +41,7 @@ def add(
     is converted at once.
     """
     reference, given = _reference(model, adapter)
-    called, *others = map(_checked_name, (given if name is None else name, *aliases))
+    called, *others = map(checked_name, (given if name is None else name, *aliases))
     made = RegisteredModel(name=called, reference=reference, aliases=tuple(others))
     _check_names(load_settings(), made)
     told = _checked(reference)
@@ -71,7 +71,7 @@ def _reference(model: str, adapter: str | None) -> tuple[str, str]:
             base, name = str(converted_folder(path, line)), path.stem
     else:
         base = resolve(model).reference
-        name = _last_part(base)
+        name = last_part(base)
     return base if adapter is None else resolve(f"{base}@{adapter}").reference, name
 
 
@@ -86,12 +86,13 @@ def _checked(reference: str) -> list[str]:
     return check_hub(base) if folder is None else check_folder(folder)
 
 
-def _last_part(reference: str) -> str:
+def last_part(reference: str) -> str:
+    """What a model is called where nobody says."""
     base, _ = divided(reference)
     return "embedded" if base == DEFAULT_MODEL else Path(base).name
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     """The name in composed letters; ValueError if it can't be one."""
     name = composed(name)
     if not name or name != name.strip() or not name.isprintable():

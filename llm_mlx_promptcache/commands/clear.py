@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from ..engine.pool import disk_store
 from ..host.asking import EndedMeanwhile, asked, has_ended
 from ..host.errors import HostStopped
 from ..host.place import HostUnavailable, host_place
+from ..host.served import is_served, served_names
 from .ages import parse_age
 from .cache import WRITABLE
 from .shown import counted, json_option, show_json, stored_name
@@ -34,8 +36,9 @@ _SHOWN = 5  # ids of pinned spans
 def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool) -> None:
     """Remove the cache's contents on disk and in the host's memory.
 
-    An answer that the host is just giving is not kept either. Status 1 if the host does not answer.
-    With pinned entries it asks first; --older-than leaves them.
+    An answer that the host is just giving is not kept either. Status 1 if the host does not answer,
+    or a model is served over several machines: only its end clears their memory. With pinned
+    entries it asks first; --older-than leaves them.
     """
     days = None if older_than is None else parse_age(older_than, "--older-than")
     store, host = disk_store(), _Host()
@@ -55,6 +58,12 @@ def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool
         raise click.ClickException(
             f"{host.why}; what it has in memory is not cleared, and may be written to the disk"
             " again: llm mlx-cached stop, then clear once more"
+        )
+    if running := [name for name in served_names() if is_served(name)]:
+        names = " ".join(map(quote, running))
+        raise click.ClickException(
+            f"{', '.join(running)} is served over several machines, whose memory is not cleared:"
+            f" llm mlx-cached stop {names}, then clear once more, here and on each of them"
         )
 
 

@@ -8,13 +8,16 @@ from typing import Any, Final
 
 import click
 
+from ..config import MODEL_ID, composed
 from ..host.asking import EndedMeanwhile, asked, has_ended, state_of, terminate
 from ..host.errors import HostStopped
 from ..host.place import HostUnavailable, host_place
+from ..host.served import served_names
 from ..host.start import HostSilent
 from .shown import json_option, show_json, show_line, show_table
 
 _WAIT_SECONDS: Final = 10.0  # for the end of a host
+_GROUP_SECONDS: Final = 30.0  # for one that waits for the ends of others
 
 
 @click.command()
@@ -22,15 +25,24 @@ _WAIT_SECONDS: Final = 10.0  # for the end of a host
 def ps(*, as_json: bool) -> None:
     """Show the resident host: its models, their memory, and how long it stays.
 
+    Also models served over several machines: their ranks, the memory of each, when it spoke.
     Never starts one.
     """
     found = _asked({"ask": "ps"})
+    served = {name: told for name in served_names() if (told := _asked({"ask": "ps"}, name))}
     if as_json:
-        show_json(_plain(found))
+        groups = [{**_plain(told), **_group(told)} for told in served.values()]
+        show_json({**_plain(found), "served": groups})
         return
-    if found is None:
+    if found is not None:
+        _show(found)
+    elif not served:
         click.echo("no host runs")
-        return
+    for name, told in served.items():
+        _show_group(name, told)
+
+
+def _show(found: Mapping[str, Any]) -> None:
     show_line(_line(found))
     if (memory := found.get("memory")) is not None:
         show_line(_in_use(memory))
@@ -41,17 +53,41 @@ def ps(*, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("name", required=False)
 @json_option
-def stop(*, as_json: bool) -> None:
+def stop(*, name: str | None, as_json: bool) -> None:
     """End the resident host once its current work is done; status 1 if it has not ended.
 
-    Answers that take more than 8 seconds are cut. The next prompt starts another host.
+    Answers that take more than 8 seconds are cut. The next prompt starts another host. Models
+    served over several machines end too, on all of them; with NAME only that one.
     """
-    pid = _end()
+    meant = _meant(name)
+    pid = 0 if name else _end()
+    ended = {one: _end(one) for one in meant}
+    served = {one: pid_of for one, pid_of in ended.items() if pid_of}
     if as_json:
-        show_json({"pid": pid or None, "ended": bool(pid)})
-    else:
-        click.echo(f"the host (process {pid}) has ended" if pid else "no host runs")
+        groups = [{"name": one, "pid": pid_of} for one, pid_of in served.items()]
+        show_json({"pid": pid or None, "ended": bool(pid), "served": groups})
+        return
+    if pid or not served:
+        click.echo(f"the host (process {pid}) has ended" if pid else _none(name))
+    for one, pid_of in served.items():
+        click.echo(f"{MODEL_ID}/{one} (process {pid_of}) has ended, and its ranks")
+
+
+def _meant(name: str | None) -> tuple[str, ...]:
+    """The served models that are to end; ValueError where a name is none's."""
+    names = served_names()
+    if name is None:
+        return names
+    plain = composed(name).removeprefix(f"{MODEL_ID}/")
+    if plain not in map(composed, names):
+        raise ValueError(f"{name!r} is no model that is served over several machines")
+    return (plain,)
+
+
+def _none(name: str | None) -> str:
+    return f"{name} is not served" if name else "no host runs"
 
 
 def seen_by_host(
@@ -70,20 +106,20 @@ def seen_by_host(
         return None
 
 
-def _asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _asked(ask: Mapping[str, Any], served: str = "") -> Mapping[str, Any] | None:
     try:
-        return asked(ask)
+        return asked(ask, served)
     except EndedMeanwhile:
         return None
     except HostUnavailable as error:
         raise click.ClickException(str(error)) from error
 
 
-def _end() -> int:
+def _end(served: str = "") -> int:
     """End the host and wait for it; its process, 0 for none. ClickException if it stays."""
     pid = 0
     try:
-        found = asked({"ask": "stop", "why": "llm mlx-cached stop"})
+        found = asked({"ask": "stop", "why": "llm mlx-cached stop"}, served)
         if found is None:
             return 0
         pid = found["pid"]
@@ -96,9 +132,10 @@ def _end() -> int:
         return 0
     except HostUnavailable as error:
         raise click.ClickException(str(error)) from error
-    if not has_ended(host_place(), _WAIT_SECONDS):
+    wait = _GROUP_SECONDS if served else _WAIT_SECONDS
+    if not has_ended(host_place(served), wait):
         raise click.ClickException(
-            f"the host (process {pid}) has not ended in {_WAIT_SECONDS:g} seconds; it is"
+            f"the host (process {pid}) has not ended in {wait:g} seconds; it is"
             f" {state_of(pid)}; kill -9 {pid} ends it, and what it had not written is lost"
         )
     return pid
@@ -145,6 +182,29 @@ def _in_use(memory: Mapping[str, Any]) -> str:
     return (
         f"MLX holds {active}, of which {counted} are the cache's, and keeps {pool} of freed buffers"
     )
+
+
+def _group(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    group = told.get("group")
+    return group if isinstance(group, Mapping) else {}
+
+
+def _show_group(name: str, told: Mapping[str, Any]) -> None:
+    """A model over several machines, and its ranks."""
+    group = _group(told)
+    ranks = [one for one in group.get("ranks", []) if isinstance(one, Mapping)]
+    how = f"{group.get('split')}, {group.get('backend')}"
+    show_line(f"{MODEL_ID}/{name} over {len(ranks)} ranks ({how}): {_line(told)}")
+    show_table(("rank", "host", "MLX holds", "spoke"), [_rank_row(one) for one in ranks])
+
+
+def _rank_row(rank: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    from ..cache.sizes import format_size
+
+    seconds, held = rank.get("seconds"), rank.get("held")
+    ago = f"{seconds:.1f} s ago" if isinstance(seconds, int | float) else "not yet"
+    size = format_size(held) if isinstance(held, int) else "?"
+    return str(rank.get("rank")), str(rank.get("host")), size, ago
 
 
 def _clock(seconds: int) -> str:

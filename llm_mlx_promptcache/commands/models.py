@@ -34,8 +34,14 @@ def remove(*, name: str, as_json: bool) -> None:
 
     If it was the default, the embedded model becomes the default again.
     """
+    from ..host.served import is_served
+
     before = load_settings()
     gone = _meant(before, name)
+    if gone.served is not None and is_served(gone.name):
+        raise ValueError(
+            f"{MODEL_ID}/{gone.name} is served now; llm mlx-cached stop {quote(gone.name)} ends it"
+        )
     after = change_settings(lambda settings: _without(settings, gone))
     llm_changed = _llm_without(gone)
     was_default = default_reference(before) != default_reference(after)

@@ -50,6 +50,12 @@ def engine_for(reference: str) -> Engine:
         return _engines[reference]
 
 
+def hold_engine(reference: str, load: Callable[[Callable[[Loading], None]], Scheduler]) -> Engine:
+    """The engine of a model that only `load` can load, held as all others are."""
+    with _lock:
+        return _engines.setdefault(reference, Engine(load))
+
+
 def current_engine_for(reference: str) -> Engine:
     """The same, for the files as they are now: a model whose files changed is loaded again.
 
@@ -156,7 +162,7 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     if loaded.files is not None and not identities.uncached:
         _read[reference] = loaded.files
     cache = shared_cache()
-    memory = _share_out(cache)
+    memory = share_out(cache)
     seconds = time.perf_counter() - started
     report = LoadReport(reference, seconds, identities.uncached, works_ahead(), memory)
     return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
@@ -172,7 +178,7 @@ def _shares(cache: PromptCache | None) -> Shares:
     return shares(device_memory(), max(0, beside), given)
 
 
-def _share_out(cache: PromptCache) -> RequestMemory:
+def share_out(cache: PromptCache) -> RequestMemory:
     """Share out the memory that a newly loaded model leaves, between the cache and requests."""
     from ..cache.layers.device_memory import bound_pool, device_memory
     from .admission import RequestMemory

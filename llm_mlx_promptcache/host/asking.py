@@ -36,12 +36,13 @@ class EndedMeanwhile(HostUnavailable):
     """The host ended in the middle of a question."""
 
 
-def asked(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def asked(ask: Mapping[str, Any], served: str = "") -> Mapping[str, Any] | None:
     """The host's result, with its `pid` added; None where there is no host.
 
-    The host's errors are raised here. HostUnavailable where a host does not answer.
+    With a name, the host of a model that runs over several machines. The host's errors are raised
+    here. HostUnavailable where a host does not answer.
     """
-    place = existing_place()
+    place = existing_place(served)
     channel = None if place is None else find(place)
     if channel is None:
         return None

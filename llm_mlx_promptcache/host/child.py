@@ -5,34 +5,48 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from typing import IO, TYPE_CHECKING, Final
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from .environment import of_host
 from .place import HostUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 _MODULE: Final = "llm_mlx_promptcache.host"
 _LARGEST_LOG: Final = 1_000_000  # bytes
 
 
+class Program(NamedTuple):
+    """What starts a host: its command, what it is told on its standard input, if anything.
+
+    `variables` are names of the environment that it is given beside those of every host.
+    """
+
+    command: Sequence[str]
+    told: bytes = b""
+    variables: Sequence[str] = ()
+
+
 class HostChild:
     """A host started by this process; a thread waits for its end, so that no zombie is left."""
 
-    def __init__(self, log: Path, command: Sequence[str]) -> None:
+    def __init__(self, log: Path, program: Program) -> None:
         self.ended = threading.Event()
-        with _opened(log) as errors:
+        more = {name: os.environ[name] for name in program.variables if name in os.environ}
+        with _opened(log) as errors, _to_read(program.told) as told:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
-                command,
-                stdin=subprocess.DEVNULL,
+                program.command,
+                stdin=told,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 close_fds=True,
                 cwd="/",
-                env=of_host(os.environ),
+                env={**of_host(os.environ), **more},
                 start_new_session=True,
                 umask=0o077,
             )
@@ -52,13 +66,25 @@ class HostChild:
         self.ended.set()
 
 
-def host_command() -> list[str]:
+def host_command(module: str = _MODULE) -> list[str]:
     """The command that starts a host: this interpreter, without its working folder."""
     if not sys.executable:
         raise HostUnavailable(
             "this Python does not know its own program, so no host can be started"
         )
-    return [sys.executable, "-P", "-m", _MODULE]
+    return [sys.executable, "-P", "-m", module]
+
+
+@contextmanager
+def _to_read(told: bytes) -> Iterator[IO[bytes] | int]:
+    """What a process reads as its standard input: these bytes, in no file that has a name."""
+    if not told:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(told)
+        file.seek(0)
+        yield file
 
 
 def _opened(log: Path) -> IO[bytes]:

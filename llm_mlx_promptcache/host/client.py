@@ -28,6 +28,7 @@ from .start import connect, find
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from .engines import AnyEngine
     from .frames import Channel
 
 _log = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ class RemoteEngine:
         for _ in range(_TRIES):
             begun = False
             try:
-                place = host_place()
-                with line.over(connect(place, waits=self._patience.waits)) as channel:
+                place = self._place()
+                with line.over(self._connected(place)) as channel:
                     for event in self._events(place, channel, request):
                         begun = begun or not isinstance(event, (Loading, Progress))
                         yield event
@@ -133,7 +134,7 @@ class RemoteEngine:
             if line.ended:
                 return ""
             if begun:
-                raise HostLost(f"{why}; what it had written to the disk is reused: ask again")
+                raise self._lost(why)
         return why
 
     def _events(
@@ -164,12 +165,12 @@ class RemoteEngine:
         if _is_another_there(self._reference):
             raise AskError(f"{self._reference!r} would be a folder in the host's own one")
         ask = {"ask": "generate", "model": self._reference, "request": data}
-        return {**ask, "keep": keep_seconds()}
+        return {**ask, "keep": self._keep()}
 
     def _asked(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
         """The host's result; empty where there is no host, or none that answers."""
         try:
-            place = host_place()
+            place = self._place()
             channel = find(place, mine=hello(place), waits=self._patience.waits)
             if channel is not None:
                 with Line().over(channel):
@@ -178,8 +179,23 @@ class RemoteEngine:
             _log.debug("the host was not asked: %s", error)
         return {}
 
-    def _here(self, why: str) -> Engine:
-        """The model's engine in this process, used from now on as long as it is loaded."""
+    def _place(self) -> Place:
+        return host_place()
+
+    def _connected(self, place: Place) -> Channel:
+        """A channel to the host for one ask; HostUnavailable."""
+        return connect(place, waits=self._patience.waits)
+
+    def _keep(self) -> float | None:
+        """How long the host is to stay for this; None for ever."""
+        return keep_seconds()
+
+    def _lost(self, why: str) -> HostLost:
+        """That the answer's end will not come."""
+        return HostLost(f"{why}; what it had written to the disk is reused: ask again")
+
+    def _here(self, why: str) -> AnyEngine:
+        """The model's engine in this process, from now on as long as it is loaded."""
         from ..engine.pool import engine_for
 
         if self._local is None or not self._local.loaded:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import keep_seconds
-from ..models.references import spelled
+from ..models.references import served_name, spelled
 
 if TYPE_CHECKING:
     from ..chat.messages import Message
@@ -52,16 +52,26 @@ _lock = threading.Lock()
 def engine_for(reference: str, where: Where = Where.HOST) -> AnyEngine:
     """The engine of a model: "default", a folder, or a hub id. Loads and starts nothing yet.
 
-    In this process where the user wants no host (`keep` is 0) or the system has no Unix sockets.
+    In this process where the user wants no host (`keep` is 0) or the system has no Unix sockets;
+    never here where it runs over several machines.
     """
+    if served_name(reference):
+        from .served import ServedEngine
+
+        return _remembered(reference, ServedEngine)
     if where is Where.HERE or keep_seconds() == 0 or not hasattr(socket, "AF_UNIX"):
         from ..engine.pool import engine_for as engine_here
 
         return engine_here(reference)
     from .client import RemoteEngine
 
+    return _remembered(reference, RemoteEngine)
+
+
+def _remembered(reference: str, kind: type[RemoteEngine]) -> RemoteEngine:
+    """The one engine of this process for a model in another one."""
     reference = spelled(reference)
     with _lock:
         if reference not in _remote:
-            _remote[reference] = RemoteEngine(reference)
+            _remote[reference] = kind(reference)
         return _remote[reference]

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..cache.disk.files import same_file
@@ -14,8 +15,10 @@ from .hello import hello
 from .place import HostUnavailable, Place, host_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
+
+    from .server import Server
 
 _WAIT_SECONDS = 15.0  # for the host before this one, which may be writing to the disk
 _LEAVING = (signal.SIGTERM, signal.SIGHUP)
@@ -24,6 +27,13 @@ _FILES = 4096  # open at once: connections and spans; macOS allows 256
 
 def main() -> int:
     """Serve until there is nothing left to serve; returns the exit status."""
+    return live(host_place, _server)
+
+
+def live(
+    find_place: Callable[[], Place], make: Callable[[Place, Mapping[str, Any]], Server]
+) -> int:
+    """A host's life in a place; its server is made once the socket listens. The exit status."""
     from filelock import FileLock, Timeout
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -32,16 +42,16 @@ def main() -> int:
     os.umask(0o077)
     os.chdir("/")
     try:
-        place = host_place()
+        place = find_place()
         mine = _said(place)
         with FileLock(place.life_lock, timeout=_WAIT_SECONDS, mode=0o600), listening(place) as sock:
-            _serve(place, mine, sock)
+            _serve(partial(make, place, mine), sock)
     except NotImplementedError:
-        return _failed(f"files in {place.folder} can't be locked")
+        return failed(f"files in {place.folder} can't be locked")
     except Timeout:
-        return _failed(f"the host before this one did not end in {_WAIT_SECONDS:.0f} seconds")
+        return failed(f"the host before this one did not end in {_WAIT_SECONDS:.0f} seconds")
     except HostUnavailable as error:
-        return _failed(str(error))
+        return failed(str(error))
     return 0
 
 
@@ -74,19 +84,25 @@ def listening(place: Place) -> Iterator[socket.socket]:
                 place.socket.unlink()
 
 
-def _serve(place: Place, mine: Mapping[str, Any], sock: socket.socket) -> None:
-    import asyncio
+def _server(place: Place, mine: Mapping[str, Any]) -> Server:
     import time
 
-    from . import log
     from .life import Life
-    from .relay import Relay
     from .server import Server
+
+    return Server(place, mine, Life(mine["keep"], time.monotonic()))
+
+
+def _serve(make: Callable[[], Server], sock: socket.socket) -> None:
+    import asyncio
+
+    from . import log
+    from .relay import Relay
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(log.in_loop)
-        server = Server(place, mine, Life(mine["keep"], time.monotonic()))
+        server = make()
         for number in _LEAVING:
             loop.add_signal_handler(number, server.stop, f"it was sent {number.name}")
         Relay(loop, server.tell).listen()
@@ -110,6 +126,7 @@ def _open_more_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _failed(why: str) -> int:
+def failed(why: str) -> int:
+    """The status of a process that can't begin, once it has said why."""
     print(f"llm-mlx-promptcache: {why}", file=sys.stderr)
     return 1

@@ -44,9 +44,12 @@ class Place(NamedTuple):
     salt: Path  # of the digests in a hello
 
 
-def host_place() -> Place:
-    """The place of this home's host, its folder made and verified; HostUnavailable."""
-    place = place_in(_folder())
+def host_place(served: str = "") -> Place:
+    """The place of this home's host, its folder made and verified; HostUnavailable.
+
+    With a name, that of the host of a model which runs over several machines.
+    """
+    place = place_in(_folder(served))
     try:
         make_private_folder(place.folder)
     except OSError as error:
@@ -57,12 +60,12 @@ def host_place() -> Place:
     return place
 
 
-def existing_place() -> Place | None:
+def existing_place(served: str = "") -> Place | None:
     """The same if it exists, so that a host can; None if it does not. Makes nothing.
 
     HostUnavailable if others could put a host of theirs into it.
     """
-    place = place_in(_folder())
+    place = place_in(_folder(served))
     try:
         place.folder.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -151,13 +154,16 @@ def peer_pid(sock: socket.socket) -> int:
     return 0
 
 
-def _folder() -> Path:
+def _folder(served: str) -> Path:
     """The cache's own folder if a socket fits in it, else a short one."""
     cache = real_path(cache_folder())
-    usual = cache / "host"
+    name = f"served-{sha256(served.encode()).hexdigest()[:8]}" if served else "host"
+    usual = cache / name
     if _fits(usual) and not _is_remote(usual):
         return usual
     both = os.fsencode(real_path(data_folder())) + b"\0" + os.fsencode(cache)
+    if served:
+        both += b"\0" + served.encode()
     home = sha256(both).hexdigest()[:8]
     for base in _short_bases():
         folder = base / f"{_NAME}-{os.geteuid()}-{home}"

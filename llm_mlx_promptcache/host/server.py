@@ -210,14 +210,19 @@ class Server:
             self._timer = loop.call_later(pause, self._look_round)
 
     def _look_round(self) -> None:
-        self._look(self._signs() if self._life.is_idle else None)
+        self._look(self.signs() if self._life.is_idle else None)
 
-    def _signs(self) -> Signs:
+    def signs(self) -> Signs:
+        """What speaks against staying."""
         if self.clock() >= self._build_at:
             self._build_at = self.clock() + _BUILD_SECONDS
             self._replaced = dataclasses.asdict(build()) != self._mine["build"]
-        gone = not same_file(self._place.socket, self._socket)
-        return Signs(under_pressure(), self._replaced, gone)
+        return Signs(under_pressure(), self._replaced, self.socket_gone)
+
+    @property
+    def socket_gone(self) -> bool:
+        """Whether nobody can connect any more."""
+        return not same_file(self._place.socket, self._socket)
 
 
 def _client_pid(writer: asyncio.StreamWriter) -> int | None:

@@ -8,14 +8,14 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import hung
-from .child import HostChild, host_command
+from .child import HostChild, Program, host_command
 from .frames import MAX_HELLO, Channel, FrameError
 from .hello import bare_hello, hello, shown
 from .place import HostUnavailable, connected, peer_pid, peer_uid, verify
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from .place import Place
@@ -56,19 +56,17 @@ class _TookTooLong(HostUnavailable):
     """A step of a start that took too long."""
 
 
-def connect(
-    place: Place, *, command: Sequence[str] | None = None, waits: Waits | None = None
-) -> Channel:
+def connect(place: Place, *, program: Program | None = None, waits: Waits | None = None) -> Channel:
     """A channel to a host of this build, for one ask; HostUnavailable where none can be had.
 
     An idle one of another build, settings or environment is replaced; a busy one raises
-    HostRefused. `command` starts a host, in place of this interpreter.
+    HostRefused. `program` starts a host, in place of this interpreter.
     """
     waits = waits or Waits()
     try:
         mine = hello(place)
         channel = _welcomed(place, mine, waits)
-        return channel or _started(place, mine, command or host_command(), waits)
+        return channel or _started(place, mine, program or Program(host_command()), waits)
     except OSError as error:
         raise HostUnavailable(f"no host can be had ({_told(error)})") from error
 
@@ -154,9 +152,7 @@ def _welcome(answer: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _started(
-    place: Place, mine: Mapping[str, Any], command: Sequence[str], waits: Waits
-) -> Channel:
+def _started(place: Place, mine: Mapping[str, Any], program: Program, waits: Waits) -> Channel:
     """A channel to a host that this process, or meanwhile another one, has started."""
     with _alone(place.start_lock, waits.lock, "another process has long been starting a host"):
         try:
@@ -169,7 +165,7 @@ def _started(
         hung.check_starts(place)
         try:
             channel = _outlived(place, mine, waits)
-            return channel or _first_answer(place, mine, HostChild(place.log, command), waits)
+            return channel or _first_answer(place, mine, HostChild(place.log, program), waits)
         except _TookTooLong:
             hung.remember_start(place)
             raise

@@ -21,6 +21,7 @@ from .errors import ModelLoadError
 from .model_files import missing_weights
 from .paths import stored_name
 from .references import divided, folder_of, is_hub_id
+from .served import model_behind
 
 _MOST_NAMES: Final = 10_000  # of folders that are looked at
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -35,7 +36,7 @@ class HubModel(NamedTuple):
 
 def folder_here(reference: str) -> Path | None:
     """The folder of a model that need not be fetched, as far as its files tell; else None."""
-    reference, _ = divided(reference)
+    reference, _ = divided(model_behind(reference))
     if reference == DEFAULT_MODEL:
         from .default_model import default_folder
 

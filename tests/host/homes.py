@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from llm_mlx_promptcache.host.child import Program
 from llm_mlx_promptcache.host.start import connect
 
 STAND_IN = Path(__file__).with_name("stand_in_host.py")
@@ -20,7 +21,7 @@ class Home:
         self.place = place
 
     def connect(self, *kinds, waits=None):
-        return connect(self.place, command=command(*kinds), waits=waits)
+        return connect(self.place, program=Program(command(*kinds)), waits=waits)
 
     def started(self):
         path = self.place.folder / "started"

@@ -17,6 +17,7 @@ from filelock import FileLock
 from homes import command, ended, reapers
 
 from llm_mlx_promptcache.host import hung, start
+from llm_mlx_promptcache.host.child import Program
 from llm_mlx_promptcache.host.frames import Channel
 from llm_mlx_promptcache.host.place import HostUnavailable
 from llm_mlx_promptcache.host.start import Waits, connect, find
@@ -26,8 +27,9 @@ SECRET = "hf_thisIsMyAccessToken"
 CLIENT = """
 import sys
 from llm_mlx_promptcache.host.place import host_place
+from llm_mlx_promptcache.host.child import Program
 from llm_mlx_promptcache.host.start import connect
-channel = connect(host_place(), command=sys.argv[1:])
+channel = connect(host_place(), program=Program(sys.argv[1:]))
 print(channel.welcome["pid"])
 channel.close()
 """
@@ -154,7 +156,7 @@ def test_a_host_that_fails_at_its_start_is_told_at_once_with_its_log(home):
 
 def test_a_host_that_can_not_be_run_is_told(home, tmp_path):
     with pytest.raises(HostUnavailable, match=r"^no host can be had \(.*gone: No such file"):
-        connect(home.place, command=[str(tmp_path / "gone")])
+        connect(home.place, program=Program([str(tmp_path / "gone")]))
 
 
 def test_a_host_that_never_listens_is_waited_for_so_long_and_ended(home, monkeypatch):

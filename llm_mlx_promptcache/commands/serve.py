@@ -1,0 +1,253 @@
+"""`llm mlx-cached serve`: a model over several machines, under a name that llm knows."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..config import (
+    MODEL_ID,
+    RegisteredModel,
+    ServedOver,
+    Settings,
+    change_settings,
+    load_settings,
+    parse_keep,
+)
+from ..models.names import NamedModel, resolve
+from ..models.references import SERVED, divided, served_name
+from .add import checked_name, last_part
+from .shown import json_option, show_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..host.place import Place
+    from ..machines.orders import GroupPlan, LeadOrder
+
+_LEAD: Final = "llm_mlx_promptcache.machines.lead_main"
+# The user's keys for ssh: a host is given no other variable of the user's than it needs.
+_FOR_SSH: Final = ("SSH_AUTH_SOCK",)
+_STOP: Final = "llm mlx-cached stop"
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--hosts",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The hostfile, as mlx.distributed_config writes it; its first host is this machine.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("tensor", "pipeline")),
+    default="tensor",
+    show_default=True,
+    help="Cut each layer, or share the layers out.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(("ring", "jaccl")),
+    help="What MLX talks over: TCP, or RDMA over Thunderbolt; else what the hostfile names.",
+)
+@click.option("--name", help="What to call it; else the last part of the model's name.")
+@click.option("--keep", help='End it when idle for so long, such as "30m"; else it stays.')
+@click.option("--python", help="Python on the other machines; else the path that it has here.")
+@click.option("--address", help="Where the others reach this machine; else its first address.")
+@click.option(
+    "--port",
+    type=click.IntRange(1024, 65000),
+    default=32323,
+    show_default=True,
+    help="The first port that MLX listens on, on other machines.",
+)
+@json_option
+def serve(*, model: str, hosts: Path, as_json: bool, **said: Any) -> None:
+    """Serve a model over several machines as mlx-cached/NAME; stop ends it.
+
+    It returns once each machine has its part in memory. The others are started over ssh, without a
+    question; Python, this package and the model must be there already.
+    """
+    named = _checked(resolve(model))
+    name = _name(said["name"], named)
+    plan = _plan(named, hosts, said)
+    order = _order(name, plan, said)
+    place = _free_place(name)
+    try:
+        _start(place, order)
+    except BaseException:
+        _end(name)
+        raise
+    over = {"split": plan.split, "backend": plan.backend.value}
+    served = ServedOver(model=named.reference, hosts=str(hosts.expanduser().absolute()), **over)
+    _register(name, served)
+    _show(name, plan, as_json=as_json)
+
+
+def _checked(named: NamedModel) -> NamedModel:
+    """The model, if it can be cut at all; ValueError."""
+    if name := served_name(named.reference):
+        raise ValueError(f"{MODEL_ID}/{name} is served already; give the model that it is")
+    base, adapter = divided(named.reference)
+    if adapter:
+        raise ValueError(
+            f"{adapter} is an adapter, and adapters are not cut for several machines; fuse it into"
+            f" {base} (mlx_lm.fuse) and serve that"
+        )
+    return named
+
+
+def _name(given: str | None, named: NamedModel) -> str:
+    """What it is called; ValueError where another model has the name."""
+    name = checked_name(given or last_part(named.reference))
+    if "@" in name or "/" in name:
+        raise ValueError(
+            f"{name!r} is no name for a model that is served; give one without @ and /"
+        )
+    _check_own(load_settings(), name)
+    return name
+
+
+def _check_own(settings: Settings, name: str) -> None:
+    model = settings.model(name)
+    if model is not None and model.served is None:
+        raise ValueError(f"{MODEL_ID}/{model.name} is another model; give another name with --name")
+
+
+def _plan(named: NamedModel, hosts: Path, said: Mapping[str, Any]) -> GroupPlan:
+    from ..machines.hostfile import Backend, fitting_backend, read_hostfile
+    from ..machines.orders import GroupPlan
+
+    path = hosts.expanduser()
+    found = read_hostfile(path)
+    asked = None if said["backend"] is None else Backend(said["backend"])
+    return GroupPlan(named.reference, found, said["split"], fitting_backend(found, asked))
+
+
+def _order(name: str, plan: GroupPlan, said: Mapping[str, Any]) -> LeadOrder:
+    from ..machines.orders import LeadOrder
+
+    first = plan.hosts.machines[0]
+    address = said["address"] or (first.ips[0] if first.ips else "127.0.0.1")
+    if not _is_ours(address):
+        raise ValueError(
+            f"{address} is no address of this machine, and rank 0 runs where this is typed: type it"
+            f" on {first.ssh}, or put this machine first into the hostfile"
+        )
+    keep = None if said["keep"] is None else parse_keep(said["keep"], "--keep")
+    if keep == 0:
+        raise ValueError("--keep is 0, and a model that is served stays at least a moment; give 5m")
+    return LeadOrder(name, plan, said["python"] or sys.executable, said["port"], address, keep)
+
+
+def _is_ours(address: str) -> bool:
+    with socket.socket() as sock, suppress(OSError):
+        sock.bind((address, 0))
+        return True
+    return False
+
+
+def _free_place(name: str) -> Place:
+    """Where its host will live; ValueError where one lives."""
+    from ..host.place import HostUnavailable, host_place
+    from ..host.start import find
+
+    try:
+        place = host_place(name)
+        channel = find(place)
+    except HostUnavailable as error:
+        raise click.ClickException(str(error)) from error
+    if channel is not None:
+        pid = channel.welcome.get("pid")
+        channel.close()
+        raise ValueError(
+            f"{MODEL_ID}/{name} is served already (process {pid}); {_STOP} {quote(name)} ends it"
+        )
+    return place
+
+
+def _start(place: Place, order: LeadOrder) -> None:
+    """Start rank 0, which starts the others, and wait until all of them have the model."""
+    from ..engine.events import Loading
+    from ..host.child import Program, host_command
+    from ..host.exchange import ConnectionLost, Patience, answer
+    from ..host.start import connect
+    from ..machines.orders import order_to_line
+    from ..models.progress import ProgressLine
+
+    patience = Patience()
+    program = Program(host_command(_LEAD), order_to_line(order), _FOR_SSH)
+    try:
+        with closing(connect(place, program=program)) as channel, ProgressLine() as line:
+            for event in answer(channel, _load(order.name), patience, patience.loading):
+                if isinstance(event, Loading):
+                    line(event.stage, event.done, event.total)
+    except (ConnectionLost, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _load(name: str) -> Mapping[str, Any]:
+    """An ask that computes nothing, and needs the model in memory."""
+    from ..chat.messages import Message
+    from ..engine import wire
+    from ..engine.request import GenerationRequest
+
+    request = GenerationRequest((Message("user", "."),), look=True)
+    return {"ask": "generate", "model": f"{SERVED}{name}", "request": wire.to_json(request)}
+
+
+def _end(name: str) -> None:
+    """End what was begun: it is no use to anybody."""
+    from ..host.asking import asked, terminate
+    from ..host.errors import HostStopped
+    from ..host.place import HostUnavailable
+    from ..host.start import HostSilent
+
+    for _ in range(2):
+        try:
+            asked({"ask": "stop", "why": "it could not be served"}, name)
+        except HostSilent as error:
+            if error.pid:
+                terminate(error.pid)
+        except (HostUnavailable, HostStopped):
+            return
+
+
+def _register(name: str, served: ServedOver) -> None:
+    def with_it(settings: Settings) -> Settings:
+        _check_own(settings, name)
+        before = settings.model(name)
+        aliases = () if before is None else before.aliases
+        made = RegisteredModel(
+            name=name, reference=f"{SERVED}{name}", aliases=aliases, served=served
+        )
+        others = tuple(model for model in settings.models if model != before)
+        return settings.changed(models=(*others, made))
+
+    change_settings(with_it)
+
+
+def _show(name: str, plan: GroupPlan, *, as_json: bool) -> None:
+    hosts = [machine.ssh for machine in plan.hosts.machines]
+    if as_json:
+        show_json(
+            {
+                "model": f"{MODEL_ID}/{name}",
+                "reference": plan.model,
+                "split": plan.split,
+                "backend": plan.backend.value,
+                "hosts": hosts,
+            }
+        )
+        return
+    click.echo(
+        f"{MODEL_ID}/{name} is served by {len(hosts)} ranks ({plan.split}, {plan.backend.value}):"
+        f" {', '.join(hosts)}; {_STOP} {quote(name)} ends it"
+    )

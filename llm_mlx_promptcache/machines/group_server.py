@@ -1,0 +1,118 @@
+"""GroupServer: the resident host of one model over several machines, in rank 0's process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from ..config import MODEL_ID
+from ..engine.engine import Engine
+from ..engine.pool import hold_engine
+from ..engine.ranks import EXIT_STATUS
+from ..host.life import Life, Signs
+from ..host.served import remember_end
+from ..host.server import Server
+from ..models.references import SERVED
+from .lead import Lead
+from .orders import LeadOrder
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..engine.events import Loading
+    from ..engine.scheduler import Scheduler
+    from ..host.connections import ClientConnection
+    from ..host.place import Place
+
+_TELL_SECONDS: Final = 5.0  # for askers to be told why there is no more
+
+Load = Callable[[Lead, Callable[["Loading"], None]], "Scheduler"]
+
+
+class GroupServer(Server):
+    """A host that answers for one model, whose ranks it has started; it stays until it is stopped.
+
+    `load` meets the ranks and loads this one's part. The group's end is this process's.
+    """
+
+    def __init__(self, place: Place, mine: Mapping[str, Any], order: LeadOrder, load: Load) -> None:
+        super().__init__(place, mine, Life(order.keep, time.monotonic()))
+        self._place_of_group = place
+        self._order = order
+        self._load = load
+        self._lead = Lead(order, self._ranks_ended)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.reference = f"{SERVED}{order.name}"
+        self._engine = hold_engine(self.reference, self._loaded)
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer until the host's life is over, then end the other ranks."""
+        self._loop = asyncio.get_running_loop()
+        remember_end(self._place_of_group, "")
+        try:
+            await super().serve(listening)
+        finally:
+            await asyncio.to_thread(self._lead.close)
+
+    async def engine_for(self, model: str) -> Engine:
+        """The one engine that there is; ValueError for another model's."""
+        if model != self.reference:
+            raise ValueError(f"this host serves {MODEL_ID}/{self._order.name} alone")
+        return self._engine
+
+    async def control(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As any host's; `ps` shows the ranks, and a model whose parts are elsewhere stays."""
+        if ask.get("ask") == "unload":
+            return {"unloaded": False}
+        result = await super().control(ask)
+        return {**result, "group": self._shown()} if ask.get("ask") == "ps" else result
+
+    @contextmanager
+    def asked_by(self, connection: ClientConnection, keep: float | None) -> Iterator[None]:
+        """A request is under way; how long a group stays is no client's to say."""
+        del keep
+        with super().asked_by(connection, self._order.keep):
+            yield
+
+    def signs(self) -> Signs:
+        """Nothing else holds this model: only that nobody can reach it speaks against staying."""
+        return Signs(socket_gone=self.socket_gone)
+
+    def _loaded(self, tell: Callable[[Loading], None]) -> Scheduler:
+        try:
+            return self._load(self._lead, tell)
+        except BaseException as error:
+            self._end(f"it could not be loaded: {error}", times=1)
+            raise
+
+    def _shown(self) -> Mapping[str, Any]:
+        plan = self._order.plan
+        return {
+            "name": self._order.name,
+            "model": plan.model,
+            "split": plan.split,
+            "backend": plan.backend.value,
+            "ranks": self._lead.shown(),
+        }
+
+    def _ranks_ended(self, why: str) -> None:
+        """A rank is gone: who asks is told, and the process ends, whatever its threads wait for."""
+        self._end(why, times=2)
+        until = time.monotonic() + _TELL_SECONDS
+        while self._open and time.monotonic() < until:
+            time.sleep(0.01)
+        os._exit(EXIT_STATUS)
+
+    def _end(self, why: str, times: int) -> None:
+        """Remember why, and be asked to stop: once to take nothing new, twice to cut what goes on.
+
+        From any thread.
+        """
+        remember_end(self._place_of_group, why)
+        assert self._loop is not None
+        for _ in range(times):
+            self._loop.call_soon_threadsafe(self.stop, why)

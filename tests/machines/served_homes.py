@@ -1,0 +1,117 @@
+"""A user's home whose models are served over several ranks, and the processes of those."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+import forks
+import left_hosts
+from click.testing import CliRunner
+from hostfiles import local, written
+
+from llm_mlx_promptcache.commands import mlx_cached
+
+LONG = 120
+MODULE = "llm_mlx_promptcache.machines"
+
+
+class ServedHome:
+    """`llm` of one user, who has one model and a machine `mac1` that ssh leads to."""
+
+    def __init__(self, folder, model):
+        self.folder, self.model = folder, str(model)
+        self.ssh_log = folder / "ssh.log"
+        hosts = [local(1)[0], {"ssh": "mac1", "ips": ["127.0.0.1"]}]
+        self.hosts = written(folder / "hosts.json", hosts)
+
+    def write_ssh(self, text):
+        """What `ssh` is to this user."""
+        ssh = self.folder / "bin" / "ssh"
+        ssh.parent.mkdir()
+        ssh.write_text(text)
+        ssh.chmod(0o700)
+
+    @property
+    def environment(self):
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return {
+            **os.environ,
+            "PATH": path,
+            "LLM_USER_PATH": str(self.folder / "llm"),
+            "LLM_MLX_CACHED_HOME": str(self.folder / "mlx"),
+        }
+
+    def llm(self, *arguments, status=0):
+        """Run `llm`; what it wrote to stdout and stderr."""
+        done = subprocess.run(
+            [forks.llm(), *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LONG,
+        )
+        out, errors = (
+            each.decode("utf-8", "replace").strip() for each in (done.stdout, done.stderr)
+        )
+        assert done.returncode == status, errors
+        assert "Traceback" not in errors
+        return out, errors
+
+    def ours(self, *arguments, status=0):
+        """Run `llm mlx-cached ...` in this process, which is faster; its stdout and stderr."""
+        done = CliRunner().invoke(mlx_cached, [*map(str, arguments)], env=self.environment)
+        assert done.exit_code == status, done.output
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.stdout.strip(), done.stderr.strip()
+
+    def told(self, *arguments):
+        """What a command of ours says to programs."""
+        return json.loads(self.ours(*arguments, "--json")[0])
+
+    def serve(self, name, *options, hosts=None, status=0):
+        given = ("--hosts", hosts or self.hosts, "--name", name)
+        return self.ours("serve", self.model, *given, *options, status=status)
+
+    def group(self, name):
+        """What `ps` tells of a served model."""
+        (found,) = [one for one in self.told("ps")["served"] if one["name"] == name]
+        return found
+
+    def told_by_all(self, name):
+        """The same, once each rank's beat has told what it holds: there are two a second."""
+        until = time.monotonic() + LONG
+        found = self.group(name)
+        while not all(one["held"] for one in found["ranks"]):
+            assert time.monotonic() < until, found
+            time.sleep(0.05)
+            found = self.group(name)
+        return found
+
+    def ranks(self, name):
+        """The processes of its ranks, by their ranks."""
+        return [one["pid"] for one in self.group(name)["ranks"]]
+
+    def processes(self):
+        """All processes of ours that live in this home."""
+        own = f"LLM_MLX_CACHED_HOME={self.folder / 'mlx'} "
+        return [
+            pid
+            for pid, told in left_hosts.processes()
+            if f"-m {MODULE}" in told and own in f"{told} "
+        ]
+
+    def wait_for(self, kept):
+        """Wait until no process is left but those that are `kept`."""
+        until = time.monotonic() + LONG
+        while left := set(self.processes()) - set(kept):
+            assert time.monotonic() < until, left
+            time.sleep(0.02)
+
+    def end(self):
+        self.ours("stop")
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

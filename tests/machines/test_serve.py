@@ -1,0 +1,207 @@
+"""A model over two ranks as users have it: served, asked, shown, stopped, and lost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import left_hosts
+import pytest
+from hostfiles import local, macs, written
+
+NOBODY = [local(1)[0], {"ssh": "unknown", "ips": ["127.0.0.1"]}]
+
+
+def test_a_served_model_is_asked_by_its_name_and_goes_on(tiny):
+    asked = ("-o", "max_tokens", "6", "-o", "temperature", "0")
+    answer, _ = tiny.llm("-m", "mlx-cached/tiny", *asked, "Hello the capital")
+    tiny.llm("-c", *asked, "and the answer")
+    first, second = json.loads(tiny.llm("logs", "-n", "2", "--json")[0])
+    assert first["response"].strip() == answer
+    usage = json.loads(second["token_details"] or "{}")
+    assert second["conversation_id"] == first["conversation_id"]
+    assert usage["cached"] > 0
+
+
+def test_langchain_reaches_it_too(tiny):
+    code = (
+        "from langchain_mlx_cached import ChatMLXCached;"
+        "model = ChatMLXCached(model='mlx-cached/tiny', max_tokens=4);"
+        "print(len(model.invoke('Hello the capital').content) > 0,"
+        " model.get_num_tokens('Hello') > 0, model.profile['max_input_tokens'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=tiny.environment, capture_output=True, text=True
+    )
+    assert done.stdout == "True True 2048\n", done.stderr
+
+
+def test_ps_shows_the_ranks_and_what_they_hold(tiny):
+    group = tiny.told_by_all("tiny")
+    assert [(one["rank"], one["host"]) for one in group["ranks"]] == [(0, "127.0.0.1"), (1, "mac1")]
+    assert all(0 <= one["seconds"] < 10 and one["held"] > 0 for one in group["ranks"])
+    assert (group["split"], group["backend"], group["keep"]) == ("tensor", "ring", None)
+    assert group["model"] == tiny.model
+    shown, _ = tiny.ours("ps")
+    head, first, second = shown.splitlines()
+    assert head.startswith("mlx-cached/tiny over 2 ranks (tensor, ring): process ")
+    assert "stays for ever" in head
+    assert re.fullmatch(r"0\t127\.0\.0\.1\t[\d.]+ \w?B\t[\d.]+ s ago", first)
+    assert re.fullmatch(r"1\tmac1\t[\d.]+ \w?B\t[\d.]+ s ago", second)
+
+
+def test_the_other_machine_is_asked_by_ssh_alone_and_told_nothing_in_words(tiny):
+    (line, *_) = tiny.ssh_log.read_text().splitlines()
+    assert line.split("\t") == ["mac1", f"{sys.executable} -P -m llm_mlx_promptcache.machines"]
+    told = dict(left_hosts.processes())
+    for pid in tiny.processes():
+        assert not re.search(r"[0-9a-f]{64}", told[pid])  # no secret of 32 bytes
+
+
+def test_it_is_never_loaded_here_and_its_tokenizer_is(tiny):
+    models = tiny.told("models")["models"]
+    (entry,) = [one for one in models if one["model"] == "mlx-cached/tiny"]
+    assert (entry["reference"], entry["folder"]) == ("served:tiny", tiny.model)
+    _, errors = tiny.ours("bench", "--model", "mlx-cached/tiny", status=1)
+    assert "mlx-cached/tiny runs over several machines" in errors
+
+
+def test_one_that_is_served_is_not_served_again(tiny):
+    _, errors = tiny.serve("tiny", status=1)
+    assert re.search(
+        r"mlx-cached/tiny is served already \(process \d+\); llm mlx-cached stop tiny", errors
+    )
+    _, errors = tiny.ours("serve", "mlx-cached/tiny", "--hosts", tiny.hosts, status=1)
+    assert "mlx-cached/tiny is served already; give the model that it is" in errors
+
+
+def test_stop_ends_all_ranks_and_says_how_to_start_them(home):
+    home.serve("stopped", hosts=written(home.folder / "local.json", local()))
+    before = set(home.processes())
+    pids = set(home.ranks("stopped"))
+    assert pids <= before
+    told = home.told("stop", "stopped")
+    assert [one["name"] for one in told["served"]] == ["stopped"]
+    home.wait_for(before - pids)
+    _, errors = home.llm("-m", "mlx-cached/stopped", "Hello", status=1)
+    assert errors.splitlines() == [
+        "Error: mlx-cached/stopped runs over several machines, and is not served now; start it:"
+        f" llm mlx-cached serve {home.model} --hosts {home.folder / 'local.json'} --split tensor"
+        " --backend ring --name stopped"
+    ]
+    assert home.ours("stop", "stopped")[0] == "stopped is not served"
+    _, errors = home.ours("stop", "nobody", status=1)
+    assert "'nobody' is no model that is served over several machines" in errors
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_all_and_is_told(home, rank):
+    home.serve("killed")
+    pids = home.ranks("killed")
+    others = set(home.processes()) - set(pids)
+    os.kill(pids[rank], signal.SIGKILL)
+    home.wait_for(others)
+    _, errors = home.llm("-m", "mlx-cached/killed", "Hello", status=1)
+    assert "mlx-cached/killed runs over several machines, and is not served now" in errors
+    if rank:  # rank 0 itself could write nothing down
+        why = r"\(it ended at [-\d]+ [:\d]+: rank 1 \(mac1\) is gone; mac1: it (was killed|ended)"
+        assert re.search(why, errors)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "options", "words"),
+    [
+        ("{", (), "holds no JSON; mlx.distributed_config writes one"),
+        (local(1), (), "it names 1 hosts; give 2 to 64"),
+        (local(), ("--backend", "jaccl"), "lists no RDMA device from '127.0.0.1'"),
+        (macs(), ("--backend", "ring"), "10.0.0.1 is no address of this machine, and rank 0 runs"),
+        (local(), ("--name", "a/b"), "'a/b' is no name for a model that is served"),
+        (local(), ("--keep", "soon"), "--keep is 'soon'; give"),
+        (local(), ("--keep", "0"), "--keep is 0"),
+        (
+            [local(1)[0], {"ssh": "unknown", "ips": ["127.0.0.1"]}],
+            (),
+            "unknown: it ended (status 1",
+        ),
+    ],
+)
+def test_what_can_not_be_served_is_told_in_a_line(home, hosts, options, words):
+    before = home.processes()
+    path = written(home.folder / "bad.json", hosts)
+    _, errors = home.serve("bad", *options, hosts=path, status=1)
+    assert words in errors.splitlines()[-1]
+    home.wait_for(before)
+    assert "mlx-cached/bad" not in [one["model"] for one in home.told("models")["models"]]
+
+
+# A Python on the other machine whose rank differs in one thing.
+OTHER_PYTHON = """#!/bin/sh
+exec {python} -P -c "
+from llm_mlx_promptcache.machines import rank_main
+{change}
+raise SystemExit(rank_main.main())"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "real = rank_main.versions; rank_main.versions = lambda: real()._replace(mlx='0.1')",
+            "mac1: it runs mlx 0.1, and this machine ",
+        ),
+        (
+            "rank_main.files_of = lambda folder: {'config.json': 1}",
+            "mac1: its config.json has 1 bytes, and here it has ",
+        ),
+        (
+            "real = rank_main.rank_order;"
+            " rank_main.rank_order = lambda line: real(line)._replace(secret='00' * 32)",
+            "refused this rank's secret",
+        ),
+    ],
+)
+def test_another_machine_that_is_not_the_same_is_told_by_its_host(home, change, words):
+    before = home.processes()
+    python = home.folder / "other-python"
+    python.write_text(OTHER_PYTHON.format(python=sys.executable, change=change))
+    python.chmod(0o700)
+    _, errors = home.serve("other", "--python", python, status=1)
+    assert words in errors.splitlines()[-1]
+    home.wait_for(before)
+
+
+@pytest.mark.soak
+def test_a_rank_that_is_stopped_is_told_and_does_not_stay(home):
+    """Ten seconds of silence, and it is ended by a signal that it can't put off."""
+    before = home.processes()
+    home.serve("still")
+    os.kill(home.ranks("still")[1], signal.SIGSTOP)
+    home.wait_for(before)
+    _, errors = home.llm("-m", "mlx-cached/still", "Hello", status=1)
+    assert "rank 1 (mac1) has said nothing for 10 seconds" in errors
+
+
+def test_what_is_served_is_not_removed(tiny):
+    _, errors = tiny.ours("remove", "tiny", status=1)
+    assert errors == "Error: mlx-cached/tiny is served now; llm mlx-cached stop tiny ends it"
+
+
+def test_what_is_served_holds_what_clear_can_not_reach(tiny):
+    _, errors = tiny.ours("clear", status=1)
+    assert errors.splitlines()[-1] == (
+        "Error: tiny is served over several machines, whose memory is not cleared: llm mlx-cached"
+        " stop tiny, then clear once more, here and on each of them"
+    )
+
+
+def test_an_adapter_is_refused_before_anything_starts(home):
+    adapter = home.folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    _, errors = home.ours(
+        "serve", f"{home.model}@{adapter}", "--hosts", home.hosts, "--name", "adapted", status=1
+    )
+    assert "adapters are not cut for several machines; fuse it into" in errors
