@@ -40,17 +40,18 @@ def how_it_ended(group):
     return told["ended"]
 
 
-def test_law_18_after_a_restart_all_is_reused(folder, tmp_path):
+def test_law_18_after_a_restart_all_is_reused_also_where_ranks_share_a_folder(folder, tmp_path):
     whole = Whole(folder, tmp_path / "whole")
-    with RankGroup(folder, tmp_path) as group:
+    shared = {1: {"disk": str(tmp_path / "0")}}
+    with RankGroup(folder, tmp_path, own=shared) as group:
         chat = talk(group.ready(), whole)
         group.close()
     whole.close()
     whole.restart()
-    with RankGroup(folder, tmp_path) as group:
+    with RankGroup(folder, tmp_path, own=shared) as group:
         chat.group = group.ready()
         before = chat.before
-        assert chat.say(TURNS[2]).usage.cached >= before  # 1.00 from both disks
+        assert chat.say(TURNS[2]).usage.cached >= before  # 1.00 from the disk
         group.close()
 
 
