@@ -12,7 +12,7 @@ from ..config import load_settings
 from ..engine.pool import disk_store
 from ..models.names import resolve
 from .host import seen_by_host
-from .shown import json_option, model_option, show_json
+from .shown import counted, json_option, model_option, show_json, were
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -66,8 +66,10 @@ def export(*, file: Path, as_json: bool, **asked: Unpack[_ExportFlags]) -> None:
         wanted = len(chosen.tokens)
         show_json({"file": str(file), "tokens": done.tokens, "of": wanted, "bytes": done.bytes})
         return
-    of = f" of {len(chosen.tokens)}" if done.tokens < len(chosen.tokens) else ""
-    click.echo(f"{done.tokens}{of} tokens are in {file}: {format_size(done.bytes)}")
+    whole = counted(len(chosen.tokens), "token")
+    held = whole if done.tokens == len(chosen.tokens) else f"{done.tokens} of {whole}"
+    verb = "is" if done.tokens == 1 else "are"
+    click.echo(f"{held} {verb} in {file}: {format_size(done.bytes)}")
 
 
 @click.command(name="import")
@@ -94,9 +96,11 @@ def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: b
         told = {"tokens": done.tokens, "known": done.known, "model": done.model, "span": file_id}
         show_json(told)
     elif done.known >= done.tokens:
-        click.echo(f"all {done.tokens} tokens were stored already, {where}")
+        count = counted(done.tokens, "token")
+        click.echo(f"all {count} {were(done.tokens)} stored already, {where}")
     else:
-        click.echo(f"{done.tokens} tokens of {done.model} are stored now, {where}")
+        verb = "is" if done.tokens == 1 else "are"
+        click.echo(f"{counted(done.tokens, 'token')} of {done.model} {verb} stored now, {where}")
 
 
 def _chosen(store: DiskStore, asked: _ExportFlags) -> ChosenPath:
@@ -117,7 +121,7 @@ def _span(store: DiskStore, name: str, cache_salt: str) -> ChosenPath:
     listing = store.listing()
     found = listing.named(name)
     if len(found) != 1:
-        what = f"{len(found)} spans begin with" if found else "no span on the disk has"
+        what = f"{counted(len(found), 'span')} begin with" if found else "no span on the disk has"
         raise click.ClickException(f"{what} the id {name!r}; llm mlx-cached tree shows the ids")
     (span,) = found
     return span_chosen(listing, span, store.layout(span.namespace), cache_salt)
