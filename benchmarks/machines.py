@@ -1,4 +1,4 @@
-"""What a model over 2, 4 and 8 Macs would cost a token, on paper: nothing here ran on a Mac.
+"""The cost of a token for a model over 2, 4 and 8 Macs, on paper: nothing here ran on a Mac.
 
 Counted: mlx-lm's own models are made of published configs, cut as `llm mlx-cached serve` cuts them
 (no weight is ever computed: MLX is lazy), and asked for a token; what they would send, and the
@@ -78,7 +78,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Network(NamedTuple):
-    """What carries the collectives: GB/s one way, microseconds a message, whether all to all."""
+    """The carrier of the collectives: GB/s one way, microseconds a message, whether all to all."""
 
     name: str
     bandwidth: float
@@ -107,7 +107,7 @@ NETWORKS = (
 
 
 class Part(NamedTuple):
-    """What one rank holds and reads for a token, and the sizes of what it sums with others."""
+    """The bytes that one rank holds and reads for a token, and the sizes of its shared sums."""
 
     held: int
     read: float
@@ -116,7 +116,7 @@ class Part(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What mlx-lm asks of a group while it cuts."""
+    """A group as mlx-lm needs it to cut a model."""
 
     ranks: int
 
@@ -125,7 +125,7 @@ class Place(NamedTuple):
         return 0
 
     def size(self) -> int:
-        """How many there are."""
+        """The number of ranks."""
         return self.ranks
 
 

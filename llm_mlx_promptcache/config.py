@@ -86,7 +86,7 @@ _Days = Annotated[float, Field(gt=0, lt=MOST_DAYS, allow_inf_nan=False)]
 
 
 class ServedOver(BaseModel):
-    """What a model over several machines is: a folder or hub id, the hostfile, how it is cut."""
+    """A model over several machines: a folder or hub id, the hostfile, how it is cut."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 

@@ -87,7 +87,7 @@ def _checked(reference: str) -> list[str]:
 
 
 def last_part(reference: str) -> str:
-    """What a model is called where nobody says."""
+    """The default name of a model."""
     base, _ = divided(reference)
     return "embedded" if base == DEFAULT_MODEL else Path(base).name
 

@@ -105,7 +105,7 @@ def _checked(named: NamedModel) -> NamedModel:
 
 
 def _name(given: str | None, named: NamedModel) -> str:
-    """What it is called; ValueError where another model has the name."""
+    """The model's name; ValueError if another model has it."""
     name = checked_name(given or last_part(named.reference))
     if "@" in name or "/" in name:
         raise ValueError(
@@ -155,7 +155,7 @@ def _is_ours(address: str) -> bool:
 
 
 def _free_place(name: str) -> Place:
-    """Where its host will live; ValueError where one lives."""
+    """The place of its host; ValueError if one lives there."""
     from ..host.place import HostUnavailable, host_place
     from ..host.start import find
 

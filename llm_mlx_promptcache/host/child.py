@@ -22,7 +22,7 @@ _LARGEST_LOG: Final = 1_000_000  # bytes
 
 
 class Program(NamedTuple):
-    """What starts a host: its command, what it is told on its standard input, if anything.
+    """The program that starts a host: its command, and the words for its standard input, if any.
 
     `variables` are names of the environment that it is given beside those of every host.
     """
@@ -77,7 +77,7 @@ def host_command(module: str = _MODULE) -> list[str]:
 
 @contextmanager
 def _to_read(told: bytes) -> Iterator[IO[bytes] | int]:
-    """What a process reads as its standard input: these bytes, in no file that has a name."""
+    """The standard input of a process: these bytes, in no file that has a name."""
     if not told:
         yield subprocess.DEVNULL
         return

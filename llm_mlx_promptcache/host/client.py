@@ -187,7 +187,7 @@ class RemoteEngine:
         return connect(place, waits=self._patience.waits)
 
     def _keep(self) -> float | None:
-        """How long the host is to stay for this; None for ever."""
+        """Seconds that the host is to stay for this; None for forever."""
         return keep_seconds()
 
     def _lost(self, why: str) -> HostLost:

@@ -35,7 +35,7 @@ class ServedEngine(RemoteEngine):
 
     @property
     def name(self) -> str:
-        """What users call it, behind `mlx-cached/`."""
+        """Its name for users, behind `mlx-cached/`."""
         return served_name(self._reference)
 
     def unload(self, timeout: float = 30.0) -> bool:
@@ -77,7 +77,7 @@ def served_names() -> tuple[str, ...]:
 
 
 def is_served(name: str) -> bool:
-    """Whether one of them is served now, or something is there that does not answer."""
+    """True if one of them is served now, or something is there that does not answer."""
     try:
         return asked({"ask": "ps"}, name) is not None
     except EndedMeanwhile:
@@ -93,7 +93,7 @@ def remember_end(place: Place, why: str) -> None:
 
 
 def why_ended(place: Place) -> str:
-    """Why they have ended, and when, if it was no wish of the user's."""
+    """The reason and time of their end, if it was no wish of the user's."""
     with suppress(OSError, ValueError, OverflowError):
         told = read_plain(_ended(place), _MOST_BYTES).decode("utf-8")
         at, _, why = told.partition(" ")

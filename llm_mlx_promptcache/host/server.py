@@ -213,7 +213,7 @@ class Server:
         self._look(self.signs() if self._life.is_idle else None)
 
     def signs(self) -> Signs:
-        """What speaks against staying."""
+        """The signs against staying."""
         if self.clock() >= self._build_at:
             self._build_at = self.clock() + _BUILD_SECONDS
             self._replaced = dataclasses.asdict(build()) != self._mine["build"]
@@ -221,7 +221,7 @@ class Server:
 
     @property
     def socket_gone(self) -> bool:
-        """Whether nobody can connect any more."""
+        """True if nobody can connect any more."""
         return not same_file(self._place.socket, self._socket)
 
 

@@ -39,7 +39,7 @@ class HostfileError(ValueError):
 
 
 class Backend(Enum):
-    """What carries MLX's collectives: TCP, or RDMA over Thunderbolt, all to all or as a ring."""
+    """The carrier of MLX's collectives: TCP, or RDMA over Thunderbolt, all to all or as a ring."""
 
     RING = "ring"
     JACCL = "jaccl"
@@ -63,7 +63,7 @@ class Machine(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether its rank is a process of this machine, started without ssh."""
+        """True if its rank is a process of this machine, started without ssh."""
         return self.ssh in _HERE
 
 

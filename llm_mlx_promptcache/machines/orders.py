@@ -1,4 +1,4 @@
-"""What a process of a group is told on its standard input, and what a rank says of itself.
+"""Orders to a process of a group on its standard input, and a rank's words about itself.
 
 One line of JSON each way: a secret is in no command line and in no environment.
 """
@@ -17,11 +17,11 @@ MARK: Final = "llm-mlx-promptcache rank "  # before what a rank says; login shel
 
 
 class OrderError(ValueError):
-    """What a process was told is no order of ours."""
+    """A process was given something that is no order of ours."""
 
 
 class GroupPlan(NamedTuple):
-    """What a group is: a model, the machines by their ranks, how it is split, what carries it.
+    """The plan of a group: a model, the machines by rank, how it is split, what carries it.
 
     `model` is a folder or a hub id, `split` "tensor" or "pipeline".
     """
@@ -33,12 +33,12 @@ class GroupPlan(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return len(self.hosts.machines)
 
 
 class LeadOrder(NamedTuple):
-    """What rank 0's process is started with.
+    """The order with which rank 0's process starts.
 
     `python` runs the ranks of other machines, `port` is the first that MLX listens on there, and
     `address` is where they reach this one. `keep` is how many seconds it stays idle, None for ever.
@@ -53,7 +53,7 @@ class LeadOrder(NamedTuple):
 
 
 class RankOrder(NamedTuple):
-    """What any other rank is started with: who it is, where rank 0 listens, and the secret.
+    """The order to any other rank: who it is, where rank 0 listens, and the secret.
 
     `ports` are those that MLX listens on, of each rank one for each address.
     """
@@ -72,7 +72,7 @@ def order_to_line(order: LeadOrder | RankOrder) -> bytes:
 
 
 def lead_order(line: bytes) -> LeadOrder:
-    """What rank 0 was told; OrderError."""
+    """The order to rank 0; OrderError."""
     match _object(line):
         case {
             "name": str(name),
@@ -87,7 +87,7 @@ def lead_order(line: bytes) -> LeadOrder:
 
 
 def rank_order(line: bytes) -> RankOrder:
-    """What a rank was told; OrderError."""
+    """The order to a rank; OrderError."""
     match _object(line):
         case {
             "rank": int(rank),
@@ -103,12 +103,12 @@ def rank_order(line: bytes) -> RankOrder:
 
 
 def said(words: Mapping[str, Any]) -> bytes:
-    """What a rank says of itself, as a line."""
+    """A rank's words about itself, as a line."""
     return f"{MARK}{json.dumps(words)}\n".encode("ascii")
 
 
 def heard(line: bytes) -> Mapping[str, Any] | None:
-    """What a rank said of itself; None for a line of anybody else."""
+    """A rank's words about itself; None for a line of anybody else."""
     text = line.decode("utf-8", "replace")
     if not text.startswith(MARK):
         return None

@@ -49,7 +49,7 @@ class RankFailed(RuntimeError):
 
 
 def rank_command(machine: Machine, python: str) -> list[str]:
-    """What starts a rank: this interpreter here, or `python` by way of ssh.
+    """The command that starts a rank: this interpreter here, or `python` by way of ssh.
 
     A shell reads the words on the other machine, so they are quoted for one.
     """
@@ -98,11 +98,11 @@ class RankProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process is gone."""
+        """True if its process is gone."""
         return self._process.poll() is not None
 
     def hello(self, until: float) -> Mapping[str, Any]:
-        """What it says of itself; RankFailed, also where it says nothing by then."""
+        """Its words about itself; RankFailed, also if it says nothing by then."""
         try:
             told = self._hello.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
@@ -158,7 +158,7 @@ class RankProcess:
             self._process.stdin.flush()
 
     def _read(self) -> None:
-        """What it says of itself is the first line with our mark; what follows is nobody's."""
+        """Read its words about itself, the first line with our mark; the rest is nobody's."""
         assert self._process.stdout is not None
         read = 0
         for line in _lines(self._process.stdout, MOST_BYTES):
@@ -170,7 +170,7 @@ class RankProcess:
         self._hello.put(None)
 
     def _log(self) -> None:
-        """What it writes to stderr is in our log, and its last line is what it died of."""
+        """Write its stderr to our log; the last line is the cause of its death."""
         assert self._process.stderr is not None
         for line in _lines(self._process.stderr, _MOST_LINE):
             if line.strip():

@@ -1,4 +1,4 @@
-"""What must be the same on all machines before anything is loaded: packages, and a model's files.
+"""Versions that all machines must share before anything is loaded: packages, a model's files.
 
 Importing this file imports no MLX.
 """
@@ -22,7 +22,7 @@ _WORDS: Final = {"package": APP, "mlx_lm": "mlx-lm"}
 
 
 class Versions(NamedTuple):
-    """What a rank runs; `digest` is of what our own files hold."""
+    """The versions that a rank runs; `digest` is of our own files' contents."""
 
     protocol: int
     package: str
@@ -43,7 +43,7 @@ def versions() -> Versions:
 
 
 def versions_differ(mine: Versions, theirs: Any) -> str:
-    """Why ranks of these versions can't work together, "" where they can; `theirs` is untrusted."""
+    """The reason why such ranks can't work together, "" where they can; `theirs` is untrusted."""
     told = theirs if isinstance(theirs, Mapping) else {}
     for name, value in mine._asdict().items():
         if told.get(name) == value:
@@ -66,7 +66,7 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 def files_differ(mine: Mapping[str, int], theirs: Any) -> str:
-    """Which file of a model is not the same by its size, in words; "" for none."""
+    """The file of a model whose size differs, in words; "" for none."""
     told = theirs if isinstance(theirs, Mapping) else {}
     for name in sorted({*mine, *told}):
         one, other = mine.get(name), told.get(name)

@@ -13,7 +13,7 @@ from .references import served_name
 
 
 def served_over(reference: str) -> ServedOver | None:
-    """What such a model is; None for every other. ModelLoadError where nobody knows it any more."""
+    """The description of such a model; None for others. ModelLoadError if it is gone."""
     name = served_name(reference)
     if not name:
         return None
@@ -41,7 +41,7 @@ def how_to_serve(reference: str) -> str:
 
 
 def serve_command(reference: str) -> str:
-    """What a user types to have such a model served."""
+    """The command with which a user has such a model served."""
     name, served = served_name(reference), served_over(reference)
     assert served is not None
     told = ["llm", "mlx-cached", "serve", served.model, "--hosts", served.hosts]

@@ -1,4 +1,4 @@
-"""What front ends know of a model over several machines: its place, its end, how to start it."""
+"""Front ends' knowledge of a model over several machines: its place, its end, how to start it."""
 
 import os
 import stat

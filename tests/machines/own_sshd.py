@@ -13,7 +13,7 @@ LONG = 60
 
 
 def why_none():
-    """Why no sshd can be had here; "" where one can."""
+    """The reason why no sshd can be had here; "" where one can."""
     if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         return "there is no ssh here"
     if program() is None:

@@ -28,7 +28,7 @@ class ServedHome:
         self.hosts = written(folder / "hosts.json", hosts)
 
     def write_ssh(self, text):
-        """What `ssh` is to this user."""
+        """Write the program that is `ssh` to this user."""
         ssh = self.folder / "bin" / "ssh"
         ssh.parent.mkdir()
         ssh.write_text(text)
@@ -68,7 +68,7 @@ class ServedHome:
         return done.stdout.strip(), done.stderr.strip()
 
     def told(self, *arguments):
-        """What a command of ours says to programs."""
+        """The JSON output of a command of ours."""
         return json.loads(self.ours(*arguments, "--json")[0])
 
     def serve(self, name, *options, hosts=None, status=0):
@@ -76,7 +76,7 @@ class ServedHome:
         return self.ours("serve", self.model, *given, *options, status=status)
 
     def group(self, name):
-        """What `ps` tells of a served model."""
+        """The entry of a served model in `ps`."""
         (found,) = [one for one in self.told("ps")["served"] if one["name"] == name]
         return found
 

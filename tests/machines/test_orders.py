@@ -1,4 +1,4 @@
-"""What processes of a group are told and say, and the variables that MLX is given."""
+"""Orders to processes of a group, their words, and the variables that MLX is given."""
 
 import json
 import stat

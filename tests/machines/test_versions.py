@@ -1,4 +1,4 @@
-"""What must be the same on all machines, and how it is told that it is not."""
+"""Versions that all machines must share, and the words where they do not."""
 
 from llm_mlx_promptcache.machines.versions import (
     files_differ,
