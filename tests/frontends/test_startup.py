@@ -21,7 +21,9 @@ def imported(home, *arguments):
         "from llm.cli import cli\n"
         "cli()"
     )
-    variables = {"LLM_MLX_CACHED_KEEP": "0", **home.own()}
+    # Where the home's path is long, a host is found by the folder for temporary files.
+    found = {name: os.environ[name] for name in ("TMPDIR", "XDG_RUNTIME_DIR") if name in os.environ}
+    variables = {"LLM_MLX_CACHED_KEEP": "0", **home.own(), **found}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=variables | {"PATH": os.defpath, "HOME": str(home.folder)},
