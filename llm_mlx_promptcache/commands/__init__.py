@@ -37,6 +37,7 @@ _WHERE = {
     "path": "cache",
     "settings": "cache",
     "bench": "bench",
+    "doctor": "doctor",
 }
 
 

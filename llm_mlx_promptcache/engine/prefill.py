@@ -14,7 +14,7 @@ from .chunks import Beside, ChunkPlan, ChunkPlanner, chunk_end
 from .forward import prefill
 from .kv import KVHandle, KVManager
 from .reuse import reuse_of
-from .sequence import Sequence, next_short
+from .sequence import Sequence, next_short, overtake
 from .turns import Party
 
 
@@ -58,6 +58,10 @@ class Prefill:
         share = 1.0
         while share > 0 and (its_own := [one for one in sequences if one.party is party]):
             sequence = its_own[0] if party is Party.LONG else next_short(its_own)
+            if not _worth_a_pass(sequence, share, beside):
+                return
+            if party is Party.SHORT:
+                overtake(its_own, sequence)
             sequences.remove(sequence)
             sequences.append(sequence)
             most, start, error = sequence.chunk(beside), sequence.done, None
@@ -96,3 +100,12 @@ class Prefill:
         passed = [at for at in handle.stops | handle.ends if start < at <= len(path)]
         if passed:
             self._kv.insert(handle, path[: max(passed)])
+
+
+def _worth_a_pass(sequence: Sequence, share: float, beside: Beside) -> bool:
+    """Tell whether a share of a turn is enough for a prompt, to its end or half a chunk of it.
+
+    A pass costs about as much as 15 tokens on a CPU, and on a GPU whatever its tokens are.
+    """
+    most = sequence.chunk(beside)
+    return share == 1.0 or share * most >= min(sequence.left, most // 2)

@@ -192,10 +192,13 @@ class Sequence:
 
 def next_short(sequences: Iterable[Sequence]) -> Sequence:
     """The short prompt that runs next: the shortest, unless one has been overtaken too often."""
-    chosen = min(
+    return min(
         sequences,
         key=lambda one: (0, one.started) if one.overtaken >= MOST_PASSED else (1, one.left),
     )
+
+
+def overtake(sequences: Iterable[Sequence], chosen: Sequence) -> None:
+    """Count that a chunk of one prompt runs before those of others that came before it."""
     for one in sequences:
         one.overtaken += one.started < chosen.started
-    return chosen

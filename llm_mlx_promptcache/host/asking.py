@@ -36,11 +36,13 @@ class EndedMeanwhile(HostUnavailable):
     """The host ended in the middle of a question."""
 
 
-def asked(ask: Mapping[str, Any], served: str = "") -> Mapping[str, Any] | None:
+def asked(
+    ask: Mapping[str, Any], served: str = "", *, seconds: float = ANSWER_SECONDS
+) -> Mapping[str, Any] | None:
     """The host's result, with its `pid` added; None where there is no host.
 
     With a name, the host of a model that runs over several machines. The host's errors are raised
-    here. HostUnavailable where a host does not answer.
+    here. HostUnavailable where a host does not answer in so many seconds.
     """
     place = existing_place(served)
     channel = None if place is None else find(place)
@@ -48,8 +50,8 @@ def asked(ask: Mapping[str, Any], served: str = "") -> Mapping[str, Any] | None:
         return None
     with closing(channel):
         try:
-            channel.send(ask, ANSWER_SECONDS)
-            frame = channel.receive(ANSWER_SECONDS)
+            channel.send(ask, seconds)
+            frame = channel.receive(seconds)
         except TimeoutError:
             raise HostSilent(_pid(channel.welcome)) from None
         except ConnectionError:

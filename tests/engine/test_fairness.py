@@ -19,6 +19,7 @@ from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import HOME_VARIABLE
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.events import Finished, Progress
+from llm_mlx_promptcache.engine.prefill import Prefill
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.models.loading import load_model
 
@@ -267,6 +268,22 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(schedule
         for each, same in zip(one.last.logprobs, cold.last.logprobs, strict=True):
             assert each.chosen.logprob == pytest.approx(same.chosen.logprob, abs=1e-4)
     assert cache.check() == []
+
+
+def test_no_prompt_is_begun_for_a_few_of_its_tokens(played, monkeypatch):
+    """The rest of a turn is no pass of its own: each prompt here is less than a chunk."""
+    ran = []
+    chunk = Prefill.chunk
+
+    def counted(self, handle, ids, start, most):
+        end = chunk(self, handle, ids, start, most)
+        ran.append(end - start)
+        return end
+
+    monkeypatch.setattr(Prefill, "chunk", counted)
+    scheduler, model = played()
+    spent(scheduler, model, [(0, chat(200)), *((1, chat()) for _ in range(12))])
+    assert len(ran) == 13, ran
 
 
 def test_a_short_prompt_is_not_passed_for_ever_by_shorter_ones(played):

@@ -35,11 +35,14 @@ class Checkup:
         self._witness = witness
         self._upkeep = upkeep
 
-    def lines(self, *, fix: bool) -> list[str]:
-        """The faults, a line each; with `fix` they are mended, and damaged files removed."""
+    def lines(self, *, fix: bool, contents: bool) -> list[str]:
+        """The faults, a line each; with `fix` they are mended, and damaged files removed.
+
+        Files are read and verified with `contents`.
+        """
         self._upkeep.write_notes()
         mended = len(self._index.mended)
-        found = left = self._findings()
+        found = left = self._findings(contents=contents)
         if self._index.off:
             return [f"the folder {self._folder.path} can't be used"]
         for _ in range(_MOST_FIXES if fix else 0):
@@ -47,15 +50,16 @@ class Checkup:
                 break
             self._fix(left)
             # A file that was taken in again by its head may hold damaged content.
-            before, left = left, self._findings()
+            before, left = left, self._findings(contents=contents)
             if left == before:
                 break
         # Faults that could not even be looked at are mended by now.
         return [*self._index.mended[mended:], *(finding.said for finding in found)]
 
-    def _findings(self) -> list[Finding]:
+    def _findings(self, *, contents: bool) -> list[Finding]:
         def look(index: Index) -> list[Finding]:
-            return list(inspect(index, self._folder, self._pins, self._witness))
+            found = inspect(index, self._folder, self._pins, self._witness, contents=contents)
+            return list(found)
 
         nothing: list[Finding] = []
         return self._index.run(look, nothing, asked=True)

@@ -7,7 +7,7 @@ checked again while nobody else can write to the index.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,8 +46,10 @@ class Finding(NamedTuple):
     file_id: str = ""
 
 
-def inspect(index: Index, folder: StoreFolder, pins: Pins, witness: Witness) -> Iterator[Finding]:
-    """Everything that is wrong (law 3)."""
+def inspect(
+    index: Index, folder: StoreFolder, pins: Pins, witness: Witness, *, contents: bool = True
+) -> Iterator[Finding]:
+    """Everything that is wrong (law 3); without `contents` no span's file is read."""
     with index.snapshot():  # others may write between two of its queries
         wrong, all_rows = list(index.check()), list(index.every_row())
     wrong += [str(row) for row in all_rows if isinstance(row, DamagedIndex)]
@@ -58,17 +60,25 @@ def inspect(index: Index, folder: StoreFolder, pins: Pins, witness: Witness) -> 
         yield from _apart(index, folder, rows, names, witness)
     except DamagedIndex as error:
         yield Finding(Kind.INDEX, str(error))
+    if contents:
+        yield from _contents(index, folder, rows.values(), names)
+    yield from _pins(index, pins)
+
+
+def _contents(
+    index: Index, folder: StoreFolder, rows: Collection[SpanRow], names: Sequence[str]
+) -> Iterator[Finding]:
+    """Each file that has rows, read to its end."""
     file_ids, packs = file_ids_in(names), packs_in(names)
-    for row in sorted(rows.values()):
+    for row in sorted(rows):
         if not row.pack and row.file_id in file_ids:
             yield from _file(index, folder, [row])
     in_packs: dict[str, list[SpanRow]] = {}
-    for row in sorted(rows.values(), key=lambda row: row.start):
+    for row in sorted(rows, key=lambda row: row.start):
         if row.pack in packs:
             in_packs.setdefault(row.pack, []).append(row)
     for held in in_packs.values():
         yield from _file(index, folder, held)
-    yield from _pins(index, pins)
 
 
 def _apart(

@@ -299,9 +299,12 @@ class DiskStore:
 
         return self._index.run(look, otherwise, asked=True)
 
-    def check(self, *, fix: bool = False) -> list[str]:
-        """Faults, a line each (law 3); with `fix` they are mended, damaged files removed."""
-        return self._checkup.lines(fix=fix) if self.folder.exists() else []
+    def check(self, *, fix: bool = False, contents: bool = True) -> list[str]:
+        """Faults, a line each (law 3); with `fix` they are mended, damaged files removed.
+
+        Without `contents` files are only seen to be there, and not read.
+        """
+        return self._checkup.lines(fix=fix, contents=contents) if self.folder.exists() else []
 
     def sweep(self, *, every: bool = False) -> int:
         """Drop a killed process's leftovers; returns the number of files and rows."""

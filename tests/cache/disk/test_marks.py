@@ -6,12 +6,13 @@ import plistlib
 import stat
 import sys
 from array import array
+from types import SimpleNamespace
 
 import pytest
 from worlds import NAMESPACE, put
 
 from llm_mlx_promptcache.cache.disk import marks
-from llm_mlx_promptcache.cache.disk.marks import mark_as_cache
+from llm_mlx_promptcache.cache.disk.marks import mark_as_cache, marks_of
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
 SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/
@@ -28,6 +29,21 @@ def test_a_store_that_is_written_to_is_marked_and_one_that_is_read_is_not(tmp_pa
     store.clear()
     assert tag.exists()
     assert store.check() == []
+
+
+def test_the_marks_of_a_folder_are_seen(tmp_path, on_macos):
+    assert not marks_of(tmp_path).tag
+    assert not marks_of(tmp_path / "gone").tag
+    (tmp_path / "CACHEDIR.TAG").write_bytes(b"somebody else's")
+    assert not marks_of(tmp_path).tag
+    (tmp_path / "CACHEDIR.TAG").unlink()
+    mark_as_cache(tmp_path)
+    assert marks_of(tmp_path).tag
+    for size, excluded in ((-1, False), (60, True)):
+        on_macos(SimpleNamespace(getxattr=Asked(size)))
+        assert marks_of(tmp_path).excluded is excluded
+    on_macos(object())
+    assert marks_of(tmp_path).excluded is False
 
 
 def test_what_is_there_stays_and_what_was_begun_is_finished(tmp_path):
@@ -54,6 +70,17 @@ def test_where_no_tag_can_be_nothing_happens(tmp_path, kind):
     }[kind]()
     mark_as_cache(folder)
     assert outside.read_bytes() == b""
+
+
+class Asked:
+    """macOS's getxattr, which tells a size where it is given no buffer."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, path, name, buffer, *rest):
+        assert buffer is None
+        return self.size
 
 
 class Library:

@@ -1,0 +1,150 @@
+"""`llm mlx-cached doctor`: what this package promises, looked at on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..config import APP, cache_folder, data_folder
+from ..engine.pool import disk_store
+from ..models.names import resolve
+from ..models.references import divided
+from .doctor_diagnosis import Diagnosis, Health, Names, folder_name
+from .doctor_disk import read_speed
+from .doctor_host import host_seen
+from .doctor_machine import machine_diagnoses
+from .doctor_model import model_diagnoses
+from .doctor_places import disk_diagnoses, folder_diagnoses
+from .shown import counted, json_option, model_option, show_json, show_line, show_table
+
+_INTERRUPTED: Final = 130
+_COLUMNS: Final = ("part", "what", "found", "health", "what to do")
+
+
+@click.command()
+@model_option
+@json_option
+def doctor(*, model: str, as_json: bool) -> None:
+    """Check folders, disk, index, host and a model on this machine; status 1 where one is wrong.
+
+    With the model it measures warm beside cold, restored beside computed, together beside alone,
+    and speeds: in about a minute, in a cache of its own. The table is to be pasted into an issue:
+    no prompt and no name of a file of yours is in it.
+    """
+    began = time.monotonic()
+    lines: list[Diagnosis] = []
+    try:
+        lines.extend(_public(_looked_at(model), model))
+    except KeyboardInterrupt:
+        click.echo("doctor: stopped; nothing of yours was changed", err=True)
+        sys.exit(_INTERRUPTED)
+    _show(lines, time.monotonic() - began, as_json=as_json)
+    if any(line.health is Health.WRONG for line in lines):
+        sys.exit(1)
+
+
+def _looked_at(model: str) -> Iterator[Diagnosis]:
+    """Each line, with whatever it names."""
+    _say("looking at the machine, the folders and the disk")
+    yield from machine_diagnoses()
+    folders = list(folder_diagnoses(cache_folder(), data_folder()))
+    yield from folders
+    if any(line.health is Health.WRONG for line in folders):
+        # Who opens the cache makes its folder its owner's alone: it is to be seen as it is.
+        said = "left out until the folders are right"
+        yield Diagnosis("disk", "index", said, Health.NOTE, "then run this again")
+    else:
+        yield from disk_diagnoses(disk_store())
+    host = host_seen()
+    yield from host.lines
+    try:
+        reference = resolve(model).reference
+    except ValueError as error:
+        yield Diagnosis("model", "model", str(error), Health.WRONG, "llm mlx-cached models")
+        return
+    with _own_folder() as folder:
+        yield read_speed(folder)
+        _say("loading and running the model, for about a minute")
+        yield from model_diagnoses(reference, folder / "cache", host.held)
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder on the disk of the user's cache, beside it where that may be; removed afterwards."""
+    beside = cache_folder().parent
+    place = beside if os.access(beside, os.W_OK | os.X_OK) else None
+    # Where Ctrl-C ends a write, its file may come behind the last look at the folder.
+    made = tempfile.TemporaryDirectory(
+        prefix=f"{APP}-doctor-", dir=place, ignore_cleanup_errors=True
+    )
+    with made as folder:
+        yield Path(folder)
+
+
+def _public(lines: Iterator[Diagnosis], model: str) -> Iterator[Diagnosis]:
+    """The same without anything that is the user's own."""
+    named = [(folder, folder_name(folder)) for folder in (cache_folder(), data_folder())]
+    names = Names([*named, *_model_names(model)])
+    for line in lines:
+        found, todo = names.public(line.found), names.public(line.todo)
+        yield replace(line, found=found, todo=todo, figures=_public_figures(line.figures, names))
+
+
+def _model_names(model: str) -> Iterator[tuple[str, str]]:
+    """The folders of a model and of its adapter, which have names of the user's."""
+    try:
+        reference = resolve(model).reference
+    except ValueError:
+        return
+    for part in divided(reference):
+        if part.startswith("/"):
+            yield part, "the model's folder"
+
+
+def _public_figures(figures: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    return {
+        name: names.public(one)
+        if isinstance(one, str)
+        else _public_figures(one, names)
+        if isinstance(one, Mapping)
+        else one
+        for name, one in figures.items()
+    }
+
+
+def _show(lines: Sequence[Diagnosis], seconds: float, *, as_json: bool) -> None:
+    counts = Counter(line.health for line in lines)
+    wrong, notes = counts[Health.WRONG], counts[Health.NOTE]
+    if as_json:
+        told = [
+            {
+                "part": line.part,
+                "what": line.what,
+                "found": line.found,
+                "health": line.health.value,
+                "todo": line.todo,
+                "figures": line.figures,
+            }
+            for line in lines
+        ]
+        show_json({"wrong": wrong, "worth_knowing": notes, "seconds": seconds, "lines": told})
+        return
+    rows = [(line.part, line.what, line.found, line.health.value, line.todo) for line in lines]
+    show_table(_COLUMNS, rows)
+    show_line(
+        f"{counted(len(lines), 'line')} in {seconds:.0f} s: {wrong} wrong, {notes} worth knowing"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(f"doctor: {text}", err=True)
