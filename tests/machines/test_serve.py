@@ -47,7 +47,7 @@ def test_ps_shows_the_ranks_and_what_they_hold(tiny):
     shown, _ = tiny.ours("ps")
     head, first, second = shown.splitlines()
     assert head.startswith("mlx-cached/tiny over 2 ranks (tensor, ring): process ")
-    assert "stays for ever" in head
+    assert "stays forever" in head
     assert re.fullmatch(r"0\t127\.0\.0\.1\t[\d.]+ \w?B\t[\d.]+ s ago", first)
     assert re.fullmatch(r"1\tmac1\t[\d.]+ \w?B\t[\d.]+ s ago", second)
 
