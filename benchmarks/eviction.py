@@ -2,12 +2,15 @@
 
     python benchmarks/eviction.py TRACE [--capacities 500,1000,...] [--half first|second]
     python benchmarks/eviction.py --synthetic chats [--seed 1]
+    python benchmarks/eviction.py --sharegpt ShareGPT_V3_unfiltered_cleaned_split.json
 
 TRACE is in Mooncake's format (one JSON object a line, `hash_ids` an id for each block of a
-prompt). A request hits its longest run of stored blocks, and the rest is stored; its own path stays
-while it runs, and a block is evicted only after all that hang on it. The orders are the project's
-own `CacheOrder`, driven as the cache drives it; LFU and the optimum (Belady) are policies for that
-same order. The optimum alone may drop blocks that it has just stored.
+prompt); ShareGPT's conversations are made into one, with tiers by author. A request hits its
+longest run of blocks that are there, and the rest is stored; its own path stays while it runs,
+and a block goes only after all that hang on it. The orders are the project's own `CacheOrder`,
+driven as the cache drives it: the default, which follows `history` or `recency`, and those two
+alone. What was tried and the optimum (Belady) are policies for that same order. The optimum alone
+may drop what it has just stored.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from eviction_traces import SYNTHETIC, mooncake
+from sharegpt import sharegpt
 
-from llm_mlx_promptcache.cache.memory.order import CacheOrder
-from llm_mlx_promptcache.cache.memory.policies import POLICIES, Entry, Heads, Policy, Worth
+from llm_mlx_promptcache.cache.memory.order import POLICIES, CacheOrder
+from llm_mlx_promptcache.cache.memory.policies import Entry, Heads, PastUse, Policy, Recency
 from llm_mlx_promptcache.cache.memory.simulation import OwnPath, TracedPath, hit_ratio
 
 NEVER = 1 << 60
@@ -62,16 +66,32 @@ class Hyperbolic(Policy):
         return min(heads, key=lambda uses: (uses + 1) / (now - heads[uses].last_used + 1))
 
 
-class Unlearned(Worth):
-    """The default with a bias that stays where it starts."""
+class Unlearned(PastUse):
+    """History with a bias that stays where it starts."""
 
     STEP = 0.0
 
 
 class Alike(Unlearned):
-    """The default without regard to hits: tiers, recency, work and bytes."""
+    """History without regard to what came back: tiers, recency, work and bytes."""
 
     START = 0.0
+
+
+class OneTier(PastUse):
+    """History without regard to tiers: what came back, recency, work and bytes."""
+
+    def weight(self, tier: int, *, returned: bool) -> float:
+        """As of the least persistent tier."""
+        return super().weight(0, returned=returned)
+
+
+class UsedBefore(Unlearned):
+    """What the disk went by at first: tiers, and a bias that stays for whatever was found once."""
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """All that it compares but the age."""
+        return entry.uses > 0, entry.tier, 0
 
 
 class Belady(Policy):
@@ -90,17 +110,20 @@ class Belady(Policy):
 
 
 TRIED: dict[str, Callable[[], Policy]] = {
+    "lfu": Lfu,
     "segmented": Segmented,
     "hyperbolic": Hyperbolic,
     "bias fixed": Unlearned,
     "no bias": Alike,
+    "no tiers": OneTier,
+    "used before": UsedBefore,
 }
 
 
 def measure(trace: list[TracedPath], capacities: list[int], tried: bool) -> dict[str, list[float]]:
     """Hit ratios by policy, one for each capacity."""
     makers: dict[str, Callable[[], Policy]] = {name: POLICIES[name] for name in sorted(POLICIES)}
-    makers |= {"lfu": Lfu} | (TRIED if tried else {})
+    makers |= {"recency": Recency, "history": PastUse} | (TRIED if tried else {})
     optimum = Belady(trace)
     ratios: dict[str, list[float]] = {}
     for name, make in makers.items():
@@ -128,6 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Block hit ratios of the eviction policies.")
     parser.add_argument("trace", nargs="?", type=Path, help="a trace in Mooncake's format")
     parser.add_argument("--synthetic", choices=SYNTHETIC, help="a generated trace instead")
+    parser.add_argument("--sharegpt", type=Path, help="conversations as ShareGPT's file has them")
+    parser.add_argument("--one-tier", action="store_true", help="no tiers, as in public traces")
     parser.add_argument("--requests", type=int, default=6000, help="of the generated trace")
     parser.add_argument("--seed", type=int, default=0, help="of the generated trace")
     parser.add_argument("--half", choices=("first", "second"), help="only this half of the trace")
@@ -135,14 +160,19 @@ def main() -> None:
     parser.add_argument("--capacities", help=f"in blocks (default {CAPACITIES})")
     parser.add_argument("--json", type=Path, help="also write the hit ratios there")
     options = parser.parse_args()
-    if (options.trace is None) == (options.synthetic is None):
-        parser.error("give a TRACE or --synthetic")
+    if sum(map(bool, (options.trace, options.synthetic, options.sharegpt))) != 1:
+        parser.error("give one of TRACE, --synthetic and --sharegpt")
+    capacities = options.capacities or CAPACITIES
     if options.synthetic:
         made = SYNTHETIC[options.synthetic](options.requests, options.seed)
         trace = [TracedPath(*request) for request in made]
         capacities = options.capacities or SYNTHETIC_CAPACITIES
+    elif options.sharegpt:
+        trace = sharegpt(options.sharegpt, options.seed)
     else:
-        trace, capacities = mooncake(options.trace), options.capacities or CAPACITIES
+        trace = mooncake(options.trace)
+    if options.one_tier:
+        trace = [TracedPath(blocks, ["assistant"] * len(blocks)) for blocks, _ in trace]
     middle = len(trace) // 2
     trace = {"first": trace[:middle], "second": trace[middle:]}.get(options.half, trace)
     start, sizes = time.perf_counter(), [int(size) for size in capacities.split(",")]

@@ -56,7 +56,21 @@ KNOWN = (
             ("--synthetic", trace),
             ("--synthetic", trace, "--requests", "2000"),
         )
-        for trace in ("mix", "agents", "chats", "rag")
+        for trace in ("mix", "agents", "chats", "rag", "thinking", "drift", "shift")
+    ),
+    # Traces of real use are somebody else's, and not in the project: docs/eviction.md tells whose.
+    Run("eviction-mooncake", "eviction.py", ("$MOONCAKE",), ("$MOONCAKE", "--half", "first")),
+    Run(
+        "eviction-sharegpt",
+        "eviction.py",
+        ("--sharegpt", "$SHAREGPT", "--tried", "--capacities", "500,1000,5000,10000"),
+        ("--sharegpt", "$SHAREGPT", "--half", "first"),
+    ),
+    Run(
+        "eviction-sharegpt-one-tier",
+        "eviction.py",
+        ("--sharegpt", "$SHAREGPT", "--one-tier", "--capacities", "500,1000,5000,10000"),
+        ("--sharegpt", "$SHAREGPT", "--one-tier", "--half", "first"),
     ),
     Run("agents", "agents.py", (), ("--steps", "3")),
     Run("reuse", "reuse.py", (), ("--models", "rows")),

@@ -97,14 +97,14 @@ def _disk(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
         yield Headline(what, "mlx-lm's file, unverified", *took, other / ours)
 
 
-def _eviction(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
-    trace, ratios = name.partition("-")[2], figures["ratios"]
+def _eviction(run: str, figures: dict[str, Any]) -> Iterator[Headline]:
+    trace, ratios = run.partition("-")[2], figures["ratios"]
     for at, blocks in enumerate(figures["blocks"]):
-        other, ours = ratios["mlx-lm"][at], ratios["default"][at]
-        what = f"hit ratio, trace {trace}, {blocks:,} blocks"
-        yield Headline(
-            what, "mlx-lm's order", f"{other:.3f}", f"{ours:.3f}", ours / max(other, 1e-9)
-        )
+        what, ours = f"hit ratio, trace {trace}, {blocks:,} blocks", ratios["default"][at]
+        for name, whose in (("mlx-lm", "mlx-lm's order"), ("lru", "LRU")):
+            other = ratios[name][at]
+            took = f"{other:.3f}", f"{ours:.3f}"
+            yield Headline(what, whose, *took, ours / max(other, 1e-9))
 
 
 def _startup(name: str, figures: dict[str, Any]) -> Iterator[Headline]:
@@ -243,7 +243,7 @@ def _disk_bars(figures: dict[str, Any]) -> Bars:
 
 
 def _eviction_bars(figures: dict[str, Any]) -> Bars:
-    names = {"mlx-lm": "mlx-lm", "default": "ours", "belady": "clairvoyant optimum"}
+    names = {"lru": "LRU", "default": "ours", "belady": "clairvoyant optimum"}
     series = {shown: figures["ratios"][name] for name, shown in names.items()}
     return Bars("block hit ratio", [f"{blocks:,} blocks" for blocks in figures["blocks"]], series)
 

@@ -10,6 +10,8 @@ from typing import Final
 
 TIERS: Final = ("assistant", "user", "system")  # from least to most persistent
 TIER_FACTOR: Final = 4.0  # how much longer a span stays than its equal one tier below
+# The rank from which on that holds whatever is known of a cache's use: system prompts are few.
+PERSISTENT: Final = 2
 # Log2 of how much longer a span stays that came back once, before anything is learned; measured.
 RETURNED_BIAS: Final = 6.0
 
@@ -19,11 +21,20 @@ def density(tokens: int, nbytes: int) -> int:
     return round(math.log2(max(tokens, 1) / max(nbytes, 1)))
 
 
-def worth(age: int, tier: int, density_bucket: int, *, returned: bool, bias: float) -> float:
+def recency_weight(tier: int) -> float:
+    """What a tier counts where recency is all that is trusted: system prompts stay longer."""
+    return TIER_FACTOR**tier if tier >= PERSISTENT else 1.0
+
+
+def history_weight(tier: int, bias: float) -> float:
+    """What a tier counts, and by `bias` that a span came back, where that is trusted to tell."""
+    return TIER_FACTOR**tier * bias
+
+
+def worth(age: int, weight: float, density_bucket: int) -> float:
     """The worth of keeping a span; the least is evicted.
 
     A chance to come back that falls with `age` (ticks since it was used), as in hyperbolic caching
     (Blankstein et al., ATC'17), times the work saved a byte (GreedyDual-Size, Cao and Irani '97).
     """
-    prior = TIER_FACTOR**tier * (bias if returned else 1.0)
-    return math.ldexp(prior / (age + 1), density_bucket)
+    return math.ldexp(weight / (age + 1), density_bucket)

@@ -280,8 +280,8 @@ class Crowd:
 
     def no_more_than(self, before):
         kinds, files, running = self.things()
-        # What is remembered of what has gone is bounded, and grows up to there.
-        assert kinds.pop("Ghost", 0) <= 4 * 256
+        # What the order and its shadow of history remember of what has gone grows up to there.
+        assert kinds.pop("Ghost", 0) <= 2 * 4 * 256
         more = {name: n - before[0][name] for name, n in kinds.items()}
         assert {name: n for name, n in more.items() if n > 50 + before[0][name] // 20} == {}
         assert (files, running) <= before[1:]

@@ -187,7 +187,7 @@ def test_hits_in_memory_keep_a_path_on_the_disk(tmp_path, run):
     assert store.told == 0  # no request waits for the disk
     cache.flush()
     assert store.told == 1  # one transaction for all of them
-    small = DiskStore(tmp_path, store.stats()["bytes"] - 1)
+    small = DiskStore(tmp_path, store.stats()["bytes"] + 100)  # for two of them
     fresh = IDS[110:150]
     last = PromptCache("100MB", small)
     last.insert("m", fresh, run(fresh)[1])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..sizes import parse_size
-from ..worth import RETURNED_BIAS, worth
+from ..worth import recency_weight, worth
 from .damage import DamagedIndex
 from .index_rows import typed
 
@@ -257,11 +257,10 @@ def _ask(index: Index, witness: Witness | None, file_id: str) -> None:
 
 
 def _worth(age: int, rank: int, density_bucket: int) -> float:
-    tier, returned = divmod(rank, 2)
+    # By recency: nothing here watches whether more than that would pay, as memory's order does.
+    tier = rank // 2
     try:
-        return worth(
-            max(age, 0), tier, density_bucket, returned=bool(returned), bias=2.0**RETURNED_BIAS
-        )
+        return worth(max(age, 0), recency_weight(tier), density_bucket)
     except OverflowError:  # no row of ours: it is the first to be evicted
         return 0.0
 

@@ -1,6 +1,7 @@
-"""The policies that `CacheOrder` (order.py) asks, and the entries they compare; no MLX here.
+"""The policies that an order (leaf_order.py) asks, and the entries they compare; no MLX here.
 
-The default's comparison is `worth` (worth.py). Measurements and alternatives: docs/eviction.md.
+The default chooses between `PastUse` and `Recency` (guarded.py). Their comparison is `worth`
+(worth.py). What was measured, against what, and why these stayed: docs/eviction.md.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..worth import RETURNED_BIAS, density, worth
+from ..worth import RETURNED_BIAS, density, history_weight, recency_weight, worth
 
 T = TypeVar("T")
 
@@ -80,6 +81,32 @@ class Policy:
         `share` is the part of all remembered bytes that is of its kind (returned, or not).
         """
 
+    # What happens to entries is told to every policy; most don't mind.
+
+    def begin(self, tiers: Sequence[str]) -> None:
+        """An order of these tiers is empty and will ask."""
+
+    def stored(self, entry: Entry[Any]) -> None:
+        """It was not there."""
+
+    def found(self, entry: Entry[Any]) -> None:
+        """A fetch found it."""
+
+    def passed(self, entry: Entry[Any]) -> None:
+        """An insert passed over it, or a fetch matched it in part."""
+
+    def parted(self, entry: Entry[Any], upper: Entry[Any]) -> None:
+        """Its first part is an entry of its own now, `upper`."""
+
+    def changed(self, entry: Entry[Any]) -> None:
+        """Its size, its tier or its holds did."""
+
+    def removed(self, entry: Entry[Any]) -> None:
+        """The owner took it out."""
+
+    def evicted(self, entry: Entry[Any], now: int, nbytes: int) -> None:
+        """It was chosen and is gone; so many bytes are left."""
+
 
 class MlxLm(Policy):
     """mlx-lm's rule: tiers balanced by count, first in first out in each, a fetch counts nothing.
@@ -103,8 +130,30 @@ class MlxLm(Policy):
         return tier if tier in heads else min(heads, key=int)
 
 
-class Worth(Policy):
-    """The default: least worth first; spans that came back once are expected back again.
+class Recency(Policy):
+    """Least recently used, but for system prompts and for the work that a byte saves."""
+
+    def bucket(self, entry: Entry[Any]) -> Hashable:
+        """All that `worth` compares but the age."""
+        return entry.returned, entry.tier, density(entry.tokens, entry.nbytes)
+
+    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
+        """The bucket whose head is worth least."""
+
+        def value(bucket: tuple[bool, int, int], head: Entry[Any]) -> float:
+            returned, tier, density_bucket = bucket
+            weight = self.weight(tier, returned=returned)
+            return worth(now - head.last_used, weight, density_bucket)
+
+        return _least(heads, value)
+
+    def weight(self, tier: int, *, returned: bool) -> float:
+        """How much longer an entry stays for what it is."""
+        return recency_weight(tier)
+
+
+class PastUse(Recency):
+    """Every tier counts, and what came back once is expected back again.
 
     How much longer a returned entry stays (`bias`) is learned from entries that come back too late:
     one that had returned shows that its kind needs room, a fresh one the opposite (as ARC does for
@@ -122,32 +171,15 @@ class Worth(Policy):
         """The factor by which a returned entry stays longer than a fresh one, all else equal."""
         return math.exp2(self._log_bias)
 
-    def bucket(self, entry: Entry[Any]) -> Hashable:
-        """All of `worth`'s arguments except the age."""
-        return entry.returned, entry.tier, density(entry.tokens, entry.nbytes)
-
-    def choose(self, heads: Heads, now: int, counts: Sequence[int]) -> Hashable:
-        """The bucket whose head is worth least."""
-        bias = self.bias
-
-        def value(bucket: tuple[bool, int, int], head: Entry[Any]) -> float:
-            returned, tier, density_bucket = bucket
-            return worth(now - head.last_used, tier, density_bucket, returned=returned, bias=bias)
-
-        return _least(heads, value)
+    def weight(self, tier: int, *, returned: bool) -> float:
+        """By tier, and more for what came back."""
+        return history_weight(tier, self.bias if returned else 1.0)
 
     def came_back(self, ghost: Ghost, share: float, part: float) -> None:
         """Move the bias toward the kind that came back."""
         step = self.STEP * min(part, 1.0) * min(0.5 / share, 8.0)
         moved = self._log_bias + (step if ghost.returned else -step)
         self._log_bias = min(max(moved, 0.0), self.MOST)
-
-
-POLICIES: Final[dict[str, Callable[[], Policy]]] = {
-    "default": Worth,
-    "lru": Policy,
-    "mlx-lm": MlxLm,
-}
 
 
 def _least(heads: Heads, value: Callable[[Any, Entry[Any]], float]) -> Hashable:

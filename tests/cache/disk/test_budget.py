@@ -8,7 +8,7 @@ import pytest
 from llm_mlx_promptcache.cache.disk.budget import ROWS, Below, Chosen, Excess
 from llm_mlx_promptcache.cache.disk.index import Index
 from llm_mlx_promptcache.cache.disk.index_rows import SpanRow
-from llm_mlx_promptcache.cache.worth import RETURNED_BIAS, density, worth
+from llm_mlx_promptcache.cache.worth import density, recency_weight, worth
 
 SIZE = 1000
 
@@ -130,11 +130,40 @@ def least_worthy(index, pinned=0):
         tier, returned, count, size, last_use, file_id = row
         density_bucket = density(count, size)
         bucket = (tier * 2 + returned) * 65_536 + density_bucket
-        bias = 2.0**RETURNED_BIAS
-        value = worth(tick - last_use, tier, density_bucket, returned=returned, bias=bias)
-        return value, bucket, file_id
+        return worth(tick - last_use, recency_weight(tier), density_bucket), bucket, file_id
 
     return min(leaves, key=value)[-1] if leaves else least_worthy(index, 1)
+
+
+def test_law_11_a_dead_conversation_goes_before_the_last_turn_of_a_living_one(index):
+    """How often a span was used says how long its conversation was, not that it goes on."""
+    with index.transaction():
+        add(index, 1, tier=1)
+        for _ in range(5):
+            index.touch([stem_of(1)], 0)
+        add(index, 2, tier=0)
+        index.touch([stem_of(2)], 0)
+    with index.transaction():
+        assert Excess(SIZE).step(index).file_ids == [stem_of(1)]
+
+
+@pytest.mark.parametrize("tier", [0, 1])
+def test_law_11_a_system_prompt_stays_sixteen_times_as_long(index, tier):
+    with index.transaction():
+        add(index, 1, tier=2)
+        add(index, 2, tier=tier)
+        for number, turn in ((1, 0), (2, 14)):
+            index.db.execute(
+                "UPDATE spans SET last_use = ? WHERE file_id = ?", (turn, stem_of(number))
+            )
+        index.db.execute("UPDATE totals SET tick = 14")
+    with index.transaction():
+        assert Excess(SIZE).step(index).file_ids == [stem_of(2)]
+    with index.transaction():
+        add(index, 3, tier=tier)
+        index.db.execute("UPDATE spans SET last_use = 17 WHERE file_id = ?", (stem_of(3),))
+        index.db.execute("UPDATE totals SET tick = 17")
+        assert Excess(SIZE).step(index).file_ids == [stem_of(1)]
 
 
 @pytest.mark.parametrize("seed", range(3))

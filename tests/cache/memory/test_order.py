@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_mlx_promptcache.cache.memory.order import CacheOrder
-from llm_mlx_promptcache.cache.memory.policies import POLICIES, Policy, Worth
-from llm_mlx_promptcache.cache.worth import TIERS, density, worth
+from llm_mlx_promptcache.cache.memory.order import POLICIES, CacheOrder
+from llm_mlx_promptcache.cache.memory.policies import PastUse, Policy, Recency
+from llm_mlx_promptcache.cache.worth import TIERS, density, history_weight, recency_weight, worth
 
 
 def drained(order):
@@ -48,10 +48,11 @@ def grow(order, seed, steps=300):
 class EvictionLaws:
     """Laws that the cache relies on, whatever the policy: subclasses name one."""
 
-    policy: str
+    policy: str | type[Policy]
 
     def order(self, tiers=TIERS):
-        return CacheOrder(tiers, self.policy)
+        policy = self.policy
+        return CacheOrder(tiers, policy if isinstance(policy, str) else policy())
 
     def test_law_3_every_item_is_popped_exactly_once(self):
         order = self.order()
@@ -223,7 +224,64 @@ class TestMlxLm(EvictionLaws):
 
 
 class TestDefault(RecencyLaws):
+    """What holds whichever policy leads; how one comes to lead: test_guarded.py."""
+
     policy = "default"
+
+    @pytest.mark.parametrize("history", [False, True])
+    def test_system_prompts_outlive_what_is_newer(self, history):
+        order = self.order()
+        order.policy._challengers[0].leads = history
+        for tier in ("system", "user", "assistant"):
+            order.advance()
+            order.push(tier, tier, 1, 1)
+        assert isinstance(order.policy.leading, PastUse) == history
+        assert drained(order)[-1] == "system"
+
+    def test_a_user_message_outlives_the_answer_to_it(self):
+        order = self.order()
+        asked = order.push("asked", "user", 1, 1)
+        order.push("answer", "assistant", 1, 1, asked)
+        order.advance()
+        order.push("other", "user", 1, 1)
+        assert drained(order) == ["answer", "asked", "other"]
+
+
+class TestRecency(RecencyLaws):
+    policy = Recency
+
+    def test_below_the_system_prompt_tiers_do_not_count(self):
+        order = self.order()
+        for tier in ("system", "user", "assistant"):
+            order.advance()
+            order.push(tier, tier, 1, 1)
+        assert drained(order) == ["user", "assistant", "system"]
+
+    def test_a_system_prompt_stays_sixteen_times_as_long_and_no_longer(self):
+        for idle, first in ((14, "answer"), (16, "rules")):
+            order = self.order()
+            order.push("rules", "system", 1, 1)
+            order.now = idle
+            order.push("answer", "assistant", 1, 1)
+            assert drained(order)[0] == first
+
+    def test_what_came_back_counts_no_more_than_its_recency(self):
+        order = self.order()
+        order.use([order.push("twice", "user", 1, 1)])
+        order.advance()
+        order.push("once", "user", 1, 1)
+        assert drained(order) == ["twice", "once"]
+
+    def test_cheap_to_rebuild_goes_before_dear(self):
+        order = self.order()
+        order.push("short checkpoint", "user", 1_000_000, 10)
+        order.push("long checkpoint", "user", 1_000_000, 4000)
+        order.push("rows", "user", 10_000, 100)
+        assert drained(order) == ["short checkpoint", "long checkpoint", "rows"]
+
+
+class TestHistory(RecencyLaws):
+    policy = PastUse
 
     def test_a_tier_protects(self):
         order = self.order()
@@ -319,15 +377,18 @@ class TestDefault(RecencyLaws):
         for number in range(10):
             order.push(number, "user", 1, 1, key=number)
         assert (order.policy.bias > before) == returned
-        assert 1.0 <= order.policy.bias <= 2.0**Worth.MOST
+        assert 1.0 <= order.policy.bias <= 2.0**PastUse.MOST
 
-    def test_worth_is_ordered_by_each_of_its_arguments(self):
-        fresh = {"returned": False, "bias": 4.0}
-        plain = worth(5, 1, 0, **fresh)
-        assert worth(6, 1, 0, **fresh) < plain < worth(5, 2, 0, **fresh)
-        assert worth(5, 1, -1, **fresh) < plain < worth(5, 1, 0, returned=True, bias=4.0)
-        assert density(4096, 4096) == 0 > density(1, 4096) == -12
-        assert density(0, 0) == 0
+
+def test_worth_is_ordered_by_each_of_its_arguments():
+    plain = worth(5, 4.0, 0)
+    assert worth(6, 4.0, 0) < plain < worth(5, 16.0, 0)
+    assert worth(5, 4.0, -1) < plain < worth(4, 4.0, 0)
+    assert history_weight(0, 1.0) < history_weight(1, 1.0) < history_weight(1, 2.0)
+    assert recency_weight(0) == recency_weight(1) == 1.0
+    assert recency_weight(2) == history_weight(2, 1.0) == 16.0
+    assert density(4096, 4096) == 0 > density(1, 4096) == -12
+    assert density(0, 0) == 0
 
 
 @pytest.mark.parametrize("tiers", [[], ["a", "a"], "user"])
@@ -357,9 +418,12 @@ def test_every_policy_has_its_laws():
     assert covered == set(POLICIES)
 
 
-def test_pops_stay_cheap_as_entries_grow():
-    """Ten times the entries: at most a few times the work for each, counted and not timed."""
-    work = []
+def test_pops_stay_cheap_as_entries_grow(monkeypatch):
+    """Ten times the entries: at most a few times the work for each, counted and not timed.
+
+    That of both shadows is counted too: whatever compares, does so by rank.
+    """
+    work, rank = [], Policy.rank
     for size in (1_000, 10_000):
         order = CacheOrder()
         comparisons = 0
@@ -370,9 +434,12 @@ def test_pops_stay_cheap_as_entries_grow():
                 comparisons += 1
                 return float.__lt__(self, other)
 
-        rank = order.policy.rank
-        order.policy.rank = lambda entry, rank=rank, kind=Counted: kind(rank(entry))
-        fill(order, range(size))
+        monkeypatch.setattr(
+            Policy, "rank", lambda self, entry, kind=Counted: kind(rank(self, entry))
+        )
+        for number in range(size):
+            order.advance()
+            order.push(number, "user", 1, 1, key=number)
         drained(order)
         work.append(comparisons / size)
     assert work[1] < 2 * work[0]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
-from llm_mlx_promptcache.cache.memory.policies import Worth
+from llm_mlx_promptcache.cache.memory.policies import PastUse, Recency
 from llm_mlx_promptcache.cache.worth import TIERS, density, worth
 
 
@@ -18,12 +18,10 @@ class Model:
     def victim(self):
         def value(entry):
             age, policy = self.order.now - entry.last_used, self.order.policy
-            if isinstance(policy, Worth):
-                density_bucket = density(entry.tokens, entry.nbytes)
-                value = worth(
-                    age, entry.tier, density_bucket, returned=entry.returned, bias=policy.bias
-                )
-                return value, entry.serial
+            leading = getattr(policy, "leading", None) or policy
+            if isinstance(leading, Recency):
+                weight = leading.weight(entry.tier, returned=entry.returned)
+                return worth(age, weight, density(entry.tokens, entry.nbytes)), entry.serial
             return -age, entry.serial
 
         parents = {entry.parent.serial for entry in self.entries if entry.parent}
@@ -42,11 +40,11 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("policy", ["default", "lru"])
+@pytest.mark.parametrize("policy", ["default", "lru", PastUse, Recency])
 @settings(deadline=None)
 @given(steps)
 def test_law_11_the_order_agrees_with_comparing_all(policy, steps):
-    order = CacheOrder(policy=policy)
+    order = CacheOrder(policy=policy if isinstance(policy, str) else policy())
     model = Model(order)
     for name, pick, size in steps:
         step(order, model, name, pick, size)

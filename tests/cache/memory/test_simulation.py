@@ -93,7 +93,7 @@ def test_what_comes_back_stays_where_lru_loses_it():
             new += 10
     ours, lru = (hit_ratio(trace, 30, CacheOrder(policy=name)) for name in ("default", "lru"))
     assert lru == pytest.approx(40 * 10 / (40 * 50), abs=0.01)  # the second of each two
-    assert ours > 1.9 * lru
+    assert ours > 1.8 * lru  # which is noticed after a few of them
 
 
 def test_an_empty_trace_has_no_hits():
