@@ -87,7 +87,7 @@ class OneTier(PastUse):
 
 
 class UsedBefore(Unlearned):
-    """What the disk went by at first: tiers, and a bias that stays for whatever was found once."""
+    """The disk's first rule: tiers, and a fixed bias for all that was found once."""
 
     def bucket(self, entry: Entry[Any]) -> Hashable:
         """All that it compares but the age."""

@@ -22,12 +22,12 @@ def density(tokens: int, nbytes: int) -> int:
 
 
 def recency_weight(tier: int) -> float:
-    """What a tier counts where recency is all that is trusted: system prompts stay longer."""
+    """The weight of a tier where only recency is trusted: system prompts stay longer."""
     return TIER_FACTOR**tier if tier >= PERSISTENT else 1.0
 
 
 def history_weight(tier: int, bias: float) -> float:
-    """What a tier counts, and by `bias` that a span came back, where that is trusted to tell."""
+    """The weight of a tier, and by `bias` of having come back, where past use is trusted."""
     return TIER_FACTOR**tier * bias
 
 

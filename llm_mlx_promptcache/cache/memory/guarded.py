@@ -72,7 +72,7 @@ class Guarded(Recency):
 
     @property
     def bias(self) -> float:
-        """What history gives to what came back, as its shadow has learned it."""
+        """The factor that history gives to spans that came back, as its shadow has learned it."""
         return self._history.bias
 
     @property

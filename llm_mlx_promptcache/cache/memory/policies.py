@@ -148,7 +148,7 @@ class Recency(Policy):
         return _least(heads, value)
 
     def weight(self, tier: int, *, returned: bool) -> float:
-        """How much longer an entry stays for what it is."""
+        """The factor by which an entry stays longer for its kind."""
         return recency_weight(tier)
 
 

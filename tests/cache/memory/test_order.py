@@ -224,7 +224,7 @@ class TestMlxLm(EvictionLaws):
 
 
 class TestDefault(RecencyLaws):
-    """What holds whichever policy leads; how one comes to lead: test_guarded.py."""
+    """Laws under whichever policy leads; how one comes to lead: test_guarded.py."""
 
     policy = "default"
 
