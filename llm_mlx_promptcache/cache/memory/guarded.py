@@ -38,7 +38,7 @@ class Challenger:
         self._request += tokens
 
     def end_request(self) -> None:
-        """What was found of it counts as one."""
+        """Count the differences of one request as one."""
         self.ahead += self._request
         self._spread += self._request**2
         self._request = 0

@@ -136,7 +136,7 @@ def least_worthy(index, pinned=0):
 
 
 def test_law_11_a_dead_conversation_goes_before_the_last_turn_of_a_living_one(index):
-    """How often a span was used says how long its conversation was, not that it goes on."""
+    """The uses of a span say how long its conversation was, not that it goes on."""
     with index.transaction():
         add(index, 1, tier=1)
         for _ in range(5):
