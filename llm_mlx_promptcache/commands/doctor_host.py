@@ -82,11 +82,13 @@ def _answer(told: Mapping[str, Any], seconds: float) -> Diagnosis:
     build = build if isinstance(build, Mapping) else {}
     models = [one for one in told.get("models", ()) if isinstance(one, Mapping)]
     loaded = sum(1 for one in models if one.get("loaded"))
+    busy = told.get("busy")
+    busy = busy if isinstance(busy, int) else 0
     said = (
         f"version {build.get('package')}, {counted(loaded, 'model')} in memory, answers"
-        f" {told.get('busy')} prompts, and this question in {seconds * 1e3:.0f} ms"
+        f" {counted(busy, 'prompt')}, and this question in {seconds * 1e3:.0f} ms"
     )
-    figures = {"runs": True, "seconds": seconds, "models": loaded, "busy": told.get("busy")}
+    figures = {"runs": True, "seconds": seconds, "models": loaded, "busy": busy}
     if seconds < _SLOW:
         return Diagnosis(_PART, "answers", said, figures=figures)
     todo = "the machine is busy, or short of memory: llm mlx-cached stop gives that back"

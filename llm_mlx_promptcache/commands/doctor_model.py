@@ -26,6 +26,7 @@ from ..models.errors import ModelLoadError, one_line
 from ..models.here import folder_here
 from ..models.references import divided
 from .doctor_diagnosis import Diagnosis, Health
+from .shown import counted
 
 if TYPE_CHECKING:
     from ..models.loading import LoadedModel
@@ -138,7 +139,8 @@ def diagnoses(measured: Measurement) -> Iterator[Diagnosis]:
         case BatchBesideAlone():
             yield _together(measured)
         case NotFound():
-            said = f"{measured.cached} of {measured.stored} tokens were found again: {measured.why}"
+            stored = counted(measured.stored, "token")
+            said = f"{measured.cached} of {stored} found again: {measured.why}"
             yield Diagnosis(_PART, measured.part, said, Health.WRONG, REPORT)
         case NotKept():
             todo = "its answers are computed anew each time"
@@ -151,7 +153,7 @@ def diagnoses(measured: Measurement) -> Iterator[Diagnosis]:
 def _speeds(found: Speeds) -> Diagnosis:
     said = (
         f"prefill {found.prefill:.0f}, decode {found.decode:.1f} tokens a second,"
-        f" over {found.prompt} tokens in {found.dtype}"
+        f" over {counted(found.prompt, 'token')} in {found.dtype}"
     )
     told = asdict(found)
     if found.finite:
@@ -163,7 +165,7 @@ def _speeds(found: Speeds) -> Diagnosis:
 def _same_chunks(found: WarmBesideCold) -> Diagnosis:
     """The promise: what comes from the cache gives what computing it in the same pieces gives."""
     what, apart, told = "warm beside cold", found.same_chunks, _plain(asdict(found))
-    tokens = f"{found.cached} of {found.prompt} tokens from memory"
+    tokens = f"{found.cached} of {counted(found.prompt, 'token')} from memory"
     if apart.same_bits and apart.same_tokens:
         return Diagnosis(_PART, what, f"{tokens}: equal bit for bit", figures=told)
     again = found.again
@@ -195,7 +197,7 @@ def _other_chunks(found: WarmBesideCold) -> Diagnosis:
 def _restored(found: RestoreBesideMemory) -> Diagnosis:
     what, told = "restored beside memory", _plain(asdict(found))
     times = (
-        f"{found.tokens} tokens, {format_size(found.nbytes)} in {found.seconds * 1e3:.0f} ms,"
+        f"{counted(found.tokens, 'token')}, {format_size(found.nbytes)} in {found.seconds * 1e3:.0f} ms,"
         f" computed in {found.computed_seconds * 1e3:.0f} ms"
     )
     if not found.same_rows:

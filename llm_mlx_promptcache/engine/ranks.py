@@ -36,6 +36,7 @@ __all__ = ["EXIT_STATUS", "Deadlines", "Group", "GroupEnded", "Ranks", "SeenRank
 EXIT_STATUS: Final = 70  # of a rank whose group has ended
 
 _LONGEST_WHY: Final = 500
+_LAST_WORDS: Final = 2.0  # seconds that are waited for those of a rank that is gone
 
 
 class SeenRank(NamedTuple):
@@ -98,6 +99,8 @@ class Ranks:
         self._began: float | None = None  # what is watched, and how long it may take
         self._may_take = deadlines.step
         self._looked = self._beaten = now
+        self._thread: threading.Thread | None = None
+        self._parted = threading.Event()  # the others were told of the end
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         self._waker.settimeout(0)
@@ -108,7 +111,8 @@ class Ranks:
 
     def start(self) -> None:
         """Listen and beat from a thread of its own, until the group ends."""
-        threading.Thread(target=self._run, name="ranks", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
+        self._thread.start()
 
     # What the model's thread says and hears.
 
@@ -215,7 +219,7 @@ class Ranks:
                     with self._lock:
                         key.data.flush()
             except LinkError as error:
-                self._end(f"{key.data} {error}")
+                self._lost(key.data, error)
                 return
         self._beat()
         self._watch()
@@ -243,6 +247,7 @@ class Ranks:
                 due = self._beaten + self._deadlines.beat - self._deadlines.clock()
                 self.turn(max(0.0, due))
         finally:
+            self._parted.wait(_LAST_WORDS)  # whoever ended it tells the others first
             self.shut()
 
     def _take(self, link: RankLink) -> None:
@@ -324,10 +329,25 @@ class Ranks:
                     link.send(kind, data)
                     waits |= link.waits
             except LinkError as error:
-                raise self.fail(f"{link} {error}") from error
+                raise self._lost(link, error) from error
         if waits:
             with suppress(OSError):  # woken already
                 self._waker.send(b"w")
+
+    def _lost(self, link: RankLink, error: LinkError) -> GroupEnded:
+        """End the group for what happened to a link, or as its last words say, if it left some.
+
+        Who closes a group is gone before all have read that; what is sent meanwhile fails first.
+        """
+        if self._thread in (None, threading.current_thread()):
+            with suppress(LinkError):
+                self._take(link)
+        else:  # the line's own thread reads
+            with self._news:
+                self._news.wait_for(lambda: self.ended, _LAST_WORDS)
+        if not self.ended:
+            self._end(f"{link} {error}")
+        return GroupEnded(self.why or "the group of ranks is closed")
 
     def _end(self, why: str, told_by: int | None = None) -> None:
         """The group is over: the others are told, then who waits here, then the owner."""
@@ -340,6 +360,7 @@ class Ranks:
             if link.peer != told_by:
                 with suppress(LinkError), self._lock:
                     link.send(FrameKind.END, {"why": self.why})
+        self._parted.set()
         if self.why:
             self._on_end(self.why)
         with suppress(OSError):

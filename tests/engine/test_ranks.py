@@ -156,6 +156,17 @@ def test_who_fails_is_told_to_all_once(trio):
     assert [one.told for one in trio] == [[str(error)]] * 3
 
 
+def test_a_close_that_is_not_read_yet_is_no_loss(still):
+    _, (head, other) = still()
+    head.close()
+    for link in head._links.values():
+        link.close()
+    with pytest.raises(GroupEnded, match="closed"):
+        other.agree(1)  # what it sends fails before it has read anything
+    assert other.why == ""
+    assert other.hear() is None
+
+
 def test_a_group_that_is_closed_ends_in_no_error(trio):
     heard = []
     hearing = threading.Thread(target=lambda: heard.extend(each(trio[1:], lambda one: one.hear())))

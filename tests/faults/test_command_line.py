@@ -104,7 +104,7 @@ def test_stats_check_and_clear(home, tiny_llama):
     foreign.write_text("mine")
     home.ours("clear")
     left = {p.name for p in home.store.rglob("*") if p.is_file()}
-    kept = {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "facts.json"}
+    kept = {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "facts.json", "CACHEDIR.TAG"}
     assert left - kept == {"mine"}
 
 

@@ -172,7 +172,7 @@ HOST = {
 def test_c15_what_ps_shows_fits_on_a_terminal(columns):
     script = (
         "from llm_mlx_promptcache.commands import host;"
-        f" host.asked = lambda ask: {HOST!r}; host.ps([])"
+        f" host.asked = lambda ask, served: {HOST!r}; host.ps([])"
     )
     lines = [plain(line).rstrip() for line in on_a_terminal(script, columns).splitlines()]
     assert all(cell_len(line) <= columns for line in lines)
