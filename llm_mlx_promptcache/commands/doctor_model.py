@@ -197,8 +197,8 @@ def _other_chunks(found: WarmBesideCold) -> Diagnosis:
 def _restored(found: RestoreBesideMemory) -> Diagnosis:
     what, told = "restored beside memory", _plain(asdict(found))
     times = (
-        f"{counted(found.tokens, 'token')}, {format_size(found.nbytes)} in {found.seconds * 1e3:.0f} ms,"
-        f" computed in {found.computed_seconds * 1e3:.0f} ms"
+        f"{counted(found.tokens, 'token')}, {format_size(found.nbytes)} in"
+        f" {found.seconds * 1e3:.0f} ms, computed in {found.computed_seconds * 1e3:.0f} ms"
     )
     if not found.same_rows:
         said = f"{times}: the rows differ from what was stored"
