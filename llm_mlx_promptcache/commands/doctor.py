@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +72,13 @@ def _looked_at(model: str) -> Iterator[Diagnosis]:
     except ValueError as error:
         yield Diagnosis("model", "model", str(error), Health.WRONG, "llm mlx-cached models")
         return
-    with _own_folder() as folder:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(_own_folder())
+        except OSError as error:
+            said = f"no folder can be made beside the cache: {error.strerror or error}"
+            yield Diagnosis("disk", "reads", said, Health.WRONG, "make room, then run this again")
+            return
         yield read_speed(folder)
         _say("loading and running the model, for about a minute")
         yield from model_diagnoses(reference, folder / "cache", host.held)
@@ -105,6 +111,7 @@ def _model_names(model: str) -> Iterator[tuple[str, str]]:
     try:
         reference = resolve(model).reference
     except ValueError:
+        yield model, "that model"
         return
     for part in divided(reference):
         if part.startswith("/"):

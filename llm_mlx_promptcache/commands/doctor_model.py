@@ -56,8 +56,12 @@ def model_diagnoses(reference: str, folder: Path, held: int) -> Iterator[Diagnos
     except ModelLoadError as error:
         yield Diagnosis(_PART, "model", one_line(error, 400), Health.WRONG, "use another model")
         return
-    yield _described(loaded, time.monotonic() - began)
-    yield from _measured(loaded, folder)
+    try:
+        yield _described(loaded, time.monotonic() - began)
+        yield from _measured(loaded, folder)
+    except Exception as error:
+        # A model's own code, and its configuration, may raise whatever comes first.
+        yield Diagnosis(_PART, "runs", one_line(error), Health.WRONG, REPORT)
 
 
 def _short(here: Path, held: int) -> Diagnosis | None:
@@ -119,9 +123,6 @@ def _measured(loaded: LoadedModel, folder: Path) -> Iterator[Diagnosis]:
         with closing(SelfTest(loaded, folder, time.monotonic() + SECONDS)) as test:
             for measurement in test.measurements():
                 yield from diagnoses(measurement)
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        # A model's own code may raise whatever comes first.
-        yield Diagnosis(_PART, "runs", one_line(error), Health.WRONG, REPORT)
     finally:
         WIRED.release(id(loaded))
 
@@ -205,8 +206,10 @@ def _restored(found: RestoreBesideMemory) -> Diagnosis:
         todo = f"{REPORT}; LLM_MLX_CACHED_DISK=0 goes without the disk"
         return Diagnosis(_PART, what, said, Health.WRONG, todo, told)
     if not found.apart.same_bits:
-        todo = "this device gives other bits each time, with the cache and without"
         said = f"{times}: the same rows, {_told(found.apart)}"
+        if not found.apart.same_tokens or _finite(found.apart.logits) is None:
+            return Diagnosis(_PART, what, said, Health.WRONG, REPORT, told)
+        todo = "this device gives other bits each time, with the cache and without"
         return Diagnosis(_PART, what, said, Health.NOTE, todo, told)
     return Diagnosis(_PART, what, f"{times}: equal bit for bit", figures=told)
 

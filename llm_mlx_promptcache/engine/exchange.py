@@ -149,7 +149,9 @@ def import_file(
     ValueError, in one line, where it is damaged, of another model or environment, or too large.
     """
     with open_prefix(file) as found:
-        named = reference or found.head.label
+        # An export names the default model or a hub's; a stranger's file may point anywhere.
+        label = found.head.label
+        named = reference or (label if label == DEFAULT_MODEL or is_hub_id(label) else "")
         if not named:
             raise ValueError(f"{found.name} does not say of which model it is; give it with -m")
         _check_size(found, store)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ..models.errors import one_line
@@ -16,11 +18,16 @@ from .rank_links import FrameKind, LinkError, RankLink, admit, introduce
 
 PROTOCOL: Final = 1
 
-# Of one who connects, stranger or not: others wait meanwhile.
+# Of one who connects, stranger or not, and how many are heard side by side; others wait meanwhile.
 _PROOF_SECONDS: Final = 5.0
+_MOST_HEARD: Final = 64
 _LONGEST_NAME: Final = 100
 _PAUSE: Final = 0.1  # between two tries to reach rank 0, in seconds
 _BACKLOG: Final = 128
+
+
+# A link and what its rank tells of itself, or why it was turned away.
+_Came = SimpleQueue[tuple[RankLink, dict[str, Any]] | LinkError]
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ def gathered(oneself: Oneself, sock: socket.socket, deadlines: Deadlines) -> lis
     Who does not know the secret is turned away, and waited past.
     """
     links: dict[int, RankLink] = {}
+    came: _Came = SimpleQueue()
+    heard = 0  # who have not proven themselves yet
     turned_away = ""
     until = deadlines.clock() + deadlines.meeting
     try:
@@ -62,18 +71,19 @@ def gathered(oneself: Oneself, sock: socket.socket, deadlines: Deadlines) -> lis
             left = until - deadlines.clock()
             if left <= 0:
                 raise GroupEnded(_missing(oneself.group, links, deadlines) + turned_away)
-            sock.settimeout(left)
-            try:
-                other, _ = sock.accept()
-            except TimeoutError:
-                continue
-            try:
-                link = _admitted(oneself, other, links, left)
-            except LinkError as error:
-                other.close()
-                turned_away = f"; somebody connected who {error}"
-                continue
-            links[link.peer] = link
+            sock.settimeout(min(left, _PAUSE))
+            if heard < _MOST_HEARD:
+                with suppress(TimeoutError):
+                    _hear(oneself, sock.accept()[0], min(_PROOF_SECONDS, left), came)
+                    heard += 1
+            with suppress(Empty):
+                one = came.get(timeout=0.0 if heard < _MOST_HEARD else _PAUSE)
+                heard -= 1
+                if isinstance(one, LinkError):
+                    turned_away = f"; somebody connected who {one}"
+                else:
+                    link = _admitted(oneself, *one, links)
+                    links[link.peer] = link
         for link in links.values():
             link.send(FrameKind.SHARE, {"name": oneself.name[:_LONGEST_NAME]})
     except (GroupEnded, LinkError, OSError) as error:
@@ -106,20 +116,31 @@ def joined(oneself: Oneself, address: Address, deadlines: Deadlines) -> RankLink
     return link
 
 
+def _hear(oneself: Oneself, sock: socket.socket, seconds: float, came: _Came) -> None:
+    """Have one who has connected prove the secret, in a thread: strangers keep nobody waiting."""
+
+    def prove() -> None:
+        try:
+            admit(sock, oneself.secret, seconds)
+            _nodelay(sock)
+            link = RankLink(sock, 0, "a rank")
+            came.put((link, _next(link, seconds)[1]))
+        except (LinkError, OSError) as error:
+            sock.close()
+            came.put(error if isinstance(error, LinkError) else LinkError("is gone"))
+
+    threading.Thread(target=prove, name="meeting", daemon=True).start()
+
+
 def _admitted(
-    oneself: Oneself, sock: socket.socket, links: Mapping[int, RankLink], left: float
+    oneself: Oneself, link: RankLink, told: Mapping[str, Any], links: Mapping[int, RankLink]
 ) -> RankLink:
-    """The rank that has connected, if it is one of the group; LinkError for strangers."""
-    seconds = min(_PROOF_SECONDS, left)
-    admit(sock, oneself.secret, seconds)
-    _nodelay(sock)
-    link = RankLink(sock, 0, "a rank")
-    _, told = _next(link, seconds)
+    """The link of one who knows the secret; GroupEnded where it is no rank of this group."""
     why = _unfit(oneself, told, links)
     if why:
         with suppress(LinkError):
             link.send(FrameKind.END, {"why": why})
-        sock.close()
+        link.close()
         raise GroupEnded(why)
     link.peer, link.name = told["rank"], _name(told)
     return link

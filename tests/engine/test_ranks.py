@@ -142,6 +142,8 @@ def test_law_18_a_rank_that_is_gone_ends_who_waits_for_it(trio):
     trio[2]._links[0].sock.shutdown(socket.SHUT_RDWR)
     waiting.join(30)
     assert not waiting.is_alive()
+    for one in trio[:2]:
+        one._thread.join(30)  # it tells its owner last
     assert trio[0].told == ["rank 2 (mac2) is gone"]
     assert trio[1].told == trio[0].told
 
@@ -154,6 +156,24 @@ def test_who_fails_is_told_to_all_once(trio):
     assert {str(one) for one in found} == {str(error)}
     trio[2].fail("something else")
     assert [one.told for one in trio] == [[str(error)]] * 3
+
+
+def test_strangers_who_say_nothing_keep_no_rank_waiting():
+    sock = listen(("127.0.0.1", 0))
+    address = sock.getsockname()[:2]
+    # One after another they would take longer than a meeting may.
+    silent = [socket.create_connection(address) for _ in range(20)]
+    try:
+        head, other = each(
+            [(Group(0, 2, "tensor", "ring"), sock), (Group(1, 2, "tensor", "ring"), address)],
+            lambda one: meet(*one, SECRET, on_end=lambda why: None),
+        )
+        head.tell({"at": 1})
+        assert other.hear() == {"at": 1}
+        end([head, other])
+    finally:
+        for one in silent:
+            one.close()
 
 
 def test_a_close_that_is_not_read_yet_is_no_loss(still):

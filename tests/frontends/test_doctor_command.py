@@ -1,6 +1,7 @@
 """`llm mlx-cached doctor`: each check seen right and seen wrong, and nothing of the user's told."""
 
 import json
+import re
 import os
 import platform
 import signal
@@ -109,7 +110,8 @@ def test_the_table_in_a_pipe_is_a_row_a_line(asked):
     assert {len(row) for row in cells} == {5}
     assert [tuple(row[:2]) for row in cells] == EVERY_LINE[:12]
     assert last.startswith("12 lines in ")
-    assert last.endswith(" wrong, 2 worth knowing")  # no model, and hosts are switched off
+    # No model, and hosts are switched off; a busy machine's disk may be slow too.
+    assert re.search(r" wrong, [23] worth knowing$", last)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770])

@@ -137,6 +137,10 @@ def forged(content, **about):
         ({"device": "gpu Apple M9"}, "here: device is 'gpu Apple M9' there and is 'cpu "),
         ({"model files": "f" * 64}, f"here: model files is '{'f' * 64}' there and is '"),
         ({"weather": "fine"}, "here: weather is 'fine' there and is not said here"),
+        (
+            {"x\x1b]0;a\x07\nError: b": "c"},
+            "here: 'x\\x1b]0;a\\x07\\nError: b' is 'c' there and is",
+        ),
         ({"keys and values": "[8, 32, 0]"}, "layers are 2 x rows {} there and 2 x quantized_rows"),
         ({"keys and values": "[7, 32, 0]"}, "settings of keys and values that are none"),
         ({"keys and values": "[[["}, "settings of keys and values that are none"),

@@ -73,8 +73,9 @@ class PrefixFile(OpenSpan):
     def check(self, about: Mapping[str, str]) -> None:
         """OtherPrefix unless the file is about exactly this."""
         names = [*self.about, *(name for name in about if name not in self.about)]
+        # A file's own names are a stranger's text, for a terminal.
         apart = [
-            f"{name} {_said(self.about.get(name))} there and {_said(about.get(name))} here"
+            f"{_plain(name)} {_said(self.about.get(name))} there and {_said(about.get(name))} here"
             for name in names
             if self.about.get(name) != about.get(name)
         ]
@@ -141,6 +142,10 @@ def write_prefix(target: ExportTarget, head: Head, tensors: Sequence[Tensor], fi
         with suppress(OSError):
             files.unlink(target.path)
         raise error.why from None
+
+
+def _plain(name: str) -> str:
+    return (name if name.isprintable() else repr(name))[:80]
 
 
 def _said(value: str | None) -> str:

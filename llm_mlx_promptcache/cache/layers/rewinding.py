@@ -6,9 +6,10 @@ the caller runs its right tokens again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
@@ -71,19 +72,27 @@ def _flat(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _mark(layer: Layer) -> Mark:
-    """Arrays that a pass of several tokens replaces; rows in a buffer it writes behind the end."""
+    """The part of a layer that a pass changes; none of rows, since it writes behind their end."""
     if type(layer) is ArraysCache:
         return list(layer.cache)
     if type(layer) in (RotatingKVCache, ConcatenateKVCache):
-        return dict(vars(layer))
+        return _own(vars(layer))
     return None
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with arrays of its own: a pass of one token writes into a window's in place."""
+    return {
+        name: mx.array(value) if isinstance(value, mx.array) else value
+        for name, value in values.items()
+    }
 
 
 def _put_back(layer: Layer, mark: Mark, fed: int) -> None:
     if type(layer) is ArraysCache:
         layer.cache = list(mark)  # it may be asked for once more
     elif mark is not None:
-        for name, value in mark.items():
+        for name, value in _own(mark).items():  # it may be asked for once more
             setattr(layer, name, value)
     else:
         layer.offset -= fed

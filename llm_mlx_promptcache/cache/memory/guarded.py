@@ -15,6 +15,7 @@ from .leaf_order import GHOSTS_PER_ENTRY
 from .policies import Entry, Heads, PastUse, Policy, Recency
 from .shadow import Shadow
 
+_UNKNOWN: Final = 1 << 62  # bytes: until something is evicted shadows have that much room
 LOOKS: Final = 8  # while as many bytes are evicted as are held
 REMEMBERED: Final = 0.5 ** (1 / (16 * LOOKS))  # at each: half is forgotten after sixteen times that
 # How far a policy must be ahead to lead, and behind to follow again, in standard deviations of what
@@ -66,7 +67,7 @@ class Guarded(Recency):
             Challenger(lru := Policy(), Shadow(tiers, lru)),
         ]
         self._shadows = [self._shadow, *(one.shadow for one in self._challengers)]
-        self._room: int | None = None  # bytes that were left after the last eviction
+        self._room = _UNKNOWN  # bytes that were left after the last eviction
         self._evicted = 0  # bytes, since the last look
         self._now = 0
 
@@ -136,6 +137,5 @@ class Guarded(Recency):
             one.count((one.shadow.ask(entry) - found) * entry.tokens)
 
     def _trim(self, now: int) -> None:
-        if self._room is not None:
-            for shadow in self._shadows:
-                shadow.trim(now, self._room)
+        for shadow in self._shadows:
+            shadow.trim(now, self._room)
