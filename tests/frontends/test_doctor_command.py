@@ -1,9 +1,9 @@
 """`llm mlx-cached doctor`: each check seen right and seen wrong, and nothing of the user's told."""
 
 import json
-import re
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
