@@ -14,7 +14,12 @@ import pytest
 
 from llm_mlx_promptcache.cache.disk import files
 from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.commands import doctor_disk, doctor_machine, doctor_places
+from llm_mlx_promptcache.commands import (
+    doctor_disk,
+    doctor_machine,
+    doctor_model,
+    doctor_places,
+)
 from llm_mlx_promptcache.commands.doctor_diagnosis import Diagnosis, Health, Names
 from llm_mlx_promptcache.commands.doctor_model import diagnoses
 from llm_mlx_promptcache.engine.measurements import (
@@ -336,3 +341,15 @@ def test_what_a_measurement_means(measured, healths):
     for line in lines:
         assert line.todo or line.health is Health.OK
         json.dumps(line.figures, allow_nan=False)
+
+
+def test_whatever_a_model_raises_is_a_line_of_the_table(monkeypatch, tmp_path):
+    def raising(loaded, seconds):
+        raise IndexError("no such layer")
+
+    monkeypatch.setattr(doctor_model, "folder_here", lambda reference: None)
+    monkeypatch.setattr(doctor_model, "_loaded", lambda reference: None)
+    monkeypatch.setattr(doctor_model, "_described", raising)
+    (line,) = doctor_model.model_diagnoses("default", tmp_path, 0)
+    assert line.health is Health.WRONG
+    assert "no such layer" in line.found
