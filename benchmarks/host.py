@@ -353,9 +353,14 @@ class Bar(NamedTuple):
 
     def row(self) -> str:
         """The same as a row of a table."""
-        bar = "" if self.most is None else f"at most {self.most:.3g}"
-        bar = bar if self.least is None else f"at least {self.least:.3g}"
-        return f"| {self.what} | {self.value:.3g} | {bar} |"
+        bar = "" if self.most is None else f"at most {_shown(self.most)}"
+        bar = bar if self.least is None else f"at least {_shown(self.least)}"
+        missed = "" if self.reached else ", **missed**"
+        return f"| {self.what} | {_shown(self.value)} | {bar}{missed} |"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:
