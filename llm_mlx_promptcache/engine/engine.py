@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from .request import GenerationRequest, warming
 if TYPE_CHECKING:
     from .scheduler import Scheduler
 
+# Takes events on the engine's thread, where it must wait for nothing; returns those that it leaves.
+AtOnce = Callable[[Sequence[Output]], Sequence[Output]]
 
 _log = logging.getLogger(__name__)
 
@@ -41,15 +43,17 @@ _answering: set[Engine] = set()
 class _Job:
     """A request on its way through the engine, and the channel of its events to the caller."""
 
-    def __init__(self, request: GenerationRequest, deliver: Callable[[Output], None]) -> None:
+    def __init__(
+        self, request: GenerationRequest, deliver: Callable[[Sequence[Output]], None]
+    ) -> None:
         self.request = request
         self.abandoned = threading.Event()
         self._deliver = deliver
 
-    def send(self, output: Output) -> None:
-        """Hand over an event, an error, or None for the end."""
+    def send(self, *outputs: Output) -> None:
+        """Hand over events, an error, or None for the end: together what comes together."""
         try:
-            self._deliver(output)
+            self._deliver(outputs)
         except RuntimeError:  # the loop that waited for it is closed
             self.abandoned.set()
 
@@ -98,7 +102,12 @@ class Engine:
     def generate(self, request: GenerationRequest) -> Generator[Event]:
         """The events of one answer, as they come; a reader that stops early frees the engine."""
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        job = _Job(request, outputs.put)
+
+        def deliver(sent: Sequence[Output]) -> None:
+            for output in sent:
+                outputs.put(output)
+
+        job = _Job(request, deliver)
         self._submit(job)
         try:
             while (event := outputs.get()) is not None:
@@ -108,13 +117,30 @@ class Engine:
         finally:
             job.abandoned.set()
 
-    async def agenerate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """The same for an event loop, which is never blocked."""
+    async def agenerate(
+        self, request: GenerationRequest, at_once: AtOnce | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The same for an event loop, which is never blocked.
+
+        `at_once` is given all events on the engine's thread first; the loop is not woken for those
+        that it takes. What it raises ends the answer, and is raised here.
+        """
         loop = asyncio.get_running_loop()
         outputs: asyncio.Queue[Output] = asyncio.Queue()
 
-        def deliver(output: Output) -> None:
-            loop.call_soon_threadsafe(outputs.put_nowait, output)
+        def put(sent: Sequence[Output]) -> None:
+            for output in sent:
+                outputs.put_nowait(output)
+
+        def deliver(sent: Sequence[Output]) -> None:
+            if at_once is not None and not job.gone():
+                try:
+                    sent = at_once(sent)
+                except Exception as error:
+                    job.abandoned.set()
+                    sent = (error,)
+            if sent:
+                loop.call_soon_threadsafe(put, sent)
 
         job = _Job(request, deliver)
         self._submit(job)

@@ -14,7 +14,7 @@ from ..models.errors import NothingAllowedError
 from .admission import MOST_PASSED, expected
 from .answers import AnswerStream, Measured
 from .chunks import Beside, ChunkPlan
-from .events import Finished, Output
+from .events import Event, Finished, Output
 from .kv import KVHandle
 from .preparation import Prepared
 from .request import GenerationRequest
@@ -36,8 +36,8 @@ class Reader(Protocol):
 
     request: GenerationRequest
 
-    def send(self, output: Output) -> None:
-        """Hand over an event, an error, or None for the end."""
+    def send(self, *outputs: Output) -> None:
+        """Hand over events, an error, or None for the end: together what comes together."""
 
     def gone(self) -> bool:
         """True if nobody listens any more."""
@@ -160,12 +160,16 @@ class Sequence:
             # Its last token is none of the answer's.
             raise step.error
         self.behind = len(step.tokens)
-        for token, one in zip(step.tokens, likely, strict=True):
-            self.behind -= 1
-            for event in self.answer.take(token, one):
-                self.reader.send(event)
-            if self.answer.ended:
-                break
+        said: list[Event] = []
+        try:
+            for token, one in zip(step.tokens, likely, strict=True):
+                self.behind -= 1
+                said.extend(self.answer.take(token, one))
+                if self.answer.ended:
+                    break
+        finally:  # also what came before a token that can't be told
+            if said:
+                self.reader.send(*said)
 
     def finish(self, load: float, fingerprint: str, peak_bytes: int) -> Finished:
         """Report the end of its answer, which had to wait `load` seconds for the model."""

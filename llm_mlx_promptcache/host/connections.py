@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..engine import wire
+from ..engine.events import Event, Finished, Output
 from ..engine.request import GenerationRequest
 from .errors import HostStopped, error_to_json
 from .frames import MAX_FRAME, MAX_HELLO, FrameError, read_body, read_length
@@ -167,12 +168,27 @@ class ClientConnection:
         with self._server.asked_by(self, keep):
             self.engine = await self._server.engine_for(self.model)
             self._beats = self.engine.beats
-            async with aclosing(self.engine.agenerate(request)) as events:
+            async with aclosing(self.engine.agenerate(request, self._tell)) as events:
                 async for event in events:
-                    self._outbox.send({"event": wire.to_json(event)})
+                    self._outbox.send(_frame_of(event))
+
+    def _tell(self, outputs: Sequence[Output]) -> Sequence[Output]:
+        """Send what a step brought, on the engine's thread; the end of an answer may be long.
+
+        A loop that is woken for each token costs both threads their turns at the interpreter.
+        """
+        short = [one for one in outputs if isinstance(one, Event) and not isinstance(one, Finished)]
+        if len(short) < len(outputs):
+            return outputs
+        self._outbox.send(*map(_frame_of, short))
+        return ()
 
     def _fail(self, error: BaseException) -> None:
         self._outbox.send({"error": error_to_json(error)})
+
+
+def _frame_of(event: Event) -> dict[str, Any]:
+    return {"event": wire.to_json(event)}
 
 
 def _asked(ask: Mapping[str, Any]) -> tuple[str, GenerationRequest, float | None]:

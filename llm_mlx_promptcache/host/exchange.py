@@ -12,6 +12,7 @@ from ..engine import wire
 from ..engine.events import Event, Loading
 from .errors import error_from_json
 from .frames import Channel, FrameError
+from .hello import check_build
 from .start import Waits
 
 _OURS: Final = __name__.partition(".")[0]
@@ -85,10 +86,12 @@ def answer(
 ) -> Iterator[Event]:
     """The events of an answer; its error where there is one, ConnectionLost, HostHangs, AskError.
 
-    `first` is how long the host may stay silent before its first frame. Its log lines beside the
-    answer are logged here.
+    HostUnavailable if this process's files are no longer those that it runs: it is looked for while
+    the host begins. `first` is how long the host may stay silent before its first frame. Its log
+    lines beside the answer are logged here.
     """
     _send(channel, ask, patience)
+    check_build()
     seconds, usual = first, patience.loading
     while "end" not in (frame := _receive(channel, seconds)):
         if "error" in frame:

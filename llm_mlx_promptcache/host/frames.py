@@ -85,7 +85,7 @@ class Channel:
         self.welcome: Mapping[str, Any] = {}
         self._sock = sock
         self._clock = clock
-        self._read = bytearray()  # the part of a frame that came in time
+        self._read = bytearray()  # what came in time: a part of a frame, or more than one
 
     def send(self, data: Mapping[str, Any], seconds: float) -> None:
         """Send a frame; TimeoutError if the other end reads too slowly, OSError if it is gone.
@@ -110,8 +110,8 @@ class Channel:
         _check_length(length, most)
         if not self._fill(_LENGTH + length, until):
             return None
-        body = self._read[_LENGTH:]
-        self._read = bytearray()
+        body = self._read[_LENGTH : _LENGTH + length]
+        del self._read[: _LENGTH + length]
         return decode(body)
 
     def shut(self) -> None:
@@ -125,10 +125,10 @@ class Channel:
 
     def _fill(self, length: int, until: float) -> bool:
         """Read on until there are `length` bytes; False where the other end closed."""
-        while (missing := length - len(self._read)) > 0:
+        while len(self._read) < length:
             self._sock.settimeout(max(until - self._clock(), 0.0))
             try:
-                piece = self._sock.recv(min(missing, _PIECE))
+                piece = self._sock.recv(_PIECE)
             except BlockingIOError:
                 raise TimeoutError("the other end sends nothing") from None
             except ConnectionError:

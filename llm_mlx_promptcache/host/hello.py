@@ -10,7 +10,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -88,23 +88,43 @@ def hello(place: Place) -> dict[str, Any]:
     place's salt can't be had or the package was replaced under this process, since no host started
     now would understand it; ValueError for settings that can't be read.
     """
+    check_build()
+    return unchecked_hello(place)
+
+
+def unchecked_hello(place: Place) -> dict[str, Any]:
+    """The same for who calls `check_build` before it believes or starts a host.
+
+    That looks at all of our files, which a client has time for while the host computes.
+    """
     settings = load_settings().model_dump(mode="json", include=set(_SETTINGS))
-    try:
-        made_of = build_that_runs()
-        if build() != made_of:
-            raise HostUnavailable(
-                "packages were installed or changed since this process began; start it anew"
-            )
+    with _folder_that_is_there():
+        made_of = dataclasses.asdict(build_that_runs())
         environment = _environment(_salt(place.salt))
-    except OSError as error:  # relative paths in a folder that is gone
-        raise HostUnavailable(f"the folder that this runs in is gone ({error.strerror})") from error
     return {
         **bare_hello(),
-        "build": dataclasses.asdict(made_of),
+        "build": made_of,
         "settings": {name: settings.get(name) for name in _SETTINGS},
         "environment": environment,
         "keep": keep_seconds(),
     }
+
+
+def check_build() -> None:
+    """HostUnavailable if the package was replaced under this process."""
+    with _folder_that_is_there():
+        if build() != build_that_runs():
+            raise HostUnavailable(
+                "packages were installed or changed since this process began; start it anew"
+            )
+
+
+@contextmanager
+def _folder_that_is_there() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # relative paths in a folder that is gone
+        raise HostUnavailable(f"the folder that this runs in is gone ({error.strerror})") from error
 
 
 def bare_hello() -> dict[str, Any]:

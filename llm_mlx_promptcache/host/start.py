@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from . import hung
 from .child import HostChild, Program, host_command
 from .frames import MAX_HELLO, Channel, FrameError
-from .hello import bare_hello, hello, shown
+from .hello import bare_hello, check_build, shown, unchecked_hello
 from .place import HostUnavailable, connected, peer_pid, peer_uid, verify
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ def connect(place: Place, *, program: Program | None = None, waits: Waits | None
     """A channel to a host of this build, for one ask; HostUnavailable where none can be had.
 
     An idle one of another build, settings or environment is replaced; a busy one raises
-    HostRefused. `program` starts a host, in place of this interpreter.
+    HostRefused. `program` starts a host, in place of this interpreter. Whether this process's files
+    are still those that it runs is left to `exchange.answer`, where a host is there already.
     """
     waits = waits or Waits()
     try:
-        mine = hello(place)
+        mine = unchecked_hello(place)
         channel = _welcomed(place, mine, waits)
         return channel or _started(place, mine, program or Program(host_command()), waits)
     except OSError as error:
@@ -90,6 +91,7 @@ def _welcomed(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | 
     try:
         return _greeted(place, mine, waits)
     except HostRefused as refused:
+        check_build()  # it may be this process that is out of date
         if refused.busy and not refused.stopping:
             raise
         return None
@@ -154,6 +156,7 @@ def _welcome(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _started(place: Place, mine: Mapping[str, Any], program: Program, waits: Waits) -> Channel:
     """A channel to a host that this process, or meanwhile another one, has started."""
+    check_build()
     with _alone(place.start_lock, waits.lock, "another process has long been starting a host"):
         try:
             channel = _greeted(place, mine, waits)

@@ -41,8 +41,8 @@ class Reader:
         self.events = []
         self.gone_after = gone_after
 
-    def send(self, told):
-        self.events.append(told)
+    def send(self, *told):
+        self.events.extend(told)
 
     def gone(self):
         return self.gone_after is not None and len(self.events) >= self.gone_after

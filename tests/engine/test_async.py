@@ -1,6 +1,7 @@
 """The engine on an event loop: the same answers, many at once, and nobody is left waiting."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -75,6 +76,40 @@ def test_a_cancelled_task_frees_the_engine(tiny_llama, engine_of):
         return await last(engine, request())
 
     assert asyncio.run(cancelled()).usage.prefilled == 1
+
+
+def test_what_is_taken_on_the_engine_s_thread_wakes_no_loop(tiny_llama, engine_of):
+    """Events that are left come to the loop, in their order; an error there ends the answer."""
+    engine = engine_of(tiny_llama())
+    taken, threads = [], set()
+
+    def take(outputs):
+        threads.add(threading.get_ident())
+        if any(isinstance(one, Finished) or one is None for one in outputs):
+            return outputs
+        taken.extend(outputs)
+        return ()
+
+    async def left():
+        return [event async for event in engine.agenerate(request(drafts=False), take)]
+
+    (end,) = asyncio.run(left())
+    *events, same = engine.generate(request(drafts=False))
+    assert end.ids == same.ids
+    texts = [event for event in events if isinstance(event, TextDelta)]
+    assert [event for event in taken if isinstance(event, TextDelta)] == texts
+    assert engine.runs_on(*threads - {threading.get_ident()})
+
+    def refuse(outputs):
+        raise ValueError("not this one")
+
+    async def refused():
+        with pytest.raises(ValueError, match="not this one"):
+            await anext(engine.agenerate(request(max_tokens=1900), refuse))
+
+    asyncio.run(refused())
+    while not engine.unload():  # not while it answers, which it does to its next step at most
+        pass
 
 
 def test_a_loop_that_is_gone_does_not_stop_the_engine(tiny_llama, engine_of):

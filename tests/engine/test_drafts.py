@@ -6,7 +6,7 @@ from array import array
 
 import families
 import pytest
-from readers import MAGIC, Counting, request, steady_clock, together
+from readers import MAGIC, Counting, Reader, request, steady_clock, together
 from test_kinds import KINDS
 
 from llm_mlx_promptcache.cache import device
@@ -14,8 +14,10 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import scheduler as scheduling
+from llm_mlx_promptcache.engine.answers import AnswerStream
 from llm_mlx_promptcache.engine.draft_probe import prove
 from llm_mlx_promptcache.engine.drafts import Drafter, Source, joined
+from llm_mlx_promptcache.engine.events import TextDelta
 from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
@@ -152,6 +154,48 @@ def test_law_17_no_token_changes_in_any_kind_of_layer(loaded_kind, drafted, kind
     offered, accepted, behind = hold_to_law_17(loaded_kind(kind), drafted, way, 3)
     assert 0 < accepted < offered
     assert behind > 0  # the answer's rows are reused too
+
+
+class Pieces(Reader):
+    """A reader that keeps apart what it is told at once."""
+
+    def __init__(self, request):
+        super().__init__(request)
+        self.pieces = []
+
+    def send(self, *told):
+        super().send(*told)
+        self.pieces.append(told)
+
+
+def test_what_a_pass_brings_is_told_at_once(loaded_kind, drafted, monkeypatch):
+    """A reader in another process wakes once for it; a token that can't be told hides no other."""
+    scheduler = Scheduler(loaded_kind(next(iter(KINDS))), Identity("m", "m"), PromptCache("100MB"))
+    one = request("What is it that comes after two?", max_tokens=40)
+    right = plainly(scheduler, one).last
+    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
+    assert reader.last.ids == right.ids
+    texts = [[one for one in piece if isinstance(one, TextDelta)] for piece in reader.pieces]
+    assert max(map(len, texts)) > 1
+    assert [one for piece in texts for one in piece] == told(reader)
+
+    real, taken, yielded = AnswerStream.take, [], []
+
+    def take(stream, token, logprobs=None):
+        taken.append(token)
+        if len(taken) == len(right.ids) - 1:
+            raise ValueError("this token can't be told")
+        for event in real(stream, token, logprobs):
+            yielded.append(event)
+            yield event
+
+    monkeypatch.setattr(AnswerStream, "take", take)
+    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
+    *_, error, end = reader.events
+    assert (str(error), end) == ("this token can't be told", None)
+    assert taken == list(right.ids[:-1])
+    assert told(reader) == yielded
+    assert yielded
 
 
 @pytest.mark.soak

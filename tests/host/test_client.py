@@ -13,7 +13,7 @@ from llm_mlx_promptcache.engine import pool, wire
 from llm_mlx_promptcache.engine.events import Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host import client as clients
-from llm_mlx_promptcache.host import engines, hung
+from llm_mlx_promptcache.host import engines, exchange, hung
 from llm_mlx_promptcache.host.client import RemoteEngine
 from llm_mlx_promptcache.host.engines import Where, engine_for
 from llm_mlx_promptcache.host.errors import HostLost
@@ -216,9 +216,10 @@ class PlayedChannel:
 
     def __init__(self, frames):
         self.frames, self.waited, self.welcome = list(frames), [], {}
+        self.asked = []
 
     def send(self, data, seconds):
-        pass
+        self.asked.append(data)
 
     def receive(self, seconds):
         self.waited.append(seconds)
@@ -234,6 +235,32 @@ def test_a_host_that_loads_may_be_silent_longer_than_one_that_computes():
     events = answer(channel, {}, Patience(loading=600, computing=120), first=2)
     assert len(list(events)) == 6
     assert channel.waited == [2, 600, 600, 600, 120, 120, 600, 120, 120, 120]
+
+
+def test_the_files_of_this_process_are_looked_at_while_the_host_begins(monkeypatch):
+    """That takes as long as a token: the ask is on its way by then, and no answer is believed."""
+    channel = PlayedChannel([*said(*THERE), {"end": 1}])
+
+    def replaced():
+        assert (channel.asked, channel.waited) == ([{"ask": "generate"}], [])
+        raise HostUnavailable("packages were changed")
+
+    monkeypatch.setattr(exchange, "check_build", replaced)
+    with pytest.raises(HostUnavailable, match="packages were changed"):
+        list(answer(channel, {"ask": "generate"}, Patience(), first=2))
+    assert channel.waited == []
+
+
+@both_ways
+def test_a_process_whose_package_was_replaced_answers_itself(host, here, ask, caplog, monkeypatch):
+    host(ANSWER)
+
+    def replaced():
+        raise HostUnavailable("packages were changed")
+
+    monkeypatch.setattr(exchange, "check_build", replaced)
+    assert ask(RemoteEngine("small")) == HERE
+    assert warnings_of(caplog) == ["packages were changed; this process runs the model itself"]
 
 
 @both_ways

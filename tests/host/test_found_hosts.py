@@ -86,6 +86,20 @@ def test_an_idle_host_of_another_build_is_replaced(home):
         assert [channel.welcome["pid"]] == home.started()[1:]
 
 
+@pytest.mark.parametrize("kind", ["old", "busy"])
+def test_a_process_whose_package_was_replaced_ends_no_host_of_the_new_one(home, monkeypatch, kind):
+    def replaced():
+        raise HostUnavailable("packages were changed")
+
+    with pytest.raises(HostRefused):
+        home.connect(kind)
+    monkeypatch.setattr(start, "check_build", replaced)
+    with pytest.raises(HostUnavailable, match="packages were changed"):
+        home.connect()
+    with closing(find(home.place)) as channel:
+        assert [channel.welcome["pid"]] == home.started()
+
+
 def test_many_that_replace_a_host_start_one(home):
     with pytest.raises(HostRefused):
         home.connect("old")

@@ -183,6 +183,31 @@ def test_a_slow_frame_is_waited_for_as_a_whole():
     assert slow.reads == 20
 
 
+def test_frames_that_came_together_are_read_at_once():
+    """A host sends what a step brings in one piece: its client looks once."""
+
+    class Together:
+        """A socket that has three frames and the beginning of a fourth."""
+
+        reads = 0
+
+        def settimeout(self, seconds):
+            pass
+
+        def recv(self, size):
+            self.reads += 1
+            if self.reads > 1:
+                raise TimeoutError
+            return 3 * FRAME + FRAME[:-1]
+
+    together = Together()
+    channel = Channel(together)
+    assert [channel.receive(5) for _ in range(3)] == [{"event": "an answer"}] * 3
+    assert together.reads == 1
+    with pytest.raises(TimeoutError):
+        channel.receive(5)
+
+
 def test_who_reads_nothing_is_waited_for_so_long_and_no_longer(ends):
     channel, _other = ends
     with pytest.raises(TimeoutError):

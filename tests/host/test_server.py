@@ -14,7 +14,7 @@ from served import BARE, PS
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool, wire
-from llm_mlx_promptcache.engine.events import Finished, Loading, Progress
+from llm_mlx_promptcache.engine.events import Finished, Loading, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.host import connections
 
@@ -50,6 +50,48 @@ async def test_l14_a_request_is_read_by_another_thread(client, full, folder, mon
     assert end == {"end": True}
     assert readers
     assert threading.get_ident() not in readers
+
+
+async def test_a_token_wakes_no_event_loop(client, full, folder, monkeypatch):
+    """Each would cost the engine's thread its turn at the interpreter, and the reader two hops."""
+    await (await client(full, generate(folder))).frames()  # loaded
+    loop = asyncio.get_running_loop()
+    woken, inner = [], loop.call_soon_threadsafe
+
+    def wake(callback, *given, **more):
+        woken.append(callback)
+        return inner(callback, *given, **more)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", wake)
+    counts = []
+    for tokens in (5, 50):
+        woken.clear()
+        asker = await client(full, generate(folder, max_tokens=tokens, drafts=False))
+        told = events(await asker.frames())
+        assert told[-1].usage.generated == tokens
+        assert sum(isinstance(event, TextDelta) for event in told) > tokens / 2
+        counts.append(len(woken))
+    assert counts[0] == counts[1]
+
+
+async def test_an_event_that_can_not_be_sent_ends_its_answer_alone(
+    client, full, folder, monkeypatch
+):
+    inner = wire.to_json
+
+    def broken(value):
+        if isinstance(value, TextDelta) and not refused:
+            refused.append(value)
+            raise TypeError("this is no JSON")
+        return inner(value)
+
+    refused = []
+    monkeypatch.setattr(connections.wire, "to_json", broken)
+    *_, told = await (await client(full, generate(folder, max_tokens=500))).frames()
+    assert told == {"error": {"kind": "TypeError", "text": "this is no JSON"}}
+    assert (await (await client(full, generate(folder))).frames())[-1] == {"end": True}
+    engine = pool.engines()[str(folder)]
+    assert await asyncio.to_thread(engine.unload)  # nothing is under way
 
 
 async def test_a_second_answer_prefills_its_last_token_only(client, full, folder):
@@ -122,9 +164,9 @@ async def test_an_engine_that_hangs_has_no_beats(served, client, full, folder, g
     (connection,) = served._open
     for _ in range(100):
         await asyncio.sleep(0)
-    told = connection._outbox._written
+    told = connection._outbox.written
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert connection._outbox._written == told
+    assert connection._outbox.written == told
     gate.open()
     assert (await asker.frames())[-1] == {"end": True}

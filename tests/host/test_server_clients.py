@@ -175,7 +175,7 @@ async def computed(served):
     while not served._open or served._life.busy or not pool.engines():
         await asyncio.sleep(0.001)
     (connection,) = served._open
-    while not (waiting := connection._outbox._writer.transport.get_write_buffer_size()):
+    while not (waiting := connection._outbox.waiting):
         await asyncio.sleep(0.001)
     return waiting
 
@@ -213,8 +213,7 @@ async def test_who_never_reads_is_dropped_and_its_request_freed(
         pass
     asker.writer.transport.pause_reading()
     (connection,) = served._open
-    transport = connection._outbox._writer.transport
-    while transport.get_write_buffer_size() <= 4 << 10:
+    while connection._outbox.waiting <= 4 << 10:
         await asyncio.sleep(0.001)
     clock.now += outbox.STALLED_SECONDS + 1
     await settled()
