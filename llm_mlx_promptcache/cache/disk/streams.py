@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import cycle
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -22,10 +24,25 @@ from .span_file import empty
 
 # After which parts of its bytes each round of a path ends; those of one round are held twice.
 _GROUPS = tuple(number / 16 for number in range(1, 17))
-# The same where nothing is held twice. The system hands out memory more slowly than files are read
-# into it, so what is read behind the last of it is little; each round is a wait for the device.
-_IN_PLACE = (0.3, 0.55, 0.75, 0.9, 1.0)
-_LEAST = 8 << 20  # fewer bytes than this are not worth a round of their own
+# The same where nothing is held twice. What is read behind the last of the memory is little, so
+# rounds are small; each is a wait for the device.
+_IN_PLACE = tuple(number / 20 for number in range(1, 21))
+_LEAST = 4 << 20  # fewer bytes than this are not worth a round of their own
+
+
+@cache
+def _second_cpu_stream() -> Any:
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+def streams_of_zeros() -> list[Any]:
+    """The streams that new memory is asked of in turn; None is the default one.
+
+    On a CPU most of a restore is the system handing out pages, which one thread alone does more
+    slowly than another reads into them: there it is two of MLX's threads.
+    """
+    on_cpu = mx.default_device() == mx.Device(mx.cpu, 0)
+    return [None, _second_cpu_stream()] if on_cpu else [None]
 
 
 class _Stream:
@@ -125,12 +142,12 @@ class InPlace(_Stream):
         self._parts = parts
         self._count = count
         self._headroom = headroom
+        self._streams = cycle(streams_of_zeros())
 
     def layers_read(self) -> Iterator[Layer]:
         """The layers, in their order."""
         rounds = list(self.rounds(_IN_PLACE))
         coming = self._begun(rounds[0])
-        self.read_ahead()
         for number, now in enumerate(rounds):
             prepared = coming
             # Before the last is waited for, so that MLX's thread is never without work.
@@ -164,7 +181,7 @@ class InPlace(_Stream):
         lead, width = math.prod(entry.shape[:-2]), entry.shape[-1] * entry.dtype.size
         rows = self._count + self._headroom * kind.grows
         shape = (*entry.shape[:-2], rows, entry.shape[-1])
-        data = mx.zeros(shape, entry.dtype)
+        data = mx.zeros(shape, entry.dtype, stream=next(self._streams))
         return _Buffers(data, memoryview(b""), lead, rows * width, width)
 
     def _read(
