@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import families
 import mlx.core as mx
@@ -63,6 +64,29 @@ def test_law_1_every_family(cache, trial):
     before = trials.stored(cache)
     trials.points_hold(trial, cache, FEW)
     assert trials.unchanged(before)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss"])
+def test_law_1_windows_out_of_a_pack_are_those_of_the_files_bit_for_bit(trial, tmp_path):
+    store = DiskStore(tmp_path / "files")
+    cache = PromptCache("100MB", store)
+    trial.keep(cache, PATH, range(6, len(PATH), 6))  # spans that fit into their windows
+    cache.flush()
+    store.close()
+    packed = DiskStore(shutil.copytree(tmp_path / "files", tmp_path / "packed"))
+    *_, done = packed.compact()
+    assert (done.packs, len(list(packed.spans_folder.iterdir()))) == (1, 1)
+    for point in (*FEW, len(PATH)):
+        found = PromptCache("100MB", packed).fetch(NS, [*PATH[:point], 1])
+        assert found.cached == point  # anywhere: no row is left out
+        if point % 6 == 0:
+            files = PromptCache("100MB", DiskStore(tmp_path / "files")).fetch(
+                NS, [*PATH[:point], 1]
+            )
+            pairs = zip(found.layers, files.layers, strict=True)
+            assert all(mx.array_equal(a.keys, b.keys).item() for a, b in pairs)
+    trials.points_hold(trial, PromptCache("100MB", packed), FEW)
+    assert packed.check() == []
 
 
 @pytest.mark.parametrize("name", THOROUGH)

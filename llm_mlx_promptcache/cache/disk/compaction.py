@@ -70,13 +70,17 @@ class Compaction:
         self._folder = folder
         self._index = index
         self._upkeep = upkeep
+        self._apart: set[str] = set()  # spans that were seen to lack rows, so they stay files
 
     def chains(self, thrift: Thrift) -> Iterator[list[ChainFile]]:
         """Groups of files that are to become a pack each, as the index is now."""
         nothing: list[str] = []
         for namespace in self._index.run(_namespaces, nothing):
-            links = self._index.run(partial(_links, query=_LINKS, of=namespace), _NO_LINKS)
-            yield from to_pack(links, thrift)
+            known = -1
+            while known != len(self._apart):  # again without those that were found on the way
+                known = len(self._apart)
+                links = self._index.run(partial(_links, query=_LINKS, of=namespace), _NO_LINKS)
+                yield from to_pack([x for x in links if x.file_id not in self._apart], thrift)
 
     def wasteful(self, *, every: bool) -> Iterator[list[ChainFile]]:
         """Packs with many dead bytes, or, if `every`, with any."""
@@ -101,6 +105,8 @@ class Compaction:
                 for unit in units:
                     sources.append(self._source(unit, few, stack))
                     yield False
+                if not self._apart.isdisjoint(unit.links[0].file_id for unit in units):
+                    return
                 _check_path(sources)
                 rested = all(x.used_at <= coded_before for unit in units for x in unit.links)
                 new = rested and content.can_code(sources)
@@ -125,6 +131,8 @@ class Compaction:
             raise DamagedSource(_stored(first), error) from None
         stack.callback(file.close)
         few.use(file)
+        if not content.holds_every_row(file):
+            self._apart.add(first.file_id)
         found = content.source(file, [link.file_id for link in unit.links])
         if found is None:
             raise _Changed

@@ -64,6 +64,13 @@ def can_code(sources: Sequence[PackSource]) -> bool:
     return pack_file.can_code(sources)
 
 
+def holds_every_row(file: OpenSpan) -> bool:
+    """True unless a window has left out some of the file's tokens: then it can't be packed."""
+    from . import pack_file
+
+    return pack_file.holds_every_row(file)
+
+
 def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
     """Each span's share of the bytes of a pack of this size."""
     from . import span_header
@@ -72,7 +79,7 @@ def shares_of(size: int, lengths: Sequence[int]) -> list[int]:
 
 
 def can_pack(layout: str) -> bool:
-    """True if spans with layers of this description can be packed."""
+    """True if spans with layers of this description may be packed."""
     from . import pack_file
 
     try:

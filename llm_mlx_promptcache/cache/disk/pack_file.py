@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..layers.kinds import KVRows
+from ..layers.kinds import KVRows, Window
 from ..span import DamagedSpan, Head, StoredTensor
 from .coding import coded
 from .descriptors import Few
@@ -30,6 +30,7 @@ from .span_header import (
 from .unpublished import ExportTarget, UnpublishedFile
 
 if TYPE_CHECKING:
+    from ..layers.kinds import LayerKind
     from ..layers.layout import Layout
     from ..layers.pieces import Dtype
     from .files import Files
@@ -124,8 +125,19 @@ def source_of(file: OpenSpan, wanted: Sequence[str]) -> PackSource | None:
 
 
 def can_pack(layout: Layout) -> bool:
-    """True if spans of such layers can be rows of one array: each layer holds a row a token."""
-    return all(isinstance(kind, KVRows) and type(kind).join is KVRows.join for kind in layout)
+    """True if spans of such layers may be rows of one array: rows, and windows of them."""
+    return all(_is_rows(kind) or isinstance(kind, Window) for kind in layout)
+
+
+def holds_every_row(file: OpenSpan | HeldSpan) -> bool:
+    """True unless a window has left out some of the file's tokens: only a row a token is packed."""
+    count = len(file.head.tokens)
+    return all(
+        entry is not None and len(entry.shape) >= 2 and entry.shape[-2] == count
+        for layer, kind in enumerate(file.head.layout)
+        if not _is_rows(kind)
+        for entry in file.entries(layer)
+    )
 
 
 class UnpublishedPack(UnpublishedFile):
@@ -259,6 +271,10 @@ class UnpublishedPack(UnpublishedFile):
                 yield _ByteRun(source, source.first * row, copied=False)
                 yield _ByteRun(source, source.rows * row, copied=True)
                 yield _ByteRun(source, dead * row, copied=False)
+
+
+def _is_rows(kind: LayerKind) -> bool:
+    return isinstance(kind, KVRows) and type(kind).join is KVRows.join
 
 
 def _shapes(sources: Sequence[PackSource]) -> list[list[_ArrayShape]]:

@@ -19,7 +19,7 @@ from ..span import DamagedSpan, Head, Tensor
 from .descriptors import Few
 from .file_ids import is_file_id, new_file_id
 from .held_span import HeldSpan
-from .pack_file import PackSource, UnpublishedPack, can_code, can_pack
+from .pack_file import PackSource, UnpublishedPack, can_code, can_pack, holds_every_row
 from .restore import fits
 from .span_bytes import Origin
 from .span_file import OpenSpan, UnpublishedSpan, empty
@@ -128,7 +128,7 @@ def write_prefix(target: ExportTarget, head: Head, tensors: Sequence[Tensor], fi
     member = Member(name, len(head.tokens), head.tier, resumes=True)
     source = PackSource(HeldSpan(name, head, tensors), [member], 0)
     try:
-        if can_pack(head.layout) and can_code([source]):
+        if can_pack(head.layout) and holds_every_row(source.file) and can_code([source]):
             with UnpublishedPack(folder, [source], Few(), files, coded=True, target=target) as pack:
                 for _ in pack.written():
                     pass

@@ -221,6 +221,6 @@ def fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
     if not all(array is not None and len(array.shape) >= 2 for array in piece):
         return False
     held = {array.shape[-2] for array in piece if array is not None}
-    return (
-        held == {length} if isinstance(kind, KVRows) else len(held) == 1 and max(held) <= kind.size
-    )
+    # In a pack a window has a row for each token of its spans, of which only the last are used.
+    within = isinstance(kind, Window) and len(held) == 1 and max(held) <= kind.size
+    return held == {length} or within

@@ -70,7 +70,7 @@ class SpanBytes:
                 os.posix_fadvise(self._descriptor, start, _AHEAD, _WANTED)
 
     def _is_at_hand(self) -> bool:
-        """True if the system seems to have the file in its page cache: then advice would cost a tenth.
+        """True if the system seems to have the file in its page cache, so needs no advice.
 
         A few bytes are asked for, the last one first: more questions would spoil a cold read.
         """
