@@ -204,15 +204,19 @@ def _opened(store: Store, query: Query, span: StoredSpan, *more: StoredSpan) -> 
     layout = query.layout
     pairs = zip(layout, opened.outline(), strict=False)
     length = len(opened.head.tokens)
-    if opened.head.layout == layout and all(fits(kind, piece, length) for kind, piece in pairs):
+    fit = all(fits(kind, piece, length, packed=span.pack != "") for kind, piece in pairs)
+    if opened.head.layout == layout and fit:
         return opened
     opened.close()
     store.damaged(span, DamagedSpan(f"{opened.name} does not hold what its model keeps"))
     return None
 
 
-def fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
-    """True if a piece has the shape that its kind gives a span of so many tokens."""
+def fits(kind: LayerKind, piece: Piece | None, length: int, *, packed: bool = False) -> bool:
+    """True if a piece has the shape that its kind gives a span of so many tokens.
+
+    Where spans are `packed`, a window has a row a token, of which only the last are used.
+    """
     if piece is None or not isinstance(kind, KVRows | Window | ListOf):
         return True
     if isinstance(kind, ListOf):
@@ -221,6 +225,6 @@ def fits(kind: LayerKind, piece: Piece | None, length: int) -> bool:
     if not all(array is not None and len(array.shape) >= 2 for array in piece):
         return False
     held = {array.shape[-2] for array in piece if array is not None}
-    # In a pack a window has a row for each token of its spans, of which only the last are used.
-    within = isinstance(kind, Window) and len(held) == 1 and max(held) <= kind.size
-    return held == {length} or within
+    if packed or isinstance(kind, KVRows):
+        return held == {length}
+    return len(held) == 1 and max(held) <= kind.size
