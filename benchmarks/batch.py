@@ -41,6 +41,7 @@ from llm_mlx_promptcache.engine.chunks import ChunkPlanner
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
 from llm_mlx_promptcache.engine.forward import forward, prefill
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
@@ -67,7 +68,7 @@ def engine_of(loaded: LoadedModel, disk: bool = True) -> Iterator[Engine]:
         cache = PromptCache("8GB", DiskStore(Path(folder), "20GB") if disk else None)
 
         def scheduler(_: object) -> Scheduler:
-            made = Scheduler(loaded, Identity("benchmark", "benchmark"), cache)
+            made = scheduler_here(loaded, Identity("benchmark", "benchmark"), cache)
             assert made.batch_form is not BatchForm.ALONE  # known before anything is timed
             return made
 

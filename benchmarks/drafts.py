@@ -31,8 +31,8 @@ from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.engine.drafts import Drafter, joined
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, TextDelta
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
 _ANSWER = 160
@@ -125,7 +125,9 @@ def task(
     for _ in range(rounds):
         for ways in (("off",), ("first", "again")):
             cache = PromptCache("1GB")
-            with closing(Engine(lambda _, cache=cache: Scheduler(loaded, _MODEL, cache))) as engine:
+            with closing(
+                Engine(lambda _, cache=cache: scheduler_here(loaded, _MODEL, cache))
+            ) as engine:
                 for way in ways:
                     found[way].append(answered(engine, model, off if way == "off" else request))
         if draft_model is not None and not more:  # it holds answers to no schema

@@ -68,6 +68,16 @@ class Batches:
         self._of.clear()
         return slots
 
+    def clear(self) -> None:
+        """Forget all slots and failures, as if nobody had asked yet."""
+        self._of.clear()
+        self._together = True
+
+    @property
+    def form(self) -> BatchForm:
+        """The way answers go together; found out with the model if it is not known yet."""
+        return self._proof.form
+
     def layers_of(self, slot: Slot) -> list[Any]:
         """Layers that hold `slot.path`; its own where it is alone."""
         return self._of[slot].layers_of(slot)

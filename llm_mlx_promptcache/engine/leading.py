@@ -11,8 +11,9 @@ Any error in the model's work is the group's end: nobody knows how far the other
     joined = connect(ranks)  # on the thread of the engine, as all that follows
     loaded = load_shard(reference, group, joined, report, step)
     identity = rank_identity(Identity(found.model, found.rows), ranks)
-    report = LoadReport(name, seconds, found.uncached, ahead, memory, Leader(ranks, joined))
-    Scheduler(loaded, identity, cache, report)  # waits for all ranks
+    report = LoadReport(name, seconds, found.uncached, ahead, memory)
+    parts = Leader(ranks, joined).parts(loaded, identity, cache, report)  # waits for all ranks
+    Scheduler(loaded, identity, parts, report)
 
 `on_end` may be called on any thread, while the engine's hangs in a collective: `Engine.abandon`
 tells the askers there, then the process ends. A group is closed (`ranks.close`) behind the engine's
@@ -24,7 +25,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,9 +45,11 @@ from .batch import Batch
 from .batch_layers import BatchForm
 from .batch_probe import BatchProof, Verdict, prove
 from .batches import Batches
-from .draft_probe import DraftProof
+from .chunks import ChunkPlanner
+from .drafting import NoDrafting
 from .group import GroupEnded
 from .kv import KVHandle
+from .parts import LoadReport, Parts
 from .preparation import Prepared
 from .slots import Slot, Step
 from .terms import Terms, settle_terms
@@ -54,18 +57,8 @@ from .terms import Terms, settle_terms
 if TYPE_CHECKING:
     from .batch import LayersState
     from .ranks import Ranks
-    from .scheduler import LoadReport
 
 NO_DRAFTS = "drafts are off where a model runs over several ranks"
-
-
-class Parts(NamedTuple):
-    """The parts of a scheduler that leads."""
-
-    kv: AgreedKV
-    proof: BatchProof
-    drafts: DraftProof
-    memory: RequestMemory
 
 
 class Leader:
@@ -81,13 +74,14 @@ class Leader:
         self, loaded: LoadedModel, identity: Identity, cache: PromptCache, report: LoadReport
     ) -> Parts:
         """The parts of a scheduler that leads, once all ranks have loaded; GroupEnded."""
-        memory = report.memory or RequestMemory.of_machine()
-        terms = settle_terms(self._ranks, loaded.model, identity.model, report.uncached, memory)
-        mine = Belongings(cache, report.name, identity.rows)
+        model, memory = loaded.model, report.memory or RequestMemory.of_machine()
+        terms = settle_terms(self._ranks, model, identity.model, report.uncached, memory)
         return Parts(
-            LedKV(loaded.model, mine, self, terms),
-            LedProof(loaded.model, identity.model, self, terms),
-            NoDrafts(loaded.model, identity.model, model_facts()),
+            LedKV(model, Belongings(cache, report.name, identity.rows), self, terms),
+            LedBatches(model, LedProof(model, identity.model, self, terms), self),
+            NoDrafting(NO_DRAFTS),
+            # A part of a model is faster than the whole.
+            ChunkPlanner(identity.rows),
             terms.memory(memory),
         )
 
@@ -372,17 +366,3 @@ class LedProof(BatchProof):
         self._leader.tell("prove", grouped=grouped)
         with self._leader.doing():
             return prove(self._model, self._leader.number, grouped=grouped)
-
-
-class NoDrafts(DraftProof):
-    """That nothing is drafted here, and why."""
-
-    @property
-    def why_not(self) -> str:
-        """The reason why this model's answers are not drafted."""
-        return NO_DRAFTS
-
-    @property
-    def known(self) -> str:
-        """The same."""
-        return NO_DRAFTS

@@ -151,7 +151,8 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     from ..cache.identity import Identity
     from ..models.identities import identify
     from ..models.loading import load_model, model_folder
-    from .scheduler import LoadReport, Scheduler
+    from .one_machine import scheduler_here
+    from .parts import LoadReport
 
     folder = model_folder(reference, lambda *told: tell(Loading(*told)))
     tell(weights)
@@ -165,7 +166,7 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     memory = share_out(cache)
     seconds = time.perf_counter() - started
     report = LoadReport(reference, seconds, identities.uncached, works_ahead(), memory)
-    return Scheduler(loaded, Identity(identities.model, identities.rows), cache, report)
+    return scheduler_here(loaded, Identity(identities.model, identities.rows), cache, report)
 
 
 def _shares(cache: PromptCache | None) -> Shares:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -17,82 +16,49 @@ from ..cache import device
 from ..cache.identity import Identity
 from ..cache.insertion import Rows
 from ..cache.layers.device_memory import POOL_OF_STEPS, trim_pool
-from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
-from ..models.facts import model_facts
 from ..models.layers import weights_in
 from ..models.loading import LoadedModel
 from ..models.needs import needs_of
-from .admission import MOST_PASSED, Admission, RequestMemory
+from .admission import MOST_PASSED, Admission
 from .ahead import WorkAhead
 from .answers import looked
 from .batch_layers import BatchForm
-from .batch_probe import BatchProof
-from .batches import Batches
-from .chunks import Beside, ChunkPlanner
-from .draft_probe import DraftProof
-from .drafts import Drafter, joined
+from .chunks import Beside
+from .decode import Decode
 from .events import Progress
 from .intake import Intake
-from .kv import KVManager
-from .leading import Leader, LedBatches
+from .parts import LoadReport, Parts
 from .prefill import Prefill
 from .sequence import Reader, Sequence
-from .slots import Slot, Step
+from .slots import Step
 from .turns import Party, Turns
 from .wired import WIRED
-
-
-class LoadReport(NamedTuple):
-    """Other facts about a loaded model for its scheduler.
-
-    `name` is its name for people, `seconds` the first answer's wait for it, `uncached` the reason
-    why nothing of it may be kept; `ahead` allows next turns to be prefilled before they are asked.
-    `memory` is the share of the requests of all models, None for this machine's. `leader` tells the
-    other ranks, if several run the model.
-    """
-
-    name: str = ""
-    seconds: float = 0.0
-    uncached: str = ""
-    ahead: bool = False
-    memory: RequestMemory | None = None
-    leader: Leader | None = None
 
 
 class Scheduler:
     """One loaded model and the requests that it answers; used on the engine's thread only.
 
-    `planner` sizes the chunks of prompts, `clock` tells seconds.
+    `clock` tells seconds.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         identity: Identity,
-        cache: PromptCache,
-        report: LoadReport = LoadReport(),  # noqa: B008 (a NamedTuple can't be changed)
+        parts: Parts,
+        report: LoadReport,
         *,
-        planner: ChunkPlanner | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._loaded = loaded
-        self._identity = identity
+        self._fingerprint = identity.model
         self._load_seconds = report.seconds
         self._intake = Intake(loaded, identity)
-        self._leader, memory = report.leader, report.memory
-        if self._leader is None:
-            self._kv = KVManager(loaded.model, cache, report.name, report.uncached, identity.rows)
-            self._proof = BatchProof(loaded.model, identity.model, model_facts())
-            self._drafts = DraftProof(loaded.model, identity.model, model_facts())
-        else:
-            self._kv, self._proof, self._drafts, memory = self._leader.parts(
-                loaded, identity, cache, report
-            )
-        self._admission = Admission(memory, needs_of(loaded.model))
-        # A part of a model is faster than the whole.
-        planner = planner or ChunkPlanner(identity.rows if report.leader else identity.model)
-        self._prefill = Prefill(loaded.model, self._kv, planner, clock)
+        self._kv = parts.kv
+        self._drafting = parts.drafting
+        self._admission = Admission(parts.memory, needs_of(loaded.model))
+        self._prefill = Prefill(loaded.model, parts.kv, parts.planner, clock)
+        self._decode = Decode(parts, self._intake.tokenizer.stop_ids)
         self.ahead: WorkAhead | None = None
         if report.ahead:
             self.ahead = WorkAhead(loaded.model, self._intake, self._kv, self._prefill)
@@ -100,20 +66,18 @@ class Scheduler:
         self._clock = clock
         self._waiting: list[Sequence] = []
         self._prefilling: list[Sequence] = []
-        self._decoding: dict[Slot, Sequence] = {}
-        self._batches = self._no_batches()
         self._weights = weights_in(loaded.model)
         self.rested = True
 
     @property
     def busy(self) -> bool:
         """True if anything is left to do."""
-        return bool(self._waiting or self._prefilling or self._decoding)
+        return bool(self._waiting or self._prefilling or self._decode)
 
     @property
     def batch_form(self) -> BatchForm:
         """The way this model's answers go together; measured with the model if not known yet."""
-        return self._proof.form
+        return self._decode.form
 
     def add(self, reader: Reader) -> None:
         """Take a request in; its faults are told to its reader."""
@@ -124,8 +88,8 @@ class Scheduler:
             sequence = self._intake.sequence(reader)
             if looks:
                 lease = self._kv.look(sequence.prepared, sequence.ids)
-                fingerprint = self._identity.model
-                reader.send(looked(sequence.prepared, lease, fingerprint, self._drafts.known))
+                undrafted = self._drafting.undrafted
+                reader.send(looked(sequence.prepared, lease, self._fingerprint, undrafted))
                 reader.send(None)
                 return
             prepared = sequence.prepared
@@ -172,9 +136,8 @@ class Scheduler:
             except Exception:
                 sequence.reader.send(error)
                 sequence.reader.send(None)
-        for held in (self._waiting, self._prefilling, self._decoding):
+        for held in (self._waiting, self._prefilling, self._decode):
             held.clear()
-        self._batches = self._no_batches()
         trim_pool()
 
     def settle(self, *, last: bool = False) -> None:
@@ -191,16 +154,7 @@ class Scheduler:
 
     def unload(self) -> None:
         """Drop the model's weights; this object answers nothing any more."""
-        del (
-            self._loaded,
-            self._kv,
-            self._batches,
-            self._proof,
-            self._drafts,
-            self._intake,
-            self._prefill,
-            self.ahead,
-        )
+        del self._intake, self._kv, self._drafting, self._prefill, self._decode, self.ahead
         gc.collect()  # models hold themselves, through their layers
         trim_pool()
 
@@ -232,7 +186,7 @@ class Scheduler:
         """If answers outgrew the limit, make the newest wait again; its rows are kept."""
         while len(active := self._active()) > 1:
             prompts = sum(sequence.done for sequence in self._prefilling)
-            if self._admission.holds(prompts + self._batches.tokens):
+            if self._admission.holds(prompts + self._decode.tokens):
                 return
             self._suspend(max(active, key=lambda sequence: sequence.started))
 
@@ -240,15 +194,14 @@ class Scheduler:
         assert sequence.handle is not None
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
-        elif sequence.slot is not None:
-            del self._decoding[sequence.slot]
-            sequence.handle.layers = self._batches.suspend(sequence.slot)
+        else:
+            self._decode.suspend(sequence)
         self._kv.release(sequence.handle, sequence.path)
         sequence.restart()
         self._waiting.insert(0, sequence)
 
     def _active(self) -> list[Sequence]:
-        return [*self._prefilling, *self._decoding.values()]
+        return [*self._prefilling, *self._decode]
 
     def _share(self, other: Sequence, sequence: Sequence) -> None:
         """Copy rows that only another request's layers hold to the cache, if they are needed."""
@@ -257,12 +210,10 @@ class Scheduler:
             return
         if common_prefix(other.path, sequence.ids) <= handle.shared:
             return
-        answers_in = other.slot if other.slot in self._decoding else None
-        if answers_in is not None:
-            handle.layers = self._batches.layers_of(answers_in)
-        self._kv.insert(handle, other.path, Rows.COPY)
-        if answers_in is not None:
-            handle.layers = []
+        if other in self._decode:
+            self._decode.share(other)
+        else:
+            self._kv.insert(handle, other.path, Rows.COPY)
 
     def _begin(self, sequence: Sequence, rows: Rows) -> None:
         self._prefill.begin(sequence, rows)
@@ -273,17 +224,17 @@ class Scheduler:
 
     def _parties(self) -> set[Party]:
         """The parties that want the model now."""
-        answers = {Party.ANSWERS} if self._decoding else set()
+        answers = {Party.ANSWERS} if self._decode else set()
         return answers | {sequence.party for sequence in self._prefilling}
 
     def _take_turn(self, party: Party) -> None:
         started = self._clock()
         if party is Party.ANSWERS:
-            for slot, step in self._batches.step():
-                self._hear(self._decoding[slot], step)
+            for sequence, step in self._decode.step():
+                self._hear(sequence, step)
             trim_pool(POOL_OF_STEPS)
         else:
-            if self._decoding:  # their next step is on its way already, and theirs to pay
+            if self._decode:  # their next step is on its way already, and theirs to pay
                 if not self._settle_answers():
                     return
                 ended = self._clock()
@@ -297,7 +248,7 @@ class Scheduler:
         try:
             device.settle()
         except Exception as error:
-            for sequence in list(self._decoding.values()):
+            for sequence in self._decode:
                 self._end(sequence, error)
             self._recover()
             return False
@@ -306,7 +257,7 @@ class Scheduler:
     # Prompts.
 
     def _run_prompts(self, party: Party) -> None:
-        beside = Beside.ANSWERS if self._decoding else Beside.NOBODY
+        beside = Beside.ANSWERS if self._decode else Beside.NOBODY
         for sequence, error in self._prefill.turn(self._prefilling, party, beside):
             try:
                 if error is not None:
@@ -336,32 +287,7 @@ class Scheduler:
             return
         others = bool(self._waiting or self._active())
         self._kv.insert_prompt(sequence.handle, path, others=others)
-        slot = sequence.slot = sequence.slot or self._new_slot(sequence)
-        slot.path, slot.number = path, sequence.handle.number
-        layers, sequence.handle.layers = sequence.handle.layers, []
-        self._batches.add(slot, layers)
-        self._decoding[slot] = sequence
-
-    def _no_batches(self) -> Batches:
-        if self._leader is None:
-            return Batches(self._loaded.model, self._proof, self._drafts)
-        return LedBatches(self._loaded.model, self._proof, self._leader)
-
-    def _new_slot(self, sequence: Sequence) -> Slot:
-        """A slot for an answer that begins, with what may be known of it already."""
-        stop_ids = self._intake.tokenizer.stop_ids
-        drafter = None
-        if sequence.prepared.request.drafts and self._leader is None:
-            behind = self._kv.said_behind(sequence.prepared)
-            drafter = Drafter(sequence.ids, stop_ids, behind)
-        return sequence.new_slot(stop_ids, drafter)
-
-    def _recall(self, sequence: Sequence) -> None:
-        """Look up earlier text for an answer's drafts, while its first token is computed."""
-        sequence.recalled = True
-        if sequence.slot is not None and sequence.slot.drafter is not None:
-            behind, texts = self._kv.said(sequence.prepared)
-            sequence.slot.drafter.learn(behind, joined(texts))
+        self._decode.begin(sequence, path)
 
     def _recover(self) -> None:
         """After a failure of the device, make all that held layers begin again.
@@ -372,9 +298,8 @@ class Scheduler:
         active = self._active()
         if all(sequence.handle is None or sequence.handle.whole for sequence in active):
             return
-        self._batches.give_up()
+        self._decode.give_up()
         self._prefilling.clear()
-        self._decoding.clear()
         for sequence in active:
             sequence.restart()
         self._waiting[:0] = active
@@ -384,7 +309,7 @@ class Scheduler:
     def _hear(self, sequence: Sequence, step: Step) -> None:
         """Pass on one step of an answer, up to its end."""
         if step.restart:
-            del self._decoding[sequence.slot]  # type: ignore[arg-type]
+            self._decode.lose(sequence)
             self._waiting.insert(0, sequence)
             sequence.restart()
             return
@@ -395,14 +320,14 @@ class Scheduler:
             elif step.error is not None:
                 raise step.error
             elif not sequence.recalled:
-                self._recall(sequence)
+                self._decode.recall(sequence)
         except BaseException as error:
             self._end(sequence, error)
 
     def _finish(self, sequence: Sequence) -> None:
         """Report the end of an answer, and keep its rows."""
         load, self._load_seconds = self._load_seconds, 0.0
-        finished = sequence.finish(load, self._identity.model, mx.get_peak_memory())
+        finished = sequence.finish(load, self._fingerprint, mx.get_peak_memory())
         self._end(sequence)
         if self.ahead is not None:
             self.ahead.note(sequence, finished)
@@ -414,8 +339,8 @@ class Scheduler:
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         if sequence.handle is not None:
-            if sequence.slot is not None and self._decoding.pop(sequence.slot, None) is not None:
-                sequence.handle.layers = self._batches.leave(sequence.slot, sequence.behind)
+            if sequence in self._decode:
+                self._decode.leave(sequence)
             self._kv.release(sequence.handle, sequence.path)
             trim_pool()
         if error is not None:

@@ -12,9 +12,10 @@ from ..config import cache_folder
 from ..engine.events import Loading
 from ..engine.followers import FollowerParts, follow, rank_identity
 from ..engine.leading import Leader
+from ..engine.parts import LoadReport
 from ..engine.pool import close_engines, share_out, shared_cache, works_ahead
 from ..engine.ranks import Ranks
-from ..engine.scheduler import LoadReport, Scheduler
+from ..engine.scheduler import Scheduler
 from ..engine.sharding import check, connect, load_shard
 from ..models.here import folder_here
 from ..models.identities import identify
@@ -36,16 +37,16 @@ def load_group(lead: Lead, tell: Callable[[Loading], None]) -> Scheduler:
     told = Loading(f"loading the model {plan.model} on {plan.size} ranks")
     tell(told)
     joined = _joined(ranks, plan, lead.ports)
-    parts = _loaded(ranks, joined, plan.model, partial(tell, told))
+    mine = _loaded(ranks, joined, plan.model, partial(tell, told))
     report = LoadReport(
         name=plan.model,
         seconds=time.perf_counter() - started,
-        uncached=parts.uncached,
+        uncached=mine.uncached,
         ahead=works_ahead(),
-        memory=parts.memory,
-        leader=Leader(ranks, joined),
+        memory=mine.memory,
     )
-    return Scheduler(parts.loaded, parts.identity, parts.cache, report)
+    parts = Leader(ranks, joined).parts(mine.loaded, mine.identity, mine.cache, report)
+    return Scheduler(mine.loaded, mine.identity, parts, report)
 
 
 def follow_group(ranks: Ranks, order: RankOrder) -> None:

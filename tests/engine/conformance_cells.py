@@ -38,7 +38,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
-from llm_mlx_promptcache.engine.scheduler import Scheduler
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.models.loading import load_model
 
 
@@ -309,7 +309,7 @@ def played(family: Family, place: Path, default_model: Path) -> Iterator[Trial]:
     )
     loaded = load_model(str(folder))
     engine = Engine(
-        lambda _: Scheduler(loaded, Identity(family.name, family.name), PromptCache("100MB"))
+        lambda _: scheduler_here(loaded, Identity(family.name, family.name), PromptCache("100MB"))
     )
     try:
         trial = Trial(family, loaded, engine)

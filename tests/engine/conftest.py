@@ -20,7 +20,7 @@ def looks_that_wait(monkeypatch):
 @pytest.fixture
 def engine_of():
     """`engine_of(folder, cache=None)` -> an engine that ends with the test."""
-    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.engine.one_machine import scheduler_here
     from llm_mlx_promptcache.models.loading import load_model
 
     made = []
@@ -28,7 +28,11 @@ def engine_of():
     def make(folder, cache=None, identity="tiny"):
         kept = cache if cache is not None else PromptCache("100MB")
         made.append(
-            Engine(lambda _: Scheduler(load_model(str(folder)), Identity(identity, identity), kept))
+            Engine(
+                lambda _: scheduler_here(
+                    load_model(str(folder)), Identity(identity, identity), kept
+                )
+            )
         )
         return made[-1]
 
@@ -40,13 +44,13 @@ def engine_of():
 @pytest.fixture
 def scheduler_of(tiny_llama):
     """`scheduler_of(cache=None, planner=, clock=, **model)` -> a model that this thread runs."""
-    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.engine.one_machine import scheduler_here
     from llm_mlx_promptcache.models.loading import load_model
 
     def make(cache=None, folder=None, planner=None, clock=None, **sizes):
         loaded = load_model(str(folder or tiny_llama(**sizes)))
         kept = cache or PromptCache("100MB")
-        return Scheduler(
+        return scheduler_here(
             loaded, Identity("tiny", "tiny"), kept, planner=planner, clock=clock or steady_clock()
         )
 

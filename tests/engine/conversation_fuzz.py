@@ -32,8 +32,8 @@ from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import wire
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 # Log probabilities are differences of logits, so two of law 1's bounds; then a step for rounding.
@@ -65,7 +65,7 @@ class Fuzz:
         self.prompts = self.cached = 0
         self.cold_answers: dict[Any, Finished] = {}
         self.cold = Engine(
-            lambda _: Scheduler(
+            lambda _: scheduler_here(
                 loaded(run, folder, "cold"),
                 Identity(run.identity, run.identity),
                 PromptCache("1MB"),
@@ -81,7 +81,7 @@ class Fuzz:
         self.cache = PromptCache(run.memory, self.store)
         cache = self.cache
         self.engine = Engine(
-            lambda _: Scheduler(
+            lambda _: scheduler_here(
                 loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
             )
         )
@@ -337,7 +337,7 @@ def main(what: str, *words: str) -> None:
         run = Run(*json.loads(told))
         cache = PromptCache(run.memory, DiskStore(Path(store), run.disk))
         engine = Engine(
-            lambda _: Scheduler(
+            lambda _: scheduler_here(
                 loaded(run, folder, "warm"), Identity(run.identity, run.identity), cache
             )
         )

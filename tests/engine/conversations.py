@@ -22,8 +22,8 @@ from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.chat.transcript import Transcript
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 from llm_mlx_promptcache.models.loading import LoadedModel, load_model
 
@@ -169,7 +169,7 @@ def loaded_as(loaded: LoadedModel, model: Any, context: int = 8192) -> LoadedMod
 def engine_over(folder: str, kind: str, store: Path) -> Engine:
     """An engine over what its own cache finds in `store`, as a process that has just started."""
     return Engine(
-        lambda _: Scheduler(
+        lambda _: scheduler_here(
             load(folder, kind), Identity(IDENTITY, IDENTITY), PromptCache("500MB", DiskStore(store))
         )
     )

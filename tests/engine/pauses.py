@@ -9,8 +9,9 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.cache.trie import common_prefix
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
+from llm_mlx_promptcache.engine.parts import LoadReport
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler
 
 # Answers that are history begin in another way than they were asked for, as without their thoughts.
 REWRITTEN = tiny_models.CHAT_TEMPLATE.replace(
@@ -32,7 +33,7 @@ def scheduler_over(loaded, cache=None, *, ahead=True, **more):
     report = LoadReport(ahead=ahead)
     cache = cache if cache is not None else PromptCache("500MB")
     more = {"clock": steady_clock(), **more}
-    return Scheduler(loaded, Identity("model", "model"), cache, report, **more)
+    return scheduler_here(loaded, Identity("model", "model"), cache, report, **more)
 
 
 def pause(scheduler, steps=None):

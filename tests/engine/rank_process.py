@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,8 +21,9 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache  # noqa: E402
 from llm_mlx_promptcache.engine.followers import FollowerParts, follow, rank_identity  # noqa: E402
 from llm_mlx_promptcache.engine.group import Deadlines, Group, GroupEnded  # noqa: E402
 from llm_mlx_promptcache.engine.leading import Leader  # noqa: E402
+from llm_mlx_promptcache.engine.parts import LoadReport  # noqa: E402
 from llm_mlx_promptcache.engine.ranks import EXIT_STATUS, meet  # noqa: E402
-from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler  # noqa: E402
+from llm_mlx_promptcache.engine.scheduler import Scheduler  # noqa: E402
 from llm_mlx_promptcache.engine.sharding import connect, load_shard  # noqa: E402
 from llm_mlx_promptcache.engine.wire import from_json, to_json  # noqa: E402
 from llm_mlx_promptcache.models.identities import identify  # noqa: E402
@@ -54,15 +56,10 @@ def main(given):
         follow(ranks, joined, FollowerParts(loaded, identity, cache, "tiny", found.uncached))
         told(left=True, **held(cache))
         return
-    report = LoadReport("tiny", leader=Leader(ranks, joined), ahead=given.get("ahead", False))
-    scheduler = Scheduler(
-        loaded,
-        identity,
-        cache,
-        report,
-        planner=planner_of(given["chunk"]),
-        clock=steady_clock(),
-    )
+    report = LoadReport("tiny", ahead=given.get("ahead", False))
+    parts = Leader(ranks, joined).parts(loaded, identity, cache, report)
+    parts = replace(parts, planner=planner_of(given["chunk"]))
+    scheduler = Scheduler(loaded, identity, parts, report, clock=steady_clock())
     counted = count_bytes(ranks)
     told(ready=True)
     for line in sys.stdin:

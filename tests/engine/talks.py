@@ -75,11 +75,13 @@ class Shore:
 
     def engine(self, cache: PromptCache | None = None, identity: str = "") -> Engine:
         """Another engine; `identity` says that it is another model."""
-        from llm_mlx_promptcache.engine.scheduler import Scheduler
+        from llm_mlx_promptcache.engine.one_machine import scheduler_here
 
         kept = cache or PromptCache("100MB")
         name = identity or self._identity
-        self._engines.append(Engine(lambda _: Scheduler(self.loaded, Identity(name, name), kept)))
+        self._engines.append(
+            Engine(lambda _: scheduler_here(self.loaded, Identity(name, name), kept))
+        )
         return self._engines[-1]
 
     def close(self) -> None:

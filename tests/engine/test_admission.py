@@ -12,8 +12,8 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.admission import MOST_PASSED, Admission, RequestMemory
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
 
 
@@ -35,7 +35,7 @@ def without_context(tiny_llama):
     loaded = dataclasses.replace(load_model(str(tiny_llama(context=8192))), context_length=None)
 
     def make(cache=None, **more):
-        return Scheduler(
+        return scheduler_here(
             loaded,
             Identity("tiny", "tiny"),
             cache or PromptCache("100MB"),
@@ -54,7 +54,7 @@ def test_an_answer_that_may_go_on_for_ever_holds_up_nobody(without_context):
         scheduler.add(one)
     while not all(one.events and one.events[-1] is None for one in others):
         scheduler.step()
-        assert len(scheduler._decoding) + len(scheduler._prefilling) + len(scheduler._waiting) <= 4
+        assert len(scheduler._decode) + len(scheduler._prefilling) + len(scheduler._waiting) <= 4
     assert all(isinstance(one.last, Finished) for one in others)
     assert endless.events[-1] is not None  # they were answered beside it, not after
     endless.gone_after = 0
@@ -66,9 +66,9 @@ def test_answers_of_any_limit_take_their_steps_in_one_batch(without_context):
     asked = [Reader(request(f"{n}?", max_tokens=10**9), gone_after=30) for n in range(3)]
     for one in asked:
         scheduler.add(one)
-    while len(scheduler._decoding) < 3:
+    while len(scheduler._decode) < 3:
         scheduler.step()
-    assert len(scheduler._batches._all()) == 1
+    assert len(scheduler._decode._batches._all()) == 1
     together(scheduler)
 
 
@@ -91,9 +91,9 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
     asked = [Reader(one) for one in requests]
     for one in asked:
         scheduler.add(one)
-    while len(scheduler._decoding) < len(asked):
+    while len(scheduler._decode) < len(asked):
         scheduler.step()
-    scheduler._admission = admission_of(scheduler._batches.tokens + 40)
+    scheduler._admission = admission_of(scheduler._decode._batches.tokens + 40)
     most, waited = len(asked), 0
     while scheduler.busy:
         scheduler.step()
@@ -102,7 +102,7 @@ def test_where_answers_outgrow_the_bound_the_newest_wait_and_lose_no_token(
             (sequence for sequence in scheduler._active() if sequence.reader is asked[0]), None
         )
         assert oldest is not None or asked[0].events[-1] is None
-        held = scheduler._batches.tokens
+        held = scheduler._decode._batches.tokens
         assert len(scheduler._active()) == 1 or scheduler._admission.holds(held)
         most = min(most, len(scheduler._active()) or most)
     assert waited > 0
@@ -123,7 +123,7 @@ def test_a_prompt_that_has_to_wait_in_its_middle_counts_what_was_reused_once(wit
     first = Reader(request("One?", max_tokens=30))
     long = Reader(request("words " * 200, system=False))
     scheduler.add(first)
-    while not scheduler._decoding:
+    while not scheduler._decode:
         scheduler.step()
     scheduler.add(long)
     while not (scheduler._prefilling and scheduler._prefilling[0].done > 100):
@@ -142,7 +142,7 @@ def test_what_does_not_fit_lets_some_pass_and_then_gets_its_turn(without_context
     scheduler._admission = admission_of(3000)
     first = Reader(request("One?", max_tokens=1000))
     scheduler.add(first)
-    while not scheduler._decoding:
+    while not scheduler._decode:
         scheduler.step()
     large = Reader(request("words " * 500, system=False, max_tokens=2))  # over 2,500 tokens
     scheduler.add(large)

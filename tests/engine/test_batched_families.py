@@ -15,8 +15,8 @@ from llm_mlx_promptcache.cache.layers.layout import NotCached, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.layers import make_layers
 
 # (question, tokens of the answer, steps before the next one comes)
@@ -77,10 +77,10 @@ def is_cached(model):
 
 
 def hold_to_law_1(loaded, folder):
-    cold = Scheduler(loaded, Identity("m", "m"), PromptCache("1MB"), clock=steady_clock())
+    cold = scheduler_here(loaded, Identity("m", "m"), PromptCache("1MB"), clock=steady_clock())
     store = DiskStore(folder)
     cache = PromptCache("500MB", store)
-    scheduler = Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
+    scheduler = scheduler_here(loaded, Identity("m", "m"), cache, clock=steady_clock())
     cached = is_cached(loaded.model)
     histories = [[Message("user", text)] for text, _, _ in CROWD]
     for _ in range(2):
@@ -91,7 +91,7 @@ def hold_to_law_1(loaded, folder):
     scheduler.settle(last=True)
     paths = [event.usage.prompt + event.usage.generated for event in events]
     for held in (cache, PromptCache("500MB", DiskStore(folder))):
-        later = Scheduler(loaded, Identity("m", "m"), held, clock=steady_clock())
+        later = scheduler_here(loaded, Identity("m", "m"), held, clock=steady_clock())
         for history, path in zip(histories, paths, strict=True):
             warm = alone(later, history, 6, on_disk=False)
             assert warm.usage.cached >= (path if cached else 0)

@@ -14,8 +14,8 @@ from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
 from llm_mlx_promptcache.engine.kv import RowsIn
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 from llm_mlx_promptcache.models.loading import load_model
 
@@ -200,7 +200,7 @@ def test_who_goes_frees_its_place_and_leaves_what_it_computed(scheduler_of):
 def failing(tiny_llama, when):
     loaded = load_model(str(tiny_llama()))
     model = Failing(loaded.model, when)
-    return model, Scheduler(
+    return model, scheduler_here(
         dataclasses.replace(loaded, model=model),
         Identity("tiny", "tiny"),
         PromptCache("100MB"),
@@ -294,7 +294,9 @@ def test_who_does_not_fit_waits_and_is_answered(scheduler_of, monkeypatch):
 def test_threads_share_a_batch(tiny_llama):
     folder = tiny_llama()
     cache = PromptCache("100MB")
-    engine = Engine(lambda _: Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache))
+    engine = Engine(
+        lambda _: scheduler_here(load_model(str(folder)), Identity("tiny", "tiny"), cache)
+    )
     answers = {}
 
     def work(number):

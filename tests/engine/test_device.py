@@ -17,9 +17,9 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine import scheduler as scheduling
+from llm_mlx_promptcache.engine import drafting
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 
 SYSTEM = Message("system", "You keep a lighthouse and answer in few words. " * 2)
 TOLD = ["eval", "wait", "synchronize"]
@@ -48,7 +48,7 @@ class Session:
     def begin(self):
         """As another process does."""
         self.cache = PromptCache("100MB", DiskStore(self.folder))
-        self.scheduler = Scheduler(
+        self.scheduler = scheduler_here(
             self.loaded, Identity("model", "model"), self.cache, clock=steady_clock()
         )
 
@@ -211,7 +211,7 @@ class Remembering:
 def test_law_1_nor_of_what_a_draft_wrote(whole, session_of, monkeypatch, kind, told):
     answers, accepted = [one.ids for one in cold(session_of(kind, 999))], []
     monkeypatch.setattr(
-        scheduling, "Drafter", lambda prompt, *_: Remembering(answers, prompt, accepted)
+        drafting, "Drafter", lambda prompt, *_: Remembering(answers, prompt, accepted)
     )
     fail_at_each(whole, session_of, monkeypatch, kind, told, 23)
     assert sum(accepted) > 9
@@ -223,11 +223,11 @@ def test_law_1_what_a_probe_hears_is_everybody_s_failure(session_of, monkeypatch
     session = session_of("llama")
     right, garbled = cold(session), []
     ids = [one.ids for one in right]
-    monkeypatch.setattr(scheduling, "Drafter", lambda prompt, *_: Remembering(ids, prompt, []))
+    monkeypatch.setattr(drafting, "Drafter", lambda prompt, *_: Remembering(ids, prompt, []))
 
     def fails(*_):
         """As a device does that was at work for the answers, and tells the probe."""
-        garbled.extend(session.scheduler._batches._all())
+        garbled.extend(session.scheduler._decode._batches._all())
         for batch in garbled:
             for layer in batch._layers:
                 if layer.keys is not None:

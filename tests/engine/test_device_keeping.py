@@ -142,7 +142,7 @@ def test_law_1_a_failure_in_another_thread_is_everybody_s(scheduler_of, cache):
     held = [sequence.handle for sequence in made._active()]
     assert held
     assert not any(handle.whole for handle in held)
-    for joined in made._batches._all():
+    for joined in made._decode._batches._all():
         for layer in joined._layers:
             layer.keys, layer.values = mx.zeros_like(layer.keys), mx.zeros_like(layer.values)
     together(made)
@@ -175,7 +175,7 @@ def test_law_1_garbage_that_was_read_behind_a_failure_elsewhere_is_told_to_nobod
 
     def fail(*given, **more):
         if not spoilt:
-            for joined in made._batches._all():
+            for joined in made._decode._batches._all():
                 joined._tokens = mx.zeros_like(joined._tokens)
                 spoilt.append(joined)
             try:

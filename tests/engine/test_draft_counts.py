@@ -19,8 +19,8 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.drafts import Source
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("shared_views")
@@ -114,14 +114,14 @@ def scheduler_for(tmp_path):
             scripted_folder(folder, real_tokenizer("qwen3"), template, answer)
             loaded[answer] = load_model(str(folder))
         cache = cache or PromptCache("100MB")
-        return Scheduler(loaded[answer], Identity("m", "m"), cache, clock=steady_clock())
+        return scheduler_here(loaded[answer], Identity("m", "m"), cache, clock=steady_clock())
 
     return make
 
 
 def passes(scheduler, asked, **more):
     """The last event, and how many passes its answer took behind its prompt."""
-    model = scheduler._batches._model = Counting(scheduler._loaded.model)
+    model = scheduler._decode._batches._model = Counting(scheduler._prefill._model)
     request = GenerationRequest((Message("user", asked),), max_tokens=2000, thinking=False, **more)
     [reader] = together(scheduler, Reader(request))
     return reader.last, model.passes
@@ -198,7 +198,7 @@ def test_the_first_token_waits_for_no_disk(restarted, monkeypatch):
     look = DiskStore.said_behind
 
     def looks(store, *asked):
-        looked.append(later._batches._model.passes)
+        looked.append(later._decode._batches._model.passes)
         return look(store, *asked)
 
     monkeypatch.setattr(DiskStore, "said_behind", looks)

@@ -22,10 +22,9 @@ from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import batch as batch_module
 from llm_mlx_promptcache.engine import matchers as matchers_module
-from llm_mlx_promptcache.engine import scheduler as scheduling
 from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError, Matchers
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.engine.speculation import planned
 from llm_mlx_promptcache.models.loading import load_model
 
@@ -83,9 +82,11 @@ def test_law_17_reasoning_before_a_grammar_is_drafted_as_free_text(tmp_path, mon
     source = real_tokenizer(thinker.tokenizer)
     folder = scripted_folder(tmp_path / "model", source, template, answer, ends=thinker.ends)
     loaded = load_model(str(folder))
-    scheduler = Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+    scheduler = scheduler_here(
+        loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock()
+    )
     one = request(f"Think: {FACTS}", thinking=True, schema=SCHEMA, max_tokens=200)
-    model = scheduler._batches._model = Counting(loaded.model)
+    model = scheduler._decode._batches._model = Counting(loaded.model)
     right = plainly(scheduler, one).last
     passes, model.passes = model.passes, 0
     last = together(scheduler, one)[0].last
@@ -96,7 +97,7 @@ def test_law_17_reasoning_before_a_grammar_is_drafted_as_free_text(tmp_path, mon
     assert last.usage.accepted > 0.5 * last.usage.reasoning
     for seed in range(3):
         monkeypatch.setattr(
-            scheduling,
+            drafting,
             "Drafter",
             lambda prompt, *_, seed=seed: Mistaken(prompt, right.ids, seed, wrong=0.1),
         )
@@ -143,7 +144,8 @@ def test_law_17_a_guess_that_breaks_the_grammar_ends_the_draft_and_not_the_answe
 ):
     scheduler = scheduler_of()
     a, b, c, d = (
-        scheduler._loaded.tokenizer.encode(one, add_special_tokens=False)[-1] for one in "abcd"
+        scheduler._intake._loaded.tokenizer.encode(one, add_special_tokens=False)[-1]
+        for one in "abcd"
     )
     bias = Sampling(logit_bias=((b, 90.0), (c, -90.0)))
     one = request("Two?", regex=TOO_MUCH, sampling=bias, max_tokens=30)
@@ -160,7 +162,7 @@ def test_law_17_a_guess_that_breaks_the_grammar_ends_the_draft_and_not_the_answe
             return True
 
     monkeypatch.setattr(
-        scheduling, "Drafter", lambda prompt, *_: Wrong(prompt, right.ids, 1, wrong=0)
+        drafting, "Drafter", lambda prompt, *_: Wrong(prompt, right.ids, 1, wrong=0)
     )
     last = together(scheduler, one)[0].last
     assert a in offered
@@ -204,10 +206,10 @@ def test_law_17_what_a_grammar_forced_behind_a_stop_string_is_not_kept(
     monkeypatch.setattr(batch_module, "_UNFORCED", unforced)
     loaded = loaded_kind(kind)
     runs, singly = (
-        Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+        scheduler_here(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
         for _ in range(2)
     )
-    model = runs._batches._model = Counting(loaded.model)
+    model = runs._decode._batches._model = Counting(loaded.model)
     for stop in ("na", "ki", 'd":', "li"):
         one = request("Two?", schema=FORCED, stop=(stop,), max_tokens=90, drafts=False)
         passes = model.passes

@@ -32,11 +32,11 @@ def test_a_model_with_such_layers_is_told_by_their_kind_and_looked_at_once(
 ):
     monkeypatch.setattr(draft_probe, "make_layers", lambda _: [KVCache(), Odd()])
     scheduler = scheduler_of()
-    assert prove(scheduler._loaded.model).why == WHY
-    model = scheduler._batches._model = Counting(scheduler._loaded.model)
+    assert prove(scheduler._prefill._model).why == WHY
+    model = scheduler._decode._batches._model = Counting(scheduler._prefill._model)
     look = request("Two?", look=True)
     assert together(scheduler, look)[0].last.undrafted == ""  # nobody has asked the model yet
-    assert scheduler._drafts.why_not == WHY
+    assert scheduler._drafting._proof.why_not == WHY
     assert together(scheduler, look)[0].last.undrafted == WHY
     assert model.passes == 0
 

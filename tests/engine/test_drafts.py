@@ -13,13 +13,13 @@ from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine import scheduler as scheduling
+from llm_mlx_promptcache.engine import drafting
 from llm_mlx_promptcache.engine.answers import AnswerStream
 from llm_mlx_promptcache.engine.draft_probe import prove
 from llm_mlx_promptcache.engine.drafts import Drafter, Source, joined
 from llm_mlx_promptcache.engine.events import TextDelta
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 WAYS = {
@@ -89,7 +89,7 @@ def drafted(monkeypatch):
             made.append(Played(prompt, right.ids, seed, **how))
             return made[-1]
 
-        monkeypatch.setattr(scheduling, "Drafter", play)
+        monkeypatch.setattr(drafting, "Drafter", play)
         [reader] = together(scheduler, one)
         return reader, made[-1]
 
@@ -112,7 +112,7 @@ def told(reader):
 def hold_to_law_17(loaded, drafted, way, seeds, most=40):
     """Answers with drafts played into them equal those without; returns counts of drafts."""
     cache = PromptCache("100MB")
-    scheduler = Scheduler(loaded, Identity("m", "m"), cache, clock=steady_clock())
+    scheduler = scheduler_here(loaded, Identity("m", "m"), cache, clock=steady_clock())
     one = request("What is it that comes after two?", max_tokens=most, **WAYS[way])
     right = plainly(scheduler, one).last
     offered = accepted = 0
@@ -243,7 +243,9 @@ def test_law_17_nor_with_grammars_stop_strings_and_quantised_rows(scheduler_of, 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_law_17_nor_where_rows_are_quantised_in_the_middle(loaded_kind, drafted, kind):
     loaded = loaded_kind(kind, head_dim=32)
-    scheduler = Scheduler(loaded, Identity(kind, kind), PromptCache("9MB"), clock=steady_clock())
+    scheduler = scheduler_here(
+        loaded, Identity(kind, kind), PromptCache("9MB"), clock=steady_clock()
+    )
     one = request("Two?", max_tokens=40)
     start = plainly(scheduler, one).last.usage.prompt + 9
     one = dataclasses.replace(one, kv=KVSettings(8, 32, start))
@@ -270,7 +272,7 @@ def test_right_drafts_save_passes_and_wrong_ones_cost_none(scheduler_of, drafted
     right = plainly(scheduler, one).last
     passes = {}
     for wrong in (0.0, 1.0):
-        model = scheduler._batches._model = Counting(scheduler._loaded.model)
+        model = scheduler._decode._batches._model = Counting(scheduler._prefill._model)
         drafted(scheduler, one, right, 1, wrong=wrong, widest=8)
         passes[wrong] = model.passes
     assert passes[0.0] < 16
@@ -307,7 +309,7 @@ def test_law_17_rows_behind_the_answers_end_are_not_kept(loaded_kind, drafted, k
     loaded = loaded_kind(kind)
     one = request("What is it that comes after two?", max_tokens=60, **WAYS["seed"])
     schedulers = [
-        Scheduler(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
+        scheduler_here(loaded, Identity("m", "m"), PromptCache("100MB"), clock=steady_clock())
         for _ in range(2)
     ]
     whole = plainly(schedulers[0], one).last
@@ -355,11 +357,11 @@ def test_law_17_what_a_grammar_forced_is_not_lost_where_another_models_work_fail
     one = request("Two?", schema=SCHEMA, max_tokens=90)
     scheduler = scheduler_of()
     right = plainly(scheduler, one).last
-    model = scheduler._loaded.model
+    model = scheduler._prefill._model
     passes = at = 0
     while passes >= at:
         at += 1
-        disturbed = scheduler._batches._model = Disturbed(model, at)
+        disturbed = scheduler._decode._batches._model = Disturbed(model, at)
         reader, _ = drafted(scheduler, one, right, 3, wrong=0.0, widest=3)
         assert (reader.last.ids, reader.last.text) == (right.ids, right.text), at
         passes = disturbed.wide

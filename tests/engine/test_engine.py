@@ -15,6 +15,7 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished, Loading, Progress, TextDelta
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
@@ -260,7 +261,7 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
 
     def load(_):
         loads.append(folder)
-        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), cache)
+        return scheduler_here(load_model(str(folder)), Identity("tiny", "tiny"), cache)
 
     monkeypatch.setattr(Scheduler, "settle", slow)
     engine = Engine(load)
@@ -284,7 +285,9 @@ def test_all_who_wait_for_a_model_hear_how_far_it_is(folder):
         asked.set()
         assert may_go_on.wait(60)
         tell(Loading("second", 1, 2))
-        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+        return scheduler_here(
+            load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB")
+        )
 
     engine = Engine(load)
     request = GenerationRequest((Message("user", "One?"),), 4)
@@ -320,7 +323,9 @@ def test_c8_a_load_that_nobody_waits_for_ends_at_its_next_step_when_the_process_
             begun.set()
             assert may_go_on.wait(60)
             tell(Loading("weights"))
-        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+        return scheduler_here(
+            load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB")
+        )
 
     engine = Engine(load)
     request = GenerationRequest((Message("user", "One?"),), 4)
@@ -345,7 +350,9 @@ def test_a_load_that_somebody_waits_for_goes_on_where_the_engine_is_closed(folde
         begun.set()
         assert may_go_on.wait(60)
         tell(Loading("weights"))
-        return Scheduler(load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB"))
+        return scheduler_here(
+            load_model(str(folder)), Identity("tiny", "tiny"), PromptCache("100MB")
+        )
 
     engine = Engine(load)
     request = GenerationRequest((Message("user", "One?"),), 4)

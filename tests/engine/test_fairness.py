@@ -65,7 +65,7 @@ def played(request, tiny_llama, tmp_path, monkeypatch):
 
     "deep": a token costs more, the more stand before it, as on a CPU.
     """
-    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.engine.one_machine import scheduler_here
 
     loaded = load_model(str(tiny_llama(context=1 << 15)))
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
@@ -73,7 +73,7 @@ def played(request, tiny_llama, tmp_path, monkeypatch):
     def make():
         model = Played(loaded.config["vocab_size"], request.param)
         playing = dataclasses.replace(loaded, model=model)
-        return Scheduler(
+        return scheduler_here(
             playing, Identity(IDENTITY, IDENTITY), PromptCache("1GB"), clock=model.clock
         ), model
 
@@ -255,7 +255,7 @@ def test_law_1_what_was_cut_into_other_chunks_beside_others_is_the_same(schedule
     scheduler = process(cache)
     other = Reader(request_of("One?", 400))
     scheduler.add(other)
-    while not scheduler._decoding:
+    while not scheduler._decode:
         scheduler.step()
     beside = Reader(request_of(words, 20))
     together(scheduler, beside)

@@ -14,8 +14,8 @@ from llm_mlx_promptcache.engine import batch
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
 from llm_mlx_promptcache.engine.batches import Batches
 from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.loading import load_model
 
 QUESTIONS = ("One?", "Two?", "Three?")
@@ -134,7 +134,7 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
     loaded = load_model(str(tiny_llama(context=8192))) if kind == "llama" else loaded_kind(kind)
     model = Failing(loaded.model, lambda tokens: fails and tokens.shape[0] == fails.pop())
     playing = dataclasses.replace(loaded, model=model)
-    scheduler = Scheduler(
+    scheduler = scheduler_here(
         playing, Identity(kind, kind), cache, planner=planner_of(256), clock=steady_clock()
     )
     asked = [
@@ -143,7 +143,7 @@ def begun_again(request, tiny_llama, loaded_kind, cache):
     ]
     for one in asked:
         scheduler.add(one)
-    while len(scheduler._decoding) < 2:
+    while len(scheduler._decode) < 2:
         scheduler.step()
     for _ in range(3):
         scheduler.step()

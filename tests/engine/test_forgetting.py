@@ -46,11 +46,11 @@ def test_p8_what_waited_when_it_was_forgotten_is_not_kept(at_work):
 def test_p8_what_is_made_to_wait_again_is_not_kept_either(at_work):
     """It begins anew, with other layers, behind what it has said already."""
     scheduler, cache, asked = at_work
-    while len(scheduler._decoding) < len(asked):
+    while len(scheduler._decode) < len(asked):
         scheduler.step()
     cache.forget()
     assert held(cache) == 0
-    scheduler._admission = admission_of(scheduler._batches.tokens - 1)
+    scheduler._admission = admission_of(scheduler._decode._batches.tokens - 1)
     scheduler.step()
     assert len(scheduler._waiting) > 0
     finish(scheduler)

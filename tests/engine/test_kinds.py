@@ -12,8 +12,8 @@ from llm_mlx_promptcache.engine import forward
 from llm_mlx_promptcache.engine import prefill as prefilling
 from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.events import Finished
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
 KINDS = ["llama", "gemma3_text", "gpt_oss", "mamba2", "jamba", "qwen3_next", "llama4"]
@@ -27,7 +27,7 @@ def engine_of_kind(loaded_kind):
 
     def make(name, cache, **own):
         made.append(
-            Engine(lambda _: Scheduler(loaded_kind(name, **own), Identity(name, name), cache))
+            Engine(lambda _: scheduler_here(loaded_kind(name, **own), Identity(name, name), cache))
         )
         return made[-1]
 

@@ -14,8 +14,8 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.chat_tokenizer import TemplateTokenizer
 
 ALL = [*conversations.SCRIPTS, *conversations.THINKING_SCRIPTS]
@@ -114,7 +114,9 @@ def test_one_turn_on_a_long_conversation_is_held_once(folders, tmp_path):
     def begin(_):
         loaded = conversations.load(folders[False], "")
         made.append(conversations.loaded_as(loaded, wide_rows(loaded.config)))
-        return Scheduler(made[0], Identity("wide", "wide"), PromptCache("1GB", DiskStore(tmp_path)))
+        return scheduler_here(
+            made[0], Identity("wide", "wide"), PromptCache("1GB", DiskStore(tmp_path))
+        )
 
     engine = Engine(begin)
     first = crowds.one(engine, GenerationRequest(messages, 20))

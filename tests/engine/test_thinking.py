@@ -93,7 +93,7 @@ def engine(thinker, tmp_path_factory):
     from llm_mlx_promptcache.cache.identity import Identity
     from llm_mlx_promptcache.cache.prompt_cache import PromptCache
     from llm_mlx_promptcache.engine.engine import Engine
-    from llm_mlx_promptcache.engine.scheduler import Scheduler
+    from llm_mlx_promptcache.engine.one_machine import scheduler_here
     from llm_mlx_promptcache.models.loading import load_model
 
     thought = f"{thinker.before}Well, so be it.{thinker.behind}"
@@ -104,7 +104,7 @@ def engine(thinker, tmp_path_factory):
     source = real_tokenizer(thinker.tokenizer)
     loaded = load_model(str(scripted_folder(folder, source, template, answers, ends=thinker.ends)))
     identity = Identity(thinker.name, thinker.name)
-    running = Engine(lambda _: Scheduler(loaded, identity, PromptCache("100MB")))
+    running = Engine(lambda _: scheduler_here(loaded, identity, PromptCache("100MB")))
     yield running
     running.close()
 

@@ -10,8 +10,8 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.layers.layout import Cuts, cuts_of, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.models.layers import make_layers
 
 WINDOWS = ["gemma3_text", "gpt_oss", "llama4"]
@@ -33,7 +33,7 @@ def scheduler_of_kind(loaded_kind):
         loaded = dataclasses.replace(loaded, model=model)
         assert loaded.vocab_size  # counted before its first pass
         more = {"planner": planner_of(CHUNK), "clock": steady_clock()}
-        scheduler = Scheduler(loaded, Identity(name, name), cache, **more)
+        scheduler = scheduler_here(loaded, Identity(name, name), cache, **more)
         model.passes = 0  # what its layers take was asked of shapes
         return scheduler, model
 

@@ -42,7 +42,7 @@ def test_it_stays_wired_between_answers_and_is_given_back_at_rest(scheduler_of, 
 
 
 def _parameters(scheduler):
-    return (value for _, value in tree_flatten(scheduler._loaded.model.parameters()))
+    return (value for _, value in tree_flatten(scheduler._prefill._model.parameters()))
 
 
 def test_models_at_work_share_one_limit(scheduler_of, play):
@@ -106,7 +106,7 @@ def test_mlx_lms_warning_of_large_models_is_not_on_stdout(scheduler_of, play, mo
     monkeypatch.setattr(mx, "set_wired_limit", lambda limit: 0)
     play(16)
     scheduler = scheduler_of()
-    with generating.wired_limit(scheduler._loaded.model):
+    with generating.wired_limit(scheduler._prefill._model):
         assert "[WARNING]" in capfd.readouterr().out
     together(scheduler, request("One?", max_tokens=3))
     scheduler.rest()

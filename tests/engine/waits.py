@@ -38,7 +38,7 @@ class Counted:
 def first_token(scheduler, reader):
     """Run a request until its first token is there."""
     scheduler.add(reader)
-    while not any(sequence.answer.ids for sequence in scheduler._decoding.values()):
+    while not any(sequence.answer.ids for sequence in scheduler._decode):
         scheduler.step()
         assert scheduler.busy
 

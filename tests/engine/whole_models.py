@@ -7,8 +7,9 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
+from llm_mlx_promptcache.engine.parts import LoadReport
 from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler
 from llm_mlx_promptcache.models.identities import identify
 from llm_mlx_promptcache.models.loading import load_model
 
@@ -28,7 +29,7 @@ class Whole:
 
     def restart(self):
         cache = PromptCache("100MB", DiskStore(self._disk / "spans"))
-        self.scheduler = Scheduler(
+        self.scheduler = scheduler_here(
             self._loaded,
             self._identity,
             cache,
