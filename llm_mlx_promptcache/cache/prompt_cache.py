@@ -9,33 +9,32 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from . import device
 from .disk.writer import Writer, most_waiting
-from .explain import Counters, Why
+from .explain import Counters
 from .forgetting import Forgetter, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
 from .layers import device_memory
 from .layers import layout as layouts
-from .lookup import MISS, Lookup, Reach, Walk, Wanted
-from .memory import listing
+from .lookup import Lookup, Walk, Wanted
 from .memory.budget import MemoryBudget
 from .memory.leases import Lease
 from .memory.limits import Limits
 from .memory.memory import Memory
 from .memory.policies import Policy
-from .memory.said import NOTHING_SAID, Said, said_behind, said_elsewhere
 from .memory.span_tree import SpanTree
 from .persistence import Persistence, Saved
 from .proof import Proof
 from .store import NullStore, Store
-from .trie import Tokens, as_tokens
+from .trie import Tokens
+from .view import CacheView, checked, most_of
 from .worth import TIERS
 
 
-class PromptCache:
+class PromptCache(CacheView):
     """Keeps the layers that models computed for prefixes of prompts, to be fetched again.
 
     `memory_bytes` limits the spans in memory, `spans` their number if given; `disk` is a `Store`,
@@ -89,11 +88,11 @@ class PromptCache:
         an index that is locked, and then no look at it for a while. Threads of this process take
         turns.
         """
-        ids = _checked(tokens)
+        ids = checked(tokens)
         check_rows(rows, Rows.COPY, Rows.GIVE)
         with self._lock:
             self._memory.begin()
-            asked = Wanted(namespace, ids, _most(ids, most))
+            asked = Wanted(namespace, ids, most_of(ids, most))
             walk, lease = self._lease(asked, len(ids) + headroom, rows, prefill_speed)
             if walk is not None:
                 self._tree.use(walk.nodes, lease.cached)
@@ -106,58 +105,11 @@ class PromptCache:
 
     def take_back(self, namespace: str, tokens: Iterable[int], lease: Lease) -> None:
         """Return a lease that nobody has used, as if its `fetch` had never been."""
-        ids = _checked(tokens)
+        ids = checked(tokens)
         with self._lock:
             self._counters.uncount(len(ids), lease.cached, lease.why)
         if lease.layers is not None:
             self.insert(namespace, ids[: lease.cached], lease.layers, rows=Rows.RETURN)
-
-    def reach(self, namespace: str, tokens: Iterable[int], most: int) -> Reach:
-        """The token at which a prompt could resume, at most `most`, and the end of the known part.
-
-        No hit, no miss, no use, and nothing is read: several ranks find the place that all have.
-        """
-        ids = _checked(tokens)
-        with self._lock:
-            walk = self._lookup.walk(namespace, ids[: _most(ids, most) + 1])
-            plan = MISS.plan if walk is None else self._lookup.look(walk).plan
-            return Reach(plan.resume_at, plan.matched)
-
-    def look(self, namespace: str, tokens: Iterable[int]) -> Lease:
-        """The reach of a `fetch`, as a lease without layers; no hit, no miss and no use."""
-        ids = _checked(tokens)
-        with self._lock:
-            walk = self._lookup.walk(namespace, ids)
-            hit = MISS if walk is None else self._lookup.look(walk)
-            plan, why = hit.plan, self._lookup.why(namespace, ids, hit)
-            return Lease(None, plan.resume_at, why, plan.matched, plan.from_disk)
-
-    def holds(self, namespace: str, tokens: Iterable[int]) -> bool:
-        """True if all of this path is in memory, or lent from there."""
-        ids = as_tokens(tokens)
-        with self._lock:
-            return self._tree.walk(namespace, ids).length == len(ids)
-
-    def said_behind(self, namespace: str, tokens: Iterable[int], most: int) -> Tokens[int]:
-        """At most `most` token ids that are in memory behind these: no hit, and no use of any."""
-        ids = _checked(tokens)
-        with self._lock:
-            return said_behind(self._tree, namespace, ids, most)
-
-    def said(self, namespace: str, tokens: Iterable[int], most: int) -> Said:
-        """The token ids behind these tokens, in memory or the store, and of other spans in memory.
-
-        At most `most` token ids of each, to draft answers from: no hit, and no use of anything.
-        Nothing of a namespace that is being forgotten.
-        """
-        ids = _checked(tokens)
-        with self._lock:
-            forgetting = self._forgetter.forgetting
-            if forgetting.bars(namespace, forgetting.count):
-                return NOTHING_SAID
-            behind = said_behind(self._tree, namespace, ids, most)
-            texts = said_elsewhere(self._tree, namespace, ids, most)
-        return Said(behind or self._store.said_behind(namespace, ids, most), texts)
 
     def fetch_ahead(
         self, namespace: str, tokens: Iterable[int], *, most: int | None = None
@@ -166,12 +118,11 @@ class PromptCache:
 
         A caller that goes on from there reports how far with `count_ahead`.
         """
-        ids = _checked(tokens)
+        ids = checked(tokens)
         with self._lock:
             self._memory.begin()
-            return self._lease(Wanted(namespace, ids, _most(ids, most)), len(ids), Rows.COPY, None)[
-                1
-            ]
+            asked = Wanted(namespace, ids, most_of(ids, most))
+            return self._lease(asked, len(ids), Rows.COPY, None)[1]
 
     def count_ahead(self, tokens: int) -> None:
         """Count so many tokens as prefilled before anybody asked for them."""
@@ -214,7 +165,7 @@ class PromptCache:
         If the device failed nothing of it is kept: RuntimeError. Nothing is kept either, and 0
         returned, while the namespace is being forgotten.
         """
-        ids = _checked(tokens)
+        ids = checked(tokens)
         insertion = Insertion(layers, len(ids), tier, rows, on_disk)
         with self._lock, self._proof.of(device.failures()):
             return self._insert(namespace, ids, insertion)
@@ -235,7 +186,7 @@ class PromptCache:
         device has failed since they are lost, and RuntimeError is raised; if their namespace was
         forgotten meanwhile, nothing of them is kept.
         """
-        ids = _checked(tokens)
+        ids = checked(tokens)
         with self._lock, self._proof.of(since.failures):
             if self._forgetter.forgetting.bars(namespace, since.forgotten):
                 return
@@ -266,7 +217,7 @@ class PromptCache:
 
     def pin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Keep a stored prefix whatever happens; ValueError if it is not all in memory."""
-        ids = _checked(tokens)
+        ids = checked(tokens)
         with self._lock, self._proof.of(device.failures()):
             node = self._lookup.end(namespace, ids)
             if not node.value.pinned:
@@ -279,7 +230,7 @@ class PromptCache:
 
     def unpin(self, namespace: str, tokens: Iterable[int]) -> None:
         """Undo `pin`; ValueError if nothing is pinned that ends there."""
-        ids = _checked(tokens)
+        ids = checked(tokens)
         stored = self._store.pin(namespace, ids, pinned=False)
         with self._lock:
             nodes, length = self._tree.walk(namespace, ids)
@@ -308,7 +259,7 @@ class PromptCache:
 
     def discard(self, namespace: str, tokens: Iterable[int]) -> int:
         """Forget, in memory, the spans that only this path needs; returns the bytes freed."""
-        ids = _checked(tokens)
+        ids = checked(tokens)
         with self._lock:
             self._memory.begin()
             return self._tree.discard_path(namespace, ids)
@@ -333,11 +284,6 @@ class PromptCache:
             self._memory.begin()
             return self._persistence.flush(short=short)
 
-    @property
-    def saves(self) -> bool:
-        """True if there is a store to write to."""
-        return self._saving
-
     def label(self, namespace: str, name: str, identity: str = "") -> None:
         """Record the user's name for the model of a namespace, for listings of the store.
 
@@ -348,79 +294,12 @@ class PromptCache:
             self._memory.namespaces.names[namespace] = name
         self._store.label(namespace, name, identity)
 
-    def explain(self, namespace: str, tokens: Iterable[int]) -> Why:
-        """The reason why a prompt would reuse no more; for callers who may see all namespaces.
-
-        A lease never tells one namespace about another.
-        """
-        ids = _checked(tokens)
-        with self._lock:
-            return self._lookup.explain(namespace, ids)
-
-    def stats(self, elsewhere: int = 0) -> dict[str, Any]:
-        """Hits, tokens reused, misses by reason; spans, tokens and bytes, in all and by tier.
-
-        Of memory `bytes` are counted, span by span and in whole pages of the device, in so many
-        `buffers`. `active` are MLX's bytes in this process, `pool` its freed buffers, and `held` is
-        `active` without leases (`leased`) and what the caller knows to be `elsewhere`, weights
-        above all. Bytes `waiting` to be written are held as well, some of them by counted spans.
-        """
-        stored = self._store.stats()
-        with self._lock:
-            leased, active = self._memory.loans.nbytes, device_memory.active()
-            return {
-                **asdict(self._counters),
-                "evicted": dict(self._tree.evicted),
-                "memory": {
-                    **listing.totals(self._tree),
-                    "buffers": self._tree.buffers,
-                    "active": active,
-                    "pool": device_memory.pooled(),
-                    "held": max(0, active - elsewhere - leased),
-                    "leased": leased,
-                    "waiting": self._writer.waiting,
-                    "budget": self._budget.limits.nbytes,
-                },
-                "disk": stored,
-            }
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the spans in memory, and of the layers that are leased."""
-        with self._lock:
-            return self._tree.nbytes + self._memory.loans.nbytes
-
-    def paths(self) -> list[listing.MemoryPath]:
-        """All paths in memory, to look at; their tokens are conversations."""
-        with self._lock:
-            return listing.paths(self._tree, self._memory.ages)
-
-    def models(self) -> list[listing.HeldModel]:
-        """The spans in memory of each model; the largest first."""
-        with self._lock:
-            return listing.models(self._tree, self._memory.namespaces.names)
-
-    def in_memory(self, namespace: str, tokens: Iterable[int]) -> int:
-        """The number of these tokens, from the first on, that are in memory."""
-        with self._lock:
-            return self._tree.present(namespace, _checked(tokens))
-
-    def check(self) -> list[str]:
-        """Faults in memory, a line each (law 3)."""
-        with self._lock:
-            self._memory.begin()
-            return list(self._tree.check())
-
     def clear(self) -> None:
         """Forget everything in memory, pinned or not; `forget` does so in the store too."""
         with self._lock:
             self._tree.clear()
             self._memory.namespaces.layouts.clear()
             self._writer.count_uses()
-
-    def moment(self) -> Moment:
-        """Now, for layers that are made now and come back with `insert_path`."""
-        return Moment(device.failures(), self._forgetter.forgetting.count)
 
     def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
         """Forget, in memory and in the store, all that is not younger, pinned or not.
@@ -439,15 +318,3 @@ def _most_buffers() -> int | None:
     """The most arrays that spans in memory may have: half of those that can exist at all."""
     most = device_memory.device_memory().buffers
     return None if most is None else most // 2
-
-
-def _most(ids: Tokens[int], most: int | None) -> int:
-    """The number of a prompt's tokens that may come from the cache: never all of them (law 2)."""
-    return len(ids) - 1 if most is None else max(0, min(most, len(ids) - 1))
-
-
-def _checked(tokens: Iterable[int]) -> Tokens[int]:
-    ids = as_tokens(tokens)
-    if not len(ids):
-        raise ValueError("tokens is empty; a path has at least one token")
-    return ids
