@@ -12,6 +12,7 @@ import host_of
 import pytest
 import sqlite_utils
 from click.testing import CliRunner
+from hosted_home import hosted, impatient, models, user
 from llm.cli import cli
 from llm.migrations import migrate
 
@@ -31,6 +32,8 @@ from llm_mlx_promptcache.engine.events import (
 )
 from llm_mlx_promptcache.engine.pool import close_engines
 from llm_mlx_promptcache.models.default_model import ensure_default_model
+
+__all__ = ["hosted", "impatient", "models", "user"]  # fixtures
 
 
 class Home:

@@ -1,82 +1,14 @@
-"""Commands that ask a real host: what it holds in memory is seen, pinned and cleared too."""
+"""Commands that ask a real host: what it holds in memory is seen and pinned too."""
 
-import functools
 import signal
 import threading
-import time
 
 import hosts
 import pytest
+from hosted_home import ASK, LONG
 from test_startup import imported, packages
 
-from llm_mlx_promptcache.cache.disk.listing import path_id
-from llm_mlx_promptcache.cache.disk.store import DiskStore
-from llm_mlx_promptcache.commands import host as host_commands
-from llm_mlx_promptcache.config import HOME_VARIABLE, KEEP_VARIABLE
-from llm_mlx_promptcache.engine import wire
-from llm_mlx_promptcache.engine.events import Finished, TextDelta
-from llm_mlx_promptcache.host import asking, start
-from llm_mlx_promptcache.host.place import host_place
-
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers"}
-LONG = "Hello capital of the user and the answer of the system"
-
-
-@pytest.fixture(scope="session")
-def models(tiny_llama):
-    """Two models of other weights."""
-    return str(tiny_llama()), str(tiny_llama(seed=1))
-
-
-class Hosted:
-    """A home with a host in a process of its own."""
-
-    def __init__(self, home, place):
-        self.home, self.host = home, hosts.Host(place)
-        self.told, self.ours = home.told, home.ours
-
-    def asked(self, model, text=LONG, **asked):
-        """The end of an answer of the host."""
-        frames = self.host.ask(hosts.generate(model, text, **asked))
-        assert "end" in frames[-1], frames[-1]
-        *_, last = hosts.events(frames)
-        assert isinstance(last, Finished)
-        return last
-
-    def memory(self):
-        return self.told("stats")["memory"]
-
-    def disk(self):
-        return self.told("stats")["spans"]
-
-    def flush(self):
-        """Have what waits to be written be on the disk."""
-        *_, last = self.host.ask({"ask": "flush"})
-        assert last == {"result": {}}
-
-    def earlier_id(self, file_id):
-        """The id that a stored span had while memory alone held it."""
-        listing = DiskStore(self.told("path")["path"]).listing()
-        (span,) = listing.named(file_id)
-        return path_id(span.namespace, listing.path(span))
-
-    def end(self):
-        if self.host.process.poll() is None:
-            self.host.process.send_signal(signal.SIGCONT)
-            self.host.process.terminate()
-            self.host.process.terminate()
-        return self.host.ended()
-
-
-@pytest.fixture
-def hosted(bare_home, monkeypatch):
-    """A home whose host answers; ended with the test."""
-    monkeypatch.setenv(HOME_VARIABLE, bare_home.own()[HOME_VARIABLE])
-    monkeypatch.setenv(KEEP_VARIABLE, "1h")
-    made = Hosted(bare_home, host_place())
-    made.host.connected().close()
-    yield made
-    made.end()
 
 
 def test_ps_and_stop_without_a_host_say_so(bare_home):
@@ -133,108 +65,6 @@ def test_commands_that_ask_the_host_import_no_mlx(hosted, models, command):
     assert packages(imported(hosted.home, "mlx-cached", *command, *span)).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("which", ["all", "model", "registered", "namespace", "old"])
-def test_p8_clear_clears_the_hosts_memory_too(hosted, models, which):
-    hosted.ours("add", models[0], "-a", "t")
-    hosted.asked(models[0])
-    hosted.asked(models[1])
-    assert hosted.asked(models[0], LONG + " and").usage.cached > 0
-    (namespace,) = {s["namespace"] for s in hosted.told("tree", "--model", models[0])}
-    arguments = {
-        "all": [],
-        "model": ["--model", models[0]],
-        "registered": ["--model", "t"],
-        "namespace": ["--model", namespace[:8]],
-        "old": ["--older-than", "0m"],
-    }[which]
-    before, disk = hosted.memory()["bytes"], hosted.told("stats")["bytes"]
-    freed = hosted.told("clear", *arguments)
-    assert min(freed.values()) > 0
-    left = hosted.memory()["bytes"]
-    assert freed["freed_memory"] == before - left
-    assert freed["freed"] == disk - hosted.told("stats")["bytes"]
-    assert {m["model"] for m in hosted.told("stats")["models"]} == (
-        {models[1]} if which in ("model", "registered", "namespace") else set()
-    )
-    assert hosted.memory()["waiting"] == 0
-    assert (hosted.asked(models[1]).usage.cached > 0) == (left > 0)
-    assert hosted.asked(models[0]).usage.cached == 0
-    assert hosted.ours("check")[0] == "all is well"
-
-
-def test_p8_old_is_what_was_not_used(hosted, models):
-    hosted.asked(models[0])
-    assert hosted.told("clear", "--older-than", "1h") == {"freed": 0, "freed_memory": 0}
-    assert hosted.asked(models[0]).usage.cached > 0
-
-
-def test_p8_what_is_answered_meanwhile_is_not_kept(hosted, models):
-    """The beginning of the answer is there; clear runs; then it goes on to its end."""
-    channel = hosted.host.welcomed()
-    channel.send(hosts.generate(models[0], max_tokens=1500), hosts.LONG)
-    frames = hosts.frames_of(channel)
-    assert any(
-        isinstance(wire.from_json(frame["event"]), TextDelta)
-        for frame in frames
-        if "event" in frame
-    )
-    hosted.told("clear")
-    ends = [frame for frame in frames if "event" not in frame and "beat" not in frame]
-    channel.close()
-    assert ends == [{"end": True}]
-    assert hosted.memory()["bytes"] == hosted.disk() == 0
-    hosted.ours("stop")
-    assert hosted.host.ended() == 0
-    assert hosted.disk() == 0
-
-
-def test_p8_a_host_that_is_ending_is_waited_for_and_what_it_wrote_is_cleared(hosted, models):
-    """It writes what it has at its end: a clear before that would leave it."""
-    hosted.asked(models[0])
-    channel = hosted.host.welcomed()
-    channel.send(hosts.generate(models[0], max_tokens=200), hosts.LONG)
-    frames = hosts.frames_of(channel)
-    assert "event" in next(frames)
-    hosted.host.process.terminate()
-    until = time.monotonic() + hosts.LONG
-    while (stage := hosted.told("ps").get("stage")) == "serving":
-        assert time.monotonic() < until
-    assert stage in (None, "finishing what was asked")
-    assert hosted.ours("clear")[0].startswith("freed ")
-    assert hosted.host.ended() == 0
-    assert list(frames)[-1] == {"end": True}
-    channel.close()
-    assert hosted.disk() == 0
-
-
-def test_p8_logs_off_holds_in_the_host(hosted, models):
-    """Memory may have it, the disk never: not at the end of the host either."""
-    hosted.asked(models[0], on_disk=False)
-    tree = hosted.told("tree")
-    assert tree
-    assert all(not span["on_disk"] and span["in_memory"] for span in tree)
-    assert "in memory alone" in hosted.ours("tree")[0]
-    assert hosted.disk() == 0 < hosted.memory()["bytes"]
-    assert hosted.asked(models[0], on_disk=False).usage.cached > 0
-    hosted.ours("stop")
-    assert hosted.host.ended() == 0
-    assert hosted.disk() == 0
-
-
-def test_p8_cache_false_holds_in_the_host(hosted, models):
-    hosted.asked(models[0], use_cache=False)
-    assert hosted.memory()["bytes"] == hosted.disk() == 0
-    assert hosted.asked(models[0], use_cache=False).usage.cached == 0
-    assert hosted.told("tree") == []
-
-
-def test_p8_what_only_memory_has_is_cleared_by_its_models_name(hosted, models):
-    hosted.asked(models[0], on_disk=False)
-    freed = hosted.told("clear", "--model", models[0])
-    assert freed["freed"] == 0 < freed["freed_memory"]
-    assert hosted.memory()["bytes"] == 0
-
-
 def test_tree_tells_what_of_the_disk_is_in_memory(hosted, models):
     hosted.asked(models[0])
     hosted.asked(models[0], LONG + " and the", on_disk=False)
@@ -286,14 +116,6 @@ def test_a_pin_of_nothing_is_one_line(hosted, models):
     assert line.startswith("Error: no span has the id '00000000'")
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    """Commands that wait a moment for what takes them seconds."""
-    waits = start.Waits(hello=0.3)
-    monkeypatch.setattr(asking, "find", functools.partial(start.find, waits=waits))
-    monkeypatch.setattr(host_commands, "_WAIT_SECONDS", 0.3)
-
-
 def test_of_a_host_that_is_stopped_all_commands_say_so(hosted, models, impatient):
     hosted.asked(models[0])
     pid = hosted.host.process.pid
@@ -327,16 +149,6 @@ def test_stop_waits_for_an_answer(hosted, models):
     stopping.join(hosts.LONG)
     assert rest[-1] == {"end": True}
     assert hosted.host.ended() == 0
-
-
-ASK = ("-m", "mlx-cached", "-s", LONG, "-o", "max_tokens", "4")
-
-
-@pytest.fixture
-def user(hosted, models):
-    """A user of `llm` whose prompts the host answers."""
-    hosted.ours("default", models[0])
-    return hosted
 
 
 def test_warm_has_the_host_compute_and_the_disk_written(user):
@@ -381,52 +193,3 @@ def test_c14_what_takes_a_tokenizer_is_asked_of_the_host(user, command):
     else:
         assert any(LONG in span["text"] for span in asked)
         assert [span["text"] for span in found] == [span["text"] for span in asked]
-
-
-def test_p8_what_llm_was_told_not_to_keep_is_not_kept_in_the_host(user):
-    user.home.llm("logs", "off")
-    user.home.llm(*ASK, "Hello")
-    assert user.disk() == 0 < user.memory()["bytes"]
-    user.told("clear")
-    user.home.llm(*ASK, "Hello", "-o", "cache", "false")
-    assert user.disk() == user.memory()["bytes"] == 0
-    user.home.llm("logs", "on")
-    user.home.llm(*ASK, "Hello")
-    assert user.home.last()["details"]["cached"] == 0
-    assert user.disk() > 0
-
-
-def host_lines(hosted, status=0):
-    """The lines of `doctor` about the host, without a model, by what each is about."""
-    told = hosted.told("doctor", "-m", "nobody/nothing", status=status)
-    return {line["what"]: line for line in told["lines"] if line["part"] == "host"}
-
-
-def test_doctor_asks_a_host_and_leaves_it_as_it_is(hosted, models):
-    hosted.asked(models[0])
-    before = hosted.told("ps")
-    lines = host_lines(hosted)
-    assert list(lines) == ["folder", "answers", "fits"]
-    assert {line["health"] for line in lines.values()} == {"ok"}
-    assert lines["answers"]["figures"]["models"] == 1
-    after = hosted.told("ps")
-    assert (after["pid"], after["models"]) == (before["pid"], before["models"])
-    hosted.ours("settings", "--memory", "2GB")
-    line = host_lines(hosted)["fits"]
-    assert line["health"] == "worth knowing"
-    assert "its settings are others (memory)" in line["found"]
-
-
-def test_doctor_names_a_host_that_hangs(hosted, models, impatient):
-    hosted.host.process.send_signal(signal.SIGSTOP)
-    line = host_lines(hosted, status=1)["answers"]
-    hosted.host.process.send_signal(signal.SIGCONT)
-    assert line["health"] == "wrong"
-    assert line["todo"] == f"kill {hosted.host.process.pid}"
-
-
-def test_doctor_names_a_host_s_folder_that_is_open(hosted):
-    hosted.host.place.folder.chmod(0o755)
-    line = host_lines(hosted, status=1)["folder"]
-    hosted.host.place.folder.chmod(0o700)
-    assert "is open to others (mode 755)" in line["found"]
