@@ -21,8 +21,8 @@ from llm_mlx_promptcache.chat.grammar import regex_grammar, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine import batch as batch_module
-from llm_mlx_promptcache.engine import matchers as matchers_module
 from llm_mlx_promptcache.engine import drafting
+from llm_mlx_promptcache.engine import matchers as matchers_module
 from llm_mlx_promptcache.engine.constraint import Constraint, ConstraintError, Matchers
 from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
