@@ -170,7 +170,8 @@ class Pieces(Reader):
 
 def test_what_a_pass_brings_is_told_at_once(loaded_kind, drafted, monkeypatch):
     """A reader in another process wakes once for it; a token that can't be told hides no other."""
-    scheduler = Scheduler(loaded_kind(next(iter(KINDS))), Identity("m", "m"), PromptCache("100MB"))
+    loaded = loaded_kind(next(iter(KINDS)))
+    scheduler = scheduler_here(loaded, Identity("m", "m"), PromptCache("100MB"))
     one = request("What is it that comes after two?", max_tokens=40)
     right = plainly(scheduler, one).last
     reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
