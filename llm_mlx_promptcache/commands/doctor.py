@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from ..config import APP, cache_folder, data_folder
+from ..config import cache_folder, data_folder
 from ..engine.pool import disk_store
 from ..models.names import resolve
-from ..models.references import divided
-from .doctor_diagnosis import Diagnosis, Health, Names, folder_name
+from ..models.references import divided, folder_of
+from .doctor_diagnosis import Diagnosis, Health
 from .doctor_disk import read_speed
+from .doctor_folder import NoFolder, own_folder
 from .doctor_host import host_seen
 from .doctor_machine import machine_diagnoses
 from .doctor_model import model_diagnoses
+from .doctor_names import Names, folder_name
 from .doctor_places import disk_diagnoses, folder_diagnoses
+from .ending import Ended, Ending
 from .shown import counted, json_option, model_option, show_json, show_line, show_table
 
-_INTERRUPTED: Final = 130
 _COLUMNS: Final = ("part", "what", "found", "health", "what to do")
 
 
@@ -43,17 +42,20 @@ def doctor(*, model: str, as_json: bool) -> None:
     """
     began = time.monotonic()
     lines: list[Diagnosis] = []
+    names = _names(model)
     try:
-        lines.extend(_public(_looked_at(model), model))
-    except KeyboardInterrupt:
+        # Closed here, since whatever is raised holds them: their folder would stay until the end.
+        with Ending() as ending, closing(_looked_at(model, ending)) as looked:
+            lines.extend(_public(line, names) for line in looked)
+    except Ended as ended:
         click.echo("doctor: stopped; nothing of yours was changed", err=True)
-        sys.exit(_INTERRUPTED)
+        sys.exit(ended.status)
     _show(lines, time.monotonic() - began, as_json=as_json)
     if any(line.health is Health.WRONG for line in lines):
         sys.exit(1)
 
 
-def _looked_at(model: str) -> Iterator[Diagnosis]:
+def _looked_at(model: str, ending: Ending) -> Generator[Diagnosis]:
     """Each line, with whatever it names."""
     _say("looking at the machine, the folders and the disk")
     yield from machine_diagnoses()
@@ -72,49 +74,38 @@ def _looked_at(model: str) -> Iterator[Diagnosis]:
     except ValueError as error:
         yield Diagnosis("model", "model", str(error), Health.WRONG, "llm mlx-cached models")
         return
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(_own_folder())
-        except OSError as error:
-            said = f"no folder can be made beside the cache: {error.strerror or error}"
-            yield Diagnosis("disk", "reads", said, Health.WRONG, "make room, then run this again")
-            return
-        yield read_speed(folder)
-        _say("loading and running the model, for about a minute")
-        yield from model_diagnoses(reference, folder / "cache", host.held)
+    try:
+        with own_folder(ending) as folder:
+            yield read_speed(folder)
+            _say("loading and running the model, for about a minute")
+            yield from model_diagnoses(reference, folder / "cache", host.held)
+    except NoFolder as error:
+        said = f"no folder can be made beside the cache: {error}"
+        yield Diagnosis("disk", "reads", said, Health.WRONG, "make room, then run this again")
 
 
-@contextmanager
-def _own_folder() -> Iterator[Path]:
-    """A folder on the disk of the user's cache, beside it where that may be; removed afterwards."""
-    beside = cache_folder().parent
-    place = beside if os.access(beside, os.W_OK | os.X_OK) else None
-    # Where Ctrl-C ends a write, its file may come behind the last look at the folder.
-    made = tempfile.TemporaryDirectory(
-        prefix=f"{APP}-doctor-", dir=place, ignore_cleanup_errors=True
-    )
-    with made as folder:
-        yield Path(folder)
-
-
-def _public(lines: Iterator[Diagnosis], model: str) -> Iterator[Diagnosis]:
+def _public(line: Diagnosis, names: Names) -> Diagnosis:
     """The same without anything that is the user's own."""
+    found, todo = names.public(line.found), names.public(line.todo)
+    return replace(line, found=found, todo=todo, figures=_public_figures(line.figures, names))
+
+
+def _names(model: str) -> Names:
+    """The folders that may be named, and the model's, which has a name of the user's."""
     named = [(folder, folder_name(folder)) for folder in (cache_folder(), data_folder())]
-    names = Names([*named, *_model_names(model)])
-    for line in lines:
-        found, todo = names.public(line.found), names.public(line.todo)
-        yield replace(line, found=found, todo=todo, figures=_public_figures(line.figures, names))
+    return Names([*named, *_model_names(model)])
 
 
 def _model_names(model: str) -> Iterator[tuple[str, str]]:
-    """The folders of a model and of its adapter, which have names of the user's."""
+    """The folders of a model and of its adapter, as the user wrote them and as they are."""
     try:
         reference = resolve(model).reference
     except ValueError:
         yield model, "that model"
         return
-    for part in divided(reference):
-        if part.startswith("/"):
+    spellings = zip(divided(model), divided(reference), strict=True)
+    for part in (part for both in spellings for part in both):
+        if folder_of(part) is not None:
             yield part, "the model's folder"
 
 

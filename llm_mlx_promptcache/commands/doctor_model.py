@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _PART: Final = "model"
 SECONDS: Final = 40.0  # in which parts may begin, once the model is loaded
 REPORT: Final = "please report this table"
+_CHUNKS_MATTER: Final = (
+    "this model's answers depend on where its prompt is cut, with any cache and without:"
+    " the fault is in its code in mlx-lm, so report this table there too"
+)
 
 
 def model_diagnoses(reference: str, folder: Path, held: int) -> Iterator[Diagnosis]:
@@ -188,7 +192,19 @@ def _other_chunks(found: WarmBesideCold) -> Diagnosis:
     """The rest of it: equal up to rounding, since a prompt was cut elsewhere."""
     what = "warm beside one go"
     said = f"{_told(found.one_go)}; other chunks without the cache, {_told(found.other_chunks)}"
-    told = {"logits": _finite(found.one_go.logits), "most": _finite(found.most)}
+    told = _plain(
+        {
+            "logits": found.one_go.logits,
+            "other_chunks": found.other_chunks.logits,
+            "most": found.most,
+            "bound": found.bound,
+        }
+    )
+    blameless = found.same_chunks.same_bits  # the cache; then it is the model that differs
+    for apart in (found.other_chunks, *([found.one_go] if blameless else ())):
+        if not apart.logits <= found.bound:
+            said = f"{said}, where rounding in its dtype gives {found.bound:.1e} at most"
+            return Diagnosis(_PART, what, said, Health.WRONG, _CHUNKS_MATTER, told)
     if found.one_go.logits <= found.most and found.one_go.same_tokens:
         return Diagnosis(_PART, what, said, figures=told)
     todo = "rounding of other chunks turns near ties here, with any prompt cache"

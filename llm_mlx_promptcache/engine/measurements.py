@@ -37,7 +37,8 @@ class WarmBesideCold:
 
     In the same chunks nothing may differ: `again` is a cold run beside another then, asked where
     something did. In one go, and in `other_chunks`, matrices have other sizes, so that a device
-    may round otherwise: `most` is how much of that is taken for rounding.
+    may round otherwise: `most` is how much of that this model's own runs explain, and `bound` what
+    rounding in its dtype explains of any model.
     """
 
     prompt: int
@@ -47,6 +48,7 @@ class WarmBesideCold:
     one_go: Apart
     other_chunks: Apart
     most: float
+    bound: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from ..cache.layers.layout import NotCached, cut, layout_of, nbytes
 from ..cache.layers.pieces import Piece
 from ..cache.memory.leases import Lease
 from ..cache.prompt_cache import PromptCache
-from ..models.layers import make_layers
+from ..models.layers import coarsest_dtype, make_layers
 from ..models.loading import LoadedModel
 from .batch_layers import BatchForm, extend, merge
 from .batch_probe import prove
@@ -37,7 +37,7 @@ from .measurements import (
     Speeds,
     WarmBesideCold,
 )
-from .nearness import distance, rounding_of, same, same_rows
+from .nearness import distance, most_rounding, rounding_of, same, same_rows
 
 WARM: Final = "warm beside cold"
 RESTORED: Final = "restored beside memory"
@@ -166,6 +166,7 @@ class SelfTest:
             _apart(warm, trial.cold),
             trial.rounding,
             trial.most,
+            most_rounding(trial.cold.logits, coarsest_dtype(self._model)),
         )
         return _WarmTrial(rows, warm, seconds), measured
 

@@ -28,3 +28,10 @@ def vocab_size_of(model: nn.Module) -> int:
 def weights_in(model: nn.Module) -> int:
     """Bytes of a model's weights as they are in memory."""
     return sum(weights.nbytes for _, weights in tree_flatten(model.parameters()))
+
+
+def coarsest_dtype(model: nn.Module) -> mx.Dtype:
+    """The dtype with the fewest bits of a model's floating-point weights, scales among them."""
+    kinds = {weights.dtype for _, weights in tree_flatten(model.parameters())}
+    floating = [kind for kind in kinds if mx.issubdtype(kind, mx.floating)]
+    return max(floating, key=lambda kind: mx.finfo(kind).eps, default=mx.float32)

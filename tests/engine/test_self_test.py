@@ -10,6 +10,8 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from llm_mlx_promptcache.cache.disk import restore, store
 from llm_mlx_promptcache.cache.layers.kinds import KVRows
+from llm_mlx_promptcache.commands.doctor_diagnosis import Health
+from llm_mlx_promptcache.commands.doctor_model import diagnoses
 from llm_mlx_promptcache.engine.measurements import (
     BatchBesideAlone,
     NotFound,
@@ -19,7 +21,9 @@ from llm_mlx_promptcache.engine.measurements import (
     Speeds,
     WarmBesideCold,
 )
+from llm_mlx_promptcache.engine.nearness import most_rounding
 from llm_mlx_promptcache.engine.self_test import RESTORED, TOGETHER, WARM, SelfTest
+from llm_mlx_promptcache.models.layers import coarsest_dtype
 from llm_mlx_promptcache.models.loading import load_model
 
 ALL = [Speeds, WarmBesideCold, RestoreBesideMemory, BatchBesideAlone]
@@ -51,7 +55,10 @@ def measured(tmp_path):
     return measure
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+DTYPES = pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+
+
+@DTYPES
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mamba2"])
 def test_law_1_the_same_chunks_give_the_same_bits(kind, dtype, loaded_as, measured):
     """Rows, windows and state, in the model's own dtype: from memory, from the disk, in a batch."""
@@ -66,6 +73,8 @@ def test_law_1_the_same_chunks_give_the_same_bits(kind, dtype, loaded_as, measur
     assert warm.same_chunks.same_tokens
     assert warm.again is None
     assert warm.one_go.logits <= warm.most
+    # Far from the bound that nothing but a wrong model passes.
+    assert 8 * max(warm.one_go.logits, warm.other_chunks.logits) < warm.bound
     assert (restored.tokens, restored.same_rows) == (96, True)
     assert restored.nbytes > 0
     assert restored.apart.same_bits
@@ -87,6 +96,54 @@ def test_other_chunks_are_judged_by_the_model_s_own_rounding(loaded_as, measured
     assert not warm.one_go.same_bits
     assert warm.most == pytest.approx(4 * warm.other_chunks.logits)
     assert 0 < warm.one_go.logits < warm.most
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(mx.float32, 0.05), (mx.bfloat16, 1.0)], ids=["float32", "bfloat16"]
+)
+def test_a_model_whose_answers_depend_on_where_prompts_are_cut_is_seen(
+    dtype, share, loaded_as, measured, monkeypatch
+):
+    """Broken on purpose: of the rows before a chunk its queries see less than of their own chunk's.
+
+    The cache has no part in it, and the same chunks still give the same bits.
+    """
+    update = KVCache.update_and_fetch
+
+    def forgetful(self, keys, values):
+        known = self.offset
+        keys, values = update(self, keys, values)
+        if values.shape[-2] > known + 1:  # a chunk, behind whatever was there
+            before, now = values[..., :known, :], values[..., known:, :]
+            values = mx.concatenate([before * (1 - share), now], axis=-2)
+        return keys, values
+
+    loaded = loaded_as("llama", dtype)
+    monkeypatch.setattr(KVCache, "update_and_fetch", forgetful)
+    warm = measured(loaded)[WarmBesideCold]
+    assert warm.same_chunks.same_bits
+    assert warm.other_chunks.logits > warm.bound
+    line = list(diagnoses(warm))[1]
+    assert line.health is Health.WRONG
+    assert "its code in mlx-lm" in line.todo
+
+
+def test_mlx_lm_s_own_model_of_that_kind_is_seen(loaded_as, measured):
+    """Its windows see a row more within a chunk than between chunks (docs/models.md)."""
+    warm = measured(loaded_as("plamo3"))[WarmBesideCold]
+    assert warm.same_chunks.same_bits
+    assert warm.other_chunks.logits > warm.bound
+
+
+def test_the_bound_follows_from_the_coarsest_dtype(loaded_as):
+    model = loaded_as("llama", mx.bfloat16).model
+    assert coarsest_dtype(model) == mx.bfloat16
+    model.update({"lm_head": {"weight": model.lm_head.weight.astype(mx.float32)}})
+    assert coarsest_dtype(model) == mx.bfloat16
+    logits = mx.array([[1.0, -8.0, float("-inf")]])
+    bounds = [most_rounding(logits, kind) for kind in (mx.float32, mx.float16, mx.bfloat16)]
+    fine = 256 * 2.0**-23 if mx.default_device().type == mx.DeviceType.cpu else 0.25
+    assert bounds == [8 * fine, 8 * 0.25, 8 * 0.25]
 
 
 def nudged(values):

@@ -1,0 +1,62 @@
+"""The end of a command by a signal, at which what it made is removed as at any other."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final, Self
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STATUS: Final = 128  # and the signal's number: a shell's status for what a signal ended
+
+
+class Ended(BaseException):
+    """A signal came that ends the command; `status` is what it exits with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = _STATUS + number
+
+
+class Ending:
+    """SIGINT, SIGTERM and SIGHUP inside of it raise Ended, the first of them and no other.
+
+    In a process's main thread alone: no other hears signals. One that is ignored (nohup) stays so.
+    """
+
+    def __init__(self) -> None:
+        self._usual: dict[int, Any] = {}
+        self._came = 0
+        self._waits = False
+
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        for number in _SIGNALS if main else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._usual[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, usual in self._usual.items():
+            signal.signal(number, usual)
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Let what runs in here end first: a signal raises behind it."""
+        self._waits, came = True, self._came
+        try:
+            yield
+        finally:
+            self._waits = False
+        if self._came and not came:
+            raise Ended(self._came)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._came:
+            return
+        self._came = number
+        if not self._waits:
+            raise Ended(number)
