@@ -24,7 +24,7 @@ from .doctor_machine import machine_diagnoses
 from .doctor_model import model_diagnoses
 from .doctor_names import Names, folder_name
 from .doctor_places import disk_diagnoses, folder_diagnoses
-from .ending import Ended, Ending
+from .ending import EndedBySignal, Ending
 from .shown import counted, json_option, model_option, show_json, show_line, show_table
 
 _COLUMNS: Final = ("part", "what", "found", "health", "what to do")
@@ -47,7 +47,7 @@ def doctor(*, model: str, as_json: bool) -> None:
         # Closed here, since whatever is raised holds them: their folder would stay until the end.
         with Ending() as ending, closing(_looked_at(model, ending)) as looked:
             lines.extend(_public(line, names) for line in looked)
-    except Ended as ended:
+    except EndedBySignal as ended:
         click.echo("doctor: stopped; nothing of yours was changed", err=True)
         sys.exit(ended.status)
     _show(lines, time.monotonic() - began, as_json=as_json)

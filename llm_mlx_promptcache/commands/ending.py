@@ -13,7 +13,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STATUS: Final = 128  # and the signal's number: a shell's status for what a signal ended
 
 
-class Ended(BaseException):
+class EndedBySignal(BaseException):
     """A signal came that ends the command; `status` is what it exits with."""
 
     def __init__(self, number: int) -> None:
@@ -22,7 +22,7 @@ class Ended(BaseException):
 
 
 class Ending:
-    """SIGINT, SIGTERM and SIGHUP inside of it raise Ended, the first of them and no other.
+    """SIGINT, SIGTERM and SIGHUP inside of it raise EndedBySignal, the first of them and no other.
 
     In a process's main thread alone: no other hears signals. One that is ignored (nohup) stays so.
     """
@@ -52,11 +52,11 @@ class Ending:
         finally:
             self._waits = False
         if self._came and not came:
-            raise Ended(self._came)
+            raise EndedBySignal(self._came)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self._came:
             return
         self._came = number
         if not self._waits:
-            raise Ended(number)
+            raise EndedBySignal(number)

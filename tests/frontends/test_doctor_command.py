@@ -26,7 +26,7 @@ from llm_mlx_promptcache.commands import (
 from llm_mlx_promptcache.commands.doctor_diagnosis import Diagnosis, Health
 from llm_mlx_promptcache.commands.doctor_model import diagnoses
 from llm_mlx_promptcache.commands.doctor_names import Names
-from llm_mlx_promptcache.commands.ending import Ended, Ending
+from llm_mlx_promptcache.commands.ending import EndedBySignal, Ending
 from llm_mlx_promptcache.engine.measurements import (
     Apart,
     BatchBesideAlone,
@@ -345,7 +345,7 @@ def work(done, number, *, waiting):
 def test_the_first_signal_ends_a_command_once_it_has_removed_what_it_made(number, waiting):
     usual = signal.getsignal(number)
     done = []
-    with pytest.raises(Ended) as ended:
+    with pytest.raises(EndedBySignal) as ended:
         work(done, number, waiting=waiting)
     assert done == (["worked", "removed"] if waiting else ["removed", "gone on"])
     assert ended.value.status == 128 + number
