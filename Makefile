@@ -70,6 +70,7 @@ llm-plugins: .venv/ready
 # What holds on every device, on MLX's default one: a Mac's GPU.
 device-test: .venv/ready
 	$(PYTEST) -n 0 -v tests/engine/test_any_device.py
+	$(RUN)/python benchmarks/device.py
 	$(RUN)/llm mlx-cached bench
 
 demo: .venv/ready

@@ -146,7 +146,8 @@ def long_turn(layers: int, length: int, spans: int = 10, new: int = 64) -> list[
         for name, turn in (("ours", ours), ("mlx-lm", upstream)):
             peak, pooled = measure(turn, length * rows)
             what = f"{layers} layers, {length:,} tokens"
-            results.append({"cache": name, "turn": what, "peak": peak, "with_pool": pooled})
+            told = {"cache": name, "turn": what, "rows": length * rows}
+            results.append({**told, "peak": peak, "with_pool": pooled})
     return results
 
 

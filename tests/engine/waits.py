@@ -4,7 +4,16 @@ import re
 from collections import Counter
 
 import mlx.core as mx
+from readers import Reader
 
+from llm_mlx_promptcache.cache.disk import streams
+from llm_mlx_promptcache.cache.layers import pieces
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.engine.request import GenerationRequest
+
+LAYERS = 28
+# Calls of mx.eval before a first token, in a model of so many layers, however many spans.
+MOST_WAITS = {"cold": 5, "warm": 15, "warm, with a disk": 20, "after a restart": 9}
 # What gives an array another shape and runs nothing.
 _VIEWS = {"Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "View"}
 
@@ -46,6 +55,42 @@ def first_token(scheduler, reader):
 def to_the_end(scheduler):
     while scheduler.busy:
         scheduler.step()
+
+
+def in_all_groups(monkeypatch):
+    """Have tiny rows joined and restored in as many groups as those of the largest model."""
+    monkeypatch.setattr(pieces, "_LEAST", 0)
+    monkeypatch.setattr(streams, "_LEAST", 0)
+
+
+def chat(messages):
+    """So many messages, of which each ends a span."""
+    return [Message(("user", "assistant")[n % 2], f"Hello {n}") for n in range(messages)]
+
+
+class Talk:
+    """Turns of one conversation over a scheduler, counted up to each first token."""
+
+    def __init__(self, scheduler, counted, messages):
+        self.scheduler = scheduler
+        self.counted = counted
+        self.messages = messages
+
+    def turn(self):
+        """Calls up to the first token, calls behind it, and the end."""
+        reader = Reader(GenerationRequest(tuple(self.messages), max_tokens=4, drafts=False))
+        self.counted.clear()
+        first_token(self.scheduler, reader)
+        first = dict(self.counted.calls)
+        self.counted.clear()
+        to_the_end(self.scheduler)
+        behind, last = dict(self.counted.calls), reader.last
+        self.scheduler.settle(last=True)
+        self.messages += [
+            Message("assistant", last.text, generated=last.generated()),
+            Message("user", "And then?"),
+        ]
+        return first, behind, last.usage
 
 
 def launches(folder, *arrays):
