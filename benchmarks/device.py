@@ -1,4 +1,4 @@
-"""What holds on this machine's device: waits, rows, memory and `doctor`, in a few minutes.
+"""Promises held to this machine's device: waits, rows, memory and `doctor`, in a few minutes.
 
     python benchmarks/device.py [waits] [rows] [memory] [doctor] [--model default] [--json FILE]
 
@@ -57,7 +57,7 @@ LEFT = 1 << 20  # bytes of freed buffers at rest
 
 
 class Line(NamedTuple):
-    """What was looked at, what was found, its bar, and whether it held."""
+    """A row of the table: a thing looked at, the finding, its bar, and whether it held."""
 
     part: str
     what: str

@@ -21,7 +21,7 @@ KINDS = [pytest.param({}, id="greedy"), pytest.param(SAMPLED, id="sampled")]
 
 
 class Costs:
-    """What steps ask of MLX: calls that wait, and launches of what they have it begin."""
+    """Requests of steps to MLX: calls that wait, and launches of the work that they begin."""
 
     def __init__(self, monkeypatch, folder):
         self.calls = Counter()
@@ -130,7 +130,7 @@ def test_a_step_of_eight_answers(scheduler_of, costs, how):
     made.insert([[5 + at, 6, 7] for at in range(8)], samplers=samplers)
     theirs = costs.of(made.next)
     assert ours["begun"] == theirs["begun"] == 1
-    assert waits(ours) <= waits(theirs)
+    assert waits(ours) == 1 < waits(theirs)
     assert ours["launches"] <= theirs["launches"]
 
 
