@@ -68,6 +68,20 @@ class PlayedMac:
         return self.wired[-2]
 
 
+class PlayedCuda(PlayedMac):
+    """Stands for `mx` on a machine with an NVIDIA GPU, of so many bytes: nothing is wired there."""
+
+    metal = SimpleNamespace(is_available=lambda: False)
+
+    def __init__(self, total, weights=0):
+        super().__init__(128, weights)
+        self.working_set = total
+        self.info = {"device_name": "an NVIDIA GPU", "total_memory": total}
+
+    def set_wired_limit(self, limit):
+        raise AssertionError("there is no such limit")
+
+
 @contextmanager
 def playing(mac):
     """Have this process run on `mac` meanwhile, with a pool as large as Metal's to begin with."""

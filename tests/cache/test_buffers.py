@@ -101,6 +101,23 @@ def test_a_budget_that_shrinks_evicts_and_holds(play):
         assert held(cache)["bytes"] <= 1_000_000
 
 
+def test_law_16_stats_tell_what_mlx_holds_and_what_it_pools(play):
+    play(16)
+    cache = PromptCache("1GB")
+    cache.insert("m", words(1, 500), filled(words(1, 500)))
+    mx.clear_cache()
+    before = held(cache)
+    freed = mx.zeros((1 << 20,), mx.uint8)
+    mx.eval(freed)
+    assert held(cache)["active"] >= before["active"] + (1 << 20)
+    del freed
+    after = held(cache)
+    assert after["pool"] >= before["pool"] + (1 << 20)
+    assert after["active"] == before["active"] >= after["held"] >= after["bytes"] // 2
+    device_memory.trim_pool()
+    assert held(cache)["pool"] == 0
+
+
 def turn(cache, path, sample):
     """A turn on a long conversation: its rows move into layers, grow and are returned."""
     lease = cache.fetch("m", [*path, 1], headroom=300, rows=Rows.GIVE)

@@ -6,10 +6,11 @@ Each has a model that leaves 8 MB of its working set, so that a tiny model comes
 import random
 
 import pytest
-from played_macs import BUFFERS, PAGE, WORKING_SETS
+from played_macs import BUFFERS, PAGE, WORKING_SETS, PlayedCuda, playing
 from readers import Reader, request, together
 
 from llm_mlx_promptcache.cache.layers import device_memory
+from llm_mlx_promptcache.cache.layers.device_memory import DeviceMemory
 from llm_mlx_promptcache.cache.memory.budget import MemoryBudget
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.config import change_settings
@@ -107,6 +108,23 @@ def test_a_budget_that_nobody_keeps_is_seen_to_be_broken(mac_of, folder, size, m
     events = asked(folder, 3500)
     next(event for event in events if isinstance(event, Progress) and event.done)
     events.close()
+
+
+def test_a_gpu_without_metal_keeps_its_budgets_and_wires_nothing(folder, tmp_path, monkeypatch):
+    """As MLX's CUDA backend tells it: bytes in all, no pages and no number of buffers."""
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path))
+    monkeypatch.setattr(memory, "_LEAST_PART", 10**12)
+    total = 80 << 30
+    with playing(PlayedCuda(total, total - LEFT)):
+        assert device_memory.device_memory() == DeviceMemory(total, total, gpu=True)
+        for seed in range(12):
+            assert ask(folder, 200, seed).usage.generated == 3
+            assert 0 < held()["bytes"] <= held()["budget"] <= LEFT // 4
+        assert sum(pool.shared_cache().stats()["evicted"].values()) > 3
+        assert device_memory.pooled() < 1000
+        with pytest.raises(PromptTooLargeError):
+            list(asked(folder, 3500))
+        pool.close_engines()
 
 
 @pytest.mark.parametrize("gives_back", [True, False])

@@ -80,8 +80,8 @@ def bound_pool() -> None:
 
 
 def wire(limit: int) -> int:
-    """Keep so many bytes resident; returns the previous number (Apple's GPUs only)."""
-    return mx.set_wired_limit(limit)
+    """Keep so many bytes resident; returns the previous number (0 but on Apple's GPUs)."""
+    return mx.set_wired_limit(limit) if mx.metal.is_available() else 0
 
 
 def _physical() -> int:
