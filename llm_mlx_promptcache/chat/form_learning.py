@@ -8,7 +8,6 @@ template's name or text is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from .call_units import Unit, find_call
@@ -43,7 +42,6 @@ from .generated import ToolCall
 from .tag_learning import with_tags
 from .text_edges import common_end, common_start, from_edge, to_edge
 
-Apply = Callable[..., str]
 # Kimi's: the only place of a result's tool is its id.
 _NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
@@ -57,16 +55,11 @@ _INPUTS = (
 )
 
 
-def learn_form(apply: Apply) -> Form:
-    """The form in which `apply(messages, tools=..., add_generation_prompt=...)` shows calls.
+def learned_form(probe: Probe) -> Form:
+    """The form in which a template shows calls; `probe` may be one that others use too.
 
     NoForm gives the reason if there is none. At most some 30 renderings are made.
     """
-    return learned_form(Probe(apply))
-
-
-def learned_form(probe: Probe) -> Form:
-    """Learn the form with a probe that others use too; NoForm if there is none."""
     reasons = {"calls are refused": 0}
     for one in _INPUTS:
         given = replace(one, parts=probe.parts)

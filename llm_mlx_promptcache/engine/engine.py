@@ -182,13 +182,6 @@ class Engine:
         assert isinstance(last, Finished)
         return last
 
-    def abandon(self, error: BaseException) -> None:
-        """Tell all who wait for an answer that none comes, from any thread: its own may hang."""
-        for job in list(self._live):
-            if not job.gone():
-                job.send(error)
-                job.send(None)
-
     def leave(self) -> bool:
         """End the thread of an engine without a model, waiting for nothing; False if it has one."""
         with self._lock:

@@ -15,9 +15,9 @@ Any error in the model's work is the group's end: nobody knows how far the other
     parts = Leader(ranks, joined).parts(loaded, identity, cache, report)  # waits for all ranks
     Scheduler(loaded, identity, parts, report)
 
-`on_end` may be called on any thread, while the engine's hangs in a collective: `Engine.abandon`
-tells the askers there, then the process ends. A group is closed (`ranks.close`) behind the engine's
-`close`, and never loads again.
+`on_end` may be called on any thread, while the engine's hangs in a collective: it tells those who
+ask, then ends the process. A group is closed (`ranks.close`) behind the engine's `close`, and never
+loads again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from mlx_lm.tokenizer_utils import _infer_tool_parser
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.call_forms import Thinking
-from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.form_learning import learned_form
+from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.forms import ArgumentsAs, ContentAs, NoForm, marks_in
 
 
@@ -117,7 +118,7 @@ def learned(template):
         return template.render(messages, tools, add_generation_prompt, **arguments)
 
     try:
-        return learn_form(apply), "", count
+        return learned_form(Probe(apply)), "", count
     except NoForm as error:
         return None, str(error), count
 

@@ -6,7 +6,8 @@ import re
 import form_cases
 import pytest
 
-from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.form_learning import learned_form
+from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.form_reading import CallReader
 from llm_mlx_promptcache.chat.forms import Hole, Layout, NoForm, Reasoning, marks_in
 from llm_mlx_promptcache.chat.generated import ToolCall
@@ -116,7 +117,7 @@ def test_why_there_is_no_form_is_told(templates):
         raise ValueError("no")
 
     with pytest.raises(NoForm, match="calls are refused"):
-        learn_form(refuses)
+        learned_form(Probe(refuses))
 
 
 KEYS = {

@@ -9,7 +9,8 @@ import pytest
 from corpus import CorpusChat
 
 from llm_mlx_promptcache.chat.call_forms import call_example
-from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.form_learning import learned_form
+from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.mends import Mend, told
 from llm_mlx_promptcache.chat.messages import Generated, Message, ToolCall
 from llm_mlx_promptcache.chat.prompt import UNMENDED, Feature, PromptForm, fit
@@ -174,7 +175,7 @@ def test_law_14_tools_are_told_with_the_form_in_which_the_template_shows_calls()
     """DeepSeek V3's kind: it shows calls and has no place for tools."""
     source = OWN.replace(TOOLS, "").replace("[{{ c.function | tojson }}]", MARKED)
     chat = chat_of(source)
-    example = call_example(learn_form(chat.apply))
+    example = call_example(learned_form(Probe(chat.apply)))
     assert example == '<call>{"name": "<function-name>", "arguments": <args-json-object>}</call>'
     chat.prompt_form = find_prompt_form(chat.apply, example)
     made = render([SYSTEM, ASK, CALLED, RESULT], chat, fingerprint="a", tools=corpus.TOOLS)

@@ -9,13 +9,10 @@ import threading
 import pytest
 from grouped import Clock, GroupEnded, each, end, group_of
 
-from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import rank_links
-from llm_mlx_promptcache.engine.engine import Engine
 from llm_mlx_promptcache.engine.group import Group
 from llm_mlx_promptcache.engine.rank_links import FrameKind, LinkError, RankLink, frame
 from llm_mlx_promptcache.engine.ranks import EXIT_STATUS
-from llm_mlx_promptcache.engine.request import GenerationRequest
 
 
 @pytest.fixture
@@ -297,28 +294,3 @@ def test_frames_of_a_link_are_what_json_gives_back():
     with pytest.raises(LinkError, match="gone"):
         list(links[1].received())
     links[1].close()
-
-
-def test_askers_are_told_though_the_engine_s_thread_hangs():
-    hangs, goes_on, told = threading.Event(), threading.Event(), []
-
-    def load(_):
-        hangs.set()
-        assert goes_on.wait(60)
-        raise GroupEnded("too late")
-
-    def ask():
-        try:
-            told.extend(engine.generate(GenerationRequest((Message("user", "Hello?"),))))
-        except GroupEnded as error:
-            told.append(str(error))
-
-    engine = Engine(load)
-    asking = threading.Thread(target=ask)
-    asking.start()
-    assert hangs.wait(60)
-    engine.abandon(GroupEnded("rank 1 (mac1) is gone"))
-    asking.join(60)
-    assert told == ["rank 1 (mac1) is gone"]
-    goes_on.set()
-    engine.close()

