@@ -171,3 +171,13 @@ def test_without_giving_buffers_back_it_would_be_near_twice(play, monkeypatch):
     for module in (pieces, device_memory):
         monkeypatch.setattr(module, "trim_pool", lambda most=0: None)
     assert peak_of_a_turn(monkeypatch, 7) > 1.6
+
+
+def test_the_rows_of_one_part_keep_no_larger_array_alive():
+    """As a view of a file's bytes would, which has other layers' rows too."""
+    before = mx.get_active_memory()
+    whole = mx.zeros((1, 1, 100_000, 4))
+    (made,) = pieces.joined([[whole[..., :1000, :]]], 0)
+    mx.eval(made)
+    del whole
+    assert mx.get_active_memory() - before < 2 * made.nbytes + 20_000

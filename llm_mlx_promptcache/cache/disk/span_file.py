@@ -278,11 +278,12 @@ def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
         span.close()
 
 
-def empty(sizes: Sequence[int]) -> list[mx.array]:
-    """Buffers of bytes that a file can be read into; of whole words, so that all types fit."""
-    buffers = [mx.zeros((max(size + 7, 8) // 8 * 8,), mx.uint8) for size in sizes]
-    mx.eval(buffers)
-    return buffers
+def empty(sizes: Sequence[int], stream: Any = None) -> list[mx.array]:
+    """Buffers of bytes that a file can be read into; of whole words, so that all types fit.
+
+    They are not made yet.
+    """
+    return [mx.zeros((max(size + 7, 8) // 8 * 8,), mx.uint8, stream=stream) for size in sizes]
 
 
 def _bits(values: mx.array) -> mx.array:

@@ -7,6 +7,7 @@ system reads the rest of them ahead meanwhile.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import cycle
@@ -90,7 +91,8 @@ class InPieces(_Stream):
     def __init__(self, spans: Sequence[SpanReader], few: Few) -> None:
         super().__init__(spans, few)
         # A list: a generator would hold this object, and this one the generator.
-        self._coming = iter(list(self.rounds(_GROUPS)))
+        self._rounds = deque(self.rounds(_GROUPS))
+        self._ready: list[mx.array] = []  # the buffers of the next round, asked for in advance
         self._now = range(0)
         self.read_ahead()
         self._pieces: list[list[Piece | None]] = []
@@ -98,7 +100,7 @@ class InPieces(_Stream):
     def piece(self, number: int, layer: int) -> Piece | None:
         """One file's piece of a layer."""
         while layer not in self._now:
-            self._read(next(self._coming))
+            self._read(self._rounds.popleft())
         pieces, index = self._pieces[number], layer - self._now.start
         piece, pieces[index] = pieces[index], None
         return piece
@@ -109,12 +111,24 @@ class InPieces(_Stream):
 
     def _read(self, now: range) -> None:
         self._pieces.clear()
-        extents = [span.extent(now.start, now.stop) for span in self.spans]
-        buffers = empty([end - begin for begin, end in extents])
+        buffers = self._ready or self._begun(now)
+        # Before these are waited for, so that MLX's threads are never without work.
+        self._ready = self._begun(self._rounds[0]) if self._rounds else []
+        mx.eval(buffers)
+        extents = self._extents(now)
         for span, (begin, end), buffer in zip(self.spans, extents, buffers, strict=True):
             self.read_into(span, [memoryview(cast("Any", buffer))[: end - begin]])
             self._pieces.append(span.pieces(now.start, now.stop, buffer))
         self._now = now
+
+    def _begun(self, now: range) -> list[mx.array]:
+        sizes = [end - begin for begin, end in self._extents(now)]
+        buffers = empty(sizes, streams_of_zeros()[-1])
+        mx.async_eval(buffers)  # type: ignore[no-untyped-call]
+        return buffers
+
+    def _extents(self, now: range) -> list[tuple[int, int]]:
+        return [span.extent(now.start, now.stop) for span in self.spans]
 
 
 class _Buffers(NamedTuple):

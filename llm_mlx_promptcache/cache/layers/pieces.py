@@ -97,7 +97,9 @@ def joined(parts: list[list[mx.array]], headroom: int) -> list[mx.array]:
             shape = (*rows[0].shape[:-2], headroom, rows[0].shape[-1])
             rows.append(mx.zeros(shape, rows[0].dtype))
         # Never the stored array object itself: the model writes into its layers in place (law 9).
-        made.append(mx.concatenate(rows, axis=-2))
+        # Alone it is copied only where it keeps a larger buffer alive, as a view of a file's bytes.
+        whole = mx.concatenate(rows, axis=-2) if len(rows) > 1 else mx.contiguous(rows[0])
+        made.append(whole)
     return made
 
 

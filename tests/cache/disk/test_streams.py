@@ -4,7 +4,7 @@ import os
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from llm_mlx_promptcache.cache.disk import span_bytes, streams
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -83,6 +83,23 @@ def test_memory_is_asked_for_before_what_was_asked_before_is_waited_for(stored, 
         "there",
         "read",
     ]
+
+
+def test_buffers_of_pieces_are_asked_for_a_round_ahead_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "_LEAST", 0)
+    layers = [KVCache(), *(RotatingKVCache(64) for _ in range(3))]
+    for layer in layers:
+        layer.update_and_fetch(*(mx.ones((1, 2, len(TOKENS), 8)) for _ in range(2)))
+    cache = PromptCache("1GB", DiskStore(tmp_path))
+    cache.insert("m", TOKENS, layers)
+    cache.flush()
+    events = []
+    begin, read = streams.InPieces._begun, streams.InPieces.read_into
+    with monkeypatch.context() as patch:
+        patch.setattr(streams.InPieces, "_begun", lambda *a: events.append("begun") or begin(*a))
+        patch.setattr(streams.InPieces, "read_into", lambda *a: events.append("read") or read(*a))
+        restored(tmp_path)
+    assert events == ["begun", *["begun", "read"] * (len(layers) - 1), "read"]
 
 
 def test_new_memory_is_asked_of_two_of_mlxs_threads_in_turn(stored, monkeypatch):
