@@ -25,9 +25,10 @@ from .span_file import empty
 
 # After which parts of its bytes each round of a path ends; those of one round are held twice.
 _GROUPS = tuple(number / 16 for number in range(1, 17))
-# The same where nothing is held twice. What is read behind the last of the memory is little, so
-# rounds are small; each is a wait for the device.
-_IN_PLACE = tuple(number / 20 for number in range(1, 21))
+# The same where nothing is held twice. The system hands out memory more slowly than files are read
+# into it, so what is read behind the last of it is little; each round is a wait for the device.
+_IN_PLACE = (0.3, 0.55, 0.75, 0.9, 1.0)
+_IN_PLACE_ON_CPU = tuple(number / 20 for number in range(1, 21))  # a wait costs little there
 _LEAST = 4 << 20  # fewer bytes than this are not worth a round of their own
 
 
@@ -36,14 +37,18 @@ def _second_cpu_stream() -> Any:
     return mx.new_thread_local_stream(mx.cpu)
 
 
+def is_on_cpu() -> bool:
+    """True if MLX computes on the CPU."""
+    return bool(mx.default_device() == mx.Device(mx.cpu, 0))
+
+
 def streams_of_zeros() -> list[Any]:
     """The streams that new memory is asked of in turn; None is the default one.
 
     On a CPU most of a restore is the system handing out pages, which one thread alone does more
     slowly than another reads into them: there it is two of MLX's threads.
     """
-    on_cpu = mx.default_device() == mx.Device(mx.cpu, 0)
-    return [None, _second_cpu_stream()] if on_cpu else [None]
+    return [None, _second_cpu_stream()] if is_on_cpu() else [None]
 
 
 class _Stream:
@@ -160,7 +165,7 @@ class InPlace(_Stream):
 
     def layers_read(self) -> Iterator[Layer]:
         """The layers, in their order."""
-        rounds = list(self.rounds(_IN_PLACE))
+        rounds = list(self.rounds(_IN_PLACE_ON_CPU if is_on_cpu() else _IN_PLACE))
         coming = self._begun(rounds[0])
         for number, now in enumerate(rounds):
             prepared = coming

@@ -30,7 +30,7 @@ def rounds(sizes, ends, least, monkeypatch):
     return list(streams._Stream([Sized(sizes)], None).rounds(ends))
 
 
-@pytest.mark.parametrize("ends", [streams._GROUPS, streams._IN_PLACE])
+@pytest.mark.parametrize("ends", [streams._GROUPS, streams._IN_PLACE, streams._IN_PLACE_ON_CPU])
 @pytest.mark.parametrize(
     "sizes", [[7], [3] * LAYERS, list(range(1, 40)), [0, 0, 5, 0], [1000, *[1] * 20], [0]]
 )
@@ -46,7 +46,10 @@ def test_the_rounds_hold_each_layer_once_in_order(sizes, ends, least, monkeypatc
 
 def test_what_is_read_behind_the_last_memory_is_little(monkeypatch):
     lengths = [len(now) for now in rounds([3] * LAYERS, streams._IN_PLACE, 0, monkeypatch)]
-    assert max(lengths) <= -(-LAYERS // 20)
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] == LAYERS // 10
+    on_cpu = rounds([3] * LAYERS, streams._IN_PLACE_ON_CPU, 0, monkeypatch)
+    assert max(len(now) for now in on_cpu) <= -(-LAYERS // 20)
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_memory_is_asked_for_before_what_was_asked_before_is_waited_for(stored, 
         patch.setattr(mx, "eval", lambda *a: events.append("there") or wait(*a))
         patch.setattr(streams.InPlace, "read_into", lambda *a: events.append("read") or read(*a))
         restored(stored)
-    count = len(streams._IN_PLACE)
+    count = len(streams._IN_PLACE_ON_CPU)
     assert events == [
         "begun",
         *["begun", "there", "read"] * (count - 1),
