@@ -58,7 +58,7 @@ def to_the_end(scheduler):
 
 
 def in_all_groups(monkeypatch):
-    """Have tiny rows joined and restored in as many groups as those of the largest model on a GPU."""
+    """Have tiny rows joined and restored in as many groups as a large model's on a GPU."""
     monkeypatch.setattr(pieces, "_LEAST", 0)
     monkeypatch.setattr(streams, "_LEAST", 0)
     monkeypatch.setattr(streams, "is_on_cpu", lambda: False)  # a wait is no device's there
