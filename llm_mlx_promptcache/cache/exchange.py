@@ -6,6 +6,8 @@ the file, and import refuses a file with others, naming the differences.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,11 +54,13 @@ def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
     """Write the stored part of a path to a file, up to the last token at which it can be resumed.
 
     The file is its owner's alone, is written under a private name, and gets its own once it is
-    whole. ValueError if nothing of the path is stored, FileExistsError if something is there,
-    OSError if it can't be written.
+    whole. ValueError if nothing of the path is stored, FileExistsError if something is there, even
+    if it came meanwhile, OSError if it can't be written.
     """
-    if file.exists() or file.is_symlink():
-        raise FileExistsError(f"{file} is there already; give another name, or remove it first")
+    if os.path.lexists(file):
+        raise _is_taken(file)
+    if not file.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is no such folder", os.fspath(file.parent))
     # One token more: a lookup never takes all of what is asked (law 2).
     lease = cache.fetch_ahead(prefix.namespace, [*prefix.tokens, 0])
     if lease.layers is None:
@@ -74,7 +78,10 @@ def export_prefix(cache: PromptCache, prefix: Prefix, file: Path) -> Exported:
         label=prefix.label,
     )
     del lease
-    size = write_prefix(ExportTarget(file, prefix.about), head, tensors, Files())
+    try:
+        size = write_prefix(ExportTarget(file, prefix.about), head, tensors, Files())
+    except FileExistsError:
+        raise _is_taken(file) from None
     return Exported(count, size)
 
 
@@ -100,6 +107,12 @@ def import_prefix(
     kept = cache.insert(namespace, head.tokens, layers, _tier(head.tier), rows=Rows.RETURN)
     cache.flush()
     return kept
+
+
+def _is_taken(file: Path) -> FileExistsError:
+    name = os.fspath(file)
+    shown = name if name.isprintable() else ascii(name)
+    return FileExistsError(f"{shown} is there already; give another name, or remove it first")
 
 
 def _tier(said: str) -> str:

@@ -113,7 +113,12 @@ class Draft(NamedTuple):
 
 
 def path_digest(namespace: object, ids: Tokens[int]) -> bytes:
-    """A path's hash, its id before it has a file; the tokens can't be read from it."""
-    digest = xxhash.xxh3_128(str(namespace).encode())
+    """A path's hash, its id before it has a file; the tokens can't be read from it.
+
+    No two paths are hashed from the same bytes: the namespace's length comes first, and each token
+    has four bytes. It is never stored, so no file's version depends on it.
+    """
+    name = repr(namespace).encode()  # not `str`: a cache of mlx-lm's may have 1 and "1" as models
+    digest = xxhash.xxh3_128(len(name).to_bytes(8, "little") + name)
     digest.update(memoryview(ids).cast("B") if len(ids) else b"")
     return digest.digest()

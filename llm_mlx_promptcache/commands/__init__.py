@@ -58,11 +58,18 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ValueError as error:  # every error that a user can act on is one
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_plain(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has left; click knows what to do
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_plain(error)) from error
+
+
+def _plain(error: Exception) -> str:
+    """An error's text, for a terminal: the names in it may be anything."""
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in str(error)
+    )
 
 
 @click.group(name="mlx-cached", cls=_Commands)

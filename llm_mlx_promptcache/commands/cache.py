@@ -154,8 +154,8 @@ def check(*, fix: bool, as_json: bool) -> None:
 def compact(*, as_json: bool) -> None:
     """Pack the files that hold a conversation turn by turn into one, which is faster to read.
 
-    A host does the same while nobody asks it. Other processes may read and write meanwhile, and an
-    interrupted run leaves everything as it was.
+    A host does the same while nobody asks it, and so does a program that holds a model. Other
+    processes may read and write meanwhile, and an interrupted run leaves everything as it was.
     """
     from ..cache.disk.compaction import Compacted
 

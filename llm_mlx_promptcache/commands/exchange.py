@@ -69,7 +69,7 @@ def export(*, file: Path, as_json: bool, **asked: Unpack[_ExportFlags]) -> None:
     whole = counted(len(chosen.tokens), "token")
     held = whole if done.tokens == len(chosen.tokens) else f"{done.tokens} of {whole}"
     verb = "is" if done.tokens == 1 else "are"
-    click.echo(f"{held} {verb} in {file}: {format_size(done.bytes)}")
+    click.echo(f"{held} {verb} in {_shown(file)}: {format_size(done.bytes)}")
 
 
 @click.command(name="import")
@@ -101,6 +101,12 @@ def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: b
     else:
         verb = "is" if done.tokens == 1 else "are"
         click.echo(f"{counted(done.tokens, 'token')} of {done.model} {verb} stored now, {where}")
+
+
+def _shown(file: Path) -> str:
+    """A file's name for a terminal, which odd ones would set up otherwise."""
+    name = str(file)
+    return name if name.isprintable() else ascii(name)
 
 
 def _chosen(store: DiskStore, asked: _ExportFlags) -> ChosenPath:

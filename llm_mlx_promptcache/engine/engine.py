@@ -288,7 +288,7 @@ class Engine:
     def _use_quiet(scheduler: Scheduler) -> None:
         """Take a step of work ahead, unless another engine is answering.
 
-        With none left the model rests.
+        With none left the model rests, and files of the disk cache are packed.
         """
         if scheduler.ahead is not None and scheduler.ahead.left:
             if not _answering:
@@ -298,6 +298,8 @@ class Engine:
             scheduler.rest()
         except Exception as error:
             _log.warning("the device failed while nobody asked it: %s", error)
+        if scheduler.packing is not None and not _answering:
+            scheduler.packing.begin()
 
     def _let_go(self, scheduler: Scheduler | None, asked: _Unload) -> Scheduler | None:
         if scheduler is not None and not scheduler.busy and not asked.dropped:

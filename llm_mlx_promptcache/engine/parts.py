@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .chunks import ChunkPlanner
     from .drafting import Drafting
     from .kv import KVManager
+    from .packing import PackingThread
 
 
 class LoadReport(NamedTuple):
@@ -18,7 +19,8 @@ class LoadReport(NamedTuple):
 
     `name` is its name for people, `seconds` the first answer's wait for it, `uncached` the reason
     why nothing of it may be kept; `ahead` allows next turns to be prefilled before they are asked.
-    `memory` is the share of the requests of all models, None for this machine's.
+    `memory` is the share of the requests of all models, None for this machine's. `packing` is done
+    while nobody asks.
     """
 
     name: str = ""
@@ -26,6 +28,7 @@ class LoadReport(NamedTuple):
     uncached: str = ""
     ahead: bool = False
     memory: RequestMemory | None = None
+    packing: PackingThread | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..models.memory import CACHE_MOST, budget, shares, weights_of
 from ..models.references import spelled
 from .engine import Engine
 from .events import Loading
+from .packing import REST_SECONDS, PackingThread, packing_steps
 
 if TYPE_CHECKING:
     from ..cache.disk.store import DiskStore
@@ -32,6 +33,7 @@ _weights: dict[str, int] = {}
 _read: dict[str, Manifest] = {}
 _cache: PromptCache | None = None
 _requests: RequestMemory | None = None
+_packing = PackingThread(partial(packing_steps, REST_SECONDS))
 _lock = threading.Lock()
 
 DISK_SWITCH = "LLM_MLX_CACHED_DISK"
@@ -140,6 +142,7 @@ def close_engines() -> None:
         _weights.clear()
         _read.clear()
         _cache = _requests = None
+    _packing.end()
     for engine in ended:
         engine.close()
 
@@ -147,6 +150,7 @@ def close_engines() -> None:
 def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     started = time.perf_counter()
     weights = Loading(f"loading the model {reference}", aloud=False)
+    _packing.pause()
     tell(weights)
     from ..cache.identity import Identity
     from ..models.identities import identify
@@ -165,7 +169,9 @@ def _load(reference: str, tell: Callable[[Loading], None]) -> Scheduler:
     cache = shared_cache()
     memory = share_out(cache)
     seconds = time.perf_counter() - started
-    report = LoadReport(reference, seconds, identities.uncached, works_ahead(), memory)
+    report = LoadReport(
+        reference, seconds, identities.uncached, works_ahead(), memory, packing=_packing
+    )
     return scheduler_here(loaded, Identity(identities.model, identities.rows), cache, report)
 
 

@@ -68,6 +68,7 @@ class Scheduler:
         self._prefilling: list[Sequence] = []
         self._weights = weights_in(loaded.model)
         self.rested = True
+        self.packing = report.packing
 
     @property
     def busy(self) -> bool:
@@ -81,6 +82,8 @@ class Scheduler:
 
     def add(self, reader: Reader) -> None:
         """Take a request in; its faults are told to its reader."""
+        if self.packing is not None:
+            self.packing.pause()
         looks = reader.request.look
         if self.ahead is not None and not looks:
             self.ahead.make_way(reader.request)

@@ -12,17 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ..engine.pool import disk_store, uses_disk
+from ..engine.packing import REST_SECONDS, alone, packing_steps
 
 LOOK_SECONDS: Final = 30.0  # between two looks for files to pack
-REST_SECONDS: Final = 60.0  # since anybody went on with a conversation
 _LAST_SECONDS: Final = 1.0  # of the process: `stop` waits ten in all
 _log = logging.getLogger(__name__)
 
 
 def _steps() -> Iterator[Any]:
     """The packing to do now, step by step."""
-    return disk_store().compact(rested=REST_SECONDS) if uses_disk() else iter(())
+    return packing_steps(REST_SECONDS)
 
 
 class IdlePacking:
@@ -43,15 +42,16 @@ class IdlePacking:
 
     async def work(self) -> None:
         """Take steps while the host is idle; unfinished work goes on the next time."""
-        while self._idle():
-            if not await asyncio.to_thread(self._step):
-                return
+        with alone() as may:
+            while may and self._idle():
+                may = await asyncio.to_thread(self._step)
 
     def finish(self) -> None:
         """Go on for a moment at the end of a process that lived long, finished or not."""
         until = time.monotonic() + _LAST_SECONDS
-        while self._lived_long and time.monotonic() < until and self._step():
-            pass
+        with alone() as may:
+            while may and self._lived_long and time.monotonic() < until:
+                may = self._step()
         self._steps = None
 
     def _step(self) -> bool:

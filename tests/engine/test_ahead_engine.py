@@ -155,6 +155,7 @@ def test_where_another_engine_answers_nothing_is_begun(world, monkeypatch):
     class Waiting:
         busy = False
         rested = False
+        packing = None
 
         @staticmethod
         def rest():

@@ -219,6 +219,10 @@ class Failing(Files):
         self._step()
         super().replace(source, target)
 
+    def name_new(self, source, target):
+        self._step()
+        super().name_new(source, target)
+
     def unlink(self, path):
         self._step()
         return super().unlink(path)

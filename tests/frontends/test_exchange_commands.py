@@ -118,12 +118,14 @@ def refused(home, *arguments):
     return line
 
 
-def forged(content, **about):
+def forged(content, label=None, **about):
     """An exported file of something else, with a digest that fits."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = header["__metadata__"]
     metadata["about"] = json.dumps(json.loads(metadata["about"]) | about)
+    if label is not None:
+        metadata["label"] = label
     text = json.dumps(header).encode()
     made = len(text).to_bytes(8, "little") + text + content[8 + length : -16]
     return made + xxhash.xxh3_128_digest(made)
@@ -160,9 +162,31 @@ def test_other_model_files_are_refused_and_said(sent, new_home, tiny_llama):
     assert "mlx" not in line.partition("here:")[2]
 
 
+def test_p7_an_odd_name_of_a_file_sets_up_no_terminal(warmed, other, tmp_path):
+    home, system = warmed
+    file = tmp_path / "a\x1b[31m b\udcff\x07"
+    out, _ = home.llm("mlx-cached", "export", str(file), "-s", system)
+    assert out.isprintable()
+    assert "a\\x1b[31m b" in out
+    assert file.exists()
+    for arguments in (("export", str(file), "-s", system), ("import", str(file))):
+        _, line = home.llm("mlx-cached", *arguments, status=1)
+        assert line.isprintable()
+        assert "a\\x1b[31m b" in line
+    _, line = home.llm("mlx-cached", "export", str(tmp_path / "no\x07/a"), "-s", system, status=1)
+    assert line.isprintable()
+
+
 def test_a_model_that_is_not_said_or_not_here_is_refused(sent, other):
     assert "does not say of which model it is; give it with -m" in refused(other, str(sent))
     assert "org/none" in refused(other, str(sent), "-m", "org/none")
+
+
+def test_p2_a_label_that_points_at_a_folder_is_not_followed(sent, other):
+    content = sent.read_bytes()
+    for label in (model_of(other), f"{model_of(other)}@{model_of(other)}", "served:mine", "~"):
+        sent.write_bytes(forged(content, label))
+        assert "does not say of which model it is" in refused(other, str(sent))
 
 
 def test_a_file_that_is_damaged_or_too_large_is_refused(sent, other, tmp_path):

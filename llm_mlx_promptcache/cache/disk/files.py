@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -24,6 +25,15 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _REMOTE: Final = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "webdav", "ceph", "9p"}
 _REMOTE_PARTS: Final = ("fuse.", "macfuse", "osxfuse")
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+# Of file systems without hard links (FAT, some of FUSE's), and of systems that forbid them.
+_NO_HARD_LINKS: Final = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+}
 
 
 class Files:
@@ -51,6 +61,27 @@ class Files:
     def replace(self, source: Path, target: Path) -> None:
         """Publish a file under its final name."""
         source.replace(target)
+
+    def name_new(self, source: Path, target: Path) -> None:
+        """Give a whole file a name that nobody has; FileExistsError if somebody has it by now.
+
+        `source` stays or goes. Without hard links the name is taken by an empty file first, which
+        is left there by who is killed between these two calls.
+        """
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+        else:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINKS
+        os.close(os.open(target, flags, _OWNER_ONLY))
+        try:
+            source.replace(target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
 
     def sync(self, file: IO[bytes]) -> None:
         """Have all that was written to a file reach the disk."""

@@ -7,8 +7,8 @@ tell (docs/privacy.md).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +31,7 @@ from .span_header import (
     about_from,
     layout_from_metadata,
 )
-from .unpublished import ExportTarget, NotPublished
+from .unpublished import ExportTarget
 
 if TYPE_CHECKING:
     from typing import Self
@@ -122,26 +122,29 @@ class PrefixFile(OpenSpan):
 def write_prefix(target: ExportTarget, head: Head, tensors: Sequence[Tensor], files: Files) -> int:
     """Write a path from its start, coded if that makes it smaller; returns the file's bytes.
 
-    It gets its name once it is whole and synced. OSError if it can't be written.
+    It gets its name once it is whole and synced, if nobody has that by then: FileExistsError.
+    OSError if it can't be written.
     """
+    try:
+        return _written(target, head, tensors, files)
+    except OSError as error:  # of the private name, or of none
+        raise OSError(error.errno, error.strerror, os.fspath(target.path)) from None
+
+
+def _written(target: ExportTarget, head: Head, tensors: Sequence[Tensor], files: Files) -> int:
     name, folder = new_file_id(), target.path.parent
     member = Member(name, len(head.tokens), head.tier, resumes=True)
     source = PackSource(HeldSpan(name, head, tensors), [member], 0)
-    try:
-        if can_pack(head.layout) and holds_every_row(source.file) and can_code([source]):
-            with UnpublishedPack(folder, [source], Few(), files, coded=True, target=target) as pack:
-                for _ in pack.written():
-                    pass
-                pack.publish_durably()
-                return pack.size
-        with UnpublishedSpan(folder, head, tensors, files, target) as span:
-            span.sync()
-            span.publish_durably()
-            return span.size
-    except NotPublished as error:
-        with suppress(OSError):
-            files.unlink(target.path)
-        raise error.why from None
+    if can_pack(head.layout) and holds_every_row(source.file) and can_code([source]):
+        with UnpublishedPack(folder, [source], Few(), files, coded=True, target=target) as pack:
+            for _ in pack.written():
+                pass
+            pack.publish_new()
+            return pack.size
+    with UnpublishedSpan(folder, head, tensors, files, target) as span:
+        span.sync()
+        span.publish_new()
+        return span.size
 
 
 def _plain(name: str) -> str:

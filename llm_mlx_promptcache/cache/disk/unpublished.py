@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import xxhash
 
 from .file_ids import TEMPORARY, new_file_id
+from .files import same_file
 from .span_bytes import MOST_A_CALL
 
 if TYPE_CHECKING:
@@ -107,6 +108,21 @@ class UnpublishedFile:
         except OSError as error:
             raise NotPublished(error) from None
 
+    def publish_new(self) -> None:
+        """Give it its name durably, unless somebody has taken that: FileExistsError.
+
+        After any OSError it does not have it. The private name stays until this is closed.
+        """
+        found = self._temporary.stat()
+        self._files.name_new(self._temporary, self._final)
+        try:
+            self._files.sync_folder(self._final.parent)
+        except OSError:
+            if same_file(self._final, (found.st_dev, found.st_ino)):
+                with suppress(OSError):
+                    self._files.unlink(self._final)
+            raise
+
     def withdraw(self) -> None:
         """Take the name back, since the file could not be entered elsewhere."""
         if self._published and self._process == os.getpid():
@@ -115,10 +131,12 @@ class UnpublishedFile:
 
     def close(self) -> None:
         """Close the file, and remove its private name."""
-        if not self._published and self._process == os.getpid():  # a fork has it open as well
-            with suppress(OSError):
-                self._files.unlink(self._temporary)
-        self._open.close()
+        try:
+            if not self._published and self._process == os.getpid():  # a fork has it open as well
+                with suppress(OSError):
+                    self._files.unlink(self._temporary)
+        finally:
+            self._open.close()
 
     def _write(self, block: bytes | memoryview) -> None:
         rest = memoryview(block)
