@@ -138,7 +138,7 @@ def test_an_engine_begins_it_once_it_rests_and_a_request_pauses_it(tiny_llama, m
 
 
 def ran(code, home, *arguments):
-    """What a process writes to its stdout; it ends well and says nothing else."""
+    """The stdout of a process, which ends well and says nothing else."""
     environment = {
         **os.environ,
         "LLM_MLX_CACHED_HOME": str(home),
