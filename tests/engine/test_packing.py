@@ -16,8 +16,9 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine import engine as engines
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.engine import Engine
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.packing import PackingThread, alone
-from llm_mlx_promptcache.engine.scheduler import LoadReport, Scheduler
+from llm_mlx_promptcache.engine.parts import LoadReport
 from llm_mlx_promptcache.models.loading import load_model
 
 
@@ -124,7 +125,7 @@ def test_an_engine_begins_it_once_it_rests_and_a_request_pauses_it(tiny_llama, m
 
     def load(_):
         identity, cache = Identity("tiny", "tiny"), PromptCache("100MB")
-        return Scheduler(load_model(str(folder)), identity, cache, LoadReport(packing=told))
+        return scheduler_here(load_model(str(folder)), identity, cache, LoadReport(packing=told))
 
     engine = Engine(load)
     try:
