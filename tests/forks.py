@@ -4,7 +4,8 @@ A fork is a process as any other: its own memory, files, environment, signals an
 only a new interpreter shows (what is imported and when, how `llm` starts) tests ask of a real one.
 
 `llm()` starts a server, and gives an executable that stands for `llm`; `python()` is one for a
-Python that runs a script, or code behind -c, as users of LangChain do. They hand the server their
+Python that runs a script, or code behind -c, as users of LangChain do; `host()` is one for a Python
+that runs a host, in what `llm` or this process starts a host with. They hand the server their
 arguments, environment, folder and files, pass signals on, and end as the fork does. Where the
 environment differs in what an interpreter reads as it starts, they run the real program.
 """
@@ -24,14 +25,21 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from llm_mlx_promptcache.host.environment import of_host
+
 LLM = str(Path(sys.executable).with_name("llm"))
 # What commands look up each time they run; all else is as it was when the server began.
 FREE = {
     *("LLM_USER_PATH", "LLM_MLX_CACHED_HOME", "LLM_MLX_CACHED_KEEP", "LLM_MLX_CACHED_AHEAD"),
     *("LLM_MLX_CACHED_DISK", "SCRIPTED_RUNS", "PYTEST_CURRENT_TEST", "PYTHONPATH"),
+    *("MLX_RANK", "MLX_HOSTFILE", "FORKED_HOSTS"),
     *("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "TERM", "NO_COLOR"),
 }
-_PROGRAMS = {"llm": LLM, "python": sys.executable}
+# A variable of forks of `llm`: the program with which they start a host.
+HOSTS = "FORKED_HOSTS"
+HOST = ["-P", "-m", "llm_mlx_promptcache.host"]  # the arguments of a Python that runs one
+_PROGRAMS = {"llm": LLM, "python": sys.executable, "host": sys.executable}
+_SERVERS = {"llm": "llm", "python": "python", "host": "llm"}  # the one that forks a program
 _MODULES = {
     "llm": ("llm.cli", "mlx_lm.generate", "mlx_lm.models.llama", "transformers.models.auto"),
     "python": (
@@ -49,7 +57,7 @@ if {{k: v for k, v in env.items() if k not in {free!r}}} != {fixed!r}:
     os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 server.connect({address!r})
-asked = json.dumps([sys.argv[1:], env, os.getcwd()]).encode()
+asked = json.dumps([{program!r}, sys.argv[1:], env, os.getcwd()]).encode()
 files = array.array("i", [0, 1, 2]).tobytes()
 server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
 server.sendall(asked)
@@ -77,18 +85,37 @@ class Forks:
         """The stand-in for a program; the real one where it is not safe to fork."""
         if sys.platform != "linux":
             return _PROGRAMS[program]
-        if program not in self._servers:
-            self._servers[program] = self._started(program)
-        return str(self._folder / program / program)
+        server = _SERVERS[program]
+        if server not in self._servers:
+            self._servers[server] = self._started(server)
+        stub = self._folder / server / program
+        if not stub.exists():
+            self._write(stub, program)
+        return str(stub)
 
-    def _started(self, program):
+    def _write(self, stub, program):
+        """The stand-in's file; a host is started with a part of the environment."""
+        whole = of_host(self._environment) if program == "host" else self._environment
+        stub.write_text(
+            _STUB.format(
+                python=sys.executable,
+                real=_PROGRAMS[program],
+                program=program,
+                address=str(stub.parent / "forks"),
+                fixed={name: value for name, value in whole.items() if name not in FREE},
+                free=FREE,
+                signals=tuple(map(int, _SIGNALS)),
+            )
+        )
+        stub.chmod(0o700)
+
+    def _started(self, server):
         """A server's process, and what ends it when it is closed."""
-        folder = self._folder / program
+        folder = self._folder / server
         folder.mkdir()
-        address = str(folder / "forks")
         life, held = os.pipe()
-        server = subprocess.Popen(
-            [sys.executable, "-P", __file__, program, address, str(life)],
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__, server, str(folder / "forks"), str(life)],
             # Its threads would be lost in forks; `make test` gives it one in each process too.
             env=self._environment | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -96,15 +123,9 @@ class Forks:
             pass_fds=[life],
         )
         os.close(life)
-        with server.stdout as told:
+        with process.stdout as told:
             assert told.read() == b"ready\n"
-        fixed = {name: value for name, value in self._environment.items() if name not in FREE}
-        parts = {"python": sys.executable, "real": _PROGRAMS[program], "address": address}
-        signals = tuple(map(int, _SIGNALS))
-        stub = folder / program
-        stub.write_text(_STUB.format(fixed=fixed, free=FREE, signals=signals, **parts))
-        stub.chmod(0o700)
-        return server, held
+        return process, held
 
     def spent(self):
         """Seconds of processor time of all forks that have ended: they are no children of ours."""
@@ -131,9 +152,14 @@ def python():
     return of_session.stub("python")
 
 
-def _serve(program, address, life):
+def host():
+    """The stand-in for the Python that runs a host."""
+    return of_session.stub("host")
+
+
+def _serve(server, address, life):
     """Fork for who connects, until nobody holds the other end of `life`."""
-    _import_all(_MODULES[program])
+    _import_all(_MODULES[server])
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a thread would be lost"
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -148,7 +174,7 @@ def _serve(program, address, life):
             listener.close()
             os.close(life)
             os.chdir(Path(address).parent)
-            return _keep(client, _llm if program == "llm" else _python)
+            return _keep(client)
         client.close()
     return None
 
@@ -163,7 +189,7 @@ def _import_all(modules):
             importlib.import_module(module.name)
 
 
-def _keep(client, run):
+def _keep(client):
     """Run a client's command in a process of its own, pass signals on, and tell how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, *_ = socket.recv_fds(client, 4, 3)
@@ -174,7 +200,7 @@ def _keep(client, run):
     child = os.fork()
     if child == 0:
         client.close()
-        return _run(run, files, *json.loads(asked))
+        return _run(files, *json.loads(asked))
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
@@ -194,7 +220,7 @@ def _keep(client, run):
     os._exit(0)
 
 
-def _run(run, files, arguments, environment, folder):
+def _run(files, program, arguments, environment, folder):
     """Run a program: with these files as 0, 1 and 2, arguments, environment and folder."""
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -207,14 +233,28 @@ def _run(run, files, arguments, environment, folder):
     sys.path[:0] = [path for path in added if path and path not in sys.path]
     with contextlib.suppress(ImportError):
         importlib.import_module("sitecustomize")
-    run(arguments)
+    {"llm": _llm, "python": _python, "host": _host}[program](arguments)
 
 
 def _llm(arguments):
     from llm.cli import cli
 
+    from llm_mlx_promptcache.host import start
+
+    if program := os.environ.pop(HOSTS, ""):
+        start.host_command = lambda: [program, *HOST]
     sys.argv = [LLM, *arguments]
     sys.exit(cli())
+
+
+def _host(arguments):
+    """A host, in a session of its own as its starter wants it."""
+    from llm_mlx_promptcache.host.main import main
+
+    assert arguments == HOST
+    os.setsid()
+    sys.argv = [sys.executable, *arguments]
+    sys.exit(main())
 
 
 def _python(arguments):

@@ -6,10 +6,11 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+
+import forks
 
 from llm_mlx_promptcache.engine.wire import from_json, to_json
 
@@ -24,7 +25,7 @@ class RankProcess:
     def __init__(self, given, hostfile):
         environment = {**os.environ, "MLX_RANK": str(given["rank"]), "MLX_HOSTFILE": str(hostfile)}
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), json.dumps(given)],
+            [forks.python(), str(SCRIPT), json.dumps(given)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

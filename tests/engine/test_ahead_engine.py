@@ -4,9 +4,9 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import threading
 
+import forks
 import pytest
 from pauses import QUESTION, REWRITTEN, asked, own_words, replied, rewriting, scheduler_over
 from readers import Reader, planner_of
@@ -214,7 +214,7 @@ def test_a_process_that_leaves_while_it_works_ahead_ends_well(tiny_llama, tmp_pa
     settings["chat_template"] = REWRITTEN
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     environment = {**os.environ, "LLM_MLX_CACHED_HOME": str(tmp_path), "LLM_MLX_CACHED_AHEAD": "1"}
-    command = [sys.executable, "-c", LEAVING, str(folder)]
+    command = [forks.python(), "-c", LEAVING, str(folder)]
     for _ in range(3):
         run = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
         assert (run.returncode, run.stderr) == (0, "")

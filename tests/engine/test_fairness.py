@@ -6,6 +6,7 @@ A pass costs what one of the default model took on a quiet machine with two core
 
 import dataclasses
 import itertools
+import shutil
 from functools import partial
 
 import mlx.core as mx
@@ -59,27 +60,47 @@ class Played:
         return mx.broadcast_to(mx.arange(self._vocabulary) == 5, (rows, count, self._vocabulary))
 
 
-@pytest.fixture(params=[False, True], ids=["flat", "deep"])
-def played(request, tiny_llama, tmp_path, monkeypatch):
-    """`played()` -> a model at work, and its clock; its speed is known, as after a day of use.
+class Machine:
+    """A home and a model at work in it; `machine()` -> a scheduler of its own, and that model.
 
-    "deep": a token costs more, the more stand before it, as on a CPU.
+    `alone` has the seconds of requests that nobody else was beside, each played once.
     """
-    from llm_mlx_promptcache.engine.one_machine import scheduler_here
 
-    loaded = load_model(str(tiny_llama(context=1 << 15)))
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    def __init__(self, loaded, *, deep):
+        self.alone = {}
+        self._loaded, self._deep = loaded, deep
 
-    def make():
-        model = Played(loaded.config["vocab_size"], request.param)
-        playing = dataclasses.replace(loaded, model=model)
+    def __call__(self):
+        from llm_mlx_promptcache.engine.one_machine import scheduler_here
+
+        model = Played(self._loaded.config["vocab_size"], self._deep)
+        playing = dataclasses.replace(self._loaded, model=model)
         return scheduler_here(
             playing, Identity(IDENTITY, IDENTITY), PromptCache("1GB"), clock=model.clock
         ), model
 
-    scheduler, model = make()
-    spent(scheduler, model, [(0, long_prompt("to learn"))])
-    return make
+
+@pytest.fixture(scope="module", params=[False, True], ids=["flat", "deep"])
+def learned(request, tiny_llama, tmp_path_factory):
+    """A machine, and a home where its speed is known, as after a day of use.
+
+    "deep": a token costs more, the more stand before it, as on a CPU.
+    """
+    home = tmp_path_factory.mktemp("learned")
+    machine = Machine(load_model(str(tiny_llama(context=1 << 15))), deep=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        spent(*machine(), [(0, long_prompt("to learn"))])
+    return machine, home
+
+
+@pytest.fixture
+def played(learned, tmp_path, monkeypatch):
+    """That machine, in a home of the test's own where its speed is known."""
+    machine, home = learned
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    return machine
 
 
 numbers = itertools.count()
@@ -95,6 +116,18 @@ def asking(text, answer):
 
 def chat(answer=8):
     return asking(f"{next(numbers)}?", answer)
+
+
+def one_long():
+    return long_prompt("one")
+
+
+def short_question():
+    return question(1)
+
+
+def question(letters=300):
+    return asking(f"{next(numbers)} " + "y" * letters, 8)
 
 
 def spent(scheduler, model, arrivals):
@@ -116,10 +149,11 @@ def spent(scheduler, model, arrivals):
     return [ended[reader] - came[reader] for _, reader in arrivals]
 
 
-def alone(played, reader):
-    scheduler, model = played()
-    [seconds] = spent(scheduler, model, [(0, reader)])
-    return seconds
+def alone(played, asked):
+    """Seconds of what `asked()` asks, in a machine where nobody else asks anything."""
+    if asked not in played.alone:
+        [played.alone[asked]] = spent(*played(), [(0, asked())])
+    return played.alone[asked]
 
 
 def prefilled(reader):
@@ -134,7 +168,7 @@ SHARES = [0, 0.00004, 0.02, 0.1, 0.31, 0.555, 0.77, 0.95]
 
 @pytest.mark.parametrize("share", SHARES)
 def test_a_chat_beside_a_long_prompt_takes_three_times_as_long_at_most(played, share):
-    long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
+    long_alone, chat_alone = alone(played, one_long), alone(played, chat)
     scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (share * long_alone, chat())]
     long, short = spent(scheduler, model, arrivals)
@@ -153,12 +187,12 @@ def test_chats_one_after_another_leave_a_third_to_the_long_prompt(played, words)
     while prefilled(long) < LONG - 256:
         assert model.now < 2000
         if not chats or chats[-1].events[-1:] == [None]:
-            chats.append(asking(f"{next(numbers)} " + "x" * words, 8))
+            chats.append(question(words))
             scheduler.add(chats[-1])
         scheduler.step()
     assert len(chats) > 20
-    assert model.now <= 3 * alone(played, long_prompt("two"))
-    chat_alone = alone(played, asking("0 " + "x" * words, 8))
+    assert model.now <= 3 * alone(played, one_long)
+    chat_alone = alone(played, {1: short_question, 300: question}[words])
     assert model.now <= 3 * chat_alone * len(chats)
 
 
@@ -183,10 +217,7 @@ def test_long_answers_and_a_long_prompt_get_a_third_each(played, answers):
 
 @pytest.mark.parametrize("share", SHARES[1::3])
 def test_a_question_of_300_tokens_does_not_wait_for_a_long_prompt(played, share):
-    def question():
-        return asking(f"{next(numbers)} " + "y" * 300, 8)
-
-    long_alone, question_alone = alone(played, long_prompt("one")), alone(played, question())
+    long_alone, question_alone = alone(played, one_long), alone(played, question)
     scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (share * long_alone, question())]
     long, asked = spent(scheduler, model, arrivals)
@@ -196,7 +227,7 @@ def test_a_question_of_300_tokens_does_not_wait_for_a_long_prompt(played, share)
 
 @pytest.mark.parametrize("share", SHARES[::3])
 def test_a_chat_waits_for_two_long_prompts_no_longer_than_for_one(played, share):
-    long_alone, chat_alone = alone(played, long_prompt("one")), alone(played, chat())
+    long_alone, chat_alone = alone(played, one_long), alone(played, chat)
     scheduler, model = played()
     arrivals = [(0, long_prompt("two")), (0, long_prompt("three")), (share * long_alone, chat())]
     *long, short = spent(scheduler, model, arrivals)

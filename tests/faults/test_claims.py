@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from llm_mlx_promptcache.cache.disk import span_bytes
+from llm_mlx_promptcache.cache.disk import shared_index, span_bytes
 from llm_mlx_promptcache.cache.disk.files import Files, locked
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers import kinds
@@ -44,7 +44,12 @@ class Waiting(Files):
 
 
 @pytest.mark.parametrize("step", ["create", "before the name", "after the name"])
-def test_p6_check_beside_a_writer_reports_and_removes_nothing(worlds, tmp_path, ids, step):
+def test_p6_check_beside_a_writer_reports_and_removes_nothing(
+    worlds, tmp_path, ids, step, monkeypatch
+):
+    # Once its file has its name the writer holds the index, and it waits for this test.
+    monkeypatch.setattr(shared_index, "COMMAND_SECONDS", 0.05)
+    monkeypatch.setattr(shared_index, "WRITE_SECONDS", 0.05)
     DiskStore(tmp_path).stats()
     files = Waiting(step)
     writer, draft, saved = DiskStore(tmp_path, files=files), worlds.draft(ids), []

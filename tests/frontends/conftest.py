@@ -113,6 +113,10 @@ class HostedHome(Home):
         """The variables that make this the user's home."""
         return {**super().own(), "LLM_MLX_CACHED_KEEP": "1h"}
 
+    def environment(self, **variables):
+        """The same, in which a fork of `llm` starts a fork as its host."""
+        return super().environment(**{forks.HOSTS: forks.host(), **variables})
+
     def leave(self):
         """End the host."""
         host_of.end(self.folder / "mlx")

@@ -2,6 +2,7 @@
 
 import functools
 import signal
+from contextlib import suppress
 
 import hosts
 import pytest
@@ -30,7 +31,7 @@ class Hosted:
     """A home with a host in a process of its own."""
 
     def __init__(self, home, place):
-        self.home, self.host = home, hosts.Host(place)
+        self.home, self.host = home, hosts.ForkedHost(place)
         self.told, self.ours = home.told, home.ours
 
     def asked(self, model, text=LONG, **asked):
@@ -60,9 +61,9 @@ class Hosted:
 
     def end(self):
         if self.host.process.poll() is None:
-            self.host.process.send_signal(signal.SIGCONT)
-            self.host.process.terminate()
-            self.host.process.terminate()
+            for number in (signal.SIGCONT, signal.SIGTERM, signal.SIGTERM):
+                with suppress(ProcessLookupError):  # it is just ending
+                    self.host.send_signal(number)
         return self.host.ended()
 
 
@@ -72,7 +73,6 @@ def hosted(bare_home, monkeypatch):
     monkeypatch.setenv(HOME_VARIABLE, bare_home.own()[HOME_VARIABLE])
     monkeypatch.setenv(KEEP_VARIABLE, "1h")
     made = Hosted(bare_home, host_place())
-    made.host.connected().close()
     yield made
     made.end()
 

@@ -5,9 +5,9 @@ import select
 import signal
 import subprocess
 
+import forks
 import pytest
 from click.testing import CliRunner
-from forks import LLM
 from llm.cli import cli
 from real_families import Played, every_family
 from scripted_model import environment
@@ -24,7 +24,7 @@ def script(played):
 
 
 class User:
-    """Someone with the model of a family, in fresh processes of the real `llm`."""
+    """Someone with the model of a family, and a process of `llm` for each command."""
 
     def __init__(self, home, model, folder):
         self.home, self.folder = home, folder
@@ -34,7 +34,7 @@ class User:
 
     def start(self, *arguments):
         return subprocess.Popen(
-            [LLM, *arguments],
+            [forks.llm(), *arguments],
             cwd=self.folder,
             env=self.home.environment(PYTHONPATH=environment()["PYTHONPATH"]),
             **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),

@@ -25,11 +25,11 @@ def test_doctor_asks_a_host_and_leaves_it_as_it_is(hosted, models):
 
 
 def test_doctor_names_a_host_that_hangs(hosted, models, impatient):
-    hosted.host.process.send_signal(signal.SIGSTOP)
+    hosted.host.send_signal(signal.SIGSTOP)
     line = host_lines(hosted, status=1)["answers"]
-    hosted.host.process.send_signal(signal.SIGCONT)
+    hosted.host.send_signal(signal.SIGCONT)
     assert line["health"] == "wrong"
-    assert line["todo"] == f"kill {hosted.host.process.pid}"
+    assert line["todo"] == f"kill {hosted.host.pid}"
 
 
 def test_doctor_names_a_host_s_folder_that_is_open(hosted):

@@ -34,7 +34,7 @@ def test_ps_shows_what_the_host_holds_and_stop_ends_it(hosted, models):
     (model,) = told["models"]
     assert (model["model"], model["loaded"]) == (models[0], True)
     assert model["weights"] > 0 < model["cache"] == hosted.memory()["bytes"]
-    assert told["pid"] == hosted.host.process.pid == hosted.memory()["pid"]
+    assert told["pid"] == hosted.host.pid == hosted.memory()["pid"]
     assert told["build"]["mlx"]
     assert told["until"] - told["idle_since"] == pytest.approx(3600, abs=2)
     assert told["busy"] == 0
@@ -118,8 +118,8 @@ def test_a_pin_of_nothing_is_one_line(hosted, models):
 
 def test_of_a_host_that_is_stopped_all_commands_say_so(hosted, models, impatient):
     hosted.asked(models[0])
-    pid = hosted.host.process.pid
-    hosted.host.process.send_signal(signal.SIGSTOP)
+    pid = hosted.host.pid
+    hosted.host.send_signal(signal.SIGSTOP)
     out, error = hosted.ours("stats")
     assert str(pid) in error
     assert error.endswith("what it has in memory is not shown")
@@ -132,7 +132,7 @@ def test_of_a_host_that_is_stopped_all_commands_say_so(hosted, models, impatient
     error = hosted.ours("stop", status=1)[1]
     assert f"(process {pid})" in error
     assert "it is stopped" in error
-    hosted.host.process.send_signal(signal.SIGCONT)
+    hosted.host.send_signal(signal.SIGCONT)
     assert hosted.host.ended() == 0  # it was asked to
 
 

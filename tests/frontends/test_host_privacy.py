@@ -72,7 +72,7 @@ def test_p8_a_host_that_is_ending_is_waited_for_and_what_it_wrote_is_cleared(hos
     channel.send(hosts.generate(models[0], max_tokens=200), hosts.LONG)
     frames = hosts.frames_of(channel)
     assert "event" in next(frames)
-    hosted.host.process.terminate()
+    hosted.host.send_signal(signal.SIGTERM)
     until = time.monotonic() + hosts.LONG
     while (stage := hosted.told("ps").get("stage")) == "serving":
         assert time.monotonic() < until

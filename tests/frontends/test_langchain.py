@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Literal
 
+import forks
 import pytest
 from langchain_core.messages import (
     AIMessage,
@@ -47,7 +48,7 @@ json.dump({"usage": answer.usage_metadata, "text": answer.content}, sys.stdout)
 def next_process(model, messages):
     """Ask the same in a new process; what it says of its usage, and its answer."""
     told = json.dumps({"model": str(model), "messages": messages_to_dict(messages)})
-    command = [sys.executable, "-c", NEXT_PROCESS]
+    command = [forks.python(), "-c", NEXT_PROCESS]
     done = subprocess.run(command, input=told, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

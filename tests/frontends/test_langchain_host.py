@@ -2,6 +2,7 @@
 
 import asyncio
 
+import forks
 import host_of
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
@@ -12,6 +13,7 @@ from scripted_model import SPLIT, environment
 
 from langchain_adapter import ChatMLXCached
 from llm_mlx_promptcache.engine import notes, pool
+from llm_mlx_promptcache.host import start
 
 # What depends on where and when an answer was made.
 _OWN = {"id", "usage_metadata", "response_metadata", "tool_call_chunks"}
@@ -44,6 +46,7 @@ def chats(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LLM_MLX_CACHED_KEEP", "1h")
+    monkeypatch.setattr(start, "host_command", lambda: [forks.host(), *forks.HOST])
     model = str(played.folder(tmp_path / "model", answers))
     yield [ChatMLXCached(model=model, resident=resident) for resident in (True, False)]
     host_of.end(tmp_path / "home")

@@ -49,10 +49,10 @@ class User:
             patch.setenv("LLM_MLX_CACHED_HOME", home.own()["LLM_MLX_CACHED_HOME"])
             save_settings(Settings(default_model=str(model)))
 
-    def start(self, *arguments, program=forks.LLM, stderr=subprocess.PIPE):
+    def start(self, *arguments, stderr=subprocess.PIPE):
         """`llm` in a new process."""
         return subprocess.Popen(
-            [program, *arguments],
+            [forks.llm(), *arguments],
             cwd=self._folder,
             env=self._home.environment(PYTHONPATH=environment()["PYTHONPATH"]),
             stdin=subprocess.PIPE,
@@ -63,7 +63,7 @@ class User:
     def llm(self, *arguments, status=0, stdin="", together=False):
         """The output of `llm` on stdout and stderr, or on both `together`."""
         stderr = subprocess.STDOUT if together else subprocess.PIPE
-        process = self.start(*arguments, program=forks.llm(), stderr=stderr)
+        process = self.start(*arguments, stderr=stderr)
         out, error = process.communicate(stdin.encode())
         assert process.returncode == status, (out, error)
         return out.decode() if together else (out.decode(), error.decode())

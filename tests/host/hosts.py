@@ -6,12 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
+
+import forks
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import wire
 from llm_mlx_promptcache.engine.request import GenerationRequest
+from llm_mlx_promptcache.host.environment import of_host
 from llm_mlx_promptcache.host.frames import Channel, encode, read_body, read_length
 from llm_mlx_promptcache.host.hello import bare_hello, hello
+from llm_mlx_promptcache.host.place import peer_pid
 
 # As COMMAND, but it waits ten minutes for who says nothing: no machine is too slow for its test.
 PATIENT = (
@@ -92,6 +97,19 @@ class Host:
     def ended(self):
         """Its exit status, once it has one."""
         return self.process.wait(LONG)
+
+
+class ForkedHost(Host):
+    """The same without the second of imports: a fork (`forks.host`), which has a pid of its own."""
+
+    def __init__(self, place):
+        super().__init__(place, (forks.host(), *forks.HOST), env=of_host(os.environ))
+        with closing(self.connected()) as sock:
+            self.pid = peer_pid(sock)
+
+    def send_signal(self, number):
+        """Send the host a signal, also one that its stand-in can't pass on."""
+        os.kill(self.pid, number)
 
 
 def frames_of(channel):

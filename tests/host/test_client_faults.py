@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import forks
 import host_of
 import pytest
 
@@ -16,7 +17,7 @@ from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.events import Finished, Progress, TextDelta
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.host import client as clients
-from llm_mlx_promptcache.host import hung
+from llm_mlx_promptcache.host import hung, start
 from llm_mlx_promptcache.host.client import RemoteEngine
 from llm_mlx_promptcache.host.errors import HostLost
 from llm_mlx_promptcache.host.exchange import Patience
@@ -38,6 +39,7 @@ def model(tiny_llama):
 def home(place, monkeypatch):
     """A home whose host, whichever it is by then, ends with the test."""
     monkeypatch.setattr(clients, "_warned", set())
+    monkeypatch.setattr(start, "host_command", lambda: [forks.host(), *forks.HOST])
     folder = place.folder.parent.parent
     yield folder
     host_of.end(folder)
