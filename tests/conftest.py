@@ -1,8 +1,10 @@
 """Models for the tests of all rooms: tiny random ones, and the real default one."""
 
+import functools
 import gc
 import os
 import secrets
+import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,8 +91,13 @@ def tiny_llama(tmp_path_factory):
     """`tiny_llama(layers=2, vocab=None, seed=0, context=2048)` -> a new folder with that model."""
     import tiny_models
 
+    @functools.cache
+    def made(**sizes):
+        return tiny_models.write_tiny_llama(tmp_path_factory.mktemp("made-llama"), **sizes)
+
     def write(**sizes):
-        return tiny_models.write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), **sizes)
+        new = tmp_path_factory.mktemp("tiny-llama")
+        return shutil.copytree(made(**sizes), new, copy_function=shutil.copy, dirs_exist_ok=True)
 
     return write
 

@@ -232,6 +232,7 @@ def commands(script):
 
 @pytest.mark.real_model
 def test_readmes_commands_run_as_printed(user):
+    user("llm", "models", "options", "set", "mlx-cached", "max_tokens", "12")
     for script in blocks(ROOT / "README.md", "sh"):
         # As at a prompt: what fails ends the block, and a variable that isn't set is a mistake.
         user("bash", "-euo", "pipefail", "-c", commands(script))

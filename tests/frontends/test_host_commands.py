@@ -6,7 +6,7 @@ import threading
 import hosts
 import pytest
 from hosted_home import ASK, LONG
-from test_startup import imported, packages
+from test_startup import imported, imported_by, packages
 
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers"}
 
@@ -55,14 +55,14 @@ def test_ps_shows_what_the_host_holds_and_stop_ends_it(hosted, models):
     assert hosted.disk() > 0
 
 
-@pytest.mark.parametrize("command", [["ps"], ["stats"], ["tree"], ["pin"], ["clear"], ["stop"]])
-def test_commands_that_ask_the_host_import_no_mlx(hosted, models, command):
+def test_commands_that_ask_the_host_import_no_mlx(hosted, models):
     hosted.asked(models[0])
-    span = []
-    if command == ["pin"]:
-        hosted.flush()
-        span = [hosted.told("tree")[0]["id"]]
-    assert packages(imported(hosted.home, "mlx-cached", *command, *span)).isdisjoint(HEAVY)
+    hosted.flush()
+    span = hosted.told("tree")[0]["id"]
+    asked = ["ps", "stats", "tree", f"pin {span}", "clear --yes", "stop"]
+    found = imported_by(hosted.home, [["mlx-cached", *one.split()] for one in asked])
+    assert packages(found).isdisjoint(HEAVY)
+    assert hosted.host.ended() == 0
 
 
 def test_tree_tells_what_of_the_disk_is_in_memory(hosted, models):

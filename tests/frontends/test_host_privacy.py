@@ -1,5 +1,6 @@
 """Promise 8 in the host: what is cleared, or was not to be kept, is in its memory no more."""
 
+import signal
 import time
 
 import hosts

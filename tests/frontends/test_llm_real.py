@@ -5,7 +5,7 @@ import pytest
 pytestmark = pytest.mark.real_model
 
 SYSTEM = "You are a terse assistant who answers questions of geography in one sentence."
-LIMIT = ("-o", "max_tokens", "24")
+LIMIT = ("-o", "max_tokens", "12")
 
 
 def test_a_second_process_goes_on_where_the_first_one_ended(home, tmp_path):

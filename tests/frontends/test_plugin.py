@@ -1,5 +1,6 @@
 """The plugin as llm sees it before any model is run."""
 
+import functools
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from llm_mlx_promptcache.llm_adapter.models import AsyncMlxCached, MlxCached
 HEAVY = ("mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "numpy")
 
 
+@functools.cache
 def modules_after(code):
     """The modules that a fresh process has imported after `code`."""
     command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]

@@ -1,5 +1,6 @@
 """Imports and their times: counted, since seconds depend on what else a machine does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,27 +11,34 @@ ASK = ("-m", "mlx-cached", "Hello", "-o", "max_tokens", "2")
 
 
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "llguidance", "rich"}
-MLX_CORE = {"check": {"mlx"}, "models": {"mlx"}}
 
 
 def imported(home, *arguments):
     """All modules that an `llm` command imports."""
+    return imported_by(home, [arguments])
+
+
+def imported_by(home, commands):
+    """All modules that `llm` commands import, one after the other in one process."""
     script = (
-        "import sys, atexit\n"
+        "import json, sys, atexit\n"
         "atexit.register(lambda: sys.stderr.write(' '.join(['imported', *sys.modules])))\n"
         "from llm.cli import cli\n"
-        "cli()"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    cli(arguments, standalone_mode=False)\n"
+        "sys.stderr.write('all ran ')"
     )
     # Where the home's path is long, a host is found by the folder for temporary files.
     found = {name: os.environ[name] for name in ("TMPDIR", "XDG_RUNTIME_DIR") if name in os.environ}
     variables = {"LLM_MLX_CACHED_KEEP": "0", **home.own(), **found}
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script, json.dumps(commands)],
         env=variables | {"PATH": os.defpath, "HOME": str(home.folder)},
         capture_output=True,
         text=True,
-        check=True,
     )
+    assert done.returncode == 0, done.stderr.partition("imported ")[0]
+    assert len(commands) == 1 or "all ran " in done.stderr
     return set(done.stderr.rpartition("imported ")[2].split())
 
 
@@ -68,28 +76,31 @@ def asked_once(new_home, tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["stats", "tree", "ps", "models", "check", "pin", "unpin", "clear", "clear --older-than"],
+    "commands",
+    [
+        ["stats", "tree", "ps", "pin SPAN", "unpin SPAN", "clear --older-than 1h"],
+        ["clear"],
+        ["check", "models"],
+    ],
+    ids=lambda commands: commands[0],
 )
-def test_c14_a_command_that_looks_imports_no_heavy_package(asked_once, tmp_path, command):
-    """It reads the index; MLX was imported for it once, and half of its time went there.
+def test_c14_commands_that_look_import_no_heavy_package(asked_once, tmp_path, commands):
+    """They read the index; MLX was imported for it once, and half of their time went there.
 
     What llm imports itself is not counted. `check` and `models` take mlx.core, which is quick
     beside the rest: arrays' types in files, and how much memory the device has.
     """
     home = asked_once.copied_to(tmp_path / "home")
     span = home.told("tree")[0]["id"]
-    if command == "unpin":
-        home.ours("pin", span)
-    more = {"pin": [span], "unpin": [span], "clear --older-than": ["1h"]}.get(command, [])
     before = home.told("stats")["spans"]
-    found = imported(home, "mlx-cached", *command.split(), *more)
+    asked = [["mlx-cached", *one.replace("SPAN", span).split()] for one in commands]
+    found = imported_by(home, asked)
     assert "llm_mlx_promptcache.commands" in found
     found -= asked_once.by_llm_itself
     assert "mlx.nn" not in found
-    assert packages(found) & (HEAVY | {"numpy"}) <= MLX_CORE.get(command, set())
+    assert packages(found) & (HEAVY | {"numpy"}) <= ({"mlx"} if "check" in commands else set())
     assert before > 0
-    assert home.told("stats")["spans"] == (0 if command == "clear" else before)
+    assert home.told("stats")["spans"] == (0 if commands == ["clear"] else before)
 
 
 def test_a_turn_that_a_host_answers_imports_no_heavy_package(bare_hosted_home, tiny_llama):
