@@ -38,6 +38,7 @@ from llm_mlx_promptcache.commands.bench import machine, machine_line
 from llm_mlx_promptcache.commands.doctor_diagnosis import Health
 from llm_mlx_promptcache.commands.doctor_model import diagnoses
 from llm_mlx_promptcache.config import DEFAULT_MODEL, HOME_VARIABLE, KEEP_VARIABLE
+from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
 from llm_mlx_promptcache.engine.self_test import SelfTest
@@ -76,7 +77,7 @@ class Machine(NamedTuple):
 def scheduler_over(loaded: LoadedModel, cache: PromptCache) -> Scheduler:
     """A model that this thread runs, whose chunks are as long as a prompt."""
     identity = Identity("device", "device")
-    return Scheduler(loaded, identity, cache, planner=readers.planner_of(2048))
+    return scheduler_here(loaded, identity, cache, planner=readers.planner_of(2048))
 
 
 def waits(asked: Machine) -> Iterator[Line]:

@@ -74,7 +74,7 @@ def decoding(scheduler, count, sampling):
         scheduler.add(Reader(asked))
     for _ in range(40):
         scheduler.step()
-        if len(scheduler._decoding) == count:
+        if len(list(scheduler._decode)) == count:
             return scheduler
     raise AssertionError("not all of them are decoded")
 
@@ -102,7 +102,7 @@ def waits(cost):
 @pytest.mark.parametrize("how", KINDS)
 def test_a_step_of_one_answer(scheduler_of, costs, how):
     scheduler = scheduler_of()
-    model = scheduler._loaded.model
+    model = scheduler._prefill._model
     decoding(scheduler, 1, lambda at: Sampling(**how, **({"seed": at} if how else {})))
     ours = costs.of(scheduler.step)
     sampler = make_sampler(temp=0.7, top_p=0.9) if how else None
@@ -122,7 +122,7 @@ def test_a_step_of_one_answer(scheduler_of, costs, how):
 @pytest.mark.parametrize("how", KINDS)
 def test_a_step_of_eight_answers(scheduler_of, costs, how):
     scheduler = scheduler_of()
-    model = scheduler._loaded.model
+    model = scheduler._prefill._model
     decoding(scheduler, 8, lambda at: Sampling(**how, **({"seed": at} if how else {})))
     ours = costs.of(scheduler.step)
     made = BatchGenerator(model, max_tokens=99)
@@ -136,7 +136,7 @@ def test_a_step_of_eight_answers(scheduler_of, costs, how):
 
 def test_python_s_own_work_of_a_step_is_bounded(scheduler_of):
     scheduler = scheduler_of()
-    model = scheduler._loaded.model
+    model = scheduler._prefill._model
     decoding(scheduler, 8, lambda at: Sampling())
     made = BatchGenerator(model, max_tokens=99)
     made.insert([[5 + at, 6, 7] for at in range(8)])
