@@ -8,9 +8,9 @@ TRACE is in Mooncake's format (one JSON object a line, `hash_ids` an id for each
 prompt); ShareGPT's conversations are made into one, with tiers by author. A request hits its
 longest run of blocks that are there, and the rest is stored; its own path stays while it runs,
 and a block goes only after all that hang on it. The orders are the project's own `CacheOrder`,
-driven as the cache drives it: the default, which follows `history` or `recency`, and those two
-alone. What was tried and the optimum (Belady) are policies for that same order. The optimum alone
-may drop what it has just stored.
+driven as the cache drives it: the default, which follows `history` or `recency`, those two
+alone, and what the disk goes by. What was tried and the optimum (Belady) are policies for that same
+order. The optimum alone may drop what it has just stored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 from eviction_traces import SYNTHETIC, mooncake
 from sharegpt import sharegpt
 
+from llm_mlx_promptcache.cache.disk_order import GuardedRows
 from llm_mlx_promptcache.cache.memory.order import POLICIES, CacheOrder
 from llm_mlx_promptcache.cache.memory.policies import Entry, Heads, PastUse, Policy, Recency
 from llm_mlx_promptcache.cache.memory.simulation import OwnPath, TracedPath, hit_ratio
@@ -123,7 +124,9 @@ TRIED: dict[str, Callable[[], Policy]] = {
 def measure(trace: list[TracedPath], capacities: list[int], tried: bool) -> dict[str, list[float]]:
     """Hit ratios by policy, one for each capacity."""
     makers: dict[str, Callable[[], Policy]] = {name: POLICIES[name] for name in sorted(POLICIES)}
-    makers |= {"recency": Recency, "history": PastUse} | (TRIED if tried else {})
+    makers |= {"recency": Recency, "history": PastUse, "disk": GuardedRows} | (
+        TRIED if tried else {}
+    )
     optimum = Belady(trace)
     ratios: dict[str, list[float]] = {}
     for name, make in makers.items():

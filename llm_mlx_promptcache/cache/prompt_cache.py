@@ -14,6 +14,7 @@ from typing import Any
 
 from . import device
 from .disk.writer import Writer, most_waiting
+from .disk_order import DiskOrder
 from .explain import Counters
 from .forgetting import Forgetter, Forgotten, Moment
 from .insertion import Insertion, PathEnd, Rows, check_rows
@@ -28,7 +29,7 @@ from .memory.policies import Policy
 from .memory.span_tree import SpanTree
 from .persistence import Persistence, Saved
 from .proof import Proof
-from .store import NullStore, Store
+from .store import NullStore, Store, WatchedStore
 from .trie import Tokens
 from .view import CacheView, checked, most_of
 from .worth import TIERS
@@ -53,6 +54,8 @@ class PromptCache(CacheView):
         limits = Limits.checked(memory_bytes, spans)._replace(buffers=_most_buffers())
         self._store: Store = disk if disk is not None else NullStore()
         self._saving = not isinstance(self._store, NullStore)
+        if isinstance(self._store, WatchedStore):
+            self._store.watch(DiskOrder(tiers))
         self._lock = threading.RLock()
         self._tree = SpanTree(tiers, policy, saving=self._saving)
         self._memory = Memory.of(self._tree)

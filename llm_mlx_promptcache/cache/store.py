@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from .span import NOTHING
+from .worth import StoredOrder
 
 if TYPE_CHECKING:
     from .layers.layout import Layout
@@ -62,6 +63,67 @@ class SpanReader(Protocol):
 
     def close(self) -> None:
         """Close it."""
+
+
+class Entered(NamedTuple):
+    """A span that was stored: its ids and those of its parent, and what it is worth to keep.
+
+    `path` is its path's digest, which is the same once it is stored anew.
+    """
+
+    file_id: str
+    parent: str
+    path: bytes
+    tier: int
+    tokens: int
+    nbytes: int
+
+
+class EvictionWatch(Protocol):
+    """An observer of stored spans, which knows in what order they are best evicted."""
+
+    def preferred(self) -> StoredOrder:
+        """The order to evict in now."""
+
+    def stored(self, span: Entered) -> None:
+        """A span was stored."""
+
+    def used(self, file_ids: Sequence[str]) -> None:
+        """A request found these, in the order of its path."""
+
+    def evicted(self, file_ids: Sequence[str]) -> None:
+        """These were evicted, the ends of paths first."""
+
+    def removed(self, file_ids: Sequence[str] | None) -> None:
+        """These were removed for another reason; None for all."""
+
+
+class NoWatch:
+    """Nobody watches: recency decides."""
+
+    def preferred(self) -> StoredOrder:
+        """Recency."""
+        return StoredOrder.RECENCY
+
+    def stored(self, span: Entered) -> None:
+        """Nothing is noted."""
+
+    def used(self, file_ids: Sequence[str]) -> None:
+        """Nothing is noted."""
+
+    def evicted(self, file_ids: Sequence[str]) -> None:
+        """Nothing is noted."""
+
+    def removed(self, file_ids: Sequence[str] | None) -> None:
+        """Nothing is noted."""
+
+
+@runtime_checkable
+class WatchedStore(Protocol):
+    """A store that can be watched."""
+
+    def watch(self, watch: EvictionWatch) -> None:
+        """Tell this one; whoever watches already stays."""
 
 
 class Store(Protocol):

@@ -6,6 +6,7 @@ A pure function of stored fields. Measurements and alternatives: docs/eviction.m
 from __future__ import annotations
 
 import math
+from enum import Enum
 from typing import Final
 
 TIERS: Final = ("assistant", "user", "system")  # from least to most persistent
@@ -14,6 +15,14 @@ TIER_FACTOR: Final = 4.0  # how much longer a span stays than its equal one tier
 PERSISTENT: Final = 2
 # Log2 of how much longer a span stays that came back once, before anything is learned; measured.
 RETURNED_BIAS: Final = 6.0
+
+
+class StoredOrder(Enum):
+    """An order in which stored spans are evicted, told from their rows alone."""
+
+    RECENCY = "recency: system prompts stay longer"
+    FOUND = "every tier counts, and what was found once stays longer"
+    LRU = "least recently used"
 
 
 def density(tokens: int, nbytes: int) -> int:
@@ -38,3 +47,10 @@ def worth(age: int, weight: float, density_bucket: int) -> float:
     (Blankstein et al., ATC'17), times the work saved a byte (GreedyDual-Size, Cao and Irani '97).
     """
     return math.ldexp(weight / (age + 1), density_bucket)
+
+
+def stored_weight(order: StoredOrder, tier: int, *, found: bool) -> float:
+    """The weight of a stored span; of no use where the least recently used goes."""
+    if order is StoredOrder.FOUND:
+        return history_weight(tier, 2**RETURNED_BIAS if found else 1.0)
+    return recency_weight(tier)

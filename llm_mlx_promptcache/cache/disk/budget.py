@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..sizes import parse_size
-from ..worth import recency_weight, worth
+from ..worth import StoredOrder, stored_weight, worth
 from .damage import DamagedIndex
 from .index_rows import typed
 
@@ -78,8 +78,9 @@ class Removal(Protocol):
 class Excess:
     """The bytes of a folder beyond `most`: first spans nobody opens any more, then by worth."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, order: StoredOrder = StoredOrder.RECENCY) -> None:
         self._most = most
+        self._order = order
 
     def step(self, index: Index) -> Removed:
         """The least worthy leaves, by memory's own comparison; pinned ones only last."""
@@ -88,7 +89,7 @@ class Excess:
         file_ids = taken.file_ids
         unpinned = len(file_ids)
         for pinned in (False, True):
-            leaves = _Leaves(index, pinned=pinned)
+            leaves = _Leaves(index, self._order, pinned=pinned)
             while taken.nbytes < excess and len(file_ids) < ROWS:
                 found = leaves.take()
                 if found is None:
@@ -202,8 +203,9 @@ class _Leaf(NamedTuple):
 class _Leaves:
     """The leaves that would be evicted next, one a bucket, and the least worthy of them."""
 
-    def __init__(self, index: Index, *, pinned: bool) -> None:
+    def __init__(self, index: Index, order: StoredOrder, *, pinned: bool) -> None:
         self._db = index.db
+        self._order = order
         self._pinned = pinned
         self._tick = index.totals().tick
         self._heads: dict[int, _Leaf] = {}
@@ -239,7 +241,10 @@ class _Leaves:
     def _value(self, bucket: int) -> tuple[float, int, int]:
         rank = (bucket + _RANK // 2) // _RANK
         last_use = self._heads[bucket].last_use
-        return _worth(self._tick - last_use, rank, bucket - rank * _RANK), bucket, last_use
+        if self._order is StoredOrder.LRU:
+            return last_use, bucket, last_use
+        age, density_bucket = self._tick - last_use, bucket - rank * _RANK
+        return _worth(self._order, age, rank, density_bucket), bucket, last_use
 
 
 def _refuse_inner(db: Connection, file_id: str) -> None:
@@ -256,11 +261,11 @@ def _ask(index: Index, witness: Witness | None, file_id: str) -> None:
         witness.refute(index, row)
 
 
-def _worth(age: int, rank: int, density_bucket: int) -> float:
-    # By recency: nothing here watches whether more than that would pay, as memory's order does.
-    tier = rank // 2
+def _worth(order: StoredOrder, age: int, rank: int, density_bucket: int) -> float:
+    tier, found = divmod(rank, 2)
     try:
-        return worth(max(age, 0), recency_weight(tier), density_bucket)
+        weight = stored_weight(order, tier, found=bool(found))
+        return worth(max(age, 0), weight, density_bucket)
     except OverflowError:  # no row of ours: it is the first to be evicted
         return 0.0
 

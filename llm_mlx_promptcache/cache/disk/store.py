@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..layers.errors import UnknownKind
-from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan
+from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan, path_digest
 from ..trie import Tokens, common_prefix
 from ..worth import TIERS
 from . import content, sweep
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..layers.layout import Layout
+    from ..store import EvictionWatch
     from .compaction import Compacted
     from .span_file import OpenSpan, UnpublishedSpan
 
@@ -172,6 +173,10 @@ class DiskStore:
 
     # Writing.
 
+    def watch(self, watch: EvictionWatch) -> None:
+        """Tell this one what becomes of spans here, and evict what it prefers to."""
+        self._upkeep.watch(watch)
+
     @property
     def pause(self) -> float:
         """Seconds for which nothing is tried, since another process holds the index; mostly 0."""
@@ -234,6 +239,10 @@ class DiskStore:
         self._faults.written()
         if added:
             self._written += span.size
+            row = sweep.row_of(span.file_id, head, span.size, self._folder)
+            # A checkpoint stands where a span ends, and is another one.
+            where = draft.namespace, draft.start == len(draft.path)
+            self._upkeep.entered(row, path_digest(where, draft.path))
             self._upkeep.keep_budget()
             self._upkeep.tidy()
         return added  # not where another process stored the same meanwhile, or evicted the parent
@@ -328,6 +337,7 @@ class DiskStore:
             self._packer.reclaim()
         else:
             freed = self._index.run(self._wiped, None, asked=True)
+            self._upkeep.wiped()
         if freed is None and not self._index.off:
             _log.warning("%s is not cleared: its index is locked; try again", self.folder)
         if model is None and days is None:

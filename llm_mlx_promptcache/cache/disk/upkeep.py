@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from ..store import Entered, EvictionWatch, NoWatch
 from . import sweep
 from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
 from .damage import DamagedIndex
@@ -51,8 +52,24 @@ class Upkeep:
         self._weighed: tuple[int, int] | None = None  # the index whose sizes were looked at
         self._budget = FolderBudget(max_bytes)
         self._max_days = _checked_days(max_days)
+        self._watch: EvictionWatch = NoWatch()
         self._told_kept = False
         self._aged = False
+
+    def watch(self, watch: EvictionWatch) -> None:
+        """Tell `watch` what becomes of spans, and evict what it prefers; the first one stays."""
+        if isinstance(self._watch, NoWatch):
+            self._watch = watch
+
+    def entered(self, row: SpanRow, path: bytes) -> None:
+        """A span was entered, at the end of a path of this digest."""
+        self._watch.stored(
+            Entered(row.file_id, row.parent, path, row.tier, len(row.tokens), row.bytes)
+        )
+
+    def wiped(self) -> None:
+        """All spans were removed."""
+        self._watch.removed(None)
 
     @property
     def most(self) -> int:
@@ -77,6 +94,7 @@ class Upkeep:
 
         if (noted.used or noted.opened or noted.models) and self._index.run(write, otherwise=False):
             self._notes.written(noted)
+            self._watch.used(noted.used)
         for file_id in noted.doubted:
             self._settle(file_id, None)
         for file_id, pack in noted.gone.items():
@@ -117,7 +135,8 @@ class Upkeep:
         held, most = self._held_and_most()
         if held - most > held // _MUCH and self._index.run(self._weigh, otherwise=False):
             held, most = self._held_and_most()
-        return held <= most or self.remove(Excess(most), _STEPS) is not None
+        excess = Excess(most, self._watch.preferred())
+        return held <= most or self.remove(excess, _STEPS) is not None
 
     def _held_and_most(self) -> tuple[int, int]:
         held = self._index.look(lambda index: index.totals().held, 0)
@@ -198,6 +217,8 @@ class Upkeep:
             removed = self._index.run(step, None, asked=asked)
             if removed is None:  # locked: the rest waits for the next time
                 return None
+            tell = self._watch.evicted if isinstance(removal, Excess) else self._watch.removed
+            tell(removed.file_ids)
             freed, taken = freed + removed.nbytes, taken + 1
             if removed.done:
                 return freed

@@ -60,16 +60,19 @@ class Guarded(Recency):
 
     def begin(self, tiers: Sequence[str]) -> None:
         """Nothing is known of what an empty order will be asked."""
-        self._history = PastUse()
         self._shadow = Shadow(tiers, Recency())
         self._challengers = [
-            Challenger(self._history, Shadow(tiers, self._history, GHOSTS_PER_ENTRY)),
-            Challenger(lru := Policy(), Shadow(tiers, lru)),
+            Challenger(policy, Shadow(tiers, policy, ghosts)) for policy, ghosts in self._others()
         ]
         self._shadows = [self._shadow, *(one.shadow for one in self._challengers)]
         self._room = _UNKNOWN  # bytes that were left after the last eviction
         self._evicted = 0  # bytes, since the last look
         self._now = 0
+
+    def _others(self) -> list[tuple[Policy, int]]:
+        """The policies that may lead, and the ghosts for each entry of their shadows."""
+        self._history = PastUse()
+        return [(self._history, GHOSTS_PER_ENTRY), (Policy(), 0)]
 
     @property
     def bias(self) -> float:

@@ -208,10 +208,14 @@ class LeafOrder(Generic[T]):
         if not heads:
             return None
         victim = heads[self.policy.choose(heads, self.now, self._counts)]
-        self._take_out(victim)
-        self.ghosts.add(victim, len(self))
-        self.policy.evicted(victim, self.now, self.nbytes)
+        self.evict(victim)
         return victim
+
+    def evict(self, entry: Entry[T]) -> None:
+        """Take out a leaf that was evicted, and remember it."""
+        self._take_out(entry)
+        self.ghosts.add(entry, len(self))
+        self.policy.evicted(entry, self.now, self.nbytes)
 
     def clear(self) -> None:
         """Forget all entries, and all records."""
