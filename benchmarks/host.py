@@ -16,92 +16,24 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.config import HOME_VARIABLE, data_folder
-from llm_mlx_promptcache.engine.events import Event, Finished, TextDelta
-from llm_mlx_promptcache.engine.pool import close_engines, engine_for
-from llm_mlx_promptcache.engine.request import GenerationRequest
-from llm_mlx_promptcache.models.default_model import ensure_default_model
+from hosted_users import KEEP, Home, homes
 
-KEEP = "LLM_MLX_CACHED_KEEP"
+from llm_mlx_promptcache.chat.messages import Message
+from llm_mlx_promptcache.config import HOME_VARIABLE
+from llm_mlx_promptcache.engine.events import Event, Finished, TextDelta
+from llm_mlx_promptcache.engine.pool import engine_for
+from llm_mlx_promptcache.engine.request import GenerationRequest
+
 ROUNDS, IDLE_SECONDS, AT_ONCE = 10, 20.0, 8
 _ANSWER = 64
 _AFTER = 2.0
 _FIRST = "Summarise what you were told in one sentence."
-_OK = """
-import llm
-
-class Ok(llm.Model):
-    model_id = "ok-at-once"
-    can_stream = True
-
-    def execute(self, prompt, stream, response, conversation):
-        yield "ok"
-
-@llm.hookimpl
-def register_models(register):
-    register(Ok())
-"""
-
-
-class Home:
-    """A user of this benchmark's: llm's folder, ours, and a plugin that answers at once."""
-
-    def __init__(self, folder: Path, data: Path, keep: str) -> None:
-        self.folder = folder
-        (folder / "mlx").mkdir(parents=True)
-        (folder / "mlx" / "data").symlink_to(data)
-        plugin = folder / "plugin"
-        (plugin / "ok_at_once-0.dist-info").mkdir(parents=True)
-        (plugin / "ok_at_once.py").write_text(_OK)
-        about = plugin / "ok_at_once-0.dist-info"
-        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ok-at-once\nVersion: 0\n")
-        (about / "entry_points.txt").write_text("[llm]\nok_at_once = ok_at_once\n")
-        self.environment = {
-            **os.environ,
-            HOME_VARIABLE: str(folder / "mlx"),
-            "PYTHONPATH": str(plugin),
-            KEEP: keep,
-        }
-
-    def start(self, *arguments: str, log: int = 0) -> subprocess.Popen[bytes]:
-        """An `llm` in a process of its own, with one of this user's logs."""
-        command = str(Path(sys.executable).with_name("llm"))
-        return subprocess.Popen(
-            [command, *arguments],
-            env=self.environment | {"LLM_USER_PATH": str(self.folder / f"llm-{log}")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
-
-    def llm(self, *arguments: str, log: int = 0) -> tuple[float, str]:
-        """Seconds to the first byte that `llm` prints, and all of it."""
-        started = time.perf_counter()
-        process = self.start(*arguments, log=log)
-        assert process.stdout is not None
-        first = os.read(process.stdout.fileno(), 1)
-        seconds = time.perf_counter() - started
-        text = (first + process.stdout.read()).decode()
-        if process.wait():
-            raise SystemExit(f"llm {arguments[0]} failed; its error is above")
-        return seconds, text
-
-    def logged(self, log: int = 0) -> dict[str, Any]:
-        """The last answer in one of llm's logs."""
-        [entry] = json.loads(self.llm("logs", "list", "--json", "-n", "1", log=log)[1])
-        return dict(entry)
-
-    def host(self) -> dict[str, Any]:
-        """The output of `llm mlx-cached ps --json`."""
-        return dict(json.loads(self.llm("mlx-cached", "ps", "--json")[1]))
 
 
 class Turns(NamedTuple):
@@ -317,24 +249,6 @@ def text(words: int, start: int = 0) -> str:
 
 def _options(tokens: int) -> tuple[str, ...]:
     return ("-o", "max_tokens", str(tokens), "-o", "temperature", "0")
-
-
-@contextmanager
-def homes() -> Iterator[tuple[Home, Home]]:
-    """A user with a host, which ends with the block, and one without."""
-    with tempfile.TemporaryDirectory(prefix="mlx-cached-host-") as folder:
-        data = data_folder()
-        ensure_default_model(data)
-        own = Path(folder) / "own"
-        own.mkdir()
-        (own / "data").symlink_to(data)
-        os.environ[HOME_VARIABLE] = str(own)
-        home = Home(Path(folder) / "hosted", data, "10m")
-        try:
-            yield home, Home(Path(folder) / "alone", data, "0")
-        finally:
-            close_engines()
-            home.llm("mlx-cached", "stop")
 
 
 class Bar(NamedTuple):
