@@ -31,8 +31,10 @@ quick: .venv/ready
 test: .venv/ready
 	$(PYTEST)
 
+# Tests of drafts have them here too; all others have them in `make test`, and in `make soak DRAFTS=on`.
+soak: DRAFTS ?= off
 soak: .venv/ready
-	SOAK=1 $(PYTEST) -m soak $(SOAK_TESTS)
+	SOAK=1 DRAFTS=$(DRAFTS) $(PYTEST) -m soak $(SOAK_TESTS)
 
 # Which tests quick leaves out, by what they cost here: write it anew when it takes too long.
 # DURATION_TESTS names files or folders where not all is to be run; what is listed of others stays.

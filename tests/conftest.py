@@ -70,6 +70,17 @@ def counts_follow_from_requests():
         yield
 
 
+if os.environ.get("DRAFTS") == "off":
+
+    @pytest.fixture(autouse=True)
+    def undrafted(request, monkeypatch):
+        """Engines of this process draft nothing, but in tests whose requests say it themselves."""
+        from llm_mlx_promptcache.engine.drafting import ModelDrafting
+
+        if not request.node.get_closest_marker("drafts"):
+            monkeypatch.setattr(ModelDrafting, "drafter", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def soak_share():
     """The share of its rounds that a long test does: all, or SOAK_SHARE if time is short."""

@@ -1,11 +1,13 @@
 """Text behind an earlier prompt is found again, on the disk too, by its own namespace; cheaply."""
 
 import sqlite3
+import threading
 from array import array
 
 import pytest
 from played_layers import layers_of, play
 
+from llm_mlx_promptcache.cache.disk import shared_index
 from llm_mlx_promptcache.cache.disk.index_rows import SELECT_ROWS, digest_of, row_from
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.memory import said as said_module
@@ -125,7 +127,7 @@ def rows(folder):
     return found
 
 
-def test_nobody_is_waited_for(tmp_path):
+def test_nobody_is_waited_for_long(tmp_path):
     """If the index is locked nothing is found, and the next lookup tries as ever."""
     cache = insert(PromptCache("100MB", DiskStore(tmp_path)), "ours", PROMPT, [*PROMPT, *FIRST])
     cache.flush()
@@ -140,11 +142,41 @@ def test_nobody_is_waited_for(tmp_path):
 
 
 class Taken:
-    """A lock that another thread has; a caller that would wait for it is found out."""
+    """A lock that another thread has; a caller that would wait long for it is found out."""
 
     def acquire(self, blocking=True, timeout=-1):
-        assert not blocking
+        assert 0 <= timeout <= 0.01
         return False
+
+
+def test_what_another_thread_of_this_process_looks_up_is_waited_for(tmp_path, monkeypatch):
+    """Upkeep begins when the first prompt is asked, and looks at the index just then."""
+    cache = insert(PromptCache("100MB", DiskStore(tmp_path)), "ours", PROMPT, [*PROMPT, *FIRST])
+    cache.flush()
+    store = DiskStore(tmp_path)
+    store.lookup("ours", array("I", PROMPT))
+    monkeypatch.setattr(shared_index, "PEEK_SECONDS", 30)
+    looking, asked = threading.Event(), threading.Event()
+    tends = threading.Thread(
+        target=store._index.look, args=(lambda _: looking.set() or asked.wait(30), None)
+    )
+    tends.start()
+    assert looking.wait(30)
+    store._index._looking = Told(store._index._looking, asked)
+    assert store.said_behind("ours", array("I", PROMPT), MOST).tolist() == FIRST
+    tends.join(30)
+
+
+class Told:
+    """A lock that tells that it is asked for."""
+
+    def __init__(self, lock, asked):
+        self._lock, self._asked = lock, asked
+        self.release = lock.release
+
+    def acquire(self, *how, **more):
+        self._asked.set()
+        return self._lock.acquire(*how, **more)
 
 
 @pytest.mark.parametrize("spans", [100, 800])

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from readers import steady_clock
+from readers import steady_clock, together
 
 from llm_mlx_promptcache.cache.disk import shared_index
 from llm_mlx_promptcache.cache.identity import Identity
@@ -14,7 +14,8 @@ from llm_mlx_promptcache.engine.engine import Engine
 @pytest.fixture(autouse=True)
 def looks_that_wait(monkeypatch):
     """A busy machine's lookups find the index free in time: what they count is no matter of it."""
-    monkeypatch.setattr(shared_index, "LOOK_SECONDS", 0.9)
+    for name in ("LOOK_SECONDS", "PEEK_SECONDS"):
+        monkeypatch.setattr(shared_index, name, 0.9)
 
 
 @pytest.fixture
@@ -77,3 +78,16 @@ def loaded_kind(tiny_llama):
         return LoadedModel(model, base.tokenizer, base.config, base.folder, 4096)
 
     return load
+
+
+@pytest.fixture
+def drafted():
+    """`drafted(scheduler, one, right, seed)`: its reader, and the drafter that played `right`."""
+    from played_drafts import playing
+
+    def answer(scheduler, one, right, seed, **how):
+        with playing(right.ids, seed, **how) as made:
+            [reader] = together(scheduler, one)
+        return reader, made[-1]
+
+    return answer

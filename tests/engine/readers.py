@@ -95,10 +95,17 @@ class Counting:
     def __init__(self, model):
         self._model = model
         self.passes = self.tokens = 0
+        self.shapes = []  # of each run: (requests, tokens of each)
+
+    @property
+    def sizes(self):
+        """The number of tokens in each run."""
+        return [requests * tokens for requests, tokens in self.shapes]
 
     def __call__(self, tokens, cache=None):
         self.passes += 1
         self.tokens += tokens.size
+        self.shapes.append(tokens.shape)
         return self._model(tokens, cache=cache)
 
     def __getattr__(self, name):

@@ -14,6 +14,8 @@ import pytest
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
+pytestmark = pytest.mark.drafts
+
 # One of each kind of layer: rows, a window, quantised rows, a state, a hybrid, a list.
 SHORT = [(4, ["llama"]), (14, ["gemma3_text"]), (2, ["llama"]), (6, ["mamba2"]), (3, ["llama4"])]
 

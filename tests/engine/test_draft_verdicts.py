@@ -12,6 +12,8 @@ from llm_mlx_promptcache.engine.explained import _undrafted
 from llm_mlx_promptcache.llm_adapter.logs import LoggedAnswer
 from llm_mlx_promptcache.models.facts import model_facts
 
+pytestmark = pytest.mark.drafts
+
 MODEL = "a" * 64
 WHY = "its layers of kind Odd can't go back"
 

@@ -4,8 +4,8 @@ import dataclasses
 import random
 from array import array
 
-import families
 import pytest
+from played_drafts import WAYS, chances, plainly, playing, same, scheduler_over
 from readers import MAGIC, Counting, Reader, request, steady_clock, together
 from test_kinds import KINDS
 
@@ -13,31 +13,15 @@ from llm_mlx_promptcache.cache import device
 from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
-from llm_mlx_promptcache.engine import drafting
 from llm_mlx_promptcache.engine.answers import AnswerStream
-from llm_mlx_promptcache.engine.draft_probe import prove
 from llm_mlx_promptcache.engine.drafts import Drafter, Source, joined
 from llm_mlx_promptcache.engine.events import TextDelta
 from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
-WAYS = {
-    "greedy": {},
-    "seed": {"sampling": Sampling(temperature=0.9, top_p=0.95, seed=3)},
-    "penalties": {
-        "sampling": Sampling(
-            temperature=0.7,
-            seed=5,
-            repetition_penalty=1.2,
-            frequency_penalty=0.1,
-            logit_bias=((7, 1.5),),
-            top_k=40,
-        )
-    },
-    "xtc": {"sampling": Sampling(temperature=1, seed=9, xtc_probability=0.5, xtc_threshold=0.05)},
-    "logprobs": {"logprobs": 2},
-}
+pytestmark = pytest.mark.drafts
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -47,170 +31,6 @@ SCHEMA = {
     },
     "required": ["name", "kind", "lit"],
 }
-
-
-class Played:
-    """A drafter that knows the answer, and gets a part of it wrong."""
-
-    def __init__(self, prompt, answer, seed, wrong=0.3, widest=8):
-        self._all = array("I", prompt) + array("I", answer)
-        self._random = random.Random(seed)
-        self._wrong, self._widest = wrong, widest
-        self.offered = self.accepted = 0
-
-    def learn(self, before, others):
-        pass
-
-    def expects(self, path):
-        return self._random.random() < 0.8
-
-    def propose(self, path, token, most):
-        start = len(path) + 1
-        width = self._random.randint(0, self._widest)
-        draft = list(self._all[start : start + min(width, most)])
-        return [
-            self._random.randrange(200) if self._random.random() < self._wrong else one
-            for one in draft
-        ]
-
-    def judge(self, offered, accepted):
-        self.offered += offered
-        self.accepted += accepted
-
-
-@pytest.fixture
-def drafted(monkeypatch):
-    """`drafted(scheduler, one, right, seed)`: what it answers with `right` played into it."""
-
-    def answer(scheduler, one, right, seed, **how):
-        made = []
-
-        def play(prompt, stop_ids, *_):
-            made.append(Played(prompt, right.ids, seed, **how))
-            return made[-1]
-
-        monkeypatch.setattr(drafting, "Drafter", play)
-        [reader] = together(scheduler, one)
-        return reader, made[-1]
-
-    return answer
-
-
-def plainly(scheduler, one):
-    [reader] = together(scheduler, dataclasses.replace(one, drafts=False, use_cache=False))
-    return reader
-
-
-def chances(event):
-    return [one.chosen.logprob for one in event.logprobs]
-
-
-def told(reader):
-    return [event for event in reader.events if type(event).__name__ == "TextDelta"]
-
-
-def hold_to_law_17(loaded, drafted, way, seeds, most=40):
-    """Answers with drafts played into them equal those without; returns counts of drafts."""
-    cache = PromptCache("100MB")
-    scheduler = scheduler_here(loaded, Identity("m", "m"), cache, clock=steady_clock())
-    one = request("What is it that comes after two?", max_tokens=most, **WAYS[way])
-    right = plainly(scheduler, one).last
-    offered = accepted = 0
-    for seed in range(seeds):
-        reader, played = drafted(scheduler, one, right, seed)
-        last = reader.last
-        assert last.ids == right.ids, seed
-        assert last.text == right.text == "".join(event.text for event in told(reader))
-        assert last.usage.drafted - played.offered == last.usage.accepted - played.accepted == 0
-        offered, accepted = offered + played.offered, accepted + played.accepted
-        assert chances(last) == pytest.approx(chances(right), abs=1e-3)
-        # What the pass left in the layers is what the next turn goes on from.
-        said = Message("assistant", last.text, Generated.of(last.ids, last.text, last.fingerprint))
-        again = dataclasses.replace(
-            one, messages=(*one.messages, said, Message("user", "And then?")), max_tokens=6
-        )
-        cold = plainly(scheduler, again).last
-        warm = together(scheduler, dataclasses.replace(again, drafts=False))[0].last
-        assert warm.ids == cold.ids
-        assert chances(warm) == pytest.approx(chances(cold), abs=1e-3)
-    assert cache.check() == []
-    return offered, accepted, warm.usage.cached - len(last.ids)
-
-
-# Each kind greedily and in one other way, each way over rows; in the soak every kind in every way.
-PAIRS = [
-    pytest.param(
-        kind,
-        way,
-        marks=[pytest.mark.soak] * (number > 0 and place not in (0, 1 + number % (len(WAYS) - 1))),
-    )
-    for number, kind in enumerate(KINDS)
-    for place, way in enumerate(WAYS)
-]
-
-
-@pytest.mark.parametrize(("kind", "way"), PAIRS)
-def test_law_17_no_token_changes_in_any_kind_of_layer(loaded_kind, drafted, kind, way):
-    offered, accepted, behind = hold_to_law_17(loaded_kind(kind), drafted, way, 3)
-    assert 0 < accepted < offered
-    assert behind > 0  # the answer's rows are reused too
-
-
-class Pieces(Reader):
-    """A reader that keeps apart what it is told at once."""
-
-    def __init__(self, request):
-        super().__init__(request)
-        self.pieces = []
-
-    def send(self, *told):
-        super().send(*told)
-        self.pieces.append(told)
-
-
-def test_what_a_pass_brings_is_told_at_once(loaded_kind, drafted, monkeypatch):
-    """A reader in another process wakes once for it; a token that can't be told hides no other."""
-    loaded = loaded_kind(next(iter(KINDS)))
-    scheduler = scheduler_here(loaded, Identity("m", "m"), PromptCache("100MB"))
-    one = request("What is it that comes after two?", max_tokens=40)
-    right = plainly(scheduler, one).last
-    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
-    assert reader.last.ids == right.ids
-    texts = [[one for one in piece if isinstance(one, TextDelta)] for piece in reader.pieces]
-    assert max(map(len, texts)) > 1
-    assert [one for piece in texts for one in piece] == told(reader)
-
-    real, taken, yielded = AnswerStream.take, [], []
-
-    def take(stream, token, logprobs=None):
-        taken.append(token)
-        if len(taken) == len(right.ids) - 1:
-            raise ValueError("this token can't be told")
-        for event in real(stream, token, logprobs):
-            yielded.append(event)
-            yield event
-
-    monkeypatch.setattr(AnswerStream, "take", take)
-    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
-    *_, error, end = reader.events
-    assert (str(error), end) == ("this token can't be told", None)
-    assert taken == list(right.ids[:-1])
-    assert told(reader) == yielded
-    assert yielded
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", [family.name for family in families.FAMILIES])
-def test_law_17_every_family(loaded_kind, drafted, name, soak_share):
-    if [family.name for family in families.FAMILIES].index(name) % round(1 / soak_share):
-        pytest.skip("another share")
-    loaded = loaded_kind(name)
-    if families.BY_NAME[name].chunked:  # nor is it law 1's: without drafts too warm is not cold
-        assert prove(loaded.model).why
-        return
-    for way in ("greedy", "penalties", "xtc"):
-        offered, _, _ = hold_to_law_17(loaded, drafted, way, 2, most=24)
-        assert bool(offered) == (not prove(loaded.model).why)
 
 
 @pytest.mark.parametrize(
@@ -280,17 +100,75 @@ def test_right_drafts_save_passes_and_wrong_ones_cost_none(scheduler_of, drafted
     assert passes[1.0] <= 41
 
 
-def test_who_steps_with_others_drafts_nothing_and_again_when_it_is_alone(scheduler_of, drafted):
-    scheduler = scheduler_of()
-    one = request("Two?", max_tokens=60)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mamba2", "falcon_h1"])
+def test_law_17_who_steps_with_others_drafts_nothing_and_again_when_it_is_alone(loaded_kind, kind):
+    """The rest of an answer takes as few passes as if the others had never been there."""
+    loaded = loaded_kind(kind)
+    scheduler = scheduler_over(loaded)
+    endless = Sampling(logit_bias=((0, -1e3), (1, -1e3), (2, -1e3)))
+    beside = request("Two?", max_tokens=12, sampling=endless, drafts=False)
+    one = request("What comes after two?", max_tokens=60, sampling=endless)
+    right, other = plainly(scheduler, one).last, plainly(scheduler, beside).last
+    model = scheduler._decode._batches._model = Counting(loaded.model)
+    with playing(right.ids, 2, wrong=0.0, silent=0.0) as made:
+        readers = together(scheduler, beside, one)
+    same(readers[0].last, other)
+    same(readers[1].last, right)
+    shared = [at for at, (answers, _) in enumerate(model.shapes) if answers == 2]
+    assert len(shared) >= 9
+    assert {model.shapes[at] for at in shared} == {(2, 1)}
+    alone = model.shapes[shared[-1] + 1 :]
+    told = sum(tokens for _, tokens in alone)
+    assert told >= 60 - 12
+    assert len(alone) <= told / 3
+    assert made[0].accepted == readers[1].last.usage.accepted >= told - len(alone)
+
+
+def told(reader):
+    return [event for event in reader.events if isinstance(event, TextDelta)]
+
+
+class Pieces(Reader):
+    """A reader that keeps apart what it is told at once."""
+
+    def __init__(self, request):
+        super().__init__(request)
+        self.pieces = []
+
+    def send(self, *told):
+        super().send(*told)
+        self.pieces.append(told)
+
+
+def test_what_a_pass_brings_is_told_at_once(loaded_kind, drafted, monkeypatch):
+    """A reader in another process wakes once for it; a token that can't be told hides no other."""
+    loaded = loaded_kind(next(iter(KINDS)))
+    scheduler = scheduler_here(loaded, Identity("m", "m"), PromptCache("100MB"))
+    one = request("What is it that comes after two?", max_tokens=40)
     right = plainly(scheduler, one).last
-    short = dataclasses.replace(one, max_tokens=5, drafts=False)
-    reader, _ = drafted(scheduler, one, right, 2)
+    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
     assert reader.last.ids == right.ids
-    readers = together(scheduler, one, short)
-    assert readers[0].last.ids == right.ids
-    assert readers[1].last.ids == right.ids[:5]
-    assert readers[0].last.usage.accepted
+    texts = [[one for one in piece if isinstance(one, TextDelta)] for piece in reader.pieces]
+    assert max(map(len, texts)) > 1
+    assert [one for piece in texts for one in piece] == told(reader)
+
+    real, taken, yielded = AnswerStream.take, [], []
+
+    def take(stream, token, logprobs=None):
+        taken.append(token)
+        if len(taken) == len(right.ids) - 1:
+            raise ValueError("this token can't be told")
+        for event in real(stream, token, logprobs):
+            yielded.append(event)
+            yield event
+
+    monkeypatch.setattr(AnswerStream, "take", take)
+    reader, _ = drafted(scheduler, Pieces(one), right, seed=1, wrong=0, widest=8)
+    *_, error, end = reader.events
+    assert (str(error), end) == ("this token can't be told", None)
+    assert taken == list(right.ids[:-1])
+    assert told(reader) == yielded
+    assert yielded
 
 
 def test_a_drafter_copies_what_was_said_before():
@@ -390,6 +268,30 @@ class Handed:
         found = self._places[at]
         self.handed += len(found)
         return found
+
+
+def test_looking_takes_no_more_work_where_texts_are_longer(monkeypatch):
+    """Places looked at in a pass, and tokens compared at each: all runs of three are common."""
+    look = Drafter._agreed
+    most = {}
+    for size in (1_000, 100_000):
+        words = random.Random(7)
+        prompt = array("I", (words.randrange(5) for _ in range(size)))
+        others = [array("I", (words.randrange(5) for _ in range(1_000))) for _ in range(64)]
+        drafter, path, looks = Drafter(prompt, (), others=joined(others)), prompt[:-1], []
+        monkeypatch.setattr(
+            Drafter, "_agreed", lambda *asked, looks=looks: looks.append(look(*asked)) or looks[-1]
+        )
+        most[size] = 0
+        for number in range(200):
+            looks.clear()
+            token = words.randrange(5) if number else prompt[-1]
+            drafter.expects(path)
+            drafter.propose(path, token, 16)
+            most[size] = max(most[size], len(looks))
+            assert max(looks, default=0) <= 32
+            path.append(token)
+    assert 32 < most[1_000] <= most[100_000] + 3 <= 3 * 16 + 6
 
 
 def test_the_first_token_waits_for_no_table():

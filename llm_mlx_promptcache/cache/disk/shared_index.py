@@ -28,6 +28,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.02  # that one look waits for a lock: a lookup takes two
+PEEK_SECONDS: Final = 0.005  # that a guess waits for a look of another thread, and for no process
 WRITE_SECONDS: Final = 1.0  # that a change waits, once; while the lock is held on, not at all
 PRESSED_SECONDS: Final = 0.2  # that it waits then where a flush waits for it: others take turns
 COMMAND_SECONDS: Final = 5.0  # that who asked for just this waits
@@ -112,9 +113,9 @@ class SharedIndex:
     def peek(self, action: Callable[[Index], T], otherwise: T) -> T:
         """Read what lookups have open already, at once or not at all: for guesses.
 
-        Waits for nobody, opens and mends nothing, and reports no failure to lookups.
+        Waits for no other process, opens and mends nothing, and reports no failure to lookups.
         """
-        if self._process != os.getpid() or not self._looking.acquire(blocking=False):
+        if self._process != os.getpid() or not self._looking.acquire(timeout=PEEK_SECONDS):
             return otherwise
         try:
             index = self._reader

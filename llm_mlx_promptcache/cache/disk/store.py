@@ -102,7 +102,7 @@ class DiskStore:
     def said_behind(self, namespace: str, tokens: Tokens[int], most: int) -> Tokens[int]:
         """The tokens that stood behind these last, at most `most`; no use of them is counted.
 
-        Empty if that is not known at once: nobody is waited for.
+        Empty if that is not known at once: no other process is waited for.
         """
         return self._index.peek(
             lambda index: said_behind(index, namespace, tokens, most), array("I")
