@@ -40,7 +40,7 @@ def told(reader):
 
 
 def hold_next_turn(scheduler, one, event):
-    """What an answer left in the layers is what its next turn goes on from; returns that."""
+    """The next turn over what an answer left in the layers is the one over nothing; returns it."""
     again = dataclasses.replace(next_turn(one, event), drafts=False)
     warm = together(scheduler, again)[0].last
     same(warm, plainly(scheduler, again).last)
