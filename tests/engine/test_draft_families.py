@@ -94,7 +94,7 @@ def test_law_17_no_token_changes_in_any_kind_of_layer(loaded_kind, drafted, kind
     assert behind > 0  # the answer's rows are reused too
 
 
-@pytest.mark.parametrize(("kind", "way"), zip(KINDS, itertools.cycle(WAYS), strict=False))
+@pytest.mark.parametrize(("kind", "way"), list(zip(KINDS, itertools.cycle(WAYS), strict=False)))
 def test_law_17_nor_behind_restarts(loaded_kind, tmp_path, kind, way):
     seed = KINDS.index(kind)
     again, warm = hold_through_restarts(loaded_kind(kind), way, tmp_path, seed)
