@@ -26,10 +26,14 @@ class Moment(NamedTuple):
 
 
 class Forgotten(NamedTuple):
-    """The bytes that were freed, in memory and in the store."""
+    """The bytes that were freed, in memory and in the store.
+
+    `left` are the hosts whose stores still have some of it, where a model runs over several.
+    """
 
     memory: int
     disk: int
+    left: tuple[str, ...] = ()
 
 
 class Forgetting:

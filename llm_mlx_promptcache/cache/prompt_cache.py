@@ -304,6 +304,10 @@ class PromptCache(CacheView):
             self._memory.namespaces.layouts.clear()
             self._writer.count_uses()
 
+    def has_stored(self, model: str) -> bool:
+        """True if the store has anything of a model, by its label."""
+        return any(label == model for label, _, _ in self._store.by_model())
+
     def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
         """Forget, in memory and in the store, all that is not younger, pinned or not.
 

@@ -182,6 +182,9 @@ class Store(Protocol):
     def label(self, namespace: str, name: str, identity: str = "") -> None:
         """Record the user's name for the model of a namespace, and the model's identity."""
 
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """Each model's name, with the spans and bytes stored of it."""
+
     def stats(self) -> dict[str, int]:
         """Spans, tokens and bytes held, bytes written by this process, and the budget."""
 
@@ -250,6 +253,10 @@ class NullStore:
 
     def label(self, namespace: str, name: str, identity: str = "") -> None:
         """Nothing is named."""
+
+    def by_model(self) -> list[tuple[str, int, int]]:
+        """Nothing is stored of any."""
+        return []
 
     def stats(self) -> dict[str, int]:
         """All zero."""

@@ -14,13 +14,16 @@ from ..engine.pool import disk_store
 from ..host.asking import EndedMeanwhile, asked, has_ended
 from ..host.errors import HostStopped
 from ..host.place import HostUnavailable, host_place
-from ..host.served import is_served, served_names
+from ..host.served import served_names
+from ..models.errors import ModelLoadError
+from ..models.references import SERVED
+from ..models.served import model_behind
 from .ages import parse_age
 from .cache import WRITABLE
 from .shown import counted, json_option, show_json, stored_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..cache.disk.store import DiskStore
 
@@ -36,57 +39,97 @@ _SHOWN = 5  # ids of pinned spans
 def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool) -> None:
     """Remove the cache's contents on disk and in the host's memory.
 
-    An answer that the host is just giving is not kept either. Status 1 if the host does not answer,
-    or a model is served over several machines: only its end clears their memory. With pinned
-    entries it asks first; --older-than leaves them.
+    An answer that the host is just giving is not kept either. A model that is served over several
+    machines is cleared on all of them. Status 1 if a host does not answer, or a disk is not
+    cleared. With pinned entries it asks first; --older-than leaves them.
     """
     days = None if older_than is None else parse_age(older_than, "--older-than")
-    store, host = disk_store(), _Host()
-    named = None if model is None else _stored(store, host.asked({"ask": "stats"}), model)
+    store, hosts = disk_store(), [_Host(), *map(_Host, served_names())]
+    named = None if model is None else _stored(store, _told_by(hosts, {"ask": "stats"}), model)
     if days is None and not yes:
-        _ask_first(_pinned(store, host.asked({"ask": "tree"}), named))
-    told = host.asked({"ask": "clear", "model": named, "days": days})
-    freed = int(told.get("disk", 0)) + store.clear(model=named, days=days)
+        _ask_first(_pinned(store, _told_by(hosts, {"ask": "tree"}), named))
+    told = _told_by(hosts, {"ask": "clear", "model": named, "days": days})
+    freed = sum(int(one.get("disk", 0)) for one in told) + store.clear(model=named, days=days)
     if model is None and days is None:
         # Digests of the models' files: no conversation, but ours.
         with suppress(OSError):
             (cache_folder() / "digests.json").unlink()
-    _tell(freed, int(told.get("memory", 0)), as_json=as_json)
+    _tell(freed, sum(int(one.get("memory", 0)) for one in told), as_json=as_json)
     if store.off and store.folder.exists():
         raise click.ClickException(f"the disk is not cleared; {WRITABLE}")
-    if host.why:
-        raise click.ClickException(
-            f"{host.why}; what it has in memory is not cleared, and may be written to the disk"
-            " again: llm mlx-cached stop, then clear once more"
-        )
-    if running := [name for name in served_names() if is_served(name)]:
-        names = " ".join(map(quote, running))
-        raise click.ClickException(
-            f"{', '.join(running)} is served over several machines, whose memory is not cleared:"
-            f" llm mlx-cached stop {names}, then clear once more, here and on each of them"
-        )
+    for name in (host.served for host in hosts if host.served and not (host.is_there or host.why)):
+        if named in (None, _model_of(name)):
+            elsewhere = "what it has on other machines stays; clear it there"
+            click.echo(f"{name} is not served now: {elsewhere}", err=True)
+    if left := [host.not_cleared for host in hosts if host.not_cleared]:
+        raise click.ClickException("\n".join(left))
 
 
 class _Host:
-    """The running host. If it does not answer, `why` says so, and it is left alone.
+    """A running host: the user's own, or that of a `served` model.
 
-    A host that is just ending is waited for.
+    If it does not answer, `why` says so, and it is left alone. One that is just ending is waited
+    for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, served: str = "") -> None:
+        self.served = served
+        self.is_there = False
+        self._left: list[str] = []  # machines whose disks still have something
         self.why = ""
 
     def asked(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
         """The host's result; empty if there is none, or none that answers."""
         if self.why:
             return {}
+        told = None
         try:
-            return asked(ask) or {}
+            told = asked(ask, self.served)
         except (EndedMeanwhile, HostStopped) as error:
-            self.why = "" if has_ended(host_place(), _END_SECONDS) else str(error)
+            ended = has_ended(host_place(self.served), _END_SECONDS)
+            self.why = "" if ended and not self.served else str(error)
         except HostUnavailable as error:
             self.why = str(error)
-        return {}
+        except (RuntimeError, ValueError) as error:
+            if not self.served:
+                raise
+            self.why = str(error)
+        self.is_there = told is not None
+        self._left += map(str, (told or {}).get("left", []))
+        return told or {}
+
+    @property
+    def not_cleared(self) -> str:
+        """What of it is not cleared, and what to do; "" where all is."""
+        stop = "llm mlx-cached stop"
+        if self.why and not self.served:
+            return (
+                f"{self.why}; what it has in memory is not cleared, and may be written to the disk"
+                f" again: {stop}, then clear once more"
+            )
+        if self.why:
+            return (
+                f"{self.served} is served over several machines, and is not cleared there"
+                f" ({self.why}): {stop} {quote(self.served)}, then clear here and on each of them"
+            )
+        if self._left:
+            return (
+                f"{', '.join(self._left)} still has something of {self.served} on its disk, whose"
+                " index others use; clear once more"
+            )
+        return ""
+
+
+def _told_by(hosts: Iterable[_Host], ask: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The results of all hosts that there are, and that answer."""
+    return [host.asked(ask) for host in hosts]
+
+
+def _model_of(served: str) -> str:
+    """The model that is served under a name, as the cache knows it."""
+    with suppress(ModelLoadError):
+        return model_behind(f"{SERVED}{served}")
+    return ""
 
 
 def _tell(freed: int, memory: int, *, as_json: bool) -> None:
@@ -100,21 +143,21 @@ def _tell(freed: int, memory: int, *, as_json: bool) -> None:
         click.echo(f"freed {format_size(freed)}{beside}")
 
 
-def _stored(store: DiskStore, memory: Mapping[str, Any], model: str) -> str:
+def _stored(store: DiskStore, memory: Iterable[Mapping[str, Any]], model: str) -> str:
     """The cache's name for a model, or the beginning of a namespace; ValueError."""
-    inside = memory.get("models", [])
+    inside = [one for told in memory for one in told.get("models", [])]
     labels = {label for label, _, _ in store.by_model()} | {one["model"] for one in inside}
     namespaces = {span.namespace for span in store.listing().spans}
     namespaces |= {name for one in inside for name in one["namespaces"]}
     return stored_name(model, labels, namespaces)
 
 
-def _pinned(store: DiskStore, memory: Mapping[str, Any], named: str | None) -> list[str]:
+def _pinned(store: DiskStore, memory: Iterable[Mapping[str, Any]], named: str | None) -> list[str]:
     """The ids of spans pinned on the disk or in memory alone, of a model or of all."""
     from ..cache.disk.listing import ID_LENGTH
 
     found = [(s.model, s.namespace, s.file_id) for s in store.listing().spans if s.pinned]
-    alone = [one for one in memory.get("alone", []) if one["pinned"]]
+    alone = [one for told in memory for one in told.get("alone", []) if one["pinned"]]
     found += [(one["model"], one["namespace"], one["id"]) for one in alone]
     return [
         name[:ID_LENGTH]

@@ -178,6 +178,7 @@ def _start(place: Place, order: LeadOrder) -> None:
     from ..engine.events import Loading
     from ..host.child import Program, host_command
     from ..host.exchange import ConnectionLost, Patience, answer
+    from ..host.served import why_ended
     from ..host.start import connect
     from ..machines.orders import order_to_line
     from ..models.progress import ProgressLine
@@ -189,7 +190,10 @@ def _start(place: Place, order: LeadOrder) -> None:
             for event in answer(channel, _load(order.name), patience, patience.loading):
                 if isinstance(event, Loading):
                     line(event.stage, event.done, event.total)
-    except (ConnectionLost, RuntimeError) as error:
+    except ConnectionLost as error:
+        why = why_ended(place)
+        raise click.ClickException(f"{error}{why and f' ({why})'}") from error
+    except RuntimeError as error:
         raise click.ClickException(str(error)) from error
 
 

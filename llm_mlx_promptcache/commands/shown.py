@@ -14,6 +14,7 @@ import click
 from ..config import MODEL_ID
 from ..models.errors import ModelLoadError
 from ..models.names import resolve
+from ..models.served import model_behind
 
 _NUMBER: Final = re.compile(r"[\d.]+( [kMGT]?B)?")
 _INDENT: Final = 4  # cells for each depth of a tree
@@ -125,7 +126,7 @@ def _fitted(line: TreeLine, width: int) -> str:
 def label_of(model: str) -> str:
     """The store's name for a model; for one that is gone, or a namespace, the name itself."""
     try:
-        return resolve(model).reference
+        return model_behind(resolve(model).reference)
     except ModelLoadError:
         return model
 

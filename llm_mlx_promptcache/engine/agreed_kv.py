@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..cache.explain import Why
+from ..cache.forgetting import Forgotten
 from ..cache.insertion import Rows
 from ..cache.lookup import Reach
 from ..cache.memory.leases import Lease
 from ..cache.prompt_cache import PromptCache
+from ..models.errors import one_line
 from .agreement import lease_alike
 from .kv import KVHandle, KVManager
 from .terms import Terms
 
 if TYPE_CHECKING:
     from .ranks import Ranks
+
+_LONGEST_NAME: Final = 100
 
 
 class Belongings(NamedTuple):
@@ -50,6 +54,13 @@ class AgreedKV(KVManager):
                 f"another rank holds less than the {len(path)} tokens to pin; it has no memory left"
             )
 
+    def forget(self, days: float | None = None) -> Forgotten:
+        """`KVManager.forget`, on all ranks at once; what all of them freed."""
+        own = super().forget(days)
+        left = self._ranks.name if days is None and self._cache.has_stored(self._name) else ""
+        found = self._ranks.gather({"of": [own.memory, own.disk], "left": left}, _freed)
+        return Forgotten(found["memory"], found["disk"], tuple(found["left"]))
+
     def _fetching(
         self, headroom: int, rows: Rows, speed: float | None
     ) -> Callable[[str, array[int]], Lease]:
@@ -61,6 +72,13 @@ class AgreedKV(KVManager):
 
     def _fetch_ahead(self, namespace: str, ids: array[int]) -> Lease:
         return lease_alike(self._ranks, ids, _FetchingAhead(self._cache, namespace, ids))
+
+
+def _freed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The bytes that all ranks freed, and the hosts whose disks still have something."""
+    memory, disk = zip(*(map(int, part["of"]) for part in parts), strict=True)
+    left = [one_line(str(part["left"]), _LONGEST_NAME) for part in parts if part["left"]]
+    return {"memory": sum(memory), "disk": sum(disk), "left": left}
 
 
 class _FetchingNow(NamedTuple):

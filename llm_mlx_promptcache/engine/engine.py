@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat.messages import Message
 from ..models.errors import LoadingEnded
+from .errand import Errand, T
 from .events import Event, Finished, Loading, Output
 from .request import GenerationRequest, warming
 
@@ -91,7 +92,7 @@ class Engine:
         self._load = load
         self.beats = 0
         self._loading: Loading | None = None
-        self._jobs: queue.SimpleQueue[_Job | _Unload | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Unload | Errand[Any] | None] = queue.SimpleQueue()
         self._model = ModelState.UNLOADED
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -173,6 +174,20 @@ class Engine:
             asked.dropped = True
         return self._model is not ModelState.LOADED
 
+    def between_steps(self, work: Callable[[Scheduler], T]) -> T | None:
+        """What some work on its thread comes to, done between two steps; None without a model.
+
+        RuntimeError while the model is being loaded; what goes wrong in the work is raised here.
+        """
+        errand = Errand(work)
+        with self._lock:
+            if self._thread is None or self._closed:
+                return None
+            if self._model is ModelState.LOADING:
+                raise RuntimeError("the model is just being loaded")
+            self._jobs.put(errand)
+        return errand.result()
+
     def warm(self, messages: Iterable[Message], **asked: Any) -> Finished:
         """Prefill and pin the common start of conversations that begin with these messages.
 
@@ -249,6 +264,8 @@ class Engine:
         for job in jobs:
             if isinstance(job, _Job):
                 scheduler = self._take(scheduler, job)
+            elif isinstance(job, Errand):
+                job.run(scheduler)
             else:
                 scheduler = self._let_go(scheduler, job)
         if scheduler is not None and scheduler.busy:
@@ -260,9 +277,9 @@ class Engine:
 
     def _arrived(
         self, *, closing: bool, seconds: float | None
-    ) -> tuple[list[_Job | _Unload], bool]:
+    ) -> tuple[list[_Job | _Unload | Errand[Any]], bool]:
         """The jobs that came meanwhile; waits `seconds` for the first, None without end."""
-        jobs: list[_Job | _Unload] = []
+        jobs: list[_Job | _Unload | Errand[Any]] = []
         while not closing:
             try:
                 job = self._jobs.get(timeout=0 if jobs else seconds)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
 
+from ..cache.forgetting import Moment
 from ..cache.identity import Identity, namespace_of
 from ..cache.insertion import Rows
 from ..cache.layers.device_memory import POOL_OF_STEPS, active, trim_pool
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .admission import RequestMemory
     from .ranks import Ranks
 
+_NEVER = -1  # before anything was forgotten
 _TIERS: tuple[Tier, ...] = ("system", "user", "assistant")
 
 
@@ -128,7 +130,8 @@ class Follower:
         WIRED.hold(id(self), self._weights)
         prepared = self._prepared(word)
         ids, number = prepared.transcript.ids, word["h"]
-        handle = self._kv.lease(prepared, ids, Rows[word["rows"]], word["speed"])
+        asked = Moment(0, _NEVER) if "forgotten" in word else None
+        handle = self._kv.lease(prepared, ids, Rows[word["rows"]], word["speed"], asked)
         self._handles[number], self._paths[number] = handle, ids
 
     def _lease_ahead(self, word: Mapping[str, Any]) -> None:
@@ -162,6 +165,9 @@ class Follower:
     def _pin(self, word: Mapping[str, Any]) -> None:
         with suppress(ValueError):  # rank 0 has the same error, and an asker to tell
             self._kv.pin(self._handles[word["h"]], self._path(word))
+
+    def _forget(self, word: Mapping[str, Any]) -> None:
+        self._kv.forget(word["days"])
 
     def _flush(self, word: Mapping[str, Any]) -> None:
         self._kv.flush(last=word["last"])
@@ -301,6 +307,7 @@ _WORDS: dict[str, Callable[[Follower, Mapping[str, Any]], None]] = {
         "drop",
         "quantise",
         "pin",
+        "forget",
         "flush",
         "rest",
         "begin",

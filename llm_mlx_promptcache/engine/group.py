@@ -48,9 +48,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """The waits of ranks, in seconds, by `clock`; a step that loads the model may take longer."""
+    """The waits of ranks, in seconds, by `clock`; a step that loads the model may take longer.
+
+    `joining` is for MLX's own meeting, in which a rank may be silent and can't be reached.
+    """
 
     meeting: float = 60.0
+    joining: float = 30.0
     beat: float = 0.5
     silence: float = 10.0
     step: float = 120.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..cache import device
 from ..cache.explain import Why
-from ..cache.forgetting import Moment
+from ..cache.forgetting import Forgotten, Moment
 from ..cache.insertion import PathEnd, Rows
 from ..cache.layers.layout import Cuts, NotCached, cuts_of, layout_of, position_of
 from ..cache.memory.leases import Lease
@@ -97,7 +97,12 @@ class KVManager:
             self._uncached = self._uncached or Why("layers", detail=str(reason))
 
     def moment(self) -> Moment:
-        """The present moment, for a request that comes now."""
+        """The present moment."""
+        return self._cache.moment()
+
+    def asked(self, prepared: Prepared) -> Moment:
+        """The moment of a request that comes now: whoever forgets this model's means it too."""
+        self._label(prepared)
         return self._cache.moment()
 
     def lease(
@@ -114,8 +119,7 @@ class KVManager:
         forgotten since the request was `asked` comes back by it.
         """
         kv = prepared.request.kv
-        for namespace in {prepared.namespace, prepared.plain_namespace}:
-            self._cache.label(namespace, self._name, self._identity)
+        self._label(prepared)
         if kv is not None:  # rows of two namespaces may be in one path then
             rows = Rows.COPY
         since = self._cache.moment()
@@ -259,6 +263,10 @@ class KVManager:
         if self.keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
+    def forget(self, days: float | None = None) -> Forgotten:
+        """Forget all that is kept of this model, or what was unused for so many days."""
+        return self._cache.forget(model=self._name, days=days)
+
     def flush(self, *, last: bool = False) -> None:
         """Write the rest to the disk; waits if it is the `last` time.
 
@@ -268,6 +276,10 @@ class KVManager:
 
     def rest(self) -> None:
         """Nobody asks any more for a while; other ranks are told."""
+
+    def _label(self, prepared: Prepared) -> None:
+        for namespace in {prepared.namespace, prepared.plain_namespace}:
+            self._cache.label(namespace, self._name, self._identity)
 
     def _fetch(self, prepared: Prepared, ids: array[int], rows: Rows, speed: float | None) -> Lease:
         if (kept_from := self._kept_from(prepared)) is not None:

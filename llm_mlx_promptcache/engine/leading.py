@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..cache.forgetting import Moment
+from ..cache.forgetting import Forgotten, Moment
 from ..cache.identity import Identity
 from ..cache.insertion import Rows
 from ..cache.layers.device_memory import active
@@ -167,7 +167,10 @@ class LedKV(AgreedKV):
         asked: Moment | None = None,
     ) -> KVHandle:
         """`KVManager.lease`, on all ranks."""
-        number = self._tell_lease("lease", prepared, ids, {"rows": rows.name, "speed": speed})
+        facts: dict[str, Any] = {"rows": rows.name, "speed": speed}
+        if asked is not None and asked.forgotten < self._cache.moment().forgotten:
+            facts["forgotten"] = True  # it was asked before, so nothing of it is kept
+        number = self._tell_lease("lease", prepared, ids, facts)
         with self._leader.doing():
             handle = super().lease(prepared, ids, rows, speed, asked)
         handle.number = number
@@ -219,6 +222,12 @@ class LedKV(AgreedKV):
         self._leader.tell("drop", h=handle.number)
         self._told.pop(handle.number, None)
         super().drop(handle)
+
+    def forget(self, days: float | None = None) -> Forgotten:
+        """`KVManager.forget`, on all ranks."""
+        self._leader.tell("forget", days=days)
+        with self._leader.doing():
+            return super().forget(days)
 
     def flush(self, *, last: bool = False) -> None:
         """`KVManager.flush`, on all ranks."""

@@ -17,6 +17,8 @@ called once, on whatever thread saw it, since the model's may hang in a collecti
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import selectors
 import socket
 import threading
@@ -24,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..models.errors import one_line
@@ -60,7 +63,6 @@ class _Heard:
 
 def leave(why: str) -> None:
     """End this process, whatever its threads wait for: the group has ended."""
-    import os
     import sys
 
     with suppress(OSError, ValueError):
@@ -98,6 +100,7 @@ class Ranks:
         self._news = threading.Condition()  # of what was heard
         self._began: float | None = None  # what is watched, and how long it may take
         self._may_take = deadlines.step
+        self._may_be_silent = deadlines.silence
         self._looked = self._beaten = now
         self._thread: threading.Thread | None = None
         self._parted = threading.Event()  # the others were told of the end
@@ -178,6 +181,26 @@ class Ranks:
             yield
         finally:
             self._began = None
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Let MLX's own ranks meet inside; all come here together, and leave together.
+
+        MLX waits for them without letting any other thread run, so that nobody is heard meanwhile,
+        and for ever where one of them is gone: this process ends then, which others see.
+        """
+        self.agree()  # nobody is silent because another still imports MLX
+        most, self._may_be_silent = self._deadlines.joining, self._deadlines.joining
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            faulthandler.dump_traceback_later(most, exit=True, file=nowhere)
+            try:
+                with self.step():
+                    yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        with self.step(most):
+            self.agree()
+        self._may_be_silent = self._deadlines.silence
 
     def loading(self) -> AbstractContextManager[None]:
         """`step`, for what loads the model: disks differ."""
@@ -284,8 +307,8 @@ class Ranks:
         self._looked = now
         for peer, heard in self._heard.items():
             heard.silent += passed
-            if heard.silent > self._deadlines.silence:
-                silence = f"{self._deadlines.silence:g}"
+            if heard.silent > self._may_be_silent:
+                silence = f"{self._may_be_silent:g}"
                 self._end(f"{self._links[peer]} has said nothing for {silence} seconds")
                 return
         began = self._began

@@ -76,6 +76,11 @@ class Scheduler:
         return bool(self._waiting or self._prefilling or self._decode)
 
     @property
+    def kv(self) -> KVManager:
+        """What is leased and kept, for what is done between two steps."""
+        return self._kv
+
+    @property
     def batch_form(self) -> BatchForm:
         """The way this model's answers go together; measured with the model if not known yet."""
         return self._decode.form
@@ -101,7 +106,7 @@ class Scheduler:
             reader.send(error)
             reader.send(None)
             return
-        sequence.asked = self._kv.moment()
+        sequence.asked = self._kv.asked(prepared)
         if not self.busy:
             self.rested = False
             WIRED.hold(id(self), self._weights)

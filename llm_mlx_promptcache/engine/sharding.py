@@ -70,7 +70,7 @@ def connect(ranks: Ranks) -> Any:
     """
     group = ranks.group
     try:
-        with ranks.step():
+        with ranks.joining():
             joined = mx.distributed.init(strict=True, backend=group.backend)
     except GroupEnded:
         raise

@@ -80,15 +80,21 @@ def tree(ask: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def clear(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     """Forget spans in memory and on the disk, all or those of one model or unused for some days."""
+    model, days = to_clear(ask)
+    cache = cache_in_use()
+    if cache is None:
+        return {"memory": 0, "disk": 0}
+    return cache.forget(model=model, days=days)._asdict()
+
+
+def to_clear(ask: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """The model that is to be cleared, and the age; None for all. ValueError for neither."""
     model, days = ask.get("model"), ask.get("days")
     if model is not None and not isinstance(model, str):
         raise ValueError("the model to clear is no name")
     if days is not None and not (isinstance(days, (int, float)) and 0 <= days < MOST_DAYS):
         raise ValueError("the age to clear is no number of days")
-    cache = cache_in_use()
-    if cache is None:
-        return {"memory": 0, "disk": 0}
-    return cache.forget(model=model, days=days)._asdict()
+    return model, days
 
 
 def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:

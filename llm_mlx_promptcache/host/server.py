@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache.disk.files import same_file
 from ..engine.pool import close_engines, current_engine_for, drop_engine
 from .connections import ClientConnection, Welcome
-from .control import HANDLERS
+from .control import HANDLERS, Handler
 from .errors import HostStopped
 from .hello import PROTOCOL, build, difference, shown
 from .life import Life, Signs, Stage
@@ -56,6 +56,7 @@ class Server:
         self._mine = mine
         self._life = life
         self._notices = Notices()
+        self._handlers: Mapping[str, Handler] = HANDLERS
         self._count = 0  # of connections, those that have said nothing yet included
         self._open: dict[ClientConnection, None] = {}
         self._asking: dict[ClientConnection, None] = {}
@@ -155,11 +156,11 @@ class Server:
                 raise RuntimeError(f"it answers {self._life.busy}")
             self.stop(shown(ask.get("why") or "it was asked to"))
             return self._told()
-        if name not in HANDLERS:
+        if name not in self._handlers:
             raise ValueError(f"a host of this version can't do {name[:_SHOWN]!r}")
         if name != "ps" and not self._life.welcomes:  # its contents are on their way to the disk
             raise HostStopped(f"the host is ending: {self._life.why}")
-        result = await asyncio.to_thread(HANDLERS[name], ask)
+        result = await asyncio.to_thread(self._handlers[name], ask)
         return {**self._told(), **result} if name == "ps" else result
 
     async def engine_for(self, model: str) -> Engine:

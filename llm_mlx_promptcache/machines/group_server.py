@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..config import MODEL_ID
 from ..engine.engine import Engine
-from ..engine.pool import hold_engine
+from ..engine.pool import cache_in_use, disk_store, hold_engine
 from ..engine.ranks import EXIT_STATUS
+from ..host.control import HANDLERS, to_clear
 from ..host.life import Life, Signs
 from ..host.served import remember_end
 from ..host.server import Server
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ..host.place import Place
 
 _TELL_SECONDS: Final = 5.0  # for askers to be told why there is no more
+# What is known where MLX, or the system, ends this process without a word.
+_CUT_SHORT: Final = "its process ended while its ranks met, or loaded their parts"
 
 Load = Callable[[Lead, Callable[["Loading"], None]], "Scheduler"]
 
@@ -47,6 +50,7 @@ class GroupServer(Server):
         self._lead = Lead(order, self._ranks_ended)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.reference = f"{SERVED}{order.name}"
+        self._handlers = {**HANDLERS, "clear": self._cleared}
         self._engine = hold_engine(self.reference, self._loaded)
 
     async def serve(self, listening: socket.socket) -> None:
@@ -83,11 +87,37 @@ class GroupServer(Server):
         return Signs(socket_gone=self.socket_gone)
 
     def _loaded(self, tell: Callable[[Loading], None]) -> Scheduler:
+        remember_end(self._place_of_group, _CUT_SHORT)
         try:
-            return self._load(self._lead, tell)
+            loaded = self._load(self._lead, tell)
+            remember_end(self._place_of_group, "")
+            return loaded
         except BaseException as error:
             self._end(f"it could not be loaded: {error}", times=1)
             raise
+
+    def _cleared(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Forget what all ranks have of this model, in memory and on their disks.
+
+        What else is in their folders is none of this host's.
+        """
+        model, days = to_clear(ask)
+        if model not in (None, self._order.plan.model):
+            if self._is_part(model):
+                raise ValueError("each rank's part has another namespace: give the model's name")
+            return {"memory": 0, "disk": 0}
+        freed = self._engine.between_steps(lambda scheduler: scheduler.kv.forget(days))
+        if freed is None:
+            raise RuntimeError("its model is not loaded yet")
+        return freed._asdict()
+
+    def _is_part(self, namespace: str) -> bool:
+        """True if a namespace of what is served here begins so, in memory or on the disk."""
+        cache, model = cache_in_use(), self._order.plan.model
+        held = cache.models() if cache is not None else []
+        names = {name for one in held for name in one.namespaces}
+        names |= {one.namespace for one in disk_store().listing().spans if one.model == model}
+        return any(name.startswith(namespace) for name in names)
 
     def _shown(self) -> Mapping[str, Any]:
         plan = self._order.plan

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import IO, Any, Final
 from ..config import APP
 from ..host.environment import of_host
 from ..host.log import write_line
+from ..models.errors import one_line
 from .hostfile import Machine
 from .orders import MOST_BYTES, RankOrder, heard, order_to_line
 
@@ -40,8 +43,12 @@ _SSH: Final = (
     "--",
 )
 _MOST_LINE: Final = 4096  # bytes of a line that is kept
+_MOST_WARNING: Final = 500
 _END_SECONDS: Final = 5.0
 _OURS: Final = f"{APP}: ".encode()  # before the last words of a process of ours
+# A warning in a rank's log (host/log.py): who asks is told it, as a warning of this process.
+_WARNING: Final = re.compile(rb"[-\d]+ [:\d]+ \d+ WARNING llm_mlx_promptcache[.\w]*: (.+)")
+_log = logging.getLogger(__name__)
 
 
 class RankFailed(RuntimeError):
@@ -147,7 +154,7 @@ class RankProcess:
 
     def _why(self) -> str:
         text = self._last_words.decode("utf-8", "replace").removeprefix(f"{APP}: ").strip()
-        shown = "".join(c if c.isprintable() else " " for c in text)
+        shown = _printable(text)
         return f": {shown}" if shown else ""
 
     def _tell(self) -> None:
@@ -176,7 +183,19 @@ class RankProcess:
             if line.strip():
                 if line.startswith(_OURS) or not self._last_words.startswith(_OURS):
                     self._last_words = line
-                write_line(f"{self.host}: {line.decode('utf-8', 'replace').rstrip()}")
+                self._note(line)
+
+    def _note(self, line: bytes) -> None:
+        """Pass a line of its log on: a warning to who asks, anything else to our log."""
+        if warning := _WARNING.match(line):
+            text = one_line(_printable(warning[1].decode("utf-8", "replace")), _MOST_WARNING)
+            _log.warning("%s: %s", self.host, text)
+        else:
+            write_line(f"{self.host}: {line.decode('utf-8', 'replace').rstrip()}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _lines(stream: IO[bytes], most: int) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import forks
+from dark_lines import DarkLine
 
 from llm_mlx_promptcache.engine.wire import from_json, to_json
 
@@ -73,21 +74,29 @@ class RankProcess:
 
 
 class RankGroup:
-    """All ranks of a group; a context, behind which none is left."""
+    """All ranks of a group; a context, behind which none is left.
 
-    def __init__(self, folder, disks, size=2, split="tensor", *, own=None, **given):
+    `through` says what of rank 1 goes through `line`, which can go dark: the "words" to it and
+    from it, or what the "model" sends it.
+    """
+
+    def __init__(self, folder, disks, size=2, split="tensor", *, own=None, through="", **given):
         ports = free_ports(size + 1)
-        hostfile = Path(disks) / f"hosts-{ports[0]}.json"
-        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports[1:]]))
+        self.line = DarkLine(ports[0] if through == "words" else ports[2]) if through else None
         self.ranks = []
         for rank in range(size):
+            ring = [f"127.0.0.1:{port}" for port in ports[1:]]
+            if through == "model" and rank == 0:
+                ring[1] = f"127.0.0.1:{self.line.port}"
+            hostfile = Path(disks) / f"hosts-{ports[0]}-{rank}.json"
+            hostfile.write_text(json.dumps([[one] for one in ring]))
             disk = Path(disks) / str(rank)
             disk.mkdir(exist_ok=True)
             mine = {
                 "rank": rank,
                 "size": size,
                 "split": split,
-                "port": ports[0],
+                "port": self.line.port if through == "words" and rank == 1 else ports[0],
                 "folder": str(folder),
                 "disk": str(disk),
                 "secret": SECRET,
@@ -103,6 +112,8 @@ class RankGroup:
     def __exit__(self, *_):
         for one in self.ranks:
             one.end()
+        if self.line is not None:
+            self.line.end()
 
     @property
     def head(self):
@@ -113,9 +124,18 @@ class RankGroup:
             assert one.line() == {"ready": True}
         return self
 
-    def ask(self, *requests, gone=None):
-        """All asked at once: each answer, or error; and what the ranks were told."""
-        self.head.say(do="ask", requests=[to_json(one) for one in requests], gone=gone)
+    def forget(self):
+        """Forget all on all ranks: bytes of memory and disks that were freed, and who has some."""
+        self.head.say(do="forget")
+        return self.head.line()["freed"]
+
+    def ask(self, *requests, gone=None, forget=None):
+        """All asked at once: each answer, or error; and what the ranks were told.
+
+        With `forget` all is forgotten after so many turns.
+        """
+        asked = [to_json(one) for one in requests]
+        self.head.say(do="ask", requests=asked, gone=gone, forget=forget)
         found = self.head.line()
         assert "answers" in found, found
         self.told = found["told"]

@@ -3,18 +3,23 @@
 python rank_process.py '{"rank": 0, "size": 2, "split": "tensor", "port": ..., "folder": ...}'
 """
 
+import errno
 import json
 import os
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+
+import mlx.core as mx
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "cache")]
 
 from readers import Reader, planner_of, steady_clock  # noqa: E402
 
+from llm_mlx_promptcache.cache.disk.files import Files  # noqa: E402
 from llm_mlx_promptcache.cache.disk.store import DiskStore  # noqa: E402
 from llm_mlx_promptcache.cache.identity import Identity  # noqa: E402
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache  # noqa: E402
@@ -43,12 +48,15 @@ def main(given):
     deadlines = Deadlines(**given.get("deadlines", {}))
     secret = given["secret"].encode()
     ranks = meet(group, ("127.0.0.1", given["port"]), secret, f"mac{group.rank}", deadlines, ended)
+    late_or_gone(given)
     joined = connect(ranks)
     loaded = load_shard(given["folder"], group, joined)
     faulty(loaded, ranks, given.get("fault"))
     found = identify(loaded, Path(given["disk"]))
     identity = rank_identity(Identity(found.model, found.rows), ranks)
-    cache = PromptCache("100MB", DiskStore(Path(given["disk"]) / "spans"))
+    switches = Path(given["disk"]) / "switches"
+    cache = PromptCache("100MB", DiskStore(Path(given["disk"]) / "spans", files=Filling(switches)))
+    skipping(cache, switches)
     if group.rank:
         told(ready=True)
         if given.get("skew"):
@@ -81,6 +89,36 @@ def skew(ranks):
         return word
 
     ranks.hear = hear
+
+
+def late_or_gone(given):
+    """`late`: seconds that this rank takes to import MLX; `gone`: it dies as MLX's ranks meet."""
+    time.sleep(given.get("late", 0))
+    if given.get("gone"):
+        mx.distributed.init = lambda **_: os.kill(os.getpid(), 9)
+
+
+class Filling(Files):
+    """A disk that is full while there is a file of that name among the switches."""
+
+    def __init__(self, switches):
+        self._switch = switches / "full"
+
+    def create(self, path):
+        if self._switch.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+
+def skipping(cache, switches):
+    """Have this rank keep nothing while the switch `skip` is there."""
+    real = cache.insert_path
+
+    def insert_path(*arguments, **named):
+        if not (switches / "skip").exists():
+            real(*arguments, **named)
+
+    cache.insert_path = insert_path
 
 
 def held(cache):
@@ -135,8 +173,12 @@ def ask(scheduler, cache, ranks, counted, command):
     ]
     for one in readers:
         scheduler.add(one)
+    turns, forget = 0, command.get("forget")
     while scheduler.busy:
+        if turns == forget:
+            scheduler.kv.forget()
         scheduler.step()
+        turns += 1
     scheduler.settle()
     while scheduler.ahead is not None and scheduler.ahead.left:
         scheduler.ahead.step()
@@ -152,6 +194,10 @@ def outcome(reader):
     return to_json(event) if event is not None else {}
 
 
+def forget(scheduler, cache, ranks, counted, command):
+    return {"freed": scheduler.kv.forget()}
+
+
 def seen(scheduler, cache, ranks, counted, command):
     return {"seen": [list(one) for one in ranks.seen()]}
 
@@ -162,7 +208,7 @@ def stats(scheduler, cache, ranks, counted, command):
     return {"stats": counted, "check": cache.check()}
 
 
-COMMANDS = {"ask": ask, "seen": seen, "stats": stats}
+COMMANDS = {"ask": ask, "forget": forget, "seen": seen, "stats": stats}
 
 if __name__ == "__main__":
     try:

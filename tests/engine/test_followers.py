@@ -159,6 +159,74 @@ def test_law_18_next_turns_are_prefilled_ahead_on_all_ranks(folder, tmp_path):
         group.close()
 
 
+@pytest.fixture
+def switch(disks):
+    """`switch(name)`: a file that rank 1 looks for, which is there until the test's end."""
+    folder, made = disks / "1" / "switches", []
+
+    def on(name):
+        folder.mkdir(exist_ok=True)
+        made.append(folder / name)
+        made[-1].touch()
+        return made[-1]
+
+    yield on
+    for one in made:
+        one.unlink(missing_ok=True)
+
+
+def test_law_18_a_rank_that_keeps_less_than_it_should_is_noticed(whole, pair, switch):
+    """It skips an insertion: all go on from what it has, and the answer is right."""
+    chat = Chat(whole, pair, cache_salt="skipped", same_counts=False)
+    chat.say(TURNS[0])
+    before, skips = chat.before, switch("skip")
+    kept_by_rank_0 = chat.say(TURNS[1]).usage.prompt
+    skips.unlink()
+    answer = chat.say(TURNS[2])
+    assert before <= answer.usage.cached < kept_by_rank_0
+    assert answer.why.startswith("another rank holds less")
+    assert chat.say("And tomorrow?").usage.cached >= answer.usage.prompt
+
+
+def test_law_18_a_full_disk_of_one_rank_costs_no_answer(whole, pair, switch):
+    chat = Chat(whole, pair, cache_salt="full")
+    chat.say(TURNS[0])
+    switch("full")
+    for said in TURNS[1:]:
+        before = chat.before
+        assert chat.say(said).usage.cached >= before
+
+
+def spans_of(disks):
+    return {rank: len(list((disks / rank).rglob("*.safetensors"))) for rank in "01"}
+
+
+def test_p8_what_is_forgotten_is_gone_on_every_rank(whole, pair, disks):
+    chat = Chat(whole, pair, cache_salt="forgotten", same_counts=False)
+    for said in TURNS:
+        chat.say(said)
+    assert all(spans_of(disks).values())
+    memory, disk, left = pair.forget()
+    assert (memory > 0, disk > 0, left) == (True, True, [])
+    assert spans_of(disks) == {"0": 0, "1": 0}
+    assert pair.forget() == [0, 0, []]
+    assert chat.say("And tomorrow?").usage.cached == 0
+    assert all(spans_of(disks).values())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 12])
+def test_p8_what_is_asked_while_it_is_forgotten_is_kept_by_no_rank(whole, pair, turns):
+    """Waiting, in the middle of prompts, and while they are answered."""
+    asked = [
+        request(f"Number {n}?", max_tokens=20, drafts=False, cache_salt=f"meanwhile {turns}")
+        for n in range(3)
+    ]
+    pair.forget()
+    answers = pair.ask(*asked, forget=turns)
+    assert [one.ids for one in answers] == [one.ids for one in whole.ask(*asked)]
+    assert pair.forget() == [0, 0, []]
+
+
 def test_law_18_each_rank_holds_its_part(pair):
     pair.head.say(do="seen")
     (head, other) = pair.head.line()["seen"]

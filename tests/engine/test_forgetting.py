@@ -9,6 +9,7 @@ from test_admission import admission_of
 
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.engine import Engine, _Job
+from llm_mlx_promptcache.engine.events import Progress
 
 
 def held(cache):
@@ -41,6 +42,41 @@ def test_p8_what_waited_when_it_was_forgotten_is_not_kept(at_work):
     scheduler.add(Reader(request("Four?")))
     finish(scheduler)
     assert held(cache) > 0
+
+
+def test_p8_what_waited_is_meant_by_its_model_s_name(scheduler_of):
+    """Nothing of its namespace was there before."""
+    cache = PromptCache("100MB")
+    scheduler = scheduler_of(cache)
+    scheduler.kv._name = "one"
+    for salt in ("a", "b"):
+        scheduler.add(Reader(request("One?", cache_salt=salt)))
+    cache.forget(model="another")
+    scheduler.step()
+    cache.forget(model="one")
+    finish(scheduler)
+    assert held(cache) == 0
+
+
+def test_errands_are_done_between_steps_and_their_errors_are_the_asker_s(scheduler_of):
+    engine = Engine(lambda _: scheduler_of())
+
+    def wrong(scheduler):
+        raise ValueError("wrong")
+
+    try:
+        assert engine.between_steps(wrong) is None  # nothing is loaded
+        for event in engine.generate(request("One?", max_tokens=200)):
+            if isinstance(event, Progress):
+                assert engine.between_steps(lambda scheduler: scheduler.busy) is not None
+        with pytest.raises(ValueError, match="wrong"):
+            engine.between_steps(wrong)
+        assert engine.between_steps(lambda scheduler: scheduler.kv.forget()).left == ()
+        assert engine.unload()
+        assert engine.between_steps(wrong) is None
+    finally:
+        engine.close()
+    assert engine.between_steps(wrong) is None
 
 
 def test_p8_what_is_made_to_wait_again_is_not_kept_either(at_work):

@@ -15,6 +15,7 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.wire import to_json
 
 pytestmark = pytest.mark.slow
+soak = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,66 @@ def request_of(chat):
     """One more turn of it, which it does not keep."""
     messages = (*chat.messages, Message("user", "Are you there?"))
     return GenerationRequest(messages, max_tokens=20, drafts=False)
+
+
+@pytest.mark.soak
+def test_law_18_what_a_full_disk_did_not_take_is_computed_again_after_a_restart(folder, tmp_path):
+    whole = Whole(folder, tmp_path / "whole")
+    with RankGroup(folder, tmp_path) as group:
+        chat = Chat(whole, group.ready())
+        chat.say(TURNS[0])
+        kept = chat.before
+        switches = tmp_path / "1" / "switches"
+        switches.mkdir()
+        (switches / "full").touch()
+        chat.say(TURNS[1])
+        group.close()
+    (switches / "full").unlink()
+    with RankGroup(folder, tmp_path) as group:
+        (right,), (answer,) = (ask(request_of(chat)) for ask in (whole.ask, group.ready().ask))
+        assert answer.ids == right.ids
+        assert 0.8 * kept < answer.usage.cached < chat.before
+        (again,) = group.ask(request_of(chat))
+        assert (again.ids, again.usage.prefilled) == (right.ids, 1)
+        group.close()
+
+
+def test_law_18_a_rank_that_is_gone_while_mlx_meets_leaves_none_that_hangs(folder, tmp_path):
+    """MLX accepts for ever then, and no thread of Python runs meanwhile."""
+    with RankGroup(folder, tmp_path, own={1: {"gone": True}}, deadlines={"joining": 3.0}) as group:
+        assert group.ranks[1].wait() == -signal.SIGKILL
+        assert group.head.wait(30) != 0
+
+
+def test_law_18_a_rank_that_is_late_to_mlx_s_meeting_is_waited_for(folder, tmp_path):
+    with RankGroup(folder, tmp_path, own={1: {"late": 4.0}}, deadlines={"silence": 2.0}) as group:
+        group.ready()
+
+
+# What is cut, the deadline for it, and what each rank then says. MLX's own start takes a while.
+DARK = [
+    pytest.param("words", {"silence": 5.0}, "has said nothing for 5 seconds"),
+    pytest.param("model", {"step": 20.0}, "waits for a step since 20 seconds", marks=soak),
+]
+
+
+@pytest.mark.parametrize(("through", "deadlines", "why"), DARK)
+def test_law_18_a_network_that_carries_nothing_is_told_in_bounded_time(
+    folder, tmp_path, through, deadlines, why
+):
+    """No connection ends: what one rank says never comes to the other."""
+    with RankGroup(folder, tmp_path, through=through, deadlines=deadlines) as group:
+        group.ready()
+        (before,) = group.ask(request("One.", drafts=False))
+        group.line.dark()
+        group.head.say(do="ask", requests=[to_json(request("One, and more."))], gone=None)
+        for one in group.ranks:
+            assert why in one.line()["ended"]
+            assert one.wait() == EXIT_STATUS
+    with RankGroup(folder, tmp_path) as group:
+        (again,) = group.ready().ask(request("One.", drafts=False))
+        assert (again.ids, again.usage.prefilled) == (before.ids, 1)
+        group.close()
 
 
 @pytest.mark.soak

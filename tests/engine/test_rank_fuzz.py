@@ -1,4 +1,4 @@
-"""Ranks killed, stopped, cut off or out of memory at any pass: no hang, and no wrong answer."""
+"""Ranks killed, stopped, cut off, unheard, misled or out of memory: no hang, no wrong answer."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from llm_mlx_promptcache.engine.wire import to_json
 
 # So many seconds more of it: RANK_FUZZ=1800 python -m pytest -m soak tests/engine/test_rank_fuzz.py
 SECONDS = float(os.environ.get("RANK_FUZZ", "0"))
-ERRORS = ("kill", "stop", "memory", "cut")
+ERRORS = ("kill", "stop", "memory", "cut", "dark", "skew")
 
 
 def a_fault(folder, disks, chat, random_):
@@ -22,13 +22,20 @@ def a_fault(folder, disks, chat, random_):
     rank, error, after = random_.randrange(2), random_.choice(ERRORS), random_.randrange(3, 60)
     print(f"rank {rank}: {error} after {after} passes")
     own = {rank: {"fault": {"after": after, "error": error}}}
-    with RankGroup(folder, disks, own=own, deadlines={"silence": 3.0}) as group:
+    if error == "skew":  # rank 0 tells the prompts: it can't be told others
+        own = {1: {"skew": True}}
+    through = random_.choice(("words", "model")) if error == "dark" else ""
+    deadlines = {"silence": 3.0, "step": 20.0}
+    with RankGroup(folder, disks, own=own, through=through, deadlines=deadlines) as group:
         group.ready()
         asked = [
             GenerationRequest((*chat.messages, one), max_tokens=200, drafts=False)
             for one in (chat.messages[1], chat.messages[-2])
         ]
         group.head.say(do="ask", requests=[to_json(one) for one in asked], gone=None)
+        if error == "dark":
+            time.sleep(after / 100)
+            group.line.dark()
         told = group.head.line() if (rank, error) not in ((0, "kill"), (0, "stop")) else {}
         if "answers" in told:
             print("the answers were shorter than that")

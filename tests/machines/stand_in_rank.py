@@ -1,11 +1,13 @@
 """A rank that does what its first argument says; what it was started with goes into a file."""
 
 import json
+import logging
 import os
 import sys
 import time
 from pathlib import Path
 
+from llm_mlx_promptcache.host import log
 from llm_mlx_promptcache.machines.orders import said
 
 kind, record = sys.argv[1:3]
@@ -24,6 +26,11 @@ if kind == "dies":
     os.write(2, b"some library's remark\nllm-mlx-promptcache: it has no model x\n\n")
     os.write(2, b"\x1b[31mBus error\x1b[0m " + b"y" * 9000 + b"\n")
     sys.exit(3)
+if kind == "warns":
+    log.take_over()
+    warned = logging.getLogger("llm_mlx_promptcache.cache.disk.store")
+    warned.warning("%s can't be written\n\x1b[31m", "/its/cache")
+    warned.error("no warning")
 if kind == "killed":
     os.kill(os.getpid(), 9)
 if kind == "deaf":

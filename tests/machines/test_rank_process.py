@@ -89,6 +89,12 @@ def test_one_that_says_nothing_of_itself_is_not_waited_for(rank, kind):
         rank(kind).hello(time.monotonic() + 0.5)
 
 
+def test_its_warnings_are_ours_by_its_host(rank, caplog, capfd):
+    rank("warns").end(LONG)
+    assert caplog.messages == ["127.0.0.1: /its/cache can't be written [31m"]
+    assert "no warning" in capfd.readouterr().err
+
+
 def test_one_that_can_not_be_started_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(rank_process, "rank_command", lambda *_: [str(tmp_path / "gone")])
     with pytest.raises(RankFailed, match=r"can't be started \(No such file or directory\)"):

@@ -77,6 +77,16 @@ def test_one_that_is_served_is_not_served_again(tiny):
     assert "mlx-cached/tiny is served already; give the model that it is" in errors
 
 
+def test_p8_clear_says_what_it_can_not_reach(home):
+    home.serve("away", hosts=written(home.folder / "local.json", local()))
+    home.ours("stop", "away")
+    _, errors = home.ours("clear")
+    assert (
+        "away is not served now: what it has on other machines stays; clear it there"
+        in errors.splitlines()
+    )
+
+
 def test_stop_ends_all_ranks_and_says_how_to_start_them(home):
     home.serve("stopped", hosts=written(home.folder / "local.json", local()))
     before = set(home.processes())
@@ -189,11 +199,31 @@ def test_what_is_served_is_not_removed(tiny):
     assert errors == "Error: mlx-cached/tiny is served now; llm mlx-cached stop tiny ends it"
 
 
-def test_what_is_served_holds_what_clear_can_not_reach(tiny):
-    _, errors = tiny.ours("clear", status=1)
+def test_p8_clear_clears_what_the_ranks_hold(tiny):
+    """Their memory, and their disks, which are one here."""
+    asked = ("-m", "mlx-cached/tiny", "-o", "max_tokens", "4", "Hello the capital of the light")
+    tiny.llm(*asked)
+    tiny.llm(*asked)
+    log = ("logs", "-n", "1", "--json")
+    assert json.loads(json.loads(tiny.llm(*log)[0])[0]["token_details"])["cached"] > 0
+    assert tiny.ours("clear", "--model", "tiny", "--older-than", "1d")[0] == "freed 0 B"
+    told = tiny.told("clear", "--model", "tiny")
+    assert min(told["freed"], told["freed_memory"]) > 0
+    assert [one for one in tiny.told("tree") if one["model"] == tiny.model] == []
+    assert tiny.told("clear") == {"freed": 0, "freed_memory": 0}
+    tiny.llm(*asked)
+    details = json.loads(json.loads(tiny.llm(*log)[0])[0]["token_details"] or "{}")
+    assert not details.get("cached")
+
+
+def test_p8_a_part_s_namespace_is_no_name_for_all_parts(tiny):
+    tiny.llm("-m", "mlx-cached/tiny", "-o", "max_tokens", "4", "Hello the capital")
+    namespace = next(one["namespace"] for one in tiny.told("tree", "--model", "tiny"))
+    _, errors = tiny.ours("clear", "--model", namespace, status=1)
     assert errors.splitlines()[-1] == (
-        "Error: tiny is served over several machines, whose memory is not cleared: llm mlx-cached"
-        " stop tiny, then clear once more, here and on each of them"
+        "Error: tiny is served over several machines, and is not cleared there (each rank's part"
+        " has another namespace: give the model's name): llm mlx-cached stop tiny, then clear here"
+        " and on each of them"
     )
 
 
