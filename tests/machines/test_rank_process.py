@@ -90,7 +90,9 @@ def test_one_that_says_nothing_of_itself_is_not_waited_for(rank, kind):
 
 
 def test_its_warnings_are_ours_by_its_host(rank, caplog, capfd):
-    rank("warns").end(LONG)
+    process = rank("warns")
+    process.close()
+    process.end(LONG)
     assert caplog.messages == ["127.0.0.1: /its/cache can't be written [31m"]
     assert "no warning" in capfd.readouterr().err
 
