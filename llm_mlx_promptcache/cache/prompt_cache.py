@@ -244,6 +244,15 @@ class PromptCache(CacheView):
             elif not stored:
                 raise ValueError(f"nothing is pinned that ends after these {len(ids)} tokens")
 
+    def set_pinned(self, namespace: str, tokens: Iterable[int], *, pinned: bool) -> bool:
+        """`pin` or `unpin` a prefix that memory or the store has; False where neither does."""
+        ids = _checked(tokens)
+        try:
+            (self.pin if pinned else self.unpin)(namespace, ids)
+        except ValueError:  # not all of it is in memory
+            return self._store.pin(namespace, ids, pinned=pinned)
+        return True
+
     def trim_to(self, *, memory_bytes: int | str | None = None, spans: int | None = None) -> None:
         """Evict until memory is within these limits; pinned and leased spans stay."""
         most = self._budget.limits.nbytes if memory_bytes is None else memory_bytes

@@ -100,7 +100,7 @@ class _Host:
 
     @property
     def not_cleared(self) -> str:
-        """What of it is not cleared, and what to do; "" where all is."""
+        """The part of it that is not cleared, and what to do; "" where all is."""
         stop = "llm mlx-cached stop"
         if self.why and not self.served:
             return (

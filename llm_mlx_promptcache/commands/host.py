@@ -91,14 +91,17 @@ def _none(name: str | None) -> str:
 
 
 def seen_by_host(
-    ask: Mapping[str, Any], otherwise: str = "what it has in memory is not shown"
+    ask: Mapping[str, Any],
+    otherwise: str = "what it has in memory is not shown",
+    *,
+    served: str = "",
 ) -> Mapping[str, Any] | None:
-    """The host's result; None if there is none, or none that answers.
+    """The host's result, or that of a model that is served; None if there is none that answers.
 
     The reason is one line on stderr, with its consequence.
     """
     try:
-        return asked(ask)
+        return asked(ask, served)
     except EndedMeanwhile:
         return None
     except (HostUnavailable, HostStopped) as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine.pool import disk_store
+from ..host.served import served_names
 from ..host.shown_span import ShownSpan
 from .host import seen_by_host
 from .shown import TreeLine, counted, json_option, quoted, show_json, show_tree, stored_name
@@ -62,7 +63,9 @@ def unpin(*, span: str, as_json: bool) -> None:
 def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     store = disk_store()
     ask = {"ask": "pin", "id": name, "pinned": pinned}
-    told = seen_by_host(ask, "nothing of its memory is pinned or unpinned")
+    told = _told_by_served(ask)
+    if told is None:
+        told = seen_by_host(ask, "nothing of its memory is pinned or unpinned")
     listing = store.listing()
     found = listing.named(name)
     if told is not None and told.get("found") == 1:
@@ -81,6 +84,15 @@ def _set_pinned(name: str, *, pinned: bool, as_json: bool) -> None:
     if not any(s.file_id == span.file_id and s.pinned == pinned for s in store.listing().spans):
         raise click.ClickException(f"the span {span.id} was evicted meanwhile")
     _tell_pinned(span.file_id, len(path), pinned=pinned, as_json=as_json)
+
+
+def _told_by_served(ask: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The result of a model over several machines, if the span is its part; else None."""
+    for name in served_names():
+        told = seen_by_host(ask, f"nothing of {name} is pinned or unpinned", served=name)
+        if told is not None and told.get("found") == 1:
+            return told
+    return None
 
 
 def _tell_pinned(file_id: str, tokens: int, *, pinned: bool, as_json: bool) -> None:

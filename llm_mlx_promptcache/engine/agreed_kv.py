@@ -54,6 +54,14 @@ class AgreedKV(KVManager):
                 f"another rank holds less than the {len(path)} tokens to pin; it has no memory left"
             )
 
+    def set_pinned(self, namespace: str, path: array[int], *, pinned: bool) -> bool | None:
+        """`KVManager.set_pinned`, on all ranks at once; False on all where one of them can't."""
+        own = bool(super().set_pinned(namespace, path, pinned=pinned))
+        alike = bool(self._ranks.agree(own)[0][0])
+        if own and pinned and not alike:
+            super().set_pinned(namespace, path, pinned=False)
+        return alike
+
     def forget(self, days: float | None = None) -> Forgotten:
         """`KVManager.forget`, on all ranks at once; what all of them freed."""
         own = super().forget(days)

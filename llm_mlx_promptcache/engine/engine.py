@@ -175,7 +175,7 @@ class Engine:
         return self._model is not ModelState.LOADED
 
     def between_steps(self, work: Callable[[Scheduler], T]) -> T | None:
-        """What some work on its thread comes to, done between two steps; None without a model.
+        """Have its thread do some work between two steps; None without a model.
 
         RuntimeError while the model is being loaded; what goes wrong in the work is raised here.
         """

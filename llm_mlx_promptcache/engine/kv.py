@@ -263,6 +263,13 @@ class KVManager:
         if self.keeps(handle.prepared):
             self._cache.pin(self._namespace(handle), path)
 
+    def set_pinned(self, namespace: str, path: array[int], *, pinned: bool) -> bool | None:
+        """Keep a stored path from eviction, or no longer; False where it is not there.
+
+        None where the namespace is none that this model was asked in.
+        """
+        return self._cache.set_pinned(namespace, path, pinned=pinned)
+
     def forget(self, days: float | None = None) -> Forgotten:
         """Forget all that is kept of this model, or what was unused for so many days."""
         return self._cache.forget(model=self._name, days=days)

@@ -156,6 +156,8 @@ class LedKV(AgreedKV):
         self._leader = leader
         # Of each handle that the others hold, the path that they know.
         self._told: dict[int, array[int]] = {}
+        # Of each namespace here what it is made of; the others' have other names.
+        self._made_of: dict[str, dict[str, Any]] = {mine.identity: {"salt": "", "kv": None}}
         self._rests = True
 
     def lease(
@@ -223,6 +225,15 @@ class LedKV(AgreedKV):
         self._told.pop(handle.number, None)
         super().drop(handle)
 
+    def set_pinned(self, namespace: str, path: array[int], *, pinned: bool) -> bool | None:
+        """`KVManager.set_pinned`, on all ranks; None for a namespace not asked in since then."""
+        made_of = self._made_of.get(namespace)
+        if made_of is None:
+            return None
+        self._leader.tell("set_pinned", ids=path.tolist(), pinned=pinned, **made_of)
+        with self._leader.doing():
+            return super().set_pinned(namespace, path, pinned=pinned)
+
     def forget(self, days: float | None = None) -> Forgotten:
         """`KVManager.forget`, on all ranks."""
         self._leader.tell("forget", days=days)
@@ -257,6 +268,9 @@ class LedKV(AgreedKV):
             "disk": request.on_disk,
             "limit": prepared.limit,
         }
+        made_of = {name: asked[name] for name in ("salt", "kv")}
+        self._made_of[prepared.namespace] = made_of
+        self._made_of[prepared.plain_namespace] = {**made_of, "kv": None}
         self._leader.tell(do, h=number, ids=ids.tolist(), ends=ends, **asked, **facts)
         self._told[number] = ids
         return number

@@ -77,7 +77,7 @@ class Scheduler:
 
     @property
     def kv(self) -> KVManager:
-        """What is leased and kept, for what is done between two steps."""
+        """Leases and what is kept, for work between two steps."""
         return self._kv
 
     @property

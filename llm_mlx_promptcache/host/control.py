@@ -103,19 +103,29 @@ def pin(ask: Mapping[str, Any]) -> Mapping[str, Any]:
     `found` is the number of spans whose ids begin like this; unless it is 1, nothing is done.
     Spans kept off the disk are pinned in memory alone.
     """
-    name, pinned = str(ask.get("id", "")), ask.get("pinned") is True
-    cache, store = cache_in_use(), disk_store()
-    listing = store.listing()
-    meant = [NamedSpan(s.file_id, s.namespace, listing.path(s)) for s in listing.named(name)]
-    if cache is not None and not meant:
-        meant = MemoryTree(cache, listing).named(name)
+    pinned, meant, cache = ask.get("pinned") is True, to_pin(ask), cache_in_use()
     if len(meant) != 1:
         return {"found": len(meant)}
-    ((span_id, namespace, path),) = meant
+    ((_, namespace, path),) = meant
     if cache is not None:
         with suppress(ValueError):  # not all of it is in memory: the disk may have it
             _beside(partial(cache.pin if pinned else cache.unpin, namespace, path))
-    store.pin(namespace, path, pinned=pinned)
+    disk_store().pin(namespace, path, pinned=pinned)
+    return pinned_span(meant[0])
+
+
+def to_pin(ask: Mapping[str, Any]) -> list[NamedSpan]:
+    """The spans whose ids begin as the ask says, on the disk, or else in memory alone."""
+    name, cache, listing = str(ask.get("id", "")), cache_in_use(), disk_store().listing()
+    meant = [NamedSpan(s.file_id, s.namespace, listing.path(s)) for s in listing.named(name)]
+    if cache is not None and not meant:
+        meant = MemoryTree(cache, listing).named(name)
+    return meant
+
+
+def pinned_span(span: NamedSpan) -> Mapping[str, Any]:
+    """The answer to an ask that pinned or unpinned the path to a span."""
+    span_id, namespace, path = span
     return {"found": 1, "id": span_id, "namespace": namespace, "path": path.tolist()}
 
 

@@ -13,7 +13,7 @@ from ..config import MODEL_ID
 from ..engine.engine import Engine
 from ..engine.pool import cache_in_use, disk_store, hold_engine
 from ..engine.ranks import EXIT_STATUS
-from ..host.control import HANDLERS, to_clear
+from ..host.control import HANDLERS, pinned_span, to_clear, to_pin
 from ..host.life import Life, Signs
 from ..host.served import remember_end
 from ..host.server import Server
@@ -50,7 +50,7 @@ class GroupServer(Server):
         self._lead = Lead(order, self._ranks_ended)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.reference = f"{SERVED}{order.name}"
-        self._handlers = {**HANDLERS, "clear": self._cleared}
+        self._handlers = {**HANDLERS, "clear": self._cleared, "pin": self._pinned}
         self._engine = hold_engine(self.reference, self._loaded)
 
     async def serve(self, listening: socket.socket) -> None:
@@ -110,6 +110,25 @@ class GroupServer(Server):
         if freed is None:
             raise RuntimeError("its model is not loaded yet")
         return freed._asdict()
+
+    def _pinned(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Pin or unpin the path to a span on all ranks; `found` is 0 for one that is not theirs."""
+        pinned, meant = ask.get("pinned") is True, to_pin(ask)
+        if len(meant) != 1:
+            return {"found": len(meant)}
+        (_, namespace, path), model = meant[0], f"{MODEL_ID}/{self._order.name}"
+        done = self._engine.between_steps(
+            lambda scheduler: scheduler.kv.set_pinned(namespace, path, pinned=pinned)
+        )
+        if done is None:
+            return {"found": 0}
+        if not done:
+            what = "pinned on none" if pinned else "not unpinned on all"
+            raise ValueError(
+                f"a rank of {model} has less than the {len(path)} tokens before the end of that"
+                f" span, so it is {what} of them"
+            )
+        return pinned_span(meant[0])
 
     def _is_part(self, namespace: str) -> bool:
         """True if a namespace of what is served here begins so, in memory or on the disk."""

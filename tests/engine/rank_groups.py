@@ -121,7 +121,8 @@ class RankGroup:
 
     def ready(self):
         for one in self.ranks:
-            assert one.line() == {"ready": True}
+            told = one.line()
+            assert told == {"ready": True}, told
         return self
 
     def forget(self):

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from readers import Reader, planner_of, steady_clock  # noqa: E402
 
 from llm_mlx_promptcache.cache.disk.files import Files  # noqa: E402
 from llm_mlx_promptcache.cache.disk.store import DiskStore  # noqa: E402
-from llm_mlx_promptcache.cache.identity import Identity  # noqa: E402
+from llm_mlx_promptcache.cache.identity import Identity, namespace_of  # noqa: E402
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache  # noqa: E402
 from llm_mlx_promptcache.engine.followers import FollowerParts, follow, rank_identity  # noqa: E402
 from llm_mlx_promptcache.engine.group import Deadlines, Group, GroupEnded  # noqa: E402
@@ -198,6 +199,14 @@ def forget(scheduler, cache, ranks, counted, command):
     return {"freed": scheduler.kv.forget()}
 
 
+def set_pinned(scheduler, cache, ranks, counted, command):
+    """Pin or unpin the longest path in memory of a salt, on all ranks."""
+    namespace = namespace_of(scheduler.kv._identity, command["salt"])
+    paths = [one.tokens for one in cache.paths() if one.namespace == namespace]
+    path = max(paths, key=len, default=array("I", [1]))
+    return {"done": scheduler.kv.set_pinned(namespace, path, pinned=command["pinned"])}
+
+
 def seen(scheduler, cache, ranks, counted, command):
     return {"seen": [list(one) for one in ranks.seen()]}
 
@@ -208,7 +217,7 @@ def stats(scheduler, cache, ranks, counted, command):
     return {"stats": counted, "check": cache.check()}
 
 
-COMMANDS = {"ask": ask, "forget": forget, "seen": seen, "stats": stats}
+COMMANDS = {"ask": ask, "forget": forget, "set_pinned": set_pinned, "seen": seen, "stats": stats}
 
 if __name__ == "__main__":
     try:

@@ -8,6 +8,7 @@ from rank_groups import RankGroup
 from readers import MAGIC, request
 from whole_models import SYSTEM, TURNS, Chat, Whole, same
 
+from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine.leading import NO_DRAFTS
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
@@ -195,6 +196,28 @@ def test_law_18_a_full_disk_of_one_rank_costs_no_answer(whole, pair, switch):
     for said in TURNS[1:]:
         before = chat.before
         assert chat.say(said).usage.cached >= before
+
+
+def test_law_18_a_span_is_pinned_on_every_rank_or_on_none(whole, pair, disks, switch):
+    def pins():
+        listings = (DiskStore(disks / rank / "spans").listing() for rank in "01")
+        return [sum(span.pinned for span in listing.spans) for listing in listings]
+
+    def set_pinned(salt, *, pinned):
+        pair.head.say(do="set_pinned", salt=salt, pinned=pinned)
+        return pair.head.line()["done"]
+
+    Chat(whole, pair, cache_salt="pins").say(TURNS[0])
+    before = pins()
+    assert set_pinned("pins", pinned=True)
+    assert pins() == [number + 1 for number in before]
+    assert set_pinned("pins", pinned=False)
+    assert pins() == before
+    assert set_pinned("nobody asked", pinned=True) is None
+    switch("skip")
+    Chat(whole, pair, cache_salt="half").say(TURNS[0])
+    assert set_pinned("half", pinned=True) is False
+    assert pins() == before
 
 
 def spans_of(disks):

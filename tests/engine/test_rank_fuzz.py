@@ -14,6 +14,7 @@ from llm_mlx_promptcache.engine.wire import to_json
 
 # So many seconds more of it: RANK_FUZZ=1800 python -m pytest -m soak tests/engine/test_rank_fuzz.py
 SECONDS = float(os.environ.get("RANK_FUZZ", "0"))
+SILENCE = 8.0  # seconds: more than a busy machine keeps a rank waiting
 ERRORS = ("kill", "stop", "memory", "cut", "dark", "skew")
 
 
@@ -25,7 +26,7 @@ def a_fault(folder, disks, chat, random_):
     if error == "skew":  # rank 0 tells the prompts: it can't be told others
         own = {1: {"skew": True}}
     through = random_.choice(("words", "model")) if error == "dark" else ""
-    deadlines = {"silence": 3.0, "step": 20.0}
+    deadlines = {"silence": SILENCE, "step": 30.0}
     with RankGroup(folder, disks, own=own, through=through, deadlines=deadlines) as group:
         group.ready()
         asked = [
