@@ -3,6 +3,7 @@
 import select
 import socket
 import threading
+from contextlib import suppress
 
 
 class DarkLine:
@@ -43,10 +44,11 @@ class DarkLine:
             sock.close()
 
     def _take(self, ways):
-        near, _ = self._sock.accept()
-        try:
-            far = socket.create_connection(("127.0.0.1", self._target))
-        except OSError:  # nobody listens there yet: who asked tries again
+        near, far = self._sock.accept()[0], None
+        while far is None and not self._ended.wait(0.02):
+            with suppress(OSError):  # nobody listens there yet
+                far = socket.create_connection(("127.0.0.1", self._target))
+        if far is None:
             near.close()
             return
         for one, other in ((near, far), (far, near)):
