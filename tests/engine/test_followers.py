@@ -189,15 +189,6 @@ def test_law_18_a_rank_that_keeps_less_than_it_should_is_noticed(whole, pair, sw
     assert chat.say("And tomorrow?").usage.cached >= answer.usage.prompt
 
 
-def test_law_18_a_full_disk_of_one_rank_costs_no_answer(whole, pair, switch):
-    chat = Chat(whole, pair, cache_salt="full")
-    chat.say(TURNS[0])
-    switch("full")
-    for said in TURNS[1:]:
-        before = chat.before
-        assert chat.say(said).usage.cached >= before
-
-
 def test_law_18_a_span_is_pinned_on_every_rank_or_on_none(whole, pair, disks, switch):
     def pins():
         listings = (DiskStore(disks / rank / "spans").listing() for rank in "01")
@@ -256,3 +247,13 @@ def test_law_18_each_rank_holds_its_part(pair):
     assert (head[0], head[1], other[0], other[1]) == (0, "mac0", 1, "mac1")
     assert other[2] < 10
     assert min(head[3], other[3]) > 0
+
+
+def test_law_18_a_full_disk_of_one_rank_costs_no_answer(whole, pair, switch):
+    """The last of all: nothing more is written to it for a while."""
+    chat = Chat(whole, pair, cache_salt="full")
+    chat.say(TURNS[0])
+    switch("full")
+    for said in TURNS[1:]:
+        before = chat.before
+        assert chat.say(said).usage.cached >= before
