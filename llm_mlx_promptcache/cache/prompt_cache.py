@@ -246,7 +246,7 @@ class PromptCache(CacheView):
 
     def set_pinned(self, namespace: str, tokens: Iterable[int], *, pinned: bool) -> bool:
         """`pin` or `unpin` a prefix that memory or the store has; False where neither does."""
-        ids = _checked(tokens)
+        ids = checked(tokens)
         try:
             (self.pin if pinned else self.unpin)(namespace, ids)
         except ValueError:  # not all of it is in memory
@@ -312,10 +312,6 @@ class PromptCache(CacheView):
             self._tree.clear()
             self._memory.namespaces.layouts.clear()
             self._writer.count_uses()
-
-    def has_stored(self, model: str) -> bool:
-        """True if the store has anything of a model, by its label."""
-        return any(label == model for label, _, _ in self._store.by_model())
 
     def forget(self, *, model: str | None = None, days: float | None = None) -> Forgotten:
         """Forget, in memory and in the store, all that is not younger, pinned or not.

@@ -152,6 +152,10 @@ class CacheView:
         """True if there is a store to write to."""
         return self._saving
 
+    def has_stored(self, model: str) -> bool:
+        """True if the store has anything of a model, by its label."""
+        return any(label == model for label, _, _ in self._store.by_model())
+
     def moment(self) -> Moment:
         """Now, for layers that are made now and come back with `insert_path`."""
         return Moment(device.failures(), self._forgetter.forgetting.count)

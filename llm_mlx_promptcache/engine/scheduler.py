@@ -28,6 +28,7 @@ from .chunks import Beside
 from .decode import Decode
 from .events import Progress
 from .intake import Intake
+from .kv import KVManager
 from .parts import LoadReport, Parts
 from .prefill import Prefill
 from .sequence import Reader, Sequence
