@@ -106,7 +106,7 @@ def test_p8_an_idle_engine_holds_no_request(scheduler_of):
     working, _ = engine._turn(None, closing=False)
     while working.busy:
         working, _ = engine._turn(working, closing=False)
-    assert events[-1] is None
+    assert events[-1] == (None,)
     events.clear()
     gc.collect()
     assert gone() is None
