@@ -36,7 +36,8 @@ from llm_mlx_promptcache.models.identities import identify  # noqa: E402
 
 
 def told(**what):
-    print(json.dumps(what), flush=True)
+    """Say it in one piece: the line's thread may say why it ends beside the main one."""
+    os.write(1, f"{json.dumps(what)}\n".encode())
 
 
 def ended(why):

@@ -114,7 +114,7 @@ def test_law_18_what_a_full_disk_did_not_take_is_computed_again_after_a_restart(
 def test_law_18_a_rank_that_is_gone_while_mlx_meets_leaves_none_that_hangs(folder, tmp_path):
     """MLX accepts for ever then, and no thread of Python runs meanwhile."""
     with RankGroup(folder, tmp_path, own={1: {"gone": True}}, deadlines={"joining": 3.0}) as group:
-        assert group.ranks[1].wait() == -signal.SIGKILL
+        assert group.ranks[1].wait() not in (0, EXIT_STATUS)  # it was killed
         assert group.head.wait(30) != 0
 
 
