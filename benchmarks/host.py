@@ -156,15 +156,12 @@ def eight(home: Home) -> dict[str, float]:
     for log, question in enumerate(questions[:AT_ONCE]):
         home.llm(*system, question, *_options(_ANSWER), log=log)
     row = [home.logged(log) for log in range(AT_ONCE)]
-    # Each has a log of its own: llm's log may be locked when eight write to it.
+    # The first two answers of a model together try whether it batches well: once a model.
+    at_once(home, ("-m", "mlx-cached", *off), questions[:2])
     others = ("-m", "mlx-cached", *off, "-s", text(400, start=1000))
-    processes = [
-        home.start(*others, question, *_options(_ANSWER), log=log)
-        for log, question in enumerate(questions[AT_ONCE:])
-    ]
-    for process in processes:
-        process.communicate()
-        assert process.returncode == 0
+    before = sum(os.times()[2:4])
+    at_once(home, others, questions[AT_ONCE:])
+    took_themselves = sum(os.times()[2:4]) - before
     together = [home.logged(log) for log in range(AT_ONCE)]
     drafting = ("-m", "mlx-cached", "-s", text(400, start=2000))
     for log, question in enumerate(questions[:AT_ONCE]):
@@ -176,16 +173,30 @@ def eight(home: Home) -> dict[str, float]:
         sum(entry["output_tokens"] for entry in entries) / sum(map(lasted, entries))
         for entries in (row, drafted)
     )
-    at_once = sum(entry["output_tokens"] for entry in together) / span(together)
+    rate = sum(entry["output_tokens"] for entry in together) / span(together)
     return {
         "row": alone,
-        "together": at_once,
+        "together": rate,
         "drafted": with_drafts / alone,
-        "gain": at_once / alone,
+        "gain": rate / alone,
+        "seconds": span(together),
+        "llms": took_themselves / (os.cpu_count() or 1),
         "prefilled": prefilled,
         "prompt": prompt,
         "loads": sum(seconds_loading(entry) > 0 for entry in together + row),
     }
+
+
+def at_once(home: Home, asked: Sequence[str], questions: Sequence[str]) -> None:
+    """An `llm` for each question, all started together, each with a log of its own."""
+    # llm's log may be locked when eight write to it.
+    processes = [
+        home.start(*asked, question, *_options(_ANSWER), log=log)
+        for log, question in enumerate(questions)
+    ]
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
 
 
 def details(entry: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +308,8 @@ def bars(found: dict[str, Any]) -> list[Bar]:
             None,
             2.0,
         ),
+        Bar("seconds of these eight at once, from the first accepted", many["seconds"]),
+        Bar("seconds of all processors that eight `llm` take themselves", many["llms"]),
         Bar("eight in a row with drafts, of those without", many["drafted"]),
         Bar(
             "tokens prefilled for the eight, of a prompt of " + f"{many['prompt']:.0f}",
