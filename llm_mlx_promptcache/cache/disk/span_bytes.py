@@ -74,11 +74,14 @@ class SpanBytes:
 
         A few bytes are asked for, the last one first: more questions would spoil a cold read.
         """
+        without_waiting: int | None = getattr(os, "RWF_NOWAIT", None)
+        if without_waiting is None:
+            return False
         try:
             for part in range(_ASKED, 0, -1):
                 at = (self.size - 1) * part // _ASKED
-                os.preadv(self._descriptor, [bytearray(1)], at, os.RWF_NOWAIT)
-        except (AttributeError, OSError):  # not there, or a system that can't say
+                os.preadv(self._descriptor, [bytearray(1)], at, without_waiting)
+        except OSError:  # not there, or on a file system that can't say
             return False
         return True
 
