@@ -18,6 +18,7 @@ from played_layers import FAMILIES, layers_of, same
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.insertion import Insertion, Rows
 from llm_mlx_promptcache.cache.layers.layout import layout_of
+from llm_mlx_promptcache.cache.memory.leaf_order import LeafOrder
 from llm_mlx_promptcache.cache.memory.limits import Limits
 from llm_mlx_promptcache.cache.memory.order import CacheOrder
 from llm_mlx_promptcache.cache.memory.span_tree import SpanTree
@@ -274,6 +275,8 @@ class Crowd:
         self.leases.clear()
         self.cache.trim_to(memory_bytes=0)
         assert self.held() == 0
+        for order in (one for one in gc.get_objects() if isinstance(one, LeafOrder)):
+            order._sweep()  # tickets that are no longer valid: up to as many as entries
         # SQLite's connections keep up to 200 references each to cursors that are gone.
         alive = [o for o in gc.get_objects() if type(o) is not weakref.ref or o() is not None]
         return Counter(type(o).__name__ for o in alive), descriptors(), threads()

@@ -99,7 +99,7 @@ def test_a_request_waits_for_no_more_than_the_chunk_that_runs(world):
         assert told.wait(60)
         computed.append(world.computed)
         following = asked(QUESTION, replied(first.last), "And three?")
-        world.engine._submit(engines._Job(following, outputs.append))
+        world.engine._submit(engines._Job(following, outputs.extend))
 
     world.model.happens = come
     for event in world.engine.generate(first.request):
