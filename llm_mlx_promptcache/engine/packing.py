@@ -21,6 +21,30 @@ _END_SECONDS: Final = 2.0  # that the end waits for a step; one takes a hundredt
 _log = logging.getLogger(__name__)
 
 
+class PackingSteps:
+    """One packing after another, a step at a time; what is unfinished goes on the next time."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
+        self._begin = begin
+        self._steps: Iterator[Any] | None = None
+
+    def take(self) -> bool:
+        """Take a step; False if nothing is left to do."""
+        if self._steps is None:
+            self._steps = self._begin()
+        try:
+            if next(self._steps, None) is None:
+                self._steps = None
+        except Exception as error:  # the process has more to do than this
+            self._steps = None
+            _log.warning("files of the disk cache could not be packed: %s", error)
+        return self._steps is not None
+
+    def drop(self) -> None:
+        """Leave the packing under way; its file is removed."""
+        self._steps = None
+
+
 class PackingThread:
     """The packing of this process: begun while nobody asks, paused by whoever does.
 
@@ -36,7 +60,7 @@ class PackingThread:
     def _start(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._steps: Iterator[Any] | None = None
+        self._steps = PackingSteps(self._begun)
         self._thread: threading.Thread | None = None
         self._wanted = False
 
@@ -69,13 +93,13 @@ class PackingThread:
         if thread is not None:
             thread.join(_END_SECONDS)
         if thread is None or not thread.is_alive():
-            self._steps = None  # its file is removed
+            self._steps.drop()
 
     def _run(self) -> None:
         try:
             with alone() as may:
                 while self._goes_on(may=may):
-                    if not self._step():
+                    if not self._steps.take():
                         self._wanted = False
         except OSError as error:
             _log.warning("files of the disk cache could not be packed: %s", error)
@@ -88,18 +112,6 @@ class PackingThread:
             if not goes_on:
                 self._wanted, self._thread = False, None
             return goes_on
-
-    def _step(self) -> bool:
-        """Take a step; False if nothing is left to do."""
-        if self._steps is None:
-            self._steps = self._begun()
-        try:
-            if next(self._steps, None) is None:
-                self._steps = None
-        except Exception as error:  # the process has more to do than this
-            self._steps = None
-            _log.warning("files of the disk cache could not be packed: %s", error)
-        return self._steps is not None
 
 
 def packing_steps(rested: float) -> Iterator[Any]:

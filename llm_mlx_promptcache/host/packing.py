@@ -7,16 +7,14 @@ comes meanwhile waits for no more than that.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ..engine.packing import REST_SECONDS, alone, packing_steps
+from ..engine.packing import REST_SECONDS, PackingSteps, alone, packing_steps
 
 LOOK_SECONDS: Final = 30.0  # between two looks for files to pack
 _LAST_SECONDS: Final = 1.0  # of the process: `stop` waits ten in all
-_log = logging.getLogger(__name__)
 
 
 def _steps() -> Iterator[Any]:
@@ -29,7 +27,7 @@ class IdlePacking:
 
     def __init__(self, idle: Callable[[], bool]) -> None:
         self._idle = idle
-        self._steps: Iterator[Any] | None = None
+        self._steps = PackingSteps(lambda: _steps())
         self._lived_long = False
 
     async def run(self, over: asyncio.Event) -> None:
@@ -52,17 +50,8 @@ class IdlePacking:
         with alone() as may:
             while may and self._lived_long and time.monotonic() < until:
                 may = self._step()
-        self._steps = None
+        self._steps.drop()
 
     def _step(self) -> bool:
-        """One step; False where there is nothing to do."""
         self._lived_long = True
-        if self._steps is None:
-            self._steps = _steps()
-        try:
-            if next(self._steps, None) is None:
-                self._steps = None
-        except Exception as error:  # the host has more to do than this
-            self._steps = None
-            _log.warning("files of the disk cache could not be packed: %s", error)
-        return self._steps is not None
+        return self._steps.take()
