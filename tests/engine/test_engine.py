@@ -256,9 +256,9 @@ def test_who_waits_no_longer_for_memory_does_not_find_the_model_gone(folder, mon
     loads, cache, may_go_on = [], PromptCache("100MB"), threading.Event()
     settle = Scheduler.settle
 
-    def slow(scheduler, last=False):
+    def slow(scheduler, **last):
         assert may_go_on.wait(60)
-        settle(scheduler, last)
+        settle(scheduler, **last)
 
     def load(_):
         loads.append(folder)
