@@ -113,7 +113,7 @@ def test_no_more_are_asked_at_once_than_was_said(run, engine):
     # With two at once the third is asked only when one is through; nobody waits for it.
     engine.behind = {"b": "a"}
     run(prompts("a", "b", "c", "d"), "-j", "2")
-    assert engine.asked == ["a", "b", "c", "d"]
+    assert (sorted(engine.asked[:2]), engine.asked[2:]) == (["a", "b"], ["c", "d"])
     engine.asked.clear()
     engine.ended.clear()
     run(prompts("e", "f"), "-j", "1")
