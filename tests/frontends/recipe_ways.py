@@ -147,7 +147,7 @@ def stamp_in_message(chat: ChatMLXCached) -> None:
         history = said(chat, history, f"{question(n)} (It is 12:{n:02} now.)")
 
 
-@way("documents", "in the system prompt, other ones for each question")
+@way("documents", "in the system prompt, others for each question")
 def documents_in_system(chat: ChatMLXCached) -> None:
     history: list[BaseMessage] = []
     for n in range(TURNS):
@@ -155,7 +155,7 @@ def documents_in_system(chat: ChatMLXCached) -> None:
         history = said(chat, [system, *history], question(n))[1:]
 
 
-@way("documents", "in the user's message, and left out of the history")
+@way("documents", "in the user's message, and removed from the history")
 def documents_left_out(chat: ChatMLXCached) -> None:
     history: list[BaseMessage] = [SystemMessage(SYSTEM)]
     for n in range(TURNS):
@@ -210,7 +210,7 @@ def tool_of(name: str) -> dict[str, Any]:
 TOOLS = [tool_of(name) for name in ("ship", "quay", "debt", "pilot", "cargo", "wind")]
 
 
-@way("tools", "those that each question needs")
+@way("tools", "only those that each question needs")
 def tools_chosen(chat: ChatMLXCached) -> None:
     history: list[BaseMessage] = [SystemMessage(SYSTEM)]
     for n in range(TURNS):
@@ -268,14 +268,14 @@ def under_another(chat: ChatMLXCached) -> None:
         said(chat, [SystemMessage(role), *history[1:]], question(9))
 
 
-@way("sub-agents and forks", "the conversation itself, gone on with by each", best=True)
+@way("sub-agents and forks", "the conversation itself, continued by each", best=True)
 def forked(chat: ChatMLXCached) -> None:
     history = talked(chat)
     for role in ROLES:
         said(chat, history, f"{role} {question(9)}")
 
 
-@way("a history that is cut", "to the newest messages, with each turn")
+@way("a history that is cut", "to the newest messages, each turn")
 def trimmed(chat: ChatMLXCached) -> None:
     history: list[BaseMessage] = [SystemMessage(SYSTEM)]
     for n in range(2 * TURNS):
@@ -284,7 +284,7 @@ def trimmed(chat: ChatMLXCached) -> None:
         history = [*asked, chat.invoke(asked)]
 
 
-@way("a history that is cut", "seldom, and then by half", best=True)
+@way("a history that is cut", "rarely, and then by half", best=True)
 def halved(chat: ChatMLXCached) -> None:
     history: list[BaseMessage] = [SystemMessage(SYSTEM)]
     for n in range(2 * TURNS):
