@@ -92,7 +92,7 @@ def test_the_defaults_that_the_page_names():
     chat = ChatMLXCached()
     assert (chat.temperature, chat.top_p, chat.top_k, chat.repetition_penalty) == (0, 1, 0, 1)
     assert f"has at most {chat.max_tokens} tokens" in PAGE.read_text()
-    told = re.findall(r"(\d+) where nothing is said; (?:`None`|there 100)", PAGE.read_text())
+    told = re.findall(r"(\d+) by default; (?:`None`|ChatMLX: 100)", PAGE.read_text())
     assert set(told) == {str(chat.max_tokens)}
 
 
@@ -116,4 +116,4 @@ def test_the_page_tells_how_long_an_answer_may_be():
     page = PAGE.read_text(encoding="utf-8")
     most = ChatMLXCached().max_tokens
     assert f"an answer has at most {most} tokens" in page
-    assert page.count(f"{most} where nothing is said") == 2
+    assert page.count(f"{most} by default") == 2
