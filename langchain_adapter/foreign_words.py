@@ -36,7 +36,7 @@ _OPENAI: Final = {
     "request_timeout": _HALTED,
     "stream_chunk_timeout": _HALTED,
     "openai_api_key": _NO_KEY,
-    "openai_api_base": "there is no server; resident=True uses a process that stays, on this machine",
+    "openai_api_base": "there is no server; resident=True uses a local process that stays",
     "organization": "cache_salt separates users",
     "openai_organization": "cache_salt separates users",
     "user": "cache_salt separates users",
