@@ -106,8 +106,8 @@ def _lines(
     beside = "" if held is None else f"; the host has {held} in memory"
     stored = f"{now['stored']} of {counted(now['prompt'], 'prompt token')}"
     yield f"now: {stored} {'is' if now['stored'] == 1 else 'are'} stored, in spans {spans}{beside}"
-    if now.get("undrafted"):
-        yield f"answers of this model are not drafted: {now['undrafted']}"
+    if why := _undrafted(now["undrafted"]):
+        yield why
     if nearest is None:
         yield "no other stored path begins like this prompt and goes on differently"
         return
@@ -118,3 +118,13 @@ def _lines(
     yield f"  both:        {quoted(nearest['before'], 200)}"
     yield f"  this prompt: {quoted(nearest['prompt'], 200)}"
     yield f"  stored:      {quoted(nearest['stored'], 200)}"
+
+
+def _undrafted(why: str | None) -> str:
+    """The line about drafts; "" where a model's answers are drafted."""
+    if why is None:
+        return (
+            "whether this model's answers are drafted is not known yet: it is tested before its"
+            " first draft"
+        )
+    return f"answers of this model are not drafted: {why}" if why else ""

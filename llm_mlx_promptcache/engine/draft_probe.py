@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import device
-from ..cache.layers.rewinding import can_rewind, kinds_that_stay, marks_of, rewind
+from ..cache.layers.rewinding import kinds_that_stay, marks_of, rewind
 from ..models.errors import one_line
 from ..models.facts import ModelFacts
 from ..models.layers import make_layers, vocab_size_of
@@ -39,21 +39,22 @@ class DraftVerdict(NamedTuple):
 
 
 class DraftProof:
-    """One model's verdict: remembered from an earlier process, or found when first asked."""
+    """One model's verdict: remembered from an earlier process, or found when first asked.
+
+    Layers that can't go back are seen without a pass, so they are a fact once a model is loaded.
+    """
 
     def __init__(self, model: nn.Module, identity: str, facts: ModelFacts) -> None:
         self._model = model
         self._identity = identity
         self._facts = facts
-        self._verdict: DraftVerdict | None = None
+        self._verdict = self._seen()
 
     @property
     def why_not(self) -> str:
         """The reason why this model's answers are not drafted; "" where they are."""
         if self._verdict is None:
-            self._verdict = self._remembered() or self._found()
-            if self._verdict.why:
-                _log.info("this model's answers are not drafted: %s", self._verdict.why)
+            self._verdict = _logged(self._remembered() or self._found())
         return self._verdict.why
 
     @property
@@ -62,17 +63,30 @@ class DraftProof:
         verdict = self._verdict or self._remembered()
         return verdict.why if verdict is not None else ""
 
+    def _seen(self) -> DraftVerdict | None:
+        why = _why_layers_stay(make_layers(self._model))
+        if why and remembered(self._identity, self._facts) != why:
+            self._keep(why)
+        return _logged(DraftVerdict(why)) if why else None
+
     def _remembered(self) -> DraftVerdict | None:
         why = remembered(self._identity, self._facts)
-        if why is None or (not why and not can_rewind(make_layers(self._model))):
-            return None
-        return DraftVerdict(why)
+        return None if why is None else DraftVerdict(why)
 
     def _found(self) -> DraftVerdict:
         verdict = prove(self._model)
         if verdict.lasting:
-            self._facts.put(self._identity, _KIND, {"why": verdict.why})
+            self._keep(verdict.why)
         return verdict
+
+    def _keep(self, why: str) -> None:
+        self._facts.put(self._identity, _KIND, {"why": why})
+
+
+def _logged(verdict: DraftVerdict) -> DraftVerdict:
+    if verdict.why:
+        _log.info("this model's answers are not drafted: %s", verdict.why)
+    return verdict
 
 
 def remembered(identity: str, facts: ModelFacts) -> str | None:
@@ -85,8 +99,8 @@ def remembered(identity: str, facts: ModelFacts) -> str | None:
 def prove(model: nn.Module) -> DraftVerdict:
     """Run a few tokens one by one and several a pass: 21 passes at most. Never raises."""
     layers = make_layers(model)
-    if kinds := kinds_that_stay(layers):
-        return DraftVerdict(f"its layers of kind {', '.join(kinds)[:_MOST_NAMES]} can't go back")
+    if why := _why_layers_stay(layers):
+        return DraftVerdict(why)
     try:
         vocab_size = vocab_size_of(model)
         count = _START + sum(kept for _, kept in _PASSES) + max(wide for wide, _ in _PASSES)
@@ -100,6 +114,12 @@ def prove(model: nn.Module) -> DraftVerdict:
         return DraftVerdict(
             f"its passes over several tokens fail ({one_line(error, 120)})", lasting
         )
+
+
+def _why_layers_stay(layers: list[Any]) -> str:
+    """The reason why layers can't go back behind a draft; "" where they can."""
+    kinds = kinds_that_stay(layers)
+    return f"its layers of kind {', '.join(kinds)[:_MOST_NAMES]} can't go back" if kinds else ""
 
 
 def _singly(model: nn.Module, layers: list[Any], tokens: list[int]) -> dict[int, mx.array]:

@@ -10,6 +10,8 @@ from .drafts import Drafter, joined
 from .kv import KVManager
 from .sequence import Sequence
 
+NO_DRAFTS = "drafts are off where a model runs over several ranks"
+
 
 class Drafting(Protocol):
     """Drafts for the answers of one model."""

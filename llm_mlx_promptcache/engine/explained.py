@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..cache.disk.listing import stored_length
-from ..models.references import is_hub_id, shown
+from ..models.references import is_hub_id, served_name, shown
 
 if TYPE_CHECKING:
     from ..cache.disk.listing import Listing, Parting
@@ -37,8 +37,8 @@ class Explained(NamedTuple):
     """The prompt's tokens, how much of them is stored now, and the nearest other path if any.
 
     `now` has `prompt` and `stored` (counts of tokens), `spans` (ids) and `undrafted` (why this
-    model's answers are not drafted, "" where they are, None where unknown); `nearest` has `at`,
-    `span`, `in`, and the texts `before`, `prompt` and `stored`.
+    model's answers are not drafted, "" where they are, None where that is not known yet); `nearest`
+    has `at`, `span`, `in`, and the texts `before`, `prompt` and `stored`.
     """
 
     ids: Tokens[int]
@@ -62,17 +62,20 @@ def explained(asked: AnsweredPrompt, listing: Listing) -> Explained:
         "prompt": len(ids),
         "stored": stored_length(chain, ids),
         "spans": [span.file_id for span in chain],
-        "undrafted": _undrafted(asked.fingerprint),
+        "undrafted": _undrafted(asked),
     }
     parting = listing.nearest(namespace, ids)
     return Explained(ids, now, parting and _nearest(parting, transcript, tokenizer))
 
 
-def _undrafted(fingerprint: str) -> str | None:
+def _undrafted(asked: AnsweredPrompt) -> str | None:
     from ..models.facts import model_facts
     from .draft_probe import remembered
+    from .drafting import NO_DRAFTS
 
-    return remembered(fingerprint, model_facts())
+    if served_name(asked.reference):
+        return NO_DRAFTS
+    return remembered(asked.fingerprint, model_facts())
 
 
 def tokenizer_here(reference: str) -> TemplateTokenizer:

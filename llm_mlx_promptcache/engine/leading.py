@@ -46,7 +46,7 @@ from .batch_layers import BatchForm
 from .batch_probe import BatchProof, Verdict, prove
 from .batches import Batches
 from .chunks import ChunkPlanner
-from .drafting import NoDrafting
+from .drafting import NO_DRAFTS, NoDrafting
 from .group import GroupEnded
 from .kv import KVHandle
 from .parts import LoadReport, Parts
@@ -57,8 +57,6 @@ from .terms import Terms, settle_terms
 if TYPE_CHECKING:
     from .batch import LayersState
     from .ranks import Ranks
-
-NO_DRAFTS = "drafts are off where a model runs over several ranks"
 
 
 class Leader:

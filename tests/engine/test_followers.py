@@ -10,7 +10,7 @@ from whole_models import SYSTEM, TURNS, Chat, Whole, same
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.engine.leading import NO_DRAFTS
+from llm_mlx_promptcache.engine.drafting import NO_DRAFTS
 from llm_mlx_promptcache.engine.request import GenerationRequest, Sampling
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 

@@ -1,30 +1,10 @@
 """Law 18 over other splits: stages of a pipeline, three ranks, and stages of unequal kinds."""
 
-import dataclasses
-import json
-
-import families
-import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 from rank_groups import RankGroup
 from readers import request
-from tiny_models import write_tiny_llama
+from tiny_models import write_family
 from whole_models import TURNS, Chat, Whole, same
-
-
-def write_family(folder, name, **own):
-    """A family's model on disk, with the tiny tokenizer."""
-    write_tiny_llama(folder)
-    config = json.loads((folder / "config.json").read_text())
-    family = families.BY_NAME[name].with_words(config["vocab_size"])
-    family = dataclasses.replace(family, own={**family.own, **own})
-    weights = dict(tree_flatten(family.build().parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    merged = {**family.config(), "eos_token_id": 2}
-    (folder / "config.json").write_text(json.dumps(merged))
-    return folder
-
 
 SPLITS = {
     "rows in three stages": ("qwen2", {"num_hidden_layers": 4}, 3, "pipeline"),

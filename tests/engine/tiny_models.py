@@ -3,6 +3,7 @@
 They answer nonsense, always the same one for a seed: what matters is that logits differ clearly.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -51,6 +52,21 @@ def write_tiny_llama(
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(context)))
+    return folder
+
+
+def write_family(folder, name, **own):
+    """Write a random model of one of `families.FAMILIES`, with the tiny tokenizer."""
+    import families
+
+    write_tiny_llama(folder)
+    config = json.loads((folder / "config.json").read_text())
+    family = families.BY_NAME[name].with_words(config["vocab_size"])
+    family = dataclasses.replace(family, own={**family.own, **own})
+    weights = dict(tree_flatten(family.build().parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    merged = {**family.config(), "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(merged))
     return folder
 
 

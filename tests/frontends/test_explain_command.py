@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 from llm.migrations import migrate
+from tiny_models import write_family
 
 LIMIT = ("-o", "max_tokens", "4")
 SYSTEM = "the answer of the system"
@@ -83,12 +84,34 @@ def test_tools_are_part_of_the_prompt(bare_home, tiny_llama, show_tools):
     assert found["now"]["prompt"] == found["now"]["stored"] == bare_home.last()["input_tokens"]
 
 
+@pytest.mark.drafts
+@pytest.mark.parametrize("who", ["quick_home", "bare_hosted_home"])
+def test_what_is_known_of_drafts_before_a_models_trial(request, tmp_path, tiny_llama, who):
+    """Layers are seen as a model is loaded; what takes passes is found before its first draft."""
+    home = request.getfixturevalue(who)
+
+    def after_an_answer(of):
+        home.llm("-m", "mlx-cached", "Hello capital", "-o", "max_tokens", str(of))
+        lines = [line for line in home.ours("explain")[0].splitlines() if "drafted" in line]
+        return home.told("explain")["now"]["undrafted"], lines
+
+    home.ours("default", str(write_family(tmp_path / "odd", "deepseek_v41")))
+    why = "its layers of kind LayerCache can't go back"
+    assert after_an_answer(1) == (why, [f"answers of this model are not drafted: {why}"])
+    home.ours("default", str(tiny_llama()))
+    known, (line,) = after_an_answer(1)
+    assert known is None
+    assert "is not known yet" in line
+    after_an_answer(8)
+    assert after_an_answer(8) == ("", [])  # what it said before was tried
+
+
 def test_texts_of_the_prompt_stay_on_their_lines_and_hold_no_commands(asked):
     asked.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello \x1b[2J\nsecond\u202e", *LIMIT)
     out, _ = asked.ours("explain")
     assert "\x1b" not in out
     assert "\u202e" not in out
-    assert len(out.splitlines()) == 7
+    assert len(out.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
