@@ -125,6 +125,8 @@ class Drafter:
         if self._copy is not None:
             return self._copy.sure or self._agreed(self._copy) >= self._needed - 1
         pair = tuple(self._text.tokens[-2:])
+        if len(pair) < 2:  # a template may write a prompt of one token
+            return False
         return pair in self._answer or any(source.behind(pair) for source in self._searched())
 
     def propose(self, path: Tokens[int], token: int, most: int) -> list[int]:
@@ -164,10 +166,17 @@ class Drafter:
         """Catch up with an answer; tokens that were heard and then taken back are forgotten."""
         text = self._text.tokens
         if len(text) > len(path) or (len(text) and path[len(text) - 1] != text[-1]):
-            del text[min(len(path), len(text) - 1) :]
-            self._copy = None
+            self._forget_behind(min(len(path), len(text) - 1))
         for token in path[len(text) :]:
             self._add(token)
+
+    def _forget_behind(self, count: int) -> None:
+        """Keep the first `count` tokens that were heard, and the places up to their end."""
+        del self._text.tokens[count:]
+        for places in self._answer.values():
+            while places and places[-1] > count:
+                places.pop()
+        self._copy = None
 
     def _add(self, token: int) -> None:
         text = self._text.tokens

@@ -6,6 +6,7 @@ see the same window of tokens whether the prompt came from the cache or not.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -28,6 +29,7 @@ class Sampler:
         self._key = _key(sampling)
         self._drawing = drawing_of(sampling, stop_ids)
         self._bias = _bias(sampling)
+        self._forbids = any(amount == -math.inf for _, amount in sampling.logit_bias)
         self._recent: mx.array | None = None
         if sampling.has_penalties and sampling.penalty_window:
             self._recent = mx.array(list(prompt[-sampling.penalty_window :]), mx.int32)
@@ -41,7 +43,8 @@ class Sampler:
         """The next token, [1], from logits [1, vocab_size]; nothing is evaluated."""
         if self._bias is not None:
             ids, amounts = self._bias
-            logits = logits.at[:, ids].add(amounts.astype(logits.dtype))
+            biased = logits.at[:, ids].add(amounts.astype(logits.dtype))
+            logits = _with_what_is_forced(logits, biased) if self._forbids else biased
         if self._recent is not None:
             logits = _penalised(logits, self._recent, self._sampling)
         if self._key is None:
@@ -87,6 +90,16 @@ def _bias(sampling: Sampling) -> tuple[mx.array, mx.array] | None:
         return None
     ids, amounts = zip(*sampling.logit_bias, strict=True)
     return mx.array(ids), mx.array(amounts)
+
+
+def _with_what_is_forced(logits: mx.array, biased: mx.array) -> mx.array:
+    """The biased logits, and the unbiased ones where a grammar has left a single token.
+
+    An answer that is alone gets such tokens in runs, whatever forbids them; so it must where there
+    is no run, beside others or at a draft's end.
+    """
+    only = mx.sum(logits > -mx.inf, axis=-1, keepdims=True) == 1
+    return mx.where(only, logits, biased)
 
 
 def _penalised(logits: mx.array, recent: mx.array, sampling: Sampling) -> mx.array:

@@ -1,8 +1,6 @@
 """Law 17: a draft changes no token. Right and wrong ones are played into every way of choosing."""
 
 import dataclasses
-import random
-from array import array
 
 import pytest
 from played_drafts import WAYS, chances, plainly, playing, same, scheduler_over
@@ -14,7 +12,6 @@ from llm_mlx_promptcache.cache.identity import Identity
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Generated, Message
 from llm_mlx_promptcache.engine.answers import AnswerStream
-from llm_mlx_promptcache.engine.drafts import Drafter, Source, joined
 from llm_mlx_promptcache.engine.events import TextDelta
 from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import Sampling
@@ -59,6 +56,28 @@ def test_law_17_nor_with_grammars_stop_strings_and_quantised_rows(scheduler_of, 
         assert [c.arguments for c in last.tool_calls] == [c.arguments for c in right.tool_calls]
         assert chances(last) == pytest.approx(chances(right), abs=1e-3)
     assert offered
+
+
+def test_law_17_what_a_grammar_forces_comes_though_a_bias_forbids_it(scheduler_of, drafted):
+    """Alone it comes in runs without a choice: so it does one by one, at drafts' ends, in a batch.
+
+    `never` is in the only answer that there is, and the end of answers is forbidden too.
+    """
+    scheduler = scheduler_of()
+    never = scheduler._intake._loaded.tokenizer.encode("never", add_special_tokens=False)
+    sampling = Sampling(logit_bias=tuple((one, -float("inf")) for one in (*never, 0, 1, 2)))
+    one = request("Two?", regex="(ab|cd){3}never(ab|cd){9}never", max_tokens=60, sampling=sampling)
+    right = plainly(scheduler, one).last
+    assert right.reason == "stop"
+    for seed in range(6):
+        reader, played = drafted(scheduler, one, right, seed, wrong=0.1)
+        same(reader.last, right)
+        assert played.offered
+    for last in (
+        together(scheduler, dataclasses.replace(one, logprobs=1, drafts=False))[0].last,
+        *(reader.last for reader in together(scheduler, one, one)),
+    ):
+        assert (last.ids, last.text, last.reason) == (right.ids, right.text, right.reason)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
@@ -171,18 +190,6 @@ def test_what_a_pass_brings_is_told_at_once(loaded_kind, drafted, monkeypatch):
     assert yielded
 
 
-def test_a_drafter_copies_what_was_said_before():
-    text = list(range(100, 160))
-    drafter = Drafter(array("I", [*text, 1, 2]), stop_ids=[9])
-    assert drafter.propose(array("I", [*text, 1]), 2, 16) == []
-    path = array("I", [*text, 1, 2])
-    for at, token in enumerate(text[5:8]):
-        found = drafter.propose(path, token, 16)
-        path.append(token)
-        assert bool(found) is (at == 2)
-    assert found == text[8:12]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_17_rows_behind_the_answers_end_are_not_kept(loaded_kind, drafted, kind):
     loaded = loaded_kind(kind)
@@ -245,62 +252,3 @@ def test_law_17_what_a_grammar_forced_is_not_lost_where_another_models_work_fail
         assert (reader.last.ids, reader.last.text) == (right.ids, right.text), at
         passes = disturbed.wide
     assert at > 5
-
-
-def test_a_place_among_many_alike_is_found_without_sorting_them():
-    source = Source(array("I", [5] * 100_000))
-    assert list(source.behind((5, 5), 5)) == list(range(100_000, 100_000 - 16, -1))
-    table = source._table
-    source._table = table[0], Handed(table[1])
-    for third in (None, 5):
-        list(source.behind((5, 5), third))
-    assert source._table[1].handed <= 2 * 16
-
-
-class Handed:
-    """Positions; how many were handed out is counted."""
-
-    def __init__(self, places):
-        self._places = places
-        self.handed = 0
-
-    def __getitem__(self, at):
-        found = self._places[at]
-        self.handed += len(found)
-        return found
-
-
-def test_looking_takes_no_more_work_where_texts_are_longer(monkeypatch):
-    """Places looked at in a pass, and tokens compared at each: all runs of three are common."""
-    look = Drafter._agreed
-    most = {}
-    for size in (1_000, 100_000):
-        words = random.Random(7)
-        prompt = array("I", (words.randrange(5) for _ in range(size)))
-        others = [array("I", (words.randrange(5) for _ in range(1_000))) for _ in range(64)]
-        drafter, path, looks = Drafter(prompt, (), others=joined(others)), prompt[:-1], []
-        monkeypatch.setattr(
-            Drafter, "_agreed", lambda *asked, looks=looks: looks.append(look(*asked)) or looks[-1]
-        )
-        most[size] = 0
-        for number in range(200):
-            looks.clear()
-            token = words.randrange(5) if number else prompt[-1]
-            drafter.expects(path)
-            drafter.propose(path, token, 16)
-            most[size] = max(most[size], len(looks))
-            assert max(looks, default=0) <= 32
-            path.append(token)
-    assert 32 < most[1_000] <= most[100_000] + 3 <= 3 * 16 + 6
-
-
-def test_the_first_token_waits_for_no_table():
-    """Tables of long texts are made while the first pass runs, and not before it."""
-    text = array("I", [*range(50), *range(50)])
-    drafter = Drafter(text, others=joined([text]))
-    assert not drafter.expects(text[:-1])
-    assert drafter._prompt._table is None
-    assert drafter.expects(text + array("I", [0, 1]))
-    known = Drafter(text, before=array("I", [7, 8]))
-    assert known.expects(text[:-1])
-    assert known.propose(text[:-1], text[-1], 9) == [7, 8]
