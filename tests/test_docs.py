@@ -22,6 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 
 
 def module(path):
@@ -62,6 +63,36 @@ def test_links_lead_somewhere(page):
         # The site holds docs/ and nothing else.
         if page.parent == DOCS:
             assert there.is_relative_to(DOCS), target
+
+
+def torn_lists(text):
+    """Lines that the site does not show as their list has them, though GitHub does.
+
+    Python-Markdown begins a list only behind an empty line, and goes on with an item's paragraph
+    or table only where that is indented by four spaces.
+    """
+    for block in re.split(r"\n\s*\n", FENCED.sub("", text)):
+        first, *others = block.strip("\n").split("\n")
+        if not ITEM.match(first):
+            yield from [first] if re.match(r" {1,3}\S", first) else []
+            yield from filter(ITEM.match, others)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_are_whole_on_the_site_too(page):
+    assert list(torn_lists(page.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("torn", "whole"),
+    [
+        ("Text:\n- an item", "Text:\n\n- an item"),
+        ("- an item\n\n  its text\n- another", "- an item\n\n    its text\n\n- another"),
+    ],
+)
+def test_a_torn_list_is_noticed(torn, whole):
+    assert list(torn_lists(torn))
+    assert not list(torn_lists(whole))
 
 
 def test_every_page_stands_once_in_the_navigation():
