@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,15 @@ from llm_mlx_promptcache.cache.layers.device_memory import (
 )
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.commands.bench import machine, machine_line
-from llm_mlx_promptcache.commands.doctor_diagnosis import Health
+from llm_mlx_promptcache.commands.doctor_diagnosis import Diagnosis, Health
 from llm_mlx_promptcache.commands.doctor_model import diagnoses
 from llm_mlx_promptcache.config import DEFAULT_MODEL, HOME_VARIABLE, KEEP_VARIABLE
+from llm_mlx_promptcache.engine.measurements import (
+    BatchBesideAlone,
+    Measurement,
+    NotInTime,
+    NotKept,
+)
 from llm_mlx_promptcache.engine.one_machine import scheduler_here
 from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.engine.scheduler import Scheduler
@@ -55,6 +62,11 @@ DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 PREFIX, LAYERS, LENGTH = 1000, 8, 4000
 MOST_ROWS = 1.25  # of a conversation's rows: the peak of a turn, but for the pool of copies
 LEFT = 1 << 20  # bytes of freed buffers at rest
+MEASURED = (
+    *("speed", "warm beside cold", "warm beside one go"),
+    *("restored beside memory", "together beside alone"),
+)
+_HIT = {True: "a hit", False: "no hit"}
 
 
 class Line(NamedTuple):
@@ -88,9 +100,12 @@ def waits(asked: Machine) -> Iterator[Line]:
     def counted(cache: PromptCache, messages: list[Any], *names: str) -> Iterator[Line]:
         talk = waits_of.Talk(scheduler_over(loaded, cache), counts, messages)
         for name in names:
-            evaluations = talk.turn()[0].get("eval", 0)
-            most = waits_of.MOST_WAITS[name]
-            yield Line("waits", name, f"{evaluations}", f"at most {most}", evaluations <= most)
+            first, _, usage = talk.turn()
+            evaluations, most = first.get("eval", 0), waits_of.MOST_WAITS[name]
+            hit, asked_for = usage.cached > 0, name != "cold"
+            found, bar = f"{evaluations}, {_HIT[hit]}", f"1 to {most}, {_HIT[asked_for]}"
+            held = 0 < evaluations <= most and hit == asked_for
+            yield Line("waits", name, found, bar, held)
 
     with pytest.MonkeyPatch.context() as patch:
         waits_of.in_all_groups(patch)
@@ -112,12 +127,23 @@ def rows(asked: Machine) -> Iterator[Line]:
             loaded = dataclasses.replace(base, model=model)
             name = f"{kind}, {str(dtype).removeprefix('mlx.core.')}"
             test = SelfTest(loaded, asked.folder / f"cache of {name}", float("inf"))
-            for measured in test.measurements():
-                for line in diagnoses(measured):
-                    if line.what != "speed":
-                        held = line.health is not Health.WRONG
-                        yield Line("rows", f"{name}: {line.what}", line.found, "not wrong", held)
+            found = {line.what: line for one in test.measurements() for line in measured(one)}
             test.close()
+            for what in MEASURED:
+                yield _line("rows", f"{name}: {what}", found.get(what))
+
+
+def measured(one: Measurement) -> Iterator[Diagnosis]:
+    """Its lines; none where it says that a part was left out, which is no finding."""
+    never = isinstance(one, BatchBesideAlone) and one.why
+    return iter(()) if never or isinstance(one, NotKept | NotInTime) else diagnoses(one)
+
+
+def _line(part: str, what: str, line: Diagnosis | None) -> Line:
+    """A line of `doctor`'s as one of ours; None is one that is not there."""
+    if line is None:
+        return Line(part, what, "not measured", "not wrong", held=False)
+    return Line(part, what, line.found, "not wrong", line.health is not Health.WRONG)
 
 
 def memory(asked: Machine) -> Iterator[Line]:
@@ -155,9 +181,15 @@ def doctor(asked: Machine) -> Iterator[Line]:
         stdout=subprocess.PIPE,
         check=False,
     )
-    for line in json.loads(done.stdout or "{}").get("lines", ()):
-        held = line["health"] != Health.WRONG.value
-        yield Line("doctor", f"{line['part']}: {line['what']}", line["found"], "not wrong", held)
+    told = [
+        Diagnosis(line["part"], line["what"], line["found"], Health(line["health"]))
+        for line in json.loads(done.stdout or "{}").get("lines", ())
+    ]
+    for line in told:
+        yield _line("doctor", f"{line.part}: {line.what}", line)
+    for what in MEASURED:
+        if ("model", what) not in {(line.part, line.what) for line in told}:
+            yield _line("doctor", f"model: {what}", None)
     ended = done.returncode == 0
     yield Line("doctor", "its exit status", str(done.returncode), "0", ended)
 
@@ -168,6 +200,17 @@ PARTS: dict[str, Callable[[Machine], Iterator[Line]]] = {
     "memory": memory,
     "doctor": doctor,
 }
+
+
+def all_of(part: str, asked: Machine) -> Iterator[Line]:
+    """The lines of a part; what it raises is one of them, so that the other parts follow."""
+    try:
+        yield from PARTS[part](asked)
+    except Exception as error:
+        traceback.print_exc()
+        yield Line(
+            part, "all of it", f"{type(error).__name__}: {error}", "raises nothing", held=False
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts or PARTS:
-            for line in PARTS[part](Machine(given.model, Path(folder))):
+            for line in all_of(part, Machine(given.model, Path(folder))):
                 lines.append(line)
                 held = "yes" if line.held else "NO"
                 print("|", " | ".join((*line[:-1], held)), "|", flush=True)

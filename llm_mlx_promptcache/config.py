@@ -146,12 +146,12 @@ class Settings(BaseModel):
 
 def data_folder() -> Path:
     """The folder for models and settings, made for its owner only; LLM_MLX_CACHED_HOME moves it."""
-    return _folder("data", platformdirs.user_data_dir(APP, appauthor=False))
+    return _folder("data", platformdirs.user_data_dir)
 
 
 def cache_folder() -> Path:
     """The folder of the prompt cache, made for its owner only; LLM_MLX_CACHED_HOME moves it."""
-    return _folder("cache", platformdirs.user_cache_dir(APP, appauthor=False))
+    return _folder("cache", platformdirs.user_cache_dir)
 
 
 def make_private_folder(folder: Path) -> None:
@@ -296,14 +296,14 @@ def _settings_file() -> Path:
     return data_folder() / "settings.json"
 
 
-def _folder(kind: str, ordinary: str) -> Path:
+def _folder(kind: str, ordinary: Callable[..., str]) -> Path:
     home = os.environ.get(HOME_VARIABLE)
     try:
-        folder = (Path(home).expanduser() / kind if home else Path(ordinary)).absolute()
+        usual = Path(home).expanduser() / kind if home else Path(ordinary(APP, appauthor=False))
+        folder = usual.absolute()
     except RuntimeError as error:
-        raise ValueError(
-            f"{HOME_VARIABLE} is {home!r}, and nobody has that home; give an absolute path"
-        ) from error
+        wrong = f"is {home!r}, and nobody has that home" if home else "is not set, nor is HOME"
+        raise ValueError(f"{HOME_VARIABLE} {wrong}; give an absolute path") from error
     # Only a writer can say what a missing folder means.
     with suppress(OSError):
         make_private_folder(folder)

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from llm_mlx_promptcache.cache.layers import kinds
+from llm_mlx_promptcache.cache.prompt_cache import PromptCache
+from llm_mlx_promptcache.engine import self_test
+from llm_mlx_promptcache.engine.batch_layers import BatchForm
+from llm_mlx_promptcache.engine.batch_probe import Verdict
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,7 +62,7 @@ def test_rows_of_kinds_and_dtypes(ran, device, monkeypatch):
     monkeypatch.setattr(device, "KINDS", ("llama", "mamba2"))
     monkeypatch.setattr(device, "DTYPES", device.DTYPES[1:])
     status, lines = ran("rows")
-    assert len(lines) == len(device.KINDS) * len(device.DTYPES) * 4
+    assert len(lines) == len(device.KINDS) * len(device.DTYPES) * len(device.MEASURED)
     assert {line["held"] for line in lines.values()} == {True}
     assert status == 0
 
@@ -92,6 +96,52 @@ def test_rows_that_come_back_otherwise_are_told(ran, device, monkeypatch):
     status, lines = ran("rows")
     assert status == 1
     assert not lines["rows", "llama, float32: warm beside cold"]["held"]
+
+
+def wrong_of(lines):
+    return [what for (_, what), line in lines.items() if not line["held"]]
+
+
+def test_a_cache_that_never_hits_is_told_though_it_waits_less(ran, device, monkeypatch):
+    """As many waits as cold are fewer than warm ones may be."""
+    monkeypatch.setattr(PromptCache, "insert_path", lambda *_, **__: None)
+    status, lines = ran("waits")
+    assert status == 1
+    assert wrong_of(lines) == ["warm", "warm, with a disk", "after a restart"]
+
+
+def test_waits_that_are_not_counted_are_told(ran, device, monkeypatch):
+    monkeypatch.setattr(device.waits_of.Counted, "_count", lambda *_: None)
+    assert len(wrong_of(ran("waits")[1])) == 4
+
+
+def test_rows_that_are_not_kept_or_not_batched_are_told(ran, device, monkeypatch):
+    monkeypatch.setattr(device, "KINDS", ("llama",))
+    monkeypatch.setattr(device, "DTYPES", device.DTYPES[:1])
+    monkeypatch.setattr(self_test, "_not_kept", lambda layers: "of no class that is kept")
+    alone = Verdict(BatchForm.ALONE, "it has none")
+    monkeypatch.setattr(self_test, "prove", lambda model: alone)
+    status, lines = ran("rows")
+    assert status == 1
+    assert wrong_of(lines) == [f"llama, float32: {what}" for what in device.MEASURED[1:]]
+
+
+def test_a_doctor_that_measures_nothing_is_told(ran, device):
+    status, lines = ran("doctor", model="nobody/nothing")  # which is no error of a user's
+    assert lines["doctor", "its exit status"]["held"]
+    assert status == 1
+    assert wrong_of(lines) == [f"model: {what}" for what in device.MEASURED]
+
+
+def test_a_part_that_raises_is_a_line_and_the_others_follow(ran, device, monkeypatch):
+    def raising(asked):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setitem(device.PARTS, "memory", raising)
+    status, lines = ran("memory", "waits")
+    assert status == 1
+    assert wrong_of(lines) == ["all of it"]
+    assert "no such device" in lines["memory", "all of it"]["found"]
 
 
 def test_a_doctor_that_finds_something_wrong_is_told(ran):

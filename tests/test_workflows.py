@@ -26,8 +26,21 @@ EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
 # Contexts by which others may have their text run in a script.
 FOREIGN = re.compile(r"github\.(?:event|head_ref|ref_name|actor)")
 FILE = re.compile(
-    r"(?<![\w./$-])(?:\.ci|benchmarks|docs|examples|tests|llm_mlx_promptcache)/[\w./-]+"
+    r"(?<![\w./$-])(?:(?:\.ci|benchmarks|docs|examples|tests|llm_mlx_promptcache)/[\w./-]+"
+    r"|[\w-]+\.(?:md|toml|yml)\b)"
 )
+# Variables that other programs read; ours are read in a file of ours.
+OTHERS_VARIABLES = {
+    *("PIP_DISABLE_PIP_VERSION_CHECK", "DEBIAN_FRONTEND", "NO_MKDOCS_2_WARNING"),
+    *("OPENBLAS_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"),
+}
+SET = re.compile(r"(?:^|(?<=[\s;]))([A-Z][A-Z0-9_]+)=", re.MULTILINE)
+_READERS = [ROOT / "Makefile", ROOT / ".ci" / "run", *WORKFLOWS, *(ROOT / "tests").rglob("*.py")]
+READ = {
+    name
+    for path in _READERS
+    for name in re.findall(r"""["'$({]([A-Z][A-Z0-9_]+)\b""", path.read_text())
+}
 
 
 # Each job of each workflow.
@@ -123,6 +136,8 @@ def test_expressions_name_what_there_is(path, name, job):
             assert context in {"matrix", "steps", "github", "runner", "env"}, expression
             assert context != "matrix" or key in matrix, expression
             assert context != "steps" or key in ids, expression
+        for key, value in re.findall(r"matrix\.(\w+)(?:, | == )'([^']*)'", expression):
+            assert any(str(one).startswith(value) for one in matrix[key]), expression
     for key in matrix:
         assert f"matrix.{key}" in text, f"nothing of this job reads {key}"
 
@@ -146,6 +161,45 @@ def test_commands_files_and_targets_exist(path, name, job):
 def test_no_script_has_text_of_others_in_it(path, name, job):
     for step in job["steps"]:
         assert not FOREIGN.search(step.get("run", ""))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_what_jobs_hand_on_is_what_others_take(path):
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+
+    def handed(action):
+        return {
+            (name, step["with"]["name"])
+            for name, job in jobs.items()
+            for step in job["steps"]
+            if action in step.get("uses", "") and "name" in step["with"]
+        }
+
+    given = {name for _, name in handed("upload-artifact@")}
+    assert {name for _, name in handed("download-artifact@")} == given
+
+
+def test_variables_that_are_set_are_read():
+    texts = [MAKEFILE, (ROOT / ".ci" / "run").read_text()]
+    jobs = [job.values[2] for job in JOBS]
+    texts += [script for job in jobs for script in scripts(job)]
+    told = {name for text in texts for name in SET.findall(text)}
+    told |= {name for job in jobs for step in job["steps"] for name in environment(job, step)}
+    for path in WORKFLOWS:
+        told |= yaml.safe_load(path.read_text()).get("env", {}).keys()
+    assert told - OTHERS_VARIABLES <= READ
+    assert {"MLX_ON_CPU", "SOAK_SHARE", "WHEEL"} <= told
+
+
+def test_all_targets_that_are_no_files_are_phony():
+    assert {target for target in TARGETS if not target.startswith(".")} == set(PHONY)
+
+
+def test_modules_that_make_runs_exist():
+    modules = re.findall(r"-m (llm_mlx_promptcache[\w.]*)", MAKEFILE)
+    assert modules
+    for module in modules:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
 
 
 def test_what_ci_runs_names_what_there_is():
@@ -174,5 +228,11 @@ def test_a_target_of_make_names_files_that_exist(target):
     asked = ["make", "-n", "-o", ".venv/ready", "-o", ".venv/docs", "BLAS=", "TAG=v0", target]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for file in FILE.findall(done.stdout):
-        assert (ROOT / file).exists(), file
+    for line in done.stdout.replace(f"{ROOT}/", "").splitlines():
+        files = FILE.findall(line)
+        for file in files:
+            assert (ROOT / file).exists(), file
+        for chosen in re.findall(r' -k "?([a-z ]+)', line):  # tests' names, or their cases'
+            texts = "".join((ROOT / file).read_text() for file in files)
+            for word in set(chosen.split()) - {"or", "and", "not"}:
+                assert re.search(rf"""def test_\w*{word}|["']{word}["']""", texts), word

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from importlib import import_module
+from io import TextIOWrapper
 from keyword import iskeyword
 from typing import Any
 
@@ -55,6 +58,7 @@ class _Commands(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
+        _make_streams_whole()
         try:
             return super().invoke(ctx)
         except ValueError as error:  # every error that a user can act on is one
@@ -63,6 +67,15 @@ class _Commands(click.Group):
             if error.errno == errno.EPIPE:  # the reader has left; click knows what to do
                 raise
             raise click.ClickException(_plain(error)) from error
+
+
+def _make_streams_whole() -> None:
+    """Streams that were closed lead nowhere; output takes what its character set does not have."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _plain(error: Exception) -> str:

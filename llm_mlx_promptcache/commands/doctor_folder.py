@@ -7,13 +7,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ..config import APP, cache_folder
-from .ending import Ending
 
 _PREFIX: Final = f"{APP}-doctor-"
 _TRIES: Final = 10  # at removing it: a file may come behind the last look
@@ -24,25 +22,32 @@ class NoFolder(Exception):
     """The reason for which there is no folder to measure in."""
 
 
-@contextmanager
-def own_folder(ending: Ending) -> Iterator[Path]:
-    """A new folder beside the cache where that may be, else where temporary ones are.
+class OwnFolder:
+    """A folder beside the cache where that may be, else where temporary ones are.
 
-    NoFolder where it can't be made. What killed processes left there is removed too.
+    Who may be ended by a signal calls `remove` once that is held: no `with` is entered or left
+    without a moment in which a signal is lost on it.
     """
-    beside = cache_folder().parent
-    place = beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    _remove_left(place)
-    folder = place / f"{_PREFIX}{secrets.token_hex(8)}"
-    try:
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def make(self) -> Path:
+        """Make it, and remove what killed processes left there; NoFolder where it can't be."""
         try:
-            folder.mkdir(0o700)
+            beside = cache_folder().parent
+            place = beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+            _remove_left(place)
+            self._path = place / f"{_PREFIX}{secrets.token_hex(8)}"
+            self._path.mkdir(0o700)
         except OSError as error:
             raise NoFolder(error.strerror or str(error)) from error
-        yield folder
-    finally:
-        with ending.after():
-            _remove(folder)
+        return self._path
+
+    def remove(self) -> None:
+        """Remove it, if it was made."""
+        if self._path is not None:
+            _remove(self._path)
 
 
 def _remove_left(place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +52,13 @@ def _answering(place: Place, folder: Diagnosis) -> HostSeen:
     except HostSilent as error:
         todo = f"kill {error.pid}" if error.pid else "end that process"
         return HostSeen((folder, Diagnosis(_PART, "answers", str(error), Health.WRONG, todo)))
+    except HostRefused as error:
+        health, todo = (
+            (Health.NOTE, "run this again once fewer ask it")
+            if error.busy
+            else (Health.WRONG, "llm mlx-cached stop")
+        )
+        return HostSeen((folder, Diagnosis(_PART, "answers", str(error), health, todo)))
     except (HostUnavailable, HostStopped, ValueError, OSError) as error:
         todo = "llm mlx-cached stop"
         return HostSeen((folder, Diagnosis(_PART, "answers", str(error), Health.WRONG, todo)))
@@ -65,9 +72,13 @@ def _answering(place: Place, folder: Diagnosis) -> HostSeen:
 
 def _none() -> Diagnosis:
     """No host runs; where none ever will, that is worth a line."""
-    with suppress(ValueError):  # a line of the folders' tells it
-        if keep_seconds() == 0:
-            return _switched_off()
+    try:
+        off = keep_seconds() == 0
+    except ValueError as error:
+        todo = "correct it: until then no prompt is answered"
+        return Diagnosis(_PART, "runs", str(error), Health.WRONG, todo, {"runs": False})
+    if off:
+        return _switched_off()
     return Diagnosis(_PART, "runs", "no; the next prompt starts it", figures={"runs": False})
 
 

@@ -24,7 +24,8 @@ from ..engine.measurements import (
 )
 from ..models.errors import ModelLoadError, one_line
 from ..models.here import folder_here
-from ..models.references import divided
+from ..models.names import is_path
+from ..models.references import divided, served_name
 from .doctor_diagnosis import Diagnosis, Health
 from .shown import counted
 
@@ -45,8 +46,16 @@ def model_diagnoses(reference: str, folder: Path, held: int) -> Iterator[Diagnos
 
     `held` is what a host has in memory beside it: where both would be too much it is left out.
     """
+    if served_name(reference):
+        said = "it runs over several machines, and is measured on none"
+        yield Diagnosis(_PART, "model", said, Health.NOTE, "-m tells a model of this machine")
+        return
     model, _ = divided(reference)
     here = folder_here(reference)
+    if here is None and is_path(model):
+        todo = "llm mlx-cached default names another model, -m one for once"
+        yield Diagnosis(_PART, "model", f"{model} is no folder any more", Health.WRONG, todo)
+        return
     if here is None and model != DEFAULT_MODEL:
         todo = "llm mlx-cached download fetches it; -m tells which model"
         yield Diagnosis(_PART, "model", f"{model} is not here", Health.NOTE, todo)
@@ -205,7 +214,10 @@ def _other_chunks(found: WarmBesideCold) -> Diagnosis:
         if not apart.logits <= found.bound:
             said = f"{said}, where rounding in its dtype gives {found.bound:.1e} at most"
             return Diagnosis(_PART, what, said, Health.WRONG, _CHUNKS_MATTER, told)
-    if found.one_go.logits <= found.most and found.one_go.same_tokens:
+    if all(
+        apart.logits <= found.most and apart.same_tokens
+        for apart in (found.one_go, found.other_chunks)
+    ):
         return Diagnosis(_PART, what, said, figures=told)
     todo = "rounding of other chunks turns near ties here, with any prompt cache"
     return Diagnosis(_PART, what, said, Health.NOTE, todo, told)

@@ -29,7 +29,7 @@ _START: Final = r"""(?:~[^\s/'"]*/|\$\{?\w+\}?/|\.{1,2}/|/)"""
 _GOES_ON: Final = r"\s\w[^\s/]*/"
 _END: Final = (
     rf"""[:;,](?=\s|$)(?!{_GOES_ON})|\s[(\[](?![^)\]]*[)\]]\S*/)|[)\]](?=[\s.,;:]|$)"""
-    rf"""|["'`](?=[\s.,;:)\]]|$)(?!{_GOES_ON})|[\0\n]"""
+    rf"""|["'`](?=[\s.,;:?!)\]]|$)(?!{_GOES_ON})|[\0\n]"""
 )
 _PATH: Final = re.compile(rf"{_BEFORE}{_START}(?=\S)(?:(?!{_END}).)+")
 # What our lines say of a path: where no slash follows, that is no part of it.
@@ -42,7 +42,7 @@ _FILE: Final = re.compile(r"\.(?:gguf|jsonl?|safetensors|jinja|sqlite|txt|py|log
 _NUMBERS: Final = re.compile(r"[\d./]+")
 _NO_PATHS: Final = ("docs/", "and/or", "tokens/s")
 _OPENING: Final = re.compile(r"""(?:(?<=[\s(\[=:,])|^)(["'`])""")
-_CLOSES: Final = r"(?=[\s.,;:)\]]|$)"
+_CLOSES: Final = r"(?=[\s.,;:?!)\]]|$)"
 
 
 class Names:
@@ -61,7 +61,8 @@ class Names:
             (re.compile(rf"{_BEFORE}{re.escape(path)}((?:/{_WORD})?)(?![\w-]|{_GOES_ON})"), name)
             for path, name in longest
         ]
-        self._homes = {str(Path.home()), os.path.realpath(Path.home())} - {"/"}
+        home = _home()
+        self._homes = {str(home), os.path.realpath(home)} - {"/"} if home is not None else set()
 
     def public(self, text: str) -> str:
         """A text in which folders have these names, and what is left of paths has none."""
@@ -101,10 +102,17 @@ def folder_name(folder: Path) -> str:
     moved = os.environ.get(HOME_VARIABLE)
     if moved:
         return f"${HOME_VARIABLE}/{folder.name}"
-    try:
-        return f"~/{folder.relative_to(Path.home())}"
-    except ValueError:
-        return f"…/{folder.name}"
+    home = _home()
+    if home is not None and folder.is_relative_to(home):
+        return f"~/{folder.relative_to(home)}"
+    return f"…/{folder.name}"
+
+
+def _home() -> Path | None:
+    """The user's home; None for a user who has none, as in a container."""
+    with suppress(RuntimeError):
+        return Path.home()
+    return None
 
 
 def _unnamed(path: str) -> str:

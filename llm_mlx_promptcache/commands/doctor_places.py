@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ..cache.disk.marks import marks_of
 from ..cache.sizes import format_size
 from ..config import load_settings
+from ..engine.pool import DISK_SWITCH, uses_disk
 from .doctor_diagnosis import Diagnosis, Health
 from .shown import counted
 
@@ -100,8 +101,10 @@ def backups_of(folder: Path) -> Diagnosis:
 def _files_below(folder: Path) -> Iterator[Path]:
     """The plain files of the cache and those of its spans; the host's folder keeps its own."""
     for each in (folder, folder / "spans"):
-        inside = _inside(each)
-        yield from (path for path in inside if path.is_file() and not path.is_symlink())
+        for path in _inside(each):
+            with suppress(OSError):  # gone meanwhile, or in a folder that may only be listed
+                if stat.S_ISREG(path.lstat().st_mode):
+                    yield path
 
 
 def _inside(folder: Path) -> Iterator[Path]:
@@ -134,6 +137,9 @@ def room(store: DiskStore) -> Diagnosis:
     )
     if is_remote(kind):
         todo = "other machines may see it, and it is slow: LLM_MLX_CACHED_HOME can name another"
+        return Diagnosis(_DISK, "room", said, Health.NOTE, todo, told)
+    if not uses_disk():
+        todo = f"nothing is kept on the disk: {DISK_SWITCH} is 0"
         return Diagnosis(_DISK, "room", said, Health.NOTE, todo, told)
     if not budget:
         todo = "nothing is kept on the disk: llm mlx-cached settings --disk auto"

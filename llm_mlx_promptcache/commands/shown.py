@@ -28,8 +28,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def show_json(data: Any) -> None:
-    """Print data that programs read."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print data that programs read; signs that this output has no bytes for as JSON's escapes."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another character set, or a file's name that is no text
+        text = json.dumps(data, indent=2)
+    click.echo(text)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -26,7 +26,7 @@ _TF32: Final = 2.0**-10  # a GPU may multiply float32 so
 
 
 def distance(one: mx.array, other: mx.array) -> float:
-    """The largest difference; infinite where one is no number and the other is."""
+    """The largest difference; infinite where one is no number."""
     one, other = one.astype(mx.float32), other.astype(mx.float32)
     apart = _number(mx.where(one == other, 0.0, mx.abs(one - other)).max())
     return float("inf") if isnan(apart) else apart

@@ -46,6 +46,7 @@ TOGETHER: Final = "together beside alone"
 _RULE = "Rule {n}: whoever borrows book {n} brings it back to shelf {m} before day {d}.\n"
 _SIZES: Final = (512, 256, 128, 64)  # tokens of a prompt: the first that is computed in time
 _PASS_SECONDS: Final = 2.0  # that a prompt may take, and an answer too
+_LEAST_PROMPT: Final = 8  # tokens, of which the cache has some and others follow
 _FIRST_PASS: Final = 16  # tokens, by which the speed is told
 _CHUNKS: Final = 8  # that a prompt is computed in otherwise
 _LEAST_ANSWER, _MOST_ANSWER = 4, 16  # tokens
@@ -76,6 +77,8 @@ class SelfTest:
         """All parts, one after the other; what is not begun in time is left out by name."""
         trial, speeds = self._computed()
         yield speeds
+        if not speeds.finite:  # nothing can be beside it
+            return
         why = _not_kept(make_layers(self._model))
         if why:
             yield NotKept(why)
@@ -109,7 +112,8 @@ class SelfTest:
             self._step(layers, ids[:1])
             ended = self._clock()
         each, step = (done - began) / _FIRST_PASS, max(ended - done, 1e-9)
-        most = min(len(ids), (loaded.context_length or _SIZES[0] * 2) // 2)
+        most = max(_LEAST_PROMPT, (loaded.context_length or _SIZES[0] * 2) // 2)
+        most = min(most, len(ids))
         sizes = [size for size in _SIZES if size <= most]
         in_time = [size for size in sizes if size * each <= _PASS_SECONDS]
         answered = min(max(int(_PASS_SECONDS / step), _LEAST_ANSWER), _MOST_ANSWER)

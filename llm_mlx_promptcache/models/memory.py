@@ -57,8 +57,18 @@ def wired_limit(memory: DeviceMemory, weights: int) -> int:
 
 
 def weights_of(folder: Path) -> int:
-    """Bytes of the weights in a model's folder, about as many as it takes in memory."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Bytes of the weights in a model's folder, about as many as it takes in memory.
+
+    Files that can't be looked at, such as links to nothing, count as none: loading names them.
+    """
+    return sum(map(_size, folder.glob("*.safetensors")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _system(memory: DeviceMemory) -> int:

@@ -49,7 +49,7 @@ def resolve(name: str, settings: Settings | None = None) -> NamedModel:
     """
     if name == DEFAULT_MODEL:
         return NamedModel(DEFAULT_MODEL)
-    if not name.startswith(_PATH_STARTS):
+    if not is_path(name):
         settings = load_settings() if settings is None else settings
         if (found := _registered(name, settings)) is not None:
             return found
@@ -58,7 +58,7 @@ def resolve(name: str, settings: Settings | None = None) -> NamedModel:
     base, adapter = divided(name)
     if adapter:
         return _with_adapter(resolve(base, settings), adapter)
-    if name.startswith(_PATH_STARTS):
+    if is_path(name):
         raise _no_folder(name)
     assert settings is not None
     if (plain := name.rstrip("/")) != name and plain:
@@ -169,6 +169,11 @@ def _instead(file: str) -> str:
     if file.endswith(".gguf"):
         return f"llm mlx-cached add {quote(cut(file))} makes one of it"
     return "give that folder"
+
+
+def is_path(name: str) -> bool:
+    """True if a name can only be a path, whether or not anything is there."""
+    return name.startswith(_PATH_STARTS)
 
 
 def is_file(name: str) -> bool:

@@ -235,7 +235,15 @@ def test_a_device_that_gives_other_bits_each_time_is_known(loaded_as, measured, 
 def test_logits_that_are_no_numbers_are_seen(loaded_as, measured):
     loaded = loaded_as("llama")
     loaded.model.update({"lm_head": {"weight": loaded.model.lm_head.weight * float("nan")}})
-    assert not measured(loaded)[Speeds].finite
+    found = measured(loaded)
+    assert list(found) == [Speeds]  # beside such logits all would seem wrong
+    assert not found[Speeds].finite
+
+
+def test_a_context_of_few_tokens_is_measured_all_the_same(loaded_as, measured):
+    found = measured(dataclasses.replace(loaded_as("llama"), context_length=1))
+    assert list(found) == ALL
+    assert found[Speeds].prompt == 8
 
 
 class Unkept(KVCache):

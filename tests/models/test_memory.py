@@ -30,6 +30,12 @@ def test_a_cpu_has_the_machines_memory_and_any_number_of_arrays_of_any_size():
     assert (found.page, found.buffers, found.gpu) == (1, None, False)
 
 
+def test_weights_that_cannot_be_looked_at_count_as_none(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nothing")
+    assert memory.weights_of(tmp_path) == 5
+
+
 @pytest.mark.parametrize(
     ("size", "left", "cache", "wired"),
     [
