@@ -1,4 +1,4 @@
-"""What `llm mlx-cached doctor` tells of the user's own names: none, however they are written."""
+"""Names of the user's own in what `llm mlx-cached doctor` tells: none, however they are written."""
 
 from pathlib import Path
 
