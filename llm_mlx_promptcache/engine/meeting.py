@@ -1,4 +1,7 @@
-"""The meeting of a group's ranks: all of them connect to rank 0, and prove the secret."""
+"""The meeting of a group's ranks: all of them connect to rank 0, and prove the secret.
+
+ranks = meet(group, address, secret, name)      # on every rank; 60 seconds. No MLX here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -14,7 +17,8 @@ from typing import Any, Final
 
 from ..models.errors import one_line
 from .group import Address, Deadlines, Group, GroupEnded
-from .rank_links import FrameKind, LinkError, RankLink, admit, introduce
+from .rank_links import FrameKind, LinkError, RankLink, admit, check_secret, introduce
+from .ranks import Ranks, leave
 
 PROTOCOL: Final = 1
 
@@ -31,7 +35,7 @@ _Came = SimpleQueue[tuple[RankLink, dict[str, Any]] | LinkError]
 
 
 @dataclass(frozen=True)
-class Oneself:
+class _Oneself:
     """A rank's part in a meeting: its place, the secret, and its host's name for people."""
 
     group: Group
@@ -56,7 +60,35 @@ def listen(address: Address) -> socket.socket:
     return socket.create_server(address, backlog=_BACKLOG)
 
 
-def gathered(oneself: Oneself, sock: socket.socket, deadlines: Deadlines) -> list[RankLink]:
+def meet(
+    group: Group,
+    address: Address | socket.socket,
+    secret: bytes,
+    name: str = "",
+    deadlines: Deadlines = Deadlines(),  # noqa: B008 (nobody can change it)
+    on_end: Callable[[str], None] = leave,
+) -> Ranks:
+    """All ranks of a group, each of which calls this; GroupEnded where they don't come together.
+
+    `address` is where rank 0 listens (or its socket, from `listen`) and the others connect;
+    `secret` is the same random bytes on all; `name` is what people call this rank's host. `on_end`
+    is called once with why the group ended, if it ends by anything but `close`: it tells who still
+    waits for an answer, and ends the process (`leave`).
+    """
+    check_secret(secret)
+    oneself = _Oneself(group, secret, name or socket.gethostname())
+    if group.rank:
+        assert not isinstance(address, socket.socket)
+        links = [_joined(oneself, address, deadlines)]
+    else:
+        with address if isinstance(address, socket.socket) else listen(address) as sock:
+            links = _gathered(oneself, sock, deadlines)
+    ranks = Ranks(group, links, oneself.name, deadlines, on_end)
+    ranks.start()
+    return ranks
+
+
+def _gathered(oneself: _Oneself, sock: socket.socket, deadlines: Deadlines) -> list[RankLink]:
     """Rank 0: a link to each of the others; GroupEnded where they don't come in time.
 
     Who does not know the secret is turned away, and waited past.
@@ -96,7 +128,7 @@ def gathered(oneself: Oneself, sock: socket.socket, deadlines: Deadlines) -> lis
     return list(links.values())
 
 
-def joined(oneself: Oneself, address: Address, deadlines: Deadlines) -> RankLink:
+def _joined(oneself: _Oneself, address: Address, deadlines: Deadlines) -> RankLink:
     """Another rank: its link to rank 0, which need not listen yet; GroupEnded."""
     until = deadlines.clock() + deadlines.meeting
     sock = _connected(address, until, deadlines)
@@ -116,7 +148,7 @@ def joined(oneself: Oneself, address: Address, deadlines: Deadlines) -> RankLink
     return link
 
 
-def _hear(oneself: Oneself, sock: socket.socket, seconds: float, came: _Came) -> None:
+def _hear(oneself: _Oneself, sock: socket.socket, seconds: float, came: _Came) -> None:
     """Have one who has connected prove the secret, in a thread: strangers keep nobody waiting."""
 
     def prove() -> None:
@@ -133,7 +165,7 @@ def _hear(oneself: Oneself, sock: socket.socket, seconds: float, came: _Came) ->
 
 
 def _admitted(
-    oneself: Oneself, link: RankLink, told: Mapping[str, Any], links: Mapping[int, RankLink]
+    oneself: _Oneself, link: RankLink, told: Mapping[str, Any], links: Mapping[int, RankLink]
 ) -> RankLink:
     """The link of one who knows the secret; GroupEnded where it is no rank of this group."""
     why = _unfit(oneself, told, links)
@@ -146,7 +178,7 @@ def _admitted(
     return link
 
 
-def _unfit(oneself: Oneself, told: Mapping[str, Any], links: Mapping[int, RankLink]) -> str:
+def _unfit(oneself: _Oneself, told: Mapping[str, Any], links: Mapping[int, RankLink]) -> str:
     """The reason why one who knows the secret is no rank of this group; "" where it is."""
     mine, rank = oneself.told(), told.get("rank")
     name = _name(told)

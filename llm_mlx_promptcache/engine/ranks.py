@@ -4,7 +4,7 @@ Rank 0 decides and tells; the others do the same. Words go over a line of their 
 rank 0, and never over MLX's collectives: who waits here burns no core, sees at once that another
 rank is gone, and can't get between two collectives of the model. No MLX here.
 
-    ranks = meet(group, address, secret, name)      # on every rank; 60 seconds
+    ranks = meet(group, address, secret, name)      # on every rank (meeting.py)
     ranks.tell({...})                               # rank 0
     while (word := ranks.hear()) is not None: ...   # the others; None: rank 0 closed
     least, most = ranks.agree(cached, matched)      # all of them, at the same word
@@ -17,7 +17,6 @@ called once, on whatever thread saw it, since the model's may hang in a collecti
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import selectors
 import socket
@@ -26,15 +25,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..models.errors import one_line
-from .group import Address, Deadlines, Group, GroupEnded
-from .meeting import Oneself, gathered, joined, listen
-from .rank_links import FrameKind, LinkError, RankLink, check_secret
-
-__all__ = ["EXIT_STATUS", "Deadlines", "Group", "GroupEnded", "Ranks", "SeenRank", "listen", "meet"]
+from .group import Deadlines, Group, GroupEnded
+from .rank_links import FrameKind, LinkError, RankLink
+from .rank_watch import RankWatch
 
 EXIT_STATUS: Final = 70  # of a rank whose group has ended
 
@@ -53,10 +49,9 @@ class SeenRank(NamedTuple):
 
 @dataclass
 class _Heard:
-    """The time when a rank was last heard, its silence since, and the bytes it said it holds."""
+    """The time when a rank was last heard, the bytes it said it holds, and shares to be read."""
 
     at: float
-    silent: float = 0.0
     held: int = 0
     shares: deque[dict[str, Any]] = field(default_factory=deque)
 
@@ -90,7 +85,7 @@ class Ranks:
         self.held = 0
         self.why = ""  # it has ended, once it has
         self._closed = False
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._on_end = on_end
         self._links = {link.peer: link for link in links}
         now = deadlines.clock()
@@ -98,10 +93,8 @@ class Ranks:
         self._words: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()  # of what is sent
         self._news = threading.Condition()  # of what was heard
-        self._began: float | None = None  # what is watched, and how long it may take
-        self._may_take = deadlines.step
-        self._may_be_silent = deadlines.silence
-        self._looked = self._beaten = now
+        self._watch = RankWatch(self._links, deadlines)
+        self._beaten = now
         self._thread: threading.Thread | None = None
         self._parted = threading.Event()  # the others were told of the end
         self._selector = selectors.DefaultSelector()
@@ -172,39 +165,16 @@ class Ranks:
         """
         if not self._closed:  # words that came before that are still done
             self._check()
-        if self._began is not None:
+        with self._watch.step(seconds):
             yield
-            return
-        self._may_take = self._deadlines.step if seconds is None else seconds
-        self._began = self._deadlines.clock()
-        try:
-            yield
-        finally:
-            self._began = None
 
-    @contextmanager
-    def joining(self) -> Iterator[None]:
-        """Let MLX's own ranks meet inside; all come here together, and leave together.
-
-        MLX waits for them without letting any other thread run, so that nobody is heard meanwhile,
-        and for ever where one of them is gone: this process ends then, which others see.
-        """
-        self.agree()  # nobody is silent because another still imports MLX
-        most, self._may_be_silent = self._deadlines.joining, self._deadlines.joining
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-            faulthandler.dump_traceback_later(most, exit=True, file=nowhere)
-            try:
-                with self.step():
-                    yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-        with self.step(most):
-            self.agree()
-        self._may_be_silent = self._deadlines.silence
+    def silence(self, seconds: float) -> AbstractContextManager[None]:
+        """Let the others say nothing for so long inside; what fails there ends the group."""
+        return self._watch.silence(seconds)
 
     def loading(self) -> AbstractContextManager[None]:
         """`step`, for what loads the model: disks differ."""
-        return self.step(self._deadlines.loading)
+        return self.step(self.deadlines.loading)
 
     # The end.
 
@@ -219,7 +189,7 @@ class Ranks:
 
     def seen(self) -> list[SeenRank]:
         """Every rank, this one first, as they are seen from here."""
-        now = self._deadlines.clock()
+        now = self.deadlines.clock()
         found = [SeenRank(self.group.rank, self.name, 0.0, self.held)]
         for peer, link in sorted(self._links.items()):
             heard = self._heard[peer]
@@ -245,7 +215,7 @@ class Ranks:
                 self._lost(key.data, error)
                 return
         self._beat()
-        self._watch()
+        self._end_if_overdue()
         for link in self._links.values():
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.waits else 0)
             if self._selector.get_key(link.sock).events != wanted:
@@ -267,7 +237,7 @@ class Ranks:
     def _run(self) -> None:
         try:
             while not self.ended:
-                due = self._beaten + self._deadlines.beat - self._deadlines.clock()
+                due = self._beaten + self.deadlines.beat - self.deadlines.clock()
                 self.turn(max(0.0, due))
         finally:
             self._parted.wait(_LAST_WORDS)  # whoever ended it tells the others first
@@ -276,7 +246,8 @@ class Ranks:
     def _take(self, link: RankLink) -> None:
         heard = self._heard[link.peer]
         for kind, data in link.received():
-            heard.at, heard.silent = self._deadlines.clock(), 0.0
+            heard.at = self.deadlines.clock()
+            self._watch.heard(link.peer)
             if kind is FrameKind.END:
                 left = f"{link} has left" if link.peer else ""
                 self._end(_told(data) or left, told_by=link.peer)
@@ -290,33 +261,25 @@ class Ranks:
                 self._news.notify_all()
 
     def _beat(self) -> None:
-        now = self._deadlines.clock()
-        if now - self._beaten < self._deadlines.beat:
+        now = self.deadlines.clock()
+        if now - self._beaten < self.deadlines.beat:
             return
         self._beaten = now
         with suppress(GroupEnded):
             self._send(FrameKind.BEAT, {"held": self.held})
 
-    def _watch(self) -> None:
-        """End the group where a rank is silent, or this one is stuck.
-
-        Where this process itself was stopped for a while, the others were not silent meanwhile.
-        """
-        now = self._deadlines.clock()
-        passed = min(now - self._looked, 2 * self._deadlines.beat)
-        self._looked = now
-        for peer, heard in self._heard.items():
-            heard.silent += passed
-            if heard.silent > self._may_be_silent:
-                silence = f"{self._may_be_silent:g}"
-                self._end(f"{self._links[peer]} has said nothing for {silence} seconds")
-                return
-        began = self._began
-        if began is not None and now - began > self._may_take:
-            self._end(
-                f"rank {self.group.rank} ({self.name}) waits for a step since {self._may_take:g}"
-                " seconds: a rank may be stuck in it"
-            )
+    def _end_if_overdue(self) -> None:
+        """End the group where a rank is silent, or this one is stuck."""
+        late = self._watch.look()
+        if late is None:
+            return
+        if late.peer is not None:
+            self._end(f"{self._links[late.peer]} has said nothing for {late.seconds:g} seconds")
+            return
+        self._end(
+            f"rank {self.group.rank} ({self.name}) waits for a step since {late.seconds:g}"
+            " seconds: a rank may be stuck in it"
+        )
 
     def _share_of(self, peer: int) -> dict[str, Any]:
         shares = self._heard[peer].shares
@@ -388,34 +351,6 @@ class Ranks:
             self._on_end(self.why)
         with suppress(OSError):
             self._waker.send(b"w")
-
-
-def meet(
-    group: Group,
-    address: Address | socket.socket,
-    secret: bytes,
-    name: str = "",
-    deadlines: Deadlines = Deadlines(),  # noqa: B008 (nobody can change it)
-    on_end: Callable[[str], None] = leave,
-) -> Ranks:
-    """All ranks of a group, each of which calls this; GroupEnded where they don't come together.
-
-    `address` is where rank 0 listens (or its socket, from `listen`) and the others connect;
-    `secret` is the same random bytes on all; `name` is what people call this rank's host. `on_end`
-    is called once with why the group ended, if it ends by anything but `close`: it tells who still
-    waits for an answer, and ends the process (`leave`).
-    """
-    check_secret(secret)
-    oneself = Oneself(group, secret, name or socket.gethostname())
-    if group.rank:
-        assert not isinstance(address, socket.socket)
-        links = [joined(oneself, address, deadlines)]
-    else:
-        with address if isinstance(address, socket.socket) else listen(address) as sock:
-            links = gathered(oneself, sock, deadlines)
-    ranks = Ranks(group, links, oneself.name, deadlines, on_end)
-    ranks.start()
-    return ranks
 
 
 def _least_and_most(parts: list[dict[str, Any]]) -> dict[str, Any]:

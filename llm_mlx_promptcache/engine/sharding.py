@@ -9,18 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-import mlx.core as mx
+from typing import Any, Final, NamedTuple
 
 from ..models.errors import ModelLoadError, one_line
 from ..models.loading import LoadedModel, load_model, read_config, unread_model
 from ..models.progress import Report, Step, unasked, unreported
 from ..models.references import adapter_of
-from .group import Group, GroupEnded
-
-if TYPE_CHECKING:
-    from .ranks import Ranks
+from .group import Group
 
 # Whatever a config calls its heads: of queries, of keys and values, of linear attention.
 _HEADS: Final = re.compile(r"(^|_)(n|num)_.*heads?$|^n_heads?$")
@@ -63,30 +58,6 @@ def check(reference: str, folder: Path, group: Group) -> None:
         _cut(model, StandIn(rank, group.size), folder, group)
 
 
-def connect(ranks: Ranks) -> Any:
-    """MLX's own group, in which the model's collectives run; GroupEnded where it is another.
-
-    The environment says where the others are: MLX_RANK and MLX_HOSTFILE, and what jaccl wants.
-    """
-    group = ranks.group
-    try:
-        with ranks.joining():
-            joined = mx.distributed.init(strict=True, backend=group.backend)
-    except GroupEnded:
-        raise
-    except Exception as error:
-        raise ranks.fail(
-            f"rank {group.rank} ({ranks.name}) can't join MLX's {group.backend} backend:"
-            f" {one_line(error)}"
-        ) from error
-    if (joined.rank(), joined.size()) != (group.rank, group.size):
-        raise ranks.fail(
-            f"rank {group.rank} of {group.size} ({ranks.name}) is rank {joined.rank()} of"
-            f" {joined.size()} to MLX; MLX_RANK and the hostfile say otherwise than was asked"
-        )
-    return joined
-
-
 def load_shard(
     reference: str,
     group: Group,
@@ -96,8 +67,8 @@ def load_shard(
 ) -> LoadedModel:
     """One rank's part of a model: cut unread, then read array by array; ModelLoadError.
 
-    `joined` is MLX's group (`connect`); who only wants the part can give a `StandIn`. What a rank
-    holds meanwhile is its part, and the largest array whole.
+    `joined` is MLX's group (`mlx_group.py`); who only wants the part can give a `StandIn`. What a
+    rank holds meanwhile is its part, and the largest array whole.
     """
 
     def part(model: Any) -> None:

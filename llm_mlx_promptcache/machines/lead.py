@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from ..engine.events import Loading
 from ..engine.group import Deadlines, Group, GroupEnded
-from ..engine.ranks import Ranks, listen, meet
+from ..engine.meeting import listen, meet
+from ..engine.ranks import Ranks
 from ..models.errors import ModelLoadError
 from ..models.here import folder_here
 from .mlx_variables import ports_of

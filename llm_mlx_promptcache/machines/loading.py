@@ -12,11 +12,12 @@ from ..config import cache_folder
 from ..engine.events import Loading
 from ..engine.followers import FollowerParts, follow, rank_identity
 from ..engine.leading import Leader
+from ..engine.mlx_group import connect
 from ..engine.parts import LoadReport
 from ..engine.pool import close_engines, share_out, shared_cache, works_ahead
 from ..engine.ranks import Ranks
 from ..engine.scheduler import Scheduler
-from ..engine.sharding import check, connect, load_shard
+from ..engine.sharding import check, load_shard
 from ..models.here import folder_here
 from ..models.identities import identify
 from ..models.progress import Step, unasked

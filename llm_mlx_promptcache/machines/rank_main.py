@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config import APP
 from ..engine.group import Group, GroupEnded
-from ..engine.ranks import EXIT_STATUS, meet
+from ..engine.meeting import meet
+from ..engine.ranks import EXIT_STATUS
 from ..host import log
 from ..models.errors import ModelLoadError
 from ..models.here import folder_here

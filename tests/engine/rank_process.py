@@ -27,10 +27,12 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache  # noqa: E402
 from llm_mlx_promptcache.engine.followers import FollowerParts, follow, rank_identity  # noqa: E402
 from llm_mlx_promptcache.engine.group import Deadlines, Group, GroupEnded  # noqa: E402
 from llm_mlx_promptcache.engine.leading import Leader  # noqa: E402
+from llm_mlx_promptcache.engine.meeting import meet  # noqa: E402
+from llm_mlx_promptcache.engine.mlx_group import connect  # noqa: E402
 from llm_mlx_promptcache.engine.parts import LoadReport  # noqa: E402
-from llm_mlx_promptcache.engine.ranks import EXIT_STATUS, meet  # noqa: E402
+from llm_mlx_promptcache.engine.ranks import EXIT_STATUS  # noqa: E402
 from llm_mlx_promptcache.engine.scheduler import Scheduler  # noqa: E402
-from llm_mlx_promptcache.engine.sharding import connect, load_shard  # noqa: E402
+from llm_mlx_promptcache.engine.sharding import load_shard  # noqa: E402
 from llm_mlx_promptcache.engine.wire import from_json, to_json  # noqa: E402
 from llm_mlx_promptcache.models.identities import identify  # noqa: E402
 

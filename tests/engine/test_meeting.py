@@ -8,8 +8,8 @@ from grouped import SECRET, Ended, GroupEnded, each, end
 
 from llm_mlx_promptcache.engine import rank_links
 from llm_mlx_promptcache.engine.group import Deadlines, Group
+from llm_mlx_promptcache.engine.meeting import listen, meet
 from llm_mlx_promptcache.engine.rank_links import FrameKind, frame
-from llm_mlx_promptcache.engine.ranks import listen, meet
 
 
 def met(size, *, secrets=None, deadlines=None, names="mac", **groups):

@@ -278,7 +278,7 @@ def test_who_leaves_says_why_and_ends_whatever_its_threads_do():
 
 
 def test_words_need_no_mlx():
-    code = "import sys, llm_mlx_promptcache.engine.ranks; print('mlx' in sys.modules)"
+    code = "import sys, llm_mlx_promptcache.engine.meeting; print('mlx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
 
