@@ -122,7 +122,8 @@ def _check_own(settings: Settings, name: str) -> None:
 
 
 def _plan(named: NamedModel, hosts: Path, said: Mapping[str, Any]) -> GroupPlan:
-    from ..machines.hostfile import Backend, fitting_backend, read_hostfile
+    from ..engine.group import Backend
+    from ..machines.hostfile import fitting_backend, read_hostfile
     from ..machines.orders import GroupPlan
 
     path = hosts.expanduser()

@@ -5,13 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, Literal
 
 _MOST_RANKS: Final = 64
 
 Split = Literal["tensor", "pipeline"]
-Backend = Literal["ring", "jaccl"]
 Address = tuple[str, int]
+
+
+class Backend(Enum):
+    """The carrier of MLX's collectives: TCP, or RDMA over Thunderbolt, all to all or as a ring."""
+
+    RING = "ring"
+    JACCL = "jaccl"
+    JACCL_RING = "jaccl-ring"
+
+    @property
+    def of_mlx(self) -> Literal["ring", "jaccl"]:
+        """Its name in `mx.distributed.init`."""
+        return "ring" if self is Backend.RING else "jaccl"
 
 
 class GroupEnded(RuntimeError):
@@ -22,13 +35,13 @@ class GroupEnded(RuntimeError):
 class Group:
     """One rank's place among those that run a model together; ValueError where there is none.
 
-    `split` is how the model is cut: each layer, or the layers among the ranks. `backend` is MLX's.
+    `split` is how the model is cut: each layer, or the layers among the ranks.
     """
 
     rank: int
     size: int
     split: Split = "tensor"
-    backend: Backend = "ring"
+    backend: Backend = Backend.RING
 
     def __post_init__(self) -> None:
         if not 2 <= self.size <= _MOST_RANKS:
@@ -37,8 +50,6 @@ class Group:
             raise ValueError(f"rank is {self.rank}; give 0 to {self.size - 1}")
         if self.split not in ("tensor", "pipeline"):
             raise ValueError(f"split is {self.split!r}; use tensor or pipeline")
-        if self.backend not in ("ring", "jaccl"):
-            raise ValueError(f"backend is {self.backend!r}; use ring or jaccl")
 
     @property
     def shard(self) -> str:

@@ -50,7 +50,7 @@ class _Oneself:
             "rank": group.rank,
             "size": group.size,
             "split": group.split,
-            "backend": group.backend,
+            "backend": group.backend.of_mlx,
             "name": self.name[:_LONGEST_NAME],
         }
 

@@ -26,12 +26,12 @@ def connect(ranks: Ranks) -> Any:
     group = ranks.group
     try:
         with _joining(ranks):
-            joined = mx.distributed.init(strict=True, backend=group.backend)
+            joined = mx.distributed.init(strict=True, backend=group.backend.of_mlx)
     except GroupEnded:
         raise
     except Exception as error:
         raise ranks.fail(
-            f"rank {group.rank} ({ranks.name}) can't join MLX's {group.backend} backend:"
+            f"rank {group.rank} ({ranks.name}) can't join MLX's {group.backend.of_mlx} backend:"
             f" {one_line(error)}"
         ) from error
     if (joined.rank(), joined.size()) != (group.rank, group.size):

@@ -10,11 +10,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..cache.manifest import read_plain
+from ..engine.group import Backend
 
 MOST_HOSTS: Final = 64
 _MOST_BYTES: Final = 1 << 20
@@ -36,19 +36,6 @@ _HERE: Final = frozenset({"127.0.0.1", "localhost"})
 
 class HostfileError(ValueError):
     """A hostfile that can't be used; the message names it, the value, and what to give."""
-
-
-class Backend(Enum):
-    """The carrier of MLX's collectives: TCP, or RDMA over Thunderbolt, all to all or as a ring."""
-
-    RING = "ring"
-    JACCL = "jaccl"
-    JACCL_RING = "jaccl-ring"
-
-    @property
-    def of_mlx(self) -> Literal["ring", "jaccl"]:
-        """Its name in `mx.distributed.init`."""
-        return "ring" if self is Backend.RING else "jaccl"
 
 
 class Machine(NamedTuple):

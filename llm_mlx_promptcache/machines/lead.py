@@ -50,7 +50,7 @@ class Lead:
     def group(self) -> Group:
         """Rank 0's place."""
         plan = self.plan
-        return Group(0, plan.size, plan.split, plan.backend.of_mlx)
+        return Group(0, plan.size, plan.split, plan.backend)
 
     def meet(self, tell: Tell, deadlines: Deadlines = Deadlines()) -> Ranks:  # noqa: B008
         """Start the others, compare what they are, and wait for them; ModelLoadError says why not.

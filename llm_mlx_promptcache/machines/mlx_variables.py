@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from ..config import create_private
-from .hostfile import Backend, HostfileError
+from ..engine.group import Backend
+from .hostfile import HostfileError
 from .orders import GroupPlan
 
 PORT: Final = 32323  # the first that mlx.launch takes

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from ..engine.group import Split
-from .hostfile import Backend, Hostfile, HostfileError, hostfile_of, hostfile_to_json
+from ..engine.group import Backend, Split
+from .hostfile import Hostfile, HostfileError, hostfile_of, hostfile_to_json
 
 MOST_BYTES: Final = 1 << 21  # of a line: a hostfile, and a little
 MARK: Final = "llm-mlx-promptcache rank "  # before what a rank says; login shells say other things

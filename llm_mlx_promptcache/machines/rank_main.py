@@ -60,7 +60,7 @@ def _outlive_nobody() -> None:
 
 def _follow(order: RankOrder) -> int:
     plan = order.plan
-    group = Group(order.rank, plan.size, plan.split, plan.backend.of_mlx)
+    group = Group(order.rank, plan.size, plan.split, plan.backend)
     name, secret = plan.hosts.machines[order.rank].ssh, bytes.fromhex(order.secret)
     try:
         ranks = meet(group, order.address, secret, name, on_end=_group_ended)

@@ -7,7 +7,7 @@ import pytest
 from grouped import SECRET, Ended, GroupEnded, each, end
 
 from llm_mlx_promptcache.engine import rank_links
-from llm_mlx_promptcache.engine.group import Deadlines, Group
+from llm_mlx_promptcache.engine.group import Backend, Deadlines, Group
 from llm_mlx_promptcache.engine.meeting import listen, meet
 from llm_mlx_promptcache.engine.rank_links import FrameKind, frame
 
@@ -92,7 +92,7 @@ def test_strangers_who_say_nothing_keep_no_rank_waiting():
     silent = [socket.create_connection(address) for _ in range(20)]
     try:
         head, other = each(
-            [(Group(0, 2, "tensor", "ring"), sock), (Group(1, 2, "tensor", "ring"), address)],
+            [(Group(0, 2), sock), (Group(1, 2), address)],
             lambda one: meet(*one, SECRET, on_end=lambda why: None),
         )
         head.tell({"at": 1})
@@ -128,7 +128,7 @@ def test_a_head_that_does_not_know_the_secret_hears_nothing():
 UNFIT = {
     "size": ({"size": 3}, "mac1 came with size 3, and rank 0 has 2"),
     "split": ({"split": "pipeline"}, "mac1 came with split pipeline, and rank 0 has tensor"),
-    "backend": ({"backend": "jaccl"}, "mac1 came with backend jaccl, and rank 0 has ring"),
+    "backend": ({"backend": Backend.JACCL}, "mac1 came with backend jaccl, and rank 0 has ring"),
 }
 
 

@@ -256,7 +256,7 @@ def test_a_word_that_is_too_long_is_refused(still, monkeypatch):
 
 @pytest.mark.parametrize(
     "group",
-    [{"size": 1}, {"size": 65}, {"rank": 2}, {"rank": -1}, {"split": "rows"}, {"backend": "mpi"}],
+    [{"size": 1}, {"size": 65}, {"rank": 2}, {"rank": -1}, {"split": "rows"}],
 )
 def test_groups_that_can_not_be_are_refused(group):
     with pytest.raises(ValueError, match=next(iter(group))):

@@ -9,8 +9,8 @@ from hostfiles import local, macs, written
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_mlx_promptcache.engine.group import Backend
 from llm_mlx_promptcache.machines.hostfile import (
-    Backend,
     HostfileError,
     Machine,
     fitting_backend,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hostfiles import local, macs
 
-from llm_mlx_promptcache.machines.hostfile import Backend, HostfileError, hostfile_of
+from llm_mlx_promptcache.engine.group import Backend
+from llm_mlx_promptcache.machines.hostfile import HostfileError, hostfile_of
 from llm_mlx_promptcache.machines.mlx_variables import mlx_variables, ports_of
 from llm_mlx_promptcache.machines.orders import (
     MARK,
