@@ -19,7 +19,8 @@ from .shown_words import Lost, lost_words
 from .template_input import Turn, turns_of
 from .template_work import TooMuchWork
 
-Apply = Callable[[Dicts, Mapping[str, Any]], str]
+# A template's text of messages with such arguments; raises what the template raises.
+Render = Callable[[Dicts, Mapping[str, Any]], str]
 
 # The most mends added to those that the probes found; more would change the conversation.
 _MOST_ADDED = 3
@@ -96,8 +97,8 @@ class _EnoughTried(TooMuchWork):
 class _Tries:
     """A template's renderings of one conversation, up to a limit; its first refusal."""
 
-    def __init__(self, apply: Apply) -> None:
-        self._apply = apply
+    def __init__(self, render: Render) -> None:
+        self._render = render
         self._left = _MOST_TRIED
         self.refusal: Exception | None = None
 
@@ -106,7 +107,7 @@ class _Tries:
             raise _EnoughTried
         self._left -= 1
         try:
-            return self._apply(made, arguments)
+            return self._render(made, arguments)
         except TooMuchWork:
             raise
         except Exception as error:
@@ -115,7 +116,7 @@ class _Tries:
 
 
 def fit(
-    messages: Sequence[Message], arguments: Mapping[str, Any], apply: Apply, form: PromptForm
+    messages: Sequence[Message], arguments: Mapping[str, Any], render: Render, form: PromptForm
 ) -> Fit:
     """The first form of the conversation in which the template shows every word.
 
@@ -126,7 +127,7 @@ def fit(
     refusal: Exception | None = None
     lost: Lost | None = None
     plain = [message.to_template() for message in messages]
-    tries = _Tries(apply)
+    tries = _Tries(render)
 
     def given(mends: frozenset[Mend]) -> str:
         return json.dumps(mended(plain, arguments, mends, form.example), default=str)
@@ -154,13 +155,13 @@ def fit(
 def _tried(
     messages: Sequence[Message],
     arguments: Mapping[str, Any],
-    apply: Apply,
+    render: Render,
     mends: frozenset[Mend],
     example: str,
 ) -> tuple[Fit, Lost | None]:
     def shown(made: Dicts, tools: Sequence[Mapping[str, Any]] | None) -> str:
         given = {**arguments, "tools": tools} if tools else arguments
-        return apply(*mended(made, given, mends, example))
+        return render(*mended(made, given, mends, example))
 
     tools = arguments.get("tools")
     turns, text = turns_of(messages, lambda made: shown(made, tools))
