@@ -6,7 +6,7 @@ Marks that no rendering shows are looked for among the known marks of the vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 
 from .form_probes import ANSWER, FIELDS, THOUGHT, Probe
 from .forms import Reasoning, marks_in
@@ -34,15 +34,8 @@ _NAMED = (Reasoning("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),)
 _LONGEST_OPENER = 60
 
 
-def learn_reasoning(
-    apply: Callable[..., str], vocabulary: Container[str] = (), switch: str = "enable_thinking"
-) -> Reasoning | None:
-    """The marks of reasoning; None if neither template nor vocabulary has any."""
-    return shown_reasoning(Probe(apply), switch) or listed_reasoning(vocabulary)
-
-
 def shown_reasoning(probe: Probe, switch: str) -> Reasoning | None:
-    """The marks that the template shows; `switch` is its argument that turns reasoning on."""
+    """The marks that the template shows, if any; `switch` is its argument that turns them on."""
     for field in FIELDS:
         found = _from_field(probe, field)
         if found is not None:

@@ -12,7 +12,7 @@ from llm_mlx_promptcache.chat.form_reading import CallReader
 from llm_mlx_promptcache.chat.forms import Hole, Layout, NoForm, Reasoning, marks_in
 from llm_mlx_promptcache.chat.generated import ToolCall
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
-from llm_mlx_promptcache.chat.reasoning_learning import learn_reasoning
+from llm_mlx_promptcache.chat.reasoning_learning import listed_reasoning, shown_reasoning
 
 SAMPLE = 26
 
@@ -197,6 +197,7 @@ def test_templates_with_other_marks_keys_and_spaces_are_learned_again(templates)
     assert written <= {*KEYS.values(), *KEYS}, (seed, written)
 
 
+SWITCH = "enable_thinking"
 APRIEL = ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]")
 
 
@@ -223,17 +224,16 @@ def test_marks_of_reasoning_are_learned(templates, name, marks):
     def apply(messages, *, tools, add_generation_prompt, **arguments):
         return template.render(messages, tools, add_generation_prompt, **arguments)
 
-    assert learn_reasoning(apply) == Reasoning(*marks)
+    assert shown_reasoning(Probe(apply), SWITCH) == Reasoning(*marks)
 
 
 def test_marks_of_reasoning_that_no_template_shows_are_found_in_the_vocabulary():
     def apply(messages, **arguments):
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
 
-    assert learn_reasoning(apply) is None
-    assert learn_reasoning(apply, ["<thought>", "</thought>"]) == Reasoning(
-        "<thought>", "</thought>"
-    )
+    assert shown_reasoning(Probe(apply), SWITCH) is None
+    assert listed_reasoning([]) is None
+    assert listed_reasoning(["<thought>", "</thought>"]) == Reasoning("<thought>", "</thought>")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from llm_mlx_promptcache.chat.form_learning import learned_form
 from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.forms import NoForm
 from llm_mlx_promptcache.chat.mends import Mend
-from llm_mlx_promptcache.chat.reasoning_learning import learn_reasoning
+from llm_mlx_promptcache.chat.reasoning_learning import shown_reasoning
 from llm_mlx_promptcache.chat.template import ChatTemplate
 from llm_mlx_promptcache.chat.template_work import TooMuchWork
 from llm_mlx_promptcache.models.facts import ModelFacts
@@ -61,7 +61,7 @@ def test_a_profile_is_what_each_of_its_learners_finds_alone(templates):
         except NoForm:
             form = None
         assert profile.form == form
-        assert profile.reasoning == learn_reasoning(Counted(template), (), SWITCH)
+        assert profile.reasoning == shown_reasoning(Probe(Counted(template)), SWITCH)
         assert profile.prompt == find_prompt_form(Counted(template))
 
 
