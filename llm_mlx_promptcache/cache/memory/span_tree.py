@@ -147,8 +147,7 @@ class SpanTree:
 
         Rows that are kept out stay so, except those that the store still has to get.
         """
-        tier, on_disk = insertion.tier, insertion.on_disk
-        keep_out = insertion.rows is Rows.KEEP_OUT
+        tier, keep_out = insertion.tier, insertion.rows is Rows.KEEP_OUT
         nodes, length = self._trie.walk(namespace, ids)
         inside = bool(nodes) and length < nodes[-1].end
         if inside and (length < len(ids) or self._must_end(nodes[-1], layout, tier)):
@@ -161,35 +160,46 @@ class SpanTree:
         ]
         if length < len(ids):
             wanted.append(SpanPieces(length, len(ids), pieces))
-        held = [list(n.value.pieces) for n in nodes]
-        try:
-            with device.work():
-                returned = insertion.rows is Rows.RETURN
-                others = [n.value.pieces for n in self._unproven if n not in nodes]
-                layouts.collect(
-                    layout,
-                    insertion.layers,
-                    insertion.at,
-                    wanted,
-                    emptying=others if returned else None,
-                )
-        finally:
-            self._note_changed(nodes, held)
-        self._order.touch(n.value.entry for n in nodes)
-        self._recent.note(nodes)
-        before = [n.value.entry.nbytes for n in nodes]
-        self.resized(nodes)
-        if self._saving and on_disk and not layouts.cut_anywhere(layout):
+        self._collect(layout, nodes, insertion, wanted)
+        saving = self._saving and insertion.on_disk
+        grown = self._passed(nodes)
+        if saving and not layouts.cut_anywhere(layout):
             # A checkpoint was taken inside what is stored already.
-            more = [n for n, size in zip(nodes, before, strict=True) if n.value.entry.nbytes > size]
-            self.unsaved |= dict.fromkeys(more)
+            self.unsaved |= dict.fromkeys(grown)
         if length < len(ids):
             node = self._extend(node, ids, pieces, tier)
-            if self._saving and on_disk:
+            if saving:
                 self.unsaved[node] = None
         elif not inside or node.end == len(ids):
             self._order.promote(node.value.entry, tier)
         return node
+
+    def _collect(
+        self,
+        layout: Layout,
+        nodes: Sequence[SpanNode],
+        insertion: Insertion,
+        wanted: Sequence[SpanPieces],
+    ) -> None:
+        """Fill what is wanted from the layers; what that changes in `nodes` is to be proven."""
+        held = [list(node.value.pieces) for node in nodes]
+        others = [node.value.pieces for node in self._unproven if node not in nodes]
+        given_up = others if insertion.rows is Rows.RETURN else None
+        layers, at = insertion.layers, insertion.at
+        try:
+            with device.work():
+                layouts.collect(layout, layers, at, wanted, emptying=given_up)
+        finally:
+            self._note_changed(nodes, held)
+
+    def _passed(self, nodes: Sequence[SpanNode]) -> list[SpanNode]:
+        """Note that an insertion passed these spans; those that it made larger."""
+        self._order.touch(node.value.entry for node in nodes)
+        self._recent.note(nodes)
+        before = [node.value.entry.nbytes for node in nodes]
+        self.resized(nodes)
+        pairs = zip(nodes, before, strict=True)
+        return [node for node, size in pairs if node.value.entry.nbytes > size]
 
     def _must_end(self, node: SpanNode, layout: Layout, tier: str) -> bool:
         """True if a path that ends inside a span needs an end of its own there."""
