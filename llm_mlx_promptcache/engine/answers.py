@@ -118,27 +118,14 @@ class AnswerStream:
             self._reason, self.ended = "stop", True
 
     def _finished(self, answer: Answer, measured: Measured) -> Finished:
-        now = time.perf_counter()
-        first = self._first or now
-        # The last token of a warmed prompt is never run.
-        prompt = len(self._prepared.transcript.ids) - self._prepared.request.warm
-        reason = self._reason
-        if answer.calls and answer.cut is None:
-            reason = "tool_calls"
+        timings = self._timings(measured)  # before all that sums up
+        whole_calls = answer.calls and answer.cut is None
         return Finished(
             ids=self._replayable(),
             text=answer.text,
-            reason=reason,
-            usage=Usage(
-                prompt,
-                measured.cached,
-                prompt - measured.cached,
-                len(self.ids),
-                self._reasoning,
-                measured.drafted,
-                measured.accepted,
-            ),
-            timings=Timings(measured.load, first - measured.started, now - first),
+            reason="tool_calls" if whole_calls else self._reason,
+            usage=self._usage(measured),
+            timings=timings,
             why=measured.why,
             fingerprint=measured.fingerprint,
             reasoning=answer.reasoning,
@@ -159,6 +146,24 @@ class AnswerStream:
             reuse=measured.reuse,
             asked=self._asked(answer, measured.reuse),
         )
+
+    def _usage(self, measured: Measured) -> Usage:
+        # The last token of a warmed prompt is never run.
+        prompt = len(self._prepared.transcript.ids) - self._prepared.request.warm
+        return Usage(
+            prompt,
+            measured.cached,
+            prompt - measured.cached,
+            len(self.ids),
+            self._reasoning,
+            measured.drafted,
+            measured.accepted,
+        )
+
+    def _timings(self, measured: Measured) -> Timings:
+        now = time.perf_counter()
+        first = self._first or now
+        return Timings(measured.load, first - measured.started, now - first)
 
     def _asked(self, answer: Answer, reuse: Reuse) -> Asked | None:
         """The record that tells a later turn what this one had; None if nothing of it is kept."""

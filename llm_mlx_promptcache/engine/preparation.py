@@ -82,10 +82,7 @@ def prepare(
     transcript = transcript_of(request, loaded, tokenizer, identity.model)
     check_tools_end(tools)
     limit = limit_of(request.max_tokens, loaded.context_length, len(transcript.ids))
-    own = tokenizer.call_form
-    generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example
-    if own.channels is None and generic:
-        own = replace(GENERIC, special=own.special)  # as the prompt says
+    own = _form_told(transcript, tokenizer)
     # A model that writes in channels does so without tools too.
     form = own if tools or own.channels is not None else None
     grammar = _grammar(request, own, has_tools=bool(tools))
@@ -95,21 +92,26 @@ def prepare(
         *told_unheld(grammar),
         *_told_thinking(request, tokenizer, thinking),
     )
-    history = History()
-    if not request.warm:
-        history = history_of(request.messages, request.tools, transcript, identity.model)
+    history = _history(request, transcript, identity)
     return Prepared(
-        request,
-        namespace,
-        plain,
-        transcript,
-        limit,
-        form,
-        thinking,
-        grammar,
-        notes,
-        history,
+        request, namespace, plain, transcript, limit, form, thinking, grammar, notes, history
     )
+
+
+def _form_told(transcript: Transcript, tokenizer: TemplateTokenizer) -> Form:
+    """The form of calls that the prompt tells the model: its own, or the generic one."""
+    own = tokenizer.call_form
+    generic = transcript.mends & GENERIC_TOOLS and not tokenizer.prompt_form.example
+    if own.channels is None and generic:
+        return replace(GENERIC, special=own.special)
+    return own
+
+
+def _history(request: GenerationRequest, transcript: Transcript, identity: Identity) -> History:
+    """The record of the conversation's earlier answers; a prompt that is warmed has none."""
+    if request.warm:
+        return History()
+    return history_of(request.messages, request.tools, transcript, identity.model)
 
 
 def _namespace(request: GenerationRequest, identity: Identity) -> str:
