@@ -114,13 +114,10 @@ def _beyond(
             lines = value.count("\n") + 1 if isinstance(value, str) else weight
             return lines * (4 + widths + texts)
         case "tojson":
-            entries = weight // NODE + 1  # each with separators of its own, and an indent
-            parting = sum(work.weigh(one) - 1 for one in _separators(given))
-            return weight * texts + entries * (parting + NODE * widths)
+            return _as_json(work, weight, given)
         case "replace":
-            old, new = [*args, *kwargs.values()][:2] if len(args) + len(kwargs) > 1 else ("", "")
             if isinstance(value, str) and not kwargs:
-                return replaced(value, old, new)
+                return replaced(value, *args)
             return (weight + 1) * texts
         case "trim":
             return weight * texts
@@ -141,9 +138,12 @@ def _beyond(
     return 0
 
 
-def _separators(given: tuple[Any, ...]) -> Iterator[Any]:
-    """The texts of each pair of separators among a filter's arguments."""
-    return (one for pair in given if isinstance(pair, tuple | list) for one in pair)
+def _as_json(work: Work, weight: int, given: tuple[Any, ...]) -> int:
+    """The size of JSON beyond the value: each entry has separators of its own, and an indent."""
+    pairs = (pair for pair in given if isinstance(pair, tuple | list))
+    separators = sum(work.weigh(one) - 1 for pair in pairs for one in pair)
+    entries = weight // NODE + 1
+    return weight * _texts(given) + entries * (separators + NODE * _widths(given))
 
 
 def _widths(given: tuple[Any, ...]) -> int:
