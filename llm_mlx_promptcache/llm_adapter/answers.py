@@ -158,26 +158,11 @@ class ResponseBuilder:
             yield from self._as_text(half.text)
         calls = self._whole_calls(event)
         for call in calls:
-            name, *arguments = self._pieces.get(call.id) or [call.name, _json(call)]
-            yield self._next("tool_call_name", name, call.id)
-            for piece in arguments:
-                yield self._next("tool_call_args", piece, call.id)
-            self._response.add_tool_call(
-                llm.ToolCall(
-                    name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
-                )
-            )
-        for note in new_notes(event.fingerprint, event.notes):
-            self._warn(note)
-        self._warn_of_loss(event)
-        for misfit in event.misfits:
-            what = "a call's arguments do" if misfit.call else "the answer does"
-            self._warn(f"{what} not fit the schema: {misfit.what}")
-        if line := told_cut(event, self._question.request):
-            kept = "; llm -c goes on from it" if self._command.is_continued else ""
-            self._warn(f"{line}{kept}")
-            if not (calls or "".join(self._texts).strip()):
-                self._command.end_with(1)
+            yield from self._reported(call)
+        self._warn_of_all(event)
+        cut = told_cut(event, self._question.request)
+        if cut and not (calls or "".join(self._texts).strip()):
+            self._command.end_with(1)
         settings = self._question.settings
         if not calls:
             # Only the turns of a tool loop have a schema to pass on.
@@ -189,6 +174,30 @@ class ResponseBuilder:
             tool_call_id=self._call,
             provider_metadata=to_metadata(self._record(event, calls), settings),
         )
+
+    def _reported(self, call: ToolCall) -> Iterator[StreamEvent]:
+        """A whole call, in the pieces in which it came."""
+        name, *arguments = self._pieces.get(call.id) or [call.name, _json(call)]
+        yield self._next("tool_call_name", name, call.id)
+        for piece in arguments:
+            yield self._next("tool_call_args", piece, call.id)
+        self._response.add_tool_call(
+            llm.ToolCall(
+                name=call.name, arguments=dict(call.arguments), tool_call_id=call.id or None
+            )
+        )
+
+    def _warn_of_all(self, event: Finished) -> None:
+        """Warn of all that a user should know of an answer, in the order in which it matters."""
+        for note in new_notes(event.fingerprint, event.notes):
+            self._warn(note)
+        self._warn_of_loss(event)
+        for misfit in event.misfits:
+            what = "a call's arguments do" if misfit.call else "the answer does"
+            self._warn(f"{what} not fit the schema: {misfit.what}")
+        if line := told_cut(event, self._question.request):
+            kept = "; llm -c goes on from it" if self._command.is_continued else ""
+            self._warn(f"{line}{kept}")
 
     def _warn_of_loss(self, event: Finished) -> None:
         """Warn once a conversation that it lost rows of its last turn."""
