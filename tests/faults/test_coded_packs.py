@@ -1,19 +1,17 @@
 """Bfloat16 rows in fewer bytes: bit for bit the same, or a miss, whatever a file says (P1, P2)."""
 
 import errno
-import json
 import random
 import shutil
-import signal
 import time
 
 import mlx.core as mx
 import numpy as np
 import pytest
-import xxhash
 import zstandard
+from forged_files import BOMBS, first_array, forged, framed, recoded
+from killed import each_call, killed_copies
 from mlx_lm.models.cache import KVCache
-from test_pack_crashes import in_fork, killing
 
 from llm_mlx_promptcache.cache.disk import coding, pack_file, span_header
 from llm_mlx_promptcache.cache.disk.chains import CODED_AFTER
@@ -158,46 +156,26 @@ def test_p1_a_flipped_bit_anywhere_in_a_coded_pack_is_a_miss(packed):
         assert got(folder) == 0
 
 
-def forged(content, change, rows=lambda data: data):
-    """A coded pack with another header or other rows, and a digest that fits."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    told = json.loads(header["__metadata__"]["coded"])
-    told = change(told, header) or told
-    header["__metadata__"]["coded"] = json.dumps(told)
-    text = json.dumps(header).encode()
-    start = len(text).to_bytes(8, "little") + text
-    data = rows(content[8 + length : -16])
-    return start + data + xxhash.xxh3_128_digest(data + start)
-
-
-def code(change):
-    """A change of how the first array is said to be coded."""
-    return lambda told, _: change(told["layer.0.0"])
-
-
-def bomb(told, header):
-    told["layer.0.0"] = [[1, 2, 1 << 40, 16], told["layer.0.0"][1]]
-
-
 FORGERIES = {
-    "more rows than there are": bomb,
-    "more rows than anything": code(lambda c: c.__setitem__(0, [1 << 62, 1 << 62])),
-    "rows below nothing": code(lambda c: c.__setitem__(0, [1, 2, -120, 16])),
-    "rows that are none": code(lambda c: c.__setitem__(0, "many")),
-    "rows that are true": code(lambda c: c.__setitem__(0, [True, 2, 120, 16])),
-    "no rows": code(lambda c: c.__setitem__(0, [0])),
-    "no blocks": code(lambda c: c[1].clear()),
-    "blocks without end": code(lambda c: c[1].extend([1501] * 100_000)),
-    "a block that is none": code(lambda c: c[1].__setitem__(0, "x")),
-    "a block of nothing": code(lambda c: c[1].__setitem__(0, 0)),
-    "blocks of other sizes": code(
+    "more rows than there are": first_array(lambda c: c.__setitem__(0, [1, 2, 1 << 40, 16])),
+    "more rows than anything": first_array(lambda c: c.__setitem__(0, [1 << 62, 1 << 62])),
+    "rows below nothing": first_array(lambda c: c.__setitem__(0, [1, 2, -120, 16])),
+    "rows that are none": first_array(lambda c: c.__setitem__(0, "many")),
+    "rows that are true": first_array(lambda c: c.__setitem__(0, [True, 2, 120, 16])),
+    "no rows": first_array(lambda c: c.__setitem__(0, [0])),
+    "no blocks": first_array(lambda c: c[1].clear()),
+    "blocks without end": first_array(lambda c: c[1].extend([1501] * 100_000)),
+    "a block that is none": first_array(lambda c: c[1].__setitem__(0, "x")),
+    "a block of nothing": first_array(lambda c: c[1].__setitem__(0, 0)),
+    "blocks of other sizes": first_array(
         lambda c: c.__setitem__(1, [*c[1][:-2], c[1][-2] + 9, c[1][-1] - 9])
     ),
-    "a number": lambda told, _: 7,
-    "a list": lambda told, _: [1],
-    "an array that is not there": lambda told, _: told.update({"layer.9.9": told["layer.0.0"]}),
-    "an array less": lambda told, _: told.pop("layer.0.0") and None,
+    "a number": recoded(lambda told, _: 7),
+    "a list": recoded(lambda told, _: [1]),
+    "an array that is not there": recoded(
+        lambda told, _: told.update({"layer.9.9": told["layer.0.0"]})
+    ),
+    "an array less": recoded(lambda told, _: told.pop("layer.0.0") and None),
 }
 
 
@@ -213,31 +191,11 @@ def test_p2_a_forged_coded_pack_is_a_miss(worlds, packed, what):
     assert store.check() == []
 
 
-def frames(make):
-    """The first array's first frame replaced by another one of the same length, or by its start."""
-
-    def change(data):
-        start = 4 * len(TOKENS) + 1500
-        frame = make()
-        return data[:start] + frame + data[start + len(frame) :]
-
-    return change
-
-
-BOMBS = {
-    "a frame of a terabyte": lambda: b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little"),
-    "a frame without a size": lambda: zstandard.ZstdCompressor(write_content_size=False).compress(
-        bytes(1500)
-    ),
-    "a frame of more": lambda: zstandard.ZstdCompressor().compress(bytes(1 << 26))[:1000],
-    "no frame": lambda: bytes(100),
-}
-
-
 @pytest.mark.parametrize("what", BOMBS)
 def test_p2_a_frame_that_is_no_frame_of_ours_is_a_miss(worlds, packed, what):
     folder, path, _ = packed
-    path.write_bytes(forged(path.read_bytes(), lambda *_: None, frames(BOMBS[what])))
+    frame = framed(what, 4 * len(TOKENS) + 1500, 1500)  # the first array's first
+    path.write_bytes(forged(path.read_bytes(), lambda *_: None, frame))
     before = mx.get_peak_memory()
     with worlds.watched():
         assert got(folder) == 0
@@ -250,33 +208,27 @@ def test_p2_a_block_that_is_none_is_refused(rubbish):
         coding.decoded_into(rubbish, [memoryview(bytearray(3000))])
 
 
-def test_p3_a_kill_at_any_call_of_coding_leaves_whole_spans(worlds, tmp_path):
+def test_p3_a_kill_at_any_call_of_coding_leaves_whole_spans(tmp_path):
     folder = tmp_path / "cache"
     stored(folder)
-    for at in range(1, 90):
-        copy = tmp_path / str(at)
-        shutil.copytree(folder, copy)
-        files = killing(worlds, at)
+
+    def code(copy, files):
         files.now = Later().now
-        status = in_fork(lambda: coded(copy, files))  # noqa: B023
+        coded(copy, files)
+
+    for copy in killed_copies(folder, code):
         assert got(copy) == len(TOKENS)
         store = DiskStore(copy, "20MB")
         store.sweep()
         assert store.check() == []
         assert got(copy) == len(TOKENS)
         store.close()
-        shutil.rmtree(copy)
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-    else:
-        pytest.fail("more calls than were counted on")
 
 
 def test_p4_the_nth_call_of_coding_fails_for_every_n(worlds, tmp_path, caplog):
     folder = tmp_path / "cache"
     stored(folder)
-    for at in range(1, 90):
+    for at in each_call():
         copy = tmp_path / str(at)
         shutil.copytree(folder, copy)
         files = worlds.Failing(errno.ENOSPC, at)
@@ -286,8 +238,6 @@ def test_p4_the_nth_call_of_coding_fails_for_every_n(worlds, tmp_path, caplog):
         shutil.rmtree(copy)
         if files.calls < at:
             break
-    else:
-        pytest.fail("more calls than were counted on")
 
 
 @pytest.mark.parametrize("held", [1 << 26, 1499, 0])

@@ -4,52 +4,18 @@ import errno
 import os
 import random
 import shutil
-import signal
 
 import pytest
+from killed import each_call, killed_copies
 from packed_talks import dropped_alone, whole
 from test_crashes import needs_strace
 
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
-MOST_CALLS = 80
-
-
-def in_fork(action):
-    """The signal or status that an action in a child ends with; it may run no MLX."""
-    child = os.fork()
-    if not child:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killing(worlds, at):
-    """`Files` of a process that is killed at its n-th call, before or behind it."""
-
-    class Killing(worlds.Failing):
-        def _step(self):
-            self.calls += 1
-            if self.calls == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def sync(self, file):
-            self._step()
-            Files.sync(self, file)
-
-        def sync_folder(self, folder):
-            Files.sync_folder(self, folder)
-            self._step()
-
-    return Killing(errno.EIO, at)
-
 
 @pytest.mark.parametrize("before", ["files", "a pack and files", "a pack with dead spans"])
-def test_p3_a_kill_at_any_call_of_a_compaction_leaves_whole_spans(worlds, talk, tmp_path, before):
+def test_p3_a_kill_at_any_call_of_a_compaction_leaves_whole_spans(worlds, talk, before):
     folder, paths = talk
     if before != "files":
         store = DiskStore(folder, "20MB")
@@ -63,19 +29,15 @@ def test_p3_a_kill_at_any_call_of_a_compaction_leaves_whole_spans(worlds, talk, 
             paths[0] = paths[0][:36]
             assert store.stats()["dead"]
         store.close()
-    for at in range(1, MOST_CALLS):
-        copy = tmp_path / str(at)
-        shutil.copytree(folder, copy)
-        files = killing(worlds, at)
-        status = in_fork(lambda: worlds.compacted(DiskStore(copy, "20MB", files=files)))  # noqa: B023
+
+    def compact(copy, files):
+        worlds.compacted(DiskStore(copy, "20MB", files=files))
+
+    copies = 0
+    for copy in killed_copies(folder, compact):
         whole(worlds, copy, paths)
-        shutil.rmtree(copy)
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-    else:
-        pytest.fail("more calls than were counted on")
-    assert at > 5
+        copies += 1
+    assert copies > 5
 
 
 @needs_strace
@@ -95,7 +57,7 @@ def test_p4_the_nth_call_of_a_compaction_fails_for_every_n(
     worlds, talk, tmp_path, error, sticky, caplog
 ):
     folder, paths = talk
-    for at in range(1, MOST_CALLS):
+    for at in each_call():
         copy = tmp_path / str(at)
         shutil.copytree(folder, copy)
         files = worlds.Failing(error, at, sticky)
@@ -108,8 +70,6 @@ def test_p4_the_nth_call_of_a_compaction_fails_for_every_n(
         shutil.rmtree(copy)
         if files.calls < at:
             break
-    else:
-        pytest.fail("more calls than were counted on")
 
 
 class Synced(Files):
