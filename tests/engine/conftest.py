@@ -19,6 +19,12 @@ def looks_that_wait(monkeypatch):
 
 
 @pytest.fixture
+def folder(tiny_llama):
+    """The folder of a tiny model; files that need another have a fixture of their own."""
+    return tiny_llama()
+
+
+@pytest.fixture
 def engine_of():
     """`engine_of(folder, cache=None)` -> an engine that ends with the test."""
     from llm_mlx_promptcache.engine.one_machine import scheduler_here
