@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-Kind = Literal["fraction", "tokens", "messages"]
+SizeKind = Literal["fraction", "tokens", "messages"]
 # Such as ("tokens", 3000): LangChain's own word, and its own form.
-ContextSize = tuple[Kind, float]
+ContextSize = tuple[SizeKind, float]
 # Several sizes at once, all of which must be reached.
 Clause = Mapping[str, float]
 Trigger = ContextSize | Clause | Sequence[ContextSize | Clause]
@@ -46,8 +46,8 @@ def checked_size(name: str, given: Any) -> ContextSize:
             f'{name} is {str(given)[:60]!r}; give a kind and a value, as in ("tokens", 3000)'
         )
     kind, value = given
-    if kind not in get_args(Kind):
-        raise ValueError(f"{name} is in {str(kind)[:40]!r}; use {', '.join(get_args(Kind))}")
+    if kind not in get_args(SizeKind):
+        raise ValueError(f"{name} is in {str(kind)[:40]!r}; use {', '.join(get_args(SizeKind))}")
     whole = kind != "fraction"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise ValueError(f"{name} is {value!r} {kind}; give a {'whole ' if whole else ''}number")

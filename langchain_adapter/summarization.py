@@ -42,7 +42,7 @@ from .history import (
     tokens_of,
 )
 from .reuse import SOURCE, SUMMED_UP
-from .summary_settings import TokenCounter, checked_counter, checked_model, question_of
+from .summary_settings import CountTokens, checked_counter, checked_model, question_of
 
 SUMMARY_PROMPT = (
     "Everything above is about to be replaced by what you write now, so write down all that is"
@@ -57,7 +57,7 @@ _MARK = {SOURCE: SUMMED_UP}
 _Request = ModelRequest[Any]
 _Response = ModelResponse[Any]
 # The model is asked each request that is yielded, and its reply is sent back.
-_Steps = Generator[_Request, "_Response | ContextOverflowError | None", Any]
+_SummarySteps = Generator[_Request, "_Response | ContextOverflowError | None", Any]
 
 
 class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -89,7 +89,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
         *,
         trigger: Trigger | None = None,
         keep: ContextSize = ("messages", 20),
-        token_counter: TokenCounter | None = None,
+        token_counter: CountTokens | None = None,
         summary_prompt: str = SUMMARY_PROMPT,
         **others: Any,
     ) -> None:
@@ -135,7 +135,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
             asked = await asyncio.to_thread(asking.after, reply)
         return cast("_Response | ExtendedModelResponse[Any]", asking.result)
 
-    def _steps(self, request: _Request) -> _Steps:
+    def _steps(self, request: _Request) -> _SummarySteps:
         """Ask for a summary if due, then the request, and again with less if it does not fit."""
         done = _Shortened(request)
         if self._is_due(request):
@@ -215,7 +215,7 @@ class PrefixKeepingSummarization(AgentMiddleware[AgentState[Any], Any, Any]):
 class _Asking:
     """Steps that are asked one by one; `result` is their return value."""
 
-    def __init__(self, steps: _Steps) -> None:
+    def __init__(self, steps: _SummarySteps) -> None:
         self._steps = steps
         self.result: Any = None
 

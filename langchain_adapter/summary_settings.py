@@ -10,13 +10,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
-TokenCounter = Callable[[Sequence[BaseMessage]], int]
+CountTokens = Callable[[Sequence[BaseMessage]], int]
 
 # A stand-in for the conversation in prompts that were written for LangChain's middleware.
 _ABOVE: Final = "(the conversation above)"
 
 
-def checked_counter(given: TokenCounter | None) -> TokenCounter | None:
+def checked_counter(given: CountTokens | None) -> CountTokens | None:
     """The function that counts messages; ValueError if it can't be called."""
     if given is None or callable(given):
         return given

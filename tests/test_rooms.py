@@ -172,15 +172,32 @@ def test_nobody_imports_a_front_end():
 SHARED_NAMES = {"PromptTrie", "CacheOrder"}
 
 
-def test_no_two_classes_have_one_name():
+def types_in(path):
+    """The classes of a file and its names for other types, such as `Tokens = array`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name.lstrip("_")
+        elif isinstance(node, ast.Assign):
+            names = (target.id.lstrip("_") for target in node.targets if hasattr(target, "id"))
+            yield from (name for name in names if name[:1].isupper() and not name.isupper())
+
+
+def test_no_two_types_have_one_name():
     found = Counter(
-        node.name.lstrip("_")
+        name
         for package in (PACKAGE, *LANGCHAIN)
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.ClassDef)
+        for name in types_in(path)
     )
     assert {name for name, count in found.items() if count > 1} == SHARED_NAMES
+
+
+def test_names_of_types_are_seen(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text(
+        "class _One: ...\nTwo = list[int]\nTHREE = 3\nT = TypeVar('T')\nfour = Five = 5"
+    )
+    assert list(types_in(path)) == ["One", "Two", "Five"]
 
 
 def test_the_design_names_each_file_and_no_other():

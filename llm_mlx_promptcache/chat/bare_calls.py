@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .forms import Form, Hole, Layout
+from .forms import CallLayout, Form, Hole
 
 __all__ = ["Alternative", "either_schema", "is_bare"]
 
@@ -50,7 +50,7 @@ def either_schema(
 
 def _skeleton(form: Form) -> Any:
     """A call as JSON, with names in its variable places; None if it is something else."""
-    if form.layout not in (Layout.OBJECT, Layout.KEYED) or form.keys.encoded:
+    if form.layout not in (CallLayout.OBJECT, CallLayout.KEYED) or form.keys.encoded:
         return None
     holes = {Hole.NAME: _NAME, Hole.ARGUMENTS: json.dumps(_ARGUMENTS)}
     call = "".join(piece if isinstance(piece, str) else holes.get(piece, "") for piece in form.call)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .arguments import json_value
 from .form_probes import Call
-from .forms import Hole, Input, Keys, Layout, Piece
+from .forms import CallLayout, FormPiece, Hole, Input, Keys
 
 _BRACES = 12
 
@@ -18,8 +18,8 @@ class Unit(NamedTuple):
 
     start: int
     end: int
-    layout: Layout
-    pieces: tuple[Piece, ...]
+    layout: CallLayout
+    pieces: tuple[FormPiece, ...]
     keys: Keys = Keys()
     arguments: tuple[int, int] = (0, 0)
 
@@ -68,7 +68,7 @@ def _in_json(text: str, call: Call, value: int, start: int) -> Unit | None:
         return None
     middle = text[name + len(call.name) : arguments[0]]
     pieces = (Hole.NAME, middle, Hole.ARGUMENTS)
-    return Unit(name, arguments[1], Layout.HEADER, pieces, arguments=arguments)
+    return Unit(name, arguments[1], CallLayout.HEADER, pieces, arguments=arguments)
 
 
 def _object_unit(
@@ -88,7 +88,7 @@ def _object_unit(
         return None
     holes = sorted([(name + 1, name + 1 + len(call.name), Hole.NAME), (*arguments, Hole.ARGUMENTS)])
     (a, b, first), (c, d, second) = holes
-    layout = Layout.KEYED if keys is None else Layout.OBJECT
+    layout = CallLayout.KEYED if keys is None else CallLayout.OBJECT
     return Unit(a, d, layout, (first, text[b:c], second), keys or Keys(), arguments)
 
 
@@ -125,12 +125,16 @@ def in_tags(text: str, call: Call, value: int, start: int) -> Unit | None:
         return None
     end = last + len(call.arguments["beta_key"])
     inner = text[name + len(call.name) : key]
-    return Unit(name, end, Layout.TAGS, (Hole.NAME, inner, Hole.ARGUMENTS), arguments=(key, end))
+    return Unit(
+        name, end, CallLayout.TAGS, (Hole.NAME, inner, Hole.ARGUMENTS), arguments=(key, end)
+    )
 
 
 def _with_id(text: str, unit: Unit, call: Call, given: Input, start: int) -> Unit:
     """The unit with the call's id as a hole, if it is shown beside the name."""
-    if given.named_ids or (unit.layout in (Layout.OBJECT, Layout.KEYED) and not unit.keys.id):
+    if given.named_ids or (
+        unit.layout in (CallLayout.OBJECT, CallLayout.KEYED) and not unit.keys.id
+    ):
         return unit
     before = text.rfind(call.id, start, unit.start)
     if before >= 0 and text.find(call.name, before, unit.start) < 0:
@@ -142,7 +146,7 @@ def _with_id(text: str, unit: Unit, call: Call, given: Input, start: int) -> Uni
         first, last = unit.pieces[0], unit.pieces[-1]
         return unit._replace(pieces=(first, one, Hole.ID, other, last))
     after = text.find(call.id, unit.end)
-    if after >= 0 and after - unit.end < 40 and unit.layout is Layout.OBJECT:
+    if after >= 0 and after - unit.end < 40 and unit.layout is CallLayout.OBJECT:
         literal = text[unit.end : after]
         return unit._replace(end=after + len(call.id), pieces=(*unit.pieces, literal, Hole.ID))
     return unit

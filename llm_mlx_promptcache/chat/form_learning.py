@@ -28,13 +28,13 @@ from .form_probes import (
 from .form_reading import CallReader
 from .forms import (
     ArgumentsAs,
+    CallLayout,
     ContentAs,
     Form,
+    FormPiece,
     Hole,
     Input,
-    Layout,
     NoForm,
-    Piece,
     UnreadForm,
     marks_in,
 )
@@ -43,7 +43,7 @@ from .tag_learning import with_tags
 from .text_edges import common_end, common_start, from_edge, to_edge
 
 # Kimi's: the only place of a result's tool is its id.
-_NAMED_ID: tuple[Piece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
+_NAMED_ID: tuple[FormPiece, ...] = ("functions.", Hole.NAME, ":", Hole.COUNT)
 _MOST = 28
 _NOT_SHOWN = 2  # rank of a reason; a refusal has less, a form that can't be read more
 # The dicts to try, the plainest first.
@@ -87,7 +87,7 @@ def _learned(probe: Probe, given: Input, one: str) -> Form:
         raise NoForm("a call's name and arguments are not found in what is shown")
     two = _two(probe, given)
     form = _framed(probe, given, one, unit, two)
-    if unit.layout in (Layout.TAGS, Layout.INLINE):
+    if unit.layout in (CallLayout.TAGS, CallLayout.INLINE):
         form = with_tags(probe, given, form, one, unit)
     return form
 
@@ -148,7 +148,7 @@ def _framed(
 
 def _counted(
     unit: Unit, two: tuple[str, Unit, Unit] | None, head: str, given: Input, before: str
-) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+) -> tuple[tuple[FormPiece, ...], tuple[FormPiece, ...]]:
     """The pieces with the head, and those of an id; a number that counts is a hole."""
     pieces = unit.pieces
     if given.named_ids:

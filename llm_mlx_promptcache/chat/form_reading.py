@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .arguments import parameters_of
 from .call_builder import BEGINNING, CallBuilder
 from .call_objects import as_arguments, object_of
-from .forms import Form, Hole, Layout, marks_in
+from .forms import CallLayout, Form, Hole, marks_in
 from .generated import InvalidCall, ToolCall
 from .inline_reading import InlineArguments
 from .tag_reading import TagArguments
@@ -172,14 +172,14 @@ class CallReader:
         source.hungry = bool(leads) or bool(run.calls)
         yield from source.space()
         if (yield from source.peek()) in "{[" and not (
-            form.layout is Layout.INLINE and (yield from source.peek()) == "["
+            form.layout is CallLayout.INLINE and (yield from source.peek()) == "["
         ):
             calls = yield from self._objects()
             if calls is not None:
                 return calls
             source.at = start
             return None
-        if form.layout in (Layout.OBJECT, Layout.KEYED):
+        if form.layout in (CallLayout.OBJECT, CallLayout.KEYED):
             return None
         one = yield from self._pieces(start, exact=exact)
         return None if one is None else [one]
@@ -200,8 +200,8 @@ class CallReader:
     def _separated(self, run: Run) -> Steps[bool]:
         """True if a call may follow another without marks of its own: only inside a section."""
         form = self._form
-        objects = form.layout in (Layout.OBJECT, Layout.KEYED)
-        if form.layout is Layout.INLINE or not marks_in(
+        objects = form.layout in (CallLayout.OBJECT, CallLayout.KEYED)
+        if form.layout is CallLayout.INLINE or not marks_in(
             form.head.partition("{")[0] if objects else form.head
         ):
             for mark in (",", ";"):
@@ -283,7 +283,7 @@ class CallReader:
     def _arguments(self, name: str) -> Steps[dict[str, Any] | None]:
         schema = self._parameters.get(name, {})
         source, tags = self._source, self._form.tags
-        if self._form.layout is Layout.HEADER or tags is None:
+        if self._form.layout is CallLayout.HEADER or tags is None:
             yield from source.space()
             if (yield from source.peek()) == '"':
                 return as_arguments((yield from source.string()))
@@ -291,7 +291,7 @@ class CallReader:
                 return {} if (yield from self._closes()) else None
             text = yield from source.value()
             return None if text is None else object_of(text)
-        if self._form.layout is Layout.INLINE:
+        if self._form.layout is CallLayout.INLINE:
             return (yield from InlineArguments(source, tags, schema).read())
         ends = [*self._form.tail_marks, *self._form.lead_marks]
         return (yield from TagArguments(source, tags, schema, ends).read())

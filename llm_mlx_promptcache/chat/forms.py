@@ -27,10 +27,10 @@ class Hole(Enum):
     COUNT = "count"
 
 
-Piece = str | Hole
+FormPiece = str | Hole
 
 
-class Layout(Enum):
+class CallLayout(Enum):
     """The arrangement of a call's name and arguments.
 
     OBJECT: one JSON object with both under keys. KEYED: `{"name": {arguments}}`. HEADER: the name
@@ -170,14 +170,14 @@ class Form:
     in front of an answer's words, and no part of them.
     """
 
-    layout: Layout
-    call: tuple[Piece, ...]
+    layout: CallLayout
+    call: tuple[FormPiece, ...]
     start: str = ""
     between: str = ""
     end: str = ""
     keys: Keys = field(default_factory=Keys)
     tags: Tags | None = None
-    id: tuple[Piece, ...] = ()
+    id: tuple[FormPiece, ...] = ()
     optional: tuple[str, ...] = ()
     words: str = ""
     parallel: bool = True
@@ -202,7 +202,7 @@ class Form:
     def lead(self) -> str:
         """Everything before the first call's name, or before the object that holds it."""
         lead = self.start + self.head
-        if self.layout in (Layout.OBJECT, Layout.KEYED):
+        if self.layout in (CallLayout.OBJECT, CallLayout.KEYED):
             lead = lead.partition("{")[0].rstrip().removesuffix("[")
         return lead
 
@@ -215,7 +215,7 @@ class Form:
     def tail_marks(self) -> tuple[str, ...]:
         """The marks that may stand behind a call, in order, each once."""
         foot, end = self.foot, self.end
-        if self.layout in (Layout.OBJECT, Layout.KEYED):
+        if self.layout in (CallLayout.OBJECT, CallLayout.KEYED):
             foot, end = foot.lstrip("}] \n"), end.lstrip("] \n")
         return _once([*marks_in(foot), *marks_in(end)])
 
@@ -233,7 +233,7 @@ class Form:
     @property
     def as_json(self) -> bool:
         """True if all arguments are one JSON object."""
-        return self.layout in (Layout.OBJECT, Layout.KEYED, Layout.HEADER)
+        return self.layout in (CallLayout.OBJECT, CallLayout.KEYED, CallLayout.HEADER)
 
     @property
     def literals(self) -> Iterator[str]:
@@ -264,10 +264,10 @@ def bare_openings(form: Form, tools: Sequence[Mapping[str, Any]]) -> tuple[str, 
     """
     openings = ['{"name":', '[{"name":', '{"type":"function"', '{"function":']
     openings += ["{'name':", "[{'name':"]
-    if form.layout is Layout.INLINE:
+    if form.layout is CallLayout.INLINE:
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
         openings += [f"{bracket}{name}(" for name in names for bracket in ("", "[")]
-    elif form.layout is Layout.HEADER:
+    elif form.layout is CallLayout.HEADER:
         # The prompt may have written the mark of the first call.
         names = [str(tool["function"]["name"]) for tool in tools if "function" in tool]
         between = "".join(str(form.call[form.call.index(Hole.NAME) + 1]).split())

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from .bare_calls import Alternative, either_schema, is_bare
 from .checks import DEEPEST_SCHEMA, check_json
-from .forms import Form, Hole, Layout
+from .forms import CallLayout, Form, Hole
 from .grammar_check import UNSATISFIABLE, json_rule, refusal, short
 from .hand_forms import grammar_form
 from .lark import literal, quoted
@@ -39,7 +39,7 @@ __all__ = [
     "tool_grammar",
 ]
 
-Kind = Literal["schema", "regex", "tools", "tools_or_schema"]
+GrammarKind = Literal["schema", "regex", "tools", "tools_or_schema"]
 
 _DEFAULT_CAPS = Caps()
 _TOGETHER = LeftOut("", "more than can be held together")
@@ -67,7 +67,7 @@ class Grammar:
     that begins a call anywhere, also in reasoning that has no end.
     """
 
-    kind: Kind
+    kind: GrammarKind
     text: str
     unheld: tuple[Unheld, ...] = ()
     opening: str = ""
@@ -244,7 +244,7 @@ def _calls_grammar(
 
 
 def _grammar(
-    kind: Kind,
+    kind: GrammarKind,
     start: str,
     rules: Sequence[str],
     unheld: tuple[Unheld, ...] = (),
@@ -296,7 +296,7 @@ def _chosen(
         known = ", ".join(names[:12])
         raise GrammarError(f"tool_choice is {choice[:64]!r}, which is no tool; use one of {known}")
     for name in names:
-        if form.layout is Layout.HEADER and not _HEADER_NAME.fullmatch(name):
+        if form.layout is CallLayout.HEADER and not _HEADER_NAME.fullmatch(name):
             raise GrammarError(
                 f"tools[{indices[name]}].function.name is {name[:64]!r}, which this model can't"
                 " write; use letters, digits, _ and -"
@@ -309,7 +309,7 @@ def _chosen(
 
 def _arguments(rule: str, given: Any, held: Loosened, form: Form, caps: Caps) -> ArgumentRules:
     """The rule of a tool's arguments, with the rules it needs."""
-    if form.layout is Layout.TAGS:
+    if form.layout is CallLayout.TAGS:
         return tagged_arguments(rule, given, held, form, caps)
     return ArgumentRules((f"{rule}: {json_rule(held.schema)}",), held.left_out)
 

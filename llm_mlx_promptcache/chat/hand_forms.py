@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Container
 from dataclasses import replace
 
-from .forms import Channels, Form, Hole, Keys, Layout, Tags
+from .forms import CallLayout, Channels, Form, Hole, Keys, Tags
 
 GENERIC = Form(
-    Layout.OBJECT,
+    CallLayout.OBJECT,
     ('<tool_call>\n{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}\n</tool_call>"),
     between="\n",
     native=False,
 )
 
 _KIMI = Form(
-    Layout.HEADER,
+    CallLayout.HEADER,
     (
         "<|tool_call_begin|>functions.",
         *(Hole.NAME, ":", Hole.COUNT, "<|tool_call_argument_begin|>", Hole.ARGUMENTS),
@@ -29,7 +29,7 @@ _KIMI = Form(
     id=("functions.", Hole.NAME, ":", Hole.COUNT),
 )
 _PYTHONIC = Form(
-    Layout.INLINE,
+    CallLayout.INLINE,
     (Hole.NAME, "(", Hole.ARGUMENTS, ")"),
     start="<|tool_call_start|>[",
     between=", ",
@@ -37,19 +37,21 @@ _PYTHONIC = Form(
     tags=Tags("", "=", "", '="', '"', ", "),
 )
 _LIST = ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}")
-_GRANITE = Form(Layout.OBJECT, _LIST, start="<|tool_call|>[", between=", ", end="]")
+_GRANITE = Form(CallLayout.OBJECT, _LIST, start="<|tool_call|>[", between=", ", end="]")
 _PHI = replace(_GRANITE, end="]<|/tool_call|>")
 _SARASHINA = replace(_GRANITE, start="<|tool_calls|>[")
-_MINIMAX = Form(Layout.OBJECT, _LIST, start="<tool_calls>\n", between="\n", end="\n</tool_calls>")
+_MINIMAX = Form(
+    CallLayout.OBJECT, _LIST, start="<tool_calls>\n", between="\n", end="\n</tool_calls>"
+)
 _LLAMA = Form(
-    Layout.OBJECT,
+    CallLayout.OBJECT,
     ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),
     keys=Keys(arguments=("parameters",)),
     optional=("<|python_tag|>",),
     parallel=False,
 )
 _HARMONY = Form(
-    Layout.HEADER,
+    CallLayout.HEADER,
     (
         "<|channel|>commentary to=functions.",
         *(Hole.NAME, " <|constrain|>json<|message|>", Hole.ARGUMENTS),
@@ -97,7 +99,7 @@ def hand_form(
     if all(mark in vocabulary for mark in _CHANNEL_MARKS):
         return _HARMONY
     if learned is not None:
-        bare = not learned.openings and learned.layout is Layout.OBJECT
+        bare = not learned.openings and learned.layout is CallLayout.OBJECT
         optional = ("<|python_tag|>",) if bare and "<|python_tag|>" in vocabulary else ()
         return replace(learned, optional=optional) if optional else learned
     for marks, form in _BY_MARKS:
@@ -111,6 +113,6 @@ def grammar_form(form: Form) -> Form:
     if form.as_json and not form.keys.encoded:
         return form
     tags = form.tags
-    if form.layout is Layout.TAGS and tags is not None and tags.parted:
+    if form.layout is CallLayout.TAGS and tags is not None and tags.parted:
         return form
     return replace(GENERIC, special=form.special)

@@ -31,7 +31,7 @@ class Lost(NamedTuple):
     what: str
 
 
-class _Part(NamedTuple):
+class _Wording(NamedTuple):
     """One text of the conversation: its marks, and the words that must be there.
 
     Parts stand in their `order`; those of order 0 may stand anywhere.
@@ -51,7 +51,7 @@ def lost_words(
     `shown` renders other messages and tools in the same way.
     """
     marks = _MarkSource(_head(turns, text))
-    parts: list[_Part] = []
+    parts: list[_Wording] = []
     messages = []
     leading = True
     for order, turn in enumerate(turns, 1):
@@ -71,7 +71,7 @@ def lost_words(
     return next(_missing(parts, text, other), None)
 
 
-def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[Lost]:
+def _missing(parts: Sequence[_Wording], text: str, other: str | None) -> Iterator[Lost]:
     """All parts that are lost. Without another rendering, the words alone must be there."""
     said = set(_out_of_order([(part, part.words) for part in parts], text))
     marked = said if other is None else set(_out_of_order([(p, p.marks) for p in parts], other))
@@ -91,7 +91,7 @@ def _missing(parts: Sequence[_Part], text: str, other: str | None) -> Iterator[L
             yield part.where
 
 
-def _out_of_order(parts: Sequence[tuple[_Part, tuple[str, ...]]], text: str) -> Iterator[int]:
+def _out_of_order(parts: Sequence[tuple[_Wording, tuple[str, ...]]], text: str) -> Iterator[int]:
     """The numbers of the parts that don't stand behind all parts before them."""
     end, next_end, order = 0, 0, 0
     for number, (part, needles) in enumerate(parts):
@@ -152,20 +152,20 @@ def _head(turns: Sequence[Turn], text: str) -> str:
     return head
 
 
-def _marked(turn: Turn, order: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Part]]:
+def _marked(turn: Turn, order: int, marks: _MarkSource) -> tuple[dict[str, Any], list[_Wording]]:
     """A turn with marks in place of its texts, and these texts."""
     message, parts = dict(turn.message), []
     index, role = turn.sources[0], message["role"]
     if (said := message["content"]).strip():
         message["content"] = marks.new()
         where = Lost(index, role, "the text")
-        parts.append(_Part(where, order, (message["content"],), (said.strip(),)))
+        parts.append(_Wording(where, order, (message["content"],), (said.strip(),)))
     calls = []
     for number, call in enumerate(message.get("tool_calls", ())):
         where = Lost(index, role, f"call {number + 1}")
         changed, needles, words = _marked_call(call["function"], marks)
         calls.append({**call, "function": changed})
-        parts.append(_Part(where, order, needles, words))
+        parts.append(_Wording(where, order, needles, words))
     if calls:
         message["tool_calls"] = calls
     return message, parts
@@ -193,7 +193,7 @@ def _object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]], list[_Part]]:
+def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]], list[_Wording]]:
     """Tools with marks for name and description; each one's names of parameters are its words."""
     marked, parts = [], []
     for tool in tools:
@@ -207,6 +207,6 @@ def _marked_tools(tools: Tools, marks: _MarkSource) -> tuple[list[dict[str, Any]
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         words = (name, *(properties if isinstance(properties, Mapping) else ()))
         where = Lost(-1, "", f"the tool {name!r}")
-        parts.append(_Part(where, 0, tuple(needles), words))
+        parts.append(_Wording(where, 0, tuple(needles), words))
         marked.append({**tool, "function": function})
     return marked, parts

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .call_units import Unit, in_tags
 from .form_probes import ARGUMENTS, ID, LIST, NAMES, NUMBERS, ODD, Call, Probe, Refused
-from .forms import KEY, Form, Hole, Input, Layout, Literals, NoForm, Strings, Tags
+from .forms import KEY, CallLayout, Form, Hole, Input, Literals, NoForm, Strings, Tags
 from .text_edges import common_end, common_start, from_edge, to_edge
 
 
@@ -44,10 +44,10 @@ def with_tags(probe: Probe, given: Input, form: Form, one: str, unit: Unit) -> F
         tags = replace(tags, string_middle=tags.middle, string_closing=tags.closing)
     wrap, values = _wrap(probe, given, tags), _literals(probe, given)
     tags = replace(tags, strings=encoding, wrap=wrap, values=values)
-    return _refitted(form, unit, tags, one, Layout.INLINE if inline else Layout.TAGS)
+    return _refitted(form, unit, tags, one, CallLayout.INLINE if inline else CallLayout.TAGS)
 
 
-def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: Layout) -> Form:
+def _refitted(form: Form, unit: Unit, tags: Tags, one: str, layout: CallLayout) -> Form:
     """The form with the arguments' own marks taken out of the literals beside them."""
     pieces = list(form.call)
     at = pieces.index(Hole.ARGUMENTS)

@@ -27,7 +27,7 @@ from .forward import forward, prefill
 _log = logging.getLogger(__name__)
 
 # What reads a scalar.
-Number = Callable[[mx.array], float]
+ReadNumber = Callable[[mx.array], float]
 
 # The number is the trial's: a verdict of another trial is no verdict of this one.
 _KIND = "batch/1"
@@ -109,7 +109,7 @@ def _may_be(model: nn.Module, form: BatchForm) -> bool:
     return goes and type(model).__module__ not in _NEVER
 
 
-def prove(model: nn.Module, number: Number | None = None, *, grouped: bool = True) -> Verdict:
+def prove(model: nn.Module, number: ReadNumber | None = None, *, grouped: bool = True) -> Verdict:
     """Run a model alone and in batches: 20 passes at most, over 15 tokens or fewer.
 
     Nothing raises: a model that can't be tried steps alone, until another process tries it.
@@ -140,7 +140,7 @@ def prove(model: nn.Module, number: Number | None = None, *, grouped: bool = Tru
 class _Alone:
     """The run by itself: its layers where each row begins, and its logits [1, vocab_size]."""
 
-    def __init__(self, model: nn.Module, number: Number) -> None:
+    def __init__(self, model: nn.Module, number: ReadNumber) -> None:
         self.model = model
         self.number = number
         vocab_size = vocab_size_of(model)

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-Tokens = array  # array("I"), four bytes a token
+from ..cache.trie import Tokens
 
 # Tokens that must agree before a copy is offered: at least, and at most after misses.
 _LEAST, _MOST = 3, 32

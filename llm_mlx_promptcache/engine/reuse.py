@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..cache.memory.leases import Lease
     from .preparation import Prepared
 
-State = Literal["new", "healthy", "lost", "off"]
+ReuseState = Literal["new", "healthy", "lost", "off"]
 LossReason = ChangeReason | Literal["settings"] | Reason
 
 _LOST: Final[dict[str, str]] = {
@@ -47,7 +47,7 @@ class Reuse(NamedTuple):
     be told, the same for all that go on from one answer.
     """
 
-    state: State = "new"
+    state: ReuseState = "new"
     reason: LossReason | Literal[""] = ""
     message: int | None = None
     role: str = ""

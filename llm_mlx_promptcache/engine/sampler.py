@@ -18,7 +18,7 @@ from .events import Logprob, TokenLogprobs
 from .request import Sampling
 
 # The state that a choice changes, so that an abandoned one can be made again.
-Mark = tuple[mx.array | None, mx.array | None]
+SamplerMark = tuple[mx.array | None, mx.array | None]
 
 
 class Sampler:
@@ -68,11 +68,11 @@ class Sampler:
             recent = mx.concatenate([self._recent, mx.array(list(tokens), mx.int32)])
             self._recent = recent[-self._sampling.penalty_window :]
 
-    def mark(self) -> Mark:
+    def mark(self) -> SamplerMark:
         """The sampler's state before a choice."""
         return self._key, self._recent
 
-    def reset(self, mark: Mark) -> None:
+    def reset(self, mark: SamplerMark) -> None:
         """Restore the state at `mark`."""
         self._key, self._recent = mark
 

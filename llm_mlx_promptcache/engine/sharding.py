@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from ..models.errors import ModelLoadError, one_line
 from ..models.loading import LoadedModel, load_model, read_config, unread_model
-from ..models.progress import Report, Step, unasked, unreported
+from ..models.progress import BetweenSteps, Report, unasked, unreported
 from ..models.references import adapter_of
 from .group import Group
 
@@ -63,7 +63,7 @@ def load_shard(
     group: Group,
     joined: Any,
     report: Report = unreported,
-    step: Step = unasked,
+    step: BetweenSteps = unasked,
 ) -> LoadedModel:
     """One rank's part of a model: cut unread, then read array by array; ModelLoadError.
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..models.kv_settings import KVSettings
-from .sampler import Likely, Mark, Sampler
+from .sampler import Likely, Sampler, SamplerMark
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -60,7 +60,7 @@ class Slot:
     likely: Likely | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     # Where sampler and `likely` stood before the last choice.
-    chosen_at: tuple[Mark, Likely | None] = field(init=False)
+    chosen_at: tuple[SamplerMark, Likely | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.chosen_at = self.sampler.mark(), None

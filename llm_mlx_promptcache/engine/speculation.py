@@ -16,7 +16,7 @@ import mlx.nn as nn
 from ..cache.layers.rewinding import marks_of, rewind
 from ..models.errors import ConstraintError
 from .forward import forward, forward_each
-from .sampler import Likely, Mark, Sampler
+from .sampler import Likely, Sampler, SamplerMark
 
 if TYPE_CHECKING:
     from .constraint import Allowed, Constraint
@@ -45,8 +45,8 @@ class ChosenToken(NamedTuple):
     """A token [1] that was chosen, and the sampler's state before and after."""
 
     token: mx.array
-    before: Mark
-    after: Mark
+    before: SamplerMark
+    after: SamplerMark
     likely: Likely | None
 
 

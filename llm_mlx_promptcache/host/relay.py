@@ -18,7 +18,7 @@ _OURS = "llm_mlx_promptcache"
 _LIBRARIES = ("huggingface_hub", "mlx_lm", "transformers")
 _MOST_TEXT = 4000  # characters of one notice
 
-Tell = Callable[[Notice, Callable[[], bool] | None], None]
+TellNotice = Callable[[Notice, Callable[[], bool] | None], None]
 
 
 class Relay(logging.Handler):
@@ -28,7 +28,7 @@ class Relay(logging.Handler):
     are told it too, once a process, while the function returns True.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Tell) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: TellNotice) -> None:
         super().__init__(logging.WARNING)
         self._loop = loop
         self._tell = tell

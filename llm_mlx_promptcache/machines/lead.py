@@ -28,7 +28,7 @@ _SECRET: Final = 32  # bytes
 _LAST_WORDS: Final = 1.0  # seconds for the process of a rank that is gone to be seen to end
 _WAIT: Final = 15.0  # for ranks that were told to end, which may be writing to their disks
 
-Tell = Callable[[Loading], None]
+TellLoading = Callable[[Loading], None]
 
 
 class Lead:
@@ -52,7 +52,7 @@ class Lead:
         plan = self.plan
         return Group(0, plan.size, plan.split, plan.backend)
 
-    def meet(self, tell: Tell, deadlines: Deadlines = Deadlines()) -> Ranks:  # noqa: B008
+    def meet(self, tell: TellLoading, deadlines: Deadlines = Deadlines()) -> Ranks:  # noqa: B008
         """Start the others, compare what they are, and wait for them; ModelLoadError says why not.
 
         None of them is left where one can't be had.
@@ -107,7 +107,7 @@ class Lead:
             )
         return found
 
-    def _start(self, sock: socket.socket, tell: Tell) -> None:
+    def _start(self, sock: socket.socket, tell: TellLoading) -> None:
         plan, secret = self.plan, secrets.token_hex(_SECRET)
         self._secret = secret
         address = sock.getsockname()[:2]

@@ -20,7 +20,7 @@ from ..engine.scheduler import Scheduler
 from ..engine.sharding import check, load_shard
 from ..models.here import folder_here
 from ..models.identities import identify
-from ..models.progress import Step, unasked
+from ..models.progress import BetweenSteps, unasked
 from ..models.threads import leave_thread
 from .lead import Lead
 from .mlx_variables import mlx_variables
@@ -67,7 +67,7 @@ def _joined(ranks: Ranks, plan: GroupPlan, ports: tuple[tuple[int, ...], ...]) -
         return connect(ranks)
 
 
-def _loaded(ranks: Ranks, joined: Any, model: str, step: Step) -> FollowerParts:
+def _loaded(ranks: Ranks, joined: Any, model: str, step: BetweenSteps) -> FollowerParts:
     """One rank's part in memory, with the cache of its process."""
     try:
         with ranks.loading():

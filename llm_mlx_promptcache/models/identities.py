@@ -15,7 +15,7 @@ from ..cache.manifest import FilesChanged, read_plain
 from ..config import write_private_file
 from .errors import one_line
 from .loading import LoadedModel, describe
-from .progress import Step, unasked
+from .progress import BetweenSteps, unasked
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Identified(NamedTuple):
     uncached: str = ""
 
 
-def identify(loaded: LoadedModel, folder: Path, step: Step = unasked) -> Identified:
+def identify(loaded: LoadedModel, folder: Path, step: BetweenSteps = unasked) -> Identified:
     """Identify a model; digests of its large files are kept in `folder`.
 
     Called once all of it is read. If its files differ from those listed before, nobody can say what

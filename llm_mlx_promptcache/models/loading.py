@@ -27,7 +27,7 @@ from .here import hub_folder
 from .kv_settings import KVSettings
 from .layers import make_layers, vocab_size_of
 from .model_files import damaged, missing_weights, read_json
-from .progress import Report, Step, unasked, unreported
+from .progress import BetweenSteps, Report, unasked, unreported
 from .quantisation import fitting
 from .references import adapter_of, divided, folder_of, is_hub_id, served_name
 from .served import how_to_serve, model_behind
@@ -89,7 +89,7 @@ class Weights(Enum):
 def load_model(
     reference: str,
     report: Report = unreported,
-    step: Step = unasked,
+    step: BetweenSteps = unasked,
     weights: Weights = Weights.READ,
     cut: Cut | None = None,
 ) -> LoadedModel:
@@ -255,7 +255,7 @@ def unread_model(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _load_weights(
-    folder: Path, step: Step, weights: Weights, cut: Cut | None
+    folder: Path, step: BetweenSteps, weights: Weights, cut: Cut | None
 ) -> tuple[Any, dict[str, Any]]:
     try:
         model, config = unread_model(folder)

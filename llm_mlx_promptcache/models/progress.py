@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Called with a stage, the bytes done and the total; 0 and 0 if unknown.
 Report = Callable[[str, int, int], None]
 # Called between the pieces of long work; an exception it raises ends the work.
-Step = Callable[[], None]
+BetweenSteps = Callable[[], None]
 
 _WIDTH = 16  # of a bar
 

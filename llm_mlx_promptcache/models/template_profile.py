@@ -17,7 +17,7 @@ from ..chat import forms
 from ..chat.call_forms import call_example
 from ..chat.form_learning import learned_form
 from ..chat.form_probes import Probe
-from ..chat.forms import Form, Hole, Layout, NoForm, Reasoning, UnreadForm
+from ..chat.forms import CallLayout, Form, Hole, NoForm, Reasoning, UnreadForm
 from ..chat.hand_forms import GENERIC, hand_form, shown_marks
 from ..chat.mends import GENERIC_TOOLS, Mend
 from ..chat.plain_data import from_plain, to_plain
@@ -118,7 +118,7 @@ def learn_profile(apply: Callable[..., str], switch: str) -> TemplateProfile:
 def _is_whole(form: Form) -> bool:
     """True if a stored form has all that reader and grammar rely on."""
     holes = [piece for piece in form.call if isinstance(piece, Hole)]
-    tagged = form.layout in (Layout.TAGS, Layout.INLINE)
+    tagged = form.layout in (CallLayout.TAGS, CallLayout.INLINE)
     once = holes.count(Hole.NAME) == holes.count(Hole.ARGUMENTS) == 1
     learned = form.native and form.channels is None and not form.special
     return once and learned and tagged == (form.tags is not None) and bool(form.keys.name)

@@ -12,7 +12,7 @@ from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CallArguments, CallName
 from llm_mlx_promptcache.chat.arguments import fitted, unfit
 from llm_mlx_promptcache.chat.channel_parser import parser_of
-from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
+from llm_mlx_promptcache.chat.forms import CallLayout, Form, Hole, Tags
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 
 TOOL = {
@@ -39,9 +39,9 @@ TOOL = {
     },
 }
 HARMONY = hand_form(None, ("<|start|>", "<|channel|>", "<|message|>"))
-HEADER = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
+HEADER = Form(CallLayout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
 TAGGED = Form(
-    Layout.TAGS,
+    CallLayout.TAGS,
     ("<tool_call>\n<function=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</function>\n</tool_call>"),
     tags=Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", ""),
 )

@@ -9,7 +9,7 @@ import pytest
 from llm_mlx_promptcache.chat.form_learning import learned_form
 from llm_mlx_promptcache.chat.form_probes import Probe
 from llm_mlx_promptcache.chat.form_reading import CallReader
-from llm_mlx_promptcache.chat.forms import Hole, Layout, NoForm, Reasoning, marks_in
+from llm_mlx_promptcache.chat.forms import CallLayout, Hole, NoForm, Reasoning, marks_in
 from llm_mlx_promptcache.chat.generated import ToolCall
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 from llm_mlx_promptcache.chat.reasoning_learning import listed_reasoning, shown_reasoning
@@ -72,7 +72,7 @@ def test_no_real_template_is_read_worse_than_by_mlx_lm_s_parsers(templates):
     [
         (
             "Qwen-Qwen3-0.6B",
-            Layout.OBJECT,
+            CallLayout.OBJECT,
             (
                 '<tool_call>\n{"name": "',
                 *(Hole.NAME, '", "arguments": ', Hole.ARGUMENTS),
@@ -81,7 +81,7 @@ def test_no_real_template_is_read_worse_than_by_mlx_lm_s_parsers(templates):
         ),
         (
             "Qwen-Qwen3-Coder-30B-A3B-Instruct",
-            Layout.TAGS,
+            CallLayout.TAGS,
             (
                 "<tool_call>\n<function=",
                 *(Hole.NAME, ">\n", Hole.ARGUMENTS),
@@ -90,7 +90,7 @@ def test_no_real_template_is_read_worse_than_by_mlx_lm_s_parsers(templates):
         ),
         (
             "moonshotai-Kimi-K2-Instruct-0905",
-            Layout.HEADER,
+            CallLayout.HEADER,
             (
                 "<|tool_call_begin|>functions.",
                 *(Hole.NAME, ":", Hole.COUNT, "<|tool_call_argument_begin|>", Hole.ARGUMENTS),
@@ -99,7 +99,7 @@ def test_no_real_template_is_read_worse_than_by_mlx_lm_s_parsers(templates):
         ),
         (
             "google-gemma-4-E4B-it",
-            Layout.INLINE,
+            CallLayout.INLINE,
             ("<|tool_call>call:", Hole.NAME, "{", Hole.ARGUMENTS, "}<tool_call|>"),
         ),
     ],
@@ -190,7 +190,7 @@ def test_templates_with_other_marks_keys_and_spaces_are_learned_again(templates)
                 wrong[name, case] = cause
     assert not wrong, (seed, wrong)
     assert len(pairs) == 50
-    objects = [(before, form) for before, form in pairs if form.layout is Layout.OBJECT]
+    objects = [(before, form) for before, form in pairs if form.layout is CallLayout.OBJECT]
     keys = [form.keys for before, form in objects if form.keys != before.keys]
     assert len(keys) > len(objects) / 4
     written = {one.name[-1] for one in keys} | {one.arguments[-1] for one in keys}

@@ -9,7 +9,7 @@ from byte_grammars import takes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
+from llm_mlx_promptcache.chat.forms import CallLayout, Form, Hole, Tags
 from llm_mlx_promptcache.chat.grammar import (
     Caps,
     GrammarError,
@@ -36,7 +36,7 @@ MAGIC = tool(
     "magic",
     {"type": "object", "properties": {"input": {"type": "integer"}}, "required": ["input"]},
 )
-HEADER = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
+HEADER = Form(CallLayout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
 TOOLS = [tool('nöthing "at all"'), MAGIC]
 
 
@@ -76,7 +76,7 @@ def test_calls_or_a_document():
     [
         (HEADER, '[TOOL_CALLS]magic[ARGS]{"input": 3}'),
         (
-            Form(Layout.OBJECT, GENERIC.call[1:-1], start='[TOOL_CALLS][{"name": "', end="}]"),
+            Form(CallLayout.OBJECT, GENERIC.call[1:-1], start='[TOOL_CALLS][{"name": "', end="}]"),
             '[TOOL_CALLS][{"name": "magic", "arguments": {"input": 3}}]',
         ),
         (
@@ -84,7 +84,7 @@ def test_calls_or_a_document():
             "<|tool_calls_section_begin|><|tool_call_begin|>functions.magic:0"
             '<|tool_call_argument_begin|>{"input": 3}<|tool_call_end|><|tool_calls_section_end|>',
         ),
-        (Form(Layout.TAGS, ("<x>", Hole.NAME), tags=Tags("", "", "", "", "", "")), CALL),
+        (Form(CallLayout.TAGS, ("<x>", Hole.NAME), tags=Tags("", "", "", "", "", "")), CALL),
     ],
 )
 def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text):
@@ -93,7 +93,7 @@ def test_models_write_calls_in_their_own_form_or_else_the_generic_one(form, text
 
 def test_special_tokens_are_named_by_their_ids():
     call = ('<s>{"name": "', *GENERIC.call[1:-1], "}</s>")
-    form = Form(Layout.OBJECT, call, special=(("<s>", 7), ("</s>", 9)))
+    form = Form(CallLayout.OBJECT, call, special=(("<s>", 7), ("</s>", 9)))
     for choice in (True, "magic"):
         text = tool_grammar([MAGIC], choice, form).text
         assert "<[7]>" in text

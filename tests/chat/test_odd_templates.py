@@ -6,7 +6,7 @@ import form_cases
 import pytest
 from corpus import CorpusChat
 
-from llm_mlx_promptcache.chat.forms import Layout
+from llm_mlx_promptcache.chat.forms import CallLayout
 from llm_mlx_promptcache.chat.messages import Message, ToolCall
 from llm_mlx_promptcache.chat.rendering import render
 from llm_mlx_promptcache.chat.template import ChatTemplate
@@ -160,7 +160,7 @@ def test_the_calls_of_an_odd_template_are_learned_and_read_back(kind):
     template = chatlint.render.Template("odd", ODD[kind])
     form, reason, _ = form_cases.learned(template)
     assert form is not None, reason
-    assert form.layout is Layout.OBJECT
+    assert form.layout is CallLayout.OBJECT
     assert form.head.startswith("<call>")
     assert form.parallel == (kind != "one call at a time")
     for case in form_cases.CASES:

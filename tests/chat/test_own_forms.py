@@ -8,12 +8,12 @@ from parsed_answers import TOOLS, agrees, call, collect, joined
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CutShort
-from llm_mlx_promptcache.chat.forms import Form, Hole, Layout, Tags
+from llm_mlx_promptcache.chat.forms import CallLayout, Form, Hole, Tags
 from llm_mlx_promptcache.chat.grammar import tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC, hand_form
 
 
-def tagged(head, middle, foot, tags, layout=Layout.TAGS, **marks):
+def tagged(head, middle, foot, tags, layout=CallLayout.TAGS, **marks):
     return Form(layout, (head, Hole.NAME, middle, Hole.ARGUMENTS, foot), tags=tags, **marks)
 
 
@@ -36,11 +36,11 @@ GEMMA = tagged(
     "{",
     "}<tool_call|>",
     Tags("", ":", "", ':<|"|>', '<|"|>', ","),
-    Layout.INLINE,
+    CallLayout.INLINE,
 )
-MISTRAL = Form(Layout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
+MISTRAL = Form(CallLayout.HEADER, ("[TOOL_CALLS]", Hole.NAME, "[ARGS]", Hole.ARGUMENTS))
 LISTED = Form(
-    Layout.OBJECT,
+    CallLayout.OBJECT,
     ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}"),
     start="[TOOL_CALLS][",
     between=", ",
@@ -49,12 +49,12 @@ LISTED = Form(
 KIMI = hand_form(None, ["<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"])
 PYTHONIC = hand_form(None, ["<|tool_call_start|>", "<|tool_call_end|>"])
 BARE = Form(
-    Layout.OBJECT,
+    CallLayout.OBJECT,
     ('{"name": "', Hole.NAME, '", "arguments": ', Hole.ARGUMENTS, "}"),
     parallel=False,
 )
 UNQUOTED = Form(
-    Layout.INLINE,
+    CallLayout.INLINE,
     (Hole.NAME, "(", Hole.ARGUMENTS, ")"),
     start="[",
     between=", ",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
-from llm_mlx_promptcache.chat.forms import KEY, Form, Hole, Layout, Literals, Strings, Tags
+from llm_mlx_promptcache.chat.forms import KEY, CallLayout, Form, Hole, Literals, Strings, Tags
 from llm_mlx_promptcache.chat.grammar import Caps, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import grammar_form
 from llm_mlx_promptcache.chat.schema_check import misfits
@@ -88,7 +88,7 @@ def test_law_14_all_templates_with_marks_round_arguments(templates):
     seen, wrong = set(), {}
     for template in templates.values():
         form, _, _ = form_cases.learned(template)
-        if form is None or form.layout is not Layout.TAGS or form in seen:
+        if form is None or form.layout is not CallLayout.TAGS or form in seen:
             continue
         seen.add(form)
         # As for a model that stops there: what ends an answer is no part of its calls.
@@ -131,7 +131,7 @@ def tool(properties, required=(), **more):
 
 
 FORM = Form(
-    Layout.TAGS,
+    CallLayout.TAGS,
     ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"),
     tags=Tags("<p=", ">\n", "\n</p>\n", ">\n", "\n</p>\n", ""),
 )
@@ -184,7 +184,7 @@ def test_arguments_stand_once_in_any_order_and_the_required_ones_always():
 
 def test_what_parts_arguments_stands_between_them():
     tags = Tags("<", ":", ">", ":", ">", ", ")
-    form = Form(Layout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=tags)
+    form = Form(CallLayout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=tags)
     grammar = tool_grammar([tool({"a": {}, "b": {}}, "a")], "f", form)
     assert takes(grammar, said(form, a="1", b="2")) == "whole"
     assert takes(grammar, said(form, b="2", a="1")) == "whole"
@@ -217,7 +217,7 @@ def test_what_is_not_held_is_named():
 
 def test_a_closing_mark_may_have_the_key_and_marks_may_tell_the_type():
     tags = Tags("<p=", " as=n>", f"</{KEY}>", " as=s>", f"</{KEY}>", "")
-    form = Form(Layout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=tags)
+    form = Form(CallLayout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=tags)
     tools = [tool({"a": {"type": ["string", "integer"]}, "b": {"type": "integer"}})]
     grammar = tool_grammar(tools, "f", form)
     text = "<f=f>\n<p=a as=s>12</a><p=b as=n>3</b></f>"
@@ -230,7 +230,7 @@ def test_a_closing_mark_may_have_the_key_and_marks_may_tell_the_type():
 
 def test_values_as_json_strings_or_as_python_writes_them():
     quoting = Tags("<", ">", "</>", ">", "</>", "", strings=Strings.JSON)
-    form = Form(Layout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=quoting)
+    form = Form(CallLayout.TAGS, ("<f=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</f>"), tags=quoting)
     tools = [tool({"a": {"type": "string"}, "b": {"type": "array"}})]
     grammar = tool_grammar(tools, "f", form)
     assert takes(grammar, said(form, a='"x\\n"', b="[1]")) == "whole"

@@ -8,19 +8,19 @@ from byte_grammars import takes
 from odd_schemas import TEXT, of
 
 from llm_mlx_promptcache.chat import grammar as grammar_module
-from llm_mlx_promptcache.chat.forms import Form, Hole, Keys, Layout, Tags
+from llm_mlx_promptcache.chat.forms import CallLayout, Form, Hole, Keys, Tags
 from llm_mlx_promptcache.chat.grammar import told_unheld, tool_grammar
 from llm_mlx_promptcache.chat.hand_forms import GENERIC
 from llm_mlx_promptcache.chat.tool_sets import BUDGETS, within
 
 BARE = Form(
-    Layout.OBJECT,
+    CallLayout.OBJECT,
     ('{"name": "', Hole.NAME, '", "parameters": ', Hole.ARGUMENTS, "}"),
     keys=Keys(arguments=("parameters",)),
     parallel=False,
 )
 TAGGED = Form(
-    Layout.TAGS,
+    CallLayout.TAGS,
     ("<tool_call>\n<function=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</function>\n</tool_call>"),
     tags=Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", ""),
 )
@@ -111,7 +111,7 @@ def test_tagged_calls_of_tools_that_are_too_large_take_any_argument(monkeypatch)
     monkeypatch.setattr(grammar_module, "BUDGETS", (0,))
     marks = ("<call><function=", Hole.NAME, ">\n", Hole.ARGUMENTS, "</function></call>")
     tags = Tags("<parameter=", ">\n", "\n</parameter>\n", ">\n", "\n</parameter>\n", "")
-    grammar = tool_grammar(served(1), True, Form(Layout.TAGS, marks, tags=tags))
+    grammar = tool_grammar(served(1), True, Form(CallLayout.TAGS, marks, tags=tags))
     said = "<parameter=any>\n{x}\n</parameter>\n"
     assert takes(grammar, f"<call><function=server__tool_0>\n{said}</function></call>") == "whole"
 

@@ -12,7 +12,7 @@ from readers import MAGIC
 from llm_mlx_promptcache.chat.answer_parser import AnswerParser
 from llm_mlx_promptcache.chat.answer_parts import CallName
 from llm_mlx_promptcache.chat.call_forms import Thinking
-from llm_mlx_promptcache.chat.forms import Form, Layout
+from llm_mlx_promptcache.chat.forms import CallLayout, Form
 from llm_mlx_promptcache.chat.grammar import (
     Caps,
     Grammar,
@@ -175,7 +175,7 @@ def test_a_regex_holds_and_ends(speaker, seed):
 def test_marks_that_are_special_tokens(speaker):
     special = (("<|im_start|>", 1), ("<|endoftext|>", 0))
     call = ('<|im_start|>\n{"name": "', *GENERIC.call[1:-1], "}\n<|endoftext|>")
-    form = Form(Layout.OBJECT, call, special=special)
+    form = Form(CallLayout.OBJECT, call, special=special)
     grammar = tool_grammar([MAGIC], True, form, caps=CAPS)
     constraint = speaker.constraint(grammar)
     said = speaker.say(constraint, 0)

@@ -26,7 +26,7 @@ _ROWS = (KVCache, QuantizedKVCache, ChunkedKVCache)
 _CUT = (*_ROWS, ConcatenateKVCache, RotatingKVCache)
 
 # A layer before a pass; none for rows, which are cut.
-Mark = Any
+LayerMark = Any
 
 
 def can_rewind(layers: Sequence[Layer]) -> bool:
@@ -40,7 +40,7 @@ def kinds_that_stay(layers: Sequence[Layer]) -> list[str]:
     return sorted({kind.__name__ for kind in kinds if kind not in (*_CUT, ArraysCache)})
 
 
-def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
+def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[LayerMark] | None:
     """The marks for `rewind` of the layers before a pass, of which `least` tokens stay (0 or 1)."""
     flat = _flat(layers)
     if least and all(type(one) in _CUT for one in flat):
@@ -48,7 +48,7 @@ def marks_of(layers: Sequence[Layer], *, least: int = 1) -> list[Mark] | None:
     return [_mark(one) for one in flat]
 
 
-def rewind(layers: Sequence[Layer], marks: list[Mark] | None, fed: int, kept: int) -> int:
+def rewind(layers: Sequence[Layer], marks: list[LayerMark] | None, fed: int, kept: int) -> int:
     """Go back behind a pass of `fed` tokens so that `kept` stay, no fewer than were marked for.
 
     Returns the number of these that must be run again: none, or all of them if there are marks.
@@ -71,7 +71,7 @@ def _flat(layers: Sequence[Layer]) -> list[Layer]:
     return found
 
 
-def _mark(layer: Layer) -> Mark:
+def _mark(layer: Layer) -> LayerMark:
     """The part of a layer that a pass changes; none of rows, since it writes behind their end."""
     if type(layer) is ArraysCache:
         return list(layer.cache)
@@ -88,7 +88,7 @@ def _own(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _put_back(layer: Layer, mark: Mark, fed: int) -> None:
+def _put_back(layer: Layer, mark: LayerMark, fed: int) -> None:
     if type(layer) is ArraysCache:
         layer.cache = list(mark)  # it may be asked for once more
     elif mark is not None:
