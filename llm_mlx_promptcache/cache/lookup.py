@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
 class Reach(NamedTuple):
     """The token where a prompt could resume, and the end of its known part."""
 
-    place: int
+    resume_at: int
     matched: int
 
 

@@ -36,17 +36,17 @@ def lease_alike(ranks: Ranks, ids: array[int], fetching: Fetching) -> Lease:
     It is `matched` as far as on the rank that knows most of it. GroupEnded where prompts differ.
     """
     most = len(ids) - 1
-    place, matched = fetching.reach(most)
+    resume_at, matched = fetching.reach(most)
     prompt = _digest(ids)
     while True:
-        least, highest = ranks.agree(place, matched, prompt)
+        least, highest = ranks.agree(resume_at, matched, prompt)
         if least[2] != highest[2]:
             raise ranks.fail("the ranks were given different prompts")
         matched = highest[1]
         if least[0] == highest[0]:
             break
-        place = fetching.reach(least[0]).place
-    lease = fetching.take(place)
+        resume_at = fetching.reach(least[0]).resume_at
+    lease = fetching.take(resume_at)
     while True:
         least, highest = ranks.agree(lease.cached)
         if least == highest:

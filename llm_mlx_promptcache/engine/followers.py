@@ -167,7 +167,7 @@ class Follower:
             self._kv.pin(self._handles[word["h"]], self._path(word))
 
     def _set_pinned(self, word: Mapping[str, Any]) -> None:
-        namespace, _ = self._namespaces(word["salt"], word["kv"])
+        namespace, _ = self._namespaces(word["cache_salt"], word["kv"])
         self._kv.set_pinned(namespace, array("I", word["ids"]), pinned=word["pinned"])
 
     def _forget(self, word: Mapping[str, Any]) -> None:
@@ -254,19 +254,19 @@ class Follower:
             self._paths[word["h"]] = path
         return path
 
-    def _namespaces(self, salt: str, kv: list[Any] | None) -> tuple[str, str]:
+    def _namespaces(self, cache_salt: str, kv: list[Any] | None) -> tuple[str, str]:
         """The namespaces here of rows as they are asked for, and of plain ones."""
         settings = None if kv is None else (kv[0], kv[1] or 0, kv[2])
-        named = namespace_of(self._rows_identity, salt, settings)
-        return named, namespace_of(self._rows_identity, salt)
+        named = namespace_of(self._rows_identity, cache_salt, settings)
+        return named, namespace_of(self._rows_identity, cache_salt)
 
     def _prepared(self, word: Mapping[str, Any]) -> Prepared:
         """A request as far as its layers depend on it: ids and boundaries, and nothing said."""
         kv = None if word["kv"] is None else KVSettings(*word["kv"])
         request = GenerationRequest(
-            (), use_cache=word["cache"], on_disk=word["disk"], cache_salt=word["salt"], kv=kv
+            (), use_cache=word["cache"], on_disk=word["disk"], cache_salt=word["cache_salt"], kv=kv
         )
-        namespace, plain = self._namespaces(word["salt"], word["kv"])
+        namespace, plain = self._namespaces(word["cache_salt"], word["kv"])
         boundaries = sorted(
             Boundary(position, tier) for tier in _TIERS for position in word["ends"].get(tier, ())
         )

@@ -155,7 +155,7 @@ class LedKV(AgreedKV):
         # Of each handle that the others hold, the path that they know.
         self._told: dict[int, array[int]] = {}
         # Of each namespace here what it is made of; the others' have other names.
-        self._made_of: dict[str, dict[str, Any]] = {mine.identity: {"salt": "", "kv": None}}
+        self._made_of: dict[str, dict[str, Any]] = {mine.identity: {"cache_salt": "", "kv": None}}
         self._rests = True
 
     def lease(
@@ -260,13 +260,13 @@ class LedKV(AgreedKV):
         for boundary in prepared.transcript.boundaries:
             ends.setdefault(boundary.tier, []).append(boundary.position)
         asked = {
-            "salt": request.cache_salt,
+            "cache_salt": request.cache_salt,
             "kv": None if request.kv is None else list(request.kv),
             "cache": request.use_cache,
             "disk": request.on_disk,
             "limit": prepared.limit,
         }
-        made_of = {name: asked[name] for name in ("salt", "kv")}
+        made_of = {name: asked[name] for name in ("cache_salt", "kv")}
         self._made_of[prepared.namespace] = made_of
         self._made_of[prepared.plain_namespace] = {**made_of, "kv": None}
         self._leader.tell(do, h=number, ids=ids.tolist(), ends=ends, **asked, **facts)

@@ -1,7 +1,7 @@
 """Wired memory: what macOS keeps resident for the models at work (elsewhere nothing happens).
 
 mlx-lm wires as much as it can, again for each answer. Here the limit is the size of the models and
-a bound on what comes with them, and stays between answers: wiring costs as much as reading.
+a limit on what comes with them, and stays between answers: wiring costs as much as reading.
 """
 
 from __future__ import annotations

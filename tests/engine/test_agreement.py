@@ -119,7 +119,7 @@ def test_law_18_one_damaged_file_holds_all_back_and_is_told(tmp_path, name):
         store = DiskStore(tmp_path / str(rank))
         kept(trial, len(PATH), store=store).flush()
         caches.append(PromptCache("100MB", store))
-    alone = caches[1].reach(NS, array("I", PROMPT), len(PATH)).place
+    alone = caches[1].reach(NS, array("I", PROMPT), len(PATH)).resume_at
     assert alone == len(PATH)
     for file in (tmp_path / "1").rglob("*.safetensors"):
         data = bytearray(file.read_bytes())
@@ -147,7 +147,7 @@ def test_rows_that_were_given_and_put_back_are_still_there(tmp_path):
         file.write_bytes(data)
     (one, other), _ = leases(caches, PROMPT, Rows.GIVE)
     assert one.cached == other.cached < len(PATH)
-    assert caches[0].reach(NS, array("I", PROMPT), len(PATH)).place == len(PATH)
+    assert caches[0].reach(NS, array("I", PROMPT), len(PATH)).resume_at == len(PATH)
     assert caches[0].check() == []
 
 
@@ -198,8 +198,8 @@ def test_a_reach_counts_nothing_and_reads_nothing(name, tmp_path):
     ids = array("I", PROMPT)
     reach = partial(cache.reach, NS, ids)
     assert reach(len(PROMPT)) == (len(PATH), len(PATH))
-    assert reach(30).place == 30
-    assert reach(0).place == 0
+    assert reach(30).resume_at == 30
+    assert reach(0).resume_at == 0
     after = cache.stats()
     assert after == before
 

@@ -31,7 +31,7 @@ def checkpoint_at(layout: Layout, parts: Sequence[PathPart], at: int) -> list[Pi
 def resumes(layout: Layout, parts: Sequence[PathPart], at: int) -> bool:
     """True if all layers that can't be cut could resume at `at`, given the rows of the others.
 
-    Rows may be away with a lease while their span is written.
+    Rows may be moved out to a lease while their span is written.
     """
     for index, kind in enumerate(layout):
         if not kind.anywhere:
