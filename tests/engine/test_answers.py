@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from pauses import replied
 from readers import MAGIC
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -60,16 +61,6 @@ def ask(engine, messages, **more):
     return events_of(engine, messages, **more)[1]
 
 
-def said(event):
-    return Message(
-        "assistant",
-        event.text,
-        event.generated(),
-        reasoning=event.reasoning,
-        tool_calls=event.tool_calls,
-    )
-
-
 def loop(engines, steps, messages, calls=1):
     """A tool loop: each step's usage, checked to prefill what is new; engines take turns."""
     history, path = list(messages), 0
@@ -79,7 +70,7 @@ def loop(engines, steps, messages, calls=1):
         assert event.usage.cached == path
         assert event.reason == "tool_calls"
         path = event.usage.prompt + event.usage.generated
-        history.append(said(event))
+        history.append(replied(event))
         results = [f"result {step} of {call.name}" for call in event.tool_calls]
         history += [
             Message("tool", text, tool_call_id=call.id)
@@ -237,7 +228,7 @@ def test_quantised_rows_go_on_from_the_cache(tiny_llama, engine_of, cache, start
         assert event.ids == cold.ids
         assert event.usage.cached == path
         path = event.usage.prompt + event.usage.generated
-        history += [said(event), Message("user", "And then?")]
+        history += [replied(event), Message("user", "And then?")]
     plain = ask(engine, history, max_tokens=2)
     assert plain.usage.cached <= max(start, 0)
 

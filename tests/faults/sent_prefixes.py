@@ -1,7 +1,6 @@
 """A prefix of a tiny model, sent as one file and taken in."""
 
-import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from normal_layers import normal_layers
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.exchange import Prefix, export_prefix, import_prefix, open_prefix
@@ -12,14 +11,7 @@ ABOUT = {"model files": "a digest"}
 
 
 def layers_of(dtype):
-    mx.random.seed(3)
-    made = []
-    for _ in range(2):
-        layer = KVCache()
-        shape = (1, 2, len(TOKENS), 64)
-        layer.update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
-        made.append(layer)
-    return made
+    return normal_layers(len(TOKENS), 64, dtype)
 
 
 def arrays_of(layer):

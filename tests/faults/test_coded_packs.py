@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from forged_files import BOMBS, first_array, forged, framed, recoded
 from killed import each_call, killed_copies
-from mlx_lm.models.cache import KVCache
+from normal_layers import normal_layers
 
 from llm_mlx_promptcache.cache.disk import coding, pack_file, span_header
 from llm_mlx_promptcache.cache.disk.chains import CODED_AFTER
@@ -40,14 +40,7 @@ def small_blocks():
 
 
 def layers_of(dtype=mx.bfloat16):
-    mx.random.seed(3)
-    made = []
-    for _ in range(2):
-        layer = KVCache()
-        shape = (1, 2, len(TOKENS), 16)
-        layer.update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
-        made.append(layer)
-    return made
+    return normal_layers(len(TOKENS), 16, dtype)
 
 
 def stored(folder, dtype=mx.bfloat16):

@@ -218,6 +218,12 @@ def new_home(tmp_path_factory):
 
 
 @pytest.fixture
+def asked(asked_once, tmp_path):
+    """A copy of the home that a file's `asked_once` has asked something in."""
+    return asked_once.copied_to(tmp_path / "home")
+
+
+@pytest.fixture
 def bare_home(tmp_path):
     """A user who has no model yet."""
     return Home(tmp_path / "home", None)

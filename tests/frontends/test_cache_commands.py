@@ -21,12 +21,6 @@ def asked_once(new_home, tiny_llama):
     return home
 
 
-@pytest.fixture
-def asked(asked_once, tmp_path):
-    """A copy of it."""
-    return asked_once.copied_to(tmp_path / "home")
-
-
 def test_stats_for_programs(asked):
     stats = asked.told("stats")
     (model,) = stats["models"]

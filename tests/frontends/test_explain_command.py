@@ -20,12 +20,6 @@ def asked_once(new_home, tiny_llama):
     return home
 
 
-@pytest.fixture
-def asked(asked_once, tmp_path):
-    """A copy of a home with one answer in its logs and its cache."""
-    return asked_once.copied_to(tmp_path / "home")
-
-
 def test_the_latest_answer_and_where_it_parted(asked):
     first = asked.last()
     asked.llm("-s", SYSTEM, "-m", "mlx-cached", "Hello and other words", *LIMIT)

@@ -19,12 +19,6 @@ def asked_once(new_home, tiny_llama):
     return home
 
 
-@pytest.fixture
-def asked(asked_once, tmp_path):
-    """A copy of it."""
-    return asked_once.copied_to(tmp_path / "home")
-
-
 def test_the_tree_holds_each_token_once(asked):
     spans = asked.told("tree")
     stats = asked.told("stats")

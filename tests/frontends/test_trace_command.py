@@ -39,11 +39,6 @@ def asked_once(new_home, tiny_llama):
     return home
 
 
-@pytest.fixture
-def asked(asked_once, tmp_path):
-    return asked_once.copied_to(tmp_path / "home")
-
-
 def exported(home, *arguments):
     out, told = home.ours("trace", *arguments)
     return read_trace(io.BytesIO(out.encode()), "trace") if out else [], told
