@@ -18,7 +18,7 @@ from .layers.checkpoints import checkpoint_at, resumes
 from .layers.layout import Layout, PathPart
 from .layers.pieces import Piece, View
 from .memory.span_tree import SpanTree
-from .memory.spans import SpanNode, chain_of, parts_of
+from .memory.spans import SpanNode, chain_of, is_moved_out, parts_of
 from .proof import Proof
 from .span import Draft, StoredPath
 from .store import Store
@@ -142,7 +142,7 @@ def drafts_of(
     parts = parts_of(chain, node.end)
     for number, passed in enumerate(chain):
         if passed.end > held:
-            if all(piece is None for piece in passed.value.pieces):
+            if _lacks_rows(layout, passed):
                 break
             waiting.append(passed)
             if passed is not node and _joins_next(layout, waiting, chain[number + 1]):
@@ -196,6 +196,17 @@ def _ahead(found: StoredPath, coming: Sequence[Draft], namespace: str, ids: Toke
         if draft.resumes and last < shared <= end:
             resumable.add(shared)
     return _Ahead(end, resumable)
+
+
+def _lacks_rows(layout: Layout, node: SpanNode) -> bool:
+    """True if a span has nothing to write, or its rows are with a lease and only states are left.
+
+    A file without them would hold the path up for good: no other one takes its place.
+    """
+    # Layers of one kind are cut together, so the first of each kind speaks for them.
+    firsts = dict(reversed([*zip(layout, node.value.pieces, strict=True)]))
+    away = any(kind.anywhere and piece is None for kind, piece in firsts.items())
+    return away or is_moved_out(node)
 
 
 def _joins_next(layout: Layout, waiting: list[SpanNode], following: SpanNode) -> bool:

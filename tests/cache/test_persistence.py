@@ -5,7 +5,7 @@ import threading
 from array import array
 
 import pytest
-from plain_layers import state
+from plain_layers import held, rows, state
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.insertion import Rows
@@ -216,3 +216,19 @@ def test_hits_of_what_is_not_on_the_disk_tell_it_nothing(tmp_path, run):
     cache.fetch("m", [*IDS[:40], 1])
     cache.flush()
     assert store.told == 0
+
+
+def test_rows_that_are_with_a_lease_are_written_once_they_are_back(tmp_path):
+    """Its states stay in memory meanwhile; a file of these alone would leave a hole in the path."""
+    cache = PromptCache("100MB", DiskStore(tmp_path))
+    cache.insert("m", IDS[:50], [rows(IDS[:50]), state(IDS[:50])])
+    lease = cache.fetch("m", IDS[:60], rows=Rows.GIVE)
+    assert lease.cached == 50
+    cache.flush()
+    assert not DiskStore(tmp_path).lookup("m", array("I", IDS[:60])).spans
+    longer = [rows(IDS[:60]), state(IDS[:60])]
+    cache.insert("m", IDS[:60], longer, rows=Rows.RETURN)
+    cache.flush()
+    again = PromptCache("100MB", DiskStore(tmp_path)).fetch("m", IDS[:61])
+    assert again.cached == 60
+    assert held(again.layers) == held([rows(IDS[:60]), state(IDS[:60])])
