@@ -71,6 +71,15 @@ def test_law_16_what_is_on_its_way_to_the_disk_is_no_reason_where_it_was_looked_
     cache.flush()
 
 
+def test_a_checkpoint_taken_inside_what_is_stored_is_written(tmp_path):
+    cache = PromptCache("100MB", DiskStore(tmp_path))
+    for end in (50, 30):
+        cache.insert("m", IDS[:end], [rows(IDS[:end]), state(IDS[:end])])
+        cache.flush()
+    later = PromptCache("100MB", DiskStore(tmp_path))
+    assert later.fetch("m", [*IDS[:30], 1000, 1001]).cached == 30
+
+
 def test_short_ends_wait_and_become_part_of_the_next_file(tmp_path, run):
     store = DiskStore(tmp_path)
     cache = PromptCache("100MB", store)

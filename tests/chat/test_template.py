@@ -94,6 +94,9 @@ HUGE = [
     "{% for i in range(99999) %}{{ range(9999)|sort|first }}{% endfor %}",
     "{% for i in range(99999) %}{{ range(9999)|list|length }}{% endfor %}",
     "{{ dict.fromkeys(range(99999), 'a' * 9999)|string }}",
+    # JSON whose entries stand far from each other.
+    "{{ range(999)|list|tojson(indent=99999) }}",
+    "{{ range(999)|list|tojson(separators=('a' * 99999, ':')) }}",
     # A few lists that look like very many.
     TWICE + "[n.a, n.a] %}{% endfor %}{{ n.a }}",
     TWICE + "[n.a, n.a] %}{% endfor %}{{ n.a|tojson }}",
