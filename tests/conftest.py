@@ -33,6 +33,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     durations.mark_slow(items)
+    if not os.environ.get(durations.RECORD):  # all cases are timed
+        durations.leave_to_soak(items)
     if hasattr(config, "workerinput"):  # files go to whoever is free: none of the long ones last
         durations.costly_first(items)
     if not os.environ.get("SOAK"):

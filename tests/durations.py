@@ -1,4 +1,4 @@
-"""The processor time of each test, and so the tests that `make quick` leaves out.
+"""The processor time of each test, and so what `make quick` and `make test` leave out.
 
 `make durations` writes slow_tests.txt anew. A clock would tell how busy the machine was.
 """
@@ -17,7 +17,9 @@ import pytest
 
 LISTED = Path(__file__).with_name("slow_tests.txt")
 RECORD = "TEST_DURATIONS"  # the variable that names the file to record into
-WORST, TOGETHER = 0.2, 1.0  # seconds of one case, and of all cases of a test, that quick runs take
+# Seconds of one case, and of all cases of a test, that quick runs take.
+WORST, TOGETHER = 0.05, 0.25
+MOST = 3.0  # seconds of all cases of a test that `make test` takes
 _HEAD = "# Seconds of the slowest case and of all: of tests, and of fixtures by their file.\n"
 
 
@@ -72,8 +74,7 @@ def _spent():
 
 def mark_slow(items):
     """Mark what a quick run leaves out; of a test with many quick cases it takes some."""
-    lines = LISTED.read_text().splitlines()[1:]
-    listed = {name: (float(worst), float(every)) for worst, every, name in map(str.split, lines)}
+    listed = _listed()
     seen = defaultdict(int)
     for item in items:
         name = function_of(item.nodeid)
@@ -85,13 +86,48 @@ def mark_slow(items):
         seen[name] += 1
 
 
+def leave_to_soak(items):
+    """Mark the cases of costly tests that `make soak` runs: all beyond those that take `MOST`.
+
+    At least one case of each test stays, and of each parameter as many values as there is room for.
+    """
+    listed = _listed()
+    tests = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("soak"):
+            tests[function_of(item.nodeid)].append(item)
+    for name, cases in tests.items():
+        _, every = listed.get(name, (0.0, 0.0))
+        if every > MOST:
+            kept = _spread(cases, math.ceil(len(cases) * MOST / every))
+            for case in (one for one in cases if one not in kept):
+                case.add_marker(pytest.mark.soak)
+
+
+def _spread(cases, number):
+    """A number of the cases, each the first of those that bring the most values not yet seen."""
+    specs = {case: getattr(case, "callspec", None) for case in cases}
+    values = {case: set(spec.indices.items()) if spec else set() for case, spec in specs.items()}
+    kept, seen = [], set()
+    for _ in range(number):
+        left = [case for case in cases if case not in kept]
+        kept.append(max(left, key=lambda case: len(values[case] - seen)))
+        seen |= values[kept[-1]]
+    return kept
+
+
 def costly_first(items):
     """Order files by what their listed tests cost, the most first; within a file nothing moves."""
     costs = defaultdict(float)
-    for line in LISTED.read_text().splitlines()[1:]:
-        _, every, name = line.split()
-        costs[file_of(name)] += float(every)
+    for name, (_, every) in _listed().items():
+        costs[file_of(name)] += min(every, MOST)
     items.sort(key=lambda item: -costs[file_of(item.nodeid)])
+
+
+def _listed():
+    """Seconds of the slowest case and of all, by the name of a test in slow_tests.txt."""
+    lines = LISTED.read_text().splitlines()[1:]
+    return {name: (float(worst), float(every)) for worst, every, name in map(str.split, lines)}
 
 
 def write(recorded):
@@ -102,11 +138,10 @@ def write(recorded):
         cases[function_of(name)].append(seconds)
     rows = {name: (max(s), sum(s)) for name, s in cases.items() if _is_slow(name, s)}
     ran = {file_of(name) for name in cases}
-    for line in LISTED.read_text().splitlines()[1:]:
-        worst, every, name = line.split()
+    for name, seconds in _listed().items():
         if file_of(name) not in ran and LISTED.parent.parent.joinpath(file_of(name)).exists():
-            rows[name] = (float(worst), float(every))
-    lines = (f"{worst:.1f} {every:.1f} {name}\n" for name, (worst, every) in sorted(rows.items()))
+            rows[name] = seconds
+    lines = (f"{worst:.2f} {every:.2f} {name}\n" for name, (worst, every) in sorted(rows.items()))
     LISTED.write_text(_HEAD + "".join(lines))
 
 

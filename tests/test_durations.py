@@ -1,4 +1,4 @@
-"""The tests that `make quick` leaves out: slow ones, some cases of many, files of slow fixtures."""
+"""The tests that `make quick` and `make test` leave out: slow ones, and some cases of many."""
 
 import json
 from types import SimpleNamespace
@@ -32,10 +32,45 @@ def left_out(*nodeids):
 
 
 def test_what_is_listed_is_left_out_and_of_many_quick_cases_some(listed):
-    listed("0.5 0.5 tests/test_a.py::test_long", "0.1 2.0 tests/test_a.py::test_many")
+    listed("0.5 0.5 tests/test_a.py::test_long", "0.05 0.5 tests/test_a.py::test_many")
     cases = [f"tests/test_a.py::test_many[{n}]" for n in range(4)]
     long, short = "tests/test_a.py::test_long", "tests/test_a.py::test_short"
     assert left_out(long, short, *cases) == [long, cases[1], cases[3]]
+
+
+class Case(SimpleNamespace):
+    """A collected case, with the position of its value in each parameter."""
+
+    def __init__(self, name, **indices):
+        super().__init__(
+            nodeid=f"tests/test_a.py::{name}", callspec=SimpleNamespace(indices=indices), marks=[]
+        )
+
+    __hash__ = object.__hash__
+
+    def add_marker(self, mark):
+        self.marks.append(mark.name)
+
+    def get_closest_marker(self, name):
+        return name in self.marks
+
+
+def test_of_a_costly_test_the_cases_stay_that_fit_and_they_show_all_values(listed):
+    listed("1.0 9.0 tests/test_a.py::test_many", "9.0 9.0 tests/test_a.py::test_one")
+    many = [Case("test_many", kind=kind, size=size) for kind in range(3) for size in range(3)]
+    others = [Case("test_one"), *(Case("test_short", n=n) for n in range(9))]
+    durations.leave_to_soak([*many, *others])
+    left = [one.callspec.indices for one in many if not one.marks]
+    assert [tuple(one.values()) for one in left] == [(0, 0), (1, 1), (2, 2)]
+    assert not any(one.marks for one in others)
+
+
+def test_a_case_that_is_asked_for_alone_runs(listed):
+    listed("1.0 9.0 tests/test_a.py::test_many")
+    alone, long = Case("test_many", kind=2), Case("test_many", kind=3)
+    long.add_marker(pytest.mark.soak)  # is none of those that are counted
+    durations.leave_to_soak([long, alone])
+    assert alone.marks == []
 
 
 def test_of_a_file_whose_fixtures_are_slow_nothing_runs(listed):
@@ -72,14 +107,14 @@ def test_a_run_of_some_files_lists_them_anew_and_leaves_the_others(listed, tmp_p
         "tests/test_a.py": 1.5,
         "tests/test_a.py::test_x[1]": 0.3,
         "tests/test_a.py::test_x[2]": 0.1,
-        "tests/test_a.py::test_quick": 0.1,
+        "tests/test_a.py::test_quick": 0.04,
     }
     recorded.write_text("".join(f"{json.dumps(one)}\n" for one in costs.items()))
     durations.write(recorded)
     assert file.read_text().splitlines()[1:] == [
-        "1.5 1.5 tests/test_a.py",
-        "0.3 0.4 tests/test_a.py::test_x",
-        "3.0 3.0 tests/test_b.py::test_kept",
+        "1.50 1.50 tests/test_a.py",
+        "0.30 0.40 tests/test_a.py::test_x",
+        "3.00 3.00 tests/test_b.py::test_kept",
     ]
 
 
