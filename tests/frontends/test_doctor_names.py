@@ -53,7 +53,7 @@ def jane(monkeypatch):
         ("models/secret/thing, models/secret.gguf", "…, …"),
         ("'my models/x' is no folder", "'…' is no folder"),
         (
-            "no '/Users/Roe (old)/x'; did you mean '/Users/Roe (old)/y'?",
+            "no '/Users/x/Roe (old)'; did you mean '/Users/x/Roe (new)'?",
             "no '/…'; did you mean '/…'?",
         ),
         ("file:///Users/John%20Roe/x", "file://…"),

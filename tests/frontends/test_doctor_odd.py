@@ -1,7 +1,6 @@
 """`llm mlx-cached doctor` where something is odd: the table is whole, and names nobody."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from click.testing import CliRunner
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.commands import doctor, doctor_places, mlx_cached
-from llm_mlx_promptcache.commands.doctor_diagnosis import Health
+from llm_mlx_promptcache.commands.doctor_diagnosis import Diagnosis, Health
 from llm_mlx_promptcache.commands.doctor_model import model_diagnoses
 from llm_mlx_promptcache.config import RegisteredModel, Settings, save_settings
 from llm_mlx_promptcache.engine.pool import DISK_SWITCH
@@ -130,16 +129,15 @@ def test_a_disk_that_is_switched_off_is_told(tmp_path, monkeypatch):
     assert DISK_SWITCH in line.todo
 
 
-def test_json_is_json_in_any_character_set_and_with_any_file(quick_home):
-    cache = quick_home.folder / "mlx" / "cache"
-    quick_home.ours("path")
-    (cache / "spans").mkdir(parents=True, mode=0o700)
-    name = os.path.join(os.fsencode(cache), b"spans", b"\xff\xe9.safetensors")  # noqa: PTH118
-    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600))
-    for charset in ("utf-8", "latin-1", "ascii"):
-        arguments = ["doctor", "--json", "-m", NOBODY]
-        done = CliRunner(charset=charset).invoke(mlx_cached, arguments, env=quick_home.own())
-        assert ("disk", "index") in lines_of(json.loads(done.stdout_bytes))
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1", "ascii"])
+def test_json_is_json_in_any_character_set(charset, bare_home, monkeypatch):
+    """With signs that it does not have, and a file's name that is no text."""
+    said = "\xe9 \u2026 \U0001f600 \udcff"
+    line = Diagnosis("machine", "device", said)
+    monkeypatch.setattr(doctor, "machine_diagnoses", lambda: iter([line]))
+    arguments = ["doctor", "--json", "-m", NOBODY]
+    done = CliRunner(charset=charset).invoke(mlx_cached, arguments, env=bare_home.own())
+    assert lines_of(json.loads(done.stdout_bytes))["machine", "device"]["found"] == said
 
 
 def test_a_table_has_all_lines_in_a_character_set_without_its_signs(bare_home, monkeypatch):
