@@ -16,7 +16,7 @@ from ..cache.identity import Identity, namespace_of
 from ..cache.layers.kinds import QuantizedRows
 from ..cache.prompt_cache import PromptCache
 from ..cache.sizes import format_size
-from ..config import DEFAULT_MODEL, cache_folder
+from ..config import DEFAULT_MODEL, MODEL_ID, cache_folder
 from ..models.chat_tokenizer import TemplateTokenizer
 from ..models.errors import ModelLoadError
 from ..models.facts import environment_parts
@@ -25,7 +25,7 @@ from ..models.here import folder_here
 from ..models.identities import identify
 from ..models.kv_settings import KVSettings, check_kv
 from ..models.loading import LoadedModel, Weights, load_model
-from ..models.references import is_hub_id, shown
+from ..models.references import is_hub_id, served_name, shown
 from .explained import AnsweredPrompt, rendered
 from .preparation import prepare
 
@@ -53,6 +53,11 @@ class ModelHere:
     @classmethod
     def of(cls, reference: str) -> ModelHere:
         """The model; ModelLoadError where it is damaged, or not here: none is fetched."""
+        if name := served_name(reference):
+            raise ModelLoadError(
+                f"{MODEL_ID}/{name} runs over several machines, each of which has a part of every"
+                " prefix; what it computed is neither exported nor imported"
+            )
         if reference != DEFAULT_MODEL and folder_here(reference) is None:
             raise ModelLoadError(
                 f"the model {shown(reference)!r} is not on this machine; llm mlx-cached download"
@@ -93,8 +98,9 @@ def span_chosen(
         if model.namespace(cache_salt, kv) == span.namespace:
             return ChosenPath(model, span.namespace, listing.path(span), kv, span.tier)
     raise ValueError(
-        f"the span {span.id} was stored under a cache salt, which --cache-salt says; or what is"
-        f" here of the model {shown(span.model)!r}, or mlx, mlx-lm or the device, is another by now"
+        f"the span {span.id} was stored under a cache salt, which --cache-salt says; or it is one"
+        " machine's part of a prefix, which is not exported; or what is here of the model"
+        f" {shown(span.model)!r}, or mlx, mlx-lm or the device, is another by now"
     )
 
 

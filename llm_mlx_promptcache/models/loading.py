@@ -30,7 +30,7 @@ from .model_files import damaged, missing_weights, read_json
 from .progress import BetweenSteps, Report, unasked, unreported
 from .quantisation import fitting
 from .references import adapter_of, divided, folder_of, is_hub_id, served_name
-from .served import how_to_serve, model_behind
+from .served import model_behind, never_loaded_here
 
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
@@ -101,7 +101,7 @@ def load_model(
     """
     _hush()
     if served_name(reference):
-        raise ModelLoadError(how_to_serve(reference))
+        raise ModelLoadError(never_loaded_here(reference))
     # Without links, so that one that is set elsewhere meanwhile changes nothing of what is read.
     folder, adapter = model_folder(reference, report).resolve(), adapter_of(reference)
     files = _listed(folder, adapter)

@@ -40,6 +40,14 @@ def how_to_serve(reference: str) -> str:
     )
 
 
+def never_loaded_here(reference: str) -> str:
+    """That such a model is asked of its ranks alone, and what can be loaded, in one line."""
+    return (
+        f"{MODEL_ID}/{served_name(reference)} runs over several machines, and is not loaded in one"
+        f" process; the model itself is {model_behind(reference)}"
+    )
+
+
 def serve_command(reference: str) -> str:
     """The command with which a user has such a model served."""
     name, served = served_name(reference), served_over(reference)
