@@ -35,6 +35,8 @@ _LEAD: Final = "llm_mlx_promptcache.machines.lead_main"
 # The user's keys for ssh: a host is given no other variable of the user's than it needs.
 _FOR_SSH: Final = ("SSH_AUTH_SOCK",)
 _STOP: Final = "llm mlx-cached stop"
+# Rank 0 may wait for another machine's slower disk: the ranks watch how long each of them loads.
+_LOADING: Final = 3600.0
 
 
 @click.command()
@@ -80,14 +82,17 @@ def serve(*, model: str, hosts: Path, as_json: bool, **said: Any) -> None:
     plan = _plan(named, hosts, said)
     order = _order(name, plan, said)
     place = _free_place(name)
+    over = {"split": plan.split, "backend": plan.backend.value}
+    served = ServedOver(model=named.reference, hosts=str(hosts.expanduser().absolute()), **over)
+    # First: whatever becomes of this process, `ps` shows what it started, and `stop` ends it.
+    before = load_settings().model(name)
+    _register(name, served)
     try:
         _start(place, order)
     except BaseException:
         _end(name)
+        _register(name, None if before is None else before.served)
         raise
-    over = {"split": plan.split, "backend": plan.backend.value}
-    served = ServedOver(model=named.reference, hosts=str(hosts.expanduser().absolute()), **over)
-    _register(name, served)
     _show(name, plan, as_json=as_json)
 
 
@@ -138,20 +143,28 @@ def _order(name: str, plan: GroupPlan, said: Mapping[str, Any]) -> LeadOrder:
     first = plan.hosts.machines[0]
     address = said["address"] or (first.ips[0] if first.ips else "127.0.0.1")
     if not _is_ours(address):
-        raise ValueError(
-            f"{address} is no address of this machine, and rank 0 runs where this is typed: type it"
-            f" on {first.ssh}, or put this machine first into the hostfile"
-        )
+        raise ValueError(f"{address} is no address of this machine, {_instead(said, first.ssh)}")
     keep = None if said["keep"] is None else parse_keep(said["keep"], "--keep")
     if keep == 0:
         raise ValueError("--keep is 0, and a model that is served stays at least a moment; give 5m")
     return LeadOrder(name, plan, said["python"] or sys.executable, said["port"], address, keep)
 
 
+def _instead(said: Mapping[str, Any], first: str) -> str:
+    """The address to give, or the machine to type it on."""
+    if said["address"]:
+        return "where the others reach it; give one that they do with --address"
+    return (
+        f"and rank 0 runs where this is typed: type it on {first}, or put this machine first into"
+        " the hostfile"
+    )
+
+
 def _is_ours(address: str) -> bool:
+    """True for one address of this machine, and not for all of them."""
     with socket.socket() as sock, suppress(OSError):
         sock.bind((address, 0))
-        return True
+        return bool(sock.getsockname()[0] != "0.0.0.0")  # noqa: S104 - it is refused
     return False
 
 
@@ -184,7 +197,7 @@ def _start(place: Place, order: LeadOrder) -> None:
     from ..machines.orders import order_to_line
     from ..models.progress import ProgressLine
 
-    patience = Patience()
+    patience = Patience(loading=_LOADING)
     program = Program(host_command(_LEAD), order_to_line(order), _FOR_SSH)
     try:
         with closing(connect(place, program=program)) as channel, ProgressLine() as line:
@@ -225,15 +238,19 @@ def _end(name: str) -> None:
             return
 
 
-def _register(name: str, served: ServedOver) -> None:
+def _register(name: str, served: ServedOver | None) -> None:
+    """Have the name stand for what is served over these machines; for nothing without them."""
+
     def with_it(settings: Settings) -> Settings:
         _check_own(settings, name)
         before = settings.model(name)
+        others = tuple(model for model in settings.models if model != before)
+        if served is None:
+            return settings.changed(models=others)
         aliases = () if before is None else before.aliases
         made = RegisteredModel(
             name=name, reference=f"{SERVED}{name}", aliases=aliases, served=served
         )
-        others = tuple(model for model in settings.models if model != before)
         return settings.changed(models=(*others, made))
 
     change_settings(with_it)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..host.connections import ClientConnection
     from ..host.place import Place
 
+# For `serve` to ask: if it was ended before, nobody knows of this process. Then it is `keep`.
+_UNASKED_SECONDS: Final = 15.0
 _TELL_SECONDS: Final = 5.0  # for askers to be told why there is no more
 # What is known where MLX, or the system, ends this process without a word.
 _CUT_SHORT: Final = "its process ended while its ranks met, or loaded their parts"
@@ -43,7 +45,7 @@ class GroupServer(Server):
     """
 
     def __init__(self, place: Place, mine: Mapping[str, Any], order: LeadOrder, load: Load) -> None:
-        super().__init__(place, mine, Life(order.keep, time.monotonic()))
+        super().__init__(place, mine, Life(_UNASKED_SECONDS, time.monotonic()))
         self._place_of_group = place
         self._order = order
         self._load = load
@@ -57,9 +59,11 @@ class GroupServer(Server):
         """Answer until the host's life is over, then end the other ranks."""
         self._loop = asyncio.get_running_loop()
         remember_end(self._place_of_group, "")
+        giving_up = asyncio.create_task(self._give_up_loading())
         try:
             await super().serve(listening)
         finally:
+            giving_up.cancel()
             await asyncio.to_thread(self._lead.close)
 
     async def engine_for(self, model: str) -> Engine:
@@ -86,6 +90,12 @@ class GroupServer(Server):
         """Nothing else holds this model: only that nobody can reach it speaks against staying."""
         return Signs(socket_gone=self.socket_gone)
 
+    async def _give_up_loading(self) -> None:
+        """At the end, wait for no rank that starts or loads: that may take half an hour."""
+        await self._over.wait()
+        if not self._engine.loaded:
+            await asyncio.to_thread(self._lead.abandon)
+
     def _loaded(self, tell: Callable[[Loading], None]) -> Scheduler:
         remember_end(self._place_of_group, _CUT_SHORT)
         try:
@@ -93,7 +103,10 @@ class GroupServer(Server):
             remember_end(self._place_of_group, "")
             return loaded
         except BaseException as error:
-            self._end(f"it could not be loaded: {error}", times=1)
+            if self._over.is_set():  # it was stopped, which is no fault to tell of
+                remember_end(self._place_of_group, "")
+            else:
+                self._end(f"it could not be loaded: {error}", times=1)
             raise
 
     def _cleared(self, ask: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -83,6 +83,13 @@ class Lead:
         for process in self._processes:
             process.end(max(0.0, until - time.monotonic()))
 
+    def abandon(self) -> None:
+        """End a group that is just being made: who waits for another rank waits no longer."""
+        self._closed = True
+        if self.ranks is not None:
+            self.ranks.close()
+        self.kill()
+
     def kill(self) -> None:
         """End every other rank at once."""
         self._closed = True
@@ -116,6 +123,8 @@ class Lead:
                 tell(Loading(f"starting rank {rank} on {machine.ssh}"))
                 order = RankOrder(plan, rank, self.ports, address, secret)
                 self._processes.append(RankProcess(machine, order, self._order.python))
+                if self._closed:  # who ended the others may not have seen this one
+                    raise RankFailed("the start of the ranks was given up")
 
     def _compare(self, folder: Path) -> None:
         """RankFailed where one of them is not what we are: it would compute something else."""

@@ -11,6 +11,7 @@ from ..cache.identity import Identity
 from ..config import cache_folder
 from ..engine.events import Loading
 from ..engine.followers import FollowerParts, follow, rank_identity
+from ..engine.group import GroupEnded
 from ..engine.leading import Leader
 from ..engine.mlx_group import connect
 from ..engine.parts import LoadReport
@@ -18,6 +19,7 @@ from ..engine.pool import close_engines, share_out, shared_cache, works_ahead
 from ..engine.ranks import Ranks
 from ..engine.scheduler import Scheduler
 from ..engine.sharding import check, load_shard
+from ..models.errors import one_line
 from ..models.here import folder_here
 from ..models.identities import identify
 from ..models.progress import BetweenSteps, unasked
@@ -55,8 +57,13 @@ def follow_group(ranks: Ranks, order: RankOrder) -> None:
 
     What it owes the disk is written then.
     """
-    joined = _joined(ranks, order.plan, order.ports)
-    follow(ranks, joined, _loaded(ranks, joined, order.plan.model, unasked))
+    try:
+        joined = _joined(ranks, order.plan, order.ports)
+        follow(ranks, joined, _loaded(ranks, joined, order.plan.model, unasked))
+    except GroupEnded:
+        raise
+    except Exception as error:  # a full disk, above all
+        raise ranks.fail(f"{_named(ranks)} failed: {one_line(error)}") from error
     close_engines()
     leave_thread()
 
@@ -74,8 +81,12 @@ def _loaded(ranks: Ranks, joined: Any, model: str, step: BetweenSteps) -> Follow
             loaded = load_shard(model, ranks.group, joined, step=step)
             found = identify(loaded, cache_folder(), step)
     except Exception as error:
-        raise ranks.fail(f"rank {ranks.group.rank} ({ranks.name}): {error}") from error
+        raise ranks.fail(f"{_named(ranks)}: {error}") from error
     cache = shared_cache()
     memory = share_out(cache)
     identity = rank_identity(Identity(found.model, found.rows), ranks)
     return FollowerParts(loaded, identity, cache, model, found.uncached, memory)
+
+
+def _named(ranks: Ranks) -> str:
+    return f"rank {ranks.group.rank} ({ranks.name})"

@@ -27,14 +27,14 @@ def main() -> int:
     os.chdir("/")
     try:
         order = rank_order(sys.stdin.buffer.readline(MOST_BYTES))
-        words = _hello(order)
     except OrderError as error:
         return _failed(str(error))
+    threading.Thread(target=_outlive_nobody, name="starter", daemon=True).start()
+    words = _hello(order)
     sys.stdout.buffer.write(said(words))
     sys.stdout.buffer.flush()
     if "error" in words:
         return _failed(str(words["error"]))
-    threading.Thread(target=_outlive_nobody, name="starter", daemon=True).start()
     log.take_over()
     return _follow(order)
 

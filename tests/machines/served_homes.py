@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -16,6 +17,13 @@ from llm_mlx_promptcache.commands import mlx_cached
 
 LONG = 120
 MODULE = "llm_mlx_promptcache.machines"
+# A Python on the other machine whose rank differs in one thing.
+OTHER_PYTHON = """#!/bin/sh
+exec {python} -P -c "
+from llm_mlx_promptcache.machines import rank_main
+{change}
+raise SystemExit(rank_main.main())" "$@"
+"""
 
 
 class ServedHome:
@@ -33,6 +41,13 @@ class ServedHome:
         ssh.parent.mkdir()
         ssh.write_text(text)
         ssh.chmod(0o700)
+
+    def other_python(self, change):
+        """A Python for the other machine, whose rank differs by these words of Python."""
+        python = self.folder / "other-python"
+        python.write_text(OTHER_PYTHON.format(python=sys.executable, change=change))
+        python.chmod(0o700)
+        return python
 
     @property
     def environment(self):
@@ -60,6 +75,16 @@ class ServedHome:
         assert "Traceback" not in errors
         return out, errors
 
+    def begin(self, *arguments):
+        """A process of `llm` that goes on."""
+        return subprocess.Popen(
+            [forks.llm(), *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     def ours(self, *arguments, status=0):
         """Run `llm mlx-cached ...` in this process, which is faster; its stdout and stderr."""
         done = CliRunner().invoke(mlx_cached, [*map(str, arguments)], env=self.environment)
@@ -82,13 +107,8 @@ class ServedHome:
 
     def told_by_all(self, name):
         """The same, once each rank's beat has told what it holds: there are two a second."""
-        until = time.monotonic() + LONG
-        found = self.group(name)
-        while not all(one["held"] for one in found["ranks"]):
-            assert time.monotonic() < until, found
-            time.sleep(0.05)
-            found = self.group(name)
-        return found
+        self.wait_until(lambda: all(one["held"] for one in self.group(name)["ranks"]))
+        return self.group(name)
 
     def ranks(self, name):
         """The processes of its ranks, by their ranks."""
@@ -105,9 +125,13 @@ class ServedHome:
 
     def wait_for(self, kept):
         """Wait until no process is left but those that are `kept`."""
+        self.wait_until(lambda: not set(self.processes()) - set(kept))
+
+    def wait_until(self, happens):
+        """Wait for something that other processes do; it says so itself."""
         until = time.monotonic() + LONG
-        while left := set(self.processes()) - set(kept):
-            assert time.monotonic() < until, left
+        while not happens():
+            assert time.monotonic() < until, self.processes()
             time.sleep(0.02)
 
     def end(self):

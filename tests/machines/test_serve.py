@@ -10,8 +10,9 @@ import sys
 import left_hosts
 import pytest
 from hostfiles import local, macs, written
+from served_homes import LONG
 
-NOBODY = [local(1)[0], {"ssh": "unknown", "ips": ["127.0.0.1"]}]
+LATER = pytest.mark.soak
 
 
 def test_a_served_model_is_asked_by_its_name_and_goes_on(tiny):
@@ -65,7 +66,10 @@ def test_it_is_never_loaded_here_and_its_tokenizer_is(tiny):
     (entry,) = [one for one in models if one["model"] == "mlx-cached/tiny"]
     assert (entry["reference"], entry["folder"]) == ("served:tiny", tiny.model)
     _, errors = tiny.ours("bench", "--model", "mlx-cached/tiny", status=1)
-    assert "mlx-cached/tiny runs over several machines" in errors
+    assert errors.splitlines()[-1] == (
+        "Error: mlx-cached/tiny runs over several machines, and is not loaded in one process; the"
+        f" model itself is {tiny.model}"
+    )
 
 
 def test_one_that_is_served_is_not_served_again(tiny):
@@ -119,6 +123,7 @@ def test_a_rank_that_is_killed_ends_all_and_is_told(home, rank):
         (local(1), (), "it names 1 hosts; give 2 to 64"),
         (local(), ("--backend", "jaccl"), "lists no RDMA device from '127.0.0.1'"),
         (macs(), ("--backend", "ring"), "10.0.0.1 is no address of this machine, and rank 0 runs"),
+        (local(), ("--address", "0.0.0.0"), "no address of this machine, where the others reach"),
         (local(), ("--name", "a/b"), "'a/b' is no name for a model that is served"),
         (local(), ("--keep", "soon"), "--keep is 'soon'; give"),
         (local(), ("--keep", "0"), "--keep is 0"),
@@ -138,15 +143,6 @@ def test_what_can_not_be_served_is_told_in_a_line(home, hosts, options, words):
     assert "mlx-cached/bad" not in [one["model"] for one in home.told("models")["models"]]
 
 
-# A Python on the other machine whose rank differs in one thing.
-OTHER_PYTHON = """#!/bin/sh
-exec {python} -P -c "
-from llm_mlx_promptcache.machines import rank_main
-{change}
-raise SystemExit(rank_main.main())"
-"""
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -163,16 +159,50 @@ raise SystemExit(rank_main.main())"
             " rank_main.rank_order = lambda line: real(line)._replace(secret='00' * 32)",
             "refused this rank's secret",
         ),
+        pytest.param(
+            "from llm_mlx_promptcache.machines import loading;"
+            " loading.shared_cache = lambda: open('/no/where')",
+            "rank 1 (mac1) failed: [Errno 2] No such file or directory: '/no/where'",
+            marks=LATER,
+        ),
     ],
 )
 def test_another_machine_that_is_not_the_same_is_told_by_its_host(home, change, words):
     before = home.processes()
-    python = home.folder / "other-python"
-    python.write_text(OTHER_PYTHON.format(python=sys.executable, change=change))
-    python.chmod(0o700)
-    _, errors = home.serve("other", "--python", python, status=1)
+    _, errors = home.serve("other", "--python", home.other_python(change), status=1)
     assert words in errors.splitlines()[-1]
     home.wait_for(before)
+
+
+HANGS = {
+    "before it says what it is": "import time; rank_main.versions = lambda: time.sleep(600)",
+    "before it meets": "import time; rank_main.meet = lambda *_, **__: time.sleep(600)",
+    "while it loads": (
+        "import time; from llm_mlx_promptcache.machines import loading;"
+        " loading.load_shard = lambda *_, **__: time.sleep(600)"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "hangs", [pytest.param(HANGS[at], id=at, marks=() if "what" in at else LATER) for at in HANGS]
+)
+def test_law_18_stop_ends_what_is_being_started_whoever_started_it(home, hangs):
+    """Who typed it is gone, and the other machine says nothing."""
+    before = home.processes()
+    given = ("--hosts", home.hosts, "--name", "begun", "--python", home.other_python(hangs))
+    typed = home.begin("mlx-cached", "serve", home.model, *given)
+    home.wait_until(lambda: len(home.processes()) >= len(before) + 2)
+    if "loading" in hangs:
+        home.wait_until(lambda: home.group("begun")["ranks"][1]["seconds"] is not None)
+    typed.kill()
+    typed.wait(LONG)
+    assert [one["name"] for one in home.told("stop", "begun")["served"]] == ["begun"]
+    home.wait_for(before)
+    _, errors = home.llm("-m", "mlx-cached/begun", "Hello", status=1)
+    assert "is not served now; start it: " in errors
+    assert "it ended at" not in errors  # it was wished
+    home.ours("remove", "begun")
 
 
 @pytest.mark.soak
@@ -230,6 +260,20 @@ def test_p8_a_part_s_namespace_is_no_name_for_all_parts(tiny):
         " has another namespace: give the model's name): llm mlx-cached stop tiny, then clear here"
         " and on each of them"
     )
+
+
+def test_a_part_of_a_prefix_is_not_exported(tiny):
+    tiny.llm("-m", "mlx-cached/tiny", "-o", "max_tokens", "4", "Hello the capital")
+    (answer,) = json.loads(tiny.llm("logs", "-n", "1", "--json")[0])
+    span, file = tiny.told("tree", "--model", "tiny")[0]["id"], tiny.folder / "prefix"
+    whole = "mlx-cached/tiny runs over several machines, each of which has a part of every prefix"
+    for chosen, why in (
+        (("-m", "mlx-cached/tiny", "-s", tiny.hosts), whole),
+        (("--response", answer["id"]), whole),
+        (("--span", span), "or it is one machine's part of a prefix, which is not exported"),
+    ):
+        assert why in tiny.ours("export", file, *chosen, status=1)[1]
+    assert not file.exists()
 
 
 def test_an_adapter_is_refused_before_anything_starts(home):

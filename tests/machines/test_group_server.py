@@ -1,0 +1,63 @@
+"""The host of a model over several machines, as long as it stays and as soon as it leaves."""
+
+import asyncio
+import math
+
+import pytest
+from hostfiles import local
+
+from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.host.life import Signs, Stage
+from llm_mlx_promptcache.host.place import host_place
+from llm_mlx_promptcache.machines.group_server import GroupServer
+from llm_mlx_promptcache.machines.hostfile import Backend, hostfile_of
+from llm_mlx_promptcache.machines.orders import GroupPlan, LeadOrder
+
+
+@pytest.fixture
+def server_of(tmp_path, monkeypatch):
+    """`server_of(keep)`: one that is not served, whose ranks were never started."""
+    monkeypatch.setenv("LLM_MLX_CACHED_HOME", str(tmp_path))
+    plan = GroupPlan("owner/model", hostfile_of(local()), "tensor", Backend.RING)
+
+    def make(keep):
+        place = host_place("tiny")
+        place.socket.touch()
+        order = LeadOrder("tiny", plan, "python", 32323, "127.0.0.1", keep)
+        return GroupServer(place, {}, order, lambda lead, tell: None)
+
+    yield make
+    pool.close_engines()
+
+
+class Client:
+    """A connection that has nothing to say."""
+
+    process, model, engine = 1, "", None
+
+
+async def asked(server):
+    """Somebody asks, and leaves."""
+    client = Client()
+    with server.open_for(client), server.asked_by(client, 0.0):
+        pass
+
+
+@pytest.mark.parametrize(("keep", "stays"), [(None, math.inf), (60.0, 60.0)])
+def test_it_stays_as_it_was_told_once_it_was_asked_and_briefly_where_nobody_does(
+    server_of, keep, stays
+):
+    """`serve` may be ended before it asks: then nobody knows of what it started."""
+
+    async def look():
+        server = server_of(keep)
+        life, now = server._life, server.clock()
+        assert life.look(now + 14, Signs()) is Stage.SERVING
+        await asked(server)
+        later = now + min(stays, 1e6)
+        assert life.look(later - 1, Signs()) is Stage.SERVING
+        if stays < math.inf:
+            assert life.look(later + 1, Signs()) is Stage.LEAVING
+        assert server_of(keep)._life.look(now + 16, Signs()) is Stage.LEAVING
+
+    asyncio.run(look())
