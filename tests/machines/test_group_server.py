@@ -47,7 +47,7 @@ async def asked(server):
 def test_it_stays_as_it_was_told_once_it_was_asked_and_briefly_where_nobody_does(
     server_of, keep, stays
 ):
-    """`serve` may be ended before it asks: then nobody knows of what it started."""
+    """Where `serve` is ended before it asks, nobody knows of what it started."""
 
     async def look():
         server = server_of(keep)

@@ -188,7 +188,7 @@ HANGS = {
     "hangs", [pytest.param(HANGS[at], id=at, marks=() if "what" in at else LATER) for at in HANGS]
 )
 def test_law_18_stop_ends_what_is_being_started_whoever_started_it(home, hangs):
-    """Who typed it is gone, and the other machine says nothing."""
+    """The process that typed it is gone, and the other machine says nothing."""
     before = home.processes()
     given = ("--hosts", home.hosts, "--name", "begun", "--python", home.other_python(hangs))
     typed = home.begin("mlx-cached", "serve", home.model, *given)
