@@ -143,7 +143,7 @@ def _order(name: str, plan: GroupPlan, said: Mapping[str, Any]) -> LeadOrder:
     first = plan.hosts.machines[0]
     address = said["address"] or (first.ips[0] if first.ips else "127.0.0.1")
     if not _is_ours(address):
-        raise ValueError(f"{address} is no address of this machine, {_instead(said, first.ssh)}")
+        raise ValueError(f"{address} is no address of this machine; {_instead(said, first.ssh)}")
     keep = None if said["keep"] is None else parse_keep(said["keep"], "--keep")
     if keep == 0:
         raise ValueError("--keep is 0, and a model that is served stays at least a moment; give 5m")
@@ -153,10 +153,10 @@ def _order(name: str, plan: GroupPlan, said: Mapping[str, Any]) -> LeadOrder:
 def _instead(said: Mapping[str, Any], first: str) -> str:
     """The address to give, or the machine to type it on."""
     if said["address"]:
-        return "where the others reach it; give one that they do with --address"
+        return "with --address give the one where the others reach it"
     return (
-        f"and rank 0 runs where this is typed: type it on {first}, or put this machine first into"
-        " the hostfile"
+        f"rank 0 runs where this is typed: type it on {first}, or put this machine first into the"
+        " hostfile"
     )
 
 

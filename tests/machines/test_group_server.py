@@ -47,7 +47,7 @@ async def asked(server):
 def test_it_stays_as_it_was_told_once_it_was_asked_and_briefly_where_nobody_does(
     server_of, keep, stays
 ):
-    """Where `serve` is ended before it asks, nobody knows of what it started."""
+    """A `serve` that is ended before it asks leaves a process that nobody knows of."""
 
     async def look():
         server = server_of(keep)
