@@ -65,8 +65,7 @@ def damage(folder):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("harm", [shutil.rmtree, damage])
+@pytest.mark.parametrize(("rank", "harm"), [(0, shutil.rmtree), (1, damage)])
 def test_law_18_with_less_on_one_rank_all_go_on_from_less(folder, tmp_path, rank, harm):
     whole = Whole(folder, tmp_path / "whole")
     with RankGroup(folder, tmp_path) as group:
@@ -127,7 +126,7 @@ def test_law_18_a_rank_that_is_late_to_mlx_s_meeting_is_waited_for(folder, tmp_p
 # What is cut, the deadline for it, and what each rank then says. MLX's own start takes a while.
 DARK = [
     pytest.param("words", {"silence": 5.0}, "has said nothing for 5 seconds"),
-    pytest.param("model", {"step": 20.0}, "waits for a step since 20 seconds", marks=soak),
+    pytest.param("model", {"step": 10.0}, "waits for a step since 10 seconds", marks=soak),
 ]
 
 
@@ -215,12 +214,3 @@ def test_law_18_ranks_of_other_files_do_not_begin(folder, tmp_path):
         told = how_it_ended(group)
         assert told.startswith("rank 1 (mac1) has the model's files ")
         assert told.endswith(": they must be the same")
-
-
-@pytest.mark.soak
-def test_law_18_a_wrong_secret_begins_nothing(folder, tmp_path):
-    own = {1: {"secret": "f" * 16}}
-    with RankGroup(folder, tmp_path, own=own, deadlines={"meeting": 20.0}) as group:
-        told = group.ranks[1].line()
-        assert told["ended"].endswith("refused this rank's secret")
-        assert "somebody connected who came with another secret" in how_it_ended(group)

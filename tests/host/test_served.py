@@ -72,7 +72,7 @@ def test_wherever_it_is_asked_it_is_not_loaded_here(big, where):
     )
     assert not engine.loaded
     assert not engine.unload()
-    with pytest.raises(ModelLoadError, match="and is not served now; start it"):
+    with pytest.raises(ModelLoadError, match="not loaded in one process; the model itself is /"):
         load_model("served:big")
 
 
