@@ -7,10 +7,11 @@ import pytest
 from hostfiles import local
 
 from llm_mlx_promptcache.engine import pool
+from llm_mlx_promptcache.engine.group import Backend
 from llm_mlx_promptcache.host.life import Signs, Stage
 from llm_mlx_promptcache.host.place import host_place
 from llm_mlx_promptcache.machines.group_server import GroupServer
-from llm_mlx_promptcache.machines.hostfile import Backend, hostfile_of
+from llm_mlx_promptcache.machines.hostfile import hostfile_of
 from llm_mlx_promptcache.machines.orders import GroupPlan, LeadOrder
 
 
