@@ -48,6 +48,7 @@ TENSORS = {
     "disk/span_file.py",
     "disk/span_header.py",
     "disk/streams.py",
+    "disk/tensor_places.py",
     "layers/device_memory.py",
     "layers/kinds.py",
     "layers/layout.py",

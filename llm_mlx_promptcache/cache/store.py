@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SpanReader(Protocol):
-    """A stored span while it is read: the head at once, layers in their order, then the digest.
+    """A stored span while it is read: the head at once, layers in their order, then digests.
 
     The content is not to be trusted before `verify` has passed. DamagedSpan if it is not as it was
     written, OSError if the system can't read it just now.
@@ -45,6 +45,9 @@ class SpanReader(Protocol):
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
         """The place of the bytes of layers [first, last) in the data."""
+
+    def leave_ends(self) -> None:
+        """Have no states and windows, if they can be left unread; before any layer is read."""
 
     def read_ahead(self) -> None:
         """Have all of it read in advance, if the system can."""

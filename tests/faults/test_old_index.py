@@ -36,9 +36,9 @@ def test_a_folder_of_version_4_is_read_and_called_old_once(worlds, folder, caplo
 
 
 def test_a_folder_of_a_newer_version_is_called_newer(worlds, folder, caplog):
-    sql(folder, "PRAGMA user_version = 6")
+    sql(folder, "PRAGMA user_version = 7")
     store = DiskStore(folder)
-    assert "is that of a newer version of llm-mlx-promptcache (format 6)" in store.check()[0]
+    assert "is that of a newer version of llm-mlx-promptcache (format 7)" in store.check()[0]
     assert store.check() == []
     (line,) = told(caplog)
     assert "newer version" in line

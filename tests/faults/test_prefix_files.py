@@ -146,7 +146,7 @@ def test_p2_rows_that_are_fewer_than_tokens_come_in_nowhere(plain, tmp_path):
 
 def test_another_format_is_said(content, tmp_path):
     told = refused(forged(content, FORGERIES["another format"]), tmp_path)
-    assert "format 'llm-mlx-promptcache/9', not 'llm-mlx-promptcache/4'" in told
+    assert "format 'llm-mlx-promptcache/9', not 'llm-mlx-promptcache/5'" in told
 
 
 CODED = {

@@ -62,7 +62,7 @@ class CodedRows:
                 continue
             block = self._source.read(size)
             whole = left >= nbytes
-            targets = _taken(wanted, nbytes) if whole else [memoryview(bytearray(nbytes))]
+            targets = taken(wanted, nbytes) if whole else [memoryview(bytearray(nbytes))]
             left -= nbytes if whole else 0
             under_way.append(pool.submit(decoded_into, block, targets))
             if not whole or len(under_way) > _MOST_AT_ONCE:
@@ -74,13 +74,13 @@ class CodedRows:
         """Fill from a held block, or with bytes stored plainly; returns the number of bytes."""
         if self._held.nbytes:
             count = min(left, self._held.nbytes)
-            for target in _taken(wanted, count):
+            for target in taken(wanted, count):
                 target[:] = self._held[: target.nbytes]
                 self._held = self._held[target.nbytes :]
             return count
         count = min(left, self._plain)
         self._plain -= count
-        self._source.read_into(_taken(wanted, count))
+        self._source.read_into(taken(wanted, count))
         return count
 
     def _done(self, task: Future[None]) -> None:
@@ -103,7 +103,7 @@ def _blocks(arrays: Sequence[ArrayBytes]) -> Iterator[tuple[int, int]]:
             yield min(BLOCK_BYTES, array.nbytes - number * BLOCK_BYTES), size
 
 
-def _taken(wanted: deque[memoryview], count: int) -> list[memoryview]:
+def taken(wanted: deque[memoryview], count: int) -> list[memoryview]:
     """Take the first so many bytes off these, and return them."""
     found = []
     while count:

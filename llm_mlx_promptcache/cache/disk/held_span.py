@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from ..span import DamagedSpan, Head, StoredTensor, Tensor
-from .span_header import BY_NAME
+from .tensor_places import BY_NAME
 
 
 class HeldSpan:

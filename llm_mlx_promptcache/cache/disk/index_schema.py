@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .damage import DamagedIndex, OtherVersion
 from .index_rows import MOST_TOKENS
 
-VERSION: Final = 5
+VERSION: Final = 6
 _MOST_VERSION: Final = 1 << 10  # more is no number that we ever give
 BESIDE: Final = ("-wal", "-shm", "-journal")
 _SCHEMA = """

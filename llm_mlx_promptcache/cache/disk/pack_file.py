@@ -18,15 +18,8 @@ from ..span import DamagedSpan, Head, StoredTensor
 from .coding import coded
 from .descriptors import Few
 from .file_ids import pack_path
-from .span_header import (
-    BLOCK_BYTES,
-    DTYPES,
-    Member,
-    TensorShape,
-    header_of,
-    metadata_about,
-    metadata_of,
-)
+from .span_header import BLOCK_BYTES, Member, metadata_about, metadata_of
+from .tensor_places import DTYPES, TensorShape, header_of
 from .unpublished import ExportTarget, UnpublishedFile
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from ..layers.ends import needs_ends
 from ..layers.kinds import KVRows, Layer, LayerKind, ListOf, Window
 from ..layers.layout import PathPart
 from ..layers.pieces import Piece
@@ -53,7 +54,7 @@ class Restore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to read: files are read whole, for their digest."""
+        """Bytes to read: files are read whole, for their digests, but for ends that are left."""
         return sum(opened.size for _, opened in self._spans)
 
     @property
@@ -76,13 +77,19 @@ class Restore:
         return list(InPlace(spans, self._few, used, count, headroom).layers_read())
 
     def streamed(self, count: int) -> list[PathPart]:
-        """The parts before token `count`, whose pieces can be asked for once, layer by layer."""
+        """The parts before token `count`, whose pieces can be asked for once, layer by layer.
+
+        Ends that no layer at `count` is made from are left unread.
+        """
         for _, opened in self._spans[len([p for p in self.parts if p.start < count]) :]:
             opened.close()
         used = [part for part in self.parts if part.start < count]
         self._spans = self._spans[: len(used)]
         if not used:
             return []
+        for (_, opened), part in zip(self._spans, used, strict=True):
+            if not needs_ends(self._query.layout, part, count):
+                opened.leave_ends()
         stream = InPieces([opened for _, opened in self._spans], self._few)
         return [part._replace(pieces=stream.of(n)) for n, part in enumerate(used)]
 

@@ -1,4 +1,8 @@
-"""A span's file as bytes: opened with suspicion, read in bounded calls, digested on the way."""
+"""A span's file as bytes: opened with suspicion, read in bounded calls, digested on the way.
+
+Its ends lie behind all else, with a digest of their own: both parts are read from their starts on,
+in turns, and the second one only if it is wanted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import xxhash
 
@@ -31,8 +35,17 @@ class Origin(Enum):
     ELSEWHERE = auto()  # anybody's, given by the user
 
 
+class _BytesPart:
+    """A part of a file that is read from its start on; its digest lies at its end."""
+
+    def __init__(self, at: int, end: int, digest: Any) -> None:
+        self.at = at
+        self.end = end
+        self.digest = digest
+
+
 class SpanBytes:
-    """A span's file from its first byte to its digest.
+    """A span's file from its first byte to its digest, or its digests.
 
     DamagedSpan for anything but a whole file of ours. Failures of the system (descriptors, memory,
     a failing device) are an OSError and say nothing about the file.
@@ -42,14 +55,15 @@ class SpanBytes:
         self.name = path.name
         self._origin = origin
         self._file = Descriptor(path, files, _opened(path, files))
-        self._digest = xxhash.xxh3_128()
+        self._position = 0  # of the descriptor
         self._last = b""
-        self._read_so_far = 0
         try:
             self.size = self._checked_size()
         except BaseException:
             self.close()
             raise
+        self._main = _BytesPart(0, self.size - DIGEST_BYTES, xxhash.xxh3_128())
+        self._ends: _BytesPart | None = None
 
     def close(self) -> None:
         """Close the file."""
@@ -63,10 +77,24 @@ class SpanBytes:
     def _descriptor(self) -> int:
         return self._file.number
 
+    def part(self, at: int) -> None:
+        """From byte `at` on are ends: their digest is of what was digested so far, and of them."""
+        self._ends = _BytesPart(at, self._main.end, self._main.digest.copy())
+        self._main.end = at - DIGEST_BYTES
+
+    def leave_ends(self) -> None:
+        """The ends are neither read nor verified, from now on."""
+        self._ends = None
+
+    @property
+    def wanted(self) -> int:
+        """The bytes to read, from the file's start on."""
+        return (self._ends or self._main).end + DIGEST_BYTES
+
     def read_ahead(self) -> None:
-        """Tell the system that all of the file is wanted soon, unless it has it in memory."""
+        """Tell the system what is wanted soon, unless it has it in memory."""
         if _WANTED is not None and hasattr(os, "posix_fadvise") and not self._is_at_hand():
-            for start in range(0, self.size, _AHEAD):
+            for start in range(0, self.wanted, _AHEAD):
                 os.posix_fadvise(self._descriptor, start, _AHEAD, _WANTED)
 
     def _is_at_hand(self) -> bool:
@@ -79,7 +107,7 @@ class SpanBytes:
             return False
         try:
             for part in range(_ASKED, 0, -1):
-                at = (self.size - 1) * part // _ASKED
+                at = (self.wanted - 1) * part // _ASKED
                 os.preadv(self._descriptor, [bytearray(1)], at, without_waiting)
         except OSError:  # not there, or on a file system that can't say
             return False
@@ -89,13 +117,12 @@ class SpanBytes:
         """The next bytes; the caller decides when they are digested (`digest`)."""
         block = bytearray(count)
         for call in _calls([memoryview(block)]):
-            self._fill(call)
-        self._read_so_far += count
+            self._fill(self._main, call)
         return bytes(block)
 
     def digest(self, block: bytes) -> None:
         """Take these into the digest now."""
-        self._digest.update(block)
+        self._main.digest.update(block)
 
     def digest_last(self, block: bytes) -> None:
         """Take these into the digest behind all that is read."""
@@ -107,31 +134,46 @@ class SpanBytes:
         self.read_into([memoryview(block)])
         return bytes(block)
 
-    def read_into(self, buffers: Sequence[memoryview]) -> None:
-        """Fill these with the next bytes."""
+    def read_into(self, buffers: Sequence[memoryview], *, ends: bool = False) -> None:
+        """Fill these with the next bytes, or with the next of the ends."""
+        part = self._ends if ends else self._main
+        assert part is not None
         for call in _calls(buffers):
-            self._fill(call)
+            self._fill(part, call)
             for buffer in call:
-                self._digest.update(buffer)
-                self._read_so_far += buffer.nbytes
+                part.digest.update(buffer)
 
     def verify(self) -> None:
         """Check after all was read: DamagedSpan unless it is as it was written."""
-        self._digest.update(self._last)
-        found = bytearray(DIGEST_BYTES)
-        self._fill([memoryview(found)])
-        if self._digest.digest() != found or os.read(self._descriptor, 1):
-            raise DamagedSpan(f"{self.name}: its digest does not match its content")
+        self._main.digest.update(self._last)
+        for part in self._parts:
+            found = bytearray(DIGEST_BYTES)
+            self._fill(part, [memoryview(found)])
+            if part.digest.digest() != found or (
+                part.at == self.size and os.read(self._descriptor, 1)
+            ):
+                raise DamagedSpan(f"{self.name}: its digest does not match its content")
 
     def verify_rest(self) -> None:
         """Verify without using the rest, which is read in blocks."""
         block = memoryview(bytearray(min(_BLOCK, self.size)))
-        while (left := self.size - DIGEST_BYTES - self._read_so_far) > 0:
-            self.read_into([block[: min(left, _BLOCK)]])
+        for part in self._parts:
+            while (left := part.end - part.at) > 0:
+                self.read_into([block[: min(left, _BLOCK)]], ends=part is self._ends)
         self.verify()
 
-    def _fill(self, buffers: list[memoryview]) -> None:
-        """Fill buffers, however few bytes a call returns."""
+    @property
+    def _parts(self) -> list[_BytesPart]:
+        return [self._main] if self._ends is None else [self._main, self._ends]
+
+    def _fill(self, part: _BytesPart, buffers: list[memoryview]) -> None:
+        """Fill buffers with the next bytes of a part, however few a call returns."""
+        if self._position != part.at:
+            self._position = os.lseek(self._descriptor, part.at, os.SEEK_SET)
+        self._read(buffers)
+        part.at = self._position
+
+    def _read(self, buffers: list[memoryview]) -> None:
         buffers = list(buffers)
         at = 0
         while at < len(buffers):
@@ -141,6 +183,7 @@ class SpanBytes:
             read = os.readv(self._descriptor, buffers[at:] if at else buffers)
             if not read:
                 raise DamagedSpan(f"{self.name} shrank while it was read")
+            self._position += read
             while at < len(buffers) and read >= buffers[at].nbytes:
                 read -= buffers[at].nbytes
                 at += 1

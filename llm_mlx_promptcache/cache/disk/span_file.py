@@ -1,8 +1,8 @@
 """One span as one immutable file: written privately, published by rename, verified when read.
 
-The file is a valid safetensors file whose last tensor is a digest of all bytes before it. The
-digest is against accidents; owner and mode decide who may write, so it is the fast xxh3. The file's
-order: docs/disk.md.
+The file is a valid safetensors file with a digest of its header, tokens and rows, and behind that
+of its ends, if its layers have any. Digests are against accidents; owner and mode decide who may
+write, so they are the fast xxh3. The file's order: docs/disk.md.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ from ..span import DamagedSpan, Head, StoredTensor, Tensor
 from .coded_rows import CodedRows
 from .file_ids import PACK_SUFFIX, id_of, span_path
 from .files import Files
+from .parted_rows import Entries, PartedRows, without_ends
 from .span_bytes import DIGEST_BYTES, Origin, SpanBytes
 from .span_header import (
     CODED_FORMAT,
-    DTYPES,
     FORMAT,
     MAX_HEADER,
     PACK_FORMAT,
-    UNSIGNED,
     Member,
-    TensorShape,
     decoded_entries,
-    entries_of,
     head_from,
-    header_of,
     heads_of,
     layout_from_metadata,
     members_from,
     metadata_about,
     metadata_of,
     shares_of,
+)
+from .tensor_places import (
+    DTYPES,
+    UNSIGNED,
+    TensorShape,
+    ends_begin,
+    entries_of,
+    header_of,
+    names_of_ends,
 )
 from .unpublished import ExportTarget, UnpublishedFile
 
@@ -84,12 +89,21 @@ class UnpublishedSpan(UnpublishedFile):
             raise
 
     def _write_body(self, head: Head, tensors: Sequence[Tensor]) -> None:
-        tokens = memoryview(head.tokens).cast("B")
-        shapes = [TensorShape(t.name, t.dtype, t.shape, t.raw.nbytes) for t in tensors]
+        behind = names_of_ends(head.layout)
+        ends = [tensor for tensor in tensors if behind and tensor.name in behind]
+        rows = [tensor for tensor in tensors if not behind or tensor.name not in behind]
         said = metadata_of(head, self.file_id) | self._about
-        self.put(header_of(said, len(head.tokens), shapes))
-        for block in (tokens, *(tensor.raw for tensor in tensors)):
+        of_ends = _shapes(ends) if behind is not None else None
+        self.put(header_of(said, len(head.tokens), _shapes(rows), of_ends))
+        digest = self.digest_so_far()
+        for block in (memoryview(head.tokens).cast("B"), *(tensor.raw for tensor in rows)):
             self.put(block)
+        self.put_digest()
+        if behind is None:
+            return
+        self.go_on_from(digest)
+        for tensor in ends:
+            self.put(tensor.raw)
         self.put_digest()
 
 
@@ -111,7 +125,7 @@ def write_span(
 
 
 class OpenSpan:
-    """A file while it is read: the head at once, layers in their order, then the digest.
+    """A file while it is read: the head at once, layers in their order, then digests.
 
     It holds one span, or a pack of several of one path; then its head is that of one span of all
     their tokens, and `members` lists them.
@@ -129,7 +143,8 @@ class OpenSpan:
         self._file_id = id_of(path.name)
         self._is_pack = path.name.endswith(PACK_SUFFIX)
         self._bytes = SpanBytes(path, files, origin)
-        self._rows: SpanBytes | CodedRows = self._bytes
+        self._rows: SpanBytes | CodedRows | PartedRows = self._bytes
+        self._ends_begin: int | None = None
         self.size = self._bytes.size
         try:
             header = self._header()
@@ -167,8 +182,16 @@ class OpenSpan:
         """Release the descriptor until the next read, which goes on from the same place."""
         self._bytes.pause()
 
+    def leave_ends(self) -> None:
+        """Have no states and windows, if they can be left unread; before any layer is read."""
+        if self._ends_begin is not None:
+            self._bytes.leave_ends()
+            self.size = self._bytes.wanted
+            self._rows = self._bytes
+            self._place(without_ends(self._stored, self._ends_begin))
+
     def read_ahead(self) -> None:
-        """Tell the system that all of the file is wanted soon."""
+        """Tell the system that all of it is wanted soon."""
         self._bytes.read_ahead()
 
     def extent(self, first: int, last: int) -> tuple[int, int]:
@@ -221,23 +244,43 @@ class OpenSpan:
         metadata = header.pop("__metadata__")
         self.coded = metadata["format"] == CODED_FORMAT
         (self._bytes.digest_last if self.coded else self._bytes.digest)(text)
+        room = self.size - len(text)
+        # Before its layers are known: a file of unknown ones is verified as well.
+        self._ends_begin = ends_begin(header, room)
+        if self._ends_begin is not None:
+            self._bytes.part(len(text) + self._ends_begin)
         layout = self._layout(metadata)
-        tensors = entries_of(header, layout, self.size - len(text))
-        if self.coded:
-            tensors, arrays = decoded_entries(metadata, tensors)
-            self._rows = CodedRows(self._bytes, arrays)
-        self._entries = tensors[1:-1]
-        self._begins = [0] * len(layout)
-        at = tensors[0][0].end if tensors[0][0] is not None else 0
-        for layer, entries in enumerate(self._entries):
-            self._begins[layer] = at
-            at = next((e.end for e in reversed(entries) if e is not None), at)
-        self._begins.append(at)
+        parted = metadata["format"] == FORMAT and names_of_ends(layout) is not None
+        self._arrange(metadata, entries_of(header, layout, room, parted=parted))
         tokens = array("I")
-        tokens.frombytes(self._bytes.read(self._begins[0]))
+        tokens.frombytes(self._bytes.read(self._tokens_end))
         self.head = head_from(metadata, layout, tokens)
         if self._is_pack:
             self.members = members_from(metadata, self.head)
+
+    def _arrange(self, metadata: dict[str, Any], tensors: Entries) -> None:
+        """Have a file's arrays read in the order of its layers."""
+        if self.coded:
+            tensors, arrays = decoded_entries(metadata, tensors)
+            self._rows = CodedRows(self._bytes, arrays)
+        self._tokens_end = tensors[0][0].end if tensors[0][0] is not None else 0
+        self._stored = tensors[1:-1]
+        if self._ends_begin is None:
+            self._place(self._stored)
+        else:
+            parted = PartedRows(self._bytes, self._stored, self._tokens_end, self._ends_begin)
+            self._rows = parted
+            self._place(parted.entries)
+
+    def _place(self, entries: Entries) -> None:
+        """Take these for the arrays that are read, one behind the other."""
+        self._entries = entries
+        self._begins: list[int] = []
+        at = self._tokens_end
+        for row in entries:
+            self._begins.append(at)
+            at = next((e.end for e in reversed(row) if e is not None), at)
+        self._begins.append(at)
 
     def _layout(self, metadata: dict[str, Any]) -> Layout:
         """The layers that a header says, if it is that of this file; ValueError."""
@@ -291,6 +334,10 @@ def _bits(values: mx.array) -> mx.array:
     _, letter = DTYPES[values.dtype]
     plain = values if values.dtype == mx.bool_ else values.view(UNSIGNED[letter])
     return mx.contiguous(plain) if values.ndim else plain
+
+
+def _shapes(tensors: Sequence[Tensor]) -> list[TensorShape]:
+    return [TensorShape(t.name, t.dtype, t.shape, t.raw.nbytes) for t in tensors]
 
 
 def _tensor(name: str, values: mx.array, bits: mx.array) -> Tensor:

@@ -1,4 +1,4 @@
-"""The header of a span's or a pack's file: its tensors and their places, checked before reading.
+"""The metadata in the header of a span's or a pack's file, checked before reading.
 
 A pack holds several spans of one path, each hanging on the end of the one before: its tensors are
 those of one span of all their tokens, and its header lists the ends of each.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -20,36 +19,18 @@ from ..span import Head, StoredTensor
 from ..trie import Tokens
 from .coded_rows import ArrayBytes
 from .file_ids import is_file_id
-from .span_bytes import DIGEST_BYTES
+from .tensor_places import MOST_AXES
 
-FORMAT: Final = "llm-mlx-promptcache/4"
+FORMAT: Final = "llm-mlx-promptcache/5"
 PACK_FORMAT: Final = "llm-mlx-promptcache/pack/1"
 CODED_FORMAT: Final = "llm-mlx-promptcache/pack/2"  # some of its arrays in fewer bytes
 MOST_SPANS: Final = 1 << 12  # of one pack
 BLOCK_BYTES: Final = 4 << 20  # of rows in a block of a coded array; even, so no number is cut
 _FRAME: Final = 1 << 10  # bytes that a frame of zstd may take beyond its content, and more
 MAX_HEADER: Final = 4 << 20
-_MOST_AXES = 8
 _MOST_WORD = 1 << 10  # characters of a name
 _MOST_START = 1 << 31
 _MOST_ABOUT = 32  # things that an exported file says it is of
-# safetensors' names; the letter is the memoryview format of the same width that carries the bits.
-DTYPES: dict[mx.Dtype, tuple[str, str]] = {
-    mx.float32: ("F32", "I"),
-    mx.float16: ("F16", "H"),
-    mx.bfloat16: ("BF16", "H"),
-    mx.uint64: ("U64", "Q"),
-    mx.int64: ("I64", "Q"),
-    mx.uint32: ("U32", "I"),
-    mx.int32: ("I32", "I"),
-    mx.uint16: ("U16", "H"),
-    mx.int16: ("I16", "H"),
-    mx.uint8: ("U8", "B"),
-    mx.int8: ("I8", "B"),
-    mx.bool_: ("BOOL", "B"),
-}
-BY_NAME = {name: dtype for dtype, (name, _) in DTYPES.items()}
-UNSIGNED = {"Q": mx.uint64, "I": mx.uint32, "H": mx.uint16, "B": mx.uint8}
 
 
 class Member(NamedTuple):
@@ -59,79 +40,6 @@ class Member(NamedTuple):
     length: int  # in tokens
     tier: str
     resumes: bool
-
-
-class TensorShape(NamedTuple):
-    """A tensor as a header lists it: safetensors' name of its type, its shape and its bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def header_of(metadata: dict[str, str], count: int, tensors: Sequence[TensorShape]) -> bytes:
-    """The beginning of a file of `count` tokens and these tensors: its header behind its length."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    tokens = TensorShape("tokens", "U32", (count,), 4 * count)
-    digest = TensorShape("digest", "U8", (DIGEST_BYTES,), DIGEST_BYTES)
-    offset = 0
-    for name, dtype, shape, nbytes in (tokens, *tensors, digest):
-        end = offset + nbytes
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def entries_of(
-    header: dict[str, Any], layout: Layout, room: int
-) -> list[list[StoredTensor | None]]:
-    """The tensors of a file's data, tokens first, then layer by layer, then the digest.
-
-    They are placed as safetensors requires: no hole, no overlap, all of the file.
-    """
-    found: list[list[StoredTensor | None]] = []
-    at = known = 0
-    for names in _names(layout):
-        row: list[StoredTensor | None] = []
-        for name in names:
-            entry = header.get(name)
-            if entry is None:
-                row.append(None)
-                continue
-            made = _entry(name, entry, at)
-            row.append(made)
-            at, known = made.end, known + 1
-        found.append(row)
-    tokens, digest = found[0][0], found[-1][0]
-    if tokens is None or tokens.dtype != mx.uint32 or digest is None:
-        raise ValueError("its tokens or its digest are missing")
-    if at != room or known != len(header) or digest.end - digest.begin != DIGEST_BYTES:
-        raise ValueError("its tensors are not its content")
-    return found
-
-
-def _entry(name: str, entry: dict[str, Any], at: int) -> StoredTensor:
-    dtype, shape = BY_NAME[entry["dtype"]], tuple(entry["shape"])
-    if len(shape) > _MOST_AXES:
-        raise ValueError(f"{name} has {len(shape)} axes")
-    begin, end = entry["data_offsets"]
-    count = dtype.size
-    for size in shape:
-        if type(size) is not int or size < 0:
-            raise ValueError(f"{name} has a size that is none")
-        count *= size
-    if type(begin) is not int or type(end) is not int or begin != at or end - begin != count:
-        raise ValueError(f"{name} does not lie where it should")
-    return StoredTensor(dtype, shape, begin, end)
-
-
-@lru_cache(maxsize=16)
-def _names(layout: Layout) -> list[list[str]]:
-    layers = [[f"layer.{i}.{j}" for j in range(kind.arity)] for i, kind in enumerate(layout)]
-    return [["tokens"], *layers, ["digest"]]
 
 
 def metadata_of(
@@ -251,7 +159,7 @@ def _coded(code: Any, entry: StoredTensor) -> ArrayBytes:
         nbytes *= size
     wholes = range(0, nbytes, BLOCK_BYTES)
     halves = [min(BLOCK_BYTES, nbytes - at) // 2 for at in wholes[: len(blocks) + 1]]
-    sound = entry.dtype == mx.uint8 and len(shape) <= _MOST_AXES and len(blocks) == len(wholes)
+    sound = entry.dtype == mx.uint8 and len(shape) <= MOST_AXES and len(blocks) == len(wholes)
     for size, half in zip(blocks, halves, strict=False):
         sound = sound and type(size) is int and half < size <= 2 * half + _FRAME
     if not sound or sum(blocks) != entry.end - entry.begin:

@@ -87,8 +87,16 @@ class UnpublishedFile:
         """Take bytes into the digest that are written elsewhere."""
         self._digest.update(block)
 
+    def digest_so_far(self) -> Any:
+        """The digest of what was put so far, to go on from."""
+        return self._digest.copy()
+
+    def go_on_from(self, digest: Any) -> None:
+        """Digest what follows as if it came behind what this is of."""
+        self._digest = digest
+
     def put_digest(self) -> None:
-        """Write the digest of all before it: the file is whole then."""
+        """Write the digest of all before it, or behind where it goes on from."""
         self._write(self._digest.digest())
 
     def sync(self) -> None:

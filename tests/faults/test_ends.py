@@ -1,0 +1,155 @@
+"""Files with states behind their rows: kills, torn writes, failing calls, flips (P1, P3, P4)."""
+
+import errno
+import random
+import shutil
+import signal
+from array import array
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
+from test_crashes import power_cuts
+from test_pack_crashes import in_fork, killing
+
+from llm_mlx_promptcache.cache.disk.span_file import host_tensors
+from llm_mlx_promptcache.cache.disk.store import DiskStore
+from llm_mlx_promptcache.cache.layers.layout import cut, layout_of
+from llm_mlx_promptcache.cache.span import Draft
+
+MOST_CALLS = 60
+WINDOW = 16
+TURNS = (12, 24, 36)
+
+
+@pytest.fixture(params=["state", "window"])
+def ends(request, worlds, monkeypatch):
+    """The world with a state, or a window, before its layer of rows."""
+
+    def layers_for(ids):
+        values = mx.array(worlds.rows(ids))
+        block = mx.stack([values, values * 2], axis=-1)[None, None]
+        layers = [RotatingKVCache(WINDOW), KVCache()]
+        if request.param == "state":
+            layers[0] = ArraysCache(2)
+            layers[0].cache = [block[0, 0, -1:], None]
+        for layer in layers:
+            if not isinstance(layer, ArraysCache):
+                layer.update_and_fetch(block, block + 1)
+        return layers
+
+    def right(layers, ids):
+        pairs = zip(layers, layers_for(ids), strict=True)
+        return all(
+            (a is None and b is None) or mx.array_equal(a, b).item()
+            for found, wanted in pairs
+            for a, b in zip(_held(found), _held(wanted), strict=True)
+        )
+
+    monkeypatch.setattr(worlds, "layers_for", layers_for)
+    monkeypatch.setattr(worlds, "right", right)
+    return worlds
+
+
+def _held(layer):
+    if isinstance(layer, ArraysCache):
+        return layer.cache
+    if isinstance(layer, KVCache):
+        return [a[..., : layer.offset, :] for a in (layer.keys, layer.values)]
+    return [layer._temporal_order(a)[..., -WINDOW:, :] for a in (layer.keys, layer.values)]
+
+
+def path_of(turns=TURNS):
+    return random.Random(7).choices(range(1000), k=turns[-1])
+
+
+def draft_of(ends, ids, start):
+    """A path's last turn, ready to be stored by a process that may run no MLX."""
+    layers = ends.layers_for(ids)
+    layout = layout_of(layers)
+    pieces = cut(layout, layers, len(ids), start, len(ids))
+    return Draft(
+        ends.NAMESPACE, layout, array("I", ids), start, "user", *host_tensors(pieces), True
+    )
+
+
+def found_of(ends, store):
+    """What is found of each turn of the path; each an end of a turn before, or its own."""
+    ids = path_of()
+    found = [ends.get(store, ids[:end]) for end in TURNS]
+    assert all(count in (0, *TURNS[: turn + 1]) for turn, count in enumerate(found))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_p1_after_a_power_cut_a_hit_is_right_or_it_is_a_miss(ends, tmp_path):
+    assert power_cuts(ends, tmp_path, 15, 3) > 0
+
+
+def test_p3_a_kill_at_any_call_of_a_save_leaves_whole_spans(ends, tmp_path):
+    ids = path_of()
+    before = tmp_path / "before"
+    store = DiskStore(before, "20MB")
+    ends.put(store, ids[: TURNS[0]])
+    store.close()
+    draft = draft_of(ends, ids[: TURNS[1]], TURNS[0])
+    for at in range(1, MOST_CALLS):
+        copy = tmp_path / str(at)
+        shutil.copytree(before, copy)
+        files = killing(ends, at)
+        status = in_fork(lambda: DiskStore(copy, "20MB", files=files).save(draft))  # noqa: B023
+        store = DiskStore(copy, "20MB")
+        store.sweep(every=True)
+        assert store.check() == []
+        assert found_of(ends, store)[1] in ((TURNS[1],) if status == 0 else TURNS[:2])
+        store.close()
+        shutil.rmtree(copy)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    else:
+        pytest.fail("more calls than were counted on")
+    assert at > 5
+
+
+@pytest.mark.parametrize("sticky", [False, True], ids=["once", "for ever"])
+def test_p4_the_nth_call_fails_for_every_n(ends, tmp_path, sticky, caplog):
+    ids = path_of()
+    for at in range(1, MOST_CALLS):
+        folder = tmp_path / str(at)
+        files = ends.Failing(errno.EIO, at, sticky)
+        store = DiskStore(folder, "20MB", files=files)
+        caplog.clear()
+        for end in TURNS:
+            ends.put(store, ids[:end])
+        ends.get(store, ids)
+        assert len(caplog.records) <= 2
+        healthy = DiskStore(folder, "20MB")
+        healthy.sweep(every=True)
+        assert healthy.check() == []
+        found_of(ends, healthy)
+        healthy.close()
+        store.close()
+        if files.calls < at:
+            break
+    else:
+        pytest.fail("more calls than were counted on")
+
+
+def test_p1_a_flipped_bit_anywhere_is_a_miss_or_harms_nobody(ends, tmp_path):
+    """No lookup takes a wrong byte, and each damage is found by who uses it, or by `check`."""
+    rng, ids = random.Random(5), path_of()
+    store = DiskStore(tmp_path, "20MB")
+    for _ in range(60):
+        for end in TURNS:
+            ends.put(store, ids[:end])
+        assert found_of(ends, store) == list(TURNS)
+        path = rng.choice(sorted(store.spans_folder.glob("*.safetensors")))
+        whole = bytearray(path.read_bytes())
+        bit = rng.randrange(len(whole) * 8)
+        whole[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(whole)
+        assert len(DiskStore(tmp_path, "20MB").check()) == 1
+        assert found_of(ends, store) != list(TURNS)
+        store.tend()
+        assert store.check() == []
