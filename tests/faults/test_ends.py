@@ -71,7 +71,7 @@ def draft_of(ends, ids, start):
 
 
 def found_of(ends, store):
-    """What is found of each turn of the path; each an end of a turn before, or its own."""
+    """The tokens found of each turn of the path: the end of a turn before, or its own."""
     ids = path_of()
     found = [ends.get(store, ids[:end]) for end in TURNS]
     assert all(count in (0, *TURNS[: turn + 1]) for turn, count in enumerate(found))
