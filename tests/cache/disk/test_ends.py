@@ -319,6 +319,9 @@ FORGED = {
     "a digest of no place": lambda header: header["digest"].update(data_offsets=[]),
     "a digest without a place": lambda header: header["digest"].pop("data_offsets"),
     "one digest of all": as_one_digest,
+    "a stranger's tensor": lambda header: header.update(
+        weights={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    ),
 }
 
 

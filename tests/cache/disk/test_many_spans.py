@@ -1,6 +1,7 @@
 """A whole path restored from the disk: any number of spans, with few descriptors."""
 
 import gc
+import json
 import os
 import random
 import resource
@@ -102,7 +103,9 @@ def another(path, times):
     """Somebody replaces the file while it is read; what it says is not what was looked up."""
     if times == 2:
         content = bytearray(path.read_bytes())
-        content[-20] ^= 1
+        length = int.from_bytes(content[:8], "little")
+        rows_end, _ = json.loads(content[8 : 8 + length])["digest"]["data_offsets"]
+        content[8 + length + rows_end - 20] ^= 1  # what every path over this span reads
         path.unlink()
         path.touch(mode=0o600)
         path.write_bytes(content)
