@@ -99,13 +99,19 @@ def gone(path, times):
         path.unlink()
 
 
+def damaged(path):
+    """A file's bytes, one of them changed that every path over its span reads: one of its rows."""
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    rows_end, _ = json.loads(content[8 : 8 + length])["digest"]["data_offsets"]
+    content[8 + length + rows_end - 20] ^= 1
+    return content
+
+
 def another(path, times):
     """Somebody replaces the file while it is read; what it says is not what was looked up."""
     if times == 2:
-        content = bytearray(path.read_bytes())
-        length = int.from_bytes(content[:8], "little")
-        rows_end, _ = json.loads(content[8 : 8 + length])["digest"]["data_offsets"]
-        content[8 + length + rows_end - 20] ^= 1  # what every path over this span reads
+        content = damaged(path)
         path.unlink()
         path.touch(mode=0o600)
         path.write_bytes(content)
@@ -151,9 +157,7 @@ def test_law_16_what_was_read_of_a_damaged_path_is_free_at_once(
     path, files = stored(tmp_path, family, 30), Counted()
     victim = sorted(tmp_path.glob("spans/*"))[0]
     if when == "stored":
-        content = bytearray(victim.read_bytes())
-        content[-20] ^= 1
-        victim.write_bytes(content)
+        victim.write_bytes(damaged(victim))
     else:
         files.meddle = lambda path, times: gone(path, times) if path == victim else None
     gc.collect()
