@@ -19,7 +19,7 @@ LISTED = Path(__file__).with_name("slow_tests.txt")
 RECORD = "TEST_DURATIONS"  # the variable that names the file to record into
 # Seconds of one case, and of all cases of a test, that quick runs take.
 WORST, TOGETHER = 0.05, 0.25
-MOST = 3.0  # seconds of all cases of a test that `make test` takes
+MOST = 2.0  # seconds of all cases of a test that `make test` takes
 _HEAD = "# Seconds of the slowest case and of all: of tests, and of fixtures by their file.\n"
 
 
