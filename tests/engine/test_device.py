@@ -206,6 +206,7 @@ class Remembering:
         """Knows what it needs."""
 
 
+@pytest.mark.drafts
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("kind", ["llama", "mamba2"])
 def test_law_1_nor_of_what_a_draft_wrote(whole, session_of, monkeypatch, kind, told):
