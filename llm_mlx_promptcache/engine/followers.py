@@ -24,7 +24,6 @@ from ..cache.insertion import Rows
 from ..cache.layers.device_memory import POOL_OF_STEPS, active, trim_pool
 from ..cache.prompt_cache import PromptCache
 from ..chat.transcript import Boundary, Tier, Transcript
-from ..models.errors import one_line
 from ..models.kv_settings import KVSettings
 from ..models.layers import weights_in
 from ..models.loading import LoadedModel
@@ -89,9 +88,7 @@ def follow(ranks: Ranks, joined: Any, parts: FollowerParts) -> None:
         except GroupEnded:
             raise
         except Exception as error:
-            group = ranks.group
-            why = f"rank {group.rank} ({ranks.name}) failed: {one_line(error)}"
-            raise ranks.fail(why) from error
+            raise ranks.failed(error) from error
         ranks.held = active()
     parts.cache.flush()
 

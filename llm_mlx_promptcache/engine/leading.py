@@ -36,7 +36,6 @@ from ..cache.insertion import Rows
 from ..cache.layers.device_memory import active
 from ..cache.prompt_cache import PromptCache
 from ..cache.trie import common_prefix
-from ..models.errors import one_line
 from ..models.facts import model_facts
 from ..models.loading import LoadedModel
 from .admission import RequestMemory
@@ -131,8 +130,7 @@ class Leader:
 
     def failed(self, error: BaseException) -> GroupEnded:
         """The end of the group for an error of this rank's; to be raised."""
-        ranks = self._ranks
-        return ranks.fail(f"rank 0 ({ranks.name}) failed: {one_line(error)}")
+        return self._ranks.failed(error)
 
 
 def shared(part: mx.array, behind: mx.array, joined: Any) -> mx.array:

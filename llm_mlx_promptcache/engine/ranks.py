@@ -183,6 +183,16 @@ class Ranks:
         self._end(why)
         return GroupEnded(self.why or why)
 
+    def failed(self, error: BaseException) -> GroupEnded:
+        """End the group for what went wrong in a step of this rank; to be raised, by its thread.
+
+        Where MLX lost its connection to another rank, that one's end is the reason, if it shows.
+        """
+        if str(error).startswith(f"[{self.group.backend.of_mlx}]") and self._thread is not None:
+            with self._news:
+                self._news.wait_for(lambda: self.ended, _LAST_WORDS)
+        return self.fail(f"rank {self.group.rank} ({self.name}) failed: {one_line(error)}")
+
     def close(self) -> None:
         """Rank 0: nothing more will come, and that is no failure."""
         self._end("")

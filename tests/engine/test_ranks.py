@@ -145,6 +145,24 @@ def test_law_18_a_rank_that_is_gone_ends_who_waits_for_it(trio):
     assert trio[1].told == trio[0].told
 
 
+def test_law_18_who_is_gone_is_named_where_mlx_tells_of_a_lost_connection_first(trio, monkeypatch):
+    monkeypatch.setattr("llm_mlx_promptcache.engine.ranks._LAST_WORDS", 60.0)
+    lost = RuntimeError("[ring] connection to a peer was lost")
+    failing = threading.Thread(target=lambda: trio[0].failed(lost))
+    failing.start()
+    trio[2]._links[0].sock.shutdown(socket.SHUT_RDWR)
+    failing.join(30)
+    assert not failing.is_alive()
+    trio[0]._thread.join(30)
+    assert trio[0].told == ["rank 2 (mac2) is gone"]
+
+
+def test_what_a_rank_did_wrong_itself_is_told_at_once(trio, monkeypatch):
+    monkeypatch.setattr("llm_mlx_promptcache.engine.ranks._LAST_WORDS", float("inf"))
+    trio[1].failed(MemoryError("no memory\nis left"))
+    assert trio[1].told == ["rank 1 (mac1) failed: no memory is left"]
+
+
 def test_who_fails_is_told_to_all_once(trio):
     error = trio[1].fail("rank 1 has\nno memory left" + "!" * 1000)
     assert str(error).startswith("rank 1 has no memory left!")
