@@ -20,7 +20,7 @@ SOAK_TESTS ?= tests
 DURATION_TESTS ?= tests
 
 # Pages with parts that cog writes out of the code; it runs what stands in them, from docs/.
-COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/drafts.md docs/startup.md
+COG_PAGES := README.md docs/commands.md docs/comparison.md docs/disk.md docs/drafts.md docs/host.md docs/startup.md
 
 .PHONY: quick test durations langchain-versions soak wheels wheel-test compat-test agent-packages llm-plugins device-test demo bench cog cog-check docs lint format clean recording release-check card
 

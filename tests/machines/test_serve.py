@@ -268,7 +268,7 @@ def test_p8_a_part_s_namespace_is_no_name_for_all_parts(tiny):
 
 
 def test_a_part_of_a_prefix_is_not_exported(tiny):
-    tiny.llm("-m", "mlx-cached/tiny", "-o", "max_tokens", "4", "Hello the capital")
+    tiny.llm("-m", "mlx-cached/tiny", "-o", "max_tokens", "4", "Hello the capital " * 20)
     (answer,) = json.loads(tiny.llm("logs", "-n", "1", "--json")[0])
     span, file = tiny.told("tree", "--model", "tiny")[0]["id"], tiny.folder / "prefix"
     whole = "mlx-cached/tiny runs over several machines, each of which has a part of every prefix"
