@@ -339,7 +339,6 @@ def main() -> int:
         found["eight"] = eight(home)
         found["socket"] = socket_cost(home, asked.rounds)
         found["idle"] = idle(home)
-        found["host"] = home.host()
     print(report(found))
     if asked.json is not None:
         asked.json.write_text(json.dumps(found, indent=1))
