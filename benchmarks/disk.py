@@ -39,9 +39,9 @@ from llm_mlx_promptcache.cache.disk.span_file import host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.kinds import KVRows
 from llm_mlx_promptcache.cache.layers.layout import layout_to_json
-from llm_mlx_promptcache.cache.persistence import SHORT
+from llm_mlx_promptcache.cache.new_spans import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span import Draft
+from llm_mlx_promptcache.cache.span import NewSpan
 
 LAYERS, HEADS, WIDTH = 30, 3, 64  # SmolLM2-135M
 SPANS = {"1": 1, "10": 10, "50": 50, "50 packed": 50}
@@ -205,12 +205,12 @@ def insert_times(folder: Path) -> dict[str, float]:
     store._add = add  # type: ignore[method-assign]
     for number in range(200):
         ids = array("I", [70_000 + number, 1, 2, 3])
-        assert store.save(Draft("m", layout, ids, 0, "user", tensors, True))
+        assert store.save(NewSpan("m", layout, ids, 0, "user", tensors, True))
     full = DiskStore(folder, store.stats()["bytes"])
     started = time.perf_counter()
     for number in range(50):
         ids = array("I", [80_000 + number, 1, 2, 3])
-        full.save(Draft("m", layout, ids, 0, "user", tensors, True))
+        full.save(NewSpan("m", layout, ids, 0, "user", tensors, True))
     evicting = (time.perf_counter() - started) * 1e3 / 50
     return {
         "insert, median": statistics.median(times),

@@ -1,4 +1,4 @@
-"""A span between memory and a store: as found along a path, and as a draft to be written."""
+"""A span between memory and a store: as found along a path, and as it is to be written."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Tensor(NamedTuple):
     raw: memoryview
 
 
-class Draft(NamedTuple):
+class NewSpan(NamedTuple):
     """A span to be stored: the whole path to its end, and its content.
 
     `pieces` are the arrays that the tensors share their memory with, for use before they are

@@ -12,7 +12,7 @@ from .worth import StoredOrder
 if TYPE_CHECKING:
     from .layers.layout import Layout
     from .layers.pieces import MxArray, Piece
-    from .span import DamagedSpan, Draft, Head, StoredPath, StoredSpan, StoredTensor
+    from .span import DamagedSpan, Head, NewSpan, StoredPath, StoredSpan, StoredTensor
     from .trie import Tokens
 
 
@@ -166,7 +166,7 @@ class Store(Protocol):
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """Note that a fetch went on from these."""
 
-    def save(self, draft: Draft) -> bool:
+    def save(self, span: NewSpan) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
 
     @property
@@ -234,7 +234,7 @@ class NullStore:
     def used(self, spans: Sequence[StoredSpan]) -> None:
         """Nothing is counted."""
 
-    def save(self, draft: Draft) -> bool:
+    def save(self, span: NewSpan) -> bool:
         """Nothing is written."""
         return False
 

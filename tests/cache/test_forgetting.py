@@ -72,10 +72,10 @@ class Slow(DiskStore):
     cache = None
     done = False
 
-    def save(self, draft):
+    def save(self, span):
         while not self.done and self.cache._writer._unwanted is None:
             time.sleep(0.001)
-        return super().save(draft)
+        return super().save(span)
 
 
 @pytest.mark.parametrize(("model", "left"), [(None, set()), ("ours", {THEIRS})])
@@ -98,7 +98,7 @@ def is_blocked(cache):
 def test_p8_what_waits_for_another_process_is_given_up(tmp_path, monkeypatch):
     """A lock that stays shut keeps the first in the queue there, and no forgetting waits for it."""
     store = DiskStore(tmp_path)
-    monkeypatch.setattr(DiskStore, "save", lambda self, draft: False)
+    monkeypatch.setattr(DiskStore, "save", lambda self, span: False)
     monkeypatch.setattr(DiskStore, "pause", property(lambda self: 3600.0))
     cache = filled(store)
     assert cache.flush(wait=False) == 2

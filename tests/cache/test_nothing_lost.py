@@ -25,11 +25,11 @@ class Held(DiskStore):
         self.go = threading.Event()
         self.refused = []
 
-    def save(self, draft):
+    def save(self, span):
         assert self.go.wait(30)
-        saved = super().save(draft)
+        saved = super().save(span)
         if not saved:
-            self.refused.append((draft.start, len(draft.path)))
+            self.refused.append((span.start, len(span.path)))
         return saved
 
 

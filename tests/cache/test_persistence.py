@@ -9,7 +9,7 @@ from plain_layers import held, rows, state
 
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.insertion import Rows
-from llm_mlx_promptcache.cache.persistence import SHORT
+from llm_mlx_promptcache.cache.new_spans import SHORT
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 IDS = random.Random(3).choices(range(100), k=200)
@@ -23,10 +23,10 @@ class Slow(DiskStore):
         self.go = threading.Event()
         self.threads = set()
 
-    def save(self, draft):
+    def save(self, span):
         assert self.go.wait(30)
         self.threads.add(threading.current_thread().name)
-        return super().save(draft)
+        return super().save(span)
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ def test_p6_check_beside_a_writer_reports_and_removes_nothing(
     monkeypatch.setattr(shared_index, "WRITE_SECONDS", 0.05)
     DiskStore(tmp_path).stats()
     files = Waiting(step)
-    writer, draft, saved = DiskStore(tmp_path, files=files), worlds.draft(ids), []
-    thread = threading.Thread(target=lambda: saved.append(writer.save(draft)))
+    writer, span, saved = DiskStore(tmp_path, files=files), worlds.new_span(ids), []
+    thread = threading.Thread(target=lambda: saved.append(writer.save(span)))
     thread.start()
     assert files.there.wait(60)
     other, before = DiskStore(tmp_path), names(writer)
@@ -338,8 +338,8 @@ def test_check_reads_in_blocks(worlds, tmp_path, monkeypatch):
 
 def test_p8_a_file_that_is_cleared_before_it_has_its_name_is_not_stored(worlds, tmp_path, ids):
     files = Waiting("before the name")
-    writer, draft, saved = DiskStore(tmp_path, files=files), worlds.draft(ids), []
-    thread = threading.Thread(target=lambda: saved.append(writer.save(draft)))
+    writer, span, saved = DiskStore(tmp_path, files=files), worlds.new_span(ids), []
+    thread = threading.Thread(target=lambda: saved.append(writer.save(span)))
     thread.start()
     assert files.there.wait(60)
     (unfinished,) = writer.spans_folder.iterdir()

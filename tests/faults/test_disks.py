@@ -219,12 +219,12 @@ def test_p4_a_folder_that_cannot_be_written_is_one_warning(worlds, tmp_path, ids
     folder.mkdir()
     os.chown(folder, 65534, 65534)
     folder.chmod(mode)
-    draft = worlds.draft(ids)
+    span = worlds.new_span(ids)
 
     def tried():
         store = DiskStore(folder / "deeper")
-        stored = store.save(draft)
-        found = store.lookup("m", draft.path).end
+        stored = store.save(span)
+        found = store.lookup("m", span.path).end
         return 10 * (stored or found > 0) + len(caplog.records)
 
     assert as_nobody(tried) == 1

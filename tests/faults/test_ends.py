@@ -13,7 +13,7 @@ from test_crashes import power_cuts
 from llm_mlx_promptcache.cache.disk.span_file import host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout import cut, layout_of
-from llm_mlx_promptcache.cache.span import Draft
+from llm_mlx_promptcache.cache.span import NewSpan
 
 WINDOW = 16
 TURNS = (12, 24, 36)
@@ -60,12 +60,12 @@ def path_of(turns=TURNS):
     return random.Random(7).choices(range(1000), k=turns[-1])
 
 
-def draft_of(ends, ids, start):
+def new_span_of(ends, ids, start):
     """A path's last turn, ready to be stored by a process that may run no MLX."""
     layers = ends.layers_for(ids)
     layout = layout_of(layers)
     pieces = cut(layout, layers, len(ids), start, len(ids))
-    return Draft(
+    return NewSpan(
         ends.NAMESPACE, layout, array("I", ids), start, "user", *host_tensors(pieces), True
     )
 
@@ -89,10 +89,10 @@ def test_p3_a_kill_at_any_call_of_a_save_leaves_whole_spans(ends, tmp_path):
     store = DiskStore(before, "20MB")
     ends.put(store, ids[: TURNS[0]])
     store.close()
-    draft = draft_of(ends, ids[: TURNS[1]], TURNS[0])
+    span = new_span_of(ends, ids[: TURNS[1]], TURNS[0])
 
     def save(copy, files):
-        DiskStore(copy, "20MB", files=files).save(draft)
+        DiskStore(copy, "20MB", files=files).save(span)
 
     found = []
     for copy in killed_copies(before, save):

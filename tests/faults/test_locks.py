@@ -165,7 +165,7 @@ def test_p4_a_time_out_is_told_once_and_pauses_grow(
     store = DiskStore(tmp_path, files=files)
     worlds.put(store, ids)
     held = holder(tmp_path, WRITES)
-    other = worlds.draft([7, 8, 9])
+    other = worlds.new_span([7, 8, 9])
     tries.clear()
     assert not store.save(other)
     assert tries.count(0.05) == 1
@@ -230,7 +230,7 @@ def test_p4_a_flush_takes_its_turn_among_processes_that_go_on_writing(
     store = DiskStore(tmp_path, files=files)
     worlds.put(store, ids)
     holder(tmp_path, WRITES)
-    other = worlds.draft([7, 8, 9])
+    other = worlds.new_span([7, 8, 9])
     assert not store.save(other)
     for waits in (0.0, shared_index.PRESSED_SECONDS, 0.0):
         tries.clear()
@@ -270,10 +270,10 @@ def test_law_7_a_fetch_writes_nothing_whatever_it_finds(worlds, tmp_path, ids, t
 
 def test_p4_between_two_steps_of_an_eviction_others_write(worlds, tmp_path, monkeypatch):
     store = DiskStore(tmp_path, "1GB")
-    draft = worlds.draft(list(range(5)))
+    span = worlds.new_span(list(range(5)))
     for number in range(3 * ROWS):
         ids = array("I", [1000 + number, 1, 2, 3, 4])
-        assert store.save(draft._replace(path=ids))
+        assert store.save(span._replace(path=ids))
     others = []
 
     def meanwhile(seconds):
@@ -312,21 +312,21 @@ class Filling(Files):
 def test_p4_a_disk_that_was_full_is_tried_again_and_told_once_each_time(worlds, tmp_path, caplog):
     files = Filling()
     store = DiskStore(tmp_path, files=files)
-    drafts = [worlds.draft([number, 1, 2]) for number in range(4)]
+    spans = [worlds.new_span([number, 1, 2]) for number in range(4)]
     for fullness in (1, 2):
         files.full, files.tried = True, 0
         for _ in range(3):
-            assert not store.save(drafts[0])
+            assert not store.save(spans[0])
         assert files.tried == 1
         for seconds in (1, 2, 4):
             files.seconds += seconds
-            assert not store.save(drafts[0])
+            assert not store.save(spans[0])
         assert files.tried == 4
         assert len(caplog.records) == fullness
         files.full = False
-        assert not store.save(drafts[fullness])  # nothing is tried before the pause is over
+        assert not store.save(spans[fullness])  # nothing is tried before the pause is over
         files.seconds += 8
-        assert store.save(drafts[fullness])
+        assert store.save(spans[fullness])
     assert store.check() == []
 
 

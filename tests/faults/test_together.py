@@ -189,15 +189,15 @@ def test_a_fork_reopens_the_index_and_leaves_the_parents_alone(worlds, tmp_path)
     store = DiskStore(tmp_path)
     first, second = worlds.paths(6)[:2]
     worlds.put(store, first)
-    draft = worlds.draft(list(range(5000, 5020)))
+    span = worlds.new_span(list(range(5000, 5020)))
     child = os.fork()
     if not child:  # no MLX here: its threads stayed behind
-        stored = store.save(draft)
-        found = store.lookup(draft.namespace, draft.path).end
+        stored = store.save(span)
+        found = store.lookup(span.namespace, span.path).end
         os._exit(0 if stored and found == 20 else 1)
     worlds.put(store, second)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store.lookup(draft.namespace, draft.path).end == 20
+    assert store.lookup(span.namespace, span.path).end == 20
     assert store.check() == []
 
 
@@ -217,15 +217,15 @@ def test_a_writer_of_the_parent_is_not_waited_for_in_a_fork(worlds, tmp_path):
 
 def test_threads_of_one_process_share_a_store(worlds, tmp_path):
     store = DiskStore(tmp_path)
-    drafts = [worlds.draft([seed, *range(30)]) for seed in range(40)]
+    spans = [worlds.new_span([seed, *range(30)]) for seed in range(40)]
     failures = []
 
     def work(mine):
-        for draft in mine:
-            if not store.save(draft) or store.lookup("m", draft.path).end != 31:
-                failures.append(draft.path[0])
+        for span in mine:
+            if not store.save(span) or store.lookup("m", span.path).end != 31:
+                failures.append(span.path[0])
 
-    threads = [threading.Thread(target=work, args=(drafts[n::8],)) for n in range(8)]
+    threads = [threading.Thread(target=work, args=(spans[n::8],)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -24,7 +24,7 @@ from llm_mlx_promptcache.cache.disk.span_file import host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout import layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span import Draft
+from llm_mlx_promptcache.cache.span import NewSpan
 
 LAYERS = 2
 PATHS = 6  # that a store of the tests of its index holds
@@ -74,14 +74,14 @@ def paths(seed, count=10, length=40):
     return [base[: rng.randrange(1, length)] + rng.choices(range(1000), k=20) for _ in range(count)]
 
 
-def draft(ids):
+def new_span(ids):
     """A path as one span, ready to be stored by a process that may run no MLX."""
     layers = layers_for(ids)
     pieces = [
         (layer.keys[..., : len(ids), :], layer.values[..., : len(ids), :]) for layer in layers
     ]
     path = array("I", ids)
-    return Draft(NAMESPACE, layout_of(layers), path, 0, "user", *host_tensors(pieces), True)
+    return NewSpan(NAMESPACE, layout_of(layers), path, 0, "user", *host_tensors(pieces), True)
 
 
 def put(store, ids):

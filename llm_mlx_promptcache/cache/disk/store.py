@@ -7,7 +7,6 @@ a miss (law 7). Format, budget and faults: docs/disk.md.
 
 from __future__ import annotations
 
-import errno
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,23 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..layers.errors import UnknownKind
-from ..span import NOTHING, DamagedSpan, Draft, Head, StoredPath, StoredSpan, path_digest
+from ..span import NOTHING, DamagedSpan, Head, NewSpan, StoredPath, StoredSpan
 from ..trie import Tokens, common_prefix
 from ..worth import TIERS
-from . import content, sweep
+from . import content
 from .checkup import Checkup
 from .faults import Faults
 from .files import Files
 from .folder import StoreFolder
 from .index import Index
-from .index_rows import MOST_LABEL, Totals
+from .index_rows import Totals
 from .listing import Listing
 from .notes import Notes, Opened
 from .packing import Packer
 from .pins import Pins
+from .publisher import Publisher
 from .said import said_behind
 from .shared_index import SharedIndex
-from .unpublished import NotPublished
 from .upkeep import Upkeep
 from .wipe import wiped
 from .witness import Witness
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from ..layers.layout import Layout
     from ..store import EvictionWatch
     from .compaction import Compacted
-    from .span_file import OpenSpan, UnpublishedSpan
+    from .span_file import OpenSpan
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -78,7 +77,9 @@ class DiskStore:
         self._checkup = Checkup(self._folder, self._index, self._pins, self._witness, self._upkeep)
         self._faults = Faults(self._folder, self._notes)
         self._packer = Packer(self._folder, self._index, self._upkeep, self._faults)
-        self._written = 0
+        self._publisher = Publisher(
+            self._folder, self._index, self._notes, self._witness, self._upkeep, self._faults
+        )
 
     @property
     def spans_folder(self) -> Path:
@@ -204,48 +205,12 @@ class DiskStore:
         """
         return self._packer.steps(rested)
 
-    def save(self, draft: Draft) -> bool:
+    def save(self, span: NewSpan) -> bool:
         """Store a span whose path is stored up to its start; any thread may call this."""
         if self._faults.pause or not self._index.can_change():
             return False
         self._upkeep.write_notes()
-        parent = self._index.run(lambda index: self._parent(index, draft), None)
-        # A span larger than the budget would push out all the rest for nothing (law 10).
-        if parent is None or draft.nbytes > self.budget:
-            return False
-        tokens = draft.path[draft.start :]
-        head = Head(
-            namespace=draft.namespace,
-            parent=parent,
-            start=draft.start,
-            tier=draft.tier,
-            layout=draft.layout,
-            tokens=tokens,
-            resumes=draft.resumes,
-            label=self._notes.of(draft.namespace).label[:MOST_LABEL],
-        )
-        try:
-            with content.unpublished(self.spans_folder, head, draft.tensors, self._files) as span:
-                added = self._index.run(lambda index: self._add(index, span, head), otherwise=False)
-        except FileNotFoundError:  # cleared by another process in the meantime
-            return False
-        except OSError as error:
-            self._faults.unwritable(error)
-            return False
-        except NotPublished as error:
-            if error.why.errno != errno.ENOENT:
-                self._faults.unwritable(error.why)
-            return False
-        self._faults.written()
-        if added:
-            self._written += span.size
-            row = sweep.row_of(span.file_id, head, span.size, self._folder)
-            # A checkpoint stands where a span ends, and is another one.
-            where = draft.namespace, draft.start == len(draft.path)
-            self._upkeep.entered(row, path_digest(where, draft.path))
-            self._upkeep.keep_budget()
-            self._upkeep.tidy()
-        return added  # not where another process stored the same meanwhile, or evicted the parent
+        return self._publisher.publish(span)
 
     def pin(self, namespace: str, tokens: Tokens[int], *, pinned: bool) -> bool:
         """Keep the spans along a path from being evicted, or no longer; True if there are any."""
@@ -283,7 +248,7 @@ class DiskStore:
             "tokens": held.tokens,
             "bytes": held.held,
             "dead": held.dead,
-            "written": self._written,
+            "written": self._publisher.written,
             "budget": self.budget,
         }
 
@@ -348,41 +313,6 @@ class DiskStore:
     def close(self) -> None:
         """Close the index; the next call opens it again."""
         self._index.close()
-
-    # With the index.
-
-    def _parent(self, index: Index, draft: Draft) -> str | None:
-        """The file id of the parent under which a span can be stored; None if it can't be."""
-        layout = index.namespaces.layout(draft.namespace)
-        if layout not in (None, content.layout_to_text(draft.layout)):
-            self._witness.refute_layout(index, draft.namespace)
-        found = index.walk(draft.namespace, draft.path)
-        if draft.start == len(draft.path):
-            known = [c for c in found.checkpoints if c.end == draft.start]
-            return None if found.end < draft.start or known else found.spans[-1].file_id
-        if found.end != draft.start:
-            return None
-        return found.spans[-1].file_id if found.spans else ""
-
-    def _add(self, index: Index, span: UnpublishedSpan, head: Head) -> bool:
-        """Enter a span and publish its file at once: any writer of the index sees both or none.
-
-        False if one is there or its parent was evicted meanwhile.
-        """
-        row = sweep.row_of(span.file_id, head, span.size, self._folder)
-        try:
-            with index.transaction():
-                _, label, identity = self._notes.of(head.namespace)
-                if not index.add(row, content.layout_to_text(head.layout), label, identity):
-                    return False
-                try:
-                    span.publish()
-                except OSError as error:
-                    raise NotPublished(error) from None
-        except BaseException:
-            span.withdraw()
-            raise
-        return True
 
     def _wiped(self, index: Index) -> int:
         return wiped(index, self._folder, self._pins, self._upkeep)

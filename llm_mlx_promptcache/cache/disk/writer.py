@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import Final, Literal, NamedTuple
 
 from ..layers.layout import PathPart, cut_anywhere
-from ..span import Draft, StoredSpan
+from ..span import NewSpan, StoredSpan
 from ..store import NullStore, Store
 from ..trie import Tokens, common_prefix
 
@@ -27,7 +27,7 @@ _TELL_SECONDS: Final = 30.0  # a pause of this length is told though nobody flus
 _MOST_USES: Final = 64  # paths whose uses wait to be counted, in one transaction
 MOST_WAITING: Final = 256 << 20  # bytes; then no more is taken
 _LEAST_WAITING: Final = 16 << 20  # bytes; a small budget must not lose what could be written
-_SHARE: Final = 4  # waiting drafts may take this part of the memory's budget beside it
+_SHARE: Final = 4  # waiting spans may take this part of the memory's budget beside it
 
 
 class QueueState(Enum):
@@ -55,7 +55,7 @@ class Use(NamedTuple):
     path: Tokens[int]
 
 
-_Item = Draft | list[Use] | Literal["tend"]
+_Item = NewSpan | list[Use] | Literal["tend"]
 
 
 def most_waiting(memory_bytes: int) -> int:
@@ -64,7 +64,7 @@ def most_waiting(memory_bytes: int) -> int:
 
 
 class Writer:
-    """Writes drafts in order; a daemon that `wait` makes reliable."""
+    """Writes spans in order; a daemon that `wait` makes reliable."""
 
     def __init__(self, store: Store, most_waiting: int = MOST_WAITING) -> None:
         self._store = store
@@ -97,15 +97,15 @@ class Writer:
 
     @property
     def has_room(self) -> bool:
-        """True if one more draft may wait."""
+        """True if one more span may wait."""
         return self._process != os.getpid() or self._waiting < self._most_waiting
 
-    def put(self, draft: Draft) -> None:
-        """Queue a draft to be written."""
+    def put(self, span: NewSpan) -> None:
+        """Queue a span to be written."""
         self._after_fork()
         with self._changed:
-            self._waiting += draft.nbytes
-            self._append(draft)
+            self._waiting += span.nbytes
+            self._append(span)
 
     def note_lookup(self) -> None:
         """Note that the store was asked: it may have something to write down."""
@@ -119,7 +119,7 @@ class Writer:
                 self.count_uses()
 
     def count_uses(self) -> None:
-        """Report all uses to the store at once, after earlier drafts, and have them written."""
+        """Report all uses to the store at once, after earlier spans, and have them written."""
         uses, self._uses = self._uses, []
         looked, self._looked = self._looked, False
         self._after_fork()
@@ -130,40 +130,40 @@ class Writer:
                 self._append("tend")
 
     @property
-    def coming(self) -> list[Draft]:
-        """The drafts on their way, in the order in which the store gets them."""
+    def coming(self) -> list[NewSpan]:
+        """The spans on their way, in the order in which the store gets them."""
         if not self.busy:
             return []
         with self._changed:
-            return [item for item in self._queue if isinstance(item, Draft)]
+            return [item for item in self._queue if isinstance(item, NewSpan)]
 
     def parts(self, namespace: str, ids: Tokens[int], start: int) -> list[PathPart]:
         """The waiting parts of a path from token `start` on, as parts to resume from."""
-        drafts = self._drafts(namespace)
+        spans = self._with_rows(namespace)
         parts: list[PathPart] = []
         while True:
             going_on = [
-                (common_prefix(draft.path, ids), draft)
-                for draft in drafts
-                if draft.start == start or (draft.start < start and cut_anywhere(draft.layout))
+                (common_prefix(span.path, ids), span)
+                for span in spans
+                if span.start == start or (span.start < start and cut_anywhere(span.layout))
             ]
-            end, draft = max(going_on, key=lambda pair: pair[0], default=(0, None))
-            if draft is None or end <= start:
+            end, span = max(going_on, key=lambda pair: pair[0], default=(0, None))
+            if span is None or end <= start:
                 return parts
-            parts.append(PathPart(start, end, len(draft.path), draft.pieces))
+            parts.append(PathPart(start, end, len(span.path), span.pieces))
             start = end
 
     def holds(self, namespace: str, ids: Tokens[int], start: int) -> bool:
-        """True if a waiting draft could resume `ids` after token `start`."""
-        for draft in self.coming:
-            shared = common_prefix(draft.path, ids) if draft.namespace == namespace else 0
-            whole = draft.resumes and shared == len(draft.path)
-            if shared > start and (whole or cut_anywhere(draft.layout)):
+        """True if a waiting span could resume `ids` after token `start`."""
+        for span in self.coming:
+            shared = common_prefix(span.path, ids) if span.namespace == namespace else 0
+            whole = span.resumes and shared == len(span.path)
+            if shared > start and (whole or cut_anywhere(span.layout)):
                 return True
         return False
 
     def wait(self) -> int:
-        """Wait until all drafts are written, or can't be; returns the number of spans left.
+        """Wait until all spans are written, or can't be; returns the number of spans left.
 
         While another process holds the index, this waits `FLUSH_SECONDS` once, and not again.
         """
@@ -179,15 +179,15 @@ class Writer:
                 self._changed.wait_for(lambda: self._progress is QueueState.FREE, FLUSH_SECONDS)
                 if self._progress is QueueState.HURRIED:
                     self._progress = QueueState.GIVEN_UP
-            left = sum(isinstance(item, Draft) for item in self._queue)
+            left = sum(isinstance(item, NewSpan) for item in self._queue)
             if left:
                 self._tell(left)
             return left
 
     def drop(self, namespaces: Collection[str] | None) -> None:
-        """Drop the waiting drafts of these namespaces, or all.
+        """Drop the waiting spans of these namespaces, or all.
 
-        The draft being written is waited for, unless it waits for another process itself.
+        The span being written is waited for, unless it waits for another process itself.
         """
         if self._process != os.getpid():
             return
@@ -218,8 +218,8 @@ class Writer:
         """True if nothing is left to do, except evictions that take many rounds."""
         return not self._queue and self._tending in (Tending.NONE, Tending.MORE)
 
-    def _drafts(self, namespace: str) -> list[Draft]:
-        return [d for d in self.coming if d.namespace == namespace and len(d.pieces)]
+    def _with_rows(self, namespace: str) -> list[NewSpan]:
+        return [one for one in self.coming if one.namespace == namespace and len(one.pieces)]
 
     def _after_fork(self) -> None:
         if self._process != os.getpid():  # the thread stayed with the parent
@@ -269,7 +269,7 @@ class Writer:
         """Wait until it is time for a retry, or somebody flushes."""
         pause = self._store.pause
         if pause >= _TELL_SECONDS:
-            self._tell(sum(isinstance(item, Draft) for item in self._queue))
+            self._tell(sum(isinstance(item, NewSpan) for item in self._queue))
         if self._progress is QueueState.HURRIED:
             self._changed.wait(_RETRY_SECONDS)
         else:
@@ -283,7 +283,7 @@ class Writer:
     def _written(self, item: _Item) -> bool:
         """Write one; False if it has to wait, since another process is in the way."""
         try:
-            if isinstance(item, Draft):
+            if isinstance(item, NewSpan):
                 saved = self._store.save(item)
                 if saved:
                     self._tending = Tending.DUE
@@ -328,7 +328,7 @@ class Writer:
 
 def _without(item: _Item, namespaces: Collection[str] | None) -> _Item | None:
     """The rest of an item without these namespaces, or without any; None for nothing."""
-    if isinstance(item, Draft):
+    if isinstance(item, NewSpan):
         return None if namespaces is None or item.namespace in namespaces else item
     if isinstance(item, list):
         others = _other_uses(item, namespaces)
@@ -341,4 +341,4 @@ def _other_uses(uses: list[Use], namespaces: Collection[str] | None) -> list[Use
 
 
 def _nbytes(item: _Item) -> int:
-    return item.nbytes if isinstance(item, Draft) else 0
+    return item.nbytes if isinstance(item, NewSpan) else 0

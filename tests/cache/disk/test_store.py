@@ -15,7 +15,7 @@ from llm_mlx_promptcache.cache.disk.span_file import OpenSpan, host_tensors, rea
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.kinds import KVRows, QuantizedRows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span import DamagedSpan, Draft, Head
+from llm_mlx_promptcache.cache.span import DamagedSpan, Head, NewSpan
 
 LAYOUT = (KVRows(), QuantizedRows(32, 4))
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]
@@ -59,7 +59,7 @@ def store(tmp_path):
 def save(store, tokens, start=0, tier="user"):
     ids = array("I", tokens)
     [tensors] = host_tensors(pieces(len(ids) - start))
-    return store.save(Draft("name", LAYOUT, ids, start, tier, tensors, True))
+    return store.save(NewSpan("name", LAYOUT, ids, start, tier, tensors, True))
 
 
 def lookup(store, tokens):
