@@ -28,11 +28,11 @@ from llm_mlx_promptcache.cache.insertion import Rows
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.engine.chunks import ChunkPlanner, ChunkSizes
 
-WORDS = 500
+VOCAB_SIZE = 500
 _POOL = 16 << 30  # as on a Mac: one and a half times its working set
 
 
-def build(layers: int, vocabulary: int = WORDS) -> Model:
+def build(layers: int, vocabulary: int = VOCAB_SIZE) -> Model:
     """A random llama with this many layers."""
     mx.random.seed(1)
     sizes = {"hidden_size": 128, "num_hidden_layers": layers, "intermediate_size": 128}
@@ -54,7 +54,7 @@ def run(model: Model, tokens: list[int], layers: list[Any], step: int = 128) -> 
 
 def words(seed: int, count: int) -> list[int]:
     """Random tokens."""
-    return random.Random(seed).choices(range(WORDS), k=count)
+    return random.Random(seed).choices(range(VOCAB_SIZE), k=count)
 
 
 def row_bytes(model: Model) -> int:

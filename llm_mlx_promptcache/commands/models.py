@@ -93,10 +93,10 @@ def models(*, as_json: bool) -> None:
     from ..cache.sizes import format_size
     from ..models.memory import budget
 
-    room = budget()
-    found = [_measured(entry, room) for entry in _listed(load_settings())]
+    limit = budget()
+    found = [_measured(entry, limit) for entry in _listed(load_settings())]
     if as_json:
-        show_json({"memory_for_weights": room, "models": found})
+        show_json({"memory_for_weights": limit, "models": found})
         return
     rows = [
         (
@@ -107,7 +107,7 @@ def models(*, as_json: bool) -> None:
         )
         for entry in found
     ]
-    show_table(("model", "is", "size", f"in {format_size(room)}"), rows)
+    show_table(("model", "is", "size", f"in {format_size(limit)}"), rows)
 
 
 @click.command()
@@ -214,7 +214,7 @@ def _listed(settings: Settings) -> Iterator[dict[str, Any]]:
             yield {"model": None, "aliases": [], "reference": held.reference}
 
 
-def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
+def _measured(entry: dict[str, Any], limit: int) -> dict[str, Any]:
     """The entry with its folder, its bytes, and whether they fit; None if it is not here."""
     from ..models.here import folder_here
     from ..models.memory import weights_of
@@ -225,5 +225,5 @@ def _measured(entry: dict[str, Any], room: int) -> dict[str, Any]:
         **entry,
         "folder": str(folder) if folder is not None else None,
         "bytes": size,
-        "fits": size <= room if size is not None else None,
+        "fits": size <= limit if size is not None else None,
     }

@@ -143,7 +143,7 @@ class _Words:
             from ..models.tokenizer_alone import FirstWords
 
             self._here = FirstWords()
-        return self._here.of(row.model, row.words)
+        return self._here.of(row.model, row.first_tokens)
 
 
 def _lines(rows: Sequence[ShownSpan], words: _Words) -> Iterator[TreeLine]:

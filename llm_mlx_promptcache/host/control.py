@@ -195,7 +195,7 @@ def _texts(spans: Iterable[ShownSpan]) -> dict[str, str]:
     from ..models.tokenizer_alone import FirstWords
 
     words = FirstWords()
-    told = {span.id: words.of(span.model, span.words) for span in spans}
+    told = {span.id: words.of(span.model, span.first_tokens) for span in spans}
     return {span_id: text for span_id, text in told.items() if text is not None}
 
 

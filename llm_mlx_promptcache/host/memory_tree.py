@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cache.disk.listing import ID_LENGTH, path_id, stored_length
-from .shown_span import WORDS, ShownSpan
+from .shown_span import FIRST_TOKENS, ShownSpan
 
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan, Listing
@@ -84,7 +84,7 @@ class MemoryTree:
             used_at=int(self._now - span.idle),
             pinned=span.pinned,
             resumes=True,
-            words=path.tokens[start : min(start + WORDS, span.end)].tolist(),
+            first_tokens=path.tokens[start : min(start + FIRST_TOKENS, span.end)].tolist(),
             in_memory=span.end - start,
             on_disk=False,
         )

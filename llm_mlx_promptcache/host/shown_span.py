@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from ..cache.disk.listing import ListedSpan
 
-WORDS = 16  # tokens of a span that are reported, for its first words
+FIRST_TOKENS = 16  # of a span are reported, for its first words
 
 
 class ShownSpan(NamedTuple):
     """A span of the disk, with `in_memory` of its tokens; or one of memory alone.
 
     `id` is whole: a file's, or, if no file has it, a digest of its path. `parent` is "" at a
-    path's start; `words` are its first tokens.
+    path's start; `first_tokens` show its first words.
     """
 
     id: str
@@ -30,7 +30,7 @@ class ShownSpan(NamedTuple):
     used_at: int
     pinned: bool
     resumes: bool
-    words: Sequence[int]
+    first_tokens: Sequence[int]
     in_memory: int
     on_disk: bool
 
@@ -50,7 +50,7 @@ class ShownSpan(NamedTuple):
             used_at=span.used_at,
             pinned=span.pinned,
             resumes=span.resumes,
-            words=span.tokens[:WORDS],
+            first_tokens=span.tokens[:FIRST_TOKENS],
             in_memory=in_memory,
             on_disk=True,
         )

@@ -129,7 +129,7 @@ def hostfile_to_json(hosts: Hostfile) -> dict[str, Any]:
             {
                 "ssh": machine.ssh,
                 "ips": list(machine.ips),
-                "rdma": [_rdma_json(devices) for devices in machine.rdma],
+                "rdma": [rdma_to_json(devices) for devices in machine.rdma],
             }
             for machine in hosts.machines
         ],
@@ -213,7 +213,8 @@ def _reached(rank: int, count: int, backend: Backend) -> Sequence[int]:
     return [other for other in range(count) if other != rank]
 
 
-def _rdma_json(devices: tuple[str, ...]) -> str | list[str] | None:
+def rdma_to_json(devices: tuple[str, ...]) -> str | list[str] | None:
+    """A machine's devices towards one rank, as a hostfile and MLX write them."""
     if not devices:
         return None
     return devices[0] if len(devices) == 1 else list(devices)

@@ -17,7 +17,7 @@ from typing import Final
 
 from ..config import create_private
 from ..engine.group import Backend
-from .hostfile import HostfileError
+from .hostfile import HostfileError, rdma_to_json
 from .orders import GroupPlan
 
 PORT: Final = 32323  # the first that mlx.launch takes
@@ -63,7 +63,7 @@ def mlx_variables(
         ]
     else:
         name = "MLX_IBV_DEVICES"
-        told = [[_devices(each) for each in machine.rdma] for machine in machines]
+        told = [[rdma_to_json(each) for each in machine.rdma] for machine in machines]
         environ["MLX_JACCL_COORDINATOR"] = f"{machines[0].ips[0]}:{ports[0][0]}"
         if plan.backend is Backend.JACCL_RING:
             environ["MLX_JACCL_RING"] = "1"
@@ -73,12 +73,6 @@ def mlx_variables(
             json.dump(told, file)
         environ[name] = str(path)
         yield
-
-
-def _devices(devices: tuple[str, ...]) -> str | list[str] | None:
-    if not devices:
-        return None
-    return devices[0] if len(devices) == 1 else list(devices)
 
 
 def _free_ports(ips: tuple[str, ...]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def one_line(error: BaseException | str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def cut(name: str, limit: int = 200) -> str:
+def shortened(name: str, limit: int = 200) -> str:
     """A name as a user gave it, at most `limit` characters."""
     return name if len(name) <= limit else name[: limit - 3] + "..."
 

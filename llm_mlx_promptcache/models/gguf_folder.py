@@ -10,7 +10,7 @@ from pathlib import Path
 from ..cache.sizes import format_size
 from ..config import HOME_VARIABLE, data_folder
 from .default_model import native_variant
-from .errors import ModelLoadError, cut, one_line
+from .errors import ModelLoadError, one_line, shortened
 from .gguf import check_convertible, convert
 from .gguf_header import PACKINGS, GGUFHeader
 from .memory import budget
@@ -44,7 +44,7 @@ def converted_folder(file: Path, report: Report = unreported) -> Path:
         raise ModelLoadError(_advised(str(error))) from error
     except OSError as error:
         raise ModelLoadError(
-            f"{cut(file.name)!r} can't be converted ({one_line(error)}); make room in"
+            f"{shortened(file.name)!r} can't be converted ({one_line(error)}); make room in"
             f" {data_folder()}, or set {HOME_VARIABLE} to another folder"
         ) from error
     return folder

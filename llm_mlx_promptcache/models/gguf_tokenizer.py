@@ -41,23 +41,23 @@ _UNNAMED = "smollm"  # of files from before they had names
 
 def check_tokenizer(values: Mapping[str, Any]) -> None:
     """ValueError if a header's tokenizer is not among the known ones."""
-    kind, words = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
+    kind, split = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre")
     if kind not in (None, "gpt2"):
         raise ValueError(f"its tokenizer is of the kind {kind!r}, and only 'gpt2' is converted")
-    if words is not None and words not in _KINDS:
-        raise ValueError(f"its tokenizer is {words!r}, and not {', '.join(_KINDS)}")
+    if split is not None and split not in _KINDS:
+        raise ValueError(f"its tokenizer is {split!r}, and not {', '.join(_KINDS)}")
 
 
 def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Byte-level BPE with the words of its kind, special tokens kept whole."""
-    words = _KINDS[metadata.get("tokenizer.ggml.pre", _UNNAMED)]
+    """Byte-level BPE with the splitting of its kind, special tokens kept whole."""
+    split = _KINDS[metadata.get("tokenizer.ggml.pre", _UNNAMED)]
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=words.whole))
-    if words.composed:
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole))
+    if split.composed:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_cutters(words))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_cutters(split))
     tokenizer.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"].tolist()
     kept = [(token, kind) for token, kind in zip(tokens, types, strict=True)]
@@ -99,14 +99,14 @@ def tokenizer_config(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> 
     }
 
 
-def _cutters(words: _Splitting) -> list[Any]:
-    if not words.regex:
+def _cutters(split: _Splitting) -> list[Any]:
+    if not split.regex:
         return [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     return [
-        pre_tokenizers.Split(Regex(words.regex), behavior="isolated"),
+        pre_tokenizers.Split(Regex(split.regex), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 

@@ -21,7 +21,7 @@ from ..cache.layers.layout import NotCached, layout_of, layout_to_json
 from ..cache.manifest import Manifest
 from ..config import DEFAULT_MODEL, data_folder
 from .default_model import ensure_default_model
-from .errors import ModelFetchError, ModelLoadError, cut, one_line
+from .errors import ModelFetchError, ModelLoadError, one_line, shortened
 from .facts import environment
 from .here import hub_folder
 from .kv_settings import KVSettings
@@ -128,7 +128,7 @@ def model_folder(reference: str, report: Report = unreported) -> Path:
     if is_hub_id(reference):
         return _from_hub(reference, report)
     raise ModelLoadError(
-        f"there is no model {cut(reference)!r}: it is neither a local folder nor a hub id;"
+        f"there is no model {shortened(reference)!r}: it is neither a local folder nor a hub id;"
         " llm mlx-cached models lists the local ones"
     )
 
@@ -260,7 +260,7 @@ def _load_weights(
     try:
         model, config = unread_model(folder)
         if cut is not None:
-            cut(model)
+            shortened(model)
         if weights is Weights.LEFT:
             return model, config
         # What is wrong with a file must show here, and not in the middle of an answer.

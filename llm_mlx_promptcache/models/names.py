@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from ..config import DEFAULT_MODEL, MODEL_ID, RegisteredModel, Settings, load_settings
-from .errors import ModelLoadError, cut
+from .errors import ModelLoadError, shortened
 from .references import adapter_of, divided, folder_of, is_hub_id, spelled
 
 _PATH_STARTS = ("/", "~", "./", "../")
@@ -90,7 +90,7 @@ def near(name: str, known: Iterable[str]) -> list[str]:
 
 def or_near(names: Iterable[str]) -> str:
     """A question with near names, to append to an error; "" if there are none."""
-    told = [repr(cut(name)) for name in names]
+    told = [repr(shortened(name)) for name in names]
     return f"; did you mean {' or '.join(told)}?" if told else ""
 
 
@@ -133,7 +133,7 @@ def _with_adapter(model: NamedModel, adapter: str) -> NamedModel:
 
 def _unknown(name: str, settings: Settings) -> ModelLoadError:
     """The error for a name that is no model's, with names that are near."""
-    told = repr(cut(name))
+    told = repr(shortened(name))
     if is_file(name):
         return _no_folder(name)
     if name.startswith(f"{MODEL_ID}/"):
@@ -153,7 +153,7 @@ def _no_folder(name: str) -> ModelLoadError:
     """The error for a path without a model's folder, with what is beside it."""
     if is_file(name):
         return ModelLoadError(
-            f"{cut(name)!r} is a file, and a model is a folder with config.json, weights and"
+            f"{shortened(name)!r} is a file, and a model is a folder with config.json, weights and"
             f" tokenizer; {_instead(name)}"
         )
     path = Path(name.rstrip("/") or "/")
@@ -162,12 +162,12 @@ def _no_folder(name: str) -> ModelLoadError:
         inside = islice(path.expanduser().parent.iterdir(), _MOST_BESIDE)
         beside = sorted(one.name for one in inside if one.is_dir())
     found = (str(path.with_name(one)) for one in near(path.name, beside))
-    return ModelLoadError(f"there is no folder {cut(name)!r}{or_near(found)}")
+    return ModelLoadError(f"there is no folder {shortened(name)!r}{or_near(found)}")
 
 
 def _instead(file: str) -> str:
     if file.endswith(".gguf"):
-        return f"llm mlx-cached add {quote(cut(file))} makes one of it"
+        return f"llm mlx-cached add {quote(shortened(file))} makes one of it"
     return "give that folder"
 
 

@@ -11,7 +11,7 @@ from shlex import quote
 from typing import Any
 
 from ..cache.sizes import format_size
-from .errors import ModelLoadError, cut, one_line
+from .errors import ModelLoadError, one_line, shortened
 from .here import folder_here
 from .hub import HubListing, NotOnHub, listing
 from .loading import check_files, load_tokenizer, no_template, read_config
@@ -100,15 +100,16 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
     try:
         _get_classes(config)
     except Exception as error:
+        kind = shortened(str(config["model_type"]), 60)
         raise ModelLoadError(
-            f"{_called(folder)} is of the kind {cut(str(config['model_type']), 60)!r}, which mlx-lm"
-            f" {version('mlx-lm')} does not know; a newer one may (llm install -U mlx-lm)"
+            f"{_called(folder)} is of the kind {kind!r}, which mlx-lm {version('mlx-lm')} does not"
+            " know; a newer one may (llm install -U mlx-lm)"
         ) from error
 
 
 def _check_whole(path: Path) -> None:
     """ModelLoadError if a file of weights is cut, or is only a pointer to one."""
-    what = f"{cut(path.name)} in {_called(path.parent)}"
+    what = f"{shortened(path.name)} in {_called(path.parent)}"
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
@@ -159,23 +160,23 @@ def _other_weights(folder: Path) -> str:
     found = (next(folder.glob(pattern), None) for pattern in _OTHER_WEIGHTS)
     others = next((path for path in found if path is not None), None)
     others = others or next(folder.glob("*.safetensors"), None)
-    return cut(others.name) if others is not None else ""
+    return shortened(others.name) if others is not None else ""
 
 
 def _too_large(model: str, size: int, *, packed: bool) -> list[str]:
     """A warning if a model takes more memory than there is for it, with a way to shrink it."""
-    room = budget()
-    if size <= room:
+    limit = budget()
+    if size <= limit:
         return []
-    told = f"{model} takes {format_size(size)}, and models may take {format_size(room)} here"
+    told = f"{model} takes {format_size(size)}, and models may take {format_size(limit)} here"
     if packed:
         return [f"{told}; take a smaller one"]
     # Of 16 bits a weight these make 4, and one of scales for each 32 or 64 of them.
-    small = "" if size * 0.3 <= room else ", which is too large still"
+    small = "" if size * 0.3 <= limit else ", which is too large still"
     path = quote(f"{Path(model).name}-4bit")
     command = f"mlx_lm.convert --hf-path {quote(model)} --mlx-path {path} -q"
     return [f"{told}; {command} makes one of {format_size(int(size * 0.3))}{small}"]
 
 
 def _called(folder: Path) -> str:
-    return cut(str(folder))
+    return shortened(str(folder))

@@ -1,6 +1,6 @@
 """Families of attention alone: rows, latent attention, windows; one small config each."""
 
-from family import FULL, GRANITE, MIXED, ROPE, SLIDE, WINDOW, WORDS, Family, small
+from family import FULL, GRANITE, MIXED, ROPE, SLIDE, VOCAB_SIZE, WINDOW, Family, small
 
 _ROPE4 = {**ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
 
@@ -87,7 +87,7 @@ ATTENTION: tuple[Family, ...] = (
             "type": "longrope",
         },
     ),
-    small("phixtral", num_vocab=WORDS, model_dim=32, num_heads=4, num_layers=3, rotary_dim=4),
+    small("phixtral", num_vocab=VOCAB_SIZE, model_dim=32, num_heads=4, num_layers=3, rotary_dim=4),
     small("pixtral", inside="text_config"),
     small("plamo", n_shared_head=2, num_key_value_heads=2),
     small("qwen", kv_channels=8),
@@ -141,7 +141,7 @@ ATTENTION: tuple[Family, ...] = (
         layer_types=[SLIDE, FULL, SLIDE, FULL],
         num_hidden_layers=4,
         num_kv_shared_layers=2,
-        vocab_size_per_layer_input=WORDS,
+        vocab_size_per_layer_input=VOCAB_SIZE,
         hidden_size_per_layer_input=8,
         altup_num_inputs=2,
         altup_coef_clip=120.0,
@@ -160,7 +160,7 @@ ATTENTION: tuple[Family, ...] = (
         layer_types=MIXED,
         global_head_dim=8,
         num_kv_shared_layers=0,
-        vocab_size_per_layer_input=WORDS,
+        vocab_size_per_layer_input=VOCAB_SIZE,
         hidden_size_per_layer_input=8,
     ),
     small(
@@ -169,7 +169,7 @@ ATTENTION: tuple[Family, ...] = (
         num_hidden_layers=4,
         global_head_dim=16,
         num_kv_shared_layers=2,
-        vocab_size_per_layer_input=WORDS,
+        vocab_size_per_layer_input=VOCAB_SIZE,
         hidden_size_per_layer_input=8,
     ),
     small("gpt_oss", layer_types=MIXED),

@@ -9,7 +9,7 @@ from mlx_lm.models.llama import Model, ModelArgs
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.store import NullStore
 
-WORDS = 100
+VOCAB_SIZE = 100
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def model():
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     made = Model(
-        ModelArgs(model_type="llama", rms_norm_eps=1e-5, vocab_size=WORDS, **sizes, **heads)
+        ModelArgs(model_type="llama", rms_norm_eps=1e-5, vocab_size=VOCAB_SIZE, **sizes, **heads)
     )
     made.update(tree_map(lambda weights: weights * 2, made.parameters()))
     mx.eval(made.parameters())

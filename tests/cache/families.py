@@ -4,7 +4,7 @@ Used by test_families.py and by benchmarks/matrix.py.
 """
 
 from attention_families import ATTENTION
-from family import WORDS as WORDS
+from family import VOCAB_SIZE as VOCAB_SIZE
 from family import Family
 from state_families import STATE
 

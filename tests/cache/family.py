@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-WORDS = 100
+VOCAB_SIZE = 100
 WINDOW = 8
 SLIDE, FULL = "sliding_attention", "full_attention"
 
@@ -63,7 +63,7 @@ COMMON: dict[str, Any] = {
     "topk_group": 1,
     "use_qk_norm": True,
     "v_head_dim": 8,
-    "vocab_size": WORDS,
+    "vocab_size": VOCAB_SIZE,
 }
 
 

@@ -133,7 +133,7 @@ def test_law_1_through_a_conversation(cache, trial):
     before = trials.stored(cache)
     extended = turn(trial, cache, [*whole, *trials.words(31, 7)])
     turn(trial, cache, extended)
-    regenerated = [*PATH[:45], (whole[45] + 1) % families.WORDS, *trials.words(32, 3)]
+    regenerated = [*PATH[:45], (whole[45] + 1) % families.VOCAB_SIZE, *trials.words(32, 3)]
     turn(trial, cache, regenerated)
     turn(trial, cache, PATH[:22])
     for seed in (33, 34, 35):

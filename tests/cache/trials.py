@@ -24,7 +24,7 @@ POINTS = (1, 7, 8, 9, 12, 13, 14, 20, 21, 22, 29, 30, 31, 38, 45, 52, 59, 60)
 
 def words(seed: int, count: int) -> list[int]:
     """Random tokens."""
-    return random.Random(seed).choices(range(families.WORDS), k=count)
+    return random.Random(seed).choices(range(families.VOCAB_SIZE), k=count)
 
 
 PATH = words(1, STOPS[-1])
@@ -134,7 +134,7 @@ def _other(point: int) -> list[int]:
     """Tokens that don't go on as the kept path does."""
     tail = words(100 + point, 5)
     if point < len(PATH) and tail[0] == PATH[point]:
-        tail[0] = (tail[0] + 1) % families.WORDS
+        tail[0] = (tail[0] + 1) % families.VOCAB_SIZE
     return tail
 
 
