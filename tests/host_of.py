@@ -1,5 +1,6 @@
 """The host of a home in tests: found, and ended."""
 
+import logging
 import os
 import subprocess
 import time
@@ -42,3 +43,8 @@ def _runs(pid):
     command = ["ps", "-o", "stat=", "-p", str(pid)]
     state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return bool(state) and not state.startswith("Z")
+
+
+def warnings_of(caplog):
+    """The warnings that this process logged."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

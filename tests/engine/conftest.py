@@ -19,6 +19,14 @@ def looks_that_wait(monkeypatch):
 
 
 @pytest.fixture
+def cache():
+    """A cache that is whole at the end (law 3)."""
+    made = PromptCache("100MB")
+    yield made
+    assert made.check() == []
+
+
+@pytest.fixture
 def folder(tiny_llama):
     """The folder of a tiny model; files that need another have a fixture of their own."""
     return tiny_llama()

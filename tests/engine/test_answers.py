@@ -42,13 +42,6 @@ SCHEMA = {
 ASK = Message("user", "What is north?")
 
 
-@pytest.fixture
-def cache():
-    made = PromptCache("100MB")
-    yield made
-    assert made.check() == []
-
-
 def events_of(engine, messages, **more):
     *events, last = engine.generate(
         GenerationRequest(tuple(messages), **{"max_tokens": 300, **more})

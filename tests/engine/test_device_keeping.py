@@ -21,13 +21,6 @@ from llm_mlx_promptcache.engine.sampler import Sampler
 MESSAGE = "[METAL] Command buffer execution failed"
 
 
-@pytest.fixture
-def cache():
-    made = PromptCache("100MB")
-    yield made
-    assert made.check() == []
-
-
 class Deaf(Reader):
     """A reader that fails at the first word."""
 

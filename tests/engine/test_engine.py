@@ -31,13 +31,6 @@ def user(text):
     return Message("user", text)
 
 
-@pytest.fixture
-def cache():
-    made = PromptCache("100MB")
-    yield made
-    assert made.check() == []
-
-
 def test_each_turn_prefills_only_what_is_new(folder, engine_of, cache):
     engine = engine_of(folder, cache)
     history, path = [SYSTEM, user("One?")], 0

@@ -8,7 +8,6 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 from readers import Failing, Reader, planner_of, request, steady_clock, together
 
 from llm_mlx_promptcache.cache.identity import Identity
-from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import batch
 from llm_mlx_promptcache.engine.batch_layers import BatchForm
@@ -19,13 +18,6 @@ from llm_mlx_promptcache.engine.request import GenerationRequest
 from llm_mlx_promptcache.models.loading import load_model
 
 QUESTIONS = ("One?", "Two?", "Three?")
-
-
-@pytest.fixture
-def cache():
-    made = PromptCache("100MB")
-    yield made
-    assert made.check() == []
 
 
 def no_memory(*_):

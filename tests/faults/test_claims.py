@@ -17,10 +17,6 @@ from llm_mlx_promptcache.cache.layers import kinds
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 
 
-def names(store):
-    return sorted(path.name for path in store.spans_folder.iterdir())
-
-
 class Waiting(Files):
     """A writer that waits at one of its steps until it is released."""
 
@@ -56,11 +52,11 @@ def test_p6_check_beside_a_writer_reports_and_removes_nothing(
     thread = threading.Thread(target=lambda: saved.append(writer.save(span)))
     thread.start()
     assert files.there.wait(60)
-    other, before = DiskStore(tmp_path), names(writer)
+    other, before = DiskStore(tmp_path), worlds.names(writer)
     assert other.check() == []
     assert other.check(fix=True) == []
     other.sweep(every=True)
-    assert names(writer) == before
+    assert worlds.names(writer) == before
     files.go.set()
     thread.join()
     assert saved == [True]
@@ -107,11 +103,11 @@ def test_p3_a_whole_file_without_a_row_is_taken_in_again(worlds, tmp_path):
     store = DiskStore(tmp_path)
     for path in worlds.paths(3, 5):
         worlds.put(store, path)
-    before = names(store)
+    before = worlds.names(store)
     store._index.run(lambda index: index.drop(index.file_ids()[0]), None)
     assert any("a file and no row" in line for line in store.check())
     store.sweep()
-    assert names(store) == before
+    assert worlds.names(store) == before
     assert store.check() == []
 
 
@@ -122,7 +118,7 @@ def test_p4_no_descriptors_left_is_a_miss_and_deletes_nothing(worlds, tmp_path, 
     for end in range(20, 500, 20):
         cache.insert("m", path[:end], worlds.layers_for(path[:end]))
         cache.flush()
-    before = names(store)
+    before = worlds.names(store)
     held = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(tmp_path, os.O_RDONLY)  # the lowest number, below which all are taken
     os.close(free)
@@ -132,7 +128,7 @@ def test_p4_no_descriptors_left_is_a_miss_and_deletes_nothing(worlds, tmp_path, 
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, held)
     assert lease.cached == 0 or spare
-    assert names(store) == before
+    assert worlds.names(store) == before
     assert len(caplog.records) == (lease.cached < 480)
     assert PromptCache("1GB", DiskStore(tmp_path)).fetch("m", path).cached == 480
     assert store.check() == []
@@ -160,7 +156,7 @@ def test_p4_an_error_of_the_system_deletes_nothing(
         raise OSError(error, os.strerror(error))
 
     store = DiskStore(tmp_path, files=CannotOpen(error) if call == "open" else Files())
-    before = names(store)
+    before = worlds.names(store)
     with monkeypatch.context() as patch:
         if call == "read":
             patch.setattr(os, "readv", fails)
@@ -169,7 +165,7 @@ def test_p4_an_error_of_the_system_deletes_nothing(
         told = store.check(fix=True)
     assert any("can't be read just now" in line for line in told)
     assert len(caplog.records) == 1
-    assert names(store) == before
+    assert worlds.names(store) == before
     assert worlds.get(DiskStore(tmp_path), ids) == len(ids)
 
 
@@ -179,7 +175,7 @@ def test_p4_what_fails_in_the_joining_deletes_nothing(
 ):
     store = DiskStore(tmp_path)
     worlds.put(store, ids)
-    before = names(store)
+    before = worlds.names(store)
 
     def fails(*_):
         raise error
@@ -188,7 +184,7 @@ def test_p4_what_fails_in_the_joining_deletes_nothing(
         patch.setattr(kinds.KVRows, "fill", fails)
         assert PromptCache("1GB", store).fetch(worlds.NAMESPACE, [*ids, 5]).cached == 0
     assert store.check() == []
-    assert names(store) == before
+    assert worlds.names(store) == before
     assert worlds.get(store, ids) == len(ids)
 
 
@@ -243,7 +239,7 @@ def test_p4_what_hangs_on_a_file_that_is_unreadable_now_outlives_a_new_index(
         worlds.put(store, path[:end])
     (root,) = store.listing().below()
     store.close()
-    before = names(store)
+    before = worlds.names(store)
     for file in store.spans_folder.iterdir():
         os.utime(file, (1e9, 1e9))  # nothing is spared for being new
     (tmp_path / "index.sqlite").unlink()
@@ -251,7 +247,7 @@ def test_p4_what_hangs_on_a_file_that_is_unreadable_now_outlives_a_new_index(
     assert worlds.get(meanwhile, path) == 0
     meanwhile.sweep(every=every)
     meanwhile.check(fix=True)
-    assert names(store) == before
+    assert worlds.names(store) == before
     meanwhile.close()
     later = DiskStore(tmp_path)
     later.sweep()

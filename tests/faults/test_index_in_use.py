@@ -29,10 +29,6 @@ def filled(worlds, folder):
     return store
 
 
-def on_disk(store):
-    return sum(path.stat().st_size for path in store.spans_folder.iterdir())
-
-
 def crafted(store, change):
     store.close()
     with sqlite3.connect(store.folder / "index.sqlite") as db:
@@ -44,9 +40,9 @@ def crafted(store, change):
 def test_p5_a_budget_is_kept_though_the_index_says_that_nothing_can_go(worlds, tmp_path, change):
     store = filled(worlds, tmp_path)
     crafted(store, change)
-    smaller = DiskStore(tmp_path, on_disk(store) // 2)
+    smaller = DiskStore(tmp_path, worlds.on_disk(store) // 2)
     assert smaller.tend()
-    assert on_disk(smaller) <= smaller.budget
+    assert worlds.on_disk(smaller) <= smaller.budget
     assert smaller.check() == []
 
 
@@ -55,7 +51,7 @@ def test_p8_a_model_is_cleared_though_the_index_says_that_nothing_can_go(worlds,
     store = filled(worlds, tmp_path)
     crafted(store, change)
     DiskStore(tmp_path).clear(model="a/model")
-    assert on_disk(store) == 0
+    assert worlds.on_disk(store) == 0
 
 
 def test_p5_the_log_is_moved_home_where_nothing_is_evicted(worlds, tmp_path, monkeypatch):

@@ -84,6 +84,16 @@ def new_span(ids):
     return NewSpan(NAMESPACE, layout_of(layers), path, 0, "user", *host_tensors(pieces), True)
 
 
+def names(store):
+    """The names of a store's files, in order."""
+    return sorted(path.name for path in store.spans_folder.iterdir())
+
+
+def on_disk(store):
+    """The bytes of a store's files."""
+    return sum(path.stat().st_size for path in store.spans_folder.iterdir())
+
+
 def put(store, ids):
     """Store a path, as a process of one turn does."""
     cache = PromptCache("1GB", store)

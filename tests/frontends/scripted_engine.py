@@ -54,3 +54,11 @@ def finished(text="", calls=(), **more):
         "tool_calls": tuple(calls),
     }
     return Finished(**{**parts, **more})
+
+
+def merged(chunks):
+    """A stream's chunks put together, as LangChain does."""
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return whole

@@ -7,7 +7,7 @@ from langchain_core.messages import (
     messages_from_dict,
     messages_to_dict,
 )
-from scripted_engine import finished
+from scripted_engine import finished, merged
 
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.messages import from_langchain
@@ -39,13 +39,6 @@ SPOKEN = [
         reasoning="Let me see.",
     ),
 ]
-
-
-def merged(chunks):
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    return whole
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])

@@ -14,7 +14,7 @@ from langchain_core.tools import tool
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 from real_families import Played, every_family
-from scripted_engine import Person, add, finished
+from scripted_engine import Person, add, finished, merged
 
 from langchain_adapter import ChatMLXCached
 from langchain_adapter.answers import _breaking
@@ -35,13 +35,6 @@ class Ship(BaseModel):
 
     kind: Literal["brig", "ketch"]
     masts: Literal[1, 2, 3]
-
-
-def merged(chunks):
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        whole += chunk
-    return whole
 
 
 def without_errors(calls):

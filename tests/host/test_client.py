@@ -5,6 +5,7 @@ import logging
 import socket
 
 import pytest
+from host_of import warnings_of
 from scripted_host import ANSWER, BEFORE, LONG, PID, STOPS, THERE, ScriptedHost, finished, said
 
 from llm_mlx_promptcache.chat.messages import Message
@@ -76,10 +77,6 @@ def agenerate(engine, request=REQUEST):
 
 
 both_ways = pytest.mark.parametrize("ask", [generate, agenerate])
-
-
-def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @both_ways

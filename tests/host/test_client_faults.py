@@ -1,7 +1,6 @@
 """A host that is killed, stopped or ended under its clients: mended, or one line of error."""
 
 import asyncio
-import logging
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import threading
 import forks
 import host_of
 import pytest
+from host_of import warnings_of
 
 from llm_mlx_promptcache.chat.messages import Message
 from llm_mlx_promptcache.engine import pool
@@ -67,10 +67,6 @@ def up_to(events, kind):
         if isinstance(event, kind):
             return event
     raise AssertionError("it ended before")
-
-
-def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_killed_in_a_prompt_it_is_asked_once_more(engine, home, caplog):

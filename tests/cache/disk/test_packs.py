@@ -17,15 +17,7 @@ def store(tmp_path):
     made = DiskStore(tmp_path / "cache", "1GB")
     yield made
     assert made.check() == []
-    assert made.stats()["bytes"] == on_disk(made)
-
-
-def names(store):
-    return sorted(path.name for path in store.spans_folder.iterdir())
-
-
-def on_disk(store):
-    return sum(path.stat().st_size for path in store.spans_folder.iterdir())
+    assert made.stats()["bytes"] == worlds.on_disk(made)
 
 
 def found(store, ids):
@@ -36,7 +28,7 @@ def test_a_path_of_fifty_turns_is_one_file_and_reads_the_same(store):
     ids = worlds.turns(store, 50)
     before = store.listing()
     assert worlds.compacted(store) == 1
-    assert len(names(store)) == 1
+    assert len(worlds.names(store)) == 1
     for end in (len(ids), len(ids) - 5, 333, 12, 7):
         assert worlds.get(DiskStore(store.folder), ids[:end]) == end
     after = store.listing()
@@ -73,9 +65,9 @@ def test_a_conversation_goes_on_behind_its_pack_and_is_packed_again(store):
     worlds.compacted(store)
     longer = [*ids, *range(20)]
     worlds.put(store, longer)
-    assert len(names(store)) == 2
+    assert len(worlds.names(store)) == 2
     assert worlds.compacted(store) == 1
-    assert len(names(store)) == 1
+    assert len(worlds.names(store)) == 1
     assert worlds.get(DiskStore(store.folder), longer) == len(longer)
 
 
@@ -99,7 +91,7 @@ def test_what_leaves_a_pack_is_dead_until_a_third_is_and_then_gone(tmp_path):
         last = found(store, ids).spans[-1].file_id
         store._index.run(lambda index, last=last: gone(index, last), None)
         dead.append(store.stats()["dead"])
-        assert store.stats()["bytes"] == on_disk(store)
+        assert store.stats()["bytes"] == worlds.on_disk(store)
         while not store.tend():
             pass
         assert worlds.get(DiskStore(tmp_path), ids) == left * 12
@@ -120,7 +112,7 @@ def test_the_last_span_takes_its_pack_along(store):
     store.label(worlds.NAMESPACE, "a/model", "its identity")
     store.tend()
     assert store.clear(model="a/model") > 0
-    assert names(store) == []
+    assert worlds.names(store) == []
 
 
 @pytest.mark.parametrize("share", [0.95, 0.5, 0.2, 0.0])
@@ -134,7 +126,7 @@ def test_p5_the_budget_counts_dead_bytes_too(tmp_path, share):
     for _ in range(200):
         if small.tend():
             break
-    assert small.stats()["bytes"] == on_disk(small) <= most
+    assert small.stats()["bytes"] == worlds.on_disk(small) <= most
     assert small.check() == []
 
 
@@ -147,9 +139,9 @@ def test_p8_what_is_cleared_by_age_leaves_no_token_in_a_pack(tmp_path):
     clock[0] += 10 * 86_400
     worlds.get(store, ids[:36])
     store.tend()
-    (pack,) = names(store)
+    (pack,) = worlds.names(store)
     assert store.clear(days=5) > 0
-    (left,) = names(store)
+    (left,) = worlds.names(store)
     assert left != pack
     assert store.stats()["dead"] == 0
     secret = array("I", ids[40:50]).tobytes()
@@ -178,7 +170,7 @@ def test_no_step_reads_or_writes_more_than_its_share(store, monkeypatch):
 
     steps = store.compact()
     next(steps)
-    while len(names(store)) == 10:  # all are opened, a step each
+    while len(worlds.names(store)) == 10:  # all are opened, a step each
         next(steps)
     monkeypatch.setattr(os, "readv", readv)
     monkeypatch.setattr(pack_file.UnpublishedPack, "put", put)
@@ -192,13 +184,13 @@ def test_no_step_reads_or_writes_more_than_its_share(store, monkeypatch):
 
 def test_a_compaction_that_is_broken_off_leaves_everything(store):
     ids = worlds.turns(store, 8)
-    before = names(store)
+    before = worlds.names(store)
     steps = store.compact()
     for _ in range(9):
         next(steps)
-    assert len(names(store)) == len(before) + 1
+    assert len(worlds.names(store)) == len(before) + 1
     steps.close()
-    assert names(store) == before
+    assert worlds.names(store) == before
     assert worlds.get(DiskStore(store.folder), ids) == len(ids)
 
 
