@@ -18,13 +18,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 import zstandard
-from harness import ROOT, write_part
-from mlx_lm.models.cache import make_prompt_cache
+from harness import write_part
+from model_rows import model_rows
 
 from llm_mlx_promptcache.cache.disk.coding import coded, decoded_into
-from llm_mlx_promptcache.models.loading import load_model
 
 _BLOCK = 4 << 20  # bytes, as packs have them
 _ROUNDS = 9
@@ -69,8 +67,8 @@ def blocks() -> dict[str, bytes]:
     scales = np.exp(random.normal(size=128)).astype(np.float32)
     normal = (random.normal(size=(_BLOCK // 512, 128)) * scales).astype(np.float32)
     return {
-        "the default model's, bfloat16": _model_rows(),
-        "random, bfloat16": _bfloat16(normal),
+        "the default model's, bfloat16": _model_block(),
+        "random, bfloat16": _bfloat16(mx.array(normal)),
         "random, float16": normal.astype(np.float16).tobytes(),
         "random, float32": normal.tobytes(),
         "random, quantised to 8 bits": np.asarray(
@@ -79,20 +77,15 @@ def blocks() -> dict[str, bytes]:
     }
 
 
-def _bfloat16(rows: npt.NDArray[np.float32]) -> bytes:
-    return bytes(memoryview(mx.array(rows).astype(mx.bfloat16).view(mx.uint8)))  # type: ignore[arg-type]
+def _bfloat16(rows: mx.array) -> bytes:
+    bits = mx.contiguous(rows.astype(mx.bfloat16)).view(mx.uint8)
+    return bytes(memoryview(bits))  # type: ignore[arg-type]
 
 
-def _model_rows() -> bytes:
+def _model_block() -> bytes:
     """Keys and values of a page of text, as the default model has them, in bfloat16."""
-    loaded = load_model("default")
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    ids = loaded.tokenizer.encode(text)[:_TOKENS]
-    layers = make_prompt_cache(loaded.model)
-    mx.eval(loaded.model(mx.array([ids]), cache=layers))
-    arrays = (part for layer in layers for part in layer.state if isinstance(part, mx.array))
-    parts = (part.astype(mx.float32) for part in arrays)
-    return b"".join(_bfloat16(np.asarray(part)) for part in parts)[:_BLOCK]
+    parts = (part for layer in model_rows(_TOKENS).layers for part in layer.state[:2])
+    return b"".join(_bfloat16(part) for part in parts)[:_BLOCK]
 
 
 def _row(what: str, block: bytes) -> Row:

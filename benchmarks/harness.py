@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+MISSED = "**missed**"
 
 
 def helper(name: str) -> Any:
@@ -28,3 +29,10 @@ def write_part(page: Path, part: str, command: str, text: str) -> None:
     if not found or not closed:
         raise SystemExit(f"{page} has no part between '{start.strip()}' and '{end}'")
     page.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def at_most(value: float, bar: float | None) -> str:
+    """A table's cell of the target of a figure, with a mark if it is missed."""
+    if bar is None:
+        return ""
+    return f"{bar:g}" if value <= bar else f"{bar:g}, {MISSED}"

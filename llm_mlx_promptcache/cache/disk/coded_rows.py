@@ -23,6 +23,13 @@ class ArrayBytes(NamedTuple):
     blocks: Sequence[int] = ()  # none where it lies as it is
 
 
+class _Unpacking(NamedTuple):
+    """A block that is being unpacked, and the memory that it was read into."""
+
+    task: Future[None]
+    memory: bytearray
+
+
 class CodedRows:
     """The arrays of a pack in order, as unpacked bytes.
 
@@ -34,12 +41,14 @@ class CodedRows:
         self._blocks = _blocks(arrays)
         self._held = memoryview(b"")  # of a block that was asked for in part
         self._plain = 0  # bytes that come next as they are
+        # For the next blocks: the system hands out new memory more slowly than it is read into.
+        self._spare: list[bytearray] = []
 
     def read_into(self, buffers: Sequence[memoryview]) -> None:
         """Fill these with the next bytes; they are full when this returns."""
         wanted = deque(b if b.ndim == 1 and b.itemsize == 1 else b.cast("B") for b in buffers)
         with ThreadPoolExecutor(_THREADS, "unpacking") as pool:
-            under_way: deque[Future[None]] = deque()
+            under_way: deque[_Unpacking] = deque()
             try:
                 self._fill(wanted, pool, under_way)
             finally:
@@ -47,7 +56,7 @@ class CodedRows:
                     self._done(under_way.popleft())
 
     def _fill(
-        self, wanted: deque[memoryview], pool: ThreadPoolExecutor, under_way: deque[Future[None]]
+        self, wanted: deque[memoryview], pool: ThreadPoolExecutor, under_way: deque[_Unpacking]
     ) -> None:
         from .coding import decoded_into
 
@@ -60,11 +69,12 @@ class CodedRows:
             if not size:
                 self._plain = nbytes
                 continue
-            block = self._source.read(size)
+            memory = self._read(size, nbytes)
             whole = left >= nbytes
             targets = taken(wanted, nbytes) if whole else [memoryview(bytearray(nbytes))]
             left -= nbytes if whole else 0
-            under_way.append(pool.submit(decoded_into, block, targets))
+            task = pool.submit(decoded_into, memoryview(memory)[:size], targets)
+            under_way.append(_Unpacking(task, memory))
             if not whole or len(under_way) > _MOST_AT_ONCE:
                 self._done(under_way.popleft() if whole else under_way.pop())
             if not whole:
@@ -83,13 +93,22 @@ class CodedRows:
         self._source.read_into(taken(wanted, count))
         return count
 
-    def _done(self, task: Future[None]) -> None:
+    def _read(self, size: int, nbytes: int) -> bytearray:
+        """The next block, at the start of memory that `_done` gets back."""
+        memory = self._spare.pop() if self._spare else bytearray()
+        if len(memory) < size:
+            memory = bytearray(max(size, nbytes))
+        self._source.read_into([memoryview(memory)[:size]])
+        return memory
+
+    def _done(self, unpacking: _Unpacking) -> None:
         from .coding import BadBlock
 
         try:
-            task.result()
+            unpacking.task.result()
         except BadBlock as error:
             raise DamagedSpan(f"{self._source.name}: {error}") from None
+        self._spare.append(unpacking.memory)
 
 
 def _blocks(arrays: Sequence[ArrayBytes]) -> Iterator[tuple[int, int]]:

@@ -41,10 +41,12 @@ def decoded_into(block: bytes | memoryview, targets: list[memoryview]) -> None:
     high = np.frombuffer(_unpacked(memoryview(block)[half:], half), np.uint8)
     at = 0
     for target in targets:
-        pairs = np.frombuffer(target, np.uint8).reshape(-1, 2)
-        pairs[:, 0] = low[at : at + len(pairs)]
-        pairs[:, 1] = high[at : at + len(pairs)]
-        at += len(pairs)
+        numbers = np.frombuffer(target, "<u2")
+        end = at + len(numbers)
+        # Whole numbers: writing every other byte, twice, is several times slower.
+        np.left_shift(high[at:end], 8, out=numbers, dtype=np.uint16)
+        np.bitwise_or(numbers, low[at:end], out=numbers)
+        at = end
 
 
 def _unpacked(frame: memoryview, size: int) -> bytes:
