@@ -95,6 +95,9 @@ def play(script: Any, folder: str, kind: str, loaded: Any, restarts: bool) -> Su
             played = conversations.play(script, partial(conversations.answer, engine), **about)
             engine.close()
     upstream, theirs = Upstream(loaded.model, loaded.tokenizer), 0
+    first = played[0]  # has no answer yet, so nothing is replayed
+    if upstream.prompt(first.messages, first.tools) != list(first.prompt):
+        raise RuntimeError(f"{script.name!r}: both sides must be asked the same prompt")
     for one in played:
         if restarts:
             theirs += upstream.ask_anew(one.messages, one.tools)
