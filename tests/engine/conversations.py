@@ -344,10 +344,11 @@ def drifts(
     tokenizer: TemplateTokenizer, messages: Sequence[Message], said: Message, ids: tuple[int, ...]
 ) -> bool:
     """True if a client that sends the answer's text back asks with other tokens than `ids`."""
-    more = {"tools": [*TOOLS]} if said.tool_calls else {}
-    turns = [message.to_template() for message in messages]
-    asked = tokenizer.encode(tokenizer.apply(turns, add_generation_prompt=True, **more))[0]
-    turns.append(said.to_template())
-    shown = tokenizer.encode(tokenizer.apply(turns, add_generation_prompt=False, **more))[0]
+    tools = TOOLS if said.tool_calls else ()
+    # No record has this fingerprint, so all is rendered from its text.
+    asked, shown = (
+        list(render(turns, tokenizer, fingerprint="", tools=tools).ids)
+        for turns in (messages, [*messages, said])
+    )
     path = [*asked, *ids]
     return shown[: len(path)] != path
