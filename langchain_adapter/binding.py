@@ -12,8 +12,8 @@ from langchain_core.runnables.retry import ExponentialJitterParams
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from .asking import check_schema, choice_of, format_of, openai_tools
 from .errors import worth_retrying
+from .requests import check_schema, choice_of, format_of, openai_tools
 from .settings import ChatSettings
 from .structured import Method, call_parser, document_parser, structured
 

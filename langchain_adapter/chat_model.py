@@ -14,15 +14,15 @@ from langchain_core.messages import BaseMessage
 from llm_mlx_promptcache.engine.events import Event, Finished, Progress
 from llm_mlx_promptcache.models.names import resolve
 
-from .answering import AnsweringChat
 from .answers import PROVIDER
-from .asking import Tool
 from .chat_call import ChatCall
 from .errors import langchain_errors
+from .generation import GeneratingChat
 from .profile import profile_of
+from .requests import Tool
 
 
-class ChatMLXCached(AnsweringChat):
+class ChatMLXCached(GeneratingChat):
     """A chat model run with MLX that never computes the same prefix twice.
 
     ???+ info "Setup"

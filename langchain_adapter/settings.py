@@ -28,9 +28,9 @@ from llm_mlx_promptcache.engine.request import (
 )
 from llm_mlx_promptcache.models.kv_settings import KVSettings
 
-from .asking import answer_format, choice_of, openai_tools
 from .media import ToolMedia
 from .messages import from_langchain
+from .requests import answer_format, choice_of, openai_tools
 from .words import in_our_words, unknown, warn_of_cache
 
 ToolPolicy = Literal["auto", "call_first"]

@@ -58,7 +58,7 @@ class EvictionLaws:
         assert sorted(drained(order)) == [entry.item for entry in entries]
         assert (len(order), order.nbytes, order.pop()) == (0, 0, None)
 
-    def test_law_11_leaves_go_before_what_they_hang_on(self):
+    def test_law_11_leaves_are_evicted_before_what_they_hang_on(self):
         order = self.order()
         entries = grow(order, seed=2)
         place = {item: at for at, item in enumerate(drained(order))}
@@ -101,7 +101,7 @@ class EvictionLaws:
         grow(second, seed=4)
         assert drained(first) == drained(second)
 
-    def test_an_inner_entry_goes_once_its_last_child_is_gone(self):
+    def test_an_inner_entry_is_evicted_once_its_last_child_is_gone(self):
         order = self.order()
         root = order.push("root", "system", 1, 1)
         leaf = order.push("leaf", "user", 1, 1, root)
@@ -171,7 +171,7 @@ class EvictionLaws:
 class RecencyLaws(EvictionLaws):
     """Laws of policies under which use makes safer."""
 
-    def test_what_was_used_last_goes_last(self):
+    def test_what_was_used_last_is_evicted_last(self):
         order = self.order()
         entries = fill(order, "abc")
         order.advance()

@@ -167,7 +167,7 @@ def test_rows_that_nobody_else_needs_move_into_the_lease_and_are_returned(keep, 
     assert greedy([4], again.layers) == greedy([*tokens, 3, 4])
 
 
-def test_law_10_rows_that_come_home_count_before_what_is_new(keep, run):
+def test_law_10_rows_that_return_count_before_what_is_new(keep, run):
     cache = PromptCache(ROW * 60)
     keep(cache, path(2, 15))
     keep(cache, path(1, 40))
@@ -191,7 +191,7 @@ def test_rows_that_others_share_are_copied(keep):
     assert cache.fetch("m", [*shared, *path(2, 5), 1]).cached == 15
 
 
-def test_a_lease_that_never_comes_home_leaves_a_miss_and_no_trace(keep):
+def test_a_lease_that_never_returns_leaves_a_miss_and_no_trace(keep):
     cache = PromptCache("1GB")
     keep(cache, path(1))
     lease = cache.fetch("m", [*path(1), 1], rows=Rows.GIVE)
@@ -203,7 +203,7 @@ def test_a_lease_that_never_comes_home_leaves_a_miss_and_no_trace(keep):
     assert cache.check() == []
 
 
-def test_a_lease_that_never_comes_home_loses_nothing_that_is_on_the_disk(keep, run, tmp_path):
+def test_a_lease_that_never_returns_loses_nothing_that_is_on_the_disk(keep, run, tmp_path):
     cache = PromptCache("1GB", DiskStore(tmp_path))
     keep(cache, path(1))
     cache.flush()

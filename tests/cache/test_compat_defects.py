@@ -105,7 +105,7 @@ def test_d6_system_and_user_tiers_hold_what_conversations_start_with(cache):
         assert cache.fetch_nearest_cache("m", [*user, 5, 9])[1] == rest
 
 
-def test_d7_the_least_persistent_goes_first():
+def test_d7_the_least_persistent_is_evicted_first():
     cache = LRUPromptCache(6)
     tiers = ["system"] * 3 + ["user"] * 2 + ["assistant", "system"]
     for first, tier in enumerate(tiers):

@@ -136,7 +136,7 @@ def test_law_18_one_damaged_file_holds_all_back_and_is_told(tmp_path, name):
 
 
 def test_rows_that_were_given_and_put_back_are_still_there(tmp_path):
-    """The other rank turns out to hold less only when it reads: what moved out comes home."""
+    """The other rank turns out to hold less only when it reads: what moved out returns."""
     trial = trial_of("llama")
     store = DiskStore(tmp_path)
     kept(trial, len(PATH), store=store).flush()

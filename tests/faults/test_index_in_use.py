@@ -54,7 +54,7 @@ def test_p8_a_model_is_cleared_though_the_index_says_that_nothing_can_go(worlds,
     assert worlds.on_disk(store) == 0
 
 
-def test_p5_the_log_is_moved_home_where_nothing_is_evicted(worlds, tmp_path, monkeypatch):
+def test_p5_the_log_is_emptied_where_nothing_is_evicted(worlds, tmp_path, monkeypatch):
     monkeypatch.setattr(index_log, "_LONG", 100_000)
     store, log = DiskStore(tmp_path, "1GB"), tmp_path / "index.sqlite-wal"
     for at in range(30):

@@ -250,7 +250,7 @@ def test_a_thread_that_asks_for_the_budget_meanwhile_gets_no_old_answer():
     assert seen[1:] == [100]
 
 
-def test_pinned_paths_go_last_and_pins_outlive_the_process(worlds, tmp_path):
+def test_pinned_paths_are_evicted_last_and_pins_outlive_the_process(worlds, tmp_path):
     store = DiskStore(tmp_path, SPANS)
     pinned = worlds.paths(40)[0]
     cache = PromptCache("1GB", store)
@@ -267,7 +267,7 @@ def test_pinned_paths_go_last_and_pins_outlive_the_process(worlds, tmp_path):
     assert store.check() == []
 
 
-def test_what_is_worth_least_goes_first_and_suffixes_before_prefixes(worlds, tmp_path):
+def test_the_least_valuable_spans_are_evicted_first_and_suffixes_before_prefixes(worlds, tmp_path):
     store = DiskStore(tmp_path, "1GB")
     system, user = worlds.paths(70)[0], worlds.paths(71)[0]
     cache = PromptCache("1GB", store)

@@ -321,10 +321,10 @@ def engine(monkeypatch):
     """The engine of every `ChatMLXCached`: it says hello, unless it is given other events."""
     from scripted_engine import ScriptedEngine, finished
 
-    from langchain_adapter import answering
+    from langchain_adapter import generation
 
     made = ScriptedEngine([TextDelta("Hello"), finished("Hello")])
-    monkeypatch.setattr(answering, "engine_for", lambda reference, where: made)
+    monkeypatch.setattr(generation, "engine_for", lambda reference, where: made)
     return made
 
 

@@ -8,7 +8,7 @@ from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from langchain_adapter import answering
+from langchain_adapter import generation
 from langchain_mlx_cached import ChatMLXCached, PrefixKeepingSummarization
 
 SYSTEM = "You keep a lighthouse, and write down which ships you see. " * 4
@@ -21,7 +21,7 @@ def chat(request, own_cache, tmp_path, monkeypatch):
     """A chat model of the kind, which says what its random weights have it say."""
     folder = conversations.write_model(tmp_path / "model")
     engine = conversations.engine_over(str(folder), request.param, tmp_path / "store")
-    monkeypatch.setattr(answering, "engine_for", lambda reference, where: engine)
+    monkeypatch.setattr(generation, "engine_for", lambda reference, where: engine)
     yield ChatMLXCached(model=str(folder), max_tokens=12)
     engine.close()
 

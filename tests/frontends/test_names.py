@@ -149,7 +149,7 @@ def test_what_is_stored_of_a_model_is_shown_and_cleared_by_each_kind_of_name(wor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_c3_langchain_takes_each_kind_of_name(world, kind, monkeypatch):
-    from langchain_adapter import answering
+    from langchain_adapter import generation
 
     class Heard(Exception):
         pass
@@ -159,7 +159,7 @@ def test_c3_langchain_takes_each_kind_of_name(world, kind, monkeypatch):
 
     for variable, value in world.home.own().items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(answering, "engine_for", hear)
+    monkeypatch.setattr(generation, "engine_for", hear)
     name, reference = world.called(kind)
     with pytest.raises(Heard if reference else ValueError) as caught:
         ChatMLXCached(model=name).invoke("Hello")

@@ -86,7 +86,7 @@ def test_p4_an_eviction_costs_what_it_removes_and_not_what_is_stored(index):
 
 
 @pytest.mark.parametrize("make", [lambda: Chosen(["m"], None), lambda: Below(stem_of(0))])
-def test_p4_a_deep_chain_goes_in_time_linear_in_its_depth(index, make):
+def test_p4_a_deep_chain_is_evicted_in_time_linear_in_its_depth(index, make):
     chain(index, 200)
     shallow = work_of(index, make())
     chain(index, 2000)
@@ -135,7 +135,7 @@ def least_worthy(index, pinned=0):
     return min(leaves, key=value)[-1] if leaves else least_worthy(index, 1)
 
 
-def test_law_11_a_dead_conversation_goes_before_the_last_turn_of_a_living_one(index):
+def test_law_11_a_dead_conversation_is_evicted_before_the_last_turn_of_a_living_one(index):
     """The uses of a span say how long its conversation was, not that it goes on."""
     with index.transaction():
         add(index, 1, tier=1)
@@ -207,7 +207,7 @@ def test_law_11_victims_of_one_transaction_are_those_of_many(index, tmp_path):
     assert orders[0] == orders[1]
 
 
-def test_models_that_nobody_opens_any_more_go_first(index):
+def test_models_that_nobody_opens_any_more_are_evicted_first(index):
     with index.transaction():
         index.namespaces.opened("old", "name")
         index.namespaces.opened("new", "name")

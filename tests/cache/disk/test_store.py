@@ -218,7 +218,7 @@ def test_a_damaged_span_is_a_miss_and_goes_with_what_hangs_on_it(store):
     assert store.stats()["spans"] == 0
 
 
-def test_the_budget_is_kept_and_leaves_go_first(tmp_path):
+def test_the_budget_is_kept_and_leaves_are_evicted_first(tmp_path):
     store = DiskStore(tmp_path)
     save(store, [1, 2, 3])
     one = store.stats()["bytes"]

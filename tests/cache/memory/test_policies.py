@@ -99,7 +99,7 @@ class TestRecency(RecencyLaws):
         order.push("once", "user", 1, 1)
         assert drained(order) == ["twice", "once"]
 
-    def test_cheap_to_rebuild_goes_before_dear(self):
+    def test_cheap_to_rebuild_is_evicted_before_dear(self):
         order = self.order()
         order.push("short checkpoint", "user", 1_000_000, 10)
         order.push("long checkpoint", "user", 1_000_000, 4000)
@@ -183,7 +183,7 @@ class TestHistory(RecencyLaws):
         assert len(order.ghosts) == 1024
         assert sum(order.ghosts._held.values()) == 1024
 
-    def test_cheap_to_rebuild_goes_before_dear(self):
+    def test_cheap_to_rebuild_is_evicted_before_dear(self):
         order = self.order()
         order.push("short checkpoint", "user", 1_000_000, 10)
         order.push("long checkpoint", "user", 1_000_000, 4000)

@@ -20,7 +20,7 @@ from .chat_call import ChatCall
 from .errors import langchain_errors
 
 
-class AnsweringChat(BindingChat):
+class GeneratingChat(BindingChat):
     """A chat model that asks the engine, and answers in LangChain's messages and chunks."""
 
     def _generate(
