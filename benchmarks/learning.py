@@ -62,42 +62,47 @@ def main() -> int:
     return any(row[names[0]].milliseconds > BOUND for row in rows.values())
 
 
-def _costs(template: Any) -> dict[str, Cost]:
-    """Each part alone, all of them with what they share, and all of them remembered."""
-    renderer = ChatTemplate(template.source, template.name)
-    count = 0
+class _Counted:
+    """A template that counts its renderings."""
 
-    def apply(messages: Any, **arguments: Any) -> str:
-        nonlocal count
-        count += 1
-        return renderer.render(messages, **{"bos_token": "<s>", "eos_token": "</s>", **arguments})
+    def __init__(self, template: Any) -> None:
+        self._renderer = ChatTemplate(template.source, template.name)
+        self._count = 0
 
-    def form() -> None:
+    def apply(self, messages: Any, **arguments: Any) -> str:
+        """A rendering."""
+        self._count += 1
+        arguments = {"bos_token": "<s>", "eos_token": "</s>", **arguments}
+        return self._renderer.render(messages, **arguments)
+
+    def compiled(self) -> Cost:
+        """The cost of the first rendering."""
+        started = time.process_time()
         try:
-            learned_form(Probe(apply))
-        except NoForm:
-            return
+            self._renderer.render([{"role": "user", "content": "?"}])
+        except Exception as error:
+            _ = error  # it is compiled all the same
+        return Cost(round(1000 * (time.process_time() - started), 2), 1)
 
-    def measured(work: Callable[[], Any]) -> Cost:
-        nonlocal count
+    def measured(self, work: Callable[[], Any]) -> Cost:
+        """The least cost of some rounds of work that renders it."""
         took = []
         for _ in range(ROUNDS):
-            count, started = 0, time.process_time()
+            self._count, started = 0, time.process_time()
             work()
             took.append(1000 * (time.process_time() - started))
-        return Cost(round(min(took), 2), count)
+        return Cost(round(min(took), 2), self._count)
 
-    started = time.process_time()
-    try:
-        renderer.render([{"role": "user", "content": "?"}])
-    except Exception as error:
-        _ = error  # it is compiled all the same
-    compiled = Cost(round(1000 * (time.process_time() - started), 2), 1)
+
+def _costs(template: Any) -> dict[str, Cost]:
+    """Each part alone, all of them with what they share, and all of them remembered."""
+    counted = _Counted(template)
+    apply, measured, compiled = counted.apply, counted.measured, counted.compiled()
     with tempfile.TemporaryDirectory() as folder:
         path, name = Path(folder) / "facts.json", "a" * 64
         ModelFacts(path).put(name, "template", learn_profile(apply, SWITCH).to_json())
         return {
-            "a form of calls": measured(form),
+            "a form of calls": measured(lambda: _learn_form(apply)),
             "marks of reasoning": measured(lambda: shown_reasoning(Probe(apply), SWITCH)),
             "what has no place": measured(lambda: find_prompt_form(apply)),
             "all, sharing renderings": measured(lambda: learn_profile(apply, SWITCH)),
@@ -106,6 +111,13 @@ def _costs(template: Any) -> dict[str, Cost]:
             ),
             "compiling the template": compiled,
         }
+
+
+def _learn_form(apply: Callable[..., str]) -> None:
+    try:
+        learned_form(Probe(apply))
+    except NoForm:
+        return
 
 
 def _line(name: str, costs: list[Cost]) -> str:
