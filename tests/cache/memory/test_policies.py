@@ -74,7 +74,18 @@ class TestDefault(RecencyLaws):
         assert drained(order) == ["answer", "asked", "other"]
 
 
-class TestRecency(RecencyLaws):
+class RebuildLaws(RecencyLaws):
+    """Those of policies that weigh the work of computing a span again."""
+
+    def test_cheap_to_rebuild_is_evicted_before_dear(self):
+        order = self.order()
+        order.push("short checkpoint", "user", 1_000_000, 10)
+        order.push("long checkpoint", "user", 1_000_000, 4000)
+        order.push("rows", "user", 10_000, 100)
+        assert drained(order) == ["short checkpoint", "long checkpoint", "rows"]
+
+
+class TestRecency(RebuildLaws):
     policy = Recency
 
     def test_below_the_system_prompt_tiers_do_not_count(self):
@@ -99,15 +110,8 @@ class TestRecency(RecencyLaws):
         order.push("once", "user", 1, 1)
         assert drained(order) == ["twice", "once"]
 
-    def test_cheap_to_rebuild_is_evicted_before_dear(self):
-        order = self.order()
-        order.push("short checkpoint", "user", 1_000_000, 10)
-        order.push("long checkpoint", "user", 1_000_000, 4000)
-        order.push("rows", "user", 10_000, 100)
-        assert drained(order) == ["short checkpoint", "long checkpoint", "rows"]
 
-
-class TestHistory(RecencyLaws):
+class TestHistory(RebuildLaws):
     policy = PastUse
 
     def test_a_tier_protects(self):
@@ -182,13 +186,6 @@ class TestHistory(RecencyLaws):
                 order.pop()
         assert len(order.ghosts) == 1024
         assert sum(order.ghosts._held.values()) == 1024
-
-    def test_cheap_to_rebuild_is_evicted_before_dear(self):
-        order = self.order()
-        order.push("short checkpoint", "user", 1_000_000, 10)
-        order.push("long checkpoint", "user", 1_000_000, 4000)
-        order.push("rows", "user", 10_000, 100)
-        assert drained(order) == ["short checkpoint", "long checkpoint", "rows"]
 
     @pytest.mark.parametrize("returned", [False, True])
     def test_the_bias_follows_what_comes_back_too_late(self, returned):
