@@ -6,8 +6,11 @@ import tomllib
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 REST = "More"
+# What the theme's script looks for, to ask GitHub for stars and forks each time a page is read.
+_ASKS_GITHUB = ' data-md-component="source"'
 Entry = dict[str, str] | str
 
 
@@ -16,15 +19,17 @@ def on_config(config: Any) -> Any:
     project = tomllib.loads((Path(config.docs_dir).parent / "pyproject.toml").read_text("utf-8"))
     urls = project["project"]["urls"]
     config.site_url, config.repo_url = urls["Documentation"], urls["Repository"]
+    # MkDocs has made a name for the header from what the file says, which is nothing.
+    config.repo_name = urlsplit(config.repo_url).hostname
     config.nav = navigation(Path(config.docs_dir), config.extra["sections"])
     return config
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """MkDocs' hook: name the picture that other sites show of a link to a page."""
+    """MkDocs' hook: name the picture that other sites show of a link, and ask nothing of others."""
     card = f'<meta property="og:image" content="{config.site_url}card.png">'
     title = f'<meta property="og:title" content="{escape(page.title or config.site_name)}">'
-    return output.replace("</head>", f"{title}{card}</head>", 1)
+    return output.replace(_ASKS_GITHUB, "").replace("</head>", f"{title}{card}</head>", 1)
 
 
 def navigation(folder: Path, sections: dict[str, dict[str, str]]) -> list[dict[str, list[Entry]]]:

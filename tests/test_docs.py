@@ -105,6 +105,18 @@ def test_every_page_stands_once_in_the_navigation():
     assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
+def test_the_site_says_where_the_code_is_and_asks_nobody_else():
+    navigation = module(DOCS / "navigation.py")
+    config = SimpleNamespace(docs_dir=str(DOCS), extra={"sections": {}}, repo_name=None)
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    navigation.on_config(config)
+    assert (config.site_url, config.repo_url) == (urls["Documentation"], urls["Repository"])
+    assert config.repo_name == "github.com"
+    link = '<head></head><a class="md-source" data-md-component="source">github.com</a>'
+    shown = navigation.on_post_page(link, SimpleNamespace(title="A page"), config)
+    assert '<a class="md-source">github.com</a>' in shown
+
+
 def said():
     """The strings of the code that it can say, with … for what is filled in."""
     for folder in ("llm_mlx_promptcache", "langchain_adapter", "langchain_mlx_cached"):
