@@ -105,10 +105,16 @@ class Conversation:
         command = [_LLM, "prompt", question, "-o", "max_tokens", _MAX_TOKENS]
         command += ["-o", "cache", str(cache).lower()]
         command += ["-c"] if name in self._turns else ["-m", "mlx-cached", "-s", system]
+        # The first process may fetch the model, and says so; later ones say that answers are cut.
+        errors = subprocess.PIPE if self._turns else None
         self._turns[name] = self._turns.get(name, 0) + 1
         started = time.perf_counter()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, text=True
+        )
         process = time.perf_counter() - started
+        if done.returncode:
+            raise SystemExit(done.stderr or done.returncode)
         logs = [_LLM, "logs", "list", "--json", "-n", "1"]
         found = subprocess.run(logs, env=environment, check=True, capture_output=True, text=True)
         (entry,) = json.loads(found.stdout)
@@ -129,9 +135,9 @@ def _form(speed: float, short: bool) -> tuple[int, str, str]:
     """The number of turns, the system prompt, and the reason."""
     if speed >= SLOW and not short:
         return LONG, SYSTEM, f"{LONG} turns over the whole system prompt"
-    form = f"the short form, {SHORT} turns over a quarter of the system prompt"
-    why = "" if short else f", because this machine prefills only {speed:.0f} tokens a second"
-    return SHORT, SYSTEM[: len(SYSTEM) // 4], form + why
+    why = "" if short else f": this machine prefills only {speed:.0f} tokens a second"
+    form = f"{SHORT} turns over a quarter of the system prompt (the short form{why})"
+    return SHORT, SYSTEM[: len(SYSTEM) // 4], form
 
 
 def _report(rows: list[tuple[Turn, Turn]], form: str, seconds: float) -> str:

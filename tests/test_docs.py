@@ -165,6 +165,24 @@ def test_a_message_that_the_code_does_not_say_is_noticed(everything_said):
         assert not any(template.says(message) for template in everything_said), message
 
 
+SHOWN = re.compile(r"^\$ llm mlx-cached .*\n((?:(?!\$ ).*\n)+)", re.MULTILINE)
+
+
+def shown_lines():
+    """The sentences that pages show as what our commands print, without tables and trees."""
+    for page in PAGES:
+        for _, code in FENCED.findall(page.read_text()):
+            for line in "".join(SHOWN.findall(code)).splitlines():
+                if re.match(r" *[a-zA-Z](?:\S| (?! ))+$", line) and len(line.split()) > 3:
+                    yield pytest.param(line, id=f"{page.stem}: {line[:40]}")
+
+
+@pytest.mark.parametrize("line", list(shown_lines()))
+def test_the_code_still_says_each_line_that_a_page_shows(line, everything_said):
+    ways = line, line.strip()
+    assert any(template.filled.match(way) for template in everything_said for way in ways), line
+
+
 def test_the_report_is_what_its_figures_give():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:

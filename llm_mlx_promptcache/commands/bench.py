@@ -83,7 +83,7 @@ class BenchResult(NamedTuple):
 @click.option(
     "--trace",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Replay this trace instead, by its times, in caches of this machine's limits.",
+    help="Replay this trace instead, by its times, in caches with this machine's limits.",
 )
 @click.option(
     "--block", type=click.IntRange(min=1), help="Tokens of a block; default: as the trace says."

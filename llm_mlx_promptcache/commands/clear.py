@@ -34,14 +34,14 @@ _SHOWN = 5  # ids of pinned spans
 @click.command()
 @click.option("--model", help="Only of this model, as stats shows it, or by name.")
 @click.option("--older-than", metavar="AGE", help="Only entries unused this long: 12h, 7d.")
-@click.option("-y", "--yes", is_flag=True, help="Pinned entries too, without asking.")
+@click.option("-y", "--yes", is_flag=True, help="Remove pinned entries too, without asking.")
 @json_option
 def clear(*, model: str | None, older_than: str | None, yes: bool, as_json: bool) -> None:
     """Remove the cache's contents on disk and in the host's memory.
 
-    An answer that the host is just giving is not kept either. A model that is served over several
-    machines is cleared on all of them. Status 1 if a host does not answer, or a disk is not
-    cleared. With pinned entries it asks first; --older-than leaves them.
+    An answer in progress is not kept either. A model that is served over several machines is
+    cleared on all of them. Status 1 if a host does not answer, or a disk is not cleared. If
+    entries are pinned it asks first; --older-than leaves them.
     """
     days = None if older_than is None else parse_age(older_than, "--older-than")
     store, hosts = disk_store(), [_Host(), *map(_Host, served_names())]

@@ -38,11 +38,11 @@ _COLUMNS: Final = ("part", "what", "found", "health", "what to do")
 @model_option
 @json_option
 def doctor(*, model: str, as_json: bool) -> None:
-    """Check folders, disk, index, host and a model on this machine; status 1 where one is wrong.
+    """Check folders, disk, index, host and a model on this machine; status 1 if one is wrong.
 
     With the model it measures warm beside cold, restored beside computed, together beside alone,
-    and speeds: in about a minute, in a cache of its own. The table is to be pasted into an issue:
-    no prompt and no name of a file of yours is in it.
+    and speeds: in about a minute, in a cache of its own. Paste the table into an issue: it has no
+    prompt and no file name of yours.
     """
     began = time.monotonic()
     try:

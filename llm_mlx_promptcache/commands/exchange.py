@@ -32,7 +32,9 @@ class _ExportFlags(TypedDict):
     cache_salt: str | None
 
 
-salt_option = click.option("--cache-salt", metavar="SALT", help="The salt that it is stored under.")
+salt_option = click.option(
+    "--cache-salt", metavar="SALT", help="The cache_salt that it belongs to."
+)
 
 
 @click.command()

@@ -25,8 +25,8 @@ _GROUP_SECONDS: Final = 30.0  # for one that waits for the ends of others
 def ps(*, as_json: bool) -> None:
     """Show the resident host: its models, their memory, and how long it stays.
 
-    Also models served over several machines: their ranks, the memory of each, when it spoke.
-    Never starts one.
+    Also shows models served over several machines: their ranks, the memory of each, and when it
+    was last heard. Never starts a host.
     """
     found = _asked({"ask": "ps"})
     served = {name: told for name in served_names() if (told := _asked({"ask": "ps"}, name))}

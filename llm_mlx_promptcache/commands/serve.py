@@ -52,17 +52,17 @@ _LOADING: Final = 3600.0
     type=click.Choice(("tensor", "pipeline")),
     default="tensor",
     show_default=True,
-    help="Cut each layer, or share the layers out.",
+    help="Split each layer, or give each machine some of the layers.",
 )
 @click.option(
     "--backend",
     type=click.Choice(("ring", "jaccl")),
-    help="What MLX talks over: TCP, or RDMA over Thunderbolt; else what the hostfile names.",
+    help="TCP, or RDMA over Thunderbolt; default: what the hostfile names, else ring.",
 )
-@click.option("--name", help="What to call it; else the last part of the model's name.")
-@click.option("--keep", help='End it when idle for so long, such as "30m"; else it stays.')
-@click.option("--python", help="Python on the other machines; else the path that it has here.")
-@click.option("--address", help="Where the others reach this machine; else its first address.")
+@click.option("--name", help="Its name; default: the last part of the model's name.")
+@click.option("--keep", help="End it when it has been idle this long: 30m; default: it stays.")
+@click.option("--python", help="Python on the other machines; default: its path here.")
+@click.option("--address", help="Where the others reach this machine; default: its first address.")
 @click.option(
     "--port",
     type=click.IntRange(1024, 65000),

@@ -48,7 +48,7 @@ def trace(*, output: IO[str], block: int) -> None:
     """Export your use of the cache as block hashes and times, without any text or tokens.
 
     One JSON line for each prompt in llm's log, in the format of public traces: its time (in
-    milliseconds from the first), the tokens of it and of its answer, and an id for each of its
+    milliseconds from the first), its length and its answer's in tokens, and an id for each of its
     blocks. Ids are hashes under a random salt that is forgotten at once: they show which prompts
     begin alike, and nothing else. Prompts asked while llm's logs were off are not included.
     """
