@@ -35,7 +35,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def unknown(text):
-    """What a text names that there is not."""
+    """The names in a text that stand for nothing."""
     for variable in re.findall(r"LLM_MLX_CACHED_[A-Z]+", text):
         if variable not in CODE:
             yield variable
