@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from ..cache.explain import Reason
 from ..chat.asked import short_digest
-from ..chat.history import Change, ChangeReason
 
 if TYPE_CHECKING:
+    # Every front end imports this file; finding a change takes half of the chat room, which the
+    # engine's process alone needs.
+    from ..cache.explain import Reason
     from ..cache.memory.leases import Lease
+    from ..chat.history import ChangeReason
     from .preparation import Prepared
 
+    LossReason = ChangeReason | Literal["settings"] | Reason
+
 ReuseState = Literal["new", "healthy", "lost", "off"]
-LossReason = ChangeReason | Literal["settings"] | Reason
 
 _LOST: Final[dict[str, str]] = {
     "system": "the system prompt is not what it was",
@@ -125,7 +128,7 @@ def _is_told(prepared: Prepared, reason: LossReason, why: Reason) -> bool:
     if reason == "evicted":
         # Rows evicted by another process, or cleared, may be gone on purpose.
         return why == "evicted"
-    if reason == "edited" and history.change == Change("edited", history.at):
+    if history.change == ("edited", history.at):
         return False  # an answer that somebody corrected is all that is lost
     if reason == "removed" and 2 * len(prepared.transcript.ids) <= history.latest.length:
         return False  # that was the point of it

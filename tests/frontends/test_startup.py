@@ -126,8 +126,11 @@ def test_a_client_of_the_host_imports_no_heavy_package():
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    found = packages(done.stdout.split())
-    assert found.isdisjoint(HEAVY | {"numpy", "llm", "jinja2", "langchain_core"})
+    found = done.stdout.split()
+    assert packages(found).isdisjoint(HEAVY | {"numpy", "llm", "jinja2", "langchain_core"})
+    # Of the chat room, messages and events: forms, prompts and histories are the engine's.
+    chat = {name.rpartition(".")[2] for name in ours(found) if ".chat." in name}
+    assert chat == {"answer_parts", "asked", "checks", "generated", "messages"}
 
 
 def test_a_plain_prompt_imports_no_grammar_and_nothing_to_show_with(bare_home, tiny_llama):
