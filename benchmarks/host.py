@@ -196,6 +196,7 @@ def eight(home: Home) -> dict[str, float]:
         "drafted": with_drafts / alone,
         "gain": rate / alone,
         "seconds": span(together),
+        "apart": max(began(together)) - min(began(together)),
         "llms": took_themselves / (os.cpu_count() or 1),
         "prefilled": prefilled,
         "prompt": prompt,
@@ -234,9 +235,14 @@ def lasted(entry: dict[str, Any]) -> float:
 
 def span(entries: Sequence[dict[str, Any]]) -> float:
     """Seconds from the first request of some to the last token of all."""
-    starts = [datetime.fromisoformat(entry["datetime_utc"]).timestamp() for entry in entries]
+    starts = began(entries)
     ends = [start + lasted(entry) for start, entry in zip(starts, entries, strict=True)]
     return max(ends) - min(starts)
+
+
+def began(entries: Sequence[dict[str, Any]]) -> list[float]:
+    """The time at which each request was accepted, by llm's log."""
+    return [datetime.fromisoformat(entry["datetime_utc"]).timestamp() for entry in entries]
 
 
 def idle(home: Home) -> dict[str, float]:
@@ -327,6 +333,7 @@ def bars(found: dict[str, Any]) -> list[Bar]:
             2.0,
         ),
         Bar("seconds of these eight at once, from the first accepted", many["seconds"]),
+        Bar("of them until the last was accepted", many["apart"]),
         Bar("seconds of all processors that eight `llm` take themselves", many["llms"]),
         Bar("eight in a row with drafts, of those without", many["drafted"]),
         Bar(
