@@ -183,6 +183,21 @@ def test_the_code_still_says_each_line_that_a_page_shows(line, everything_said):
     assert any(template.filled.match(way) for template in everything_said for way in ways), line
 
 
+def recorded_lines():
+    """What our commands said in the recording, each line whole that a terminal had broken."""
+    picture = ElementTree.parse(DOCS / "terminal.svg")
+    lines = ["".join(t.itertext()) for t in picture.iter("{http://www.w3.org/2000/svg}text")]
+    text = re.sub(r"\n  (?=\S)", " ", "\n".join(lines) + "\n")
+    return [line for line in "".join(SHOWN.findall(text)).splitlines() if len(line.split()) > 8]
+
+
+def test_the_code_still_says_what_was_recorded(everything_said):
+    lines = recorded_lines()
+    assert len(lines) > 3
+    for line in lines:
+        assert any(template.filled.match(line) for template in everything_said), line
+
+
 def test_the_report_is_what_its_figures_give():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
@@ -192,6 +207,32 @@ def test_the_report_is_what_its_figures_give():
     found = report.kept(DOCS / "figures")
     assert found
     assert (DOCS / "benchmarks.md").read_text() == report.page(found, DOCS / "figures")
+
+
+# The columns of docs/eviction.md's table: the ratio of a policy, over another's.
+POLICIES = (
+    ("lru", None),
+    ("default", "lru"),
+    ("history", "lru"),
+    ("recency", "lru"),
+    ("belady", "lru"),
+    ("default", "mlx-lm"),
+)
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "figures").glob("eviction-*.json")))
+def test_evictions_table_tells_what_was_measured(path):
+    figures = json.loads(path.read_text())["figures"]
+    ratios, trace = figures["ratios"], path.stem.removeprefix("eviction-").split("-")
+    rows = re.findall(r"^\| (.+) \|$", (DOCS / "eviction.md").read_text(), re.MULTILINE)
+    start = re.compile(rf"{trace[0]}\b.*{' '.join(trace[1:])}", re.IGNORECASE)
+    cells = next(c for c in (r.split(" | ") for r in rows if start.match(r)) if len(c) == 8)
+    assert cells[1] == " ".join(f"{blocks:,}" for blocks in figures["blocks"])
+    for cell, (policy, beside) in zip(cells[2:], POLICIES, strict=True):
+        under = ratios[beside] if beside else [1.0] * len(ratios[policy])
+        found = [ours / theirs for ours, theirs in zip(ratios[policy], under, strict=True)]
+        shown = cell.split(" ")
+        assert [f"{x:.{len(s.split('.')[1])}f}" for x, s in zip(found, shown, strict=True)] == shown
 
 
 # A measured time, rate or share; what is set in the code (a wait, a limit) has no decimals.
