@@ -184,7 +184,7 @@ def test_the_code_still_says_each_line_that_a_page_shows(line, everything_said):
 
 
 def recorded_lines():
-    """What our commands said in the recording, each line whole that a terminal had broken."""
+    """The recording's lines of our commands, each whole that the terminal had broken."""
     picture = ElementTree.parse(DOCS / "terminal.svg")
     lines = ["".join(t.itertext()) for t in picture.iter("{http://www.w3.org/2000/svg}text")]
     text = re.sub(r"\n  (?=\S)", " ", "\n".join(lines) + "\n")
@@ -220,7 +220,9 @@ POLICIES = (
 )
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "figures").glob("eviction-*.json")))
+@pytest.mark.parametrize(
+    "path", sorted((DOCS / "figures").glob("eviction-*.json")), ids=lambda path: path.stem
+)
 def test_evictions_table_tells_what_was_measured(path):
     figures = json.loads(path.read_text())["figures"]
     ratios, trace = figures["ratios"], path.stem.removeprefix("eviction-").split("-")
