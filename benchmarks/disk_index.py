@@ -89,7 +89,8 @@ def insert_times(folder: Path) -> dict[str, float]:
     store = DiskStore(folder, "1TB")
     layout = (KVRows(),) * LAYERS
     [tensors] = host_tensors([tuple(mx.zeros((1, 1, 4, 4)) for _ in range(2))] * LAYERS)
-    inner, times = store._add, []
+    publisher, times = store._publisher, []
+    inner = publisher._add
 
     def add(*arguments: Any) -> bool:
         started = time.perf_counter()
@@ -97,7 +98,7 @@ def insert_times(folder: Path) -> dict[str, float]:
         times.append((time.perf_counter() - started) * 1e3)
         return done
 
-    store._add = add  # type: ignore[method-assign]
+    publisher._add = add  # type: ignore[method-assign]
     for number in range(200):
         ids = array("I", [70_000 + number, 1, 2, 3])
         assert store.save(NewSpan("m", layout, ids, 0, "user", tensors, True))
