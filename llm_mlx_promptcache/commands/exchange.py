@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypedDict
+from typing import IO, TYPE_CHECKING, Final, TypedDict
 
 import click
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
     from ..cache.disk.store import DiskStore
     from ..engine.exchange import ChosenPath
+
+
+_PACKAGE: Final = logging.getLogger(__name__.partition(".")[0])
 
 
 class _ExportFlags(TypedDict):
@@ -90,7 +96,8 @@ def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: b
 
     reference = None if model is None else resolve(model, load_settings()).reference
     store = disk_store()
-    done = import_file(file, store, reference=reference, cache_salt=cache_salt or "")
+    with _reason_said():
+        done = import_file(file, store, reference=reference, cache_salt=cache_salt or "")
     found = store.listing().along(done.namespace, done.path)
     file_id = found[-1].file_id if found else ""
     where = f"to the span {file_id[:ID_LENGTH]}"
@@ -103,6 +110,38 @@ def import_(*, file: Path, model: str | None, cache_salt: str | None, as_json: b
     else:
         verb = "is" if done.tokens == 1 else "are"
         click.echo(f"{counted(done.tokens, 'token')} of {done.model} {verb} stored now, {where}")
+
+
+class _KeptWarnings(logging.Handler):
+    """A handler that keeps warnings, to be printed later."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def _reason_said() -> Iterator[None]:
+    """Say in one line that nothing is imported, and the cache's warning that tells why."""
+    from ..engine.exchange import NotStored
+
+    heard = _KeptWarnings()
+    _PACKAGE.addHandler(heard)
+    try:
+        yield
+    except NotStored as error:
+        if not heard.lines:
+            raise
+        why = heard.lines.pop()
+        raise click.ClickException(f"nothing of {error.file} is imported: {why}") from None
+    finally:
+        _PACKAGE.removeHandler(heard)
+        for line in heard.lines:
+            click.echo(line, err=True)
 
 
 def _shown(file: Path) -> str:

@@ -137,6 +137,14 @@ def export_chosen(chosen: ChosenPath, store: DiskStore, file: Path) -> Exported:
     return export_prefix(PromptCache(_MEMORY, store), prefix, file)
 
 
+class NotStored(ValueError):
+    """A cache that could not take a `file`; its own warning says why."""
+
+    def __init__(self, file: str, folder: Path) -> None:
+        super().__init__(f"nothing of {file} is imported: it could not be stored in {folder}")
+        self.file = file
+
+
 class Imported(NamedTuple):
     """The tokens of a file that are kept now, those kept before, and their model."""
 
@@ -153,6 +161,7 @@ def import_file(
     """Take in a file that somebody exported; nothing of it is kept unless all of it is right.
 
     ValueError, in one line, where it is damaged, of another model or environment, or too large.
+    NotStored where the folder can't take it.
     """
     with open_prefix(file) as found:
         # An export names the default model or a hub's; a stranger's file may point anywhere.
@@ -176,7 +185,7 @@ def import_file(
         cache.label(namespace, named, model.identity.rows)
         kept = import_prefix(cache, found, namespace, about)
     if store.lookup(namespace, tokens).end < kept:
-        raise ValueError(f"{found.name} could not be stored in {store.folder}; nothing is imported")
+        raise NotStored(found.name, store.folder)
     return Imported(kept, known, named, namespace, tokens)
 
 
@@ -185,7 +194,8 @@ def _check_size(found: PrefixFile, store: DiskStore) -> None:
     if end - begin > store.budget:
         raise ValueError(
             f"{found.name} holds {format_size(end - begin)}, and the cache may have"
-            f" {format_size(store.budget)}; llm mlx-cached settings --disk gives it more"
+            f" {format_size(store.budget)}: free some of the disk, or give it more with llm"
+            " mlx-cached settings --disk"
         )
 
 

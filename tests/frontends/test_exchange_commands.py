@@ -1,7 +1,10 @@
 """A prefix that was computed in one home is used in another, through a file, or refused."""
 
 import json
+import os
 import stat
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from safetensors import safe_open
 
 LIMIT = ("-o", "max_tokens", "4")
 SYSTEM = "the answer of the system and the capital of the user"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another")
 ASKED = ("-m", "mlx-cached", "-s", SYSTEM, *LIMIT)
 
 
@@ -196,7 +200,82 @@ def test_a_file_that_is_damaged_or_too_large_is_refused(sent, other, tmp_path):
     assert "cut: " in refused(other, str(cut), "-m", model_of(other))
     other.ours("settings", "--disk", "1000")
     line = refused(other, str(sent), "-m", model_of(other))
-    assert "settings --disk gives it more" in line
+    assert "give it more with llm mlx-cached settings --disk" in line
+
+
+@pytest.fixture
+def mounted(other):
+    """A function that puts a small file system in the place of that home's cache."""
+    place = Path(other.ours("path")[0])
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", place]
+        if subprocess.run(command).returncode:
+            pytest.skip("nothing can be mounted here")
+        return place
+
+    yield mount
+    while os.path.ismount(place):
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def said_of_nothing_imported(home, file):
+    """The one line in which a home says why nothing of a file is imported."""
+    out, line = home.llm("mlx-cached", "import", str(file), "-m", model_of(home), status=1)
+    assert (out, line.count("\n")) == ("", 0)
+    return line
+
+
+def contents(place):
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("in_use", "why"),
+    [(False, "Read-only file system"), (True, "unable to open database file")],
+    ids=["a new cache", "one in use"],
+)
+def test_p4_a_read_only_cache_takes_nothing_and_says_so(sent, other, mounted, in_use, why):
+    place = mounted("size=20m")
+    if in_use:
+        other.llm("-m", "mlx-cached", *LIMIT, "Hello")
+    before = contents(place)
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    line = said_of_nothing_imported(other, sent)
+    assert line.startswith(f"Error: nothing of sent is imported: the disk cache in {place} is off")
+    assert why in line
+    assert contents(place) == before
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [((), "free some of the disk"), (("--disk", "1GB"), "database or disk is full")],
+    ids=["any budget", "1 GB"],
+)
+def test_p4_a_full_disk_takes_nothing_and_says_so(sent, other, mounted, budget, why):
+    other.ours("settings", *budget)
+    place = mounted("size=256k")
+    with suppress(OSError), (place / "much").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    line = said_of_nothing_imported(other, sent)
+    assert why in line
+    assert [path for path in place.rglob("*") if path.name.endswith(".safetensors")] == []
+    assert list(place.rglob(".tmp-*")) == []
+
+
+@needs_root
+def test_p4_a_cache_of_somebody_else_takes_nothing_and_says_so(sent, other):
+    place = Path(other.ours("path")[0])
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chown(place, 65_534, 65_534)
+    line = said_of_nothing_imported(other, sent)
+    assert line.startswith("Error: nothing of sent is imported: ")
+    assert line.endswith("belongs to user 65534; use a folder of your own")
+    assert list(place.iterdir()) == []
 
 
 def test_nothing_is_exported_of_what_is_not_there(warmed, other, tmp_path):
