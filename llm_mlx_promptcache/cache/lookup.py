@@ -111,7 +111,7 @@ class Lookup:
             restore = plan.restore
             unreadable |= restore is not None and restore.state is not Reading.WHOLE
             if restore is not None and self.bandwidth.is_slower(
-                restore.nbytes, plan.from_disk, prefill_speed
+                restore.nbytes, plan.from_disk, prefill_speed, coded=restore.is_coded
             ):
                 slow = True
                 restore.close()
@@ -151,7 +151,8 @@ class Lookup:
             if restore is None:
                 return layers
             good = restore.verify()
-            self.bandwidth.measured(restore.nbytes, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.bandwidth.measured(restore.nbytes, seconds, coded=restore.is_coded)
             return layers if good else None
         except Exception as error:
             device.note(error)

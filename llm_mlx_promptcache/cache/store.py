@@ -24,6 +24,7 @@ class SpanReader(Protocol):
     """
 
     broken: DamagedSpan | None  # the damage that was seen
+    coded: bool  # whether its bytes are to be unpacked
 
     @property
     def name(self) -> str:

@@ -4,6 +4,9 @@ import errno
 import random
 import shutil
 import time
+from contextlib import closing
+from itertools import count
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +16,8 @@ from forged_files import BOMBS, first_array, forged, framed, recoded
 from killed import each_call, killed_copies
 from normal_layers import normal_layers
 
-from llm_mlx_promptcache.cache.disk import coding, pack_file, span_header
+from llm_mlx_promptcache.cache import lookup
+from llm_mlx_promptcache.cache.disk import bandwidth, coding, pack_file, span_header
 from llm_mlx_promptcache.cache.disk.chains import CODED_AFTER
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.store import DiskStore
@@ -147,6 +151,27 @@ def test_p1_a_flipped_bit_anywhere_in_a_coded_pack_is_a_miss(packed):
     for at in random.Random(6).sample(range(len(content)), 40):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         assert got(folder) == 0
+
+
+@pytest.mark.parametrize("slow", ["coded", "plain"])
+def test_law_7_coded_rows_and_plain_ones_are_each_read_where_that_is_faster(
+    packed, monkeypatch, slow
+):
+    folder, _, _ = packed
+    paths = {"coded": TOKENS, "plain": [1000 + token for token in TOKENS]}
+    with closing(DiskStore(folder, "20MB")) as store:
+        cache = PromptCache("1GB", store)
+        cache.insert("m", paths["plain"], layers_of())
+        cache.flush()
+    cache = PromptCache("1GB", DiskStore(folder, "20MB"))
+    with monkeypatch.context() as patch:
+        patch.setattr(bandwidth, "_LEAST_BYTES", 0)
+        patch.setattr(lookup, "time", SimpleNamespace(monotonic=count(0, 1000).__next__))
+        assert cache.fetch("m", [*paths[slow], 999]).cached == len(TOKENS)
+    for what, path in paths.items():
+        lease = cache.fetch("m", [*path, 999], prefill_speed=1e9)
+        wanted = (0, "slow") if what == slow else (len(TOKENS), "whole")
+        assert (lease.cached, lease.why.reason) == wanted
 
 
 FORGERIES = {

@@ -58,6 +58,11 @@ class Restore:
         return sum(opened.size for _, opened in self._spans)
 
     @property
+    def is_coded(self) -> bool:
+        """True if any of the files is to be unpacked too."""
+        return any(opened.coded for _, opened in self._spans)
+
+    @property
     def starts(self) -> list[int]:
         """The starts of the parts' files."""
         return [opened.head.start for _, opened in self._spans]
