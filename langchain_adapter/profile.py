@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_core.language_models import ModelProfile
 
-from llm_mlx_promptcache.cache.manifest import read_plain
+from llm_mlx_promptcache.cache.plain_files import read_plain
 from llm_mlx_promptcache.config import DEFAULT_MODEL
 from llm_mlx_promptcache.models.names import resolve
 from llm_mlx_promptcache.models.references import divided, folder_of

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import platformdirs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from .cache.plain_files import open_plain, read_plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -73,7 +75,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-_MOST_SALVAGED = 1 << 20  # bytes of a damaged file that are searched
+_MOST_BYTES = 1 << 20  # of the settings; of a larger file so many are searched for names
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 # A model's name, and its aliases where they follow before the next one, as we write them.
 _NAMED = re.compile(
@@ -189,7 +191,7 @@ def load_settings() -> Settings:
     """The user's settings; ValueError, with the file's name, if the file can't be used."""
     path = _settings_file()
     try:
-        return Settings.model_validate_json(path.read_bytes())
+        return Settings.model_validate_json(read_plain(path, _MOST_BYTES))
     except FileNotFoundError:
         return Settings()
     except NotADirectoryError as error:
@@ -208,8 +210,8 @@ def names_in_damaged_settings() -> tuple[RegisteredModel, ...]:
     Nothing else in it is trusted: asking one of them is an error that says the file is damaged.
     """
     try:
-        with _settings_file().open("rb") as file:
-            text = file.read(_MOST_SALVAGED).decode("utf-8", "replace")
+        with open_plain(_settings_file()) as file:
+            text = file.read(_MOST_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError):
         return ()
     found: dict[str, RegisteredModel] = {}

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import odd_files
 import pytest
 from filelock import FileLock
+from worlds import watched
 
 from llm_mlx_promptcache import config
 
@@ -96,6 +98,29 @@ def test_settings_that_cannot_be_read_are_named(home, text):
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"settings.json can't be read .* correct or remove"):
         config.load_settings()
+
+
+@pytest.mark.parametrize("kind", odd_files.MAKERS)
+def test_settings_that_are_no_small_file_are_told_at_once(home, kind):
+    path = config.data_folder() / "settings.json"
+    odd_files.MAKERS[kind](path)
+    with watched():
+        told = rf"settings in {path} can't be read \(settings.json (is no regular|has .* bytes)"
+        with pytest.raises(ValueError, match=told):
+            config.load_settings()
+        with pytest.raises(ValueError, match="correct or remove that file"):
+            config.change_settings(lambda settings: settings.changed(memory=1))
+        assert config.names_in_damaged_settings() == ()
+
+
+def test_names_are_found_in_settings_that_are_too_long(home):
+    path = config.data_folder() / "settings.json"
+    model = config.RegisteredModel(name="a", reference="b", aliases=("c",))
+    config.save_settings(config.Settings(models=(model,)))
+    with path.open("a") as file:
+        file.truncate(odd_files.GIGABYTE)
+    (found,) = config.names_in_damaged_settings()
+    assert (found.name, found.aliases) == ("a", ("c",))
 
 
 @pytest.mark.parametrize(

@@ -131,19 +131,6 @@ class Manifest(NamedTuple):
             raise FilesChanged(f"{path} changed")
 
 
-def read_plain(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes; ValueError for anything else."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is no regular file")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"{path.name} has {status.st_size} bytes, more than {most}")
-    return content
-
-
 def _youngest(entries: Iterable[ListedFile]) -> tuple[Path | None, float]:
     """The newest change, and the seconds until another change of it would show."""
     now = time.time_ns()

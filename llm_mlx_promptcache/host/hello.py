@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hmac
 import os
 import secrets
-import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..cache.plain_files import open_plain, read_plain
 from ..config import APP, create_private, data_folder, keep_seconds, load_settings
 from ..models.paths import real_path
 from .environment import that_matters
@@ -203,8 +202,8 @@ def _hub_folder() -> Path:
 
 def _hub_token(path: Path) -> bytes:
     """The token of the hub's logged-in user; empty where none can be read."""
-    with suppress(OSError, RuntimeError):
-        return _read(path.expanduser(), _LARGEST_TOKEN).strip()
+    with suppress(OSError, ValueError, RuntimeError), open_plain(path.expanduser()) as file:
+        return file.read(_LARGEST_TOKEN).strip()
     return b""
 
 
@@ -212,12 +211,14 @@ def _salt(path: Path) -> bytes:
     """The salt of a place, made once; HostUnavailable."""
     try:
         try:
-            salt = _read(path, _SALT + 1)
+            salt = read_plain(path, _SALT)
         except FileNotFoundError:
             _make_salt(path)
-            salt = _read(path, _SALT + 1)
+            salt = read_plain(path, _SALT)
     except OSError as error:
         raise HostUnavailable(f"{path} can't be read or made ({error.strerror})") from error
+    except ValueError:  # too long, or no file at all
+        salt = b""
     if len(salt) != _SALT:
         raise HostUnavailable(f"{path} is damaged; remove it")
     return salt
@@ -234,15 +235,6 @@ def _make_salt(path: Path) -> None:
             path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path, most: int) -> bytes:
-    """The first bytes of a plain file; OSError for anything else, even a pipe that would hang."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
-        return file.read(most)
 
 
 def _files(folder: str) -> Iterator[str]:

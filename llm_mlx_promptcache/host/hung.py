@@ -8,6 +8,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from ..cache.plain_files import read_plain
 from ..config import write_private_file
 from .place import HostUnavailable
 
@@ -48,7 +49,7 @@ def forget(place: Place) -> None:
 def is_hung(place: Place, host: str) -> bool:
     """True if this host, by its `name_of` or `name_with`, was seen to hang."""
     with suppress(OSError, ValueError):
-        return bool(host) and place.hung.read_text(encoding="ascii") == host
+        return bool(host) and read_plain(place.hung, len(host)) == host.encode("ascii")
     return False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ..cache.manifest import read_plain
+from ..cache.plain_files import read_plain
 from ..config import MODEL_ID, load_settings, write_private_file
 from ..models.errors import ModelLoadError, one_line
 from ..models.references import served_name

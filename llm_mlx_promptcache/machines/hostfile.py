@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ..cache.manifest import read_plain
+from ..cache.plain_files import read_plain
 from ..engine.group import Backend
 
 MOST_HOSTS: Final = 64

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..cache.manifest import read_plain
+from ..cache.plain_files import read_plain
 from ..config import DEFAULT_MODEL, data_folder
 from .errors import ModelLoadError
 from .model_files import missing_weights

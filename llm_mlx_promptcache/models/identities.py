@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..cache.identity import fingerprint, rows_identity
-from ..cache.manifest import FilesChanged, read_plain
+from ..cache.manifest import FilesChanged
+from ..cache.plain_files import read_plain
 from ..config import write_private_file
 from .errors import one_line
 from .loading import LoadedModel, describe

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..cache.manifest import read_plain
+from ..cache.plain_files import read_plain
 from ..config import data_folder
 from .errors import ModelLoadError, one_line
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import click
 
+from ..cache.plain_files import read_plain
 from ..config import DEFAULT_MODEL, MODEL_ID, RegisteredModel, Settings, load_settings
 from .errors import ModelLoadError, shortened
 from .references import adapter_of, divided, folder_of, is_hub_id, spelled
@@ -100,8 +101,7 @@ def llm_aliases() -> dict[str, str]:
     own = os.environ.get("LLM_USER_PATH")
     folder = Path(own) if own else Path(click.get_app_dir("io.datasette.llm"))
     try:
-        with (folder / "aliases.json").open("rb") as file:
-            data = json.loads(file.read(_LARGEST_ALIASES))
+        data = json.loads(read_plain(folder / "aliases.json", _LARGEST_ALIASES))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(data, dict):

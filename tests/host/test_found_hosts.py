@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 import pytest
 from filelock import FileLock
 from homes import ended
+from worlds import watched
 
 from llm_mlx_promptcache.host import hung, start
 from llm_mlx_promptcache.host.frames import encode
@@ -77,6 +78,10 @@ def test_any_mark_of_a_hung_host_can_be_read(home, mark):
     home.place.hung.unlink()
     home.place.hung.mkdir()
     home.connect().close()
+    home.place.hung.rmdir()
+    os.mkfifo(home.place.hung)
+    with watched():
+        home.connect().close()
 
 
 def test_an_idle_host_of_another_build_is_replaced(home):

@@ -4,7 +4,9 @@ import json
 import unicodedata
 
 import llm
+import odd_files
 import pytest
+from worlds import watched
 
 from llm_mlx_promptcache import config
 from llm_mlx_promptcache.models import names
@@ -82,6 +84,13 @@ def test_aliases_of_llm_are_names_too(user):
 def test_damaged_aliases_of_llm_are_none(text):
     (llm.user_dir() / "aliases.json").write_text(text)
     assert names.llm_aliases() == {}
+
+
+@pytest.mark.parametrize("kind", odd_files.MAKERS)
+def test_aliases_of_llm_that_are_no_small_file_are_none(kind):
+    odd_files.MAKERS[kind](llm.user_dir() / "aliases.json")
+    with watched():
+        assert names.llm_aliases() == {}
 
 
 def test_aliases_lie_where_llm_has_them(monkeypatch, user):
