@@ -3,11 +3,13 @@
 import getpass
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 
 LONG = 60
 
@@ -61,6 +63,7 @@ class OwnSshd:
             "SetEnv": " ".join(f"{name}={value}" for name, value in variables.items()),
         }
         (folder / "sshd_config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
+        self._made = self._empty_folder()
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [program(), "-D", "-e", "-f", str(folder / "sshd_config")],
@@ -83,6 +86,21 @@ class OwnSshd:
     def end(self):
         self.process.terminate()
         self.process.wait(LONG)
+        if self._made is not None:
+            self._made.rmdir()
+
+    def _empty_folder(self):
+        """The folder that root's sshd wants empty, made as the system's service makes it; or None.
+
+        Where that service has never run, it is missing.
+        """
+        command = [program(), "-t", "-f", str(self.folder / "sshd_config")]
+        told = subprocess.run(command, capture_output=True, text=True).stderr
+        if found := re.search(r"Missing privilege separation directory: (\S+)", told):
+            made = Path(found[1])
+            made.mkdir(mode=0o755)
+            return made
+        return None
 
     def _await(self):
         until = time.monotonic() + LONG
