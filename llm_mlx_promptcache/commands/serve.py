@@ -7,7 +7,7 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -28,6 +28,8 @@ from .shown import json_option, show_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..host.child import HostChild
+    from ..host.frames import Channel
     from ..host.place import Place
     from ..machines.orders import GroupPlan, LeadOrder
 
@@ -37,6 +39,8 @@ _FOR_SSH: Final = ("SSH_AUTH_SOCK",)
 _STOP: Final = "llm mlx-cached stop"
 # Rank 0 may wait for another machine's slower disk: the ranks watch how long each of them loads.
 _LOADING: Final = 3600.0
+# Another `serve` holds the name until its rank 0 answers, or has not in so many seconds.
+_NAMED: Final = 30.0
 
 
 @click.command()
@@ -81,17 +85,13 @@ def serve(*, model: str, hosts: Path, as_json: bool, **said: Any) -> None:
     name = _name(said["name"], named)
     plan = _plan(named, hosts, said)
     order = _order(name, plan, said)
-    place = _free_place(name)
     over = {"split": plan.split, "backend": plan.backend.value}
     served = ServedOver(model=named.reference, hosts=str(hosts.expanduser().absolute()), **over)
-    # First: whatever becomes of this process, `ps` shows what it started, and `stop` ends it.
-    before = load_settings().model(name)
-    _register(name, served)
+    begun = _begun(name, served, order)
     try:
-        _start(place, order)
+        _wait(begun.channel, begun.place, name)
     except BaseException:
-        _end(name)
-        _register(name, None if before is None else before.served)
+        begun.take_back()
         raise
     _show(name, plan, as_json=as_json)
 
@@ -168,40 +168,72 @@ def _is_ours(address: str) -> bool:
     return False
 
 
-def _free_place(name: str) -> Place:
-    """The place of its host; ValueError if one lives there."""
-    from ..host.place import HostUnavailable, host_place
-    from ..host.start import find
+class _Begun(NamedTuple):
+    """What this command has started, and what its name stood for before."""
 
+    place: Place
+    channel: Channel
+    child: HostChild
+    name: str
+    before: ServedOver | None
+
+    def take_back(self) -> None:
+        """End it: it is no use to anybody. Whoever has taken the name meanwhile keeps it."""
+        from ..host.place import HostUnavailable
+        from ..host.start import HostPresent, check_absent, starting_alone
+
+        self.channel.close()
+        self.child.terminate()
+        with suppress(HostUnavailable), starting_alone(self.place):
+            try:
+                check_absent(self.place)
+            except HostPresent as error:
+                if error.pid != self.child.pid:
+                    return
+            _register(self.name, self.before)
+
+
+def _begun(name: str, served: ServedOver, order: LeadOrder) -> _Begun:
+    """Rank 0, started under a name that nobody else serves; ClickException."""
+    from ..host.child import Program, host_command
+    from ..host.place import HostUnavailable, host_place
+    from ..host.start import HostPresent, Waits, check_absent, start_new, starting_alone
+    from ..machines.orders import order_to_line
+
+    program = Program(host_command(_LEAD), order_to_line(order), _FOR_SSH)
     try:
         place = host_place(name)
-        channel = find(place)
+        with starting_alone(place, Waits(lock=_NAMED)):
+            check_absent(place)
+            known = load_settings().model(name)
+            before = None if known is None else known.served
+            # First: whatever becomes of this process, `ps` shows what it started, `stop` ends it.
+            _register(name, served)
+            try:
+                return _Begun(place, *start_new(place, program), name, before)
+            except BaseException:
+                _register(name, before)
+                raise
+    except HostPresent as error:
+        raise click.ClickException(
+            f"{MODEL_ID}/{name} is served already (process {error.pid}); {_STOP} {quote(name)}"
+            " ends it"
+        ) from error
     except HostUnavailable as error:
         raise click.ClickException(str(error)) from error
-    if channel is not None:
-        pid = channel.welcome.get("pid")
-        channel.close()
-        raise ValueError(
-            f"{MODEL_ID}/{name} is served already (process {pid}); {_STOP} {quote(name)} ends it"
-        )
-    return place
 
 
-def _start(place: Place, order: LeadOrder) -> None:
-    """Start rank 0, which starts the others, and wait until all of them have the model."""
+def _wait(channel: Channel, place: Place, name: str) -> None:
+    """Wait until rank 0, which starts the others, and all of those have the model."""
     from ..engine.events import Loading
-    from ..host.child import Program, host_command
     from ..host.exchange import ConnectionLost, Patience, answer
     from ..host.served import why_ended
-    from ..host.start import connect
-    from ..machines.orders import order_to_line
     from ..models.progress import ProgressLine
 
     patience = Patience(loading=_LOADING)
-    program = Program(host_command(_LEAD), order_to_line(order), _FOR_SSH)
     try:
-        with closing(connect(place, program=program)) as channel, ProgressLine() as line:
-            for event in answer(channel, _load(order.name), patience, patience.loading):
+        with closing(channel), ProgressLine() as line:
+            for event in answer(channel, _load(name), patience, patience.loading):
                 if isinstance(event, Loading):
                     line(event.stage, event.done, event.total)
     except ConnectionLost as error:
@@ -219,23 +251,6 @@ def _load(name: str) -> Mapping[str, Any]:
 
     request = GenerationRequest((Message("user", "."),), look=True)
     return {"ask": "generate", "model": f"{SERVED}{name}", "request": wire.to_json(request)}
-
-
-def _end(name: str) -> None:
-    """End what was begun: it is no use to anybody."""
-    from ..host.asking import asked, terminate
-    from ..host.errors import HostStopped
-    from ..host.place import HostUnavailable
-    from ..host.start import HostSilent
-
-    for _ in range(2):
-        try:
-            asked({"ask": "stop", "why": "it could not be served"}, name)
-        except HostSilent as error:
-            if error.pid:
-                terminate(error.pid)
-        except (HostUnavailable, HostStopped):
-            return
 
 
 def _register(name: str, served: ServedOver | None) -> None:

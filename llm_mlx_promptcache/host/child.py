@@ -53,6 +53,11 @@ class HostChild:
         threading.Thread(target=self._reap, name="mlx-cached-host", daemon=True).start()
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
     def status(self) -> int | None:
         """The exit status; None while it runs."""
         return self._process.returncode

@@ -52,6 +52,16 @@ class HostSilent(HostUnavailable):
         self.pid = pid
 
 
+class HostPresent(HostUnavailable):
+    """A host that lives where a new one was to be started. `pid` is its process, 0 if unknown."""
+
+    def __init__(self, channel: Channel) -> None:
+        pid = channel.welcome.get("pid")
+        self.pid = pid if isinstance(pid, int) else 0
+        channel.close()
+        super().__init__(f"a host is there already (process {self.pid})")
+
+
 class _TookTooLong(HostUnavailable):
     """A step of a start that took too long."""
 
@@ -84,6 +94,52 @@ def find(
         return _greeted(place, mine or bare_hello(), waits or Waits())
     except OSError as error:
         raise HostUnavailable(f"no host can be asked ({_told(error)})") from error
+
+
+@contextmanager
+def starting_alone(place: Place, waits: Waits | None = None) -> Iterator[None]:
+    """Nobody else starts a host there meanwhile; HostUnavailable where others take too long."""
+    wait = (waits or Waits()).lock
+    with _alone(place.start_lock, wait, "another process has long been starting a host"):
+        yield
+
+
+def check_absent(place: Place, waits: Waits | None = None) -> None:
+    """HostPresent if a host lives there, of whatever build; one that is ending is none."""
+    try:
+        channel = find(place, mine=unchecked_hello(place), waits=waits)
+    except HostRefused as refused:
+        if refused.stopping:
+            return
+        channel = find(place, waits=waits)
+    if channel is not None:
+        raise HostPresent(channel)
+
+
+def start_new(
+    place: Place, program: Program, waits: Waits | None = None
+) -> tuple[Channel, HostChild]:
+    """A channel to a host that this call starts, and its process; HostPresent where one lives.
+
+    The caller is `starting_alone`. HostUnavailable where none can be had; none is left then.
+    """
+    waits = waits or Waits()
+    try:
+        mine = unchecked_hello(place)
+        check_build()
+        if (channel := _outlived(place, mine, waits)) is not None:
+            raise HostPresent(channel)
+        child = HostChild(place.log, program)
+        try:
+            channel = _first_answer(place, mine, child, waits)
+            if channel.welcome.get("pid") != child.pid:  # of a start whose starter was killed
+                raise HostPresent(channel)
+        except BaseException:
+            child.terminate()
+            raise
+    except OSError as error:
+        raise HostUnavailable(f"no host can be had ({_told(error)})") from error
+    return channel, child
 
 
 def _welcomed(place: Place, mine: Mapping[str, Any], waits: Waits) -> Channel | None:
@@ -157,7 +213,7 @@ def _welcome(answer: Mapping[str, Any]) -> dict[str, Any]:
 def _started(place: Place, mine: Mapping[str, Any], program: Program, waits: Waits) -> Channel:
     """A channel to a host that this process, or meanwhile another one, has started."""
     check_build()
-    with _alone(place.start_lock, waits.lock, "another process has long been starting a host"):
+    with starting_alone(place, waits):
         try:
             channel = _greeted(place, mine, waits)
             if channel is not None:

@@ -75,14 +75,14 @@ class ServedHome:
         assert "Traceback" not in errors
         return out, errors
 
-    def begin(self, *arguments):
+    def begin(self, *arguments, stderr=subprocess.DEVNULL):
         """A process of `llm` that goes on."""
         return subprocess.Popen(
             [forks.llm(), *map(str, arguments)],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
         )
 
     def ours(self, *arguments, status=0):
@@ -99,6 +99,15 @@ class ServedHome:
     def serve(self, name, *options, hosts=None, status=0):
         given = ("--hosts", hosts or self.hosts, "--name", name)
         return self.ours("serve", self.model, *given, *options, status=status)
+
+    def served_over(self, name):
+        """The hostfile that the settings have for a name."""
+        settings = json.loads((self.folder / "mlx" / "data" / "settings.json").read_text())
+        return next(one["served"]["hosts"] for one in settings["models"] if one["name"] == name)
+
+    def sockets(self):
+        """The sockets at which served models are asked."""
+        return set((self.folder / "mlx" / "cache").glob("served-*/socket"))
 
     def group(self, name):
         """The entry of a served model in `ps`."""
