@@ -249,6 +249,9 @@ class Ranks:
             while not self.ended:
                 due = self._beaten + self.deadlines.beat - self.deadlines.clock()
                 self.turn(max(0.0, due))
+        except Exception as error:  # nobody else beats, looks at deadlines, or wakes who waits
+            what = f"{type(error).__name__}: {error}"
+            self._end(f"rank {self.group.rank} ({self.name}) can't watch the others ({what})")
         finally:
             self._parted.wait(_LAST_WORDS)  # whoever ended it tells the others first
             self.shut()

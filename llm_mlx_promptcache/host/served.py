@@ -88,8 +88,9 @@ def is_served(name: str) -> bool:
 
 def remember_end(place: Place, why: str) -> None:
     """Note why the ranks of a model have ended, for who asks next; "" where that was wished."""
+    told = why.encode("utf-8", "backslashreplace").decode("utf-8")  # it may quote odd file names
     with suppress(OSError):
-        write_private_file(_ended(place), f"{time.time():.0f} {why}" if why else "")
+        write_private_file(_ended(place), f"{time.time():.0f} {told}" if told else "")
 
 
 def why_ended(place: Place) -> str:

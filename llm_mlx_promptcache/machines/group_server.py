@@ -163,11 +163,13 @@ class GroupServer(Server):
 
     def _ranks_ended(self, why: str) -> None:
         """A rank is gone: who asks is told, and the process ends, whatever its threads wait for."""
-        self._end(why, times=2)
-        until = time.monotonic() + _TELL_SECONDS
-        while self._open and time.monotonic() < until:
-            time.sleep(0.01)
-        os._exit(EXIT_STATUS)
+        try:
+            self._end(why, times=2)
+            until = time.monotonic() + _TELL_SECONDS
+            while self._open and time.monotonic() < until:
+                time.sleep(0.01)
+        finally:
+            os._exit(EXIT_STATUS)
 
     def _end(self, why: str, times: int) -> None:
         """Remember why, and be asked to stop: once to take nothing new, twice to cut what goes on.

@@ -170,14 +170,21 @@ class Lead:
         """The group is over, with a reason; a rank's own last words are part of it."""
         if self._closed:
             return
+        told = [why]
+        try:
+            told += self._last_words()
+            self.kill()
+        finally:
+            self._ended("; ".join(told))
+
+    def _last_words(self) -> list[str]:
+        """The last words of ranks whose processes end now."""
         until = time.monotonic() + _LAST_WORDS
         gone: list[RankProcess] = []
         while not gone and time.monotonic() < until:
             gone = [process for process in self._processes if process.has_ended]
             time.sleep(0.02)
-        told = [str(process.failed()) for process in gone]
-        self.kill()
-        self._ended("; ".join([why, *told]))
+        return [str(process.failed()) for process in gone]
 
 
 def _not_here(model: str) -> str:

@@ -158,9 +158,29 @@ def test_law_18_who_is_gone_is_named_where_mlx_tells_of_a_lost_connection_first(
 
 
 def test_what_a_rank_did_wrong_itself_is_told_at_once(trio, monkeypatch):
-    monkeypatch.setattr("llm_mlx_promptcache.engine.ranks._LAST_WORDS", float("inf"))
+    monkeypatch.setattr("llm_mlx_promptcache.engine.ranks._LAST_WORDS", threading.TIMEOUT_MAX)
     trio[1].failed(MemoryError("no memory\nis left"))
     assert trio[1].told == ["rank 1 (mac1) failed: no memory is left"]
+
+
+@pytest.mark.parametrize("broken", ["turn", "_beat", "_take", "_end_if_overdue"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_law_18_whatever_goes_wrong_where_others_are_watched_is_the_end_in_words(broken, rank):
+    """Whoever waits is woken, on that rank and on all others; its owner is told once."""
+    ranks = group_of(3)
+
+    def fails(*_):
+        raise RuntimeError("no file\nis left")
+
+    setattr(ranks[rank], broken, fails)
+    for one in ranks:
+        one.start()
+    found = each(ranks, lambda one: one.agree(1) if one.group.rank == 0 else one.hear())
+    end(ranks)
+    why = f"rank {rank} (mac{rank}) can't watch the others (RuntimeError: no file is left)"
+    assert ranks[rank].told == [why]
+    assert all(isinstance(error, GroupEnded) for error in found)
+    assert [str(error) for error in found] == [why] * 3
 
 
 def test_who_fails_is_told_to_all_once(trio):

@@ -46,6 +46,14 @@ def test_one_of_another_build_is_there_too_and_is_not_ended(home, kind):
     os.kill(error.value.pid, 0)
 
 
+def test_one_that_is_ending_is_none(home, monkeypatch):
+    def ending(*_, **__):
+        raise HostRefused("it is ending", busy=1, stopping=True)
+
+    monkeypatch.setattr(start, "find", ending)
+    check_absent(home.place)
+
+
 def test_one_that_is_ending_is_waited_for(home):
     with pytest.raises(HostRefused, match="stopping"):
         home.connect("stopping")

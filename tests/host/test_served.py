@@ -46,6 +46,11 @@ def test_it_has_a_place_of_its_own_beside_the_users_host(place):
     assert existing_place("big") == own == host_place("big")
 
 
+def test_an_end_may_quote_any_name_of_a_file(place):
+    remember_end(host_place("big"), "no file /caf\udce9")
+    assert why_ended(host_place("big")).endswith(": no file /caf\\udce9")
+
+
 def test_settings_keep_what_it_is(big):
     (model,) = load_settings().models
     assert (model.served.model, model.served.hosts) == (big, "/my hosts.json")

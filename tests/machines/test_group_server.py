@@ -8,10 +8,13 @@ from hostfiles import local
 
 from llm_mlx_promptcache.engine import pool
 from llm_mlx_promptcache.engine.group import Backend
+from llm_mlx_promptcache.engine.ranks import EXIT_STATUS
 from llm_mlx_promptcache.host.life import Signs, Stage
 from llm_mlx_promptcache.host.place import host_place
+from llm_mlx_promptcache.machines import group_server
 from llm_mlx_promptcache.machines.group_server import GroupServer
 from llm_mlx_promptcache.machines.hostfile import hostfile_of
+from llm_mlx_promptcache.machines.lead import Lead
 from llm_mlx_promptcache.machines.orders import GroupPlan, LeadOrder
 
 
@@ -29,6 +32,30 @@ def server_of(tmp_path, monkeypatch):
 
     yield make
     pool.close_engines()
+
+
+def fails(*_, **__):
+    raise RuntimeError("nothing works")
+
+
+def test_law_18_the_process_ends_whatever_fails_while_its_end_is_told(server_of, monkeypatch):
+    """Whoever asks would wait for ever."""
+    left = []
+    monkeypatch.setattr(group_server.os, "_exit", left.append)
+    server = server_of(None)
+    monkeypatch.setattr(server, "_end", fails)
+    with pytest.raises(RuntimeError, match="nothing works"):
+        server._ranks_ended("rank 1 is gone")
+    assert left == [EXIT_STATUS]
+
+
+def test_law_18_an_end_is_told_whatever_fails_in_finding_its_cause(monkeypatch):
+    plan, told = GroupPlan("owner/model", hostfile_of(local()), "tensor", Backend.RING), []
+    lead = Lead(LeadOrder("tiny", plan, "python", 32323, "127.0.0.1", None), told.append)
+    monkeypatch.setattr(lead, "_last_words", fails)
+    with pytest.raises(RuntimeError, match="nothing works"):
+        lead._has_ended("rank 1 is gone")
+    assert told == ["rank 1 is gone"]
 
 
 class Client:

@@ -9,7 +9,10 @@ import own_sshd
 import pytest
 from served_homes import ServedHome
 
-pytestmark = pytest.mark.skipif(bool(own_sshd.why_none()), reason=own_sshd.why_none())
+pytestmark = [
+    pytest.mark.skipif(bool(own_sshd.why_none()), reason=own_sshd.why_none()),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")
