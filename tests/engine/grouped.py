@@ -55,7 +55,8 @@ def each(ranks, work):
         except BaseException as error:
             found[at] = error
 
-    threads = [threading.Thread(target=run, args=(at,)) for at in range(len(ranks))]
+    places = range(len(ranks))
+    threads = [threading.Thread(target=run, args=(at,), daemon=True) for at in places]
     for thread in threads:
         thread.start()
     for thread in threads:
