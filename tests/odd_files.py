@@ -1,4 +1,4 @@
-"""What may stand where a small file is read: it is neither waited for nor read whole."""
+"""Things that may stand where a small file is read, to be neither waited for nor read whole."""
 
 import contextlib
 import os

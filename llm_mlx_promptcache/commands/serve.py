@@ -168,8 +168,8 @@ def _is_ours(address: str) -> bool:
     return False
 
 
-class _Begun(NamedTuple):
-    """What this command has started, and what its name stood for before."""
+class _StartedGroup(NamedTuple):
+    """A group that this command has started, and the meaning of its name before."""
 
     place: Place
     channel: Channel
@@ -193,7 +193,7 @@ class _Begun(NamedTuple):
             _register(self.name, self.before)
 
 
-def _begun(name: str, served: ServedOver, order: LeadOrder) -> _Begun:
+def _begun(name: str, served: ServedOver, order: LeadOrder) -> _StartedGroup:
     """Rank 0, started under a name that nobody else serves; ClickException."""
     from ..host.child import Program, host_command
     from ..host.place import HostUnavailable, host_place
@@ -210,7 +210,7 @@ def _begun(name: str, served: ServedOver, order: LeadOrder) -> _Begun:
             # First: whatever becomes of this process, `ps` shows what it started, `stop` ends it.
             _register(name, served)
             try:
-                return _Begun(place, *start_new(place, program), name, before)
+                return _StartedGroup(place, *start_new(place, program), name, before)
             except BaseException:
                 _register(name, before)
                 raise
