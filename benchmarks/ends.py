@@ -1,8 +1,8 @@
 """Ends: the bytes that a restore reads of a conversation whose layers keep states or windows.
 
 A path of 50 turns of 100 tokens, a file each, in the shapes of two models: Qwen3-Next (36 layers
-of states beside 12 of rows) and Gemma 3 4B (29 windows of 1,024 beside 5 of rows). Bytes are
-counted where the system is asked for them; nothing is timed. It writes up to 5 GB to a folder of
+of states beside 12 of rows) and Gemma 3 4B (29 windows of 1,024 beside 5 of rows), whose path is
+also read from a pack. Bytes are counted where the system is asked for them; nothing is timed. It writes up to 5 GB to a folder of
 its own, and removes it. Prints a Markdown table; `--json FILE` also writes the figures,
 `--keep FOLDER` writes the table into FOLDER/disk.md. Status 1 where more is read than is needed.
 """
@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,14 @@ from llm_mlx_promptcache.cache.prompt_cache import PromptCache
 _TURN = 100  # tokens
 _COMMAND = "benchmarks/ends.py --keep docs"
 _WINDOW = 1024
+
+
+class Shape(NamedTuple):
+    """A model's layers, which `more` makes a turn longer; its path is one pack if `packed`."""
+
+    what: str
+    more: Callable[[list[Any] | None], list[Any]]
+    packed: bool = False
 
 
 class Row(NamedTuple):
@@ -48,7 +57,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--keep", type=Path, help="write the table into FOLDER/disk.md")
     asked = parser.parse_args()
-    rows = [_row(what, new, asked.turns) for what, new in MODELS.items()]
+    rows = [_row(shape, asked.turns) for shape in SHAPES]
     table = "| layers | files | bytes in them | read by a restore |\n|---|--:|--:|--:|\n" + "".join(
         f"| {row.what} | {row.files} | {row.stored / 1e6:,.0f} MB | {row.read / 1e6:,.0f} MB |\n"
         for row in rows
@@ -87,29 +96,32 @@ def _gemma3_4b(layers: list[Any] | None) -> list[Any]:
     return layers
 
 
-MODELS: dict[str, Callable[[list[Any] | None], list[Any]]] = {
-    "Qwen3-Next: 36 of states, 12 of rows": _qwen3_next,
-    "Gemma 3 4B: 29 of windows, 5 of rows, before it is packed": _gemma3_4b,
-}
+SHAPES = (
+    Shape("Qwen3-Next: 36 of states, 12 of rows", _qwen3_next),
+    Shape("Gemma 3 4B: 29 of windows, 5 of rows", _gemma3_4b),
+    Shape("the same in a pack", _gemma3_4b, packed=True),
+)
 
 
-def _row(what: str, more: Callable[[list[Any] | None], list[Any]], turns: int) -> Row:
+def _row(shape: Shape, turns: int) -> Row:
     tokens = random.Random(0).choices(range(150_000), k=turns * _TURN)
     with tempfile.TemporaryDirectory(prefix="ends-") as name:
         store = DiskStore(name, "100GB")
         cache = PromptCache("2GB", store)
         layers: list[Any] | None = None
         for end in range(_TURN, len(tokens) + 1, _TURN):
-            layers = more(layers)
+            layers = shape.more(layers)
             mx.eval([layer.state for layer in layers])
             cache.insert("m", tokens[:end], layers)
             cache.flush()
+        if shape.packed:
+            deque(store.compact(), maxlen=0)
         files = [path.stat().st_size for path in store.spans_folder.iterdir()]
         with _counted() as read:
             lease = PromptCache("20GB", DiskStore(name, "100GB")).fetch("m", [*tokens, 1])
         if lease.cached != len(tokens):
-            raise SystemExit(f"{what}: {lease.why}")
-        return Row(what, len(files), sum(files), sum(read))
+            raise SystemExit(f"{shape.what}: {lease.why}")
+        return Row(shape.what, len(files), sum(files), sum(read))
 
 
 @contextmanager
