@@ -8,7 +8,7 @@ from .disk.restore import Reading, Restore, outline_of_checkpoint, read_checkpoi
 from .layers import layout as layouts
 from .layers.checkpoints import outline_from, resumed_at
 from .layers.layout import PathPart
-from .span import Query, StoredPath
+from .span import Query, StoredPath, StoredSpan
 from .store import Store
 
 _MOST_LOOKS: Final = 3  # at a path whose files are being packed just now
@@ -49,25 +49,53 @@ def make_plan(
     end = outlined[-1].end if outlined else 0
     resume_at = layouts.resumable(layout, outlined, end)
     matched = max(length, end)
-    candidates = []
+    lost = 0  # where the path would resume if all checkpoints could be read
+    for further, checkpoint, at_hand in _candidates(store, query, outlined, resume_at, stored):
+        extra = read_checkpoint(store, query, checkpoint) if at_hand else None
+        if extra is None:
+            lost = max(lost, further)
+            continue
+        if further < lost:
+            restore.lacks_one()
+        at = checkpoint.end
+        parts = parts + restore.streamed(further)
+        before = [part for part in parts if part.start < at]
+        first_starts = (starts + restore.starts)[: len(before)]
+        stitched = resumed_at(layout, before, first_starts, at, extra)
+        whole = stitched + parts[len(before) :]
+        return Plan(whole, further, matched, reached, restore, stitched=True)
+    if lost:
+        restore.lacks_one()
+    return Plan(parts + restore.streamed(resume_at), resume_at, matched, reached, restore)
+
+
+class _Candidate(NamedTuple):
+    """A checkpoint with which a path gets `further`; one that is not `at_hand` can't be read."""
+
+    further: int
+    checkpoint: StoredSpan
+    at_hand: bool
+
+
+def _candidates(
+    store: Store, query: Query, outlined: list[PathPart], resume_at: int, stored: StoredPath
+) -> list[_Candidate]:
+    """The checkpoints that get a path beyond `resume_at`, best first.
+
+    Of these with which it gets equally far the last, which leaves least to join.
+    """
+    end = outlined[-1].end if outlined else 0
+    found = []
     for checkpoint in [c for c in stored.checkpoints if resume_at < c.end <= end]:
         outline = outline_of_checkpoint(store, query, checkpoint)
+        further = checkpoint.end
         if outline is not None:
-            beyond = outline_from(layout, outlined, checkpoint.end, outline)
-            candidates.append((layouts.resumable(layout, beyond, end), checkpoint))
-    # The one from which a path gets furthest; of these the last, which leaves least to join.
-    candidates.sort(key=lambda candidate: (candidate[0], candidate[1].end), reverse=True)
-    for further, checkpoint in candidates:
-        extra = read_checkpoint(store, query, checkpoint)
-        if extra is not None:
-            at = checkpoint.end
-            parts = parts + restore.streamed(further)
-            before = [part for part in parts if part.start < at]
-            first_starts = (starts + restore.starts)[: len(before)]
-            stitched = resumed_at(layout, before, first_starts, at, extra)
-            whole = stitched + parts[len(before) :]
-            return Plan(whole, further, matched, reached, restore, stitched=True)
-    return Plan(parts + restore.streamed(resume_at), resume_at, matched, reached, restore)
+            beyond = outline_from(query.layout, outlined, checkpoint.end, outline)
+            further = layouts.resumable(query.layout, beyond, end)
+        if further > resume_at:
+            found.append(_Candidate(further, checkpoint, outline is not None))
+    found.sort(key=lambda one: (one.further, one.checkpoint.end), reverse=True)
+    return found
 
 
 def _opened(

@@ -17,6 +17,10 @@ class DamagedSpan(ValueError):
     """A stored span that is not as it was written: treated as a miss, and deleted."""
 
 
+class DamagedEnds(DamagedSpan):
+    """A span whose states and windows are not as they were written; its tokens and rows are."""
+
+
 class StoredSpan(NamedTuple):
     """A span on a path: the path follows its tokens from `start` to `end`.
 

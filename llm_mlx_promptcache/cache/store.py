@@ -159,7 +159,10 @@ class Store(Protocol):
         """
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """Delete a span that was found damaged, with all that hangs on it."""
+        """Delete a span that was found damaged, with all that hangs on it.
+
+        After DamagedEnds its states and windows alone.
+        """
 
     def unreadable(self, error: Exception) -> None:
         """Report once that something could not be read, by no fault of its own: it stays."""

@@ -1,12 +1,14 @@
 """Files with states behind their rows: kills, torn writes, failing calls, flips (P1, P3, P4)."""
 
 import errno
+import json
 import random
+import shutil
 from array import array
 
-import mlx.core as mx
 import pytest
 from killed import each_call, killed_copies
+from mixed_layers import WINDOW, in_world
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 from test_crashes import power_cuts
 
@@ -15,45 +17,17 @@ from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.layout import cut, layout_of
 from llm_mlx_promptcache.cache.span import NewSpan
 
-WINDOW = 16
 TURNS = (12, 24, 36)
 
 
-@pytest.fixture(params=["state", "window"])
+FIRST_LAYER = {"state": lambda: ArraysCache(2), "window": lambda: RotatingKVCache(WINDOW)}
+
+
+@pytest.fixture(params=FIRST_LAYER)
 def ends(request, worlds, monkeypatch):
     """The world with a state, or a window, before its layer of rows."""
-
-    def layers_for(ids):
-        values = mx.array(worlds.rows(ids))
-        block = mx.stack([values, values * 2], axis=-1)[None, None]
-        layers = [RotatingKVCache(WINDOW), KVCache()]
-        if request.param == "state":
-            layers[0] = ArraysCache(2)
-            layers[0].cache = [block[0, 0, -1:], None]
-        for layer in layers:
-            if not isinstance(layer, ArraysCache):
-                layer.update_and_fetch(block, block + 1)
-        return layers
-
-    def right(layers, ids):
-        pairs = zip(layers, layers_for(ids), strict=True)
-        return all(
-            (a is None and b is None) or mx.array_equal(a, b).item()
-            for found, wanted in pairs
-            for a, b in zip(_held(found), _held(wanted), strict=True)
-        )
-
-    monkeypatch.setattr(worlds, "layers_for", layers_for)
-    monkeypatch.setattr(worlds, "right", right)
-    return worlds
-
-
-def _held(layer):
-    if isinstance(layer, ArraysCache):
-        return layer.cache
-    if isinstance(layer, KVCache):
-        return [a[..., : layer.offset, :] for a in (layer.keys, layer.values)]
-    return [layer._temporal_order(a)[..., -WINDOW:, :] for a in (layer.keys, layer.values)]
+    first = FIRST_LAYER[request.param]
+    return in_world(worlds, monkeypatch, lambda: [first(), KVCache()])
 
 
 def path_of(turns=TURNS):
@@ -138,11 +112,74 @@ def test_p1_a_flipped_bit_anywhere_is_a_miss_or_harms_nobody(ends, tmp_path):
             ends.put(store, ids[:end])
         assert found_of(ends, store) == list(TURNS)
         path = rng.choice(sorted(store.spans_folder.glob("*.safetensors")))
-        whole = bytearray(path.read_bytes())
-        bit = rng.randrange(len(whole) * 8)
-        whole[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(whole)
+        flip(path, rng)
         assert len(DiskStore(tmp_path, "20MB").check()) == 1
         assert found_of(ends, store) != list(TURNS)
         store.tend()
         assert store.check() == []
+
+
+def flip(path, rng, start=0):
+    """Change a bit of a file, behind so many of its bytes."""
+    whole = bytearray(path.read_bytes())
+    bit = rng.randrange(start * 8, len(whole) * 8)
+    whole[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(whole)
+
+
+@pytest.fixture
+def spoiled(ends, tmp_path):
+    """A store whose path's first turn has a damaged state, or window, that nobody has seen yet."""
+    folder, ids = tmp_path / "spoiled", path_of()
+    store = DiskStore(folder, "20MB")
+    for end in TURNS:
+        ends.put(store, ids[:end])
+    (first,) = store.lookup(ends.NAMESPACE, array("I", ids[: TURNS[0]])).spans
+    path = store.spans_folder / f"{first.file_id}.safetensors"
+    flip(path, random.Random(3), without_ends(path))
+    store._index.run(lambda index: index.log.shrink(), None)
+    store.close()
+    return folder
+
+
+def without_ends(path):
+    """The bytes of a file up to where its ends begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 + length + json.loads(file.read(length))["digest"]["data_offsets"][1]
+
+
+def mended(copy, files):
+    """Take damaged states out of a folder's spans."""
+    DiskStore(copy, "20MB", files=files).check(fix=True)
+
+
+def test_p3_a_kill_at_any_call_of_taking_a_state_out_leaves_whole_rows(ends, spoiled):
+    copies = 0
+    for copy in killed_copies(spoiled, mended):
+        store = DiskStore(copy, "20MB")
+        assert ends.get(store, path_of()) == TURNS[-1]
+        store.check(fix=True)
+        assert store.check() == []
+        assert found_of(ends, store)[::2] == [0, TURNS[-1]]
+        assert len(store._folder.names()) == len(TURNS)
+        store.close()
+        copies += 1
+    assert copies > 5
+
+
+def test_p4_the_nth_call_of_taking_a_state_out_fails_for_every_n(ends, spoiled, tmp_path, caplog):
+    for at in each_call():
+        copy = shutil.copytree(spoiled, tmp_path / str(at))
+        files = ends.Failing(errno.EIO, at)
+        caplog.clear()
+        mended(copy, files)
+        assert len(caplog.records) <= 2
+        store = DiskStore(copy, "20MB")
+        assert ends.get(store, path_of()) == TURNS[-1]
+        store.check(fix=True)
+        assert store.check() == []
+        assert found_of(ends, store)[::2] == [0, TURNS[-1]]
+        store.close()
+        if files.calls < at:
+            break

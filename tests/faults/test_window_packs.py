@@ -5,6 +5,7 @@ import random
 import mlx.core as mx
 import pytest
 from killed import killed_copies
+from mixed_layers import WINDOW, in_world
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 from packed_talks import names, whole
 
@@ -12,40 +13,15 @@ from llm_mlx_promptcache.cache.disk.file_ids import PACK_SUFFIX
 from llm_mlx_promptcache.cache.disk.files import Files
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 
-WINDOW = 16
 DAYS = 2 * 86_400
 
 
 @pytest.fixture(params=[mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def windows(request, worlds, monkeypatch):
     """The world with a window in place of its second layer."""
-
-    def layers_for(ids):
-        values = mx.array(worlds.rows(ids)).astype(request.param)
-        block = mx.stack([values, values * 2], axis=-1)[None, None]
-        layers = [KVCache(), RotatingKVCache(WINDOW)]
-        for layer in layers:
-            layer.update_and_fetch(block, block + 1)
-        return layers
-
-    def right(layers, ids):
-        pairs = zip(layers, layers_for(ids), strict=True)
-        return all(
-            mx.array_equal(a, b).item()
-            for found, wanted in pairs
-            for a, b in zip(_in_order(found), _in_order(wanted), strict=True)
-        )
-
-    monkeypatch.setattr(worlds, "layers_for", layers_for)
-    monkeypatch.setattr(worlds, "right", right)
-    return worlds
-
-
-def _in_order(layer):
-    if isinstance(layer, KVCache):
-        return [a[..., : layer.offset, :] for a in (layer.keys, layer.values)]
-    held = min(layer.offset, WINDOW)
-    return [layer._temporal_order(a)[..., -held:, :] for a in (layer.keys, layer.values)]
+    return in_world(
+        worlds, monkeypatch, lambda: [KVCache(), RotatingKVCache(WINDOW)], request.param
+    )
 
 
 def conversation(worlds, folder, lengths):

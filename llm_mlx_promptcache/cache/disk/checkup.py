@@ -72,6 +72,8 @@ class Checkup:
         for finding in found:
             if finding.kind is Kind.SPAN:
                 self._upkeep.remove(Below(finding.file_id, self._witness), asked=True)
+            elif finding.kind is Kind.ENDS:
+                self._upkeep.remove_ends(finding.file_id, asked=True)
         self._upkeep.sweep(every=True)
         if any(finding.kind is Kind.PINS for finding in found):
             self._index.run(self._pins.keep, None)

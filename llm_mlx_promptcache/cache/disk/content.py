@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .descriptors import Few
     from .files import Files
     from .pack_file import PackSource, UnpublishedPack
+    from .rows_alone import UnpublishedRows
     from .span_file import FileSays, OpenSpan, UnpublishedSpan
 
 
@@ -39,6 +40,13 @@ def unpublished(
     from .span_file import UnpublishedSpan
 
     return UnpublishedSpan(folder, head, tensors, files)
+
+
+def rows_alone(folder: Path, file: OpenSpan, files: Files) -> UnpublishedRows:
+    """A copy of a file without its states and windows, under a private name."""
+    from .rows_alone import UnpublishedRows
+
+    return UnpublishedRows(folder, file, files)
 
 
 def source(file: OpenSpan, wanted: list[str]) -> PackSource | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ..span import DamagedEnds, DamagedSpan
 from .backoff import Backoff
 
 if TYPE_CHECKING:
-    from ..span import DamagedSpan, StoredSpan
+    from ..span import StoredSpan
     from .folder import StoreFolder
     from .notes import Notes
 
@@ -25,7 +26,14 @@ class Faults:
         self._told_unreadable = False
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """Remove a span that was found damaged, with all that hangs on it."""
+        """Remove a span that was found damaged, with all that hangs on it.
+
+        If only its states and windows are, they alone go; a checkpoint has nothing else.
+        """
+        if isinstance(error, DamagedEnds) and span.start < span.end:
+            _log.warning("the states and windows of a stored span are left out: %s", error)
+            self._notes.lose_ends(span.file_id)
+            return
         _log.warning("a stored span is left out: %s", error)
         self._notes.lose(span.file_id, span.pack)
 

@@ -47,7 +47,8 @@ SELECT :file_id, :namespace, :parent, :start, :first, :tokens, :count, :resumes,
 WHERE :parent = '' OR EXISTS (SELECT 1 FROM spans WHERE file_id = :parent)
 """
 _MOVE = """
-UPDATE spans SET bytes = :bytes, pack = :pack, density_bucket = :density_bucket, digest = :digest
+UPDATE spans SET bytes = :bytes, pack = :pack, resumes = :resumes,
+    density_bucket = :density_bucket, digest = :digest
 WHERE file_id = :file_id
 """
 _STEP = SELECT_ROWS + " WHERE namespace = ? AND parent = ? AND start = ? AND first = ?"
@@ -296,7 +297,7 @@ class Index:
         return self.db.execute(_INSERT, _values(row)).rowcount == 1
 
     def move(self, row: SpanRow) -> None:
-        """Enter this row's new place of a span's bytes."""
+        """Enter this row's new place of a span's bytes, and whether it still resumes."""
         self.db.execute(_MOVE, _values(row))
 
     def touch(self, file_ids: Sequence[str], now: int) -> None:

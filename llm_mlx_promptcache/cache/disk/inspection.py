@@ -33,6 +33,7 @@ class Kind(Enum):
 
     INDEX = auto()  # another index, made from the files
     SPAN = auto()  # its bytes are damaged: it is removed
+    ENDS = auto()  # those of its states and windows are: they are removed
     LEFTOVER = auto()  # a row or a file without the other: swept
     PINS = auto()  # written again
     UNREADABLE = auto()  # the system can't read it now: nothing is lost yet
@@ -126,6 +127,9 @@ def _file(index: Index, folder: StoreFolder, rows: Sequence[SpanRow]) -> Iterato
         said = f"{name} can't be read just now: {error}"
         yield Finding(Kind.UNREADABLE, said, first.file_id)
         return
+    if file.spoiled and _is_still(index, folder, first.file_id, row=True, file=True):
+        said = f"the states and windows of {name} can't be read: {file.spoiled}"
+        yield Finding(Kind.ENDS, said, first.file_id)
     for row in rows:
         yield from _beside(index, folder, row, file)
 

@@ -22,11 +22,15 @@ class Opened(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """Findings to write down: spans that were used, are gone or in doubt, and models in use."""
+    """Findings to write down: spans that were used, are gone or in doubt, and models in use.
+
+    Of `spoiled` spans the states and windows are damaged, and nothing else.
+    """
 
     used: list[str]
     gone: dict[str, str]  # and the pack that they were in
     doubted: list[str]
+    spoiled: list[str]
     opened: list[Opened]
     models: list[tuple[str, str]]
 
@@ -40,13 +44,14 @@ class Notes:
         self._used: dict[str, None] = {}
         self._gone: dict[str, str] = {}
         self._doubted: dict[str, None] = {}
+        self._spoiled: dict[str, bool] = {}  # whether it is still to be told
         self._names: dict[str, Opened] = {}
         self._opened: dict[Opened, None] = {}
         self._models: dict[tuple[str, str], bool] = {}  # identity and label; whether written down
 
     def __bool__(self) -> bool:
         noted = self._used or self._gone or self._doubted or self._opened
-        return bool(noted or not all(self._models.values()))
+        return bool(noted or any(self._spoiled.values()) or not all(self._models.values()))
 
     def use(self, file_ids: Iterable[str]) -> None:
         """Note that requests went on from these."""
@@ -62,6 +67,21 @@ class Notes:
         """Note that a span differs from its row: until that is settled no lookup here finds it."""
         with self._locked():
             self._doubted[file_id] = None
+
+    def lose_ends(self, file_id: str) -> None:
+        """Note that a span's states and windows are damaged: lookups here go without them."""
+        with self._locked():
+            self._spoiled[file_id] = True
+
+    def lacks_ends(self, file_id: str) -> bool:
+        """True if a span's states and windows were seen to be damaged."""
+        return file_id in self._spoiled
+
+    def left(self, file_id: str) -> None:
+        """Leave a spoiled span as it is: its file can't be written anew."""
+        with self._locked():
+            if file_id in self._spoiled:
+                self._spoiled[file_id] = False
 
     def open(self, opened: Opened) -> None:
         """Note a namespace in use; its model counts as opened once a process."""
@@ -82,7 +102,8 @@ class Notes:
         """All that is not written down yet."""
         with self._locked():
             models = [key for key, written in self._models.items() if not written]
-            marked = list(self._used), dict(self._gone), list(self._doubted)
+            spoiled = [file_id for file_id, untold in self._spoiled.items() if untold]
+            marked = list(self._used), dict(self._gone), list(self._doubted), spoiled
             return Noted(*marked, list(self._opened), models)
 
     def written(self, noted: Noted) -> None:
@@ -99,17 +120,22 @@ class Notes:
         with self._locked():
             self._gone.pop(file_id, None)
             self._doubted.pop(file_id, None)
+            self._spoiled.pop(file_id, None)
 
     def without_gone(self, found: StoredPath) -> StoredPath:
-        """A path up to the first of its spans that is known to be gone, or in doubt."""
+        """A path up to the first of its spans that is known to be gone, or in doubt.
+
+        It does not resume where states and windows are known to be damaged.
+        """
         hidden = self._gone.keys() | self._doubted.keys()
-        if not hidden:
+        if not hidden and not self._spoiled:
             return found
         kept = []
         for span in found.spans:
             if span.file_id in hidden:
                 break
-            kept.append(span)
+            spoiled = span.file_id in self._spoiled
+            kept.append(span._replace(resumes=False) if spoiled else span)
         end = kept[-1].end if kept else 0
         return StoredPath(
             kept, [c for c in found.checkpoints if c.end <= end and c.file_id not in hidden]

@@ -23,7 +23,7 @@ class Reading(Enum):
     """The outcome of reading a path's files."""
 
     WHOLE = auto()  # all were opened, and nothing is known to be wrong
-    CUT_SHORT = auto()  # one could not be opened: the path ends before it
+    CUT_SHORT = auto()  # one could not be opened: the path, or what resumes, ends before it
     REMOVED = auto()  # one was damaged or gone, and is not in the store any more
 
 
@@ -51,6 +51,11 @@ class Restore:
             end = opened.head.start + len(opened.head.tokens)
             start = max(one_file[0].start, reached)
             self.parts.append(PathPart(start, one_file[-1].end, end, opened.outline()))
+
+    def lacks_one(self) -> None:
+        """Note that a checkpoint of the path could not be read, so that it resumes earlier."""
+        if self.state is Reading.WHOLE:
+            self.state = Reading.CUT_SHORT
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import xxhash
 
-from ..span import DamagedSpan
+from ..span import DamagedEnds, DamagedSpan
 from .descriptors import Descriptor
 from .files import Files
 
@@ -144,7 +144,10 @@ class SpanBytes:
                 part.digest.update(buffer)
 
     def verify(self) -> None:
-        """Check after all was read: DamagedSpan unless it is as it was written."""
+        """Check after all was read: DamagedSpan unless it is as it was written.
+
+        DamagedEnds if that is true of all but the ends.
+        """
         self._main.digest.update(self._last)
         for part in self._parts:
             found = bytearray(DIGEST_BYTES)
@@ -152,6 +155,10 @@ class SpanBytes:
             if part.digest.digest() != found or (
                 part.at == self.size and os.read(self._descriptor, 1)
             ):
+                if part is self._ends:
+                    raise DamagedEnds(
+                        f"{self.name}: its states and windows do not match their digest"
+                    )
                 raise DamagedSpan(f"{self.name}: its digest does not match its content")
 
     def verify_rest(self) -> None:

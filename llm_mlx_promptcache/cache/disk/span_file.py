@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..layers.errors import UnknownKind
 from ..layers.layout import Layout
 from ..layers.pieces import Piece
-from ..span import DamagedSpan, Head, StoredTensor, Tensor
+from ..span import DamagedEnds, DamagedSpan, Head, StoredTensor, Tensor
 from .coded_rows import CodedRows
 from .file_ids import PACK_SUFFIX, id_of, span_path
 from .files import Files
@@ -108,11 +108,15 @@ class UnpublishedSpan(UnpublishedFile):
 
 
 class FileSays(NamedTuple):
-    """A file's own record: its bytes, the heads of its spans, and the bytes of each."""
+    """A file's own record: its bytes, the heads of its spans, and the bytes of each.
+
+    `spoiled` if its states and windows were seen to be damaged, and nothing else.
+    """
 
     size: int
     heads: dict[str, Head]
     shares: dict[str, int]
+    spoiled: DamagedEnds | None = None
 
 
 def write_span(
@@ -150,8 +154,11 @@ class OpenSpan:
             header = self._header()
             try:
                 self._parse(header)
-            except UnknownKind:
-                self._bytes.verify_rest()
+            except UnknownKind as unknown:
+                try:
+                    self._bytes.verify_rest()
+                except DamagedEnds as error:  # without its kinds they can't be taken out of it
+                    raise UnknownKind(f"{unknown}; and {error}") from None
                 raise
             except DamagedSpan:
                 raise
@@ -313,12 +320,17 @@ def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece 
 def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:
     """A file's own record of its spans; if `verified`, all of it was read."""
     span = OpenSpan(path, files)
+    spoiled = None
     try:
         if verified:
             span.verify_rest()
-        return FileSays(span.size, span.heads, span.shares)
+    except DamagedEnds as error:
+        if not len(span.head.tokens):  # a checkpoint has nothing else
+            raise
+        spoiled = error.with_traceback(None)
     finally:
         span.close()
+    return FileSays(span.size, span.heads, span.shares, spoiled)
 
 
 def empty(sizes: Sequence[int], stream: Any = None) -> list[mx.array]:

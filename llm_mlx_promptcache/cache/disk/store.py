@@ -145,6 +145,8 @@ class DiskStore:
                 opened.close()
                 self._notes.doubt(one.file_id)
                 return None
+        if self._notes.lacks_ends(span.file_id):
+            opened.leave_ends()
         return opened
 
     def _has_moved(self, span: StoredSpan) -> bool:
@@ -153,7 +155,10 @@ class DiskStore:
         return row is not None and row.pack != span.pack
 
     def damaged(self, span: StoredSpan, error: DamagedSpan) -> None:
-        """Remove a span that was found damaged, with all that hangs on it."""
+        """Remove a span that was found damaged, with all that hangs on it.
+
+        After DamagedEnds its states and windows alone.
+        """
         self._faults.damaged(span, error)
 
     def unreadable(self, error: Exception) -> None:

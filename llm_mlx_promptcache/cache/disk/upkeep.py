@@ -12,8 +12,9 @@ import time
 from contextlib import suppress
 from typing import Final
 
+from ..span import DamagedSpan
 from ..store import Entered, EvictionWatch, NoWatch
-from . import sweep
+from . import salvage, sweep
 from .budget import Below, Chosen, Excess, FolderBudget, Removal, Removed
 from .damage import DamagedIndex
 from .files import is_gone
@@ -99,6 +100,24 @@ class Upkeep:
             self._settle(file_id, None)
         for file_id, pack in noted.gone.items():
             self._settle(file_id, pack)
+        for file_id in noted.spoiled:
+            self.remove_ends(file_id)
+
+    def remove_ends(self, file_id: str, *, asked: bool = False) -> None:
+        """Remove a span's damaged states and windows, and no more unless its rows are damaged too.
+
+        Where its file can't be written anew it stays, and lookups here go without them.
+        """
+        try:
+            done = salvage.ends_removed(self._index, self._folder, file_id, asked=asked)
+        except DamagedSpan:
+            done = self.remove(Below(file_id, self._witness), asked=asked) is not None
+        except OSError as error:
+            _log.warning("a stored span can't be freed of what is damaged in it: %s", error)
+            self._notes.left(file_id)
+            return
+        if done:
+            self._notes.settled(file_id)
 
     def _settle(self, file_id: str, lost_in: str | None) -> None:
         """Remove a span and all below it, or let it be found again; first its file is asked.

@@ -70,11 +70,15 @@ class _Shape(NamedTuple):
 def outline_from(
     layout: Layout, parts: Sequence[PathPart], at: int, extra: Sequence[Piece | None]
 ) -> list[PathPart]:
-    """Parts to plan with beyond `at`, before which a path holds all rows and this checkpoint.
+    """Parts to plan with beyond `at`, where a path has this checkpoint; none if it lacks rows.
 
     A window that reaches back over that token takes the checkpoint's rows there. If a span goes on
     over that token, nothing beyond it is used: a file's pieces are read only once.
     """
+    kinds = {kind: index for index, kind in enumerate(layout)}  # those of one kind are cut together
+    before = [part for part in parts if part.start < at]
+    if any(_lacks_rows(kind, part.pieces[i]) for kind, i in kinds.items() for part in before):
+        return []
     first = parts[0].pieces
     pairs = enumerate(zip(layout, extra, strict=True))
     made = [_merged(kind, _all_rows(kind, first[i], at), over) for i, (kind, over) in pairs]
@@ -82,6 +86,14 @@ def outline_from(
     if any(part.start < at < part.end for part in parts):
         return [whole]
     return [whole, *(part for part in parts if part.start >= at)]
+
+
+def _lacks_rows(kind: LayerKind, piece: Piece | None) -> bool:
+    """True if a piece is without rows that its kind would have."""
+    if isinstance(kind, ListOf):
+        pairs = zip(kind.parts, kind.parted(piece), strict=True)
+        return any(_lacks_rows(part, sub) for part, sub in pairs)
+    return kind.anywhere and piece is None
 
 
 def _all_rows(kind: LayerKind, piece: Piece | None, count: int) -> Piece | None:
