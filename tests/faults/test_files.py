@@ -8,10 +8,9 @@ from array import array
 
 import mlx.core as mx
 import pytest
+from span_files import read_span, write_span
 from worlds import file_of
 
-from llm_mlx_promptcache.cache.disk.files import Files
-from llm_mlx_promptcache.cache.disk.span_file import host_tensors, read_span, write_span
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.kinds import KVRows
 from llm_mlx_promptcache.cache.span import DamagedSpan, Head
@@ -53,9 +52,9 @@ def flip_bits_of_a_large_file(folder, count, seed):
     layers = (KVRows(),) * 8
     rows = [tuple(mx.random.normal((1, 8, 4096, 32)) for _ in range(2)) for _ in layers]
     head = Head("m", "", 0, "user", layers, array("I", range(4096)), True)
-    file_id, size = write_span(folder, head, *host_tensors(rows), Files())
+    path = write_span(folder, head, rows)
+    size = path.stat().st_size
     assert size > 64 << 20
-    path = folder / f"{file_id}.safetensors"
     with path.open("r+b", buffering=0) as file:
         for _ in range(count):
             at, bit = rng.randrange(size), 1 << rng.randrange(8)

@@ -12,9 +12,9 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from span_files import read_span
 from worlds import file_of
 
-from llm_mlx_promptcache.cache.disk.span_file import read_span
 from llm_mlx_promptcache.cache.disk.span_header import FORMAT
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache

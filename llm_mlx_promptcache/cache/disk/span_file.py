@@ -119,15 +119,6 @@ class FileSays(NamedTuple):
     spoiled: DamagedEnds | None = None
 
 
-def write_span(
-    folder: Path, head: Head, tensors: Sequence[Tensor], files: Files
-) -> tuple[str, int]:
-    """Write a span and publish it; returns the file's id and bytes."""
-    with UnpublishedSpan(folder, head, tensors, files) as span:
-        span.publish()
-        return span.file_id, span.size
-
-
 class OpenSpan:
     """A file while it is read: the head at once, layers in their order, then digests.
 
@@ -299,22 +290,6 @@ class OpenSpan:
         if entries.count(None) == len(entries):
             return None
         return tuple(None if entry is None else make(entry) for entry in entries)
-
-
-def read_span(path: Path, files: Files | None = None) -> tuple[Head, list[Piece | None]]:
-    """A span's whole file, verified; DamagedSpan or OSError if it is not whole and ours."""
-    span = OpenSpan(path, files or Files())
-    try:
-        layers = len(span.head.layout)
-        begin, end = span.extent(0, layers)
-        data = empty([end - begin])[0]
-        span.read_into([memoryview(cast("Any", data))[: end - begin]])
-        span.verify()
-        pieces = span.pieces(0, layers, data)
-        mx.eval([a for piece in pieces for a in piece or () if a is not None])
-        return span.head, pieces
-    finally:
-        span.close()
 
 
 def said_by(path: Path, files: Files, *, verified: bool) -> FileSays:

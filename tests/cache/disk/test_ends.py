@@ -12,10 +12,11 @@ import safetensors
 import xxhash
 from mlx_lm.models.cache import ArraysCache, KVCache
 from played_layers import WINDOW, layers_of, play, same
+from span_files import read_span, write_span
 
 from llm_mlx_promptcache.cache.disk import span_bytes, span_file
 from llm_mlx_promptcache.cache.disk.files import Files
-from llm_mlx_promptcache.cache.disk.span_file import OpenSpan, host_tensors, read_span, write_span
+from llm_mlx_promptcache.cache.disk.span_file import OpenSpan, host_tensors
 from llm_mlx_promptcache.cache.disk.store import DiskStore
 from llm_mlx_promptcache.cache.layers.checkpoints import checkpoint_at
 from llm_mlx_promptcache.cache.layers.ends import needs_ends
@@ -290,10 +291,7 @@ def write(folder, count=3, pieces=None):
     """A span's file of this layout: its path, its head and its pieces."""
     head = Head("m", "", 0, "user", LAYOUT, array("I", range(10, 10 + count)), True)
     pieces = pieces or pieces_of(count)
-    file_id, size = write_span(folder, head, *host_tensors(pieces), Files())
-    path = folder / f"{file_id}.safetensors"
-    assert path.stat().st_size == size
-    return path, head, pieces
+    return write_span(folder, head, pieces), head, pieces
 
 
 def equal(found, wanted):
