@@ -103,8 +103,10 @@ def _opened(
 ) -> tuple[Restore, StoredPath]:
     """The files beyond token `reached`, and the spans in them.
 
-    If one is gone since the path was looked up, its bytes may be in a pack by now.
+    If one is gone since the path was looked up, its bytes may be in a pack by now; if they are not,
+    the shorter path is no whole one.
     """
+    known = stored.end
     for _ in range(_MOST_LOOKS):
         restore = Restore(store, query)
         restore.open(stored.spans, reached)
@@ -115,4 +117,6 @@ def _opened(
             break
         restore.close()
         stored = found
+    if stored.end < known:
+        restore.lacks_one()
     return restore, stored

@@ -270,6 +270,20 @@ def pieces_at(layers, start):
     ]
 
 
+@pytest.mark.parametrize("what", ["gone", "cut short", "another header"])
+def test_law_16_a_file_that_can_not_be_opened_is_the_reason_that_is_told(tmp_path, what):
+    ids = conversation(tmp_path, "state", 3)
+    second = files_of(tmp_path)[1]
+    if what == "gone":
+        second.unlink()
+    elif what == "cut short":
+        os.truncate(second, 100)
+    else:
+        flip(second, 20)
+    lease = PromptCache("1GB", DiskStore(tmp_path)).fetch("m", [*ids, 5])
+    assert (lease.cached, lease.why.reason) == (TURN, "unreadable")
+
+
 def test_p1_damaged_rows_are_noticed_where_the_states_behind_them_are_left(tmp_path):
     ids = conversation(tmp_path, "state", 5)
     second = files_of(tmp_path)[1]
