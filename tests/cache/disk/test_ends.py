@@ -24,7 +24,7 @@ from llm_mlx_promptcache.cache.layers.errors import UnknownKind
 from llm_mlx_promptcache.cache.layers.kinds import KVRows, ListOf, State, Window
 from llm_mlx_promptcache.cache.layers.layout import PathPart, cut, layout_of
 from llm_mlx_promptcache.cache.prompt_cache import PromptCache
-from llm_mlx_promptcache.cache.span import DamagedSpan, Draft, Head
+from llm_mlx_promptcache.cache.span import DamagedSpan, Head, NewSpan
 
 TURN = 20  # tokens
 LAYOUT = (State(2), KVRows(), ListOf((KVRows(), State(1))), KVRows())
@@ -251,9 +251,9 @@ def test_law_16_a_path_that_lacks_rows_before_a_checkpoint_is_told_to_end_there(
     pieces = cut(layout, layers, len(ids), TURN, len(ids))
     hole = [None if kind.anywhere else piece for kind, piece in zip(layout, pieces, strict=True)]
     state = checkpoint_at(layout, [PathPart(0, len(ids), len(ids), pieces)], len(ids))
-    drafts = [Draft("m", layout, ids[:40], TURN, "user", *host_tensors(hole), False)]
-    drafts += [Draft("m", layout, ids, 40, "user", *host_tensors(pieces_at(layers, 40)), False)]
-    drafts += [Draft("m", layout, ids, len(ids), "user", *host_tensors(state), True)]
+    drafts = [NewSpan("m", layout, ids[:40], TURN, "user", *host_tensors(hole), False)]
+    drafts += [NewSpan("m", layout, ids, 40, "user", *host_tensors(pieces_at(layers, 40)), False)]
+    drafts += [NewSpan("m", layout, ids, len(ids), "user", *host_tensors(state), True)]
     assert all(store.save(draft) for draft in drafts)
     caplog.clear()
     lease = PromptCache("1GB", store).fetch("m", [*ids, 5])
