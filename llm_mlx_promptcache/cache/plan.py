@@ -50,7 +50,7 @@ def make_plan(
     resume_at = layouts.resumable(layout, outlined, end)
     matched = max(length, end)
     lost = 0  # where the path would resume if all checkpoints could be read
-    for further, checkpoint, at_hand in _candidates(store, query, outlined, resume_at, stored):
+    for further, checkpoint, at_hand in _ways_on(store, query, outlined, resume_at, stored):
         extra = read_checkpoint(store, query, checkpoint) if at_hand else None
         if extra is None:
             lost = max(lost, further)
@@ -69,7 +69,7 @@ def make_plan(
     return Plan(parts + restore.streamed(resume_at), resume_at, matched, reached, restore)
 
 
-class _Candidate(NamedTuple):
+class _WayOn(NamedTuple):
     """A checkpoint with which a path gets `further`; one that is not `at_hand` can't be read."""
 
     further: int
@@ -77,9 +77,9 @@ class _Candidate(NamedTuple):
     at_hand: bool
 
 
-def _candidates(
+def _ways_on(
     store: Store, query: Query, outlined: list[PathPart], resume_at: int, stored: StoredPath
-) -> list[_Candidate]:
+) -> list[_WayOn]:
     """The checkpoints that get a path beyond `resume_at`, best first.
 
     Of these with which it gets equally far the last, which leaves least to join.
@@ -93,7 +93,7 @@ def _candidates(
             beyond = outline_from(query.layout, outlined, checkpoint.end, outline)
             further = layouts.resumable(query.layout, beyond, end)
         if further > resume_at:
-            found.append(_Candidate(further, checkpoint, outline is not None))
+            found.append(_WayOn(further, checkpoint, outline is not None))
     found.sort(key=lambda one: (one.further, one.checkpoint.end), reverse=True)
     return found
 
