@@ -2,9 +2,10 @@
 
 A path of 50 turns of 100 tokens, a file each, in the shapes of two models: Qwen3-Next (36 layers
 of states beside 12 of rows) and Gemma 3 4B (29 windows of 1,024 beside 5 of rows), whose path is
-also read from a pack. Bytes are counted where the system is asked for them; nothing is timed. It writes up to 5 GB to a folder of
-its own, and removes it. Prints a Markdown table; `--json FILE` also writes the figures,
-`--keep FOLDER` writes the table into FOLDER/disk.md. Status 1 where more is read than is needed.
+also read from a pack. Bytes are counted where the system is asked for them; nothing is timed. It
+writes up to 5 GB to a folder of its own, and removes it. Prints a Markdown table; `--json FILE`
+also writes the figures, `--keep FOLDER` writes the table into FOLDER/disk.md. Status 1 where more
+is read than is needed.
 """
 
 from __future__ import annotations
