@@ -242,14 +242,14 @@ class OpenSpan:
         metadata = header.pop("__metadata__")
         self.coded = metadata["format"] == CODED_FORMAT
         (self._bytes.digest_last if self.coded else self._bytes.digest)(text)
-        room = self.size - len(text)
+        data_bytes = self.size - len(text)
         # Before its layers are known: a file of unknown ones is verified as well.
-        self._ends_begin = ends_begin(header, room)
+        self._ends_begin = ends_begin(header, data_bytes)
         if self._ends_begin is not None:
             self._bytes.part(len(text) + self._ends_begin)
         layout = self._layout(metadata)
         parted = metadata["format"] == FORMAT and names_of_ends(layout) is not None
-        self._arrange(metadata, entries_of(header, layout, room, parted=parted))
+        self._arrange(metadata, entries_of(header, layout, data_bytes, parted=parted))
         tokens = array("I")
         tokens.frombytes(self._bytes.read(self._tokens_end))
         self.head = head_from(metadata, layout, tokens)

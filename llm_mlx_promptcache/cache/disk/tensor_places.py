@@ -80,18 +80,18 @@ def _digest_shape(name: str) -> TensorShape:
     return TensorShape(name, "U8", (DIGEST_BYTES,), DIGEST_BYTES)
 
 
-def ends_begin(header: dict[str, Any], room: int) -> int | None:
+def ends_begin(header: dict[str, Any], data_bytes: int) -> int | None:
     """The place in a file's data at which its ends begin; None if it has no digest of ends."""
     if _ENDS_DIGEST not in header:
         return None
     _, at = header[_DIGEST]["data_offsets"]
-    if type(at) is not int or not DIGEST_BYTES <= at <= room - DIGEST_BYTES:
+    if type(at) is not int or not DIGEST_BYTES <= at <= data_bytes - DIGEST_BYTES:
         raise ValueError("its ends do not lie where they should")
     return at
 
 
 def entries_of(
-    header: dict[str, Any], layout: Layout, room: int, *, parted: bool = False
+    header: dict[str, Any], layout: Layout, data_bytes: int, *, parted: bool = False
 ) -> list[list[StoredTensor | None]]:
     """The tensors of a file's data: tokens first, then layer by layer, then digests.
 
@@ -110,7 +110,7 @@ def entries_of(
     if tokens is None or tokens.dtype != mx.uint32 or not found.keys() >= {*digests}:
         raise ValueError("its tokens or its digest are missing")
     sizes = {found[name].end - found[name].begin for name in digests}
-    if at != room or len(found) != len(header) or sizes != {DIGEST_BYTES}:
+    if at != data_bytes or len(found) != len(header) or sizes != {DIGEST_BYTES}:
         raise ValueError("its tensors are not its content")
     names = [["tokens"], *names_of(layout), digests]
     return [[found.get(name) for name in row] for row in names]
