@@ -260,7 +260,7 @@ def _load_weights(
     try:
         model, config = unread_model(folder)
         if cut is not None:
-            shortened(model)
+            cut(model)
         if weights is Weights.LEFT:
             return model, config
         # What is wrong with a file must show here, and not in the middle of an answer.
