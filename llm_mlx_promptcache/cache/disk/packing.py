@@ -52,6 +52,7 @@ class Packer:
         self._upkeep.write_notes()
         wasteful = self._compaction.wasteful(every=rested is None)
         yield from self._packed(chain(wasteful, self._compaction.chains(thrift)))
+        self._upkeep.write_notes()  # of files that were found damaged: the process may end here
 
     def rewrite_wasteful(self) -> bool:
         """Take a step in writing mostly dead packs anew; False if none is left."""
