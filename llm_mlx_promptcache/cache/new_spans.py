@@ -8,16 +8,19 @@ decodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .disk.restore import Restore
 from .disk.span_file import host_tensors
 from .layers import layout as layouts
 from .layers.checkpoints import checkpoint_at, resumes
+from .layers.ends import reach_back
 from .layers.layout import Layout, PathPart
 from .layers.pieces import Piece, View
 from .memory.spans import SpanNode, chain_of, is_moved_out, parts_of
-from .span import NewSpan, StoredPath
+from .span import NewSpan, Query, StoredPath
 from .store import Store
 from .trie import Tokens, common_prefix
 
@@ -43,7 +46,9 @@ def new_spans(
     chain = chain_of(node)
     path = _Path(str(node.model), layout, tiers, node.path(), parts_of(chain, node.end))
     cut = layouts.cut_anywhere(layout)
-    ahead = _ahead(store.lookup(path.namespace, path.ids), coming, path.namespace, path.ids)
+    query = Query(path.namespace, layout, path.ids)
+    found = _stored(store, query, {passed.end for passed in chain})
+    ahead = _ahead(found, coming, path.namespace, path.ids)
     held = ahead.end
     made: list[_NewContent] = []
     waiting: list[SpanNode] = []
@@ -102,6 +107,43 @@ class _Path:
         path = self.ids[: node.end]
         span = NewSpan(self.namespace, self.layout, path, node.end, tier, [], resumes=True)
         return [_NewContent(span, extra)]
+
+
+def _stored(store: Store, query: Query, ends: AbstractSet[int]) -> StoredPath:
+    """The stored part of a path; at these `ends` it is said to resume only where it still does.
+
+    A span says so as it was written, and one within its windows' reach may have lost its own since.
+    """
+    found = store.lookup(query.namespace, query.ids)
+    layout = query.layout
+    doubtful = _behind_holes(found, reach_back(layout)) & ends
+    if not doubtful:
+        return found
+    restore = Restore(store, query)
+    try:
+        restore.open([span for span in found.spans if span.end <= max(doubtful)], 0)
+        reached = {end: layouts.resumable(layout, restore.parts, end) for end in doubtful}
+    finally:
+        restore.close()
+    spans = [
+        span._replace(resumes=span.resumes and reached.get(span.end) in (None, span.end))
+        for span in found.spans
+    ]
+    return found._replace(spans=spans)
+
+
+def _behind_holes(found: StoredPath, reach: int) -> set[int]:
+    """The ends of spans so near behind one that does not resume that windows reach back to it."""
+    checkpoints = {checkpoint.end for checkpoint in found.checkpoints}
+    ends = set()
+    hole = 0
+    for span in found.spans:
+        near = hole > max(0, span.end - reach)
+        if not span.resumes and span.end not in checkpoints:
+            hole = span.end
+        elif near and not any(hole <= at <= span.end for at in checkpoints):
+            ends.add(span.end)
+    return ends
 
 
 class _Ahead(NamedTuple):

@@ -27,6 +27,17 @@ def needs_ends(layout: Layout, part: PathPart, count: int) -> bool:
     return any(_needs(kind, part, count) for kind in dict.fromkeys(layout))
 
 
+def reach_back(layout: Layout) -> int:
+    """The most tokens before a place whose ends layers there are made from; 0 without windows."""
+    return max(map(_reach, dict.fromkeys(layout)), default=0)
+
+
+def _reach(kind: LayerKind) -> int:
+    if isinstance(kind, ListOf):
+        return reach_back(kind.parts)
+    return kind.size if isinstance(kind, Window) else 0
+
+
 def _needs(kind: LayerKind, part: PathPart, count: int) -> bool:
     if isinstance(kind, ListOf):
         return any(_needs(each, part, count) for each in kind.parts)

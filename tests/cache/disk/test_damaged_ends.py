@@ -60,6 +60,36 @@ def test_p1_a_damaged_state_goes_alone_and_only_once_it_is_used(tmp_path, family
     assert store.check() == []
 
 
+@pytest.mark.parametrize("family", ["windows", "lists"])
+def test_windows_that_reach_back_to_a_damaged_one_are_stored_again(tmp_path, family):
+    """The span behind it says that it resumes, as it did when it was written."""
+    ids, _ = spoiled(tmp_path, 6, family)
+    third, store = ids[: 3 * TURN], DiskStore(tmp_path)
+    assert fetched(store, third, family) == TURN
+    cache = PromptCache("1GB", store)
+    lease = cache.fetch("m", [*third, 5])
+    cache.insert("m", third, play(lease.layers, third[TURN:]))
+    cache.flush()
+    files = len(files_of(tmp_path))
+    for end in range(3 * TURN, len(ids) + 1, TURN):
+        assert fetched(DiskStore(tmp_path), ids[:end], family) == end
+    # Once is enough: what is behind the checkpoint goes on from it.
+    cache = PromptCache("1GB", DiskStore(tmp_path))
+    for end in range(3 * TURN, len(ids) + 1, TURN):
+        cache.insert("m", ids[:end], play(layers_of(family), ids[:end]))
+    cache.flush()
+    assert len(files_of(tmp_path)) == files
+    assert store.check() == []
+
+
+def test_law_6_a_packer_that_ends_has_settled_what_it_found_damaged(tmp_path):
+    _, second = spoiled(tmp_path, 5, "windows")
+    for _ in DiskStore(tmp_path).compact():
+        pass
+    assert not second.exists()
+    assert DiskStore(tmp_path).check() == []
+
+
 @pytest.mark.parametrize("family", ENDS)
 def test_law_6_a_check_takes_out_a_damaged_state_and_leaves_what_hangs_on_it(tmp_path, family):
     ids, second = spoiled(tmp_path, 5, family)
