@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .frames import Channel
 
 _MOST_BYTES: Final = 4096  # of why one ended
+_LONGEST: Final = 500  # characters of it
 
 
 class ServedEngine(RemoteEngine):
@@ -88,7 +89,8 @@ def is_served(name: str) -> bool:
 
 def remember_end(place: Place, why: str) -> None:
     """Note why the ranks of a model have ended, for who asks next; "" where that was wished."""
-    told = why.encode("utf-8", "backslashreplace").decode("utf-8")  # it may quote odd file names
+    short = one_line(why, _LONGEST) if why else ""
+    told = short.encode("utf-8", "backslashreplace").decode("utf-8")  # odd names of files
     with suppress(OSError):
         write_private_file(_ended(place), f"{time.time():.0f} {told}" if told else "")
 
@@ -100,7 +102,7 @@ def why_ended(place: Place) -> str:
         at, _, why = told.partition(" ")
         if why:
             clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(at)))
-            return f"it ended at {clock}: {one_line(why, 500)}"
+            return f"it ended at {clock}: {one_line(why, _LONGEST)}"
     return ""
 
 

@@ -51,6 +51,14 @@ def test_an_end_may_quote_any_name_of_a_file(place):
     assert why_ended(host_place("big")).endswith(": no file /caf\\udce9")
 
 
+@pytest.mark.parametrize("letter", ["a", "\U0001f600", "\udce9"])
+def test_an_end_in_many_words_is_told_by_the_first_of_them(place, letter):
+    """The last words of a rank may be a whole page."""
+    remember_end(host_place("big"), f"rank 1 is gone: {letter * 9000}")
+    assert ": rank 1 is gone: " in why_ended(host_place("big"))
+    assert (host_place("big").folder / "ended").stat().st_size < 4096
+
+
 def test_settings_keep_what_it_is(big):
     (model,) = load_settings().models
     assert (model.served.model, model.served.hosts) == (big, "/my hosts.json")
