@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -26,7 +26,7 @@ from .add import checked_name, last_part
 from .shown import json_option, show_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ..host.child import HostChild
     from ..host.frames import Channel
@@ -179,18 +179,32 @@ class _StartedGroup(NamedTuple):
 
     def take_back(self) -> None:
         """End it: it is no use to anybody. Whoever has taken the name meanwhile keeps it."""
-        from ..host.place import HostUnavailable
         from ..host.start import HostPresent, check_absent, starting_alone
 
         self.channel.close()
         self.child.terminate()
-        with suppress(HostUnavailable), starting_alone(self.place):
+        with _told_if_kept(self.name), starting_alone(self.place):
             try:
                 check_absent(self.place)
             except HostPresent as error:
                 if error.pid != self.child.pid:
                     return
             _register(self.name, self.before)
+
+
+@contextmanager
+def _told_if_kept(name: str) -> Iterator[None]:
+    """Tell what keeps a name from being taken back; it hides no reason that is raised."""
+    from ..host.place import HostUnavailable
+
+    try:
+        yield
+    except (HostUnavailable, ValueError, OSError) as error:
+        click.echo(
+            f"{MODEL_ID}/{name} stays a name ({error}); llm mlx-cached remove {quote(name)}"
+            " forgets it",
+            err=True,
+        )
 
 
 def _begun(name: str, served: ServedOver, order: LeadOrder) -> _StartedGroup:
@@ -212,7 +226,8 @@ def _begun(name: str, served: ServedOver, order: LeadOrder) -> _StartedGroup:
             try:
                 return _StartedGroup(place, *start_new(place, program), name, before)
             except BaseException:
-                _register(name, before)
+                with _told_if_kept(name):
+                    _register(name, before)
                 raise
     except HostPresent as error:
         raise click.ClickException(
