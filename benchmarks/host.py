@@ -2,8 +2,8 @@
 
 A warm `llm -c` with 2,000 tokens of history is timed from the process's start to the first byte,
 with the host and without it, beside an `llm` model that answers "ok" at once and beside the same
-turn in a loaded engine, in turns. Then the socket's share of one answer, eight `llm` at once
-against eight in a row, and the cost of an idle host.
+turn in a loaded engine, in turns. Then what the host adds to one answer (`host_socket.py`), eight
+`llm` at once against eight in a row, and the cost of an idle host.
 
     python benchmarks/host.py [--rounds 10] [--json FILE]
 """
@@ -17,16 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hosted_users import KEEP, Home, homes
+from host_socket import ask, socket_cost
+from hosted_users import Home, homes, text
 
 from llm_mlx_promptcache.chat.messages import Message
-from llm_mlx_promptcache.config import HOME_VARIABLE
-from llm_mlx_promptcache.engine.events import Event, Finished, TextDelta
 from llm_mlx_promptcache.engine.pool import engine_for
 from llm_mlx_promptcache.engine.request import GenerationRequest
 
@@ -90,74 +89,6 @@ class Conversation:
         said = Message("assistant", answer.text, generated=answer.generated())
         self.messages += (said,)
         return asked.first
-
-
-class Asked(NamedTuple):
-    """Seconds to the first event of the answer, tokens a second after it, and the end."""
-
-    first: float
-    rate: float
-    finished: Finished
-
-
-def ask(engine: Any, request: GenerationRequest) -> Asked:
-    """One answer, timed where it is read."""
-    started = time.perf_counter()
-    first = 0.0
-    events: Iterator[Event] = engine.generate(request)
-    for event in events:
-        if isinstance(event, TextDelta) and not first:
-            first = time.perf_counter() - started
-        if isinstance(event, Finished):
-            ended = time.perf_counter() - started
-            rate = (event.usage.generated - 1) / max(ended - first, 1e-9)
-            return Asked(first or ended, rate, event)
-    raise RuntimeError("the engine ended without an answer")
-
-
-def socket_cost(home: Home, rounds: int) -> dict[str, float]:
-    """Milliseconds that the host adds to the first token, and the share of its tokens a second."""
-    from llm_mlx_promptcache.host.client import RemoteEngine
-
-    os.environ |= {name: home.environment[name] for name in (HOME_VARIABLE, KEEP)}
-    far, near = RemoteEngine("default"), engine_for("default")
-    system = Message("system", text(200))
-    found: list[dict[str, float]] = []
-    for number in range(rounds + 1):
-        request = GenerationRequest(
-            (system, Message("user", f"Count from {number} up to a hundred, please.")),
-            max_tokens=_ANSWER,
-            drafts=False,  # who is asked last could copy the other's answer off the disk
-        )
-        order = (far, near) if number % 2 else (near, far)
-        asked = {}
-        for engine in order:
-            asked[engine] = ask(engine, request)
-            time.sleep(_AFTER)
-        assert asked[far].finished.ids == asked[near].finished.ids
-        if number:
-            found.append(compared(asked[far], asked[near]))
-    # Who is asked first goes slower to its first token: both orders count the same.
-    pairs = list(zip(found[::2], found[1::2], strict=True))
-    return {
-        name: statistics.median((one[name] + other[name]) / 2 for one, other in pairs)
-        for name in found[0]
-    }
-
-
-def compared(far: Asked, near: Asked) -> dict[str, float]:
-    """One answer through the host beside the same in-process.
-
-    The engines' own clocks say what of it is neither the socket's nor the client's reading: two
-    processes that compute the same do so at speeds of their own.
-    """
-    theirs, own = far.finished.timings, near.finished.timings
-    return {
-        "first_token_ms": (far.first - near.first) * 1e3,
-        "engines_first_token_ms": (theirs.first_token - own.first_token) * 1e3,
-        "rate": far.rate / near.rate,
-        "engines_rate": own.decode / theirs.decode,
-    }
 
 
 def eight(home: Home) -> dict[str, float]:
@@ -271,15 +202,6 @@ def _told_by_ps(pid: int, what: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def text(words: int, start: int = 0) -> str:
-    """A text of about this many words in which no line is like another."""
-    lines = (
-        f"Station {n} reported {n * 37 % 101} ships and {n * 53 % 89} trains."
-        for n in range(start, start + words // 7)
-    )
-    return " ".join(lines)
-
-
 def _options(tokens: int) -> tuple[str, ...]:
     return ("-o", "max_tokens", str(tokens), "-o", "temperature", "0")
 
@@ -323,9 +245,11 @@ def bars(found: dict[str, Any]) -> list[Bar]:
             "the warm `llm -c` with the host, s", took["host"], 1.2 * (took["ok"] + took["engine"])
         ),
         Bar("what the host adds to a first token, ms", socket["first_token_ms"], 5.0),
-        Bar("of them by the engines' own clocks, ms", socket["engines_first_token_ms"]),
-        Bar("tokens a second through the host, of those in-process", socket["rate"], None, 0.98),
-        Bar("the same by the engines' own clocks", socket["engines_rate"]),
+        Bar("the same with what its engine takes longer, ms", socket["whole_first_token_ms"]),
+        Bar("an engine in any other process takes longer, ms", socket["other_first_token_ms"]),
+        Bar("tokens a second behind the host, of its engine's own", socket["rate"], None, 0.98),
+        Bar("the same, of an engine's in-process", socket["whole_rate"]),
+        Bar("an engine's in any other process, of one's in-process", socket["other_rate"]),
         Bar(
             "eight `llm` at once, tokens a second of eight in a row, drafts off",
             many["gain"],

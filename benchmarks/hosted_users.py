@@ -102,3 +102,12 @@ def homes() -> Iterator[tuple[Home, Home]]:
         finally:
             close_engines()
             home.llm("mlx-cached", "stop")
+
+
+def text(words: int, start: int = 0) -> str:
+    """A text of about this many words in which no line is like another."""
+    lines = (
+        f"Station {n} reported {n * 37 % 101} ships and {n * 53 % 89} trains."
+        for n in range(start, start + words // 7)
+    )
+    return " ".join(lines)
